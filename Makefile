@@ -1,0 +1,46 @@
+# make            this list
+PYTHON ?= python3
+PREFIX ?= /usr/local
+VENV   := .venv
+NAME   := gpt-image2
+
+help:           ## show this list
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
+
+test:           ## run all tests; needs python3, curl and make only
+	$(PYTHON) -W error::ResourceWarning -m unittest discover -s tests
+
+test-fast:      ## the same without the long kill tests
+	FAST=1 $(PYTHON) -W error::ResourceWarning -m unittest discover -s tests
+
+demo:           ## make and edit an image against a server on this machine, no key needed
+	@$(PYTHON) tests/demo.py
+
+bench:          ## start-up time, speed and memory, as ratios measured in one run
+	@$(PYTHON) tests/bench.py
+
+lint: $(VENV)/done ## ruff, mypy --strict and vermin, in a private virtual environment
+	$(VENV)/bin/ruff check scripts tests
+	$(VENV)/bin/mypy --strict --python-version 3.9 scripts/gpt_image2.py
+	$(VENV)/bin/vermin --quiet --violations --no-tips --eval-annotations -t=3.8- scripts tests
+
+$(VENV)/done: Makefile
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check ruff==0.14.6 mypy==1.18.2 vermin==1.7.0
+	touch $@
+
+matrix:         ## run the fast tests with every Python 3.8 to 3.13 on this machine
+	@sh tests/matrix.sh
+
+install:        ## install as PREFIX/bin/gpt-image2 (PREFIX=/usr/local, DESTDIR for packagers)
+	install -d "$(DESTDIR)$(PREFIX)/bin"
+	install -m 755 scripts/gpt_image2.py "$(DESTDIR)$(PREFIX)/bin/$(NAME)"
+
+uninstall:      ## remove what install put there
+	rm -f "$(DESTDIR)$(PREFIX)/bin/$(NAME)"
+
+clean:          ## remove what the other targets made
+	rm -rf $(VENV) .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: help test test-fast demo bench lint matrix install uninstall clean

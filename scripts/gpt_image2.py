@@ -1,0 +1,2086 @@
+#!/usr/bin/env python3
+"""Generate and edit images with gpt-image-2 from any shell: Python 3.8+ and curl, nothing else.
+
+The file reads in the order in which the data travels:
+
+    Settings + Job -> provider yields Requests -> curl returns Responses
+                   -> provider returns Images -> files are saved
+
+Promised, in this order: a key is never shown; a paid image is never lost or bought twice; the
+caller always learns what was saved, whether money may be gone, and what to do next.
+Not promised: hiding a key from other processes of the same user (they may read this program's
+memory), or a picture of the size that was asked for (relays ignore it; the difference is reported).
+
+Exit codes: 0 all saved, 1 a bug here, 2 wrong command or local file (nothing sent), 3 no usable
+key, config or curl, or the key was refused, 4 the request was refused, 5 rate limit or quota,
+6 no usable answer, 7 images came back but could not all be saved, 130 interrupted, 143 terminated.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+import time
+from os import environ
+from typing import (Any, BinaryIO, Callable, Dict, Generator, Iterator, List, Mapping, NamedTuple,
+                    NoReturn, Optional, Sequence, Tuple, Union)
+
+# subprocess, tempfile, urllib.parse and other slow modules are imported where they are used:
+# together they would double the time of --help and of every usage error.
+
+# ---- 2. Limits and defaults ----------------------------------------------------------------------
+# Vendor's numbers: OpenAI's image API reference and image generation guide, read 2026-10-08.
+
+VERSION = "1.0.0"
+PROGRAM = "gpt_image2"
+DEFAULT_BASE_URL = "https://api.openai.com/v1"
+DEFAULT_MODEL = "gpt-image-2"
+DEFAULT_OUTPUT = "~/gpt-image2-output.png"
+DEFAULT_TIMEOUT = 600  # seconds; the official SDK's own limit for one request
+CONNECT_TIMEOUT = 30  # seconds
+DOWNLOAD_TIMEOUT = 300  # seconds; relays serve results slowly
+MINIMUM_CURL = (7, 68)
+HEARTBEAT = 30  # seconds between two lines while waiting, off a terminal
+
+MAX_PROMPT = 32_000  # characters
+MAX_IMAGES = 16
+MAX_IMAGE_BYTES = 50_000_000
+SAFE_MASK_BYTES = 4_000_000  # the API reference says 4 MB, the guide 50 MB
+MAX_N = 10
+EDGE_STEP = 16  # both edges are multiples of this
+MAX_EDGE = 3840  # inclusive: 3840x2160 is accepted
+MAX_RATIO = 3
+MIN_PIXELS = 655_360
+MAX_PIXELS = 8_294_400
+MAX_DOWNLOAD_BYTES = 200_000_000  # a 4K PNG stays below 50 MB
+
+SIZE_NAMES = {"square": "1024x1024", "landscape": "1536x1024", "portrait": "1024x1536"}
+FORMATS = ("png", "jpeg", "webp")
+SUFFIXES = {"png": (".png",), "jpeg": (".jpg", ".jpeg"), "webp": (".webp",), "gif": (".gif",)}
+TYPICAL_SECONDS = {"low": "70 s", "medium": "120 s", "high": "276 s"}
+
+# A string longer than this stays in the file when an answer is parsed; the rest must fit in memory.
+LONG_STRING = 64 * 1024
+MAX_SKELETON = 8 * 1024 * 1024
+BLOCK = 1024 * 1024
+
+DOLLARS_PER_TOKEN = {"text": 5e-6, "image": 8e-6, "output": 30e-6}  # list price, read 2026-10-08
+
+
+class ModelRules(NamedTuple):
+    """What one model accepts; sizes: "free" (section 4 of the API's size rules), a list, or None: not checked."""
+    qualities: Tuple[str, ...]
+    sizes: Union[str, Tuple[str, ...], None]
+    shutdown: str = ""
+
+
+THREE_SIZES = ("1024x1024", "1536x1024", "1024x1536")
+NEWER = ModelRules(("low", "medium", "high", "xhigh", "max", "auto"), None)
+MODELS = {
+    "gpt-image-2": ModelRules(("low", "medium", "high", "auto"), "free"),
+    "gpt-image-2.5-sunburst": NEWER, "gpt-image-2.5-flare": NEWER,
+    "gpt-image-2.6-sunburst": NEWER, "gpt-image-2.6-flare": NEWER,
+    "gpt-image-1.5": ModelRules(("low", "medium", "high", "auto"), THREE_SIZES, "2026-12-01"),
+    "gpt-image-1-mini": ModelRules(("low", "medium", "high", "auto"), THREE_SIZES, "2026-12-01"),
+    "chatgpt-image-latest": ModelRules(("low", "medium", "high", "auto"), THREE_SIZES, "2026-12-01"),
+}
+
+# ---- 3. Failures ---------------------------------------------------------------------------------
+
+OK, BUG, USAGE, SETUP, REFUSED, LIMITED, NO_ANSWER, UNSAVED = range(8)
+INTERRUPTED, TERMINATED = 130, 143
+
+
+class Failure(Exception):
+    """The only expected exception: what happened, whether money may be gone, and what to do next."""
+
+    def __init__(self, message: str, exit_code: int = NO_ANSWER, kind: str = "answer", hint: str = "",
+                 billed: str = "no", retryable: bool = False, http_status: int = 0, code: str = "",
+                 request_id: str = "") -> None:
+        super().__init__(message)
+        self.message, self.exit_code, self.kind, self.hint = message, exit_code, kind, hint
+        self.billed, self.retryable = billed, retryable
+        self.http_status, self.code, self.request_id = http_status, code, request_id
+
+
+def usage_failure(message: str, hint: str = "") -> Failure:
+    """The command or a local file is wrong, nothing was sent."""
+    return Failure(message, USAGE, "usage", hint)
+
+
+def setup_failure(message: str, hint: str = "", kind: str = "config") -> Failure:
+    """Key, config file or curl is missing or unusable, nothing was sent."""
+    return Failure(message, SETUP, kind, hint)
+
+
+# ---- 4. Data -------------------------------------------------------------------------------------
+
+class Setting(NamedTuple):
+    """A value and where it came from."""
+    value: Any
+    source: str
+
+
+class KeySource(NamedTuple):
+    """One place that may hold the key. host: the only one it may be sent to, "" for any."""
+    source: str
+    host: str
+    value: str = ""
+    command: Tuple[str, ...] = ()
+
+
+class Settings(NamedTuple):
+    """Everything that does not change from image to image, each with its source."""
+    base_url: Setting
+    model: Setting
+    timeout: Setting
+    headers: Setting
+    proxy: Setting
+    cacert: Setting
+    allow_http: Setting
+    keys: Tuple[KeySource, ...]
+    config_path: str
+    warnings: Tuple[str, ...]
+
+
+class Picture(NamedTuple):
+    """What the first bytes of a file tell: format name and size in pixels."""
+    format: str
+    width: int
+    height: int
+
+
+class Upload(NamedTuple):
+    """A checked local image."""
+    path: str
+    picture: Picture
+
+
+class Target(NamedTuple):
+    """Where pictures go: folder (absolute), name without suffix, suffix as the user wrote it."""
+    folder: str
+    stem: str
+    suffix: str
+    overwrite: bool
+
+
+class Job(NamedTuple):
+    """One checked command: nothing in it needs a second look before sending."""
+    command: str
+    model: str
+    prompt: str
+    images: Tuple[Upload, ...]
+    mask: Optional[Upload]
+    parameters: Mapping[str, Any]  # what is sent besides model and prompt
+    n: int
+    target: Target
+
+
+class Part(NamedTuple):
+    """One part of a form: text, or a file with its content type."""
+    name: str
+    text: str = ""
+    path: str = ""
+    content_type: str = ""
+
+
+class Request(NamedTuple):
+    """One HTTP request, without a word about curl."""
+    method: str
+    url: str
+    headers: Tuple[Tuple[str, str], ...] = ()
+    body: Optional[Mapping[str, Any]] = None  # sent as JSON
+    form: Tuple[Part, ...] = ()  # sent as multipart/form-data
+    timeout: float = DEFAULT_TIMEOUT
+    proxy: str = ""
+    cacert: str = ""
+    allow_http: bool = False
+    download: bool = False  # a result file: no key, redirects allowed, size limited
+
+
+class Response(NamedTuple):
+    """One answer; the body stays in its file, document is its JSON with long strings as Spans."""
+    path: str
+    status: int
+    headers: Mapping[str, str]
+    elapsed: float
+    document: Any = None
+    text: str = ""  # the body's first characters, when it is no JSON
+
+
+class Span(NamedTuple):
+    """A long string of a JSON answer: its bytes in the file, still JSON-escaped."""
+    path: str
+    start: int
+    end: int
+
+
+class Image(NamedTuple):
+    """One picture that came back: base64 (in the answer's file or short), or a downloaded file."""
+    base64: Union[Span, str] = ""
+    path: str = ""
+
+
+class Saved(NamedTuple):
+    """One file on disk."""
+    path: str
+    bytes: int
+    picture: Picture
+
+
+Provider = Generator[Request, Response, List[Image]]
+
+# ---- 5. Text and pictures ------------------------------------------------------------------------
+
+CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+# Also what a server shows of a key it masked itself.
+KEY_LIKE = re.compile(r"\b(?:sk|rk|pk)-[\w*.-]{6,}|\b[Bb]earer\s+[^\s\"']+")
+
+
+def redact(text: str, secrets: Sequence[str]) -> str:
+    """The text without any secret, and without anything that looks like a key."""
+    for secret in sorted(secrets, key=len, reverse=True):
+        if len(secret) >= 4:  # shorter ones would blank ordinary words
+            text = text.replace(secret, "***")
+    return KEY_LIKE.sub("***", text)
+
+
+def one_line(text: str, limit: int = 300) -> str:
+    """Outside text made safe for a terminal: no control characters, one line, a bounded length."""
+    text = " ".join(CONTROL.sub(" ", text).split())
+    return text if len(text) <= limit else text[:limit - 3] + "..."
+
+
+def mask_key(key: str) -> str:
+    """A key as it may be shown: its last four characters only when they give little away."""
+    return "***" + (key[-4:] if len(key) >= 20 else "")
+
+
+def nearest(word: str, words: Sequence[str]) -> str:
+    """` Did you mean X?` for a typo, or an empty text."""
+    from difflib import get_close_matches
+    found = get_close_matches(word, words, 1)
+    return f" Did you mean {found[0]}?" if found else ""
+
+
+def quote_config(value: str) -> str:
+    """A value for curl's -K file: quoted, escaped, always one physical line (reference: curl's man page)."""
+    if re.search(r"[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f]", value):
+        raise usage_failure("a control character cannot be passed on to curl")
+    for raw, escaped in (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t")):
+        value = value.replace(raw, escaped)
+    return f'"{value}"'
+
+
+def quote_path(path: str) -> str:
+    """A path inside a form line: quotes of its own, so that `;` and `,` stay part of the name."""
+    return '"' + path.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def split_size(text: str) -> Optional[Tuple[int, int]]:
+    """(width, height) of `1536x1024`, None when it is not of that form."""
+    match = re.fullmatch(r"(\d{1,5})[xX](\d{1,5})", text)
+    return (int(match.group(1)), int(match.group(2))) if match else None
+
+
+def size_fault(width: int, height: int) -> str:
+    """Why gpt-image-2 refuses this size, or an empty text."""
+    if width % EDGE_STEP or height % EDGE_STEP:
+        return f"width and height must both be multiples of {EDGE_STEP}"
+    if max(width, height) > MAX_EDGE:
+        return f"the longest edge may be {MAX_EDGE} pixels at most"
+    if max(width, height) > MAX_RATIO * min(width, height):
+        return f"one edge may be at most {MAX_RATIO} times the other"
+    if not MIN_PIXELS <= width * height <= MAX_PIXELS:
+        return f"width x height must lie between {MIN_PIXELS} and {MAX_PIXELS} pixels, this is {width * height}"
+    return ""
+
+
+def nearest_size(width: int, height: int) -> str:
+    """The legal size whose edges differ least, by ratio, from the ones given; the larger one on a tie."""
+    from math import log
+    width, height = max(width, 1), max(height, 1)
+
+    def distance(size: Tuple[int, int]) -> Tuple[float, float, int]:
+        edges = abs(log(size[0] / width)) + abs(log(size[1] / height))
+        area = abs(log(size[0] * size[1] / (width * height)))
+        return (round(edges, 2), round(area, 2), -size[0] * size[1])
+
+    edges = range(EDGE_STEP, MAX_EDGE + 1, EDGE_STEP)
+    best = min(((w, h) for w in edges for h in edges if not size_fault(w, h)), key=distance)
+    return "%dx%d" % best
+
+
+def inspect_picture(stream: BinaryIO) -> Optional[Picture]:
+    """Format and pixels from the first bytes, None when they are not PNG, JPEG, WebP or GIF."""
+    head = stream.read(32)
+    if head.startswith(b"\x89PNG\r\n\x1a\n") and head[12:16] == b"IHDR":
+        return Picture("png", int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big"))
+    if head.startswith(b"\xff\xd8\xff"):
+        return jpeg_picture(stream)
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return webp_picture(head)
+    if head[:6] in (b"GIF87a", b"GIF89a"):
+        return Picture("gif", int.from_bytes(head[6:8], "little"), int.from_bytes(head[8:10], "little"))
+    return None
+
+
+def jpeg_picture(stream: BinaryIO) -> Optional[Picture]:
+    """Walk the segments up to the frame header, which holds the size."""
+    stream.seek(2)
+    while True:
+        marker = stream.read(4)
+        if len(marker) < 4 or marker[0] != 0xFF:
+            return None
+        if marker[1] == 0xFF:  # fill byte
+            stream.seek(-3, os.SEEK_CUR)
+            continue
+        if 0xC0 <= marker[1] <= 0xCF and marker[1] not in (0xC4, 0xC8, 0xCC):
+            frame = stream.read(5)
+            return Picture("jpeg", int.from_bytes(frame[3:5], "big"), int.from_bytes(frame[1:3], "big"))
+        stream.seek(int.from_bytes(marker[2:4], "big") - 2, os.SEEK_CUR)
+
+
+def webp_picture(head: bytes) -> Picture:
+    """Size from the first chunk: extended, lossless or lossy."""
+    if head[12:16] == b"VP8X":
+        width = int.from_bytes(head[24:27], "little") + 1
+        height = int.from_bytes(head[27:30], "little") + 1
+    elif head[12:16] == b"VP8L":
+        bits = int.from_bytes(head[21:25], "little")
+        width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    else:
+        width = int.from_bytes(head[26:28], "little") & 0x3FFF
+        height = int.from_bytes(head[28:30], "little") & 0x3FFF
+    return Picture("webp", width, height)
+
+
+def is_whole(stream: BinaryIO, picture: Picture) -> bool:
+    """Whether the file reaches its format's end mark: an answer that broke off does not."""
+    length = stream.seek(0, os.SEEK_END)
+    stream.seek(max(0, length - 1024))
+    tail = stream.read()
+    if picture.format == "webp":
+        stream.seek(4)
+        return length >= int.from_bytes(stream.read(4), "little") + 8
+    return {"png": b"IEND", "jpeg": b"\xff\xd9", "gif": b"\x3b"}[picture.format] in tail
+
+
+class PngHeader(NamedTuple):
+    """The fields of a PNG's IHDR chunk that reading the alpha channel needs."""
+    width: int
+    height: int
+    depth: int
+    colour: int
+    interlaced: int
+
+
+def png_chunks(stream: BinaryIO) -> Iterator[Tuple[bytes, bytes]]:
+    """(name, data) of each chunk; stops where the file stops making sense."""
+    stream.seek(8)
+    while True:
+        head = stream.read(8)
+        length = int.from_bytes(head[:4], "big")
+        if len(head) < 8 or length > MAX_IMAGE_BYTES:
+            return
+        yield head[4:], stream.read(length)
+        stream.seek(4, os.SEEK_CUR)
+
+
+def mask_fault(stream: BinaryIO) -> str:
+    """Why this PNG cannot serve as a mask, or an empty text. Transparent (alpha 0) marks what is edited."""
+    header, transparency, data = None, None, []
+    for name, content in png_chunks(stream):
+        if name == b"IHDR" and len(content) == 13:
+            header = PngHeader(int.from_bytes(content[:4], "big"), int.from_bytes(content[4:8], "big"),
+                               content[8], content[9], content[12])
+        elif name == b"tRNS":
+            transparency = content
+        elif name == b"IDAT":
+            data.append(content)
+    if header is None or not data:
+        return "is a broken PNG"
+    if header.colour not in (4, 6):  # 4: grey with alpha, 6: RGB with alpha
+        return "" if transparency is not None else "has no alpha channel"
+    return "is fully opaque" if alpha_is_opaque(header, data) else ""
+
+
+def alpha_is_opaque(header: PngHeader, data: Sequence[bytes]) -> bool:
+    """Whether every alpha value is the largest one.
+
+    While all pixels so far were opaque, each of PNG's filters turns the next opaque row into a known
+    pattern, so rows are compared and never unfiltered; the first other row holds a clear pixel.
+    """
+    sample = header.depth // 8
+    stride = sample * (4 if header.colour == 6 else 2)
+    for width, first_row, row in png_rows(header, stride, data):
+        if row[0] > 4:
+            return False  # no such filter: let the server judge the file
+        first, others = opaque_row(row[0], first_row)
+        for offset in range(stride - sample, stride):
+            if row[1 + offset::stride] != bytes([first]) + bytes([others]) * (width - 1):
+                return False
+    return True
+
+
+def opaque_row(filter_type: int, first_row: bool) -> Tuple[int, int]:
+    """Filtered alpha bytes (first pixel, all others) of an opaque row under opaque rows (PNG, part 9)."""
+    above = 0 if first_row else 255
+    return ((255, 255), (255, 0), (255 - above, 255 - above),
+            (255 - above // 2, 255 - (255 + above) // 2), (255 - above, 0))[filter_type]
+
+
+def png_rows(header: PngHeader, stride: int, data: Sequence[bytes]) -> Iterator[Tuple[int, bool, bytes]]:
+    """(pixels, whether first of its pass, filter byte and bytes) of each row, few in memory at a time."""
+    pieces, buffer = unpacked(data), bytearray()
+    for width, height in png_passes(header):
+        length = 1 + width * stride
+        for index in range(height):
+            while len(buffer) < length:
+                piece = next(pieces, None)
+                if piece is None:
+                    return
+                buffer += piece
+            yield width, index == 0, bytes(buffer[:length])
+            del buffer[:length]
+
+
+def unpacked(data: Sequence[bytes]) -> Iterator[bytes]:
+    """The decompressed image data, at most 1 MB a piece however well it was packed."""
+    import zlib
+    unpacker = zlib.decompressobj()
+    try:
+        for chunk in data:
+            for start in range(0, len(chunk), LONG_STRING):
+                packed = chunk[start:start + LONG_STRING]
+                while packed:
+                    yield unpacker.decompress(packed, BLOCK)
+                    packed = unpacker.unconsumed_tail
+    except zlib.error:
+        return  # broken off: let the server judge the file
+
+
+def png_passes(header: PngHeader) -> List[Tuple[int, int]]:
+    """(width, height) of each pass: one, or Adam7's seven without the empty ones."""
+    if not header.interlaced:
+        return [(header.width, header.height)]
+    adam7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+    sizes = [((header.width - x + dx - 1) // dx, (header.height - y + dy - 1) // dy) for x, y, dx, dy in adam7]
+    return [(width, height) for width, height in sizes if width > 0 and height > 0]
+
+# ---- 6. Settings ---------------------------------------------------------------------------------
+
+CONFIG_TYPES: Dict[str, Tuple[type, ...]] = {
+    "base_url": (str,), "api_key": (str,), "api_key_env": (str,), "api_key_command": (list,), "api": (str,),
+    "model": (str,), "timeout": (int, float), "headers": (dict,), "proxy": (str,), "cacert": (str,),
+    "allow_http": (bool,), "max_cost": (int, float), "poll_url": (str,)}
+NOT_YET = ("max_cost", "poll_url")  # known, but nothing reads them in this version
+KEY_SETTINGS = ("api_key", "api_key_env", "api_key_command")
+# The variables that are read as keys: none of them reaches a child process.
+KEY_VARIABLES = ("GPT_IMAGE2_API_KEY", "OPENAI_API_KEY")
+
+Layer = Dict[str, Setting]
+
+
+def environment(name: str) -> str:
+    """A variable's value; unset and empty are the same."""
+    return environ.get(name, "")
+
+
+def child_environment(secrets: Sequence[str]) -> Dict[str, str]:
+    """The environment for a child process: no key in it, C messages, no TLS key log."""
+    dropped = (*KEY_VARIABLES, "SSLKEYLOGFILE")
+    kept = {name: value for name, value in environ.items()
+            if name not in dropped and not any(secret in value for secret in secrets if secret)}
+    return {**kept, "LC_ALL": "C"}
+
+
+def config_locations() -> List[str]:
+    """Where a config file may be, in the order of search; the first one is where --init writes."""
+    home = os.path.expanduser("~")
+    places = [os.path.join(folder, "gpt-image-2", "config.json")
+              for folder in (environment("XDG_CONFIG_HOME"), os.path.join(home, ".config"))
+              if os.path.isabs(folder)]  # the XDG rules: a relative path is ignored
+    return places + [os.path.join(home, ".gpt-image-2-config.json"),
+                     os.path.join(home, ".hermes", "gpt-image-2-config.json")]
+
+
+def read_config(path: str, warnings: List[str]) -> Dict[str, Any]:
+    """The checked content of a config file."""
+    try:
+        with open(path, encoding="utf-8-sig") as stream:
+            content = json.load(stream)
+            mode = os.fstat(stream.fileno()).st_mode
+    except json.JSONDecodeError as error:
+        raise setup_failure(f"{path} is not valid JSON: line {error.lineno} column {error.colno}: {error.msg}",
+                            "Mend that line, or write a new file with: config --init --force") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise setup_failure(f"cannot read the config file {path}: {reason(error)}") from None
+    if not isinstance(content, dict):
+        raise setup_failure(f"{path} must hold one JSON object, not {json_name(content)}")
+    if os.name == "posix" and mode & 0o077:
+        warnings.append(f"{path} can be read by other users; mend it with: chmod 600 {path}")
+    return {name: value for name, value in content.items() if config_value_fits(path, name, value, warnings)}
+
+
+def config_value_fits(path: str, name: str, value: Any, warnings: List[str]) -> bool:
+    """Whether a value counts. Unknown names are a warning; wrong types raise; null is as good as absent."""
+    if name not in CONFIG_TYPES:
+        warnings.append(f"{path}: unknown setting {name!r} is ignored.{nearest(name, list(CONFIG_TYPES))}")
+        return False
+    if value is None:
+        return False
+    types = CONFIG_TYPES[name]
+    fits = isinstance(value, types) and (bool in types or not isinstance(value, bool))
+    inner = value if isinstance(value, list) else value.values() if isinstance(value, dict) else ()
+    if not fits or not all(isinstance(item, str) for item in inner):
+        expected = {str: "a text", list: "a list of texts", dict: "an object with texts as values",
+                    bool: "true or false", int: "a number"}[types[0]]
+        raise setup_failure(f"{path}: {name} must be {expected}, not {json_name(value)}")
+    if name in NOT_YET:
+        warnings.append(f"{path}: {name} has no effect in this version")
+    return value != "" and value != []
+
+
+def json_name(value: Any) -> str:
+    """A JSON value's type as people call it."""
+    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong, without the path that the caller names anyway."""
+    return getattr(error, "strerror", None) or str(error)
+
+
+def load_settings(flags: Mapping[str, Any]) -> Settings:
+    """--config file > flags > found config file > environment > defaults; each value with its source."""
+    warnings: List[str] = []
+    explicit = os.path.abspath(os.path.expanduser(flags["config"])) if flags.get("config") else ""
+    path = explicit or next((place for place in config_locations() if os.path.lexists(place)), "")
+    content = read_config(path, warnings) if path else {}
+    from_file = {name: Setting(value, path) for name, value in content.items()}
+    from_flags = {name: Setting(value, "--" + name.replace("_", "-")) for name, value in flags.items()
+                  if name in CONFIG_TYPES and value not in (None, False, {})}
+    for name in sorted(set(from_file) & set(from_flags)) if explicit else ():
+        if name != "headers":
+            warnings.append(f"{from_flags[name].source} is overridden by {path}")
+    first, second = (from_file, from_flags) if explicit else (from_flags, from_file)
+    layers = [first, second, environment_layer(), default_layer()]
+    base_url = pick(layers, "base_url")
+    allow_http = pick(layers, "allow_http")
+    base_url = base_url._replace(value=checked_base_url(base_url, allow_http.value))
+    if pick(layers, "api").value != "openai":
+        raise setup_failure(f"api {pick(layers, 'api').value!r} is not known to this version; it speaks openai")
+    keys = {"file": file_keys(content, path), "flags": flag_keys(flags)}
+    ordered = keys["file"] + keys["flags"] if explicit else keys["flags"] + keys["file"]
+    return Settings(base_url, pick(layers, "model"), checked_timeout(pick(layers, "timeout")),
+                    merged_headers(layers, content, base_url.value, warnings), pick(layers, "proxy"),
+                    pick(layers, "cacert"), allow_http, tuple(ordered + environment_keys()), path, tuple(warnings))
+
+
+def pick(layers: Sequence[Layer], name: str) -> Setting:
+    """The first layer's value."""
+    return next(layer[name] for layer in layers if name in layer)
+
+
+def environment_layer() -> Layer:
+    """The base URL, from our own variable or from the one that OpenAI's tools use."""
+    name = next((name for name in ("GPT_IMAGE2_BASE_URL", "OPENAI_BASE_URL") if environment(name)), "")
+    return {"base_url": Setting(environment(name), f"${name}")} if name else {}
+
+
+def default_layer() -> Layer:
+    """What holds when nobody says anything."""
+    values = {"base_url": DEFAULT_BASE_URL, "api": "openai", "model": DEFAULT_MODEL, "timeout": DEFAULT_TIMEOUT,
+              "headers": {}, "proxy": "", "cacert": "", "allow_http": False}
+    return {name: Setting(value, "default") for name, value in values.items()}
+
+
+def fault(setting: Setting, message: str, hint: str = "") -> Failure:
+    """A wrong value: the command's fault when it came from a flag, otherwise the set-up's."""
+    make = usage_failure if setting.source.startswith("--") else setup_failure
+    return make(f"{message} (from {setting.source})", hint)
+
+
+def checked_base_url(setting: Setting, allow_http: bool) -> str:
+    """The base URL without a trailing slash; anything that could send a key astray is refused."""
+    from urllib.parse import urlsplit
+    url = setting.value.rstrip("/")
+    shown = redact(one_line(re.sub(r"//[^/]*@", "//***@", url)), ())
+    if re.search(r"[\s\\\x00-\x1f\x7f]", url):
+        raise fault(setting, f"the base URL {shown!r} holds a blank, a backslash or a control character")
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        raise fault(setting, f"the base URL {shown} is not a URL") from None
+    del port  # read only because reading is what checks it
+    if parts.scheme not in ("http", "https") or not host:
+        raise fault(setting, f"the base URL {shown} needs https:// in front", f"Try --base-url https://{shown}")
+    if "@" in parts.netloc:
+        raise fault(setting, f"the base URL {shown} holds a user name or password", "Pass the key as a setting.")
+    if parts.query or parts.fragment:
+        raise fault(setting, f"the base URL {shown} must end with its path, such as /v1")
+    if parts.scheme == "http" and not is_loopback(url) and not allow_http:
+        raise fault(setting, f"{shown} would send the key unencrypted",
+                    "Use https://, or --allow-http for a server on a network you trust.")
+    return url
+
+
+def is_loopback(url: str) -> bool:
+    """Whether a URL leads to this machine."""
+    from urllib.parse import urlsplit
+    host = urlsplit(url).hostname or ""
+    return host in ("localhost", "::1") or re.fullmatch(r"127(\.\d{1,3}){3}", host) is not None
+
+
+def host_of(url: str) -> str:
+    """host:port in lower case; what a key is bound to."""
+    from urllib.parse import urlsplit
+    parts = urlsplit(url)
+    try:
+        port = parts.port
+    except ValueError:
+        return ""
+    return f"{parts.hostname}:{port or (80 if parts.scheme == 'http' else 443)}"
+
+
+def checked_timeout(setting: Setting) -> Setting:
+    """Seconds, more than zero; curl takes at most a few million."""
+    if not 0 < setting.value <= 1_000_000:
+        raise fault(setting, f"the timeout must be between 0 and 1000000 seconds, not {setting.value}")
+    return setting
+
+
+def merged_headers(layers: Sequence[Layer], content: Mapping[str, Any], base_url: str,
+                   warnings: List[str]) -> Setting:
+    """Extra headers of all layers, the first layer winning by name; those of a file stay with its host."""
+    merged: Dict[str, str] = {}
+    sources = []
+    for layer in reversed(layers):
+        setting = layer.get("headers", Setting({}, ""))
+        if setting.value and not setting.source.startswith("--") and not may_go(file_host(content), base_url):
+            warnings.append(f"the headers in {setting.source} belong to another host and are not sent")
+        elif setting.value:
+            sources.append(setting.source)
+            merged = {**{name: value for name, value in merged.items()
+                         if name.lower() not in map(str.lower, setting.value)}, **setting.value}
+    for name, value in merged.items():
+        if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or CONTROL.search(value):
+            raise setup_failure(f"the header {one_line(name)!r} has an illegal name or a control character")
+    return Setting(merged, ", ".join(sources) or "default")
+
+
+def file_host(content: Mapping[str, Any]) -> str:
+    """The host that a config file's secrets belong to."""
+    return host_of(content.get("base_url", DEFAULT_BASE_URL))
+
+
+def may_go(host: str, base_url: str) -> bool:
+    """Whether a secret bound to host may be sent to base_url. It may always stay on this machine."""
+    return host in ("", host_of(base_url)) or is_loopback(base_url)
+
+
+def flag_keys(flags: Mapping[str, Any]) -> List[KeySource]:
+    """Keys named on the command line; the person who typed them chose where they go."""
+    found = []
+    if flags.get("api_key") is not None:
+        found.append(KeySource("--api-key", "", flags["api_key"]))
+    if flags.get("api_key_env"):
+        name = flags["api_key_env"]
+        if not environment(name):
+            raise setup_failure(f"--api-key-env names {name}, which is not set", kind="key")
+        found.append(KeySource(f"${name}, named by --api-key-env", "", environment(name)))
+    return found
+
+
+def file_keys(content: Mapping[str, Any], path: str) -> List[KeySource]:
+    """Keys of a config file, bound to the file's own host."""
+    host, found = file_host(content), []
+    if "api_key" in content:
+        found.append(KeySource(path, host, content["api_key"]))
+    if environment(content.get("api_key_env", "")):
+        name = content["api_key_env"]
+        found.append(KeySource(f"${name}, named in {path}", host, environment(name)))
+    if "api_key_command" in content:
+        found.append(KeySource(f"api_key_command in {path}", host, "", tuple(content["api_key_command"])))
+    return found
+
+
+def environment_keys() -> List[KeySource]:
+    """Our own variable may go anywhere; OpenAI's belongs to the host configured beside it."""
+    openai_host = host_of(environment("OPENAI_BASE_URL") or DEFAULT_BASE_URL)
+    hosts = {"GPT_IMAGE2_API_KEY": "", "OPENAI_API_KEY": openai_host}
+    return [KeySource(f"${name}", hosts[name], environment(name)) for name in KEY_VARIABLES if environment(name)]
+
+
+def choose_key(settings: Settings) -> Optional[KeySource]:
+    """The first key that may go to the configured host; none is needed on this machine."""
+    base_url = settings.base_url.value
+    chosen = next((source for source in settings.keys if may_go(source.host, base_url)), None)
+    if chosen or is_loopback(base_url):
+        return chosen
+    if settings.keys:
+        source = settings.keys[0]
+        raise setup_failure(f"the key from {source.source} belongs to {source.host}, not to {host_of(base_url)}",
+                            "Put key and base_url into one config file, or set GPT_IMAGE2_API_KEY for this host.",
+                            kind="key")
+    raise setup_failure(f"no API key for {host_of(base_url)}",
+                        "Set GPT_IMAGE2_API_KEY (agents may strip OPENAI_API_KEY), or run: config --init", kind="key")
+
+
+def checked_key(key: str, source: str) -> str:
+    """A key that fits into one header line."""
+    if not re.fullmatch(r"[\x21-\x7e]+", key):
+        fault_name = "a line break" if re.search(r"[\r\n]", key) else "a blank or a character that is not ASCII"
+        raise setup_failure(f"the key from {source} {'holds ' + fault_name if key else 'is empty'}", kind="key")
+    return key
+
+# ---- 7. Job: what is asked for, checked while it is still free ----------------------------------
+
+def build_job(options: argparse.Namespace, model: str, notes: List[str]) -> Job:
+    """A checked Job from the command line; raises before anything is sent."""
+    words, paths = list(options.words), list(options.image or []) if options.command == "edit" else []
+    if options.command == "edit" and words and not (len(words) == 1 and paths and not options.prompt_file):
+        paths.insert(0, words.pop(0))
+    prompt = read_prompt(words, options.prompt_file)
+    images = read_images(paths) if options.command == "edit" else ()
+    mask = read_mask(options.mask, images[0], notes) if options.command == "edit" and options.mask else None
+    parameters = checked_parameters(options, model, notes)
+    image_format = parameters.get("output_format", "png")
+    target = checked_target(options.output, image_format, options.overwrite)
+    probe_folder(target, options.n, parameters.get("size", "auto"))
+    note_existing_target(target, options.n, image_format, notes)
+    return Job(options.command, model, prompt, images, mask, parameters, options.n, target)
+
+
+def read_prompt(words: Sequence[str], prompt_file: Optional[str]) -> str:
+    """The prompt from the command line, a file or standard input."""
+    if len(words) > (0 if prompt_file else 1):
+        raise usage_failure(f"one argument too many: {one_line(words[-1], 60)!r}", "Put the prompt in quotes.")
+    if not words and not prompt_file:
+        raise usage_failure("the prompt is missing", 'Add it in quotes: "a red fox in the snow"')
+    source = prompt_file or ("-" if words[0] == "-" else "")
+    prompt = read_prompt_from(source) if source else words[0]
+    if not prompt.strip():
+        raise usage_failure("the prompt is empty")
+    if len(prompt) > MAX_PROMPT:
+        raise usage_failure(f"the prompt has {len(prompt)} characters, {MAX_PROMPT} are allowed",
+                            f"Shorten it by {len(prompt) - MAX_PROMPT}.")
+    try:
+        prompt.encode("utf-8")
+    except UnicodeEncodeError:
+        raise usage_failure("the prompt is not valid UTF-8") from None
+    return prompt
+
+
+def read_prompt_from(source: str) -> str:
+    """Text of a file, or of standard input for `-`; the line break that editors and echo add is dropped."""
+    try:
+        if source == "-":
+            if sys.stdin.isatty():
+                print("Type the prompt, then Ctrl-D:", file=sys.stderr)
+            content = sys.stdin.buffer.read(MAX_PROMPT * 8)
+        else:
+            with open(os.path.expanduser(source), "rb") as stream:
+                content = stream.read(MAX_PROMPT * 8)
+        return re.sub(r"\r?\n\Z", "", content.decode("utf-8-sig"))
+    except OSError as error:
+        raise usage_failure(f"cannot read the prompt from {source}: {reason(error)}") from None
+    except UnicodeDecodeError:
+        raise usage_failure(f"the prompt in {source} is not UTF-8 text") from None
+
+
+def read_images(paths: Sequence[str]) -> Tuple[Upload, ...]:
+    """The input images of an edit."""
+    if not paths:
+        raise usage_failure("the image to edit is missing", 'Use: edit IMAGE "what to change"')
+    if len(paths) > MAX_IMAGES:
+        raise usage_failure(f"{len(paths)} images were given, {MAX_IMAGES} are allowed")
+    return tuple(read_upload(path, "image") for path in paths)
+
+
+def read_upload(path: str, role: str) -> Upload:
+    """A readable PNG, JPEG or WebP file of at most 50 MB. role: image or mask, for the message."""
+    import stat
+    full = os.path.abspath(path if os.path.lexists(path) else os.path.expanduser(path))
+    try:
+        status = os.stat(full)
+        if not stat.S_ISREG(status.st_mode):
+            raise usage_failure(f"{role} {path} is {'a folder' if stat.S_ISDIR(status.st_mode) else 'not a file'}")
+        with open(full, "rb") as stream:
+            picture = inspect_picture(stream)
+    except (OSError, ValueError) as error:
+        hint = "Download it first, then pass the file." if re.match(r"https?://", path) else ""
+        raise usage_failure(f"cannot read {role} {path}: {reason(error)}", hint) from None
+    if status.st_size == 0:
+        raise usage_failure(f"{role} {path} is empty")
+    if status.st_size >= MAX_IMAGE_BYTES:
+        raise usage_failure(f"{role} {path} has {status.st_size // 1000000} MB, less than 50 MB are allowed",
+                            "Scale it down or save it as JPEG.")
+    if picture is None or picture.format not in FORMATS:
+        raise usage_failure(f"{role} {path} is not a PNG, JPEG or WebP file (its content decides, not its name)")
+    return Upload(full, picture)
+
+
+def read_mask(path: str, image: Upload, notes: List[str]) -> Upload:
+    """A PNG with some transparency and the pixel size of the first image."""
+    mask = read_upload(path, "mask")
+    wanted, found = image.picture, mask.picture
+    hint = "A mask is a PNG whose transparent pixels (alpha 0) mark the part to change."
+    if found.format != "png":
+        raise usage_failure(f"mask {path} is {found.format}, it must be PNG", hint)
+    if found[1:] != wanted[1:]:
+        raise usage_failure(f"mask {path} is {found.width}x{found.height}, the first image is "
+                            f"{wanted.width}x{wanted.height}; both must be the same size")
+    with open(mask.path, "rb") as stream:
+        problem = mask_fault(stream)
+    if problem:
+        raise usage_failure(f"mask {path} {problem}", hint)
+    if os.path.getsize(mask.path) >= SAFE_MASK_BYTES:
+        notes.append(f"mask {path} is larger than 4 MB; some servers refuse that")
+    return mask
+
+
+def checked_parameters(options: argparse.Namespace, model: str, notes: List[str]) -> Dict[str, Any]:
+    """What is sent besides model and prompt: nothing that is left at its default."""
+    rules = MODELS.get(re.sub(r"-20\d\d-\d\d-\d\d$", "", model))
+    if rules is None:
+        notes.append(f"{model} is not a model this program knows: size and quality are not checked")
+    elif rules.shutdown:
+        notes.append(f"{model} is shut down on {rules.shutdown}")
+    image_format = checked_format(options)
+    values = {
+        "n": options.n if options.n != 1 else None,
+        "size": checked_size(options.size, model, rules),
+        "quality": checked_quality(options.quality, model, rules),
+        "output_format": image_format if image_format != "png" else None,
+        "output_compression": checked_compression(options.compression, image_format),
+        "background": checked_background(options.background, image_format),
+        "moderation": options.moderation,
+        "input_fidelity": checked_fidelity(getattr(options, "input_fidelity", None), model)}
+    sent = {name: value for name, value in values.items() if value not in (None, "auto")}
+    return {**sent, **dict(options.param)}  # --param may say what no check here knows
+
+
+def checked_size(size: str, model: str, rules: Optional[ModelRules]) -> str:
+    """A size the model takes, or auto."""
+    size = SIZE_NAMES.get(size.lower(), size.lower())
+    edges = split_size(size)
+    if size == "auto":
+        return size
+    if edges is None:
+        raise usage_failure(f"size {one_line(size, 40)!r} is not WIDTHxHEIGHT, auto, {', '.join(SIZE_NAMES)}",
+                            "For example --size 1536x1024")
+    if rules and isinstance(rules.sizes, tuple) and size not in rules.sizes:
+        raise usage_failure(f"{model} makes only {', '.join(rules.sizes)} or auto, not {size}")
+    problem = size_fault(*edges) if rules and rules.sizes == "free" else ""
+    if problem:
+        raise usage_failure(f"size {size} is not possible: {problem}", f"The nearest: --size {nearest_size(*edges)}")
+    return "%dx%d" % edges
+
+
+def checked_quality(quality: str, model: str, rules: Optional[ModelRules]) -> str:
+    """A quality the model knows; unknown models take anything."""
+    if rules and quality not in rules.qualities:
+        raise usage_failure(f"{model} has no quality {one_line(quality, 40)!r}, only {', '.join(rules.qualities)}",
+                            nearest(quality, rules.qualities).strip())
+    return quality
+
+
+def checked_format(options: argparse.Namespace) -> str:
+    """The asked format, else what the output's suffix says, else png."""
+    by_suffix = {suffix: name for name in FORMATS for suffix in SUFFIXES[name]}
+    chosen = options.format or by_suffix.get(os.path.splitext(options.output)[1].lower(), "png")
+    return "jpeg" if chosen == "jpg" else chosen
+
+
+def checked_compression(compression: Optional[int], image_format: str) -> Optional[int]:
+    """0 to 100, for the formats that have it."""
+    if compression is not None and image_format == "png":
+        raise usage_failure("--compression needs --format jpeg or webp: PNG is always lossless")
+    return compression
+
+
+def checked_background(background: Optional[str], image_format: str) -> Optional[str]:
+    """A transparent background needs a format with an alpha channel."""
+    if background == "transparent" and image_format == "jpeg":
+        raise usage_failure("--background transparent needs --format png or webp: JPEG has no transparency")
+    return background
+
+
+def checked_fidelity(fidelity: Optional[str], model: str) -> Optional[str]:
+    """gpt-image-2 refuses the parameter: its inputs always have high fidelity."""
+    if fidelity and re.fullmatch(r"gpt-image-2(-20\d\d-\d\d-\d\d)?", model):
+        raise usage_failure(f"--input-fidelity is not for {model}, which always keeps inputs at high fidelity",
+                            "Leave the option out.")
+    return fidelity
+
+
+def checked_target(output: str, image_format: str, overwrite: bool) -> Target:
+    """Where to save, from -o: a file, or a folder to save in."""
+    if CONTROL.search(output):
+        raise usage_failure("the output path holds a control character, which would break the Saved: line")
+    path = os.path.abspath(os.path.expanduser(output))
+    if os.path.isdir(path) or output.endswith(("/", os.sep)):
+        path = os.path.join(path, os.path.basename(DEFAULT_OUTPUT))
+    folder, name = os.path.split(path)
+    stem, suffix = os.path.splitext(name)
+    if suffix.lower() not in sum(SUFFIXES.values(), ()):  # cat.v2 is a name, not a format
+        stem, suffix = name, SUFFIXES[image_format][0]
+    return Target(folder, stem, suffix, overwrite)
+
+
+def numbered(target: Target, number: int, image_format: str) -> str:
+    """The path for one picture: number 0 is the bare name. The suffix tells the real format."""
+    suffixes = SUFFIXES[image_format]
+    suffix = target.suffix if target.suffix.lower() in suffixes else suffixes[0]
+    return os.path.join(target.folder, target.stem + (f"-{number}" if number else "") + suffix)
+
+
+def probe_folder(target: Target, n: int, size: str) -> None:
+    """Prove by doing it that pictures can be written there: a paid image must find its place."""
+    import shutil
+    import tempfile
+    hint = "Choose another place with -o."
+    if os.path.exists(target.folder) and not os.path.isdir(target.folder):
+        raise usage_failure(f"cannot save in {target.folder}: it is a file, not a folder", hint)
+    try:
+        os.makedirs(target.folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=target.folder):
+            free = shutil.disk_usage(target.folder).free
+        os.lstat(numbered(target, 999, "jpeg"))  # the longest name that numbering may lead to
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        raise usage_failure(f"cannot save in {target.folder}: {reason(error)}", hint) from None
+    width, height = split_size(size) or (1536, 1024)
+    needed = n * width * height * 2  # bytes: a detailed PNG takes one to two for each pixel
+    if free < needed:
+        raise usage_failure(f"only {free // 1_000_000} MB are free in {target.folder}, "
+                            f"{needed // 1_000_000 + 1} MB may be needed", "Make room, or " + hint)
+
+
+def note_existing_target(target: Target, n: int, image_format: str, notes: List[str]) -> None:
+    """Say before paying that the file will get another name."""
+    path = numbered(target, 1 if n > 1 else 0, image_format)
+    if os.path.lexists(path) and not target.overwrite:
+        notes.append(f"{path} exists and stays as it is; the new image gets the next free number")
+
+
+# ---- 8. Providers: what to send ------------------------------------------------------------------
+
+def openai(job: Job, settings: Settings, key: str) -> Provider:
+    """The OpenAI Images API: one POST, the images are in the answer or behind a URL in it."""
+    body = {"model": job.model, "prompt": job.prompt, **job.parameters}
+    if job.command == "generate":
+        request = api_request(settings, key, "POST", "/images/generations")._replace(body=body)
+    else:
+        request = api_request(settings, key, "POST", "/images/edits")._replace(form=edit_form(job, body))
+    response = yield request
+    return (yield from collect_images(settings, response))
+
+
+def api_request(settings: Settings, key: str, method: str, path: str) -> Request:
+    """A request to the configured endpoint, with its key and extra headers."""
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    return Request(method, settings.base_url.value + path, (*headers.items(), *settings.headers.value.items()),
+                   timeout=settings.timeout.value, proxy=settings.proxy.value, cacert=settings.cacert.value,
+                   allow_http=settings.allow_http.value)
+
+
+def edit_form(job: Job, body: Mapping[str, Any]) -> Tuple[Part, ...]:
+    """The parts of an edit: text first, as the official SDK sends them; one image is `image`, several `image[]`."""
+    texts = [Part(name, value if isinstance(value, str) else json.dumps(value)) for name, value in body.items()]
+    field = "image" if len(job.images) == 1 else "image[]"
+    files = [Part(field, path=image.path, content_type=f"image/{image.picture.format}") for image in job.images]
+    mask = [Part("mask", path=job.mask.path, content_type="image/png")] if job.mask else []
+    return (*texts, *files, *mask)
+
+
+def collect_images(settings: Settings, response: Response) -> Generator[Request, Response, List[Image]]:
+    """The images of an answer; those behind a URL are fetched, without the key."""
+    images = []
+    for found in find_images(response.document):
+        if not isinstance(found, str) or not re.match(r"https?://", found):
+            images.append(Image(base64=found))
+            continue
+        file = yield Request("GET", found, timeout=DOWNLOAD_TIMEOUT, proxy=settings.proxy.value,
+                             cacert=settings.cacert.value, allow_http=settings.allow_http.value, download=True)
+        images.append(Image(path=file.path))
+    return images
+
+# ---- 9. Transport: how to send -------------------------------------------------------------------
+# The only part that knows curl. Its key travels in a file without a name that is curl's standard
+# input; prompts and bodies travel in files of a private folder, where the answer arrives too.
+
+# Every option that is ever written for curl; all of them exist in 7.68 (checked with 7.68 to 8.16).
+CURL_OPTIONS = ("globoff", "silent", "show-error", "proto", "connect-timeout", "max-time", "noproxy", "proxy",
+                "cacert", "url", "request", "header", "data-binary", "form", "output", "dump-header", "write-out",
+                "location", "max-redirs", "max-filesize")
+WRITE_OUT = "%{http_code} %{http_connect} %{size_upload} %{time_pretransfer} %{size_download}\\n"
+
+# curl's exit code -> (kind, what happened); reference: curl's man page, read 2026-11-01.
+CURL_FAULTS = {
+    1: ("config", "curl cannot use this kind of URL"),
+    2: ("curl", "curl rejected its options; it may be too old"),
+    3: ("config", "curl rejected the URL"),
+    5: ("network", "the proxy's name cannot be found"),
+    6: ("network", "the server's name cannot be found"),
+    7: ("network", "nothing answers there"),
+    16: ("network", "the HTTP/2 connection broke"),
+    18: ("network", "the answer broke off in the middle"),
+    23: ("disk", "the answer could not be written to disk"),
+    26: ("file", "a file to send could not be read"),
+    28: ("timeout", "no answer in time"),
+    35: ("tls", "the TLS handshake failed: a wrong port, or a proxy in between"),
+    47: ("network", "too many redirects"),
+    52: ("network", "the server closed the connection without an answer"),
+    55: ("network", "the connection broke while sending"),
+    56: ("network", "the connection broke while waiting for the answer"),
+    60: ("tls", "the server's certificate is not trusted"),
+    63: ("network", "the file is larger than allowed"),
+    65: ("network", "the request would have to be sent again"),
+    77: ("tls", "the CA file cannot be read"),
+    92: ("network", "the HTTP/2 connection broke"),
+}
+
+
+class Exchange(NamedTuple):
+    """The files of one transfer, side by side in a private folder, by kind."""
+    base: str
+
+    def file(self, kind: str) -> str:
+        """The path of body, field-N, answer, headers, outcome or errors."""
+        return f"{self.base}.{kind}"
+
+
+class Outcome(NamedTuple):
+    """What curl reported of one transfer."""
+    exit_code: int  # negative: ended by that signal
+    status: int  # 0: no answer
+    proxy_status: int
+    sent: bool  # whether anything of the request left this machine
+    message: str
+
+
+def curl_config(request: Request, exchange: Exchange) -> str:
+    """The text of curl's -K file. Guards come first, before any line that holds outside text."""
+    lines = [("globoff", ""), ("silent", ""), ("show-error", ""),
+             ("proto", "=https" if request.url.startswith("https:") else "=http"),
+             ("connect-timeout", f"{min(CONNECT_TIMEOUT, request.timeout):g}"), ("max-time", f"{request.timeout:.3f}")]
+    if is_loopback(request.url):
+        lines += [("noproxy", "*")]
+    elif request.proxy:
+        lines += [("proxy", request.proxy)]
+    if request.cacert:
+        lines += [("cacert", os.path.abspath(os.path.expanduser(request.cacert)))]
+    if request.download:
+        lines += [("location", ""), ("max-redirs", "3"), ("max-filesize", str(MAX_DOWNLOAD_BYTES))]
+    lines += [("url", request.url), ("header", "Expect:")]
+    lines += [("header", header_line(name, value)) for name, value in request.headers]
+    lines += body_lines(request, exchange)
+    lines += [("output", exchange.file("answer")), ("dump-header", exchange.file("headers")),
+              ("write-out", WRITE_OUT)]
+    return "".join(f"{name} = {quote_config(value)}\n" if value else f"{name}\n" for name, value in lines)
+
+
+def header_line(name: str, value: str) -> str:
+    """`Name: value`; a control character would start a second header."""
+    if CONTROL.search(name + value):
+        raise setup_failure(f"the header {one_line(name)} holds a control character")
+    return f"{name}: {value}"
+
+
+def body_lines(request: Request, exchange: Exchange) -> List[Tuple[str, str]]:
+    """The body's lines: JSON from one file, or form parts from a file each, so that no text is interpreted."""
+    if request.body is not None:
+        return [("header", "Content-Type: application/json"), ("data-binary", "@" + exchange.file("body"))]
+    lines = []
+    for number, part in enumerate(request.form):
+        if part.path:
+            name = f"{part.name.rstrip('[]')}-{number}.{part.content_type.split('/')[-1]}"
+            lines.append(("form", f'{part.name}=@{quote_path(part.path)};filename="{name}";type={part.content_type}'))
+        else:
+            lines.append(("form", f"{part.name}=<{quote_path(exchange.file(f'field-{number}'))}"))
+    return lines
+
+
+def write_bodies(request: Request, exchange: Exchange) -> None:
+    """Put JSON and form texts where curl_config says they are."""
+    bodies = {f"field-{number}": part.text for number, part in enumerate(request.form) if not part.path}
+    if request.body is not None:
+        bodies["body"] = json.dumps(request.body, ensure_ascii=False)
+    for kind, text in bodies.items():
+        with open(exchange.file(kind), "wb") as stream:
+            stream.write(text.encode("utf-8"))
+
+
+def start_child(argv: Sequence[str], secrets: Sequence[str], **streams: Any) -> "Popen[bytes]":
+    """Start a program without a shell, without keys in its environment, out of reach of the terminal's Ctrl-C."""
+    import subprocess
+    try:
+        return subprocess.Popen(argv, env=child_environment(secrets), start_new_session=True, **streams)
+    except OSError as error:
+        raise setup_failure(f"cannot run {argv[0]}: {reason(error)}",
+                            "Install curl 7.68 or newer." if argv[0] == "curl" else "", "curl") from None
+
+
+def child_output(argv: Sequence[str], secrets: Sequence[str], timeout: float) -> bytes:
+    """A finished program's standard output; a non-zero exit is a failure that names the program only."""
+    import subprocess
+    child = start_child(argv, secrets, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    try:
+        output = child.communicate(timeout=timeout)[0]
+    except subprocess.TimeoutExpired:
+        raise setup_failure(f"{argv[0]} did not finish within {timeout:g} s") from None
+    finally:
+        if child.returncode is None:
+            child.kill()
+            child.communicate()
+    if child.returncode:
+        raise setup_failure(f"{argv[0]} failed with exit code {child.returncode}")
+    return output
+
+
+def check_curl() -> str:
+    """curl's version; older ones ignore or misread what this program writes for them."""
+    output = child_output(["curl", "-q", "--version"], (), 10).decode("utf-8", "replace")
+    match = re.match(r"curl (\d+)\.(\d+)\S*", output)
+    if not match or (int(match.group(1)), int(match.group(2))) < MINIMUM_CURL:
+        found = match.group(0) if match else one_line(output, 40)
+        raise setup_failure(f"curl 7.68 or newer is needed, this is {found}", kind="curl")
+    return match.group(0)
+
+
+def read_key(source: Optional[KeySource]) -> str:
+    """The key itself, from its source or as the first line that its command prints."""
+    if source is None:
+        return ""
+    if not source.command:
+        return checked_key(source.value, source.source)
+    output = child_output(source.command, (), 120).decode("utf-8", "replace")
+    return checked_key((output.splitlines() or [""])[0].strip(), source.source)
+
+
+def start_curl(request: Request, exchange: Exchange, secrets: Sequence[str]) -> "Popen[bytes]":
+    """curl at work on one request; everything it has to say goes to files."""
+    import tempfile
+    write_bodies(request, exchange)
+    with tempfile.TemporaryFile() as config, open(exchange.file("outcome"), "wb") as outcome, \
+            open(exchange.file("errors"), "wb") as errors:
+        config.write(os.fsencode(curl_config(request, exchange)))
+        config.seek(0)  # the child shares the offset
+        return start_child(["curl", "-q", "-K", "-"], secrets, stdin=config, stdout=outcome, stderr=errors)
+
+
+def read_outcome(exchange: Exchange, returncode: int) -> Outcome:
+    """What curl's files say; its exit code is in its error message, so that any process can read it."""
+    with open(exchange.file("outcome"), encoding="ascii", errors="replace") as stream:
+        fields = stream.read().split()
+    with open(exchange.file("errors"), encoding="utf-8", errors="replace") as stream:
+        message = stream.read(4000)
+    match = re.search(r"curl: \((\d+)\) ?(.*)", message)
+    if len(fields) != 5:  # no write-out line: a usage error, or curl was killed
+        return Outcome(int(match.group(1)) if match else returncode or -9, 0, 0, match is None, message)
+    sent = float(fields[3]) > 0 or float(fields[2]) > 0
+    return Outcome(int(match.group(1)) if match else 0, int(fields[0]), int(fields[1]), sent,
+                   match.group(2) if match else "")
+
+
+def read_headers(path: str) -> Dict[str, str]:
+    """The last block of headers, names in lower case: earlier blocks are 100, 103, a proxy's or redirects."""
+    headers: Dict[str, str] = {}
+    try:
+        with open(path, encoding="utf-8", errors="replace") as stream:
+            for line in stream:
+                name, colon, value = line.partition(":")
+                if line.startswith("HTTP/"):
+                    headers = {}
+                elif colon:
+                    headers[name.strip().lower()] = value.strip()
+    except FileNotFoundError:
+        pass
+    return headers
+
+
+def transport_failure(outcome: Outcome, request: Request) -> Optional[Failure]:
+    """The failure for a transfer without a whole answer, None when there is one."""
+    host = host_of(request.url)
+    if outcome.exit_code == 0:
+        return None
+    if outcome.exit_code == 56 and outcome.proxy_status >= 400:
+        return Failure(f"the proxy refused the connection to {host} (HTTP {outcome.proxy_status})", kind="network",
+                       hint="Check the proxy's address and password.", retryable=True)
+    kind, sentence = CURL_FAULTS.get(outcome.exit_code, ("network", "the transfer failed"))
+    if outcome.exit_code < 0:
+        sentence = "curl was stopped"
+    elif outcome.exit_code == 28:
+        sentence = f"no answer within {request.timeout:g} s" if outcome.sent else "no connection in time"
+    never_sent = not outcome.sent or outcome.exit_code in (1, 2, 3, 5, 6, 7, 26, 35, 60, 77)
+    exit_code = {"config": SETUP, "curl": SETUP, "file": USAGE}.get(kind, NO_ANSWER)
+    message = f"{host}: {sentence} (curl {outcome.exit_code})"
+    if outcome.message:
+        message += f": {one_line(outcome.message, 160)}"
+    return Failure(message, exit_code, kind, transport_hint(kind, never_sent), "no" if never_sent else "maybe",
+                   retryable=never_sent, http_status=outcome.status)
+
+
+def transport_hint(kind: str, never_sent: bool) -> str:
+    """What to do after a transfer failed."""
+    hints = {"tls": 'If your network has its own CA, name its file as "cacert" in the config.',
+             "timeout": "Raise --timeout, or try a lower --quality or a smaller --size.",
+             "disk": "Make room on the disk."}
+    if kind == "network" and never_sent:
+        return "Nothing was sent. Check --base-url, the network and the proxy, then run the same command again."
+    return hints.get(kind, "Running the command again asks for a new image." if not never_sent else "")
+
+# ---- 11. Driver: feed the provider, tell the caller ---------------------------------------------
+
+class Report:
+    """Everything the caller is told: notes while it happens, then one result, as text or as JSON."""
+
+    def __init__(self, as_json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
+        self.as_json, self.quiet, self.verbose = as_json, quiet, verbose
+        self.secrets: List[str] = []
+        self.warnings: List[str] = []
+        self.saved: List[Saved] = []
+        self.facts: Dict[str, Any] = {"requested": None, "http_status": None, "elapsed_s": None, "model": None,
+                                      "usage": None, "cost_usd": None, "request_id": None}
+        self.progress_shown = False
+
+    def clean(self, text: str) -> str:
+        """Text that is fit to be shown: no secret in it."""
+        return redact(text, self.secrets)
+
+    def error_line(self, text: str) -> None:
+        """One line on standard error; a closed one must not cost an image."""
+        if self.progress_shown:
+            text, self.progress_shown = "\r\033[K" + text, False
+        try:
+            print(self.clean(text), file=sys.stderr, flush=True)
+        except (OSError, ValueError):
+            pass
+
+    def note(self, text: str) -> None:
+        """Something good to know while it happens."""
+        if not self.quiet:
+            self.error_line(text)
+
+    def detail(self, text: str) -> None:
+        """Something only -v wants to know."""
+        if self.verbose:
+            self.error_line(text)
+
+    def warn(self, text: str) -> None:
+        """Something that may not be as the caller expects; also part of the JSON result. Once each."""
+        text = self.clean(text)
+        if text not in self.warnings:
+            self.warnings.append(text)
+            self.error_line(f"warning: {text}")
+
+    def progress(self, elapsed: float, typical: str) -> None:
+        """One refreshed line on a terminal, one line every 30 s elsewhere."""
+        text = f"waiting: {elapsed:.0f} s" + (f" (typically {typical})" if typical else "")
+        if self.quiet:
+            return
+        if not sys.stderr.isatty():
+            self.error_line(text)
+            return
+        self.progress_shown = True
+        print("\r\033[K" + text, end="", file=sys.stderr, flush=True)
+
+    def output(self, text: str) -> None:
+        """One line on standard output, at once; a closed one must not cost an image."""
+        if self.progress_shown:
+            self.progress_shown = False
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+        try:
+            print(text, flush=True)
+        except (OSError, ValueError):
+            sys.stdout = open(os.devnull, "w")  # or Python complains again at its exit
+
+    def finish(self) -> int:
+        """The result of a command that made everything that was asked for."""
+        if self.as_json:
+            self.output(json.dumps(self.result(True)))
+            return OK
+        if self.facts["http_status"] and not self.quiet:
+            self.output(f"HTTP {self.facts['http_status']} in {self.facts['elapsed_s']:.1f} s")
+        self.output_saved()
+        return OK
+
+    def output_saved(self) -> None:
+        """The lines that agents parse."""
+        for saved in self.saved:
+            self.output(f"Saved: {saved.path} ({round(saved.bytes / 1024)} KB)")
+        if environment("OPENCLAW_SHELL"):
+            for saved in self.saved:
+                self.output(f"MEDIA:{saved.path}")
+
+    def fail(self, failure: Failure) -> int:
+        """The result of a command that did not."""
+        if self.as_json:
+            error = {"kind": failure.kind, "message": failure.message, "http_status": failure.http_status or None,
+                     "code": failure.code or None, "request_id": failure.request_id or None,
+                     "billed": failure.billed, "retryable": failure.retryable, "hint": failure.hint}
+            cleaned = {name: self.clean(value) if isinstance(value, str) else value for name, value in error.items()}
+            self.output(json.dumps({**self.result(False), "error": cleaned}))
+        else:
+            self.output_saved()
+        money = {"no": "", "maybe": " The image may have been drawn and billed.", "yes": " It was billed."}
+        self.error_line(f"{PROGRAM}: error: {failure.message}.{money[failure.billed]}")
+        if failure.hint:
+            self.error_line(f"  {failure.hint}")
+        return failure.exit_code
+
+    def result(self, ok: bool) -> Dict[str, Any]:
+        """The JSON object; schema rises when a field changes its meaning."""
+        saved = [{"path": saved.path, "bytes": saved.bytes, "format": saved.picture.format,
+                  "width": saved.picture.width, "height": saved.picture.height} for saved in self.saved]
+        return {"schema": 1, "ok": ok, "saved": saved, **self.facts, "warnings": self.warnings}
+
+def drive(provider: Provider, folder: str, report: Report, typical: str) -> List[Image]:
+    """Send each Request that the provider yields, hand it the Response, return its Images."""
+    try:
+        request, step = next(provider), 1
+        while True:
+            try:
+                response = perform(request, Exchange(os.path.join(folder, str(step))), report, typical)
+            except Failure as failure:
+                request = provider.throw(failure)  # a provider may know another way
+            else:
+                request = provider.send(response)
+            step += 1
+    except StopIteration as finished:
+        return list(finished.value)
+
+
+def perform(request: Request, exchange: Exchange, report: Report, typical: str = "") -> Response:
+    """One transfer from start to a usable Response; everything else is a Failure."""
+    report.detail(f"{request.method} {request.url}")
+    for line in curl_config(request, exchange).splitlines():
+        report.detail(f"  {line}")
+    started = time.monotonic()
+    child = start_curl(request, exchange, report.secrets)
+    try:
+        wait_for(child, started, report, typical)
+    finally:
+        if child.returncode is None:  # interrupted: the transfer ends with the command
+            child.kill()
+            child.wait()
+    outcome = read_outcome(exchange, child.returncode)
+    response = read_response(exchange, outcome, time.monotonic() - started)
+    if not request.download:
+        report.facts.update(http_status=response.status or None, elapsed_s=round(response.elapsed, 1),
+                            request_id=response.headers.get("x-request-id"))
+    failure = transport_failure(outcome, request) or answer_failure(request, response)
+    if failure:
+        raise failure
+    return response
+
+
+def wait_for(child: "Popen[bytes]", started: float, report: Report, typical: str) -> None:
+    """Wait for curl, with a sign of life: every second on a terminal, every 30 s elsewhere."""
+    import subprocess
+    pause = 1 if sys.stderr.isatty() else HEARTBEAT
+    while True:
+        try:
+            child.wait(timeout=pause)
+            return
+        except subprocess.TimeoutExpired:
+            report.progress(time.monotonic() - started, typical)
+
+
+# ---- 12. Reading answers: a file -> images or a Failure ------------------------------------------
+
+def read_response(exchange: Exchange, outcome: Outcome, elapsed: float) -> Response:
+    """The answer as data; its body stays in the file."""
+    path = exchange.file("answer")
+    if not os.path.exists(path):  # curl makes the file with the first byte
+        open(path, "wb").close()
+    document, text = read_document(path)
+    return Response(path, outcome.status, read_headers(exchange.file("headers")), elapsed, document, text)
+
+
+def read_document(path: str) -> Tuple[Any, str]:
+    """(JSON with long strings as Spans, "") or, when the file is no JSON, (None, its first characters)."""
+    def revive(item: Dict[str, Any]) -> Any:
+        place = item.get("@span")
+        whole = isinstance(place, list) and len(place) == 2 and all(type(edge) is int for edge in place)
+        return Span(path, *place) if whole and place is not None else item
+
+    with open(path, "rb") as stream:
+        start = stream.read(4000)
+        stream.seek(0)
+        try:
+            if start.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] not in (b"{", b"["):
+                raise ValueError
+            text = json_skeleton(stream).decode("utf-8-sig", "replace")
+            # A number of a million digits is no number that anybody needs.
+            return json.loads(text, object_hook=revive, parse_int=lambda digits: int(digits[:40])), ""
+        except (ValueError, RecursionError):
+            return None, start.decode("utf-8", "replace")
+
+
+def json_skeleton(stream: BinaryIO) -> bytes:
+    """JSON text in which every string longer than 64 KB is replaced by {"@span": [start, end]} in the file."""
+    skeleton, base, opened = bytearray(), 0, -1  # opened: where the current string begins in the file
+    kept = 0  # where the current string begins in the skeleton
+    skip = 0  # bytes of an escape that continues in the next block
+    for block in iter(lambda: stream.read(BLOCK), b""):
+        cursor = skip
+        if opened >= 0:
+            skeleton += block[:skip]
+        skip = 0
+        while cursor < len(block):
+            quote = STRING_MARK.search(block, cursor) if opened >= 0 else OPENING_QUOTE.search(block, cursor)
+            end = quote.end() if quote else len(block)
+            skeleton += block[cursor:end]
+            cursor = end
+            if quote and quote.group() == b"\\":
+                skeleton += block[cursor:cursor + 1]
+                skip = max(0, cursor + 1 - len(block))
+                cursor += 1
+            elif quote and opened < 0:
+                opened, kept = base + end, len(skeleton)
+            elif quote:
+                if base + end - 1 - opened > LONG_STRING:
+                    skeleton[kept - 1:] = b'{"@span":[%d,%d]}' % (opened, base + end - 1)
+                opened = -1
+            if opened >= 0 and base + cursor - opened > LONG_STRING:
+                del skeleton[kept:]
+        base += len(block)
+        if len(skeleton) > MAX_SKELETON:
+            raise ValueError("too much JSON beside the images")
+    return bytes(skeleton)
+
+
+STRING_MARK, OPENING_QUOTE = re.compile(rb'["\\]'), re.compile(rb'"')
+
+
+def find_images(document: Any) -> List[Union[str, Span]]:
+    """Base64 texts or URLs of the images in an answer; null and empty ones are absent."""
+    items = document.get("data") if isinstance(document, dict) else None
+    found = [item.get("b64_json") or item.get("url") for item in items or () if isinstance(item, dict)] \
+        if isinstance(items, list) else []
+    return [value for value in found if value and isinstance(value, (str, Span))]
+
+
+class ServerError(NamedTuple):
+    """The error inside an answer, whatever its envelope."""
+    message: str
+    code: str = ""
+    type: str = ""
+    stage: str = ""  # of moderation: input or output
+
+
+def server_error(document: Any) -> Optional[ServerError]:
+    """The error of an answer, None when it holds none."""
+    if not isinstance(document, dict):
+        return None
+    error = document.get("error")
+    if isinstance(error, dict):
+        details = error.get("moderation_details")
+        stage = details.get("moderation_stage") if isinstance(details, dict) else ""
+        return ServerError(*(as_text(value) for value in (error.get("message") or error.get("msg") or error,
+                                                           error.get("code"), error.get("type"), stage)))
+    message = error or document.get("message") or document.get("msg") or document.get("detail")
+    code = document.get("code")
+    if error or (message and code not in (None, 0, 200, "0", "200", "success")):
+        return ServerError(as_text(message), as_text(code))
+    return ServerError(as_text(message)) if message and not find_images(document) else None
+
+
+def as_text(value: Any) -> str:
+    """A JSON value as text for a message."""
+    if isinstance(value, Span):
+        return "(a long text)"
+    return value if isinstance(value, str) else "" if value is None else json.dumps(value)
+
+
+MODERATION_CODES = ("moderation_blocked", "content_policy_violation", "contentfilter", "content_filter")
+MODERATION_WORDS = ("safety system", "safety_violations", "moderation", "content policy")
+QUOTA_CODES = ("insufficient_quota", "credit_balance_exhausted", "organization_spend_limit_exceeded",
+               "project_spend_limit_exceeded", "organization_usage_limit_exceeded", "billing_hard_limit_reached")
+
+# kind -> (exit code, billed, retryable, what to do)
+REFUSALS: Dict[str, Tuple[int, str, bool, str]] = {
+    "moderation": (REFUSED, "no", False, "Reword the prompt; the same one will be refused again."),
+    "quota": (LIMITED, "no", False, "Add credit or raise the spending limit of the account; waiting does not help."),
+    "verification": (SETUP, "no", False, "Verify the organization in the settings of platform.openai.com; it may "
+                     "take 15 minutes to work."),
+    "key": (SETUP, "no", False, "Check the key: config --show says where it comes from, config --check tries it."),
+    "region": (SETUP, "no", False, "The service is not offered in this region."),
+    "blocked": (SETUP, "no", False, "A firewall in front of the server refused this computer; try another network."),
+    "forbidden": (SETUP, "no", False, "This key may not use this model or endpoint."),
+    "rate_limit": (LIMITED, "no", True, "Wait a minute, then run the same command again."),
+    "not_found": (REFUSED, "no", False, "Check --base-url for a missing or doubled /v1, and --model."),
+    "too_large": (REFUSED, "no", False, "Scale the input images down or save them as JPEG."),
+    "redirect": (NO_ANSWER, "no", False, "Use the address it names as --base-url."),
+    "refused": (REFUSED, "no", False, "Change what the message names and run the command again."),
+    "overloaded": (NO_ANSWER, "no", True, "Run the same command again in a minute."),
+    "gateway": (NO_ANSWER, "maybe", False, "The gateway gave up waiting. Use a lower --quality or a smaller --size, "
+                "or have its limit raised."),
+    "server": (NO_ANSWER, "maybe", False, "Look at the account's usage before running the command again."),
+    "web_page": (NO_ANSWER, "maybe", False, "Check --base-url: it should end in /v1."),
+    "no_image": (NO_ANSWER, "maybe", False, "Look at the account's usage before running the command again."),
+}
+
+
+def answer_failure(request: Request, response: Response) -> Optional[Failure]:
+    """The failure that an answer means, None for a usable one."""
+    error = server_error(response.document)
+    if response.status == 200 and request.download:
+        return None
+    if response.status == 200 and error is None and (request.method == "GET" or find_images(response.document)):
+        return None
+    error = error or ServerError(page_title(response.text) or nothing_usable(response))
+    kind = refusal_kind(response, error)
+    exit_code, billed, retryable, hint = REFUSALS[kind]
+    base = re.sub(r"/(images/\w+|models)$", "", request.url)
+    if kind in ("web_page", "not_found") and not re.search(r"/v\d+$", base):
+        billed, hint = "no", f"The base URL may lack /v1. Try: --base-url {base}/v1"
+    if kind == "moderation" and error.stage == "output":
+        billed = "maybe"
+    if kind == "redirect":
+        error = error._replace(message=f"it points to {response.headers.get('location', 'nowhere')}")
+    if request.method == "GET":
+        billed = "yes" if request.download else "no"
+    message = f"HTTP {response.status} from {host_of(request.url)}: {one_line(error.message).rstrip('.')}"
+    return Failure(message, exit_code, kind, hint, billed, retryable, response.status, one_line(error.code, 80),
+                   response.headers.get("x-request-id", ""))
+
+
+def refusal_kind(response: Response, error: ServerError) -> str:
+    """The row of REFUSALS for an answer: codes and words first, the HTTP status last."""
+    status, code = response.status, error.code.lower()
+    if status == 200 and re.fullmatch(r"[45]\d\d", code):
+        status = int(code)  # some relays put the status there
+    words = f"{error.type} {error.message}".lower()
+    page = response.document is None and "<" in response.text
+    if code in MODERATION_CODES or any(word in words for word in MODERATION_WORDS):
+        return "server" if "temporarily blocked" in words else "moderation"
+    if code in QUOTA_CODES or "billing_limit" in words or "insufficient_quota" in words or status == 402:
+        return "quota"
+    if "organization must be verified" in words:
+        return "verification"
+    if code.startswith("unsupported_country"):
+        return "region"
+    if code == "server_is_overloaded":
+        return "overloaded"
+    if code == "invalid_api_key":
+        return "key"
+    if status == 403:
+        return "blocked" if page or "error code: 1010" in words else "forbidden"
+    if status == 200:
+        return "web_page" if page else "no_image"
+    by_status = {401: "key", 404: "not_found", 405: "not_found", 413: "too_large", 429: "rate_limit",
+                 408: "gateway", 502: "gateway", 504: "gateway", 524: "gateway"}
+    return by_status.get(status, "redirect" if status < 400 else "refused" if status < 500 else "server")
+
+
+def page_title(text: str) -> str:
+    """The title of an HTML page that came instead of an answer."""
+    import html
+    match = re.search(r"<title[^>]*>([^<]*)", text, re.IGNORECASE)
+    return f"a web page titled {html.unescape(match.group(1)).strip()!r}" if match else ""
+
+
+def nothing_usable(response: Response) -> str:
+    """What came instead of an image, shortened."""
+    shown = response.text if response.document is None else json.dumps(response.document, default=as_text)
+    return f"no image in the answer: {one_line(shown, 200)}" if shown.strip() else "an empty answer"
+
+
+def usage_cost(document: Any) -> Tuple[Optional[Dict[str, Any]], Optional[float]]:
+    """(usage, US dollars): what the server says it cost, else its token counts at OpenAI's list price."""
+    usage = document.get("usage") if isinstance(document, dict) else None
+    if not isinstance(usage, dict):
+        return None, None
+    if isinstance(usage.get("cost"), (int, float)):
+        return usage, float(usage["cost"])
+    details = usage.get("input_tokens_details")
+    inputs = details if isinstance(details, dict) else {}
+    tokens = {"text": inputs.get("text_tokens"), "image": inputs.get("image_tokens"),
+              "output": usage.get("output_tokens")}
+    if not all(isinstance(count, int) for count in tokens.values()):
+        return usage, None
+    return usage, round(sum(DOLLARS_PER_TOKEN[name] * count for name, count in tokens.items()), 4)
+
+
+# ---- 13. Saving ----------------------------------------------------------------------------------
+
+def save_images(images: Sequence[Image], job: Job, report: Report) -> None:
+    """Every image under its own name; what cannot be saved does not keep the others from it."""
+    from itertools import count
+    numbers = count(1) if len(images) > 1 else iter([0, *range(2, 10_000)])
+    problems = []
+    for image in images:
+        try:
+            report.saved.append(save_image(image, job.target, numbers))
+        except OSError as error:
+            problems.append(Failure(f"an image could not be saved in {job.target.folder}: {reason(error)}", UNSAVED,
+                                    "save", "Make room or choose another folder with -o.", "yes"))
+        except Failure as failure:
+            problems.append(failure)
+    if problems:
+        raise problems[0]
+    if len(images) < job.n:
+        report.warn(f"{job.n} images were asked for, {len(images)} came back")
+
+
+def save_image(image: Image, target: Target, numbers: Iterator[int]) -> Saved:
+    """Decode into a temporary file in the target's folder, verify it, then give it its name."""
+    part = os.path.join(target.folder, f".{PROGRAM}-{os.getpid()}-{os.urandom(4).hex()}.part")
+    try:
+        with open(part, "xb") as stream:
+            copy_image(image, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        with open(part, "rb") as stream:
+            picture = inspect_picture(stream)
+            start = stream.seek(0) or stream.read(60)
+            if picture is None:
+                raise Failure(f"what came back is no image: {one_line(start.decode('ascii', 'replace'), 60)!r}",
+                              kind="not_an_image", billed="maybe",
+                              hint="Look at the account's usage before running the command again.")
+            whole = is_whole(stream, picture)
+        size = os.path.getsize(part)
+        path = next(path for path in (numbered(target, number, picture.format) for number in numbers)
+                    if place(part, path, target.overwrite))
+    finally:
+        if os.path.lexists(part):
+            os.unlink(part)
+    sync_folder(target.folder)
+    if not whole:
+        raise Failure(f"the image broke off in the middle; what came is in {path}", kind="broken_image", billed="yes",
+                      hint="Look at the file before running the command again.")
+    return Saved(path, size, picture)
+
+
+def place(part: str, path: str, overwrite: bool) -> bool:
+    """Give the finished file its name in one step. False when the name is taken and stays as it is."""
+    if overwrite:
+        os.replace(part, path)
+        return True
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without hard links: claim the name, then replace the claim
+        try:
+            open(path, "xb").close()
+        except FileExistsError:
+            return False
+        os.replace(part, path)
+    return True
+
+
+def sync_folder(folder: str) -> None:
+    """Make new names survive a loss of power, where the system can."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return  # Windows
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)
+
+
+def copy_image(image: Image, sink: BinaryIO) -> None:
+    """The picture's bytes, a block at a time."""
+    if image.path:
+        import shutil
+        with open(image.path, "rb") as source:
+            shutil.copyfileobj(source, sink, BLOCK)
+        return
+    try:
+        decode_base64(unescaped(base64_blocks(image.base64)), sink)
+    except ValueError:
+        raise Failure("what came back is no image: broken base64", kind="not_an_image", billed="maybe",
+                      hint="Look at the account's usage before running the command again.") from None
+
+
+def base64_blocks(source: Union[str, Span]) -> Iterator[bytes]:
+    """Blocks of a base64 text that is in memory or in a range of a file."""
+    if isinstance(source, str):
+        yield source.encode("utf-8", "replace")
+        return
+    with open(source.path, "rb") as stream:
+        stream.seek(source.start)
+        left = source.end - source.start
+        while left > 0:
+            block = stream.read(min(BLOCK, left))
+            if not block:
+                return
+            left -= len(block)
+            yield block
+
+
+def unescaped(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """JSON escapes resolved as far as base64 has them: PHP writes `\\/`, some servers write `\\n` every 76."""
+    tail = b""
+    for block in blocks:
+        block = tail + block
+        cut = block.rfind(b"\\", max(0, len(block) - 6))  # an escape may go on in the next block
+        block, tail = (block[:cut], block[cut:]) if cut >= 0 else (block, b"")
+        yield resolve_escapes(block)
+    yield resolve_escapes(tail)
+
+
+def resolve_escapes(text: bytes) -> bytes:
+    """The escapes that can stand for a base64 character or white space."""
+    if b"\\" in text:
+        for escape, plain in ((b"\\/", b"/"), (b"\\n", b""), (b"\\r", b""), (b"\\t", b""),
+                              (b"\\u002b", b"+"), (b"\\u002B", b"+"), (b"\\u002f", b"/"), (b"\\u002F", b"/"),
+                              (b"\\u003d", b"="), (b"\\u003D", b"=")):
+            text = text.replace(escape, plain)
+    return text
+
+
+BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="
+URL_SAFE = bytes.maketrans(b"-_", b"+/")
+
+
+def decode_base64(blocks: Iterator[bytes], sink: BinaryIO) -> None:
+    """Base64 with or without a data: prefix, white space and padding. ValueError for any other character."""
+    import binascii
+    rest, first = b"", True
+    for block in blocks:
+        if first and block.startswith(b"data:"):
+            block = block.partition(b",")[2]
+        first = first and not block
+        text = rest + block.translate(URL_SAFE, b" \t\r\n")
+        if text.translate(None, BASE64):
+            raise ValueError("not base64")
+        usable = len(text) // 4 * 4
+        sink.write(binascii.a2b_base64(text[:usable]))
+        rest = text[usable:]
+    sink.write(binascii.a2b_base64(rest + b"=" * (-len(rest) % 4)))
+
+
+# ---- 14. Commands, parser, main ------------------------------------------------------------------
+
+def command_flags(options: argparse.Namespace) -> Dict[str, Any]:
+    """The settings that the command line gives."""
+    flags = {name: getattr(options, name, None) for name in ("config", "base_url", "api_key", "api_key_env", "model",
+                                                             "timeout", "allow_http")}
+    return {**flags, "headers": dict(getattr(options, "header", None) or ())}
+
+
+def run_image_command(options: argparse.Namespace, report: Report) -> int:
+    """generate and edit."""
+    import shutil
+    import tempfile
+    settings = read_settings(options, report)
+    report.facts.update(model=settings.model.value, requested={
+        "size": options.size, "format": checked_format(options), "quality": options.quality})
+    notes: List[str] = []
+    job = build_job(options, settings.model.value, notes)
+    for note in notes:
+        report.warn(note)
+    report.detail(check_curl())
+    key = unlock(settings, report)
+    typical = TYPICAL_SECONDS.get(options.quality, "70 to 280 s")
+    report.note(f"{'Editing' if job.images else 'Generating'} with {job.model} at {host_of(settings.base_url.value)}, "
+                f"typically {typical}")
+    folder = tempfile.mkdtemp(prefix=PROGRAM + "-")
+    try:
+        images = drive(openai(job, settings, key), folder, report, typical)
+        report_answer(os.path.join(folder, "1.answer"), report)
+        save_images(images, job, report)
+        compare(job, report)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return report.finish()
+
+
+def read_settings(options: argparse.Namespace, report: Report) -> Settings:
+    """The settings, their warnings told, their secrets known to the report."""
+    if getattr(options, "api_key", None):
+        report.secrets.append(options.api_key)
+        report.warn("--api-key shows in ps and in the shell's history; prefer --api-key-env NAME or a config file")
+    settings = load_settings(command_flags(options))
+    report.secrets += [source.value for source in settings.keys if source.value]
+    report.secrets += [value for name, value in settings.headers.value.items()
+                       if re.search(r"auth|key|token|secret|cookie", name, re.IGNORECASE)]
+    login = re.match(r"\w+://([^/@]*:)?([^/@]*)@", settings.proxy.value)
+    report.secrets += [login.group(2)] if login else []
+    for warning in settings.warnings:
+        report.warn(warning)
+    return settings
+
+
+def unlock(settings: Settings, report: Report) -> str:
+    """The key for the configured host, known to the report before anything can show it."""
+    key = read_key(choose_key(settings))
+    report.secrets += [key] if key else []
+    return key
+
+
+def report_answer(path: str, report: Report) -> None:
+    """Usage and cost, from the answer that brought the images."""
+    usage, cost = usage_cost(read_document(path)[0])
+    report.facts.update(usage=usage, cost_usd=cost)
+    if cost is not None:
+        report.note(f"cost: about ${cost:.3f}")
+
+
+def compare(job: Job, report: Report) -> None:
+    """Say where the pictures differ from what was asked for; relays ignore sizes and formats."""
+    wanted_format = job.parameters.get("output_format", "png")
+    for saved in report.saved:
+        size = f"{saved.picture.width}x{saved.picture.height}"
+        if job.parameters.get("size", size) != size:
+            report.warn(f"{job.parameters['size']} was asked for, {saved.path} is {size}")
+        if saved.picture.format != wanted_format:
+            report.warn(f"{wanted_format} was asked for, {saved.path} is {saved.picture.format}")
+
+
+def run_config_command(options: argparse.Namespace, report: Report) -> int:
+    """config: --show (the default), --init or --check."""
+    if options.init:
+        return write_template(options, report)
+    settings = read_settings(options, report)
+    return check_setup(settings, report) if options.check else show_settings(settings, report)
+
+
+def write_template(options: argparse.Namespace, report: Report) -> int:
+    """A config file that only its owner can read, with the two settings that most people need."""
+    path = os.path.abspath(os.path.expanduser(options.config or config_locations()[0]))
+    content = {"base_url": options.base_url or DEFAULT_BASE_URL,
+               "api_key_env": options.api_key_env or "GPT_IMAGE2_API_KEY"}
+    part = f"{path}.{os.getpid()}.part"
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(handle, "w", encoding="utf-8") as stream:
+            stream.write(json.dumps(content, indent=2) + "\n")
+        placed = place(part, path, options.force)
+        if os.path.lexists(part):
+            os.unlink(part)
+    except OSError as error:
+        raise usage_failure(f"cannot write {path}: {reason(error)}") from None
+    if not placed:
+        raise usage_failure(f"{path} exists", "Replace it with: config --init --force")
+    report.output(json.dumps({"schema": 1, "ok": True, "config_file": path}) if report.as_json else f"Wrote {path}")
+    return OK
+
+
+def show_settings(settings: Settings, report: Report) -> int:
+    """Every setting with its value and its source; keys masked."""
+    rows = {name: Setting(report.clean(as_text(getattr(settings, name).value)), getattr(settings, name).source)
+            for name in ("base_url", "model", "timeout", "headers", "proxy", "cacert", "allow_http")}
+    for number, source in enumerate(settings.keys):
+        shown = f"the output of {source.command[0]}" if source.command else mask_key(source.value)
+        usable = may_go(source.host, settings.base_url.value)
+        rows["api_key" if number == 0 else f"api_key {number + 1}"] = Setting(
+            shown if usable else f"{shown}, only for {source.host}", source.source)
+    if not settings.keys:
+        rows["api_key"] = Setting("none", "set GPT_IMAGE2_API_KEY or run: config --init")
+    if report.as_json:
+        shown_rows = {name: row._asdict() for name, row in rows.items()}
+        report.output(json.dumps({"schema": 1, "ok": True, "settings": shown_rows,
+                                  "config_file": settings.config_path or None, "warnings": report.warnings}))
+        return OK
+    for name, row in rows.items():
+        report.output(f"{name:<11} {row.value or '-'}  ({row.source})")
+    report.output(f"config file {settings.config_path or 'none; looked for ' + ', '.join(config_locations())}")
+    return OK
+
+
+def check_setup(settings: Settings, report: Report) -> int:
+    """The doctor: everything that can be proved without spending money."""
+    import shutil
+    import tempfile
+    say = report.note if report.as_json else report.output
+    say(f"ok    Python {sys.version.split()[0]}")
+    say(f"ok    {check_curl()}")
+    say(f"ok    config file {settings.config_path or 'none'}")
+    key = unlock(settings, report)
+    say(f"ok    key {mask_key(key) if key else 'none'}, endpoint {settings.base_url.value}")
+    folder = tempfile.mkdtemp(prefix=PROGRAM + "-")
+    try:
+        request = api_request(settings, key, "GET", "/models")._replace(timeout=min(60, settings.timeout.value))
+        response = perform(request, Exchange(os.path.join(folder, "1")), report)
+        say(f"ok    {host_of(request.url)} takes the key (HTTP {response.status})")
+        say(model_line(response.document, settings.model.value))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    if report.as_json:
+        report.output(json.dumps({"schema": 1, "ok": True, "warnings": report.warnings}))
+    return OK
+
+
+def model_line(document: Any, model: str) -> str:
+    """What a model list says about one model. Being listed does not prove access."""
+    items = document.get("data") if isinstance(document, dict) else None
+    rows = [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
+    row = next((item for item in rows if item.get("id") == model), None)
+    if row is None:
+        return f"note  {model} is not in the server's list of models"
+    date = row.get("shutdown_date")
+    return f"{'note ' if date else 'ok   '} {model} is listed" + (f", shut down on {date}" if date else "")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are Failures, so that they get the same form and exit code as all others."""
+
+    def error(self, message: str) -> NoReturn:
+        """Called by argparse for every usage error."""
+        raise usage_failure(message, f"See: {self.prog} --help")
+
+
+def number_between(low: float, high: float, convert: Callable[[str], Any]) -> Callable[[str], Any]:
+    """An argparse type: a number in a range."""
+    def parse(text: str) -> Any:
+        try:
+            value = convert(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text} is not between {low:g} and {high:g}")
+        return value
+    return parse
+
+
+def header_pair(text: str) -> Tuple[str, str]:
+    """An argparse type: `Name: value`."""
+    name, colon, value = text.partition(":")
+    if not colon or not name.strip():
+        raise argparse.ArgumentTypeError("must look like 'Name: value'")
+    return name.strip(), value.strip()
+
+
+def parameter_pair(text: str) -> Tuple[str, Any]:
+    """An argparse type: key=value, the value read as JSON where it is JSON."""
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise argparse.ArgumentTypeError("must look like key=value")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def build_parser() -> Parser:
+    """The whole command line."""
+    parser = Parser(prog=PROGRAM, allow_abbrev=False, description="Generate and edit images with gpt-image-2.")
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {VERSION}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    generate = commands.add_parser("generate", help="make an image from a prompt", allow_abbrev=False,
+                                   usage=f"{PROGRAM} generate PROMPT [options]")
+    edit = commands.add_parser("edit", help="change an image, or combine several", allow_abbrev=False,
+                               usage=f"{PROGRAM} edit IMAGE PROMPT [--image PATH ...] [--mask PNG] [options]")
+    config = commands.add_parser("config", help="show, write or check the settings", allow_abbrev=False,
+                                 usage=f"{PROGRAM} config [--show | --init [--force] | --check] [--config PATH]")
+    generate.add_argument("words", nargs="*", metavar="PROMPT", help="what to draw; - reads standard input")
+    edit.add_argument("words", nargs="*", metavar="IMAGE PROMPT", help="the image, and what to change")
+    add_edit_options(edit)
+    for command in (generate, edit):
+        add_image_options(command)
+        add_setting_options(command)
+        command.set_defaults(run=run_image_command)
+    add_config_options(config)
+    add_setting_options(config)
+    config.set_defaults(run=run_config_command, words=[])
+    return parser
+
+
+def add_edit_options(parser: Parser) -> None:
+    """What only an edit has."""
+    parser.add_argument("--image", action="append", metavar="PATH", help="a further image (16 in all)")
+    parser.add_argument("--mask", metavar="PNG", help="transparent pixels mark the part to change")
+    parser.add_argument("--input-fidelity", choices=("low", "high"), help="older models only")
+
+
+def add_image_options(parser: Parser) -> None:
+    """What a picture may be asked to be."""
+    parser.add_argument("-o", "--output", default=DEFAULT_OUTPUT, metavar="PATH",
+                        help=f"where to save (default {DEFAULT_OUTPUT}); a folder is fine")
+    parser.add_argument("--size", default="auto", help="WIDTHxHEIGHT, square, landscape, portrait or auto (default)")
+    parser.add_argument("--quality", default="auto", help="low (about 70 s), medium (120 s), high (276 s) or auto")
+    parser.add_argument("--format", choices=(*FORMATS, "jpg"), help="default: from the suffix of -o, else png")
+    parser.add_argument("--n", type=number_between(1, MAX_N, int), default=1, metavar="1-10", help="how many images")
+    parser.add_argument("--compression", type=number_between(0, 100, int), metavar="0-100", help="for jpeg and webp")
+    parser.add_argument("--background", choices=("auto", "opaque", "transparent"), help="default: auto")
+    parser.add_argument("--moderation", choices=("auto", "low"), help="default: auto")
+    parser.add_argument("--prompt-file", metavar="FILE", help="read the prompt from a file")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    parser.add_argument("--model", help=f"default {DEFAULT_MODEL}")
+    parser.add_argument("--timeout", type=number_between(1, 1_000_000, float), metavar="SECONDS",
+                        help=f"for the whole transfer (default {DEFAULT_TIMEOUT})")
+    parser.add_argument("--param", action="append", type=parameter_pair, default=[], metavar="KEY=VALUE",
+                        help="any further parameter; not checked")
+
+
+def add_setting_options(parser: Parser) -> None:
+    """Where to send it, with which key, and how to tell about it."""
+    parser.add_argument("--base-url", metavar="URL", help=f"default {DEFAULT_BASE_URL}")
+    parser.add_argument("--api-key-env", metavar="NAME", help="the variable that holds the key")
+    parser.add_argument("--api-key", metavar="KEY", help="the key itself; shows in ps, prefer the others")
+    parser.add_argument("--header", action="append", type=header_pair, metavar="'NAME: VALUE'", help="a further header")
+    parser.add_argument("--allow-http", action="store_true", help="send the key without encryption to another machine")
+    parser.add_argument("--config", metavar="PATH", help="use this config file")
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    parser.add_argument("-q", "--quiet", action="store_true", help="only warnings, errors and Saved: lines")
+    parser.add_argument("-v", "--verbose", action="store_true", help="show what is sent, keys masked")
+
+
+def add_config_options(parser: Parser) -> None:
+    """What the config command does."""
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument("--show", action="store_true", help="every setting and where it comes from (default)")
+    action.add_argument("--init", action="store_true", help="write a config file")
+    action.add_argument("--check", action="store_true", help="try curl, key and endpoint, free of charge")
+    parser.add_argument("--force", action="store_true", help="with --init: replace the file")
+
+
+def parse(arguments: List[str]) -> argparse.Namespace:
+    """The command line; words may stand anywhere among the options, and after -- they are never options."""
+    cut = arguments.index("--") if "--" in arguments else len(arguments)
+    parser = build_parser()
+    options, left = parser.parse_known_args(arguments[:cut])
+    if options.command is None:
+        raise usage_failure("a command is missing: generate, edit or config", f'For example: {PROGRAM} generate "a fox"')
+    unknown = next((word for word in left if word.startswith("-") and word != "-"), None)
+    if unknown:
+        known = [name for command in parser._subparsers._group_actions[0].choices.values()  # type: ignore
+                 for name in command._option_string_actions]
+        raise usage_failure(f"unknown option {one_line(unknown, 60)}.{nearest(unknown.split('=')[0], known)}".rstrip("."),
+                            f"See: {PROGRAM} {options.command} --help")
+    options.words += left + arguments[cut + 1:]
+    if options.command == "config" and options.words:
+        raise usage_failure(f"config takes no argument {one_line(options.words[0], 60)!r}")
+    return options
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run one command. The only place that turns failures into exit codes."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    report = Report(as_json="--json" in arguments)
+    try:
+        options = parse(arguments)
+        report.as_json, report.quiet, report.verbose = options.json, options.quiet, options.verbose
+        return int(options.run(options, report))
+    except Failure as failure:
+        return report.fail(failure)
+    except KeyboardInterrupt:
+        return report.fail(Failure("interrupted", INTERRUPTED, "interrupted"))
+    except SystemExit as finished:  # --help and --version
+        return int(finished.code or 0)
+    except Exception as error:
+        import traceback
+        report.error_line(traceback.format_exc())
+        return report.fail(Failure(f"a bug in this program: {error!r}", BUG, "bug"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
