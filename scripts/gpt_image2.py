@@ -17,18 +17,26 @@ key, config or curl, or the key was refused, 4 the request was refused, 5 rate l
 """
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
 import sys
 import time
 from os import environ
-from typing import (Any, BinaryIO, Callable, Dict, Generator, Iterator, List, Mapping, NamedTuple,
-                    NoReturn, Optional, Sequence, Tuple, Union)
+from typing import TYPE_CHECKING, NamedTuple
 
-# subprocess, tempfile, urllib.parse and other slow modules are imported where they are used:
-# together they would double the time of --help and of every usage error.
+try:
+    import fcntl
+except ImportError:  # Windows: answers are kept, but unfinished requests cannot be told from running ones
+    fcntl = None  # type: ignore[assignment]
+
+# argparse, subprocess, tempfile and other slow modules are imported where they are used: together
+# they would double the time of --help, and every usage error would wait for them.
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+    from subprocess import Popen
+    from typing import Any, BinaryIO, NoReturn
 
 # ---- 2. Limits and defaults ----------------------------------------------------------------------
 # Vendor's numbers: OpenAI's image API reference and image generation guide, read 2026-10-08.
@@ -39,10 +47,18 @@ DEFAULT_BASE_URL = "https://api.openai.com/v1"
 DEFAULT_MODEL = "gpt-image-2"
 DEFAULT_OUTPUT = "~/gpt-image2-output.png"
 DEFAULT_TIMEOUT = 600  # seconds; the official SDK's own limit for one request
+MAX_TIMEOUT = 1_000_000  # seconds; more overflows in curl
 CONNECT_TIMEOUT = 30  # seconds
 DOWNLOAD_TIMEOUT = 300  # seconds; relays serve results slowly
 MINIMUM_CURL = (7, 68)
 HEARTBEAT = 30  # seconds between two lines while waiting, off a terminal
+KEEP_DAYS = 30  # how long an unfinished request may wait to be collected
+
+# Tries of one request, and seconds before the next one where the server names none. Only what cannot
+# have made an image is tried again; relays cool down for about 5 s after a rate limit.
+TRIES = 3
+RATE_LIMIT_TRIES = 5
+NETWORK_PAUSE, RATE_LIMIT_PAUSE = 0.5, 5.0
 
 MAX_PROMPT = 32_000  # characters
 MAX_IMAGES = 16
@@ -71,11 +87,12 @@ DOLLARS_PER_TOKEN = {"text": 5e-6, "image": 8e-6, "output": 30e-6}  # list price
 
 class ModelRules(NamedTuple):
     """What one model accepts; sizes: "free" (section 4 of the API's size rules), a list, or None: not checked."""
-    qualities: Tuple[str, ...]
-    sizes: Union[str, Tuple[str, ...], None]
+    qualities: tuple[str, ...]
+    sizes: str | tuple[str, ...] | None
     shutdown: str = ""
 
 
+DATED = r"-20\d\d-\d\d-\d\d$"  # gpt-image-2-2026-04-21 is gpt-image-2
 THREE_SIZES = ("1024x1024", "1536x1024", "1024x1536")
 NEWER = ModelRules(("low", "medium", "high", "xhigh", "max", "auto"), None)
 MODELS = {
@@ -128,7 +145,7 @@ class KeySource(NamedTuple):
     source: str
     host: str
     value: str = ""
-    command: Tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
 
 
 class Settings(NamedTuple):
@@ -140,9 +157,9 @@ class Settings(NamedTuple):
     proxy: Setting
     cacert: Setting
     allow_http: Setting
-    keys: Tuple[KeySource, ...]
+    keys: tuple[KeySource, ...]
     config_path: str
-    warnings: Tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
 class Picture(NamedTuple):
@@ -171,8 +188,8 @@ class Job(NamedTuple):
     command: str
     model: str
     prompt: str
-    images: Tuple[Upload, ...]
-    mask: Optional[Upload]
+    images: tuple[Upload, ...]
+    mask: Upload | None
     parameters: Mapping[str, Any]  # what is sent besides model and prompt
     n: int
     target: Target
@@ -190,14 +207,15 @@ class Request(NamedTuple):
     """One HTTP request, without a word about curl."""
     method: str
     url: str
-    headers: Tuple[Tuple[str, str], ...] = ()
-    body: Optional[Mapping[str, Any]] = None  # sent as JSON
-    form: Tuple[Part, ...] = ()  # sent as multipart/form-data
+    headers: tuple[tuple[str, str], ...] = ()
+    body: Mapping[str, Any] | None = None  # sent as JSON
+    form: tuple[Part, ...] = ()  # sent as multipart/form-data
     timeout: float = DEFAULT_TIMEOUT
     proxy: str = ""
     cacert: str = ""
     allow_http: bool = False
     download: bool = False  # a result file: no key, redirects allowed, size limited
+    repeatable: bool = False  # asking again cannot cost anything
 
 
 class Response(NamedTuple):
@@ -219,7 +237,7 @@ class Span(NamedTuple):
 
 class Image(NamedTuple):
     """One picture that came back: base64 (in the answer's file or short), or a downloaded file."""
-    base64: Union[Span, str] = ""
+    base64: Span | str = ""
     path: str = ""
 
 
@@ -230,7 +248,8 @@ class Saved(NamedTuple):
     picture: Picture
 
 
-Provider = Generator[Request, Response, List[Image]]
+if TYPE_CHECKING:
+    Provider = Generator[Request, Response, list[Image]]
 
 # ---- 5. Text and pictures ------------------------------------------------------------------------
 
@@ -279,7 +298,7 @@ def quote_path(path: str) -> str:
     return '"' + path.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def split_size(text: str) -> Optional[Tuple[int, int]]:
+def split_size(text: str) -> tuple[int, int] | None:
     """(width, height) of `1536x1024`, None when it is not of that form."""
     match = re.fullmatch(r"(\d{1,5})[xX](\d{1,5})", text)
     return (int(match.group(1)), int(match.group(2))) if match else None
@@ -303,7 +322,7 @@ def nearest_size(width: int, height: int) -> str:
     from math import log
     width, height = max(width, 1), max(height, 1)
 
-    def distance(size: Tuple[int, int]) -> Tuple[float, float, int]:
+    def distance(size: tuple[int, int]) -> tuple[float, float, int]:
         edges = abs(log(size[0] / width)) + abs(log(size[1] / height))
         area = abs(log(size[0] * size[1] / (width * height)))
         return (round(edges, 2), round(area, 2), -size[0] * size[1])
@@ -313,7 +332,7 @@ def nearest_size(width: int, height: int) -> str:
     return "%dx%d" % best
 
 
-def inspect_picture(stream: BinaryIO) -> Optional[Picture]:
+def inspect_picture(stream: BinaryIO) -> Picture | None:
     """Format and pixels from the first bytes, None when they are not PNG, JPEG, WebP or GIF."""
     head = stream.read(32)
     if head.startswith(b"\x89PNG\r\n\x1a\n") and head[12:16] == b"IHDR":
@@ -327,7 +346,7 @@ def inspect_picture(stream: BinaryIO) -> Optional[Picture]:
     return None
 
 
-def jpeg_picture(stream: BinaryIO) -> Optional[Picture]:
+def jpeg_picture(stream: BinaryIO) -> Picture | None:
     """Walk the segments up to the frame header, which holds the size."""
     stream.seek(2)
     while True:
@@ -377,7 +396,7 @@ class PngHeader(NamedTuple):
     interlaced: int
 
 
-def png_chunks(stream: BinaryIO) -> Iterator[Tuple[bytes, bytes]]:
+def png_chunks(stream: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
     """(name, data) of each chunk; stops where the file stops making sense."""
     stream.seek(8)
     while True:
@@ -425,14 +444,14 @@ def alpha_is_opaque(header: PngHeader, data: Sequence[bytes]) -> bool:
     return True
 
 
-def opaque_row(filter_type: int, first_row: bool) -> Tuple[int, int]:
+def opaque_row(filter_type: int, first_row: bool) -> tuple[int, int]:
     """Filtered alpha bytes (first pixel, all others) of an opaque row under opaque rows (PNG, part 9)."""
     above = 0 if first_row else 255
     return ((255, 255), (255, 0), (255 - above, 255 - above),
             (255 - above // 2, 255 - (255 + above) // 2), (255 - above, 0))[filter_type]
 
 
-def png_rows(header: PngHeader, stride: int, data: Sequence[bytes]) -> Iterator[Tuple[int, bool, bytes]]:
+def png_rows(header: PngHeader, stride: int, data: Sequence[bytes]) -> Iterator[tuple[int, bool, bytes]]:
     """(pixels, whether first of its pass, filter byte and bytes) of each row, few in memory at a time."""
     pieces, buffer = unpacked(data), bytearray()
     for width, height in png_passes(header):
@@ -462,7 +481,7 @@ def unpacked(data: Sequence[bytes]) -> Iterator[bytes]:
         return  # broken off: let the server judge the file
 
 
-def png_passes(header: PngHeader) -> List[Tuple[int, int]]:
+def png_passes(header: PngHeader) -> list[tuple[int, int]]:
     """(width, height) of each pass: one, or Adam7's seven without the empty ones."""
     if not header.interlaced:
         return [(header.width, header.height)]
@@ -472,7 +491,7 @@ def png_passes(header: PngHeader) -> List[Tuple[int, int]]:
 
 # ---- 6. Settings ---------------------------------------------------------------------------------
 
-CONFIG_TYPES: Dict[str, Tuple[type, ...]] = {
+CONFIG_TYPES: dict[str, tuple[type, ...]] = {
     "base_url": (str,), "api_key": (str,), "api_key_env": (str,), "api_key_command": (list,), "api": (str,),
     "model": (str,), "timeout": (int, float), "headers": (dict,), "proxy": (str,), "cacert": (str,),
     "allow_http": (bool,), "max_cost": (int, float), "poll_url": (str,)}
@@ -481,7 +500,11 @@ KEY_SETTINGS = ("api_key", "api_key_env", "api_key_command")
 # The variables that are read as keys: none of them reaches a child process.
 KEY_VARIABLES = ("GPT_IMAGE2_API_KEY", "OPENAI_API_KEY")
 
-Layer = Dict[str, Setting]
+# Scheme, host, port; no user name, query, blank or backslash, which curl and others read differently.
+URL = re.compile(r"(https?)://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(\d{1,5}))?(?:/[^\s\\?#\x00-\x1f\x7f]*)?")
+
+if TYPE_CHECKING:
+    Layer = dict[str, Setting]
 
 
 def environment(name: str) -> str:
@@ -489,7 +512,7 @@ def environment(name: str) -> str:
     return environ.get(name, "")
 
 
-def child_environment(secrets: Sequence[str]) -> Dict[str, str]:
+def child_environment(secrets: Sequence[str]) -> dict[str, str]:
     """The environment for a child process: no key in it, C messages, no TLS key log."""
     dropped = (*KEY_VARIABLES, "SSLKEYLOGFILE")
     kept = {name: value for name, value in environ.items()
@@ -497,7 +520,7 @@ def child_environment(secrets: Sequence[str]) -> Dict[str, str]:
     return {**kept, "LC_ALL": "C"}
 
 
-def config_locations() -> List[str]:
+def config_locations() -> list[str]:
     """Where a config file may be, in the order of search; the first one is where --init writes."""
     home = os.path.expanduser("~")
     places = [os.path.join(folder, "gpt-image-2", "config.json")
@@ -507,7 +530,7 @@ def config_locations() -> List[str]:
                      os.path.join(home, ".hermes", "gpt-image-2-config.json")]
 
 
-def read_config(path: str, warnings: List[str]) -> Dict[str, Any]:
+def read_config(path: str, warnings: list[str]) -> dict[str, Any]:
     """The checked content of a config file."""
     try:
         with open(path, encoding="utf-8-sig") as stream:
@@ -522,26 +545,25 @@ def read_config(path: str, warnings: List[str]) -> Dict[str, Any]:
         raise setup_failure(f"{path} must hold one JSON object, not {json_name(content)}")
     if os.name == "posix" and mode & 0o077:
         warnings.append(f"{path} can be read by other users; mend it with: chmod 600 {path}")
-    return {name: value for name, value in content.items() if config_value_fits(path, name, value, warnings)}
+    for name in content:
+        if name not in CONFIG_TYPES:
+            warnings.append(f"{path}: unknown setting {name!r} is ignored.{nearest(name, list(CONFIG_TYPES))}")
+        elif name in NOT_YET:
+            warnings.append(f"{path}: {name} has no effect in this version")
+    return {name: checked_value(path, name, value) for name, value in content.items()
+            if name in CONFIG_TYPES and value not in (None, "", [])}
 
 
-def config_value_fits(path: str, name: str, value: Any, warnings: List[str]) -> bool:
-    """Whether a value counts. Unknown names are a warning; wrong types raise; null is as good as absent."""
-    if name not in CONFIG_TYPES:
-        warnings.append(f"{path}: unknown setting {name!r} is ignored.{nearest(name, list(CONFIG_TYPES))}")
-        return False
-    if value is None:
-        return False
+def checked_value(path: str, name: str, value: Any) -> Any:
+    """The value, which has the type of its setting."""
     types = CONFIG_TYPES[name]
-    fits = isinstance(value, types) and (bool in types or not isinstance(value, bool))
-    inner = value if isinstance(value, list) else value.values() if isinstance(value, dict) else ()
-    if not fits or not all(isinstance(item, str) for item in inner):
-        expected = {str: "a text", list: "a list of texts", dict: "an object with texts as values",
-                    bool: "true or false", int: "a number"}[types[0]]
-        raise setup_failure(f"{path}: {name} must be {expected}, not {json_name(value)}")
-    if name in NOT_YET:
-        warnings.append(f"{path}: {name} has no effect in this version")
-    return value != "" and value != []
+    items = value if isinstance(value, list) else value.values() if isinstance(value, dict) else ()
+    if (isinstance(value, types) and (bool in types or not isinstance(value, bool))
+            and all(isinstance(item, str) for item in items)):
+        return value
+    expected = {str: "a text", list: "a list of texts", dict: "an object with texts as values",
+                bool: "true or false", int: "a number"}[types[0]]
+    raise setup_failure(f"{path}: {name} must be {expected}, not {json_name(value)}")
 
 
 def json_name(value: Any) -> str:
@@ -557,28 +579,39 @@ def reason(error: BaseException) -> str:
 
 def load_settings(flags: Mapping[str, Any]) -> Settings:
     """--config file > flags > found config file > environment > defaults; each value with its source."""
-    warnings: List[str] = []
+    warnings: list[str] = []
     explicit = os.path.abspath(os.path.expanduser(flags["config"])) if flags.get("config") else ""
     path = explicit or next((place for place in config_locations() if os.path.lexists(place)), "")
     content = read_config(path, warnings) if path else {}
-    from_file = {name: Setting(value, path) for name, value in content.items()}
-    from_flags = {name: Setting(value, "--" + name.replace("_", "-")) for name, value in flags.items()
-                  if name in CONFIG_TYPES and value not in (None, False, {})}
-    for name in sorted(set(from_file) & set(from_flags)) if explicit else ():
-        if name != "headers":
-            warnings.append(f"{from_flags[name].source} is overridden by {path}")
-    first, second = (from_file, from_flags) if explicit else (from_flags, from_file)
-    layers = [first, second, environment_layer(), default_layer()]
-    base_url = pick(layers, "base_url")
-    allow_http = pick(layers, "allow_http")
+    layers = [flag_layer(flags), {name: Setting(value, path) for name, value in content.items()}]
+    keys = [flag_keys(flags), file_keys(content, path)]
+    if explicit:
+        layers.reverse()
+        keys.reverse()
+        warnings += overridden_flags(*layers)
+    layers += [environment_layer(), default_layer()]
+    base_url, allow_http, api = (pick(layers, name) for name in ("base_url", "allow_http", "api"))
     base_url = base_url._replace(value=checked_base_url(base_url, allow_http.value))
-    if pick(layers, "api").value != "openai":
-        raise setup_failure(f"api {pick(layers, 'api').value!r} is not known to this version; it speaks openai")
-    keys = {"file": file_keys(content, path), "flags": flag_keys(flags)}
-    ordered = keys["file"] + keys["flags"] if explicit else keys["flags"] + keys["file"]
+    if api.value != "openai":
+        raise fault(api, f"api {api.value!r} is not known to this version; it speaks openai")
     return Settings(base_url, pick(layers, "model"), checked_timeout(pick(layers, "timeout")),
                     merged_headers(layers, content, base_url.value, warnings), pick(layers, "proxy"),
-                    pick(layers, "cacert"), allow_http, tuple(ordered + environment_keys()), path, tuple(warnings))
+                    pick(layers, "cacert"), allow_http, (*keys[0], *keys[1], *environment_keys()), path,
+                    tuple(warnings))
+
+
+def overridden_flags(from_file: Layer, from_flags: Layer) -> list[str]:
+    """A warning for each flag that an explicit --config file overrides; headers are merged instead."""
+    file_has_key = any(name in from_file for name in KEY_SETTINGS)
+    return [f"{setting.source} is overridden by the file that --config names"
+            for name, setting in from_flags.items()
+            if (name in from_file and name != "headers") or (name in KEY_SETTINGS and file_has_key)]
+
+
+def flag_layer(flags: Mapping[str, Any]) -> Layer:
+    """The settings given on the command line."""
+    return {name: Setting(value, "--" + name.replace("_", "-")) for name, value in flags.items()
+            if name in CONFIG_TYPES and value not in (None, False, {})}
 
 
 def pick(layers: Sequence[Layer], name: str) -> Setting:
@@ -607,24 +640,15 @@ def fault(setting: Setting, message: str, hint: str = "") -> Failure:
 
 def checked_base_url(setting: Setting, allow_http: bool) -> str:
     """The base URL without a trailing slash; anything that could send a key astray is refused."""
-    from urllib.parse import urlsplit
-    url = setting.value.rstrip("/")
+    url: str = setting.value.strip().rstrip("/")
     shown = redact(one_line(re.sub(r"//[^/]*@", "//***@", url)), ())
-    if re.search(r"[\s\\\x00-\x1f\x7f]", url):
-        raise fault(setting, f"the base URL {shown!r} holds a blank, a backslash or a control character")
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname or "", parts.port
-    except ValueError:
-        raise fault(setting, f"the base URL {shown} is not a URL") from None
-    del port  # read only because reading is what checks it
-    if parts.scheme not in ("http", "https") or not host:
-        raise fault(setting, f"the base URL {shown} needs https:// in front", f"Try --base-url https://{shown}")
-    if "@" in parts.netloc:
+    if "://" not in url:
+        raise fault(setting, f"the base URL {shown!r} has no scheme", f"Try --base-url https://{shown}")
+    if "@" in url:
         raise fault(setting, f"the base URL {shown} holds a user name or password", "Pass the key as a setting.")
-    if parts.query or parts.fragment:
-        raise fault(setting, f"the base URL {shown} must end with its path, such as /v1")
-    if parts.scheme == "http" and not is_loopback(url) and not allow_http:
+    if not URL.fullmatch(url):
+        raise fault(setting, f"the base URL {shown!r} is not of the form https://HOST[:PORT][/PATH]")
+    if url.startswith("http:") and not is_loopback(url) and not allow_http:
         raise fault(setting, f"{shown} would send the key unencrypted",
                     "Use https://, or --allow-http for a server on a network you trust.")
     return url
@@ -632,33 +656,29 @@ def checked_base_url(setting: Setting, allow_http: bool) -> str:
 
 def is_loopback(url: str) -> bool:
     """Whether a URL leads to this machine."""
-    from urllib.parse import urlsplit
-    host = urlsplit(url).hostname or ""
-    return host in ("localhost", "::1") or re.fullmatch(r"127(\.\d{1,3}){3}", host) is not None
+    match = URL.match(url)
+    return bool(match and re.fullmatch(r"localhost|\[::1\]|127(\.\d{1,3}){3}", match.group(2), re.IGNORECASE))
 
 
 def host_of(url: str) -> str:
     """host:port in lower case; what a key is bound to."""
-    from urllib.parse import urlsplit
-    parts = urlsplit(url)
-    try:
-        port = parts.port
-    except ValueError:
+    match = URL.match(url)
+    if not match:
         return ""
-    return f"{parts.hostname}:{port or (80 if parts.scheme == 'http' else 443)}"
+    return f"{match.group(2).lower()}:{match.group(3) or (80 if match.group(1) == 'http' else 443)}"
 
 
 def checked_timeout(setting: Setting) -> Setting:
     """Seconds, more than zero; curl takes at most a few million."""
-    if not 0 < setting.value <= 1_000_000:
-        raise fault(setting, f"the timeout must be between 0 and 1000000 seconds, not {setting.value}")
+    if not 0 < setting.value <= MAX_TIMEOUT:
+        raise fault(setting, f"the timeout must be between 0 and {MAX_TIMEOUT} seconds, not {setting.value}")
     return setting
 
 
 def merged_headers(layers: Sequence[Layer], content: Mapping[str, Any], base_url: str,
-                   warnings: List[str]) -> Setting:
+                   warnings: list[str]) -> Setting:
     """Extra headers of all layers, the first layer winning by name; those of a file stay with its host."""
-    merged: Dict[str, str] = {}
+    merged: dict[str, str] = {}
     sources = []
     for layer in reversed(layers):
         setting = layer.get("headers", Setting({}, ""))
@@ -684,7 +704,7 @@ def may_go(host: str, base_url: str) -> bool:
     return host in ("", host_of(base_url)) or is_loopback(base_url)
 
 
-def flag_keys(flags: Mapping[str, Any]) -> List[KeySource]:
+def flag_keys(flags: Mapping[str, Any]) -> list[KeySource]:
     """Keys named on the command line; the person who typed them chose where they go."""
     found = []
     if flags.get("api_key") is not None:
@@ -697,7 +717,7 @@ def flag_keys(flags: Mapping[str, Any]) -> List[KeySource]:
     return found
 
 
-def file_keys(content: Mapping[str, Any], path: str) -> List[KeySource]:
+def file_keys(content: Mapping[str, Any], path: str) -> list[KeySource]:
     """Keys of a config file, bound to the file's own host."""
     host, found = file_host(content), []
     if "api_key" in content:
@@ -710,14 +730,14 @@ def file_keys(content: Mapping[str, Any], path: str) -> List[KeySource]:
     return found
 
 
-def environment_keys() -> List[KeySource]:
+def environment_keys() -> list[KeySource]:
     """Our own variable may go anywhere; OpenAI's belongs to the host configured beside it."""
     openai_host = host_of(environment("OPENAI_BASE_URL") or DEFAULT_BASE_URL)
     hosts = {"GPT_IMAGE2_API_KEY": "", "OPENAI_API_KEY": openai_host}
     return [KeySource(f"${name}", hosts[name], environment(name)) for name in KEY_VARIABLES if environment(name)]
 
 
-def choose_key(settings: Settings) -> Optional[KeySource]:
+def choose_key(settings: Settings) -> KeySource | None:
     """The first key that may go to the configured host; none is needed on this machine."""
     base_url = settings.base_url.value
     chosen = next((source for source in settings.keys if may_go(source.host, base_url)), None)
@@ -741,7 +761,7 @@ def checked_key(key: str, source: str) -> str:
 
 # ---- 7. Job: what is asked for, checked while it is still free ----------------------------------
 
-def build_job(options: argparse.Namespace, model: str, notes: List[str]) -> Job:
+def build_job(options: Namespace, model: str, notes: list[str]) -> Job:
     """A checked Job from the command line; raises before anything is sent."""
     words, paths = list(options.words), list(options.image or []) if options.command == "edit" else []
     if options.command == "edit" and words and not (len(words) == 1 and paths and not options.prompt_file):
@@ -757,7 +777,7 @@ def build_job(options: argparse.Namespace, model: str, notes: List[str]) -> Job:
     return Job(options.command, model, prompt, images, mask, parameters, options.n, target)
 
 
-def read_prompt(words: Sequence[str], prompt_file: Optional[str]) -> str:
+def read_prompt(words: Sequence[str], prompt_file: str | None) -> str:
     """The prompt from the command line, a file or standard input."""
     if len(words) > (0 if prompt_file else 1):
         raise usage_failure(f"one argument too many: {one_line(words[-1], 60)!r}", "Put the prompt in quotes.")
@@ -794,7 +814,7 @@ def read_prompt_from(source: str) -> str:
         raise usage_failure(f"the prompt in {source} is not UTF-8 text") from None
 
 
-def read_images(paths: Sequence[str]) -> Tuple[Upload, ...]:
+def read_images(paths: Sequence[str]) -> tuple[Upload, ...]:
     """The input images of an edit."""
     if not paths:
         raise usage_failure("the image to edit is missing", 'Use: edit IMAGE "what to change"')
@@ -826,7 +846,7 @@ def read_upload(path: str, role: str) -> Upload:
     return Upload(full, picture)
 
 
-def read_mask(path: str, image: Upload, notes: List[str]) -> Upload:
+def read_mask(path: str, image: Upload, notes: list[str]) -> Upload:
     """A PNG with some transparency and the pixel size of the first image."""
     mask = read_upload(path, "mask")
     wanted, found = image.picture, mask.picture
@@ -845,28 +865,42 @@ def read_mask(path: str, image: Upload, notes: List[str]) -> Upload:
     return mask
 
 
-def checked_parameters(options: argparse.Namespace, model: str, notes: List[str]) -> Dict[str, Any]:
+def checked_parameters(options: Namespace, model: str, notes: list[str]) -> dict[str, Any]:
     """What is sent besides model and prompt: nothing that is left at its default."""
-    rules = MODELS.get(re.sub(r"-20\d\d-\d\d-\d\d$", "", model))
+    rules = MODELS.get(re.sub(DATED, "", model))
     if rules is None:
         notes.append(f"{model} is not a model this program knows: size and quality are not checked")
     elif rules.shutdown:
         notes.append(f"{model} is shut down on {rules.shutdown}")
-    image_format = checked_format(options)
-    values = {
-        "n": options.n if options.n != 1 else None,
-        "size": checked_size(options.size, model, rules),
-        "quality": checked_quality(options.quality, model, rules),
-        "output_format": image_format if image_format != "png" else None,
-        "output_compression": checked_compression(options.compression, image_format),
-        "background": checked_background(options.background, image_format),
-        "moderation": options.moderation,
-        "input_fidelity": checked_fidelity(getattr(options, "input_fidelity", None), model)}
-    sent = {name: value for name, value in values.items() if value not in (None, "auto")}
+    if rules and options.quality not in rules.qualities:
+        raise usage_failure(f"{model} has no quality {one_line(options.quality, 40)!r}, only "
+                            f"{', '.join(rules.qualities)}", nearest(options.quality, rules.qualities).strip())
+    image_format = chosen_format(options)
+    check_combinations(options, image_format, model)
+    values = {"n": options.n, "size": checked_size(options.size, model, rules), "quality": options.quality,
+              "output_format": image_format, "output_compression": options.compression,
+              "background": options.background, "moderation": options.moderation,
+              "input_fidelity": getattr(options, "input_fidelity", None)}
+    defaults = {"n": 1, "output_format": "png"}
+    sent = {name: value for name, value in values.items() if value not in (None, "auto", defaults.get(name))}
     return {**sent, **dict(options.param)}  # --param may say what no check here knows
 
 
-def checked_size(size: str, model: str, rules: Optional[ModelRules]) -> str:
+def check_combinations(options: Namespace, image_format: str, model: str) -> None:
+    """Options that contradict each other, with the reason."""
+    rules = (
+        (options.compression is not None and image_format == "png",
+         "--compression needs --format jpeg or webp: PNG is always lossless"),
+        (options.background == "transparent" and image_format == "jpeg",
+         "--background transparent needs --format png or webp: JPEG has no transparency"),
+        (getattr(options, "input_fidelity", None) and re.sub(DATED, "", model) == DEFAULT_MODEL,
+         f"--input-fidelity is not for {model}, which always keeps inputs at high fidelity; leave it out"))
+    for broken, message in rules:
+        if broken:
+            raise usage_failure(message)
+
+
+def checked_size(size: str, model: str, rules: ModelRules | None) -> str:
     """A size the model takes, or auto."""
     size = SIZE_NAMES.get(size.lower(), size.lower())
     edges = split_size(size)
@@ -883,41 +917,11 @@ def checked_size(size: str, model: str, rules: Optional[ModelRules]) -> str:
     return "%dx%d" % edges
 
 
-def checked_quality(quality: str, model: str, rules: Optional[ModelRules]) -> str:
-    """A quality the model knows; unknown models take anything."""
-    if rules and quality not in rules.qualities:
-        raise usage_failure(f"{model} has no quality {one_line(quality, 40)!r}, only {', '.join(rules.qualities)}",
-                            nearest(quality, rules.qualities).strip())
-    return quality
-
-
-def checked_format(options: argparse.Namespace) -> str:
+def chosen_format(options: Namespace) -> str:
     """The asked format, else what the output's suffix says, else png."""
     by_suffix = {suffix: name for name in FORMATS for suffix in SUFFIXES[name]}
     chosen = options.format or by_suffix.get(os.path.splitext(options.output)[1].lower(), "png")
     return "jpeg" if chosen == "jpg" else chosen
-
-
-def checked_compression(compression: Optional[int], image_format: str) -> Optional[int]:
-    """0 to 100, for the formats that have it."""
-    if compression is not None and image_format == "png":
-        raise usage_failure("--compression needs --format jpeg or webp: PNG is always lossless")
-    return compression
-
-
-def checked_background(background: Optional[str], image_format: str) -> Optional[str]:
-    """A transparent background needs a format with an alpha channel."""
-    if background == "transparent" and image_format == "jpeg":
-        raise usage_failure("--background transparent needs --format png or webp: JPEG has no transparency")
-    return background
-
-
-def checked_fidelity(fidelity: Optional[str], model: str) -> Optional[str]:
-    """gpt-image-2 refuses the parameter: its inputs always have high fidelity."""
-    if fidelity and re.fullmatch(r"gpt-image-2(-20\d\d-\d\d-\d\d)?", model):
-        raise usage_failure(f"--input-fidelity is not for {model}, which always keeps inputs at high fidelity",
-                            "Leave the option out.")
-    return fidelity
 
 
 def checked_target(output: str, image_format: str, overwrite: bool) -> Target:
@@ -964,7 +968,7 @@ def probe_folder(target: Target, n: int, size: str) -> None:
                             f"{needed // 1_000_000 + 1} MB may be needed", "Make room, or " + hint)
 
 
-def note_existing_target(target: Target, n: int, image_format: str, notes: List[str]) -> None:
+def note_existing_target(target: Target, n: int, image_format: str, notes: list[str]) -> None:
     """Say before paying that the file will get another name."""
     path = numbered(target, 1 if n > 1 else 0, image_format)
     if os.path.lexists(path) and not target.overwrite:
@@ -992,7 +996,7 @@ def api_request(settings: Settings, key: str, method: str, path: str) -> Request
                    allow_http=settings.allow_http.value)
 
 
-def edit_form(job: Job, body: Mapping[str, Any]) -> Tuple[Part, ...]:
+def edit_form(job: Job, body: Mapping[str, Any]) -> tuple[Part, ...]:
     """The parts of an edit: text first, as the official SDK sends them; one image is `image`, several `image[]`."""
     texts = [Part(name, value if isinstance(value, str) else json.dumps(value)) for name, value in body.items()]
     field = "image" if len(job.images) == 1 else "image[]"
@@ -1001,7 +1005,7 @@ def edit_form(job: Job, body: Mapping[str, Any]) -> Tuple[Part, ...]:
     return (*texts, *files, *mask)
 
 
-def collect_images(settings: Settings, response: Response) -> Generator[Request, Response, List[Image]]:
+def collect_images(settings: Settings, response: Response) -> Generator[Request, Response, list[Image]]:
     """The images of an answer; those behind a URL are fetched, without the key."""
     images = []
     for found in find_images(response.document):
@@ -1009,7 +1013,8 @@ def collect_images(settings: Settings, response: Response) -> Generator[Request,
             images.append(Image(base64=found))
             continue
         file = yield Request("GET", found, timeout=DOWNLOAD_TIMEOUT, proxy=settings.proxy.value,
-                             cacert=settings.cacert.value, allow_http=settings.allow_http.value, download=True)
+                             cacert=settings.cacert.value, allow_http=settings.allow_http.value, download=True,
+                             repeatable=True)
         images.append(Image(path=file.path))
     return images
 
@@ -1050,11 +1055,12 @@ CURL_FAULTS = {
 
 
 class Exchange(NamedTuple):
-    """The files of one transfer, side by side in a private folder, by kind."""
+    """The files of one transfer, side by side in the command's folder, by kind."""
     base: str
+    kept: bool = False  # whether the folder is still there for the next run
 
     def file(self, kind: str) -> str:
-        """The path of body, field-N, answer, headers, outcome or errors."""
+        """The path of body, field-N, lock, answer, headers, outcome or errors."""
         return f"{self.base}.{kind}"
 
 
@@ -1095,7 +1101,7 @@ def header_line(name: str, value: str) -> str:
     return f"{name}: {value}"
 
 
-def body_lines(request: Request, exchange: Exchange) -> List[Tuple[str, str]]:
+def body_lines(request: Request, exchange: Exchange) -> list[tuple[str, str]]:
     """The body's lines: JSON from one file, or form parts from a file each, so that no text is interpreted."""
     if request.body is not None:
         return [("header", "Content-Type: application/json"), ("data-binary", "@" + exchange.file("body"))]
@@ -1115,18 +1121,21 @@ def write_bodies(request: Request, exchange: Exchange) -> None:
     if request.body is not None:
         bodies["body"] = json.dumps(request.body, ensure_ascii=False)
     for kind, text in bodies.items():
-        with open(exchange.file(kind), "wb") as stream:
+        with private_file(exchange.file(kind)) as stream:
             stream.write(text.encode("utf-8"))
 
 
-def start_child(argv: Sequence[str], secrets: Sequence[str], **streams: Any) -> "Popen[bytes]":
-    """Start a program without a shell, without keys in its environment, out of reach of the terminal's Ctrl-C."""
+def start_child(argv: Sequence[str], secrets: Sequence[str], **streams: Any) -> Popen[bytes]:
+    """Start a program: no shell, no key in its environment, private files, out of reach of a terminal's Ctrl-C."""
     import subprocess
+    umask = os.umask(0o077)
     try:
         return subprocess.Popen(argv, env=child_environment(secrets), start_new_session=True, **streams)
     except OSError as error:
         raise setup_failure(f"cannot run {argv[0]}: {reason(error)}",
                             "Install curl 7.68 or newer." if argv[0] == "curl" else "", "curl") from None
+    finally:
+        os.umask(umask)
 
 
 def child_output(argv: Sequence[str], secrets: Sequence[str], timeout: float) -> bytes:
@@ -1156,7 +1165,7 @@ def check_curl() -> str:
     return match.group(0)
 
 
-def read_key(source: Optional[KeySource]) -> str:
+def read_key(source: KeySource | None) -> str:
     """The key itself, from its source or as the first line that its command prints."""
     if source is None:
         return ""
@@ -1166,34 +1175,37 @@ def read_key(source: Optional[KeySource]) -> str:
     return checked_key((output.splitlines() or [""])[0].strip(), source.source)
 
 
-def start_curl(request: Request, exchange: Exchange, secrets: Sequence[str]) -> "Popen[bytes]":
-    """curl at work on one request; everything it has to say goes to files."""
+def start_curl(request: Request, exchange: Exchange, secrets: Sequence[str]) -> Popen[bytes]:
+    """curl at work on one request; all it has to say goes to files, and its end frees the exchange's lock."""
     import tempfile
     write_bodies(request, exchange)
-    with tempfile.TemporaryFile() as config, open(exchange.file("outcome"), "wb") as outcome, \
-            open(exchange.file("errors"), "wb") as errors:
-        config.write(os.fsencode(curl_config(request, exchange)))
-        config.seek(0)  # the child shares the offset
-        return start_child(["curl", "-q", "-K", "-"], secrets, stdin=config, stdout=outcome, stderr=errors)
+    lock = take_lock(exchange.file("lock"), create=True)
+    try:
+        with tempfile.TemporaryFile() as config, private_file(exchange.file("outcome")) as outcome, \
+                private_file(exchange.file("errors")) as errors:
+            config.write(os.fsencode(curl_config(request, exchange)))
+            config.seek(0)  # the child shares the offset
+            return start_child(["curl", "-q", "-K", "-"], secrets, stdin=config, stdout=outcome, stderr=errors,
+                               pass_fds=() if lock is None or lock < 0 else (lock,))
+    finally:
+        release(lock)
 
 
-def read_outcome(exchange: Exchange, returncode: int) -> Outcome:
-    """What curl's files say; its exit code is in its error message, so that any process can read it."""
+def read_outcome(exchange: Exchange) -> Outcome:
+    """What curl's files say. Its exit code is in its error message, so that any process can read it."""
     with open(exchange.file("outcome"), encoding="ascii", errors="replace") as stream:
         fields = stream.read().split()
     with open(exchange.file("errors"), encoding="utf-8", errors="replace") as stream:
-        message = stream.read(4000)
-    match = re.search(r"curl: \((\d+)\) ?(.*)", message)
+        match = re.search(r"curl: \((\d+)\) ?(.*)", stream.read(4000))
+    exit_code, message = (int(match.group(1)), match.group(2)) if match else (0 if fields else -9, "")
     if len(fields) != 5:  # no write-out line: a usage error, or curl was killed
-        return Outcome(int(match.group(1)) if match else returncode or -9, 0, 0, match is None, message)
-    sent = float(fields[3]) > 0 or float(fields[2]) > 0
-    return Outcome(int(match.group(1)) if match else 0, int(fields[0]), int(fields[1]), sent,
-                   match.group(2) if match else "")
+        return Outcome(exit_code, 0, 0, exit_code < 0, message)
+    return Outcome(exit_code, int(fields[0]), int(fields[1]), float(fields[3]) > 0 or float(fields[2]) > 0, message)
 
 
-def read_headers(path: str) -> Dict[str, str]:
+def read_headers(path: str) -> dict[str, str]:
     """The last block of headers, names in lower case: earlier blocks are 100, 103, a proxy's or redirects."""
-    headers: Dict[str, str] = {}
+    headers: dict[str, str] = {}
     try:
         with open(path, encoding="utf-8", errors="replace") as stream:
             for line in stream:
@@ -1207,7 +1219,7 @@ def read_headers(path: str) -> Dict[str, str]:
     return headers
 
 
-def transport_failure(outcome: Outcome, request: Request) -> Optional[Failure]:
+def transport_failure(outcome: Outcome, request: Request) -> Failure | None:
     """The failure for a transfer without a whole answer, None when there is one."""
     host = host_of(request.url)
     if outcome.exit_code == 0:
@@ -1238,6 +1250,193 @@ def transport_hint(kind: str, never_sent: bool) -> str:
         return "Nothing was sent. Check --base-url, the network and the proxy, then run the same command again."
     return hints.get(kind, "Running the command again asks for a new image." if not never_sent else "")
 
+# ---- 10. Journal: unfinished requests survive everything -----------------------------------------
+# One folder for each command: request.json says what was asked for, N.* are the files of its Nth
+# transfer, saved-N names the Nth picture's file, owner is locked by the program that works on it.
+# Running the same command again takes the folder over and replays it: answers that are there are
+# read instead of asked for, a transfer that still runs is waited for.
+
+class Folder(NamedTuple):
+    """The private folder of one command. lock: the owner's, held while the program runs."""
+    path: str
+    lock: int | None
+    kept: bool  # in the journal, not a temporary folder
+    adopted: bool = False
+
+    def exchange(self, step: int) -> Exchange:
+        """The files of the command's Nth transfer."""
+        return Exchange(os.path.join(self.path, str(step)), self.kept)
+
+
+def private_file(path: str) -> BinaryIO:
+    """A new, empty file that only its owner can read."""
+    return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o600), "wb")
+
+
+def take_lock(path: str, create: bool = False, wait: bool = False) -> int | None:
+    """A descriptor that holds the file's lock, None when another process holds it or there is no file.
+
+    Locks end with the last process that has the descriptor, however it ends. -1 where there are none.
+    """
+    if fcntl is None:
+        return -1 if create or os.path.exists(path) else None
+    try:
+        handle = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0), 0o600)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        return handle
+    except BlockingIOError:
+        os.close(handle)
+        return None
+
+
+def release(lock: int | None) -> None:
+    """Give a lock back."""
+    if lock is not None and lock >= 0:
+        os.close(lock)
+
+
+def journal_root() -> str:
+    """Where the folders are: XDG's place for what should survive a restart but is no setting."""
+    state = environment("XDG_STATE_HOME")
+    base = state if os.path.isabs(state) else os.path.join(os.path.expanduser("~"), ".local", "state")
+    return os.path.join(base, "gpt-image-2", "requests")
+
+
+def fingerprint(job: Job, settings: Settings) -> str:
+    """The same for commands that ask for the same images: endpoint, parameters, prompt, bytes of all inputs."""
+    import hashlib
+    inputs = []
+    for upload in (*job.images, *((job.mask,) if job.mask else ())):
+        digest = hashlib.sha256()
+        with open(upload.path, "rb") as stream:
+            for block in iter(lambda: stream.read(BLOCK), b""):
+                digest.update(block)
+        inputs.append(digest.hexdigest())
+    asked = [1, job.command, settings.base_url.value, job.model, job.prompt, sorted(job.parameters.items()), inputs,
+             bool(job.mask)]
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:24]
+
+
+def open_folder(job: Job, settings: Settings, fresh: bool, report: Report) -> Folder:
+    """The folder of an unfinished identical command, or a new one."""
+    try:
+        return journal_folder(fingerprint(job, settings), fresh, {
+            "schema": 1, "version": VERSION, "prompt": job.prompt, "model": job.model, "images": len(job.images),
+            "endpoint": settings.base_url.value, "parameters": dict(job.parameters)})
+    except OSError as error:
+        import tempfile
+        report.warn(f"{journal_root()} cannot be used ({reason(error)}): if this command is cut off, its image is lost")
+        return Folder(tempfile.mkdtemp(prefix=PROGRAM + "-"), None, False)
+
+
+def journal_folder(name: str, fresh: bool, asked: Mapping[str, Any]) -> Folder:
+    """Take over or make a folder. One process at a time does this, so that none is seen half made."""
+    root = journal_root()
+    os.makedirs(root, mode=0o700, exist_ok=True)
+    gate = take_lock(os.path.join(root, ".lock"), create=True, wait=True)
+    try:
+        prune(root)
+        for entry in () if fresh or fcntl is None else sorted(os.listdir(root)):
+            lock = take_lock(os.path.join(root, entry, "owner")) if entry.startswith(name) else None
+            if lock is not None:
+                return Folder(os.path.join(root, entry), lock, True, adopted=True)
+        path = os.path.join(root, f"{name}-{os.urandom(4).hex()}")
+        os.mkdir(path, 0o700)
+        with private_file(os.path.join(path, "request.json")) as stream:
+            stream.write(json.dumps(asked, ensure_ascii=False).encode())
+        return Folder(path, take_lock(os.path.join(path, "owner"), create=True), True)
+    finally:
+        release(gate)
+
+
+def prune(root: str) -> None:
+    """Remove what was left half made or half removed, and what nobody collected in time."""
+    for entry in os.listdir(root):
+        path = os.path.join(root, entry)
+        owner = os.path.join(path, "owner")
+        try:
+            half = entry.startswith(".gone") or not os.path.exists(owner)
+            if entry == ".lock" or not (half or time.time() - os.stat(path).st_mtime > KEEP_DAYS * 86400):
+                continue
+        except FileNotFoundError:
+            continue  # its owner has just removed it
+        lock = take_lock(owner, create=half)
+        if lock is not None:
+            remove_tree(path)
+            release(lock)
+
+
+def remove_folder(folder: Folder) -> None:
+    """Forget a command. Renamed first, so that a half removed folder is never taken for a request."""
+    path = folder.path
+    if folder.kept:
+        path = os.path.join(os.path.dirname(folder.path), ".gone-" + os.path.basename(folder.path))
+        try:
+            os.rename(folder.path, path)
+        except OSError:
+            path = folder.path
+    remove_tree(path)
+
+
+def remove_tree(path: str) -> None:
+    """Remove a folder and what is in it; leftovers are pruned later."""
+    import shutil
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def exchange_state(exchange: Exchange) -> str:
+    """unsent, running, answered (curl has ended and said how), or lost (curl was killed in the middle)."""
+    if not os.path.exists(exchange.file("errors")):
+        return "unsent"
+    lock = take_lock(exchange.file("lock"))
+    if lock is None:
+        return "running"
+    release(lock)
+    if os.path.getsize(exchange.file("outcome")) or os.path.getsize(exchange.file("errors")):
+        return "answered"
+    # curl makes this file before it connects
+    return "lost" if os.path.exists(exchange.file("headers")) else "unsent"
+
+
+def folder_state(path: str) -> str:
+    """The state of a command's last transfer."""
+    steps = sorted(int(name.split(".")[0]) for name in os.listdir(path) if re.fullmatch(r"\d+\.errors", name))
+    return exchange_state(Exchange(os.path.join(path, str(steps[-1])))) if steps else "unsent"
+
+
+def pending_requests() -> list[tuple[float, str, str]]:
+    """(age in seconds, state, first words of the prompt) of every unfinished command, oldest first."""
+    root, found = journal_root(), []
+    for entry in os.listdir(root) if os.path.isdir(root) else ():
+        path = os.path.join(root, entry)
+        try:
+            with open(os.path.join(path, "request.json"), encoding="utf-8") as stream:
+                prompt = as_text(json.load(stream).get("prompt"))
+            found.append((time.time() - os.stat(path).st_mtime, folder_state(path), one_line(prompt, 60)))
+        except (OSError, ValueError, AttributeError):
+            continue
+    return sorted(found, reverse=True)
+
+
+def saved_before(folder: Folder, number: int) -> str:
+    """Where an earlier run saved the Nth picture, if it is still there."""
+    try:
+        with open(os.path.join(folder.path, f"saved-{number}"), "rb") as stream:
+            path = os.fsdecode(stream.read())
+    except FileNotFoundError:
+        return ""
+    return path if os.path.exists(path) else ""
+
+
+def remember_saved(folder: Folder, number: int, path: str) -> None:
+    """Note where the Nth picture is, so that a later run does not save it again."""
+    with private_file(os.path.join(folder.path, f"saved-{number}")) as stream:
+        stream.write(os.fsencode(path))
+
+
 # ---- 11. Driver: feed the provider, tell the caller ---------------------------------------------
 
 class Report:
@@ -1245,10 +1444,10 @@ class Report:
 
     def __init__(self, as_json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
         self.as_json, self.quiet, self.verbose = as_json, quiet, verbose
-        self.secrets: List[str] = []
-        self.warnings: List[str] = []
-        self.saved: List[Saved] = []
-        self.facts: Dict[str, Any] = {"requested": None, "http_status": None, "elapsed_s": None, "model": None,
+        self.secrets: list[str] = []
+        self.warnings: list[str] = []
+        self.saved: list[Saved] = []
+        self.facts: dict[str, Any] = {"requested": None, "http_status": None, "elapsed_s": None, "model": None,
                                       "usage": None, "cost_usd": None, "request_id": None}
         self.progress_shown = False
 
@@ -1282,16 +1481,18 @@ class Report:
             self.warnings.append(text)
             self.error_line(f"warning: {text}")
 
+    def on_terminal(self) -> bool:
+        """Whether a person may be watching."""
+        return sys.stderr is not None and sys.stderr.isatty()
+
     def progress(self, elapsed: float, typical: str) -> None:
         """One refreshed line on a terminal, one line every 30 s elsewhere."""
         text = f"waiting: {elapsed:.0f} s" + (f" (typically {typical})" if typical else "")
-        if self.quiet:
-            return
-        if not sys.stderr.isatty():
-            self.error_line(text)
-            return
-        self.progress_shown = True
-        print("\r\033[K" + text, end="", file=sys.stderr, flush=True)
+        if not self.on_terminal():
+            self.note(text)
+        elif not self.quiet:
+            self.progress_shown = True
+            print("\r\033[K" + text, end="", file=sys.stderr, flush=True)
 
     def output(self, text: str) -> None:
         """One line on standard output, at once; a closed one must not cost an image."""
@@ -1332,24 +1533,25 @@ class Report:
         else:
             self.output_saved()
         money = {"no": "", "maybe": " The image may have been drawn and billed.", "yes": " It was billed."}
-        self.error_line(f"{PROGRAM}: error: {failure.message}.{money[failure.billed]}")
+        end = "" if failure.message.endswith(("?", "!", ".")) else "."
+        self.error_line(f"{PROGRAM}: error: {failure.message}{end}{money[failure.billed]}")
         if failure.hint:
             self.error_line(f"  {failure.hint}")
         return failure.exit_code
 
-    def result(self, ok: bool) -> Dict[str, Any]:
+    def result(self, ok: bool) -> dict[str, Any]:
         """The JSON object; schema rises when a field changes its meaning."""
         saved = [{"path": saved.path, "bytes": saved.bytes, "format": saved.picture.format,
                   "width": saved.picture.width, "height": saved.picture.height} for saved in self.saved]
         return {"schema": 1, "ok": ok, "saved": saved, **self.facts, "warnings": self.warnings}
 
-def drive(provider: Provider, folder: str, report: Report, typical: str) -> List[Image]:
+def drive(provider: Provider, folder: Folder, deadline: float, report: Report, typical: str) -> list[Image]:
     """Send each Request that the provider yields, hand it the Response, return its Images."""
     try:
         request, step = next(provider), 1
         while True:
             try:
-                response = perform(request, Exchange(os.path.join(folder, str(step))), report, typical)
+                response = perform(request, folder.exchange(step), deadline, report, typical)
             except Failure as failure:
                 request = provider.throw(failure)  # a provider may know another way
             else:
@@ -1359,56 +1561,115 @@ def drive(provider: Provider, folder: str, report: Report, typical: str) -> List
         return list(finished.value)
 
 
-def perform(request: Request, exchange: Exchange, report: Report, typical: str = "") -> Response:
-    """One transfer from start to a usable Response; everything else is a Failure."""
+def perform(request: Request, exchange: Exchange, deadline: float, report: Report, typical: str = "") -> Response:
+    """One request until there is a usable Response; everything else is a Failure.
+
+    deadline: time.monotonic() after which no further try begins.
+    """
+    for attempt in range(1, 100):
+        state = exchange_state(exchange)
+        if state == "unsent" or (state == "lost" and request.repeatable):
+            transfer(request, exchange, report, typical)
+        elif state == "running":
+            report.note("the request is still under way; waiting for it")
+            wait_for(lambda: exchange_state(exchange) != "running", exchange, report, typical)
+        outcome = read_outcome(exchange)
+        response = read_response(exchange, outcome)
+        if not request.download:
+            report.facts.update(http_status=response.status or None, elapsed_s=round(response.elapsed, 1),
+                                request_id=response.headers.get("x-request-id"))
+        failure = transport_failure(outcome, request) or answer_failure(request, response)
+        if failure is None:
+            return response
+        pause = retry_pause(request, failure, response.headers, attempt)
+        if pause is None or time.monotonic() + pause > deadline:
+            raise failure
+        report.note(f"{failure.message}; trying again in {pause:.1f} s")
+        forget_exchange(exchange)
+        time.sleep(pause)
+    raise AssertionError("retry_pause must end")
+
+
+def retry_pause(request: Request, failure: Failure, headers: Mapping[str, str], attempt: int) -> float | None:
+    """Seconds until the same request may be sent again; None when it must not: an image may exist already."""
+    if request.repeatable:
+        return NETWORK_PAUSE * 2 ** attempt if attempt < TRIES else None
+    if not failure.retryable or attempt >= (RATE_LIMIT_TRIES if failure.http_status else TRIES):
+        return None
+    limit = re.search(r"Limit (\d+), Used \d+, Requested (\d+)", failure.message)
+    if limit and int(limit.group(2)) > int(limit.group(1)):
+        return None  # more than is ever allowed at once
+    base = RATE_LIMIT_PAUSE if failure.http_status else NETWORK_PAUSE
+    asked = pause_asked(headers, failure.message)
+    return base * 2 ** (attempt - 1) if asked is None else asked
+
+
+def pause_asked(headers: Mapping[str, str], message: str) -> float | None:
+    """The pause that a server asks for, in seconds: two headers, or words in its message."""
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        if re.fullmatch(r"\d{1,9}(\.\d+)?", headers.get(name, "")):
+            return float(headers[name]) * unit
+    if headers.get("retry-after"):
+        from email.utils import mktime_tz, parsedate_tz
+        date = parsedate_tz(headers["retry-after"])
+        return max(0.0, mktime_tz(date) - time.time()) if date else None
+    match = re.search(r"try again in (\d{1,6}(?:\.\d+)?)\s*(ms|s|m)", message, re.IGNORECASE)
+    return float(match.group(1)) * {"ms": 0.001, "s": 1, "m": 60}[match.group(2).lower()] if match else None
+
+
+def forget_exchange(exchange: Exchange) -> None:
+    """Remove what one try left, so that the next one is not taken for answered."""
+    for kind in ("errors", "outcome", "headers", "answer", "lock"):
+        try:
+            os.unlink(exchange.file(kind))
+        except FileNotFoundError:
+            pass
+
+
+def transfer(request: Request, exchange: Exchange, report: Report, typical: str) -> None:
+    """Send one request and wait for curl's end. Ctrl-C ends curl; a SIGTERM leaves it at work."""
+    import signal
     report.detail(f"{request.method} {request.url}")
     for line in curl_config(request, exchange).splitlines():
         report.detail(f"  {line}")
-    started = time.monotonic()
+    forget_exchange(exchange)
     child = start_curl(request, exchange, report.secrets)
     try:
-        wait_for(child, started, report, typical)
-    finally:
-        if child.returncode is None:  # interrupted: the transfer ends with the command
-            child.kill()
+        wait_for(lambda: child.poll() is not None, exchange, report, typical)
+    except KeyboardInterrupt as stop:
+        if stop.args == (signal.SIGINT,) or not exchange.kept:
+            child.terminate()
             child.wait()
-    outcome = read_outcome(exchange, child.returncode)
-    response = read_response(exchange, outcome, time.monotonic() - started)
-    if not request.download:
-        report.facts.update(http_status=response.status or None, elapsed_s=round(response.elapsed, 1),
-                            request_id=response.headers.get("x-request-id"))
-    failure = transport_failure(outcome, request) or answer_failure(request, response)
-    if failure:
-        raise failure
-    return response
+        raise
 
 
-def wait_for(child: "Popen[bytes]", started: float, report: Report, typical: str) -> None:
-    """Wait for curl, with a sign of life: every second on a terminal, every 30 s elsewhere."""
-    import subprocess
-    pause = 1 if sys.stderr.isatty() else HEARTBEAT
-    while True:
-        try:
-            child.wait(timeout=pause)
-            return
-        except subprocess.TimeoutExpired:
-            report.progress(time.monotonic() - started, typical)
+def wait_for(done: Callable[[], bool], exchange: Exchange, report: Report, typical: str) -> None:
+    """Wait, with a sign of life: every second on a terminal, every 30 s elsewhere."""
+    started = os.stat(exchange.file("lock")).st_mtime
+    pause, told = 0.001, time.time()
+    while not done():
+        time.sleep(pause)
+        pause = min(pause * 1.5, 0.1)
+        if time.time() - told >= (1 if report.on_terminal() else HEARTBEAT):
+            told = time.time()
+            report.progress(told - started, typical)
 
 
 # ---- 12. Reading answers: a file -> images or a Failure ------------------------------------------
 
-def read_response(exchange: Exchange, outcome: Outcome, elapsed: float) -> Response:
+def read_response(exchange: Exchange, outcome: Outcome) -> Response:
     """The answer as data; its body stays in the file."""
     path = exchange.file("answer")
     if not os.path.exists(path):  # curl makes the file with the first byte
-        open(path, "wb").close()
+        private_file(path).close()
+    elapsed = os.stat(exchange.file("outcome")).st_mtime - os.stat(exchange.file("lock")).st_mtime
     document, text = read_document(path)
-    return Response(path, outcome.status, read_headers(exchange.file("headers")), elapsed, document, text)
+    return Response(path, outcome.status, read_headers(exchange.file("headers")), max(0.0, elapsed), document, text)
 
 
-def read_document(path: str) -> Tuple[Any, str]:
+def read_document(path: str) -> tuple[Any, str]:
     """(JSON with long strings as Spans, "") or, when the file is no JSON, (None, its first characters)."""
-    def revive(item: Dict[str, Any]) -> Any:
+    def revive(item: dict[str, Any]) -> Any:
         place = item.get("@span")
         whole = isinstance(place, list) and len(place) == 2 and all(type(edge) is int for edge in place)
         return Span(path, *place) if whole and place is not None else item
@@ -1462,7 +1723,7 @@ def json_skeleton(stream: BinaryIO) -> bytes:
 STRING_MARK, OPENING_QUOTE = re.compile(rb'["\\]'), re.compile(rb'"')
 
 
-def find_images(document: Any) -> List[Union[str, Span]]:
+def find_images(document: Any) -> list[str | Span]:
     """Base64 texts or URLs of the images in an answer; null and empty ones are absent."""
     items = document.get("data") if isinstance(document, dict) else None
     found = [item.get("b64_json") or item.get("url") for item in items or () if isinstance(item, dict)] \
@@ -1478,7 +1739,7 @@ class ServerError(NamedTuple):
     stage: str = ""  # of moderation: input or output
 
 
-def server_error(document: Any) -> Optional[ServerError]:
+def server_error(document: Any) -> ServerError | None:
     """The error of an answer, None when it holds none."""
     if not isinstance(document, dict):
         return None
@@ -1508,7 +1769,7 @@ QUOTA_CODES = ("insufficient_quota", "credit_balance_exhausted", "organization_s
                "project_spend_limit_exceeded", "organization_usage_limit_exceeded", "billing_hard_limit_reached")
 
 # kind -> (exit code, billed, retryable, what to do)
-REFUSALS: Dict[str, Tuple[int, str, bool, str]] = {
+REFUSALS: dict[str, tuple[int, str, bool, str]] = {
     "moderation": (REFUSED, "no", False, "Reword the prompt; the same one will be refused again."),
     "quota": (LIMITED, "no", False, "Add credit or raise the spending limit of the account; waiting does not help."),
     "verification": (SETUP, "no", False, "Verify the organization in the settings of platform.openai.com; it may "
@@ -1531,7 +1792,7 @@ REFUSALS: Dict[str, Tuple[int, str, bool, str]] = {
 }
 
 
-def answer_failure(request: Request, response: Response) -> Optional[Failure]:
+def answer_failure(request: Request, response: Response) -> Failure | None:
     """The failure that an answer means, None for a usable one."""
     error = server_error(response.document)
     if response.status == 200 and request.download:
@@ -1596,7 +1857,7 @@ def nothing_usable(response: Response) -> str:
     return f"no image in the answer: {one_line(shown, 200)}" if shown.strip() else "an empty answer"
 
 
-def usage_cost(document: Any) -> Tuple[Optional[Dict[str, Any]], Optional[float]]:
+def usage_cost(document: Any) -> tuple[dict[str, Any] | None, float | None]:
     """(usage, US dollars): what the server says it cost, else its token counts at OpenAI's list price."""
     usage = document.get("usage") if isinstance(document, dict) else None
     if not isinstance(usage, dict):
@@ -1607,35 +1868,56 @@ def usage_cost(document: Any) -> Tuple[Optional[Dict[str, Any]], Optional[float]
     inputs = details if isinstance(details, dict) else {}
     tokens = {"text": inputs.get("text_tokens"), "image": inputs.get("image_tokens"),
               "output": usage.get("output_tokens")}
-    if not all(isinstance(count, int) for count in tokens.values()):
-        return usage, None
-    return usage, round(sum(DOLLARS_PER_TOKEN[name] * count for name, count in tokens.items()), 4)
+    prices = [DOLLARS_PER_TOKEN[name] * count for name, count in tokens.items() if isinstance(count, int)]
+    return usage, round(sum(prices), 4) if len(prices) == len(tokens) else None
 
 
 # ---- 13. Saving ----------------------------------------------------------------------------------
 
-def save_images(images: Sequence[Image], job: Job, report: Report) -> None:
-    """Every image under its own name; what cannot be saved does not keep the others from it."""
+def save_images(images: Sequence[Image], job: Job, folder: Folder, report: Report) -> None:
+    """Every image under its own name; one that cannot be saved does not keep the others from it."""
     from itertools import count
-    numbers = count(1) if len(images) > 1 else iter([0, *range(2, 10_000)])
+    numbers = count(1) if len(images) > 1 else iter([0, *range(2, 100_000)])
     problems = []
-    for image in images:
+    for index, image in enumerate(images, 1):
         try:
-            report.saved.append(save_image(image, job.target, numbers))
+            report.saved.append(save_image(image, index, job.target, numbers, folder))
         except OSError as error:
             problems.append(Failure(f"an image could not be saved in {job.target.folder}: {reason(error)}", UNSAVED,
-                                    "save", "Make room or choose another folder with -o.", "yes"))
+                                    "save", "The answer is kept: make room (or choose another -o) and run the same "
+                                    "command again; it is not bought twice.", "yes"))
         except Failure as failure:
             problems.append(failure)
     if problems:
-        raise problems[0]
+        raise max(problems, key=lambda failure: failure.exit_code)
     if len(images) < job.n:
         report.warn(f"{job.n} images were asked for, {len(images)} came back")
 
 
-def save_image(image: Image, target: Target, numbers: Iterator[int]) -> Saved:
-    """Decode into a temporary file in the target's folder, verify it, then give it its name."""
-    part = os.path.join(target.folder, f".{PROGRAM}-{os.getpid()}-{os.urandom(4).hex()}.part")
+def save_image(image: Image, index: int, target: Target, numbers: Iterator[int], folder: Folder) -> Saved:
+    """Decode into a temporary file in the target's folder, verify it, then give it its name.
+
+    An earlier run may have been killed at any line of this: what it has finished is found, not done again.
+    """
+    part = os.path.join(target.folder, f".{os.path.basename(folder.path)}-{index}.part")
+    path = saved_before(folder, index)
+    if not path:
+        path = twin(part, target, numbers) or save_new(image, part, target, numbers)
+        remember_saved(folder, index, path)
+    if os.path.lexists(part):
+        os.unlink(part)
+    sync_folder(target.folder)
+    with open(path, "rb") as stream:
+        picture = inspect_picture(stream) or Picture("", 0, 0)
+        if not is_whole(stream, picture):
+            raise broken(f"the image broke off in the middle; what came is in {path}", "yes")
+    return Saved(path, os.path.getsize(path), picture)
+
+
+def save_new(image: Image, part: str, target: Target, numbers: Iterator[int]) -> str:
+    """The path of the picture's new file; the temporary one stays for the caller to remove."""
+    if os.path.lexists(part):
+        os.unlink(part)
     try:
         with open(part, "xb") as stream:
             copy_image(image, stream)
@@ -1643,23 +1925,32 @@ def save_image(image: Image, target: Target, numbers: Iterator[int]) -> Saved:
             os.fsync(stream.fileno())
         with open(part, "rb") as stream:
             picture = inspect_picture(stream)
-            start = stream.seek(0) or stream.read(60)
-            if picture is None:
-                raise Failure(f"what came back is no image: {one_line(start.decode('ascii', 'replace'), 60)!r}",
-                              kind="not_an_image", billed="maybe",
-                              hint="Look at the account's usage before running the command again.")
-            whole = is_whole(stream, picture)
-        size = os.path.getsize(part)
-        path = next(path for path in (numbered(target, number, picture.format) for number in numbers)
-                    if place(part, path, target.overwrite))
-    finally:
+            stream.seek(0)
+            start = stream.read(60).decode("ascii", "replace")
+        if picture is None:
+            raise broken(f"what came back is no image: {one_line(start, 60)!r}")
+        paths = (numbered(target, number, picture.format) for number in numbers)
+        return next(path for path in paths if place(part, path, target.overwrite))
+    except BaseException:
         if os.path.lexists(part):
             os.unlink(part)
-    sync_folder(target.folder)
-    if not whole:
-        raise Failure(f"the image broke off in the middle; what came is in {path}", kind="broken_image", billed="yes",
-                      hint="Look at the file before running the command again.")
-    return Saved(path, size, picture)
+        raise
+
+
+def twin(part: str, target: Target, numbers: Iterator[int]) -> str:
+    """The name that a killed run had already given to its temporary file, if it came that far."""
+    if not os.path.exists(part) or os.stat(part).st_nlink < 2:
+        return ""
+    with open(part, "rb") as stream:
+        picture = inspect_picture(stream)
+    paths = [numbered(target, number, picture.format if picture else "png") for number in (0, *range(1, 1000))]
+    return next((path for path in paths if os.path.exists(path) and os.path.samefile(path, part)), "")
+
+
+def broken(message: str, billed: str = "maybe") -> Failure:
+    """What came back cannot be used."""
+    return Failure(message, NO_ANSWER, "broken_image", "Look at the account's usage before running the command again.",
+                   billed)
 
 
 def place(part: str, path: str, overwrite: bool) -> bool:
@@ -1704,11 +1995,10 @@ def copy_image(image: Image, sink: BinaryIO) -> None:
     try:
         decode_base64(unescaped(base64_blocks(image.base64)), sink)
     except ValueError:
-        raise Failure("what came back is no image: broken base64", kind="not_an_image", billed="maybe",
-                      hint="Look at the account's usage before running the command again.") from None
+        raise broken("what came back is no image: broken base64") from None
 
 
-def base64_blocks(source: Union[str, Span]) -> Iterator[bytes]:
+def base64_blocks(source: str | Span) -> Iterator[bytes]:
     """Blocks of a base64 text that is in memory or in a range of a file."""
     if isinstance(source, str):
         yield source.encode("utf-8", "replace")
@@ -1768,41 +2058,88 @@ def decode_base64(blocks: Iterator[bytes], sink: BinaryIO) -> None:
 
 # ---- 14. Commands, parser, main ------------------------------------------------------------------
 
-def command_flags(options: argparse.Namespace) -> Dict[str, Any]:
+def command_flags(options: Namespace) -> dict[str, Any]:
     """The settings that the command line gives."""
     flags = {name: getattr(options, name, None) for name in ("config", "base_url", "api_key", "api_key_env", "model",
                                                              "timeout", "allow_http")}
     return {**flags, "headers": dict(getattr(options, "header", None) or ())}
 
 
-def run_image_command(options: argparse.Namespace, report: Report) -> int:
+def run_image_command(options: Namespace, report: Report) -> int:
     """generate and edit."""
-    import shutil
-    import tempfile
     settings = read_settings(options, report)
     report.facts.update(model=settings.model.value, requested={
-        "size": options.size, "format": checked_format(options), "quality": options.quality})
-    notes: List[str] = []
+        "size": options.size, "format": chosen_format(options), "quality": options.quality})
+    notes: list[str] = []
     job = build_job(options, settings.model.value, notes)
     for note in notes:
         report.warn(note)
     report.detail(check_curl())
-    key = unlock(settings, report)
-    typical = TYPICAL_SECONDS.get(options.quality, "70 to 280 s")
+    provider = openai(job, settings, unlock(settings, report))
+    folder = open_folder(job, settings, options.fresh, report)
+    catch_signals()
+    keep = True
+    try:
+        make_images(provider, job, settings, folder, report)
+        exit_code = report.finish()  # the caller knows before the folder goes: killed in between, it asks again
+        keep = False
+    except Failure as failure:
+        keep = failure.exit_code == UNSAVED
+        raise
+    except KeyboardInterrupt as stop:
+        interruption = stopped(stop, folder)
+        keep = folder.kept and interruption.kind == "stopped"
+        raise interruption from None
+    finally:
+        if not keep:
+            remove_folder(folder)
+        release(folder.lock)
+    return exit_code
+
+
+def make_images(provider: Provider, job: Job, settings: Settings, folder: Folder, report: Report) -> None:
+    """From the request to the files."""
+    typical = TYPICAL_SECONDS.get(job.parameters.get("quality", ""), "70 to 280 s")
+    if folder.adopted:
+        report.note("collecting an unfinished identical request; nothing is bought twice (--fresh starts a new one)")
     report.note(f"{'Editing' if job.images else 'Generating'} with {job.model} at {host_of(settings.base_url.value)}, "
                 f"typically {typical}")
-    folder = tempfile.mkdtemp(prefix=PROGRAM + "-")
-    try:
-        images = drive(openai(job, settings, key), folder, report, typical)
-        report_answer(os.path.join(folder, "1.answer"), report)
-        save_images(images, job, report)
-        compare(job, report)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    return report.finish()
+    images = drive(provider, folder, time.monotonic() + settings.timeout.value, report, typical)
+    usage, cost = usage_cost(read_document(folder.exchange(1).file("answer"))[0])
+    report.facts.update(usage=usage, cost_usd=cost)
+    if cost is not None:
+        report.note(f"cost: about ${cost:.3f}")
+    save_images(images, job, folder, report)
+    compare(job, report)
 
 
-def read_settings(options: argparse.Namespace, report: Report) -> Settings:
+def catch_signals() -> None:
+    """SIGTERM and SIGHUP stop the program like Ctrl-C; who ignores them (nohup) goes on ignoring them."""
+    import signal
+
+    def stop(signum: int, frame: Any) -> None:
+        raise KeyboardInterrupt(signum)
+
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number_ = getattr(signal, name, None)
+        if number_ is not None and signal.getsignal(number_) != signal.SIG_IGN:
+            signal.signal(number_, stop)
+
+
+def stopped(stop: KeyboardInterrupt, folder: Folder) -> Failure:
+    """What a signal leaves behind. kind "stopped": there is something to collect; "interrupted": there is not."""
+    exit_code = 128 + int(stop.args[0] if stop.args else 2)
+    state, word = folder_state(folder.path), "interrupted" if exit_code == INTERRUPTED else "terminated"
+    again = "Run the same command again to collect the image; it is not bought twice."
+    if state == "running":
+        return Failure(f"{word}; the transfer goes on by itself", exit_code, "stopped", again, "maybe")
+    if state == "answered" and read_outcome(folder.exchange(1)).status == 200:
+        return Failure(f"{word}; the answer is here and kept", exit_code, "stopped", again, "yes")
+    return Failure(f"{word}; {'the transfer was stopped' if state == 'lost' else 'nothing was bought'}", exit_code,
+                   "interrupted", "", "maybe" if state == "lost" else "no")
+
+
+def read_settings(options: Namespace, report: Report) -> Settings:
     """The settings, their warnings told, their secrets known to the report."""
     if getattr(options, "api_key", None):
         report.secrets.append(options.api_key)
@@ -1844,7 +2181,7 @@ def compare(job: Job, report: Report) -> None:
             report.warn(f"{wanted_format} was asked for, {saved.path} is {saved.picture.format}")
 
 
-def run_config_command(options: argparse.Namespace, report: Report) -> int:
+def run_config_command(options: Namespace, report: Report) -> int:
     """config: --show (the default), --init or --check."""
     if options.init:
         return write_template(options, report)
@@ -1852,7 +2189,7 @@ def run_config_command(options: argparse.Namespace, report: Report) -> int:
     return check_setup(settings, report) if options.check else show_settings(settings, report)
 
 
-def write_template(options: argparse.Namespace, report: Report) -> int:
+def write_template(options: Namespace, report: Report) -> int:
     """A config file that only its owner can read, with the two settings that most people need."""
     path = os.path.abspath(os.path.expanduser(options.config or config_locations()[0]))
     content = {"base_url": options.base_url or DEFAULT_BASE_URL,
@@ -1898,7 +2235,6 @@ def show_settings(settings: Settings, report: Report) -> int:
 
 def check_setup(settings: Settings, report: Report) -> int:
     """The doctor: everything that can be proved without spending money."""
-    import shutil
     import tempfile
     say = report.note if report.as_json else report.output
     say(f"ok    Python {sys.version.split()[0]}")
@@ -1906,14 +2242,14 @@ def check_setup(settings: Settings, report: Report) -> int:
     say(f"ok    config file {settings.config_path or 'none'}")
     key = unlock(settings, report)
     say(f"ok    key {mask_key(key) if key else 'none'}, endpoint {settings.base_url.value}")
-    folder = tempfile.mkdtemp(prefix=PROGRAM + "-")
+    folder = Folder(tempfile.mkdtemp(prefix=PROGRAM + "-"), None, False)
     try:
         request = api_request(settings, key, "GET", "/models")._replace(timeout=min(60, settings.timeout.value))
-        response = perform(request, Exchange(os.path.join(folder, "1")), report)
-        say(f"ok    {host_of(request.url)} takes the key (HTTP {response.status})")
-        say(model_line(response.document, settings.model.value))
+        response = perform(request, folder.exchange(1), time.monotonic() + request.timeout, report)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_folder(folder)
+    say(f"ok    {host_of(request.url)} takes the key (HTTP {response.status})")
+    say(model_line(response.document, settings.model.value))
     if report.as_json:
         report.output(json.dumps({"schema": 1, "ok": True, "warnings": report.warnings}))
     return OK
@@ -1930,142 +2266,195 @@ def model_line(document: Any, model: str) -> str:
     return f"{'note ' if date else 'ok   '} {model} is listed" + (f", shut down on {date}" if date else "")
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser whose errors are Failures, so that they get the same form and exit code as all others."""
+HELP = """\
+Generate and edit images with gpt-image-2.
 
-    def error(self, message: str) -> NoReturn:
-        """Called by argparse for every usage error."""
-        raise usage_failure(message, f"See: {self.prog} --help")
+  gpt_image2 generate "a red fox in the snow" -o fox.png
+  gpt_image2 edit fox.png "give the fox a hat" -o hat.png
+  gpt_image2 config --check
+
+  generate PROMPT                     make an image
+  edit IMAGE PROMPT                   change an image, or combine several with --image
+  config [--show | --init | --check]  show, write or try the settings
+
+Each has its own --help. --version shows the version.
+"""
+
+IMAGE_HELP = """
+  -o, --output PATH      where to save (default ~/gpt-image2-output.png); a folder is fine
+  --size SIZE            WIDTHxHEIGHT, square, landscape, portrait or auto (default)
+  --quality QUALITY      low (about 70 s), medium (120 s), high (276 s) or auto (default)
+  --n 1-10               how many images: name-1.png, name-2.png ...
+  --format FORMAT        png, jpeg or webp (default: from the suffix of -o, else png)
+  --compression 0-100    for jpeg and webp
+  --background KIND      auto (default), opaque or transparent
+  --moderation LEVEL     auto (default) or low
+  --prompt-file FILE     read the prompt from a file; a PROMPT of - reads standard input
+  --overwrite            replace an existing file instead of taking the next free name
+  --fresh                do not collect an unfinished identical request, start a new one
+  --model MODEL          default gpt-image-2
+  --timeout SECONDS      for the whole transfer (default 600)
+  --param KEY=VALUE      any further parameter, unchecked; repeatable
+"""
+
+SETTING_HELP = """
+  --base-url URL         default https://api.openai.com/v1
+  --api-key-env NAME     the variable that holds the key
+  --api-key KEY          the key itself; shows in ps and the shell's history, prefer the others
+  --header 'NAME: VALUE' a further header; repeatable
+  --allow-http           send the key without encryption to another machine
+  --config PATH          use this config file
+  --json                 one JSON object on standard output
+  -q, --quiet            only warnings, errors and Saved: lines
+  -v, --verbose          show what is sent, keys masked
+"""
+
+COMMAND_HELP = {
+    "generate": """\
+gpt_image2 generate PROMPT [options]
+
+  gpt_image2 generate "a red fox in the snow" --size landscape --quality low -o fox.png
+""" + IMAGE_HELP + SETTING_HELP,
+    "edit": """\
+gpt_image2 edit IMAGE PROMPT [--image PATH ...] [--mask PNG] [options]
+
+  gpt_image2 edit fox.png "give the fox a hat" -o hat.png
+  gpt_image2 edit room.png "put the chair into the room" --image chair.jpg
+
+  --image PATH           a further image (16 in all); repeatable
+  --mask PNG             same size as IMAGE; transparent pixels mark the part to change
+  --input-fidelity KIND  low or high, for older models only
+""" + IMAGE_HELP + SETTING_HELP,
+    "config": """\
+gpt_image2 config [--show | --init [--force] | --check] [options]
+
+  --show                 every setting and where it comes from (default)
+  --init                 write a config file that only you can read
+  --force                with --init: replace the file
+  --check                try curl, key and endpoint, free of charge
+""" + SETTING_HELP}
 
 
-def number_between(low: float, high: float, convert: Callable[[str], Any]) -> Callable[[str], Any]:
-    """An argparse type: a number in a range."""
+def number(option: str, low: float, high: float, convert: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A converter for the parser: a number in a range."""
     def parse(text: str) -> Any:
         try:
             value = convert(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+            raise usage_failure(f"{option} needs a number, not {one_line(text, 40)!r}") from None
         if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text} is not between {low:g} and {high:g}")
+            raise usage_failure(f"{option} must be between {low:g} and {high:g}, not {text}")
         return value
     return parse
 
 
-def header_pair(text: str) -> Tuple[str, str]:
-    """An argparse type: `Name: value`."""
+def header_pair(text: str) -> tuple[str, str]:
+    """`Name: value` as a pair."""
     name, colon, value = text.partition(":")
     if not colon or not name.strip():
-        raise argparse.ArgumentTypeError("must look like 'Name: value'")
+        raise usage_failure(f"--header must look like 'Name: value', not {one_line(name, 40)!r}")
     return name.strip(), value.strip()
 
 
-def parameter_pair(text: str) -> Tuple[str, Any]:
-    """An argparse type: key=value, the value read as JSON where it is JSON."""
+def parameter_pair(text: str) -> tuple[str, Any]:
+    """`key=value` as a pair, the value read as JSON where it is JSON."""
     name, equals, value = text.partition("=")
     if not equals or not name:
-        raise argparse.ArgumentTypeError("must look like key=value")
+        raise usage_failure(f"--param must look like key=value, not {one_line(text, 40)!r}")
     try:
         return name, json.loads(value)
     except ValueError:
         return name, value
 
 
-def build_parser() -> Parser:
-    """The whole command line."""
-    parser = Parser(prog=PROGRAM, allow_abbrev=False, description="Generate and edit images with gpt-image-2.")
-    parser.add_argument("--version", action="version", version=f"{PROGRAM} {VERSION}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
-    generate = commands.add_parser("generate", help="make an image from a prompt", allow_abbrev=False,
-                                   usage=f"{PROGRAM} generate PROMPT [options]")
-    edit = commands.add_parser("edit", help="change an image, or combine several", allow_abbrev=False,
-                               usage=f"{PROGRAM} edit IMAGE PROMPT [--image PATH ...] [--mask PNG] [options]")
-    config = commands.add_parser("config", help="show, write or check the settings", allow_abbrev=False,
-                                 usage=f"{PROGRAM} config [--show | --init [--force] | --check] [--config PATH]")
-    generate.add_argument("words", nargs="*", metavar="PROMPT", help="what to draw; - reads standard input")
-    edit.add_argument("words", nargs="*", metavar="IMAGE PROMPT", help="the image, and what to change")
-    add_edit_options(edit)
-    for command in (generate, edit):
-        add_image_options(command)
-        add_setting_options(command)
-        command.set_defaults(run=run_image_command)
-    add_config_options(config)
-    add_setting_options(config)
-    config.set_defaults(run=run_config_command, words=[])
+def build_parser(command: str) -> ArgumentParser:
+    """The options of one command; HELP describes them."""
+    from argparse import ArgumentParser
+
+    def fail(message: str) -> NoReturn:
+        raise usage_failure(message, f"See: {PROGRAM} {command} --help")
+
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.error = fail  # type: ignore[method-assign]  # one form and exit code for all failures
+    add = parser.add_argument
+    add("words", nargs="*")
+    for option in ("--base-url", "--api-key-env", "--api-key", "--config"):
+        add(option)
+    for flags in (("--allow-http",), ("--json",), ("-q", "--quiet"), ("-v", "--verbose")):
+        add(*flags, action="store_true")
+    add("--header", action="append", type=header_pair, default=[])
+    if command == "config":
+        action = parser.add_mutually_exclusive_group()
+        for flag in ("--show", "--init", "--check"):
+            action.add_argument(flag, action="store_true")
+        add("--force", action="store_true")
+        parser.set_defaults(run=run_config_command)
+        return parser
+    add_image_options(parser, command)
+    parser.set_defaults(run=run_image_command)
     return parser
 
 
-def add_edit_options(parser: Parser) -> None:
-    """What only an edit has."""
-    parser.add_argument("--image", action="append", metavar="PATH", help="a further image (16 in all)")
-    parser.add_argument("--mask", metavar="PNG", help="transparent pixels mark the part to change")
-    parser.add_argument("--input-fidelity", choices=("low", "high"), help="older models only")
+def add_image_options(parser: ArgumentParser, command: str) -> None:
+    """What generate and edit have in common, and what only an edit has."""
+    add = parser.add_argument
+    if command == "edit":
+        add("--image", action="append", default=[])
+        add("--mask")
+        add("--input-fidelity", choices=("low", "high"))
+    add("-o", "--output", default=DEFAULT_OUTPUT)
+    add("--size", default="auto")
+    add("--quality", default="auto")
+    add("--n", type=number("--n", 1, MAX_N, int), default=1)
+    add("--format", choices=(*FORMATS, "jpg"))
+    add("--compression", type=number("--compression", 0, 100, int))
+    add("--background", choices=("auto", "opaque", "transparent"))
+    add("--moderation", choices=("auto", "low"))
+    add("--prompt-file")
+    add("--overwrite", action="store_true")
+    add("--fresh", action="store_true")
+    add("--model")
+    add("--timeout", type=number("--timeout", 1, MAX_TIMEOUT, float))
+    add("--param", action="append", type=parameter_pair, default=[])
 
 
-def add_image_options(parser: Parser) -> None:
-    """What a picture may be asked to be."""
-    parser.add_argument("-o", "--output", default=DEFAULT_OUTPUT, metavar="PATH",
-                        help=f"where to save (default {DEFAULT_OUTPUT}); a folder is fine")
-    parser.add_argument("--size", default="auto", help="WIDTHxHEIGHT, square, landscape, portrait or auto (default)")
-    parser.add_argument("--quality", default="auto", help="low (about 70 s), medium (120 s), high (276 s) or auto")
-    parser.add_argument("--format", choices=(*FORMATS, "jpg"), help="default: from the suffix of -o, else png")
-    parser.add_argument("--n", type=number_between(1, MAX_N, int), default=1, metavar="1-10", help="how many images")
-    parser.add_argument("--compression", type=number_between(0, 100, int), metavar="0-100", help="for jpeg and webp")
-    parser.add_argument("--background", choices=("auto", "opaque", "transparent"), help="default: auto")
-    parser.add_argument("--moderation", choices=("auto", "low"), help="default: auto")
-    parser.add_argument("--prompt-file", metavar="FILE", help="read the prompt from a file")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
-    parser.add_argument("--model", help=f"default {DEFAULT_MODEL}")
-    parser.add_argument("--timeout", type=number_between(1, 1_000_000, float), metavar="SECONDS",
-                        help=f"for the whole transfer (default {DEFAULT_TIMEOUT})")
-    parser.add_argument("--param", action="append", type=parameter_pair, default=[], metavar="KEY=VALUE",
-                        help="any further parameter; not checked")
-
-
-def add_setting_options(parser: Parser) -> None:
-    """Where to send it, with which key, and how to tell about it."""
-    parser.add_argument("--base-url", metavar="URL", help=f"default {DEFAULT_BASE_URL}")
-    parser.add_argument("--api-key-env", metavar="NAME", help="the variable that holds the key")
-    parser.add_argument("--api-key", metavar="KEY", help="the key itself; shows in ps, prefer the others")
-    parser.add_argument("--header", action="append", type=header_pair, metavar="'NAME: VALUE'", help="a further header")
-    parser.add_argument("--allow-http", action="store_true", help="send the key without encryption to another machine")
-    parser.add_argument("--config", metavar="PATH", help="use this config file")
-    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
-    parser.add_argument("-q", "--quiet", action="store_true", help="only warnings, errors and Saved: lines")
-    parser.add_argument("-v", "--verbose", action="store_true", help="show what is sent, keys masked")
-
-
-def add_config_options(parser: Parser) -> None:
-    """What the config command does."""
-    action = parser.add_mutually_exclusive_group()
-    action.add_argument("--show", action="store_true", help="every setting and where it comes from (default)")
-    action.add_argument("--init", action="store_true", help="write a config file")
-    action.add_argument("--check", action="store_true", help="try curl, key and endpoint, free of charge")
-    parser.add_argument("--force", action="store_true", help="with --init: replace the file")
-
-
-def parse(arguments: List[str]) -> argparse.Namespace:
+def parse(arguments: list[str]) -> Namespace:
     """The command line; words may stand anywhere among the options, and after -- they are never options."""
     cut = arguments.index("--") if "--" in arguments else len(arguments)
-    parser = build_parser()
-    options, left = parser.parse_known_args(arguments[:cut])
-    if options.command is None:
-        raise usage_failure("a command is missing: generate, edit or config", f'For example: {PROGRAM} generate "a fox"')
-    unknown = next((word for word in left if word.startswith("-") and word != "-"), None)
+    command = arguments[0] if arguments else ""
+    if not command:
+        raise usage_failure("a command is missing: generate, edit or config", f"See: {PROGRAM} --help")
+    if command not in COMMAND_HELP:
+        raise usage_failure(f"{one_line(command, 40)!r} is no command.{nearest(command, list(COMMAND_HELP))}",
+                            f"See: {PROGRAM} --help")
+    parser = build_parser(command)
+    options, left = parser.parse_known_args(arguments[1:cut])
+    unknown = next((word for word in left if word.startswith("-") and word != "-"), "").split("=")[0]
     if unknown:
-        known = [name for command in parser._subparsers._group_actions[0].choices.values()  # type: ignore
-                 for name in command._option_string_actions]
-        raise usage_failure(f"unknown option {one_line(unknown, 60)}.{nearest(unknown.split('=')[0], known)}".rstrip("."),
-                            f"See: {PROGRAM} {options.command} --help")
-    options.words += left + arguments[cut + 1:]
-    if options.command == "config" and options.words:
-        raise usage_failure(f"config takes no argument {one_line(options.words[0], 60)!r}")
+        known = [word for word in COMMAND_HELP[command].replace(",", " ").split() if word.startswith("--")]
+        raise usage_failure(f"unknown option {one_line(unknown, 40)}.{nearest(unknown, known)}",
+                            f"See: {PROGRAM} {command} --help")
+    options.command, options.words = command, options.words + left + arguments[cut + 1:]
+    if command == "config" and options.words:
+        raise usage_failure(f"config takes no argument {one_line(options.words[0], 40)!r}")
     return options
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def help_for(arguments: list[str]) -> str:
+    """The help or version that is asked for, or an empty text."""
+    asked = arguments[:arguments.index("--")] if "--" in arguments else arguments
+    if "-h" in asked or "--help" in asked:
+        return COMMAND_HELP.get(asked[0], HELP)
+    return f"{PROGRAM} {VERSION}\n" if asked[:1] == ["--version"] else ""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. The only place that turns failures into exit codes."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     report = Report(as_json="--json" in arguments)
+    if help_for(arguments):
+        report.output(help_for(arguments).rstrip())
+        return OK
     try:
         options = parse(arguments)
         report.as_json, report.quiet, report.verbose = options.json, options.quiet, options.verbose
@@ -2073,9 +2462,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except Failure as failure:
         return report.fail(failure)
     except KeyboardInterrupt:
-        return report.fail(Failure("interrupted", INTERRUPTED, "interrupted"))
-    except SystemExit as finished:  # --help and --version
-        return int(finished.code or 0)
+        return report.fail(Failure("interrupted; nothing was sent", INTERRUPTED, "interrupted"))
     except Exception as error:
         import traceback
         report.error_line(traceback.format_exc())

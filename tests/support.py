@@ -1,0 +1,236 @@
+"""What all tests share: the program as a child process in a private home, and a loopback API beside it."""
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import unittest
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from os import environ
+from pathlib import Path
+from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Union
+
+from api_server import Answer, ApiServer, Recorded
+
+PROGRAM = Path(__file__).resolve().parent.parent / "scripts" / "gpt_image2.py"
+sys.dont_write_bytecode = True  # importing the program must not leave files beside it
+sys.path.insert(0, str(PROGRAM.parent))
+
+KEY = "test-key"
+RESULT_FIELDS = {"schema", "ok", "saved", "requested", "http_status", "elapsed_s", "model", "usage", "cost_usd",
+                 "request_id", "warnings"}
+ERROR_FIELDS = {"kind", "message", "http_status", "code", "request_id", "billed", "retryable", "hint"}
+SAVED_LINE = re.compile(r"Saved: (/.+) \((\d+) KB\)")
+
+Argument = Union[str, bytes]
+Environment = Mapping[str, Optional[str]]  # None removes a variable
+
+
+class Result(NamedTuple):
+    """What one run of the program left: its exit code and both streams."""
+    exit_code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def saved(self) -> list[tuple[str, int]]:
+        """Return (path, kilobytes) of every Saved: line; a line of another form is a failure."""
+        found = []
+        for line in self.stdout.split("\n"):
+            if line.startswith("Saved"):
+                match = SAVED_LINE.fullmatch(line)
+                if not match:
+                    raise AssertionError(f"not a proper Saved: line: {line!r}")
+                found.append((match[1], int(match[2])))
+        return found
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """Return the JSON object that has to be the only line of standard output."""
+        lines = self.stdout.split("\n")
+        if len(lines) != 2 or lines[1]:
+            raise AssertionError(f"standard output is not one line: {self.stdout!r}\n{self.stderr}")
+        document = json.loads(lines[0])
+        if not isinstance(document, dict):
+            raise AssertionError(f"standard output is not an object: {self.stdout!r}")
+        return document
+
+    @property
+    def errors(self) -> list[str]:
+        """Return the lines of standard error that say `error:`."""
+        return [line for line in self.stderr.split("\n") if "error:" in line]
+
+
+class ProgramCase(unittest.TestCase):
+    """Runs the real program against one loopback server per class, in a private folder per test."""
+    server: ApiServer
+    maxDiff = None
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        """Start the server of the class."""
+        cls.server = ApiServer(KEY)
+        cls.server.__enter__()
+        cls.addClassCleanup(cls.server.__exit__, None, None, None)
+
+    def setUp(self) -> None:
+        """Make an empty home, working folder and temporary folder, and forget earlier requests and plans."""
+        root = tempfile.mkdtemp(prefix="gpt-image2-test-")
+        self.addCleanup(shutil.rmtree, root, True)
+        self.root = Path(root).resolve()
+        self.home, self.work, self.tmp = (self.root / name for name in ("home", "work", "tmp"))
+        for folder in (self.home, self.work, self.tmp):
+            folder.mkdir()
+        self.server.requests.clear()
+        self.server._plans.clear()
+        self.server.default = Answer()
+
+    # ---- Running ----
+
+    def environment(self, extra: Environment | None = None) -> dict[str, str]:
+        """Return a clean environment with some variables more (or, with None as value, less)."""
+        variables: Dict[str, Optional[str]] = {
+            "PATH": environ.get("PATH", os.defpath), "HOME": str(self.home), "TMPDIR": str(self.tmp),
+            "LANG": "C.UTF-8", "NO_PROXY": "*", "PYTHONDONTWRITEBYTECODE": "1", **(extra or {})}
+        return {name: value for name, value in variables.items() if value is not None}
+
+    def start_program(self, *arguments: Argument, env: Environment | None = None,
+                      stdin: Argument | None = None, cwd: Path | None = None) -> subprocess.Popen[bytes]:
+        """Start the program and return at once."""
+        with tempfile.TemporaryFile() as source:
+            source.write(stdin.encode() if isinstance(stdin, str) else stdin or b"")
+            source.seek(0)
+            return subprocess.Popen([sys.executable, str(PROGRAM), *arguments], cwd=str(cwd or self.work),
+                                    env=self.environment(env), stdin=source, stdout=subprocess.PIPE,
+                                    stderr=subprocess.PIPE)
+
+    def finish(self, child: subprocess.Popen[bytes], timeout: float = 60) -> Result:
+        """Wait for a started program; one that hangs is killed and fails the test."""
+        try:
+            stdout, stderr = child.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            stdout, stderr = child.communicate()
+            self.fail(f"the program hung: {child.args}\n{stdout!r}\n{stderr!r}")
+        return Result(child.returncode, stdout.decode("utf-8"), stderr.decode("utf-8"))
+
+    def run_program(self, *arguments: Argument, env: Environment | None = None, stdin: Argument | None = None,
+                    cwd: Path | None = None, timeout: float = 60) -> Result:
+        """Run the program to its end and check that it cleaned up."""
+        result = self.finish(self.start_program(*arguments, env=env, stdin=stdin, cwd=cwd), timeout)
+        self.assert_no_leftovers()
+        return result
+
+    def run_all(self, commands: Sequence[Sequence[Argument]], env: Environment | None = None) -> list[Result]:
+        """Run independent commands a few at a time; results in the order of the commands."""
+        with ThreadPoolExecutor(3) as pool:
+            results = list(pool.map(lambda each: self.finish(self.start_program(*each, env=env)), commands))
+        self.assert_no_leftovers()
+        return results
+
+    def access(self) -> list[str]:
+        """Return the options that lead to the server of the class."""
+        return ["--base-url", self.server.url]
+
+    def generate(self, *arguments: Argument, env: Environment | None = None, **options: Any) -> Result:
+        """Run generate against the server, with its key."""
+        return self.run_program("generate", *self.access(), *arguments,
+                                env={"GPT_IMAGE2_API_KEY": KEY, **(env or {})}, **options)
+
+    def edit(self, *arguments: Argument, env: Environment | None = None, **options: Any) -> Result:
+        """Run edit against the server, with its key."""
+        return self.run_program("edit", *self.access(), *arguments,
+                                env={"GPT_IMAGE2_API_KEY": KEY, **(env or {})}, **options)
+
+    # ---- Files ----
+
+    def file(self, name: str | bytes, content: bytes | str = b"") -> str:
+        """Write a file into the working folder, with its folders, and return its path."""
+        path = self.work / os.fsdecode(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return str(path)
+
+    def write_config(self, content: Mapping[str, Any] | str, mode: int = 0o600, path: Path | None = None) -> str:
+        """Write a config file, by default where the program finds it, and return its path."""
+        path = path or self.home / ".config" / "gpt-image-2" / "config.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+        path.chmod(mode)
+        return str(path)
+
+    def program(self, name: str, text: str, folder: Path | None = None) -> str:
+        """Write an executable shell script and return its path."""
+        path = (folder or self.root / "bin") / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("#!/bin/sh\n" + text, encoding="utf-8")
+        path.chmod(0o755)
+        return str(path)
+
+    # ---- Looking ----
+
+    def assert_no_leftovers(self) -> None:
+        """Fail when the program left anything in the temporary folder or a half-written file anywhere."""
+        self.assertEqual(sorted(os.listdir(str(self.tmp))), [], "left in the temporary folder")
+        parts = [str(path) for path in self.root.rglob("*") if path.name.endswith(".part")]
+        self.assertEqual(parts, [], "half-written files left")
+
+    def assert_succeeded(self, result: Result) -> None:
+        """Fail unless the program reported success without a word about errors."""
+        self.assertEqual((result.exit_code, result.errors), (0, []), result.stdout + result.stderr)
+
+    def saved_file(self, result: Result) -> Path:
+        """Return the one file that a successful run saved."""
+        self.assert_succeeded(result)
+        self.assertEqual(len(result.saved), 1, result.stdout)
+        return Path(result.saved[0][0])
+
+    def only_post(self) -> Recorded:
+        """Return the one paid request that arrived."""
+        self.assertEqual(len(self.server.posts), 1)
+        return self.server.posts[0]
+
+    def posts_by_prompt(self) -> dict[str, Recorded]:
+        """Return the paid requests by their prompts."""
+        return {post.fields["prompt"]: post for post in self.server.posts}
+
+
+# ---- A PNG encoder for masks and odd inputs -----------------------------------------------------------------
+
+CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of each PNG colour type
+
+
+def png_chunk(name: bytes, data: bytes) -> bytes:
+    """Return one PNG chunk."""
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def png_file(width: int, height: int, data: bytes, colour: int = 6, depth: int = 8, interlaced: int = 0,
+             extra: Iterable[bytes] = (), split: int = 0) -> bytes:
+    """Return a PNG around filtered image data; `extra` chunks stand before IDAT, `split` cuts IDAT in pieces."""
+    packed = zlib.compress(data, 1)
+    step = split or len(packed)
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced)
+    pieces: List[bytes] = [png_chunk(b"IDAT", packed[at:at + step]) for at in range(0, len(packed), step)]
+    return b"".join([b"\x89PNG\r\n\x1a\n", png_chunk(b"IHDR", header), *extra, *pieces, png_chunk(b"IEND", b"")])
+
+
+def plain_png(width: int, height: int, colour: int = 2, value: int = 128, extra: Iterable[bytes] = ()) -> bytes:
+    """Return a PNG in which every byte of every pixel has one value."""
+    row = b"\0" + bytes([value]) * (CHANNELS[colour] * width)
+    return png_file(width, height, row * height, colour, extra=extra)
+
+
+def mask_png(width: int, height: int, clear: bool = True) -> bytes:
+    """Return an RGBA mask, opaque but for (when `clear`) one pixel in the middle."""
+    row = b"\0" + b"\xff" * (4 * width)
+    middle = 1 + 4 * (width // 2)
+    hole = row[:middle] + b"\0\0\0\0" + row[middle + 4:]
+    upper = height // 2
+    return png_file(width, height, row * upper + (hole if clear else row) + row * (height - upper - 1))

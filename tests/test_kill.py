@@ -1,0 +1,274 @@
+"""A paid image survives whatever is killed: run the same command again and it is there, bought once."""
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import unittest
+from concurrent.futures import ThreadPoolExecutor
+from os import environ
+from pathlib import Path
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
+
+from api_server import Answer, ApiServer, draw_png
+from support import KEY, PROGRAM, ProgramCase, Result
+
+KILL_AT = Path(__file__).resolve().parent / "kill_at.py"
+# The functions between the decision to send and the end: everything that a kill could interrupt.
+CRITICAL = ("make_images,drive,perform,transfer,start_curl,write_bodies,take_lock,journal_folder,exchange_state,"
+            "read_outcome,read_response,save_images,save_image,save_new,place,twin,saved_before,remember_saved,"
+            "copy_image,remove_folder,remove_tree,run_image_command,collect_images")
+
+
+class Trial(NamedTuple):
+    """One command in a world of its own."""
+    root: Path
+    server: ApiServer
+    prompt: str
+
+    def environment(self) -> Dict[str, str]:
+        return {"PATH": environ["PATH"], "HOME": str(self.root), "TMPDIR": str(self.root / "tmp"), "LANG": "C.UTF-8",
+                "NO_PROXY": "*", "GPT_IMAGE2_API_KEY": KEY, "PYTHONDONTWRITEBYTECODE": "1"}
+
+    def arguments(self) -> List[str]:
+        return ["generate", self.prompt, "--base-url", self.server.url, "-o", str(self.root / "out.png")]
+
+    def start(self, *launcher: str) -> "subprocess.Popen[bytes]":
+        """Start the program, by default directly; launcher may wrap it."""
+        command = list(launcher) or [str(PROGRAM)]
+        return subprocess.Popen([sys.executable, *command, *self.arguments()], env=self.environment(),
+                                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                start_new_session=True)
+
+    def run(self) -> Result:
+        stdout, stderr = self.start().communicate(timeout=90)
+        return Result(0, "", "")._replace(stdout=stdout.decode(), stderr=stderr.decode())
+
+    def posts(self) -> int:
+        return sum(1 for post in self.server.posts if post.fields.get("prompt") == self.prompt)
+
+    def pictures(self) -> List[str]:
+        return sorted(path.name for path in self.root.glob("out*"))
+
+    def journal(self) -> List[str]:
+        folder = self.root / ".local" / "state" / "gpt-image-2" / "requests"
+        return sorted(path.name for path in folder.iterdir() if path.name != ".lock") if folder.exists() else []
+
+
+class KillCase(ProgramCase):
+    """Helpers for trials, many at a time: they spend their time waiting."""
+
+    def trial(self, name: str, server: Optional[ApiServer] = None) -> Trial:
+        root = self.root / name
+        (root / "tmp").mkdir(parents=True)
+        return Trial(root, server or self.server, f"a fox called {name}")
+
+    def collect(self, trial: Trial, note: str) -> None:
+        """Run the same command again: the picture is there, and was bought once, now or before."""
+        before = trial.posts()
+        child = trial.start()
+        stdout, stderr = (text.decode() for text in child.communicate(timeout=90))
+        told = f"{note}\nfirst run sent {before}\n{stdout}{stderr}"
+        self.assertEqual(child.returncode, 0, told)
+        self.assertEqual(trial.posts(), 1, told)
+        self.check_end(trial, ["out.png"], told)
+
+    def check_end(self, trial: Trial, pictures: Sequence[str], told: str) -> None:
+        self.assertEqual(trial.pictures(), list(pictures), told)
+        for name in pictures:
+            picture = (trial.root / name).read_bytes()
+            self.assertTrue(picture.startswith(b"\x89PNG") and picture.endswith(b"IEND\xaeB`\x82"), told)
+        self.assertEqual(trial.journal(), [], told)
+        self.assertEqual(os.listdir(str(trial.root / "tmp")), [], told)
+        self.assertEqual([path.name for path in trial.root.glob(".*.part")], [], told)
+
+    def at_once(self, work: Callable[[Any], None], items: Sequence[Any], workers: int = 12) -> None:
+        with ThreadPoolExecutor(workers) as pool:
+            for future in [pool.submit(work, item) for item in items]:
+                future.result()
+
+    def assert_no_orphans(self) -> None:
+        """No process is left that works for one of this test's homes."""
+        if not os.path.isdir("/proc/self"):
+            return
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                variables = Path("/proc", pid, "environ").read_bytes()
+            except OSError:
+                continue
+            self.assertNotIn(b"HOME=" + os.fsencode(str(self.root)), variables, f"process {pid} is left")
+
+
+@unittest.skipUnless(os.name == "posix", "needs POSIX signals and flock")
+class KillTest(KillCase):
+
+    @unittest.skipIf(environ.get("FAST"), "the long kill test")
+    def test_killed_at_any_moment_of_a_request(self) -> None:
+        # 2 s: silence, then the answer in slices; the last moments fall into saving and after the end.
+        self.server.default = Answer(delay=1.4, trickle=0.02)
+        self.addCleanup(setattr, self.server, "default", Answer())
+        moments = [0.02 * step for step in range(120)]
+        random.Random(1).shuffle(moments)
+
+        def kill_and_collect(moment: float) -> None:
+            trial = self.trial(f"moment-{moment:.2f}")
+            child = trial.start()
+            time.sleep(moment)
+            child.kill()
+            if b"Saved: " not in child.communicate()[0]:
+                self.collect(trial, f"killed after {moment:.2f} s")
+            self.assertEqual((trial.posts(), trial.pictures()), (1, ["out.png"]))
+        self.at_once(kill_and_collect, moments)
+        self.assert_no_orphans()
+
+    @unittest.skipIf(environ.get("FAST"), "the long kill test")
+    def test_killed_at_every_line(self) -> None:
+        def kill_and_collect(line: int) -> None:
+            if ended.is_file():
+                return
+            trial = self.trial(f"line-{line}")
+            child = trial.start(str(KILL_AT), str(line), CRITICAL)
+            stdout, stderr = child.communicate(timeout=60)
+            if child.returncode == 0:
+                ended.write_text(str(line))  # there are fewer lines than that
+                return
+            self.assertEqual(child.returncode, -signal.SIGKILL, stderr)
+            if b"Saved: " not in stdout:  # a caller who saw that line has no reason to ask again
+                self.collect(trial, f"killed at line {line}")
+            self.assertEqual((trial.posts(), trial.pictures()), (1, ["out.png"]))
+        ended = self.root / "ended"
+        self.at_once(kill_and_collect, range(1, 600), 6)
+        self.assertTrue(ended.is_file(), "the program executes more lines than were tried")
+        self.assertGreater(int(ended.read_text()), 100)
+        self.assert_no_orphans()
+
+    def test_terminated_while_waiting_leaves_the_transfer_running(self) -> None:
+        for name, exit_code in (("SIGTERM", 143), ("SIGHUP", 129)):
+            with self.subTest(name):
+                self.server.plan(Answer(delay=1.5))
+                trial = self.trial(name)
+                child = trial.start()
+                self.wait_until(lambda: trial.posts() == 1)
+                child.send_signal(getattr(signal, name))
+                stderr = child.communicate(timeout=30)[1].decode()
+                self.assertEqual(child.returncode, exit_code, stderr)
+                self.assertIn("same command again", stderr)
+                self.collect(trial, name)
+        self.assert_no_orphans()
+
+    def test_interrupted_by_a_person_stops_the_transfer(self) -> None:
+        self.server.plan(Answer(delay=20))
+        trial = self.trial("ctrl-c")
+        child = trial.start()
+        self.wait_until(lambda: trial.posts() == 1)
+        child.send_signal(signal.SIGINT)
+        stderr = child.communicate(timeout=15)[1].decode()
+        self.assertEqual(child.returncode, 130, stderr)
+        self.assertIn("may have been drawn and billed", stderr)
+        self.check_end(trial, [], stderr)
+        self.assert_no_orphans()
+
+    def test_process_group_killed_except_curl(self) -> None:
+        self.server.plan(Answer(delay=1.0))
+        trial = self.trial("group")
+        child = trial.start()
+        self.wait_until(lambda: trial.posts() == 1)
+        os.killpg(child.pid, signal.SIGKILL)
+        child.communicate()
+        self.collect(trial, "group")
+
+    def test_two_identical_commands_are_two_requests(self) -> None:
+        self.server.plan(Answer(delay=1.0), Answer(delay=1.0))
+        trial = self.trial("twice")
+        children = [trial.start(), trial.start()]
+        outputs = [child.communicate(timeout=60) for child in children]
+        self.assertEqual([child.returncode for child in children], [0, 0], outputs)
+        self.assertEqual(trial.posts(), 2)
+        self.check_end(trial, ["out-2.png", "out.png"], "twice")
+
+    def test_fresh_does_not_collect(self) -> None:
+        self.server.plan(Answer(delay=0.5))
+        trial = self.trial("fresh")
+        child = trial.start()
+        self.wait_until(lambda: trial.posts() == 1)
+        child.kill()
+        child.communicate()
+        fresh = subprocess.run([sys.executable, str(PROGRAM), *trial.arguments(), "--fresh"], env=trial.environment(),
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+        self.assertEqual((fresh.returncode, trial.posts()), (0, 2), fresh.stderr)
+        again = trial.start()
+        again.communicate(timeout=60)
+        self.assertEqual((again.returncode, trial.posts()), (0, 2))
+        self.check_end(trial, ["out-2.png", "out.png"], "fresh")
+
+    def test_curl_killed_too_is_reported_and_forgotten(self) -> None:
+        self.server.plan(Answer(delay=20))
+        trial = self.trial("lost")
+        child = trial.start()
+        self.wait_until(lambda: trial.posts() == 1)
+        curl = self.child_of(child.pid)
+        child.kill()
+        os.kill(curl, signal.SIGKILL)
+        child.communicate()
+        again = trial.start()
+        stderr = again.communicate(timeout=60)[1].decode()
+        self.assertEqual((again.returncode, trial.posts()), (6, 1), stderr)
+        self.assertIn("may have been drawn and billed", stderr)
+        self.assertEqual(trial.journal(), [])
+        third = trial.start()
+        third.communicate(timeout=60)
+        self.assertEqual((third.returncode, trial.posts()), (0, 2))
+
+    @unittest.skipIf(environ.get("FAST"), "the long kill test")
+    def test_a_large_answer(self) -> None:
+        picture = draw_png(1024, 1024, padding=30_000_000)  # 40 MB of base64
+        self.server.default = Answer(image=picture, delay=0.2)
+        self.addCleanup(setattr, self.server, "default", Answer())
+
+        def kill_and_collect(moment: float) -> None:
+            trial = self.trial(f"large-{moment:.2f}")
+            child = trial.start()
+            time.sleep(moment)
+            child.kill()
+            if b"Saved: " not in child.communicate()[0]:
+                self.collect(trial, f"40 MB, killed after {moment:.2f} s")
+            self.assertEqual((trial.root / "out.png").read_bytes(), picture)
+        self.at_once(kill_and_collect, [0.1 + 0.06 * step for step in range(20)], 3)
+
+    @unittest.skipIf(environ.get("FAST"), "the long kill test")
+    def test_an_answer_with_a_url(self) -> None:
+        self.server.default = Answer(as_url=True, delay=0.2)
+        self.addCleanup(setattr, self.server, "default", Answer())
+
+        def kill_and_collect(moment: float) -> None:
+            trial = self.trial(f"url-{moment:.2f}")
+            child = trial.start()
+            time.sleep(moment)
+            child.kill()
+            if b"Saved: " not in child.communicate()[0]:
+                self.collect(trial, f"url, killed after {moment:.2f} s")
+            self.assertEqual((trial.posts(), trial.pictures()), (1, ["out.png"]))
+        self.at_once(kill_and_collect, [0.05 + 0.02 * step for step in range(40)], 6)
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 20
+        while not condition():
+            self.assertLess(time.monotonic(), deadline, "waited too long")
+            time.sleep(0.01)
+
+    def child_of(self, parent: int) -> int:
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                fields = Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[1]) == parent:
+                return int(pid)
+        self.fail("the program has no child")
+
+
+if __name__ == "__main__":
+    unittest.main()
