@@ -1455,14 +1455,23 @@ class Report:
         """Text that is fit to be shown: no secret in it."""
         return redact(text, self.secrets)
 
-    def error_line(self, text: str) -> None:
-        """One line on standard error; a closed one must not cost an image."""
-        if self.progress_shown:
-            text, self.progress_shown = "\r\033[K" + text, False
+    def say(self, stream: str, text: str, end: str = "\n") -> None:
+        """Write to sys.stdout or sys.stderr at once. A reader that went away must not cost an image."""
         try:
-            print(self.clean(text), file=sys.stderr, flush=True)
+            print(text, end=end, file=getattr(sys, stream), flush=True)
         except (OSError, ValueError):
-            pass
+            setattr(sys, stream, open(os.devnull, "w"))  # or Python complains again at its exit
+
+    def error_line(self, text: str) -> None:
+        """One line on standard error, in place of a progress line."""
+        self.clear_progress()
+        self.say("stderr", self.clean(text))
+
+    def clear_progress(self) -> None:
+        """Take the progress line off the terminal."""
+        if self.progress_shown:
+            self.progress_shown = False
+            self.say("stderr", "\r\033[K", end="")
 
     def note(self, text: str) -> None:
         """Something good to know while it happens."""
@@ -1492,17 +1501,12 @@ class Report:
             self.note(text)
         elif not self.quiet:
             self.progress_shown = True
-            print("\r\033[K" + text, end="", file=sys.stderr, flush=True)
+            self.say("stderr", "\r\033[K" + text, end="")
 
     def output(self, text: str) -> None:
-        """One line on standard output, at once; a closed one must not cost an image."""
-        if self.progress_shown:
-            self.progress_shown = False
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
-        try:
-            print(text, flush=True)
-        except (OSError, ValueError):
-            sys.stdout = open(os.devnull, "w")  # or Python complains again at its exit
+        """One line on standard output."""
+        self.clear_progress()
+        self.say("stdout", text)
 
     def finish(self) -> int:
         """The result of a command that made everything that was asked for."""
@@ -1581,6 +1585,8 @@ def perform(request: Request, exchange: Exchange, deadline: float, report: Repor
         failure = transport_failure(outcome, request) or answer_failure(request, response)
         if failure is None:
             return response
+        if request.download:
+            failure = download_failure(request, failure)
         pause = retry_pause(request, failure, response.headers, attempt)
         if pause is None or time.monotonic() + pause > deadline:
             raise failure
@@ -1588,6 +1594,13 @@ def perform(request: Request, exchange: Exchange, deadline: float, report: Repor
         forget_exchange(exchange)
         time.sleep(pause)
     raise AssertionError("retry_pause must end")
+
+
+def download_failure(request: Request, failure: Failure) -> Failure:
+    """The picture is made and paid for, only its file could not be fetched."""
+    return Failure(f"the image could not be fetched from {one_line(request.url, 1000)}: {failure.message}", UNSAVED,
+                   "download", "Run the same command again: it fetches the file, and buys nothing. (If the address has "
+                   "expired: --fresh)", "yes", True, failure.http_status)
 
 
 def retry_pause(request: Request, failure: Failure, headers: Mapping[str, str], attempt: int) -> float | None:
@@ -1810,7 +1823,7 @@ def answer_failure(request: Request, response: Response) -> Failure | None:
     if kind == "redirect":
         error = error._replace(message=f"it points to {response.headers.get('location', 'nowhere')}")
     if request.method == "GET":
-        billed = "yes" if request.download else "no"
+        billed = "no"
     message = f"HTTP {response.status} from {host_of(request.url)}: {one_line(error.message).rstrip('.')}"
     return Failure(message, exit_code, kind, hint, billed, retryable, response.status, one_line(error.code, 80),
                    response.headers.get("x-request-id", ""))

@@ -1,0 +1,295 @@
+"""Every fault of network, server and disk: exit code, number of paid requests, billed, and what is on disk."""
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+import unittest
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+
+from api_server import Answer, ApiServer, draw_png, error_body
+from support import KEY, PROGRAM, ProgramCase, Result
+
+HTML = b"<html><head><title>502 Bad Gateway</title></head><body>nginx</body></html>"
+PNG = draw_png(64, 64)
+SOON = (("retry-after-ms", "50"),)
+RATE = error_body("Rate limit reached. Please try again in 0.05s.", "rate_limit_exceeded", None, "requests")
+TOO_MUCH = error_body("Rate limit reached on input-images per min: Limit 5, Used 0, Requested 6. "
+                      "Please try again in 0.05s.", "rate_limit_exceeded", None, "input-images")
+QUOTA = error_body("You have no credits remaining.", "credit_balance_exhausted", None, "insufficient_quota")
+MODERATED = error_body("Your request was rejected by the safety system. safety_violations=[sexual].",
+                       "moderation_blocked", None, "image_generation_user_error")
+
+
+def failing(status: int, body: bytes, kind: str = "application/json", **more: Any) -> Answer:
+    return Answer(status=status, body=body, content_type=kind, **more)
+
+
+class Fault(NamedTuple):
+    """A row of the table: what the server does, and what must follow."""
+    name: str
+    answers: Tuple[Answer, ...]
+    exit_code: int
+    posts: int
+    billed: str = "no"
+    kind: str = ""
+    saved: int = 0
+    files: Tuple[Answer, ...] = ()
+    options: Tuple[str, ...] = ()
+
+
+URL = Answer(as_url=True)
+FAULTS = (
+    Fault("dropped before the body was read", (Answer(drop="unread", check=False),), 6, 1, "maybe", "network"),
+    Fault("dropped without an answer", (Answer(drop="silent"),), 6, 1, "maybe", "network"),
+    Fault("dropped after the headers", (Answer(drop="headers"),), 6, 1, "maybe", "network"),
+    Fault("truncated JSON", (Answer(drop="half"),), 6, 1, "maybe", "network"),
+    Fault("JSON that ends early", (Answer(body=b'{"data":[{"b64_json":"iVBO'),), 6, 1, "maybe", "no_image"),
+    Fault("stall", (Answer(delay=30),), 6, 1, "maybe", "timeout", options=("--timeout", "1")),
+    Fault("slow trickle", (Answer(trickle=0.05),), 0, 1, saved=1),
+    Fault("chunked without end", (Answer(endless=True),), 6, 1, "maybe", "timeout", options=("--timeout", "2")),
+    Fault("truncated base64", (Answer(image=draw_png(64, 64, padding=9000)[:-4000]),), 6, 1, "yes", "broken_image", 1),
+    Fault("broken base64", (Answer(body=b'{"data":[{"b64_json":"!!!!"}]}'),), 6, 1, "maybe", "broken_image"),
+    Fault("no image in the base64", (Answer(image=b"hello"),), 6, 1, "maybe", "broken_image"),
+    Fault("400", (failing(400, error_body("no", "invalid_value")),), 4, 1, kind="refused"),
+    Fault("401", (failing(401, error_body("no", "invalid_api_key")),), 3, 1, kind="key"),
+    Fault("402", (failing(402, error_body("no", "payment_required")),), 5, 1, kind="quota"),
+    Fault("403", (failing(403, error_body("no")),), 3, 1, kind="forbidden"),
+    Fault("403 page", (failing(403, b"<html>error code: 1010</html>", "text/html"),), 3, 1, kind="blocked"),
+    Fault("404", (failing(404, b""),), 4, 1, kind="not_found"),
+    Fault("408", (failing(408, b""),), 6, 1, "maybe", "gateway"),
+    Fault("413", (failing(413, HTML, "text/html"),), 4, 1, kind="too_large"),
+    Fault("422", (failing(422, error_body("no")),), 4, 1, kind="refused"),
+    Fault("429 once", (failing(429, RATE, headers=SOON),), 0, 2, saved=1),
+    Fault("429 once, told in words", (failing(429, RATE),), 0, 2, saved=1),
+    Fault("429 for ever", (failing(429, RATE, headers=SOON),) * 9, 5, 5, kind="rate_limit"),
+    Fault("429 longer than the timeout", (failing(429, RATE, headers=(("retry-after", "3600"),)),), 5, 1,
+          kind="rate_limit"),
+    Fault("429 that can never fit", (failing(429, TOO_MUCH, headers=SOON),), 5, 1, kind="rate_limit"),
+    Fault("429 without credit", (failing(429, QUOTA, headers=SOON),), 5, 1, kind="quota"),
+    Fault("400 without credit", (failing(400, error_body("no", "billing_hard_limit_reached")),), 5, 1, kind="quota"),
+    Fault("moderation", (failing(400, MODERATED),), 4, 1, kind="moderation"),
+    Fault("500", (failing(500, error_body("no")),), 6, 1, "maybe", "server"),
+    Fault("500 page", (failing(500, HTML, "text/html"),), 6, 1, "maybe", "server"),
+    Fault("502 page", (failing(502, HTML, "text/html"),), 6, 1, "maybe", "gateway"),
+    Fault("503 overloaded", (failing(503, error_body("no", "server_is_overloaded"), headers=SOON),), 0, 2, saved=1),
+    Fault("503 without a code", (failing(503, b""),), 6, 1, "maybe", "server"),
+    Fault("504 page", (failing(504, HTML, "text/html"),), 6, 1, "maybe", "gateway"),
+    Fault("524 page", (failing(524, HTML, "text/html"),), 6, 1, "maybe", "gateway"),
+    Fault("524 as JSON", (failing(524, error_body("timeout")),), 6, 1, "maybe", "gateway"),
+    Fault("200 with an error", (Answer(body=error_body("no channel")),), 6, 1, "maybe", "no_image"),
+    Fault("200 with empty data", (Answer(body=b'{"data":[]}'),), 6, 1, "maybe", "no_image"),
+    Fault("200 with null data", (Answer(body=b'{"data":null}'),), 6, 1, "maybe", "no_image"),
+    Fault("200 with an empty body", (Answer(body=b""),), 6, 1, "maybe", "no_image"),
+    Fault("200 with a page", (Answer(body=HTML, content_type="text/html"),), 6, 1, "maybe", "web_page"),
+    Fault("302", (failing(302, b"", headers=(("location", "https://elsewhere.invalid/v1"),)),), 6, 1, kind="redirect"),
+    Fault("wrong size", (Answer(size=(640, 480)),), 0, 1, saved=1, options=("--size", "1024x1024")),
+    Fault("wrong format", (Answer(format="jpeg"),), 0, 1, saved=1),
+    Fault("a url that fails twice", (URL,), 0, 1, saved=1, files=(Answer(status=404), Answer(drop="half"))),
+    Fault("a url that fails for ever", (URL,), 7, 1, "yes", "download", files=(Answer(status=404),) * 9),
+    Fault("a url with a page behind it", (URL,), 6, 1, "maybe", "broken_image",
+          files=(Answer(body=HTML, content_type="text/html"),)),
+)
+
+
+class FaultTest(ProgramCase):
+    """One server and one home for each row and command, several at a time."""
+
+    def test_table(self) -> None:
+        rows = [(fault, command) for fault in FAULTS for command in ("generate", "edit")]
+        with ThreadPoolExecutor(6) as pool:
+            for (fault, command), problem in zip(rows, pool.map(lambda row: self.check(*row), rows)):
+                with self.subTest(fault.name, command=command):
+                    self.assertEqual(problem, "")
+
+    def check(self, fault: Fault, command: str) -> str:
+        """What is wrong in this row, or an empty text."""
+        root = self.root / (fault.name.replace(" ", "-") + "-" + command)
+        (root / "tmp").mkdir(parents=True)
+        (root / "in.png").write_bytes(PNG)
+        with ApiServer(KEY) as server:
+            server.plan(*fault.answers)
+            server.plan_files(*fault.files)
+            result = run(root, server, command, *fault.options)
+            found: Dict[str, Any] = {"exit_code": result.exit_code, "posts": len(server.posts),
+                                     "pictures": len(list(root.glob("out*"))), "tmp": os.listdir(str(root / "tmp")),
+                                     "parts": [path.name for path in root.glob(".*part")],
+                                     "journal": journal(root)}
+            error = result.json.get("error", {"billed": "no", "kind": ""})
+            found.update(billed=error["billed"], kind=error["kind"], saved=len(result.json["saved"]))
+        kept = 1 if fault.exit_code == 7 else 0
+        whole = fault.saved if not fault.exit_code else 0
+        expected = {"exit_code": fault.exit_code, "posts": fault.posts, "pictures": fault.saved, "tmp": [], "parts": [],
+                    "journal": kept, "billed": fault.billed, "kind": fault.kind, "saved": whole}
+        if found != expected:
+            return f"\nfound    {found}\nexpected {expected}\n{result.stdout}{result.stderr}"
+        return "" if not error["kind"] or error["hint"] else f"no hint: {result.stdout}"
+
+
+class NoServerTest(ProgramCase):
+    """Connections that never come to be: nothing was sent, nothing is billed."""
+
+    def fails(self, url: str, kind: str, *options: str) -> Result:
+        result = self.run_program("generate", "a fox", "--base-url", url, "--json", *options,
+                                  env={"GPT_IMAGE2_API_KEY": KEY})
+        error = result.json["error"]
+        self.assertEqual((result.exit_code, error["billed"], error["kind"]), (6, "no", kind), result.stderr)
+        self.assertTrue(error["hint"], error)
+        return result
+
+    def test_connection_refused_is_tried_again(self) -> None:
+        with socket.socket() as closed:
+            closed.bind(("127.0.0.1", 0))
+            result = self.fails(f"http://127.0.0.1:{closed.getsockname()[1]}/v1", "network")
+        self.assertEqual(result.stderr.count("trying again"), 2)
+
+    def test_name_not_found(self) -> None:
+        self.fails("https://nothing.invalid/v1", "network")
+
+    def test_tls_to_a_plain_port(self) -> None:
+        self.fails(self.server.url.replace("http:", "https:"), "tls")
+        self.assertEqual(self.server.answered, 0)
+
+    def test_dead_proxy(self) -> None:
+        config = self.write_config({"base_url": "https://relay.invalid/v1", "api_key": KEY,
+                                    "proxy": "http://someone:proxy-word@127.0.0.1:9"})
+        result = self.run_program("generate", "a fox", "--config", config, "--json", "-v", env={"NO_PROXY": None})
+        self.assertEqual((result.exit_code, result.json["error"]["billed"]), (6, "no"), result.stderr)
+        self.assertNotIn("proxy-word", result.stdout + result.stderr)
+
+    def test_proxy_that_refuses(self) -> None:
+        # The loopback API answers CONNECT with an error, as a proxy that wants a password does.
+        config = self.write_config({"base_url": "https://relay.invalid/v1", "api_key": KEY,
+                                    "proxy": self.server.origin})
+        result = self.run_program("generate", "a fox", "--config", config, "--json", env={"NO_PROXY": None})
+        self.assertEqual((result.exit_code, result.json["error"]["billed"]), (6, "no"), result.stderr)
+        self.assertIn("proxy", result.json["error"]["message"])
+
+
+class TargetTest(ProgramCase):
+    """Places to save in that go wrong while the image is being made."""
+
+    def test_target_that_appears_during_the_request(self) -> None:
+        self.server.plan(Answer(delay=0.7))
+        child = self.start_program("generate", "a fox", *self.access(), "-o", "out.png",
+                                   env={"GPT_IMAGE2_API_KEY": KEY})
+        self.wait_for_post()
+        (self.work / "out.png").write_text("mine")
+        result = self.finish(child)
+        self.assertEqual([Path(path).name for path, _ in result.saved], ["out-2.png"])
+        self.assertEqual((self.work / "out.png").read_text(), "mine")
+
+    def test_symlinks_are_not_followed(self) -> None:
+        precious = self.file("precious.png", "mine")
+        (self.work / "link.png").symlink_to(precious)
+        (self.work / "dangling.png").symlink_to(self.work / "nowhere.png")
+        for name, saved in (("link.png", "link-2.png"), ("dangling.png", "dangling-2.png")):
+            result = self.generate("a fox", "-o", name)
+            self.assertEqual([Path(path).name for path, _ in result.saved], [saved])
+        self.generate("a fox", "-o", "link.png", "--overwrite")
+        self.assertFalse((self.work / "link.png").is_symlink())
+        self.assertEqual((self.work / "precious.png").read_text(), "mine")
+        self.assertFalse((self.work / "nowhere.png").exists())
+
+    def test_folder_that_vanishes_is_collected_elsewhere(self) -> None:
+        self.server.plan(Answer(delay=0.7))
+        child = self.start_program("generate", "a fox", *self.access(), "-o", "new/out.png",
+                                   env={"GPT_IMAGE2_API_KEY": KEY})
+        self.wait_for_post()
+        shutil.rmtree(str(self.work / "new"))
+        result = self.finish(child)
+        self.assertEqual(result.exit_code, 7, result.stderr)
+        self.assertIn("It was billed", result.stderr)
+        again = self.generate("a fox", "-o", "other.png")
+        self.assertEqual([Path(path).name for path, _ in again.saved], ["other.png"])
+        self.assertEqual((len(self.server.posts), journal(self.home)), (1, 0))
+
+    def test_disk_full_is_collected_once_there_is_room(self) -> None:
+        disk = self.work / "disk"
+        disk.mkdir()
+        if os.geteuid() or subprocess.call(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(disk)]):
+            self.skipTest("needs the right to mount a small disk")
+        self.addCleanup(subprocess.call, ["umount", "-l", str(disk)])
+        self.server.plan(Answer(delay=0.7))
+        child = self.start_program("generate", "a fox", *self.access(), "-o", str(disk / "out.png"), "--n", "2",
+                                   env={"GPT_IMAGE2_API_KEY": KEY})
+        self.wait_for_post()
+        filler = disk / "filler"
+        with filler.open("wb") as stream:  # leaves room for one of the two pictures
+            stream.truncate(0)
+            os.posix_fallocate(stream.fileno(), 0, os.statvfs(str(disk)).f_bavail * 4096 - 200_000)
+        result = self.finish(child)
+        self.assertEqual(result.exit_code, 7, result.stderr)
+        self.assertEqual([Path(path).name for path, _ in result.saved], ["out-1.png"])
+        self.assertEqual(list(disk.glob(".*")), [])
+        filler.unlink()
+        again = self.generate("a fox", "-o", str(disk / "out.png"), "--n", "2")
+        self.assertEqual([Path(path).name for path, _ in again.saved], ["out-1.png", "out-2.png"])
+        self.assertEqual((len(self.server.posts), journal(self.home)), (1, 0))
+
+    def test_disk_full_for_the_answer(self) -> None:
+        # The limit stops curl's own writing: the answer is gone, the money may be too.
+        child = subprocess.Popen([sys.executable, str(PROGRAM), "generate", "a fox", *self.access(), "--json"],
+                                 env=self.environment({"GPT_IMAGE2_API_KEY": KEY}), cwd=str(self.work),
+                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                 preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)))
+        result = self.finish(child)
+        self.assertEqual((result.exit_code, result.json["error"]["billed"]), (6, "maybe"), result.stderr)
+        self.assertEqual((len(self.server.posts), journal(self.home)), (1, 0))
+
+    def test_state_folder_that_cannot_be_used(self) -> None:
+        for state in (self.file("a-file"), "/proc/nowhere"):
+            result = self.generate("a fox", "-o", "x.png", env={"XDG_STATE_HOME": state})
+            self.assertEqual(result.exit_code, 0, result.stderr)
+            self.assertIn("if this command is cut off, its image is lost", result.stderr)
+
+    def test_closed_output_does_not_lose_an_image(self) -> None:
+        for number, closing in enumerate((">&-", "2>&-", ">&- 2>&-", "<&-", "<&- >&- 2>&-")):
+            command = (f'exec "$@" -o closed-{number}.png {closing}')
+            child = subprocess.run(["sh", "-c", command, "sh", sys.executable, str(PROGRAM), "generate", "a fox",
+                                    *self.access()], env=self.environment({"GPT_IMAGE2_API_KEY": KEY}),
+                                   cwd=str(self.work), stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+            self.assertTrue((self.work / f"closed-{number}.png").is_file(), (closing, child))
+        self.assertEqual(journal(self.home), 0)
+
+    def test_reader_that_goes_away_does_not_lose_an_image(self) -> None:
+        self.server.plan(Answer(delay=0.5))
+        child = self.start_program("generate", "a fox", *self.access(), "-o", "piped.png",
+                                   env={"GPT_IMAGE2_API_KEY": KEY})
+        assert child.stdout and child.stderr
+        child.stdout.close()
+        child.stderr.close()
+        child.wait(timeout=30)
+        self.assertTrue((self.work / "piped.png").is_file())
+        self.assertEqual(child.returncode, 0)
+
+    def wait_for_post(self) -> None:
+        import time
+        deadline = time.monotonic() + 20
+        while not self.server.posts:
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.01)
+
+
+def run(root: Path, server: ApiServer, command: str, *options: str) -> Result:
+    words = ["generate", "a fox"] if command == "generate" else ["edit", str(root / "in.png"), "a fox"]
+    environment = {"PATH": os.environ["PATH"], "HOME": str(root), "TMPDIR": str(root / "tmp"), "NO_PROXY": "*",
+                   "LANG": "C.UTF-8", "GPT_IMAGE2_API_KEY": KEY, "PYTHONDONTWRITEBYTECODE": "1"}
+    child = subprocess.run([sys.executable, str(PROGRAM), *words, "--base-url", server.url, "-o",
+                            str(root / "out.png"), "--json", *options], env=environment, stdin=subprocess.DEVNULL,
+                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=90)
+    return Result(child.returncode, child.stdout.decode(), child.stderr.decode())
+
+
+def journal(home: Path) -> int:
+    folder = home / ".local" / "state" / "gpt-image-2" / "requests"
+    return len([path for path in folder.iterdir() if path.name != ".lock"]) if folder.exists() else 0
+
+
+if __name__ == "__main__":
+    unittest.main()
