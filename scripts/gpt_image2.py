@@ -79,6 +79,7 @@ TYPICAL_SECONDS = {"low": "70 s", "medium": "120 s", "high": "276 s"}
 
 # A string longer than this stays in the file when an answer is parsed; the rest must fit in memory.
 LONG_STRING = 64 * 1024
+MAX_MESSAGE = 900  # characters of one line to the caller; servers send whole pages
 MAX_SKELETON = 8 * 1024 * 1024
 BLOCK = 1024 * 1024
 
@@ -253,7 +254,7 @@ if TYPE_CHECKING:
 
 # ---- 5. Text and pictures ------------------------------------------------------------------------
 
-CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 # Also what a server shows of a key it masked itself.
 KEY_LIKE = re.compile(r"\b(?:sk|rk|pk)-[\w*.-]{6,}|\b[Bb]earer\s+[^\s\"']+")
 
@@ -318,18 +319,17 @@ def size_fault(width: int, height: int) -> str:
 
 
 def nearest_size(width: int, height: int) -> str:
-    """The legal size whose edges differ least, by ratio, from the ones given; the larger one on a tie."""
+    """The legal size that is nearest in edges and shape; the larger one on a tie."""
     from math import log
     width, height = max(width, 1), max(height, 1)
 
-    def distance(size: tuple[int, int]) -> tuple[float, float, int]:
+    def distance(size: tuple[int, int]) -> tuple[float, int]:
         edges = abs(log(size[0] / width)) + abs(log(size[1] / height))
-        area = abs(log(size[0] * size[1] / (width * height)))
-        return (round(edges, 2), round(area, 2), -size[0] * size[1])
+        shape = abs(log(size[0] / size[1] * height / width))
+        return (round(edges + shape, 3), -size[0] * size[1])
 
     edges = range(EDGE_STEP, MAX_EDGE + 1, EDGE_STEP)
-    best = min(((w, h) for w in edges for h in edges if not size_fault(w, h)), key=distance)
-    return "%dx%d" % best
+    return "%dx%d" % min(((w, h) for w in edges for h in edges if not size_fault(w, h)), key=distance)
 
 
 def inspect_picture(stream: BinaryIO) -> Picture | None:
@@ -646,7 +646,8 @@ def checked_base_url(setting: Setting, allow_http: bool) -> str:
         raise fault(setting, f"the base URL {shown!r} has no scheme", f"Try --base-url https://{shown}")
     if "@" in url:
         raise fault(setting, f"the base URL {shown} holds a user name or password", "Pass the key as a setting.")
-    if not URL.fullmatch(url):
+    match = URL.fullmatch(url)
+    if not match or int(match.group(3) or 443) > 65535:
         raise fault(setting, f"the base URL {shown!r} is not of the form https://HOST[:PORT][/PATH]")
     if url.startswith("http:") and not is_loopback(url) and not allow_http:
         raise fault(setting, f"{shown} would send the key unencrypted",
@@ -661,11 +662,12 @@ def is_loopback(url: str) -> bool:
 
 
 def host_of(url: str) -> str:
-    """host:port in lower case; what a key is bound to."""
+    """What a key is bound to: the host in lower case, with its port unless that is 443."""
     match = URL.match(url)
     if not match:
         return ""
-    return f"{match.group(2).lower()}:{match.group(3) or (80 if match.group(1) == 'http' else 443)}"
+    port = match.group(3) or ("80" if match.group(1) == "http" else "443")
+    return match.group(2).lower() + (f":{port}" if port != "443" else "")
 
 
 def checked_timeout(setting: Setting) -> Setting:
@@ -956,9 +958,7 @@ def probe_folder(target: Target, n: int, size: str) -> None:
         os.makedirs(target.folder, exist_ok=True)
         with tempfile.TemporaryFile(dir=target.folder):
             free = shutil.disk_usage(target.folder).free
-        os.lstat(numbered(target, 999, "jpeg"))  # the longest name that numbering may lead to
-    except FileNotFoundError:
-        pass
+        check_name(numbered(target, 999, "jpeg"))
     except (OSError, ValueError) as error:
         raise usage_failure(f"cannot save in {target.folder}: {reason(error)}", hint) from None
     width, height = split_size(size) or (1536, 1024)
@@ -966,6 +966,14 @@ def probe_folder(target: Target, n: int, size: str) -> None:
     if free < needed:
         raise usage_failure(f"only {free // 1_000_000} MB are free in {target.folder}, "
                             f"{needed // 1_000_000 + 1} MB may be needed", "Make room, or " + hint)
+
+
+def check_name(path: str) -> None:
+    """Raise the OSError that this name leads to, such as being too long; that it is free is fine."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        pass
 
 
 def note_existing_target(target: Target, n: int, image_format: str, notes: list[str]) -> None:
@@ -1138,26 +1146,26 @@ def start_child(argv: Sequence[str], secrets: Sequence[str], **streams: Any) -> 
         os.umask(umask)
 
 
-def child_output(argv: Sequence[str], secrets: Sequence[str], timeout: float) -> bytes:
+def child_output(argv: Sequence[str], kind: str, timeout: float) -> bytes:
     """A finished program's standard output; a non-zero exit is a failure that names the program only."""
     import subprocess
-    child = start_child(argv, secrets, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    child = start_child(argv, (), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     try:
         output = child.communicate(timeout=timeout)[0]
     except subprocess.TimeoutExpired:
-        raise setup_failure(f"{argv[0]} did not finish within {timeout:g} s") from None
+        raise setup_failure(f"{argv[0]} did not finish within {timeout:g} s", kind=kind) from None
     finally:
         if child.returncode is None:
             child.kill()
             child.communicate()
     if child.returncode:
-        raise setup_failure(f"{argv[0]} failed with exit code {child.returncode}")
+        raise setup_failure(f"{argv[0]} failed with exit code {child.returncode}", kind=kind)
     return output
 
 
 def check_curl() -> str:
     """curl's version; older ones ignore or misread what this program writes for them."""
-    output = child_output(["curl", "-q", "--version"], (), 10).decode("utf-8", "replace")
+    output = child_output(["curl", "-q", "--version"], "curl", 10).decode("utf-8", "replace")
     match = re.match(r"curl (\d+)\.(\d+)\S*", output)
     if not match or (int(match.group(1)), int(match.group(2))) < MINIMUM_CURL:
         found = match.group(0) if match else one_line(output, 40)
@@ -1171,7 +1179,7 @@ def read_key(source: KeySource | None) -> str:
         return ""
     if not source.command:
         return checked_key(source.value, source.source)
-    output = child_output(source.command, (), 120).decode("utf-8", "replace")
+    output = child_output(source.command, "key", 120).decode("utf-8", "replace")
     return checked_key((output.splitlines() or [""])[0].strip(), source.source)
 
 
@@ -1236,7 +1244,7 @@ def transport_failure(outcome: Outcome, request: Request) -> Failure | None:
     exit_code = {"config": SETUP, "curl": SETUP, "file": USAGE}.get(kind, NO_ANSWER)
     message = f"{host}: {sentence} (curl {outcome.exit_code})"
     if outcome.message:
-        message += f": {one_line(outcome.message, 160)}"
+        message += f": {outcome.message}"
     return Failure(message, exit_code, kind, transport_hint(kind, never_sent), "no" if never_sent else "maybe",
                    retryable=never_sent, http_status=outcome.status)
 
@@ -1452,8 +1460,8 @@ class Report:
         self.progress_shown = False
 
     def clean(self, text: str) -> str:
-        """Text that is fit to be shown: no secret in it."""
-        return redact(text, self.secrets)
+        """Text that is fit to be shown: no secret, one line, not endless. Cut last, or half a key would stay."""
+        return one_line(redact(text, self.secrets), MAX_MESSAGE)
 
     def say(self, stream: str, text: str, end: str = "\n") -> None:
         """Write to sys.stdout or sys.stderr at once. A reader that went away must not cost an image."""
@@ -1462,10 +1470,10 @@ class Report:
         except (OSError, ValueError):
             setattr(sys, stream, open(os.devnull, "w"))  # or Python complains again at its exit
 
-    def error_line(self, text: str) -> None:
+    def error_line(self, text: str, indent: str = "") -> None:
         """One line on standard error, in place of a progress line."""
         self.clear_progress()
-        self.say("stderr", self.clean(text))
+        self.say("stderr", indent + self.clean(text))
 
     def clear_progress(self) -> None:
         """Take the progress line off the terminal."""
@@ -1521,7 +1529,7 @@ class Report:
     def output_saved(self) -> None:
         """The lines that agents parse."""
         for saved in self.saved:
-            self.output(f"Saved: {saved.path} ({round(saved.bytes / 1024)} KB)")
+            self.output(f"Saved: {saved.path} ({max(1, round(saved.bytes / 1024))} KB)")
         if environment("OPENCLAW_SHELL"):
             for saved in self.saved:
                 self.output(f"MEDIA:{saved.path}")
@@ -1540,14 +1548,16 @@ class Report:
         end = "" if failure.message.endswith(("?", "!", ".")) else "."
         self.error_line(f"{PROGRAM}: error: {failure.message}{end}{money[failure.billed]}")
         if failure.hint:
-            self.error_line(f"  {failure.hint}")
+            self.error_line(failure.hint, "  ")
         return failure.exit_code
 
     def result(self, ok: bool) -> dict[str, Any]:
         """The JSON object; schema rises when a field changes its meaning."""
         saved = [{"path": saved.path, "bytes": saved.bytes, "format": saved.picture.format,
                   "width": saved.picture.width, "height": saved.picture.height} for saved in self.saved]
-        return {"schema": 1, "ok": ok, "saved": saved, **self.facts, "warnings": self.warnings}
+        facts = {name: self.clean(value) if isinstance(value, str) else value for name, value in self.facts.items()}
+        return {"schema": 1, "ok": ok, "saved": saved, **facts, "warnings": self.warnings}
+
 
 def drive(provider: Provider, folder: Folder, deadline: float, report: Report, typical: str) -> list[Image]:
     """Send each Request that the provider yields, hand it the Response, return its Images."""
@@ -1573,7 +1583,8 @@ def perform(request: Request, exchange: Exchange, deadline: float, report: Repor
     for attempt in range(1, 100):
         state = exchange_state(exchange)
         if state == "unsent" or (state == "lost" and request.repeatable):
-            transfer(request, exchange, report, typical)
+            left = request.timeout if request.download or attempt == 1 else deadline - time.monotonic()
+            transfer(request._replace(timeout=left), exchange, report, typical)
         elif state == "running":
             report.note("the request is still under way; waiting for it")
             wait_for(lambda: exchange_state(exchange) != "running", exchange, report, typical)
@@ -1588,7 +1599,7 @@ def perform(request: Request, exchange: Exchange, deadline: float, report: Repor
         if request.download:
             failure = download_failure(request, failure)
         pause = retry_pause(request, failure, response.headers, attempt)
-        if pause is None or time.monotonic() + pause > deadline:
+        if pause is None or (time.monotonic() + pause > deadline and not request.download):
             raise failure
         report.note(f"{failure.message}; trying again in {pause:.1f} s")
         forget_exchange(exchange)
@@ -1598,7 +1609,7 @@ def perform(request: Request, exchange: Exchange, deadline: float, report: Repor
 
 def download_failure(request: Request, failure: Failure) -> Failure:
     """The picture is made and paid for, only its file could not be fetched."""
-    return Failure(f"the image could not be fetched from {one_line(request.url, 1000)}: {failure.message}", UNSAVED,
+    return Failure(f"the image could not be fetched from {request.url}: {failure.message}", UNSAVED,
                    "download", "Run the same command again: it fetches the file, and buys nothing. (If the address has "
                    "expired: --fresh)", "yes", True, failure.http_status)
 
@@ -1644,7 +1655,7 @@ def transfer(request: Request, exchange: Exchange, report: Report, typical: str)
     import signal
     report.detail(f"{request.method} {request.url}")
     for line in curl_config(request, exchange).splitlines():
-        report.detail(f"  {line}")
+        report.detail("  " + re.sub(r'^(header = "(?!Expect|Content-Type)[^:]+: ).*', r'\1***"', line))
     forget_exchange(exchange)
     child = start_curl(request, exchange, report.secrets)
     try:
@@ -1810,7 +1821,8 @@ def answer_failure(request: Request, response: Response) -> Failure | None:
     error = server_error(response.document)
     if response.status == 200 and request.download:
         return None
-    if response.status == 200 and error is None and (request.method == "GET" or find_images(response.document)):
+    usable = find_images(response.document) if request.method == "POST" else response.document is not None
+    if response.status == 200 and error is None and usable:
         return None
     error = error or ServerError(page_title(response.text) or nothing_usable(response))
     kind = refusal_kind(response, error)
@@ -1824,8 +1836,8 @@ def answer_failure(request: Request, response: Response) -> Failure | None:
         error = error._replace(message=f"it points to {response.headers.get('location', 'nowhere')}")
     if request.method == "GET":
         billed = "no"
-    message = f"HTTP {response.status} from {host_of(request.url)}: {one_line(error.message).rstrip('.')}"
-    return Failure(message, exit_code, kind, hint, billed, retryable, response.status, one_line(error.code, 80),
+    message = f"HTTP {response.status} from {host_of(request.url)}: {error.message.strip().rstrip('.')}"
+    return Failure(message, exit_code, kind, hint, billed, retryable, response.status, error.code,
                    response.headers.get("x-request-id", ""))
 
 
@@ -1867,7 +1879,7 @@ def page_title(text: str) -> str:
 def nothing_usable(response: Response) -> str:
     """What came instead of an image, shortened."""
     shown = response.text if response.document is None else json.dumps(response.document, default=as_text)
-    return f"no image in the answer: {one_line(shown, 200)}" if shown.strip() else "an empty answer"
+    return f"no image in the answer: {shown}" if shown.strip() else "an empty answer"
 
 
 def usage_cost(document: Any) -> tuple[dict[str, Any] | None, float | None]:
@@ -1938,10 +1950,8 @@ def save_new(image: Image, part: str, target: Target, numbers: Iterator[int]) ->
             os.fsync(stream.fileno())
         with open(part, "rb") as stream:
             picture = inspect_picture(stream)
-            stream.seek(0)
-            start = stream.read(60).decode("ascii", "replace")
         if picture is None:
-            raise broken(f"what came back is no image: {one_line(start, 60)!r}")
+            raise broken("what came back is no image")
         paths = (numbered(target, number, picture.format) for number in numbers)
         return next(path for path in paths if place(part, path, target.overwrite))
     except BaseException:
@@ -2098,6 +2108,8 @@ def run_image_command(options: Namespace, report: Report) -> int:
         keep = False
     except Failure as failure:
         keep = failure.exit_code == UNSAVED
+        if keep and not folder.kept:
+            failure.hint = f"What came back is kept in {folder.path}"
         raise
     except KeyboardInterrupt as stop:
         interruption = stopped(stop, folder)
@@ -2235,14 +2247,19 @@ def show_settings(settings: Settings, report: Report) -> int:
             shown if usable else f"{shown}, only for {source.host}", source.source)
     if not settings.keys:
         rows["api_key"] = Setting("none", "set GPT_IMAGE2_API_KEY or run: config --init")
+    pending = [{"age_s": round(age), "state": state, "prompt": prompt} for age, state, prompt in pending_requests()]
     if report.as_json:
         shown_rows = {name: row._asdict() for name, row in rows.items()}
-        report.output(json.dumps({"schema": 1, "ok": True, "settings": shown_rows,
+        report.output(json.dumps({"schema": 1, "ok": True, "settings": shown_rows, "pending": pending,
                                   "config_file": settings.config_path or None, "warnings": report.warnings}))
         return OK
     for name, row in rows.items():
         report.output(f"{name:<11} {row.value or '-'}  ({row.source})")
     report.output(f"config file {settings.config_path or 'none; looked for ' + ', '.join(config_locations())}")
+    for request in pending:
+        report.output(f"unfinished  {request['age_s']} s ago, {request['state']}: {request['prompt']}")
+    report.output("An unfinished request is collected by its own command, run again." if pending else
+                  "unfinished  none")
     return OK
 
 
@@ -2435,7 +2452,7 @@ def parse(arguments: list[str]) -> Namespace:
     """The command line; words may stand anywhere among the options, and after -- they are never options."""
     cut = arguments.index("--") if "--" in arguments else len(arguments)
     command = arguments[0] if arguments else ""
-    if not command:
+    if not command or command.startswith("-"):
         raise usage_failure("a command is missing: generate, edit or config", f"See: {PROGRAM} --help")
     if command not in COMMAND_HELP:
         raise usage_failure(f"{one_line(command, 40)!r} is no command.{nearest(command, list(COMMAND_HELP))}",
@@ -2478,7 +2495,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return report.fail(Failure("interrupted; nothing was sent", INTERRUPTED, "interrupted"))
     except Exception as error:
         import traceback
-        report.error_line(traceback.format_exc())
+        for line in traceback.format_exc().splitlines():
+            report.error_line(line)
         return report.fail(Failure(f"a bug in this program: {error!r}", BUG, "bug"))
 
 
