@@ -8,10 +8,10 @@ help:           ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
 
 test:           ## run all tests; needs python3, curl and make only
-	$(PYTHON) -W error::ResourceWarning -m unittest discover -s tests
+	$(PYTHON) tests/run.py
 
 test-fast:      ## the same without the long kill tests
-	FAST=1 $(PYTHON) -W error::ResourceWarning -m unittest discover -s tests
+	FAST=1 $(PYTHON) tests/run.py
 
 demo:           ## make and edit an image against a server on this machine, no key needed
 	@$(PYTHON) tests/demo.py
@@ -22,7 +22,7 @@ bench:          ## start-up time, speed and memory, as ratios measured in one ru
 lint: $(VENV)/done ## ruff, mypy --strict and vermin, in a private virtual environment
 	$(VENV)/bin/ruff check scripts tests
 	$(VENV)/bin/mypy --strict --python-version 3.9 scripts/gpt_image2.py
-	$(VENV)/bin/vermin --quiet --violations --no-tips --eval-annotations -t=3.8- scripts tests
+	$(VENV)/bin/vermin --quiet --violations --no-tips -t=3.8- scripts tests
 
 $(VENV)/done: Makefile
 	$(PYTHON) -m venv $(VENV)

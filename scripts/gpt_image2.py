@@ -34,7 +34,7 @@ except ImportError:  # Windows: answers are kept, but unfinished requests cannot
 # they would double the time of --help, and every usage error would wait for them.
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
-    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
     from subprocess import Popen
     from typing import Any, BinaryIO, NoReturn
 
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 VERSION = "1.0.0"
 PROGRAM = "gpt_image2"
+AZURE_CLASSIC_VERSION = "2025-04-01-preview"  # Azure's image documentation, read 2026-07
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 DEFAULT_MODEL = "gpt-image-2"
 DEFAULT_OUTPUT = "~/gpt-image2-output.png"
@@ -57,6 +58,7 @@ KEEP_DAYS = 30  # how long an unfinished request may wait to be collected
 # Tries of one request, and seconds before the next one where the server names none. Only what cannot
 # have made an image is tried again; relays cool down for about 5 s after a rate limit.
 TRIES = 3
+POLL_PAUSE = 3.0  # seconds between two looks at a task, where the server names none
 RATE_LIMIT_TRIES = 5
 NETWORK_PAUSE, RATE_LIMIT_PAUSE = 0.5, 5.0
 
@@ -65,6 +67,7 @@ MAX_IMAGES = 16
 MAX_IMAGE_BYTES = 50_000_000
 SAFE_MASK_BYTES = 4_000_000  # the API reference says 4 MB, the guide 50 MB
 MAX_N = 10
+MAX_PARTIALS = 3
 EDGE_STEP = 16  # both edges are multiples of this
 MAX_EDGE = 3840  # inclusive: 3840x2160 is accepted
 MAX_RATIO = 3
@@ -116,11 +119,12 @@ class Failure(Exception):
 
     def __init__(self, message: str, exit_code: int = NO_ANSWER, kind: str = "answer", hint: str = "",
                  billed: str = "no", retryable: bool = False, http_status: int = 0, code: str = "",
-                 request_id: str = "") -> None:
+                 request_id: str = "", keep: bool = False) -> None:
         super().__init__(message)
         self.message, self.exit_code, self.kind, self.hint = message, exit_code, kind, hint
         self.billed, self.retryable = billed, retryable
         self.http_status, self.code, self.request_id = http_status, code, request_id
+        self.keep = keep  # there is something left that the same command can collect
 
 
 def usage_failure(message: str, hint: str = "") -> Failure:
@@ -151,6 +155,7 @@ class KeySource(NamedTuple):
 
 class Settings(NamedTuple):
     """Everything that does not change from image to image, each with its source."""
+    api: Setting
     base_url: Setting
     model: Setting
     timeout: Setting
@@ -158,6 +163,7 @@ class Settings(NamedTuple):
     proxy: Setting
     cacert: Setting
     allow_http: Setting
+    poll_url: Setting
     keys: tuple[KeySource, ...]
     config_path: str
     warnings: tuple[str, ...]
@@ -174,6 +180,7 @@ class Upload(NamedTuple):
     """A checked local image."""
     path: str
     picture: Picture
+    bytes: int
 
 
 class Target(NamedTuple):
@@ -194,6 +201,7 @@ class Job(NamedTuple):
     parameters: Mapping[str, Any]  # what is sent besides model and prompt
     n: int
     target: Target
+    keep_partials: bool = False
 
 
 class Part(NamedTuple):
@@ -202,6 +210,7 @@ class Part(NamedTuple):
     text: str = ""
     path: str = ""
     content_type: str = ""
+    bytes: int = 0
 
 
 class Request(NamedTuple):
@@ -215,8 +224,18 @@ class Request(NamedTuple):
     proxy: str = ""
     cacert: str = ""
     allow_http: bool = False
-    download: bool = False  # a result file: no key, redirects allowed, size limited
-    repeatable: bool = False  # asking again cannot cost anything
+    purpose: str = "create"  # create: makes images. poll, models: asks. download: a file, no key, redirects allowed
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether asking again cannot cost anything."""
+        return self.purpose != "create"
+
+
+class Wait(NamedTuple):
+    """What a provider yields between two looks at a task."""
+    seconds: float
+    status: str
 
 
 class Response(NamedTuple):
@@ -224,7 +243,6 @@ class Response(NamedTuple):
     path: str
     status: int
     headers: Mapping[str, str]
-    elapsed: float
     document: Any = None
     text: str = ""  # the body's first characters, when it is no JSON
 
@@ -250,7 +268,8 @@ class Saved(NamedTuple):
 
 
 if TYPE_CHECKING:
-    Provider = Generator[Request, Response, list[Image]]
+    Provider = Generator["Request | Wait", Response, list[Image]]
+    Steps = Generator["Request | Wait", Response, Response]
 
 # ---- 5. Text and pictures ------------------------------------------------------------------------
 
@@ -495,13 +514,17 @@ CONFIG_TYPES: dict[str, tuple[type, ...]] = {
     "base_url": (str,), "api_key": (str,), "api_key_env": (str,), "api_key_command": (list,), "api": (str,),
     "model": (str,), "timeout": (int, float), "headers": (dict,), "proxy": (str,), "cacert": (str,),
     "allow_http": (bool,), "max_cost": (int, float), "poll_url": (str,)}
-NOT_YET = ("max_cost", "poll_url")  # known, but nothing reads them in this version
+NOT_YET = ("max_cost",)  # known, but nothing reads it in this version
+APIS = ("openai", "azure")
+AZURE_HOSTS = (".openai.azure.com", ".services.ai.azure.com", ".cognitiveservices.azure.com")
 KEY_SETTINGS = ("api_key", "api_key_env", "api_key_command")
 # The variables that are read as keys: none of them reaches a child process.
 KEY_VARIABLES = ("GPT_IMAGE2_API_KEY", "OPENAI_API_KEY")
 
-# Scheme, host, port; no user name, query, blank or backslash, which curl and others read differently.
-URL = re.compile(r"(https?)://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(\d{1,5}))?(?:/[^\s\\?#\x00-\x1f\x7f]*)?")
+# Scheme, host, port, path; no user name, blank or backslash, which curl and others read differently. Azure's
+# addresses carry their version as the only query.
+URL = re.compile(r"(https?)://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(\d{1,5}))?"
+                 r"(?:/[^\s\\?#\x00-\x1f\x7f]*)?(\?api-version=[\w.-]+)?")
 
 if TYPE_CHECKING:
     Layer = dict[str, Setting]
@@ -590,14 +613,23 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
         keys.reverse()
         warnings += overridden_flags(*layers)
     layers += [environment_layer(), default_layer()]
-    base_url, allow_http, api = (pick(layers, name) for name in ("base_url", "allow_http", "api"))
+    base_url, allow_http = (pick(layers, name) for name in ("base_url", "allow_http"))
     base_url = base_url._replace(value=checked_base_url(base_url, allow_http.value))
-    if api.value != "openai":
-        raise fault(api, f"api {api.value!r} is not known to this version; it speaks openai")
-    return Settings(base_url, pick(layers, "model"), checked_timeout(pick(layers, "timeout")),
+    return Settings(checked_api(pick(layers, "api"), base_url), base_url, pick(layers, "model"),
+                    checked_timeout(pick(layers, "timeout")),
                     merged_headers(layers, content, base_url.value, warnings), pick(layers, "proxy"),
-                    pick(layers, "cacert"), allow_http, (*keys[0], *keys[1], *environment_keys()), path,
-                    tuple(warnings))
+                    pick(layers, "cacert"), allow_http, pick(layers, "poll_url"),
+                    (*keys[0], *keys[1], *environment_keys()), path, tuple(warnings))
+
+
+def checked_api(api: Setting, base_url: Setting) -> Setting:
+    """The protocol that the endpoint speaks: the one that is set, else what its host says."""
+    if api.value == "":
+        host = host_of(base_url.value).partition(":")[0]
+        return Setting("azure" if host.endswith(AZURE_HOSTS) else "openai", "from the host")
+    if api.value not in APIS:
+        raise fault(api, f"api {one_line(api.value, 40)!r} is not known, only {', '.join(APIS)}")
+    return api
 
 
 def overridden_flags(from_file: Layer, from_flags: Layer) -> list[str]:
@@ -627,8 +659,8 @@ def environment_layer() -> Layer:
 
 def default_layer() -> Layer:
     """What holds when nobody says anything."""
-    values = {"base_url": DEFAULT_BASE_URL, "api": "openai", "model": DEFAULT_MODEL, "timeout": DEFAULT_TIMEOUT,
-              "headers": {}, "proxy": "", "cacert": "", "allow_http": False}
+    values = {"base_url": DEFAULT_BASE_URL, "api": "", "model": DEFAULT_MODEL, "timeout": DEFAULT_TIMEOUT,
+              "headers": {}, "proxy": "", "cacert": "", "allow_http": False, "poll_url": ""}
     return {name: Setting(value, "default") for name, value in values.items()}
 
 
@@ -640,7 +672,7 @@ def fault(setting: Setting, message: str, hint: str = "") -> Failure:
 
 def checked_base_url(setting: Setting, allow_http: bool) -> str:
     """The base URL without a trailing slash; anything that could send a key astray is refused."""
-    url: str = setting.value.strip().rstrip("/")
+    url: str = setting.value.strip().rstrip("/").replace("/?", "?")
     shown = redact(one_line(re.sub(r"//[^/]*@", "//***@", url)), ())
     if "://" not in url:
         raise fault(setting, f"the base URL {shown!r} has no scheme", f"Try --base-url https://{shown}")
@@ -763,20 +795,21 @@ def checked_key(key: str, source: str) -> str:
 
 # ---- 7. Job: what is asked for, checked while it is still free ----------------------------------
 
-def build_job(options: Namespace, model: str, notes: list[str]) -> Job:
+def build_job(options: Namespace, settings: Settings, notes: list[str]) -> Job:
     """A checked Job from the command line; raises before anything is sent."""
+    model = settings.model.value
     words, paths = list(options.words), list(options.image or []) if options.command == "edit" else []
     if options.command == "edit" and words and not (len(words) == 1 and paths and not options.prompt_file):
         paths.insert(0, words.pop(0))
     prompt = read_prompt(words, options.prompt_file)
     images = read_images(paths) if options.command == "edit" else ()
     mask = read_mask(options.mask, images[0], notes) if options.command == "edit" and options.mask else None
-    parameters = checked_parameters(options, model, notes)
+    parameters = checked_parameters(options, model, settings.api.value, notes)
     image_format = parameters.get("output_format", "png")
     target = checked_target(options.output, image_format, options.overwrite)
     probe_folder(target, options.n, parameters.get("size", "auto"))
     note_existing_target(target, options.n, image_format, notes)
-    return Job(options.command, model, prompt, images, mask, parameters, options.n, target)
+    return Job(options.command, model, prompt, images, mask, parameters, options.n, target, options.keep_partials)
 
 
 def read_prompt(words: Sequence[str], prompt_file: str | None) -> str:
@@ -845,7 +878,7 @@ def read_upload(path: str, role: str) -> Upload:
                             "Scale it down or save it as JPEG.")
     if picture is None or picture.format not in FORMATS:
         raise usage_failure(f"{role} {path} is not a PNG, JPEG or WebP file (its content decides, not its name)")
-    return Upload(full, picture)
+    return Upload(full, picture, status.st_size)
 
 
 def read_mask(path: str, image: Upload, notes: list[str]) -> Upload:
@@ -867,7 +900,7 @@ def read_mask(path: str, image: Upload, notes: list[str]) -> Upload:
     return mask
 
 
-def checked_parameters(options: Namespace, model: str, notes: list[str]) -> dict[str, Any]:
+def checked_parameters(options: Namespace, model: str, api: str, notes: list[str]) -> dict[str, Any]:
     """What is sent besides model and prompt: nothing that is left at its default."""
     rules = MODELS.get(re.sub(DATED, "", model))
     if rules is None:
@@ -878,19 +911,22 @@ def checked_parameters(options: Namespace, model: str, notes: list[str]) -> dict
         raise usage_failure(f"{model} has no quality {one_line(options.quality, 40)!r}, only "
                             f"{', '.join(rules.qualities)}", nearest(options.quality, rules.qualities).strip())
     image_format = chosen_format(options)
-    check_combinations(options, image_format, model)
+    check_combinations(options, image_format, model, api)
     values = {"n": options.n, "size": checked_size(options.size, model, rules), "quality": options.quality,
               "output_format": image_format, "output_compression": options.compression,
               "background": options.background, "moderation": options.moderation,
-              "input_fidelity": getattr(options, "input_fidelity", None)}
+              "input_fidelity": getattr(options, "input_fidelity", None), "stream": options.stream or None,
+              "partial_images": options.partial_images}
     defaults = {"n": 1, "output_format": "png"}
     sent = {name: value for name, value in values.items() if value not in (None, "auto", defaults.get(name))}
     return {**sent, **dict(options.param)}  # --param may say what no check here knows
 
 
-def check_combinations(options: Namespace, image_format: str, model: str) -> None:
+def check_combinations(options: Namespace, image_format: str, model: str, api: str) -> None:
     """Options that contradict each other, with the reason."""
     rules = (
+        (api == "azure" and image_format == "webp", "Azure makes png and jpeg only, not webp"),
+        (options.partial_images and not options.stream, "--partial-images needs --stream"),
         (options.compression is not None and image_format == "png",
          "--compression needs --format jpeg or webp: PNG is always lossless"),
         (options.background == "transparent" and image_format == "jpeg",
@@ -986,45 +1022,131 @@ def note_existing_target(target: Target, n: int, image_format: str, notes: list[
 # ---- 8. Providers: what to send ------------------------------------------------------------------
 
 def openai(job: Job, settings: Settings, key: str) -> Provider:
-    """The OpenAI Images API: one POST, the images are in the answer or behind a URL in it."""
-    body = {"model": job.model, "prompt": job.prompt, **job.parameters}
-    if job.command == "generate":
-        request = api_request(settings, key, "POST", "/images/generations")._replace(body=body)
-    else:
-        request = api_request(settings, key, "POST", "/images/edits")._replace(form=edit_form(job, body))
-    response = yield request
+    """The OpenAI Images API and what resembles it, Azure too: one POST, on some relays a task behind it."""
+    request = image_request(job, settings, key)
+    try:
+        response = yield request
+    except Failure as failure:
+        if len(job.images) == 0 or not wants_other_spelling(failure):
+            raise
+        request = respelled(request)  # a refused request is not billed
+        response = yield request
+    response = yield from settle(request, response, settings)
     return (yield from collect_images(settings, response))
+
+
+def image_request(job: Job, settings: Settings, key: str) -> Request:
+    """The paid request."""
+    body = {"model": job.model, "prompt": job.prompt, **job.parameters}
+    if "/deployments/" in settings.base_url.value:
+        del body["model"]  # Azure's older addresses name the deployment in the path and refuse it here
+    if job.command == "generate":
+        return api_request(settings, key, "POST", "/images/generations")._replace(body=body)
+    return api_request(settings, key, "POST", "/images/edits")._replace(form=edit_form(job, body))
 
 
 def api_request(settings: Settings, key: str, method: str, path: str) -> Request:
     """A request to the configured endpoint, with its key and extra headers."""
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    return Request(method, settings.base_url.value + path, (*headers.items(), *settings.headers.value.items()),
-                   timeout=settings.timeout.value, proxy=settings.proxy.value, cacert=settings.cacert.value,
-                   allow_http=settings.allow_http.value)
+    base, question, query = settings.base_url.value.partition("?")
+    auth = {"Authorization": f"Bearer {key}"}
+    if settings.api.value == "azure":
+        auth = {"api-key": key}
+        classic = "/deployments/" in base
+        base += "" if classic or base.endswith("/v1") else "/openai/v1"
+        question, query = "?", query or f"api-version={AZURE_CLASSIC_VERSION if classic else 'preview'}"
+    headers = (*(auth.items() if key else ()), *settings.headers.value.items())
+    return Request(method, base + path + question + query, headers, timeout=settings.timeout.value,
+                   proxy=settings.proxy.value, cacert=settings.cacert.value, allow_http=settings.allow_http.value)
 
 
 def edit_form(job: Job, body: Mapping[str, Any]) -> tuple[Part, ...]:
     """The parts of an edit: text first, as the official SDK sends them; one image is `image`, several `image[]`."""
     texts = [Part(name, value if isinstance(value, str) else json.dumps(value)) for name, value in body.items()]
     field = "image" if len(job.images) == 1 else "image[]"
-    files = [Part(field, path=image.path, content_type=f"image/{image.picture.format}") for image in job.images]
-    mask = [Part("mask", path=job.mask.path, content_type="image/png")] if job.mask else []
-    return (*texts, *files, *mask)
+    files = [upload_part(field, image) for image in job.images]
+    return (*texts, *files, *([upload_part("mask", job.mask)] if job.mask else ()))
 
 
-def collect_images(settings: Settings, response: Response) -> Generator[Request, Response, list[Image]]:
+def upload_part(name: str, upload: Upload) -> Part:
+    """A file's part of a form."""
+    return Part(name, path=upload.path, content_type=f"image/{upload.picture.format}", bytes=upload.bytes)
+
+
+def wants_other_spelling(failure: Failure) -> bool:
+    """Whether a relay refused an edit only because of `image` or `image[]`: the answers seen on relays in 2026."""
+    if failure.http_status == 400:
+        return failure.code == "duplicate_parameter" or "Invalid type for 'image" in failure.message
+    return failure.http_status == 422 and re.search(r"\bimage\b", failure.message) is not None
+
+
+def respelled(request: Request) -> Request:
+    """The same edit with the other name for its images."""
+    names = {"image": "image[]", "image[]": "image"}
+    return request._replace(form=tuple(part._replace(name=names.get(part.name, part.name)) for part in request.form))
+
+
+def settle(create: Request, response: Response, settings: Settings) -> Steps:
+    """Look after the task behind an answer until it has images. An answer with images is settled."""
+    look = create._replace(method="GET", body=None, form=(), purpose="poll")
+    urls = poll_urls(create, response, settings) if is_pending(response) else []
+    while urls and not find_images(response.document) and task_status(response.document) not in DONE:
+        yield Wait(pause_asked(response.headers, "") or POLL_PAUSE, task_status(response.document))
+        try:
+            response = yield look._replace(url=urls[0])
+        except Failure as failure:
+            if failure.http_status == 404 and len(urls) > 1:
+                urls.pop(0)
+            elif failure.http_status and failure.http_status != 429 and failure.http_status < 500:
+                raise  # anything else says nothing about the task
+    url = same_host(task_field(response.document, ("response_url",)), create.url)
+    if url and not find_images(response.document):
+        response = yield look._replace(url=url, purpose="result")
+    if not find_images(response.document):
+        raise Failure("the task ended without an image: " + nothing_usable(response), kind="no_image",
+                      hint="Look at the account's usage before running the command again.", billed="maybe")
+    return response
+
+
+def poll_urls(create: Request, response: Response, settings: Settings) -> list[str]:
+    """Where a task may be looked at, the most certain place first; only on the host that has the key."""
+    from urllib.parse import quote
+    document, task = response.document, quote(task_id(response.document), safe="")
+    base = re.sub(r"/images/\w+$", "", create.url)
+    template = settings.poll_url.value.replace("{base}", base).replace("{id}", task)
+    if template and not same_host(template, create.url):
+        raise fault(settings.poll_url, f"poll_url must lead to {host_of(create.url)}")
+    links = document.get("urls") if isinstance(document, dict) else None
+    named = [same_host(link, create.url) for link in (
+        response.headers.get("location", ""), task_field(document, ("status_url",)),
+        as_text(links.get("get")) if isinstance(links, dict) else "")]
+    known = [f"{base}/tasks/{task}", f"{create.url}/{task}"] if task.strip(".") else []
+    if not (isinstance(document, dict) and isinstance(document.get("data"), list)):
+        known.reverse()
+    return [url for url in (template, *named, *known) if url]
+
+
+def same_host(url: str, base: str) -> str:
+    """The absolute URL if it leads to base's host, else an empty text: a key never follows it elsewhere."""
+    match = URL.match(base)
+    origin = base[:match.end(2)] + (f":{match.group(3)}" if match.group(3) else "") if match else ""
+    full = origin + url if url.startswith("/") else url
+    return full if re.match(re.escape(origin) + r"[/?]", full, re.IGNORECASE) else ""
+
+
+def collect_images(settings: Settings, response: Response) -> Provider:
     """The images of an answer; those behind a URL are fetched, without the key."""
     images = []
     for found in find_images(response.document):
         if not isinstance(found, str) or not re.match(r"https?://", found):
             images.append(Image(base64=found))
             continue
+        if re.search(r"[\s\\\x00-\x20\x7f-\x9f]", found):
+            raise broken(f"the address of the image is no URL: {found}")
         file = yield Request("GET", found, timeout=DOWNLOAD_TIMEOUT, proxy=settings.proxy.value,
-                             cacert=settings.cacert.value, allow_http=settings.allow_http.value, download=True,
-                             repeatable=True)
+                             cacert=settings.cacert.value, allow_http=settings.allow_http.value, purpose="download")
         images.append(Image(path=file.path))
     return images
+
 
 # ---- 9. Transport: how to send -------------------------------------------------------------------
 # The only part that knows curl. Its key travels in a file without a name that is curl's standard
@@ -1033,7 +1155,7 @@ def collect_images(settings: Settings, response: Response) -> Generator[Request,
 # Every option that is ever written for curl; all of them exist in 7.68 (checked with 7.68 to 8.16).
 CURL_OPTIONS = ("globoff", "silent", "show-error", "proto", "connect-timeout", "max-time", "noproxy", "proxy",
                 "cacert", "url", "request", "header", "data-binary", "form", "output", "dump-header", "write-out",
-                "location", "max-redirs", "max-filesize")
+                "location", "max-redirs", "max-filesize", "no-buffer")
 WRITE_OUT = "%{http_code} %{http_connect} %{size_upload} %{time_pretransfer} %{size_download}\\n"
 
 # curl's exit code -> (kind, what happened); reference: curl's man page, read 2026-11-01.
@@ -1083,8 +1205,8 @@ class Outcome(NamedTuple):
 
 def curl_config(request: Request, exchange: Exchange) -> str:
     """The text of curl's -K file. Guards come first, before any line that holds outside text."""
-    lines = [("globoff", ""), ("silent", ""), ("show-error", ""),
-             ("proto", "=https" if request.url.startswith("https:") else "=http"),
+    plain = request.url.startswith("http:") and (request.allow_http or is_loopback(request.url))
+    lines = [("globoff", ""), ("silent", ""), ("show-error", ""), ("proto", "=http" if plain else "=https"),
              ("connect-timeout", f"{min(CONNECT_TIMEOUT, request.timeout):g}"), ("max-time", f"{request.timeout:.3f}")]
     if is_loopback(request.url):
         lines += [("noproxy", "*")]
@@ -1092,7 +1214,9 @@ def curl_config(request: Request, exchange: Exchange) -> str:
         lines += [("proxy", request.proxy)]
     if request.cacert:
         lines += [("cacert", os.path.abspath(os.path.expanduser(request.cacert)))]
-    if request.download:
+    if is_stream(request):
+        lines += [("no-buffer", "")]
+    if request.purpose == "download":
         lines += [("location", ""), ("max-redirs", "3"), ("max-filesize", str(MAX_DOWNLOAD_BYTES))]
     lines += [("url", request.url), ("header", "Expect:")]
     lines += [("header", header_line(name, value)) for name, value in request.headers]
@@ -1100,6 +1224,11 @@ def curl_config(request: Request, exchange: Exchange) -> str:
     lines += [("output", exchange.file("answer")), ("dump-header", exchange.file("headers")),
               ("write-out", WRITE_OUT)]
     return "".join(f"{name} = {quote_config(value)}\n" if value else f"{name}\n" for name, value in lines)
+
+
+def is_stream(request: Request) -> bool:
+    """Whether server-sent events were asked for."""
+    return bool((request.body or {}).get("stream")) or any(part.name == "stream" for part in request.form)
 
 
 def header_line(name: str, value: str) -> str:
@@ -1458,6 +1587,7 @@ class Report:
         self.facts: dict[str, Any] = {"requested": None, "http_status": None, "elapsed_s": None, "model": None,
                                       "usage": None, "cost_usd": None, "request_id": None}
         self.progress_shown = False
+        self.started = self.told = time.monotonic()
 
     def clean(self, text: str) -> str:
         """Text that is fit to be shown: no secret, one line, not endless. Cut last, or half a key would stay."""
@@ -1502,14 +1632,25 @@ class Report:
         """Whether a person may be watching."""
         return sys.stderr is not None and sys.stderr.isatty()
 
-    def progress(self, elapsed: float, typical: str) -> None:
-        """One refreshed line on a terminal, one line every 30 s elsewhere."""
-        text = f"waiting: {elapsed:.0f} s" + (f" (typically {typical})" if typical else "")
+    def bill(self, usage: dict[str, Any] | None, cost: float | None) -> None:
+        """What an answer says about tokens and money, if it does."""
+        if usage is not None:
+            self.facts.update(usage=usage, cost_usd=cost)
+        if cost is not None:
+            self.note(f"cost: about ${cost:.3f}")
+
+    def progress(self, typical: str, status: str = "") -> None:
+        """While waiting, as often as wanted: a line refreshed every second on a terminal, one every 30 s elsewhere."""
+        if time.monotonic() - self.told < (1 if self.on_terminal() else HEARTBEAT):
+            return
+        self.told = time.monotonic()
+        text = f"waiting: {self.told - self.started:.0f} s" + (f" (typically {typical})" if typical else "")
+        text += f", {one_line(status, 40)}" if status else ""
         if not self.on_terminal():
             self.note(text)
         elif not self.quiet:
             self.progress_shown = True
-            self.say("stderr", "\r\033[K" + text, end="")
+            self.say("stderr", "\r\033[K" + self.clean(text), end="")
 
     def output(self, text: str) -> None:
         """One line on standard output."""
@@ -1559,65 +1700,96 @@ class Report:
         return {"schema": 1, "ok": ok, "saved": saved, **facts, "warnings": self.warnings}
 
 
-def drive(provider: Provider, folder: Folder, deadline: float, report: Report, typical: str) -> list[Image]:
+class Run(NamedTuple):
+    """What goes with every step of one command."""
+    report: Report
+    deadline: float  # time.monotonic() after which nothing new begins
+    typical: str = ""
+    watch: Callable[[Exchange], None] = lambda exchange: None  # looks at an answer while it grows
+
+
+def drive(provider: Provider, folder: Folder, run: Run) -> list[Image]:
     """Send each Request that the provider yields, hand it the Response, return its Images."""
+    previous, step, response = None, 0, None
     try:
-        request, step = next(provider), 1
+        item = next(provider)
         while True:
             try:
-                response = perform(request, folder.exchange(step), deadline, report, typical)
+                if isinstance(item, Wait):
+                    pause(item, run)
+                else:
+                    step += item != previous  # looking at a task again needs no new files
+                    previous, response = item, perform(item, folder.exchange(step), run)
             except Failure as failure:
-                request = provider.throw(failure)  # a provider may know another way
+                item = provider.throw(failure)  # a provider may know another way
             else:
-                request = provider.send(response)
-            step += 1
+                item = provider.send(response)  # type: ignore[arg-type]  # nobody reads what a Wait returns
     except StopIteration as finished:
         return list(finished.value)
 
 
-def perform(request: Request, exchange: Exchange, deadline: float, report: Report, typical: str = "") -> Response:
-    """One request until there is a usable Response; everything else is a Failure.
-
-    deadline: time.monotonic() after which no further try begins.
-    """
+def perform(request: Request, exchange: Exchange, run: Run) -> Response:
+    """One request until there is a usable Response; everything else is a Failure."""
     for attempt in range(1, 100):
         state = exchange_state(exchange)
-        if state == "unsent" or (state == "lost" and request.repeatable):
-            left = request.timeout if request.download or attempt == 1 else deadline - time.monotonic()
-            transfer(request._replace(timeout=left), exchange, report, typical)
+        if state == "unsent" or request.repeatable:
+            left = run.deadline - time.monotonic() if request.purpose == "create" and attempt > 1 else request.timeout
+            transfer(request._replace(timeout=left), exchange, run)
         elif state == "running":
-            report.note("the request is still under way; waiting for it")
-            wait_for(lambda: exchange_state(exchange) != "running", exchange, report, typical)
+            run.report.note("the request is still under way; waiting for it")
+            wait_for(lambda: exchange_state(exchange) != "running", exchange, run)
         outcome = read_outcome(exchange)
         response = read_response(exchange, outcome)
-        if not request.download:
-            report.facts.update(http_status=response.status or None, elapsed_s=round(response.elapsed, 1),
-                                request_id=response.headers.get("x-request-id"))
+        if request.purpose != "download":
+            run.report.facts.update(http_status=response.status or None, elapsed_s=round(exchange_seconds(exchange), 1),
+                                    request_id=response.headers.get("x-request-id"))
         failure = transport_failure(outcome, request) or answer_failure(request, response)
         if failure is None:
+            run.report.bill(*usage_cost(response.document))
             return response
-        if request.download:
-            failure = download_failure(request, failure)
-        pause = retry_pause(request, failure, response.headers, attempt)
-        if pause is None or (time.monotonic() + pause > deadline and not request.download):
+        if request.purpose in AFTERWARDS:
+            failure = afterwards_failure(request, failure)
+        seconds = retry_pause(request, failure, response.headers, attempt)
+        if seconds is None or (time.monotonic() + seconds > run.deadline and request.purpose == "create"):
             raise failure
-        report.note(f"{failure.message}; trying again in {pause:.1f} s")
+        run.report.note(f"{failure.message}; trying again in {seconds:.1f} s")
         forget_exchange(exchange)
-        time.sleep(pause)
+        time.sleep(seconds)
     raise AssertionError("retry_pause must end")
 
 
-def download_failure(request: Request, failure: Failure) -> Failure:
-    """The picture is made and paid for, only its file could not be fetched."""
-    return Failure(f"the image could not be fetched from {request.url}: {failure.message}", UNSAVED,
-                   "download", "Run the same command again: it fetches the file, and buys nothing. (If the address has "
-                   "expired: --fresh)", "yes", True, failure.http_status)
+def pause(wait: Wait, run: Run) -> None:
+    """Sleep between two looks at a task; past the deadline it is left to the next run."""
+    if time.monotonic() + wait.seconds > run.deadline:
+        raise Failure(f"the task is still {one_line(wait.status, 40) or 'under way'} after --timeout", kind="timeout",
+                      hint="Run the same command again: it goes on waiting for this task and buys nothing.",
+                      billed="maybe", keep=True)
+    ends = time.monotonic() + wait.seconds
+    while time.monotonic() < ends:
+        time.sleep(min(0.5, max(0.0, ends - time.monotonic())))
+        run.report.progress(run.typical, wait.status)
+
+
+# purpose -> what could not be done although the picture is made, or being made
+AFTERWARDS = {"download": "the image could not be fetched", "poll": "the task could not be looked at",
+              "result": "the task's result could not be fetched"}
+
+
+def afterwards_failure(request: Request, failure: Failure) -> Failure:
+    """A failure after the paid request: the same command can go on from there."""
+    if failure.kind in ("task_failed", "moderation"):
+        return failure
+    made = request.purpose == "download"
+    hint = "Run the same command again: it goes on from here and buys nothing (--fresh gives this image up)."
+    return Failure(f"{AFTERWARDS[request.purpose]} from {request.url}: {failure.message}",
+                   UNSAVED if made else NO_ANSWER, request.purpose, hint, "yes" if made else "maybe",
+                   failure.retryable, failure.http_status, failure.code, failure.request_id, keep=True)
 
 
 def retry_pause(request: Request, failure: Failure, headers: Mapping[str, str], attempt: int) -> float | None:
     """Seconds until the same request may be sent again; None when it must not: an image may exist already."""
     if request.repeatable:
-        return NETWORK_PAUSE * 2 ** attempt if attempt < TRIES else None
+        return NETWORK_PAUSE * 2 ** attempt if attempt < TRIES and failure.kind in AFTERWARDS else None
     if not failure.retryable or attempt >= (RATE_LIMIT_TRIES if failure.http_status else TRIES):
         return None
     limit = re.search(r"Limit (\d+), Used \d+, Requested (\d+)", failure.message)
@@ -1650,16 +1822,16 @@ def forget_exchange(exchange: Exchange) -> None:
             pass
 
 
-def transfer(request: Request, exchange: Exchange, report: Report, typical: str) -> None:
+def transfer(request: Request, exchange: Exchange, run: Run) -> None:
     """Send one request and wait for curl's end. Ctrl-C ends curl; a SIGTERM leaves it at work."""
     import signal
-    report.detail(f"{request.method} {request.url}")
+    run.report.detail(f"{request.method} {request.url}")
     for line in curl_config(request, exchange).splitlines():
-        report.detail("  " + re.sub(r'^(header = "(?!Expect|Content-Type)[^:]+: ).*', r'\1***"', line))
+        run.report.detail("  " + re.sub(r'^(header = "(?!Expect|Content-Type)[^:]+: ).*', r'\1***"', line))
     forget_exchange(exchange)
-    child = start_curl(request, exchange, report.secrets)
+    child = start_curl(request, exchange, run.report.secrets)
     try:
-        wait_for(lambda: child.poll() is not None, exchange, report, typical)
+        wait_for(lambda: child.poll() is not None, exchange, run)
     except KeyboardInterrupt as stop:
         if stop.args == (signal.SIGINT,) or not exchange.kept:
             child.terminate()
@@ -1667,16 +1839,19 @@ def transfer(request: Request, exchange: Exchange, report: Report, typical: str)
         raise
 
 
-def wait_for(done: Callable[[], bool], exchange: Exchange, report: Report, typical: str) -> None:
-    """Wait, with a sign of life: every second on a terminal, every 30 s elsewhere."""
-    started = os.stat(exchange.file("lock")).st_mtime
-    pause, told = 0.001, time.time()
+def wait_for(done: Callable[[], bool], exchange: Exchange, run: Run) -> None:
+    """Wait for a transfer's end, with a sign of life."""
+    seconds = 0.001
     while not done():
-        time.sleep(pause)
-        pause = min(pause * 1.5, 0.1)
-        if time.time() - told >= (1 if report.on_terminal() else HEARTBEAT):
-            told = time.time()
-            report.progress(told - started, typical)
+        time.sleep(seconds)
+        seconds = min(seconds * 1.5, 0.1)
+        run.watch(exchange)
+        run.report.progress(run.typical)
+
+
+def exchange_seconds(exchange: Exchange) -> float:
+    """How long a transfer took, whoever started it."""
+    return max(0.0, os.stat(exchange.file("outcome")).st_mtime - os.stat(exchange.file("lock")).st_mtime)
 
 
 # ---- 12. Reading answers: a file -> images or a Failure ------------------------------------------
@@ -1686,73 +1861,211 @@ def read_response(exchange: Exchange, outcome: Outcome) -> Response:
     path = exchange.file("answer")
     if not os.path.exists(path):  # curl makes the file with the first byte
         private_file(path).close()
-    elapsed = os.stat(exchange.file("outcome")).st_mtime - os.stat(exchange.file("lock")).st_mtime
     document, text = read_document(path)
-    return Response(path, outcome.status, read_headers(exchange.file("headers")), max(0.0, elapsed), document, text)
+    return Response(path, outcome.status, read_headers(exchange.file("headers")), document, text)
 
 
 def read_document(path: str) -> tuple[Any, str]:
     """(JSON with long strings as Spans, "") or, when the file is no JSON, (None, its first characters)."""
-    def revive(item: dict[str, Any]) -> Any:
-        place = item.get("@span")
-        whole = isinstance(place, list) and len(place) == 2 and all(type(edge) is int for edge in place)
-        return Span(path, *place) if whole and place is not None else item
-
     with open(path, "rb") as stream:
         start = stream.read(4000)
-        stream.seek(0)
         try:
+            if re.match(rb"(\xef\xbb\xbf)?\s*(event|data|id|retry)?:", start):
+                return event_document(stream), ""
             if start.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] not in (b"{", b"["):
                 raise ValueError
-            text = json_skeleton(stream).decode("utf-8-sig", "replace")
-            # A number of a million digits is no number that anybody needs.
-            return json.loads(text, object_hook=revive, parse_int=lambda digits: int(digits[:40])), ""
+            return parse_json(stream, [(0, os.fstat(stream.fileno()).st_size)]), ""
         except (ValueError, RecursionError):
             return None, start.decode("utf-8", "replace")
 
 
-def json_skeleton(stream: BinaryIO) -> bytes:
-    """JSON text in which every string longer than 64 KB is replaced by {"@span": [start, end]} in the file."""
-    skeleton, base, opened = bytearray(), 0, -1  # opened: where the current string begins in the file
-    kept = 0  # where the current string begins in the skeleton
-    skip = 0  # bytes of an escape that continues in the next block
-    for block in iter(lambda: stream.read(BLOCK), b""):
-        cursor = skip
-        if opened >= 0:
-            skeleton += block[:skip]
-        skip = 0
-        while cursor < len(block):
-            quote = STRING_MARK.search(block, cursor) if opened >= 0 else OPENING_QUOTE.search(block, cursor)
-            end = quote.end() if quote else len(block)
-            skeleton += block[cursor:end]
-            cursor = end
-            if quote and quote.group() == b"\\":
-                skeleton += block[cursor:cursor + 1]
-                skip = max(0, cursor + 1 - len(block))
-                cursor += 1
-            elif quote and opened < 0:
-                opened, kept = base + end, len(skeleton)
-            elif quote:
-                if base + end - 1 - opened > LONG_STRING:
-                    skeleton[kept - 1:] = b'{"@span":[%d,%d]}' % (opened, base + end - 1)
-                opened = -1
-            if opened >= 0 and base + cursor - opened > LONG_STRING:
-                del skeleton[kept:]
-        base += len(block)
-        if len(skeleton) > MAX_SKELETON:
-            raise ValueError("too much JSON beside the images")
-    return bytes(skeleton)
+def parse_json(stream: BinaryIO, ranges: Sequence[tuple[int, int]]) -> Any:
+    """The JSON text in ranges of a file, long strings as Spans. ValueError, RecursionError when it is none."""
+    def revive(item: dict[str, Any]) -> Any:
+        place = item.get("@span")
+        if isinstance(place, list) and len(place) == 2 and all(type(edge) is int for edge in place):
+            return Span(stream.name, *place)
+        return item
+
+    text = json_skeleton(block for begin, end in ranges for block in file_blocks(stream, begin, end))
+    return json.loads(text.decode("utf-8-sig", "replace"), object_hook=revive,
+                      parse_int=lambda digits: int(digits[:40]))  # nobody needs a number of a million digits
+
+
+def file_blocks(stream: BinaryIO, begin: int, end: int) -> Iterator[tuple[int, bytes]]:
+    """(offset, bytes) of a range, a block at a time; others may move the file's position in between."""
+    while begin < end:
+        stream.seek(begin)
+        block = stream.read(min(BLOCK, end - begin))
+        if not block:
+            return
+        yield begin, block
+        begin += len(block)
 
 
 STRING_MARK, OPENING_QUOTE = re.compile(rb'["\\]'), re.compile(rb'"')
 
 
-def find_images(document: Any) -> list[str | Span]:
-    """Base64 texts or URLs of the images in an answer; null and empty ones are absent."""
-    items = document.get("data") if isinstance(document, dict) else None
-    found = [item.get("b64_json") or item.get("url") for item in items or () if isinstance(item, dict)] \
-        if isinstance(items, list) else []
-    return [value for value in found if value and isinstance(value, (str, Span))]
+def json_skeleton(blocks: Iterable[tuple[int, bytes]]) -> bytes:
+    """JSON text in which every string longer than 64 KB is replaced by {"@span": [start, end]} in the file."""
+    skeleton, opened = bytearray(), -1  # opened: where the current string begins in the file
+    kept = 0  # where the current string begins in the skeleton
+    skip = 0  # bytes of an escape that continues in the next block
+    for base, block in blocks:
+        cursor = skip
+        skeleton += block[:skip]
+        skip = 0
+        while cursor < len(block):
+            mark = (STRING_MARK if opened >= 0 else OPENING_QUOTE).search(block, cursor)
+            end = mark.end() if mark else len(block)
+            skeleton += block[cursor:end]
+            cursor = end
+            if mark and mark.group() == b"\\":
+                skeleton += block[cursor:cursor + 1]
+                skip = max(0, cursor + 1 - len(block))
+                cursor += 1
+            elif mark and opened < 0:
+                opened, kept = base + end, len(skeleton)
+            elif mark:
+                if base + end - 1 - opened > LONG_STRING:
+                    skeleton[kept - 1:] = b'{"@span":[%d,%d]}' % (opened, base + end - 1)
+                opened = -1
+            if opened >= 0 and base + cursor - opened > LONG_STRING:
+                del skeleton[kept:]
+        if len(skeleton) > MAX_SKELETON:
+            raise ValueError("too much JSON beside the images")
+    return bytes(skeleton)
+
+
+class Event(NamedTuple):
+    """One server-sent event. end: where the next one begins in the file."""
+    name: str
+    data: Any
+    end: int
+
+
+def read_events(stream: BinaryIO, begin: int = 0, growing: bool = False) -> Iterator[Event]:
+    """The events of an answer; of one that still grows only the complete ones."""
+    name, ranges = "", []
+    for start, end in file_lines(stream, begin, growing):
+        stream.seek(start)
+        head = stream.read(min(end - start, 80)).rstrip(b"\r\n")
+        if head.startswith(b"data:"):
+            ranges.append((start + 5, end))
+        elif head.startswith(b"event:"):
+            name = head[6:].strip().decode("utf-8", "replace")
+        elif not head:
+            if ranges:
+                yield Event(name, event_data(stream, ranges), end)
+            name, ranges = "", []
+    if ranges and not growing:
+        yield Event(name, event_data(stream, ranges), end)
+
+
+def event_data(stream: BinaryIO, ranges: Sequence[tuple[int, int]]) -> Any:
+    """An event's JSON; None for [DONE] and for what was cut off."""
+    try:
+        return parse_json(stream, ranges)
+    except (ValueError, RecursionError):
+        return None
+
+
+def file_lines(stream: BinaryIO, begin: int, growing: bool) -> Iterator[tuple[int, int]]:
+    """(start, end) of each line; the last one without a line break only in a file that is complete."""
+    start, size = begin, os.fstat(stream.fileno()).st_size
+    for base, block in file_blocks(stream, begin, size):
+        found = block.find(b"\n")
+        while found >= 0:
+            yield start, base + found + 1
+            start = base + found + 1
+            found = block.find(b"\n", found + 1)
+    if start < size and not growing:
+        yield start, size
+
+
+def event_document(stream: BinaryIO) -> dict[str, Any]:
+    """An event stream as the plain answer that it stands for: the finished images, else its error."""
+    finished, usage, error = [], None, None
+    for event in read_events(stream):
+        data = event.data if isinstance(event.data, dict) else {}
+        kind = as_text(data.get("type")) or event.name
+        if data.get("error") or kind == "error":
+            error = data.get("error") or data
+        elif "partial" not in kind and find_images(data):
+            finished.append(data)
+            usage = data.get("usage") or usage
+    if finished:
+        return {"data": finished, "usage": usage}
+    return {"error": error or {"message": "the stream ended without a finished image"}}
+
+
+# Where relays put images, in the order of search; the first place that holds any wins.
+IMAGE_KEYS = ("b64_json", "url", "image_url", "data", "images", "result", "outputs", "output", "resultJson",
+              "resultUrls", "choices", "message", "content", "response", "body")
+MARKDOWN_IMAGE = re.compile(r"!\[[^\]]*\]\(\s*((?:https?://|data:)[^)]+)\)")
+
+
+def find_images(node: Any, depth: int = 8) -> list[str | Span]:
+    """Base64 texts, data: URLs or URLs of the images in an answer; null and empty ones are absent."""
+    if depth and isinstance(node, list):
+        return [found for item in node for found in find_images(item, depth - 1)]
+    if isinstance(node, Span):
+        return [node]
+    if isinstance(node, str):
+        return [node] if re.match(r"https?://|data:image/", node) else []
+    if not depth or not isinstance(node, dict):
+        return []
+    for key in IMAGE_KEYS:
+        found = images_under(key, node.get(key), depth - 1)
+        if found:
+            return found
+    return []
+
+
+def images_under(key: str, value: Any, depth: int) -> list[str | Span]:
+    """The images of one member of an object."""
+    if key == "b64_json" and value and isinstance(value, str):
+        return [value]
+    if key in ("resultJson", "body") and isinstance(value, str):  # JSON inside a string
+        try:
+            return find_images(json.loads(value), depth)
+        except (ValueError, RecursionError):
+            return []
+    if key == "content" and isinstance(value, str):
+        return [re.sub(r"\s", "", found) for found in MARKDOWN_IMAGE.findall(value)]
+    return find_images(value, depth)
+
+
+WAITING = ("pending", "submitted", "queued", "queuing", "in_queue", "created", "waiting", "starting", "processing",
+           "in_progress", "generating", "running")
+FAILED = ("failed", "fail", "error", "generate_failed", "create_task_failed", "canceled", "cancelled", "timeout")
+DONE = ("completed", "complete", "success", "succeeded", "finished")
+
+
+def task_field(document: Any, names: Sequence[str]) -> str:
+    """The first of these members that an answer has: at the top, in data, or in data's first item."""
+    data = document.get("data") if isinstance(document, dict) else None
+    nodes = [document, data, data[0] if isinstance(data, list) and data else None]
+    found = [node[name] for node in nodes if isinstance(node, dict) for name in names if node.get(name)]
+    return next((str(value) for value in found if isinstance(value, str) or type(value) is int), "")
+
+
+def task_id(document: Any) -> str:
+    """The id of the task that an answer speaks of."""
+    return task_field(document, ("task_id", "taskId", "id", "request_id"))
+
+
+def task_status(document: Any) -> str:
+    """Its status, in lower case."""
+    return task_field(document, ("status", "state")).lower()
+
+
+def is_pending(response: Response) -> bool:
+    """Whether the images are still to come: no image, but a task and a word (or a 202) that says wait."""
+    if find_images(response.document):
+        return False
+    task = task_id(response.document) or (response.status == 202 and response.headers.get("location"))
+    return bool(task) and (response.status == 202 or task_status(response.document) in WAITING)
 
 
 class ServerError(NamedTuple):
@@ -1767,17 +2080,24 @@ def server_error(document: Any) -> ServerError | None:
     """The error of an answer, None when it holds none."""
     if not isinstance(document, dict):
         return None
-    error = document.get("error")
+    inner = document.get("data")
+    error = document.get("error") or (inner.get("error") if isinstance(inner, dict) else None)
     if isinstance(error, dict):
         details = error.get("moderation_details")
         stage = details.get("moderation_stage") if isinstance(details, dict) else ""
         return ServerError(*(as_text(value) for value in (error.get("message") or error.get("msg") or error,
                                                            error.get("code"), error.get("type"), stage)))
-    message = error or document.get("message") or document.get("msg") or document.get("detail")
-    code = document.get("code")
-    if error or (message and code not in (None, 0, 200, "0", "200", "success")):
-        return ServerError(as_text(message), as_text(code))
-    return ServerError(as_text(message)) if message and not find_images(document) else None
+    told = error or task_field(document, ("message", "msg", "detail", "errorMessage", "failMsg"))
+    code = as_text(document.get("code")) or task_field(document, ("failCode",))
+    if error or (told and re.fullmatch(r"[45]\d\d", code)) or task_status(document) in FAILED:
+        return ServerError(as_text(told) or f"the task ended as {task_status(document)}", code)
+    return None
+
+
+def plain_message(document: Any) -> str:
+    """The words of an error answer that has no error envelope."""
+    return task_field(document, ("message", "msg", "detail", "errorMessage")) or (
+        as_text(document.get("detail")) if isinstance(document, dict) else "")
 
 
 def as_text(value: Any) -> str:
@@ -1808,8 +2128,9 @@ REFUSALS: dict[str, tuple[int, str, bool, str]] = {
     "redirect": (NO_ANSWER, "no", False, "Use the address it names as --base-url."),
     "refused": (REFUSED, "no", False, "Change what the message names and run the command again."),
     "overloaded": (NO_ANSWER, "no", True, "Run the same command again in a minute."),
-    "gateway": (NO_ANSWER, "maybe", False, "The gateway gave up waiting. Use a lower --quality or a smaller --size, "
-                "or have its limit raised."),
+    "gateway": (NO_ANSWER, "maybe", False, "The gateway gave up waiting. --stream keeps some of them patient; else use "
+                "a lower --quality or a smaller --size."),
+    "task_failed": (NO_ANSWER, "maybe", False, "Running the command again asks for a new image."),
     "server": (NO_ANSWER, "maybe", False, "Look at the account's usage before running the command again."),
     "web_page": (NO_ANSWER, "maybe", False, "Check --base-url: it should end in /v1."),
     "no_image": (NO_ANSWER, "maybe", False, "Look at the account's usage before running the command again."),
@@ -1819,26 +2140,35 @@ REFUSALS: dict[str, tuple[int, str, bool, str]] = {
 def answer_failure(request: Request, response: Response) -> Failure | None:
     """The failure that an answer means, None for a usable one."""
     error = server_error(response.document)
-    if response.status == 200 and request.download:
+    good = 200 <= response.status < 300
+    if good and (request.purpose == "download" or (error is None and usable(request, response))):
         return None
-    usable = find_images(response.document) if request.method == "POST" else response.document is not None
-    if response.status == 200 and error is None and usable:
-        return None
-    error = error or ServerError(page_title(response.text) or nothing_usable(response))
+    words = page_title(response.text) or plain_message(response.document) or nothing_usable(response)
+    error = error or ServerError(words)
     kind = refusal_kind(response, error)
     exit_code, billed, retryable, hint = REFUSALS[kind]
     base = re.sub(r"/(images/\w+|models)$", "", request.url)
-    if kind in ("web_page", "not_found") and not re.search(r"/v\d+$", base):
+    if kind in ("web_page", "not_found") and not re.search(r"/v\d+$|\?", base):
         billed, hint = "no", f"The base URL may lack /v1. Try: --base-url {base}/v1"
     if kind == "moderation" and error.stage == "output":
-        billed = "maybe"
+        billed = "maybe"  # it was looked at after it had been drawn
+    if kind == "too_large":
+        hint = f"{sum(part.bytes for part in request.form) / 1e6:.1f} MB were sent. {hint}"
+    if "Transparent background is not supported" in error.message:
+        hint = "Leave --background out, or try --model gpt-image-2.5-flare."
     if kind == "redirect":
         error = error._replace(message=f"it points to {response.headers.get('location', 'nowhere')}")
-    if request.method == "GET":
-        billed = "no"
     message = f"HTTP {response.status} from {host_of(request.url)}: {error.message.strip().rstrip('.')}"
-    return Failure(message, exit_code, kind, hint, billed, retryable, response.status, error.code,
-                   response.headers.get("x-request-id", ""))
+    return Failure(message, exit_code, kind, hint, "no" if request.purpose == "models" else billed, retryable,
+                   response.status, error.code, response.headers.get("x-request-id", ""))
+
+
+def usable(request: Request, response: Response) -> bool:
+    """Whether an answer without an error brings the provider on."""
+    if request.purpose == "create":
+        waiting = is_pending(response) or bool(task_field(response.document, ("response_url",)))
+        return bool(find_images(response.document)) or waiting
+    return response.document is not None
 
 
 def refusal_kind(response: Response, error: ServerError) -> str:
@@ -1848,24 +2178,22 @@ def refusal_kind(response: Response, error: ServerError) -> str:
         status = int(code)  # some relays put the status there
     words = f"{error.type} {error.message}".lower()
     page = response.document is None and "<" in response.text
-    if code in MODERATION_CODES or any(word in words for word in MODERATION_WORDS):
+    if code in MODERATION_CODES or (any(word in words for word in MODERATION_WORDS) and "invalid" not in code):
         return "server" if "temporarily blocked" in words else "moderation"
     if code in QUOTA_CODES or "billing_limit" in words or "insufficient_quota" in words or status == 402:
         return "quota"
     if "organization must be verified" in words:
         return "verification"
-    if code.startswith("unsupported_country"):
-        return "region"
-    if code == "server_is_overloaded":
-        return "overloaded"
-    if code == "invalid_api_key":
-        return "key"
+    by_code = {"server_is_overloaded": "overloaded", "invalid_api_key": "key",
+               "unsupported_country_region_territory": "region"}
+    if code in by_code:
+        return by_code[code]
     if status == 403:
         return "blocked" if page or "error code: 1010" in words else "forbidden"
-    if status == 200:
-        return "web_page" if page else "no_image"
+    if status < 300:
+        return "web_page" if page else "task_failed" if task_status(response.document) in FAILED else "no_image"
     by_status = {401: "key", 404: "not_found", 405: "not_found", 413: "too_large", 429: "rate_limit",
-                 408: "gateway", 502: "gateway", 504: "gateway", 524: "gateway"}
+                 408: "gateway", 502: "gateway", 504: "gateway", 522: "gateway", 524: "gateway"}
     return by_status.get(status, "redirect" if status < 400 else "refused" if status < 500 else "server")
 
 
@@ -1910,7 +2238,7 @@ def save_images(images: Sequence[Image], job: Job, folder: Folder, report: Repor
         except OSError as error:
             problems.append(Failure(f"an image could not be saved in {job.target.folder}: {reason(error)}", UNSAVED,
                                     "save", "The answer is kept: make room (or choose another -o) and run the same "
-                                    "command again; it is not bought twice.", "yes"))
+                                    "command again; it is not bought twice.", "yes", keep=True))
         except Failure as failure:
             problems.append(failure)
     if problems:
@@ -1974,6 +2302,52 @@ def broken(message: str, billed: str = "maybe") -> Failure:
     """What came back cannot be used."""
     return Failure(message, NO_ANSWER, "broken_image", "Look at the account's usage before running the command again.",
                    billed)
+
+
+class Partials:
+    """Pictures in the making, saved beside the target while a stream arrives."""
+
+    def __init__(self, job: Job, report: Report) -> None:
+        self.job, self.report = job, report
+        self.position = 0  # in the growing answer
+        self.paths: list[str] = []
+
+    def look(self, exchange: Exchange) -> None:
+        """Save what has arrived since the last look."""
+        path = exchange.file("answer")
+        if not self.job.parameters.get("partial_images") or not os.path.exists(path):
+            return
+        with open(path, "rb") as stream:
+            for event in read_events(stream, self.position, growing=True):
+                self.position = event.end
+                if isinstance(event.data, dict) and "partial" in (as_text(event.data.get("type")) or event.name):
+                    self.save(event.data)
+
+    def save(self, data: Mapping[str, Any]) -> None:
+        """One partial picture, in place of an older one of the same name; trouble with it is only a warning."""
+        target, found = self.job.target, find_images(data)
+        name = f"{target.stem}.partial-{data.get('partial_image_index', len(self.paths))}"
+        part = os.path.join(target.folder, f".{name}.part")
+        try:
+            with open(part, "wb") as sink:
+                copy_image(Image(base64=found[0]), sink)
+            with open(part, "rb") as stream:
+                picture = inspect_picture(stream)
+            path = os.path.join(target.folder, name + SUFFIXES[picture.format][0]) if picture else ""
+            if path:
+                os.replace(part, path)
+                self.paths.append(path)
+                self.report.note(f"partial image: {path}")
+        except (OSError, IndexError, Failure) as problem:
+            self.report.warn(f"a partial image could not be saved: {problem}")
+        if os.path.lexists(part):
+            os.unlink(part)
+
+    def remove(self) -> None:
+        """The final image is there."""
+        for path in () if self.job.keep_partials else self.paths:
+            if os.path.exists(path):
+                os.unlink(path)
 
 
 def place(part: str, path: str, overwrite: bool) -> bool:
@@ -2083,9 +2457,8 @@ def decode_base64(blocks: Iterator[bytes], sink: BinaryIO) -> None:
 
 def command_flags(options: Namespace) -> dict[str, Any]:
     """The settings that the command line gives."""
-    flags = {name: getattr(options, name, None) for name in ("config", "base_url", "api_key", "api_key_env", "model",
-                                                             "timeout", "allow_http")}
-    return {**flags, "headers": dict(getattr(options, "header", None) or ())}
+    names = ("config", "api", "base_url", "api_key", "api_key_env", "model", "timeout", "allow_http")
+    return {**{name: getattr(options, name, None) for name in names}, "headers": dict(options.header)}
 
 
 def run_image_command(options: Namespace, report: Report) -> int:
@@ -2094,7 +2467,7 @@ def run_image_command(options: Namespace, report: Report) -> int:
     report.facts.update(model=settings.model.value, requested={
         "size": options.size, "format": chosen_format(options), "quality": options.quality})
     notes: list[str] = []
-    job = build_job(options, settings.model.value, notes)
+    job = build_job(options, settings, notes)
     for note in notes:
         report.warn(note)
     report.detail(check_curl())
@@ -2107,7 +2480,7 @@ def run_image_command(options: Namespace, report: Report) -> int:
         exit_code = report.finish()  # the caller knows before the folder goes: killed in between, it asks again
         keep = False
     except Failure as failure:
-        keep = failure.exit_code == UNSAVED
+        keep = failure.keep
         if keep and not folder.kept:
             failure.hint = f"What came back is kept in {folder.path}"
         raise
@@ -2129,12 +2502,10 @@ def make_images(provider: Provider, job: Job, settings: Settings, folder: Folder
         report.note("collecting an unfinished identical request; nothing is bought twice (--fresh starts a new one)")
     report.note(f"{'Editing' if job.images else 'Generating'} with {job.model} at {host_of(settings.base_url.value)}, "
                 f"typically {typical}")
-    images = drive(provider, folder, time.monotonic() + settings.timeout.value, report, typical)
-    usage, cost = usage_cost(read_document(folder.exchange(1).file("answer"))[0])
-    report.facts.update(usage=usage, cost_usd=cost)
-    if cost is not None:
-        report.note(f"cost: about ${cost:.3f}")
+    partials = Partials(job, report)
+    images = drive(provider, folder, Run(report, time.monotonic() + settings.timeout.value, typical, partials.look))
     save_images(images, job, folder, report)
+    partials.remove()
     compare(job, report)
 
 
@@ -2239,7 +2610,7 @@ def write_template(options: Namespace, report: Report) -> int:
 def show_settings(settings: Settings, report: Report) -> int:
     """Every setting with its value and its source; keys masked."""
     rows = {name: Setting(report.clean(as_text(getattr(settings, name).value)), getattr(settings, name).source)
-            for name in ("base_url", "model", "timeout", "headers", "proxy", "cacert", "allow_http")}
+            for name in ("api", "base_url", "model", "timeout", "headers", "proxy", "cacert", "allow_http", "poll_url")}
     for number, source in enumerate(settings.keys):
         shown = f"the output of {source.command[0]}" if source.command else mask_key(source.value)
         usable = may_go(source.host, settings.base_url.value)
@@ -2274,8 +2645,9 @@ def check_setup(settings: Settings, report: Report) -> int:
     say(f"ok    key {mask_key(key) if key else 'none'}, endpoint {settings.base_url.value}")
     folder = Folder(tempfile.mkdtemp(prefix=PROGRAM + "-"), None, False)
     try:
-        request = api_request(settings, key, "GET", "/models")._replace(timeout=min(60, settings.timeout.value))
-        response = perform(request, folder.exchange(1), time.monotonic() + request.timeout, report)
+        request = api_request(settings, key, "GET", "/models")._replace(
+            timeout=min(60, settings.timeout.value), purpose="models")
+        response = perform(request, folder.exchange(1), Run(report, time.monotonic() + request.timeout))
     finally:
         remove_folder(folder)
     say(f"ok    {host_of(request.url)} takes the key (HTTP {response.status})")
@@ -2324,11 +2696,15 @@ IMAGE_HELP = """
   --fresh                do not collect an unfinished identical request, start a new one
   --model MODEL          default gpt-image-2
   --timeout SECONDS      for the whole transfer (default 600)
+  --stream               ask for server-sent events: keeps slow gateways patient
+  --partial-images 0-3   with --stream: save pictures in the making as NAME.partial-K.EXT
+  --keep-partials        do not remove them when the final image is saved
   --param KEY=VALUE      any further parameter, unchecked; repeatable
 """
 
 SETTING_HELP = """
   --base-url URL         default https://api.openai.com/v1
+  --api openai|azure     the protocol it speaks (default: by its host)
   --api-key-env NAME     the variable that holds the key
   --api-key KEY          the key itself; shows in ps and the shell's history, prefer the others
   --header 'NAME: VALUE' a further header; repeatable
@@ -2410,6 +2786,7 @@ def build_parser(command: str) -> ArgumentParser:
     add("words", nargs="*")
     for option in ("--base-url", "--api-key-env", "--api-key", "--config"):
         add(option)
+    add("--api", choices=APIS)
     for flags in (("--allow-http",), ("--json",), ("-q", "--quiet"), ("-v", "--verbose")):
         add(*flags, action="store_true")
     add("--header", action="append", type=header_pair, default=[])
@@ -2435,6 +2812,9 @@ def add_image_options(parser: ArgumentParser, command: str) -> None:
     add("-o", "--output", default=DEFAULT_OUTPUT)
     add("--size", default="auto")
     add("--quality", default="auto")
+    add("--stream", action="store_true")
+    add("--partial-images", type=number("--partial-images", 0, MAX_PARTIALS, int))
+    add("--keep-partials", action="store_true")
     add("--n", type=number("--n", 1, MAX_N, int), default=1)
     add("--format", choices=(*FORMATS, "jpg"))
     add("--compression", type=number("--compression", 0, 100, int))

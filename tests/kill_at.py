@@ -8,14 +8,14 @@ import os
 import signal
 import sys
 from types import FrameType
-from typing import Any, List
+from typing import Any
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "scripts"))
 import gpt_image2  # noqa: E402
 
 
-def main(arguments: List[str]) -> int:
+def main(arguments: list[str]) -> int:
     left, names = int(arguments[0]), set(arguments[1].split(","))
 
     def on_event(frame: FrameType, event: str, argument: Any) -> Any:

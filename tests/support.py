@@ -1,10 +1,13 @@
 """What all tests share: the program as a child process in a private home, and a loopback API beside it."""
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import re
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -14,13 +17,15 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from os import environ
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Union
+from typing import Any, Iterable, Iterator, Mapping, NamedTuple, Optional, Sequence, Union
+from unittest import mock
 
 from api_server import Answer, ApiServer, Recorded
 
 PROGRAM = Path(__file__).resolve().parent.parent / "scripts" / "gpt_image2.py"
 sys.dont_write_bytecode = True  # importing the program must not leave files beside it
 sys.path.insert(0, str(PROGRAM.parent))
+import gpt_image2 as program  # noqa: E402
 
 KEY = "test-key"
 RESULT_FIELDS = {"schema", "ok", "saved", "requested", "http_status", "elapsed_s", "model", "usage", "cost_usd",
@@ -95,7 +100,7 @@ class ProgramCase(unittest.TestCase):
 
     def environment(self, extra: Environment | None = None) -> dict[str, str]:
         """Return a clean environment with some variables more (or, with None as value, less)."""
-        variables: Dict[str, Optional[str]] = {
+        variables: dict[str, str | None] = {
             "PATH": environ.get("PATH", os.defpath), "HOME": str(self.home), "TMPDIR": str(self.tmp),
             "LANG": "C.UTF-8", "NO_PROXY": "*", "PYTHONDONTWRITEBYTECODE": "1", **(extra or {})}
         return {name: value for name, value in variables.items() if value is not None}
@@ -127,12 +132,37 @@ class ProgramCase(unittest.TestCase):
         self.assert_no_leftovers()
         return result
 
-    def run_all(self, commands: Sequence[Sequence[Argument]], env: Environment | None = None) -> list[Result]:
+    def run_all(self, commands: Sequence[Sequence[Argument]], env: Environment | None = None,
+                at_once: int = 3) -> list[Result]:
         """Run independent commands a few at a time; results in the order of the commands."""
-        with ThreadPoolExecutor(3) as pool:
+        with ThreadPoolExecutor(at_once) as pool:
             results = list(pool.map(lambda each: self.finish(self.start_program(*each, env=env)), commands))
         self.assert_no_leftovers()
         return results
+
+    def call_program(self, *arguments: str, env: Environment | None = None, stdin: str = "") -> Result:
+        """Run the program's main() inside this process: for long tables, where starting interpreters takes the time."""
+        stdout, stderr = io.StringIO(), io.StringIO()
+        with self.inside(env, stdin), contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+            exit_code = program.main(list(arguments))
+        self.assert_no_leftovers()
+        return Result(exit_code, stdout.getvalue(), stderr.getvalue())
+
+    @contextlib.contextmanager
+    def inside(self, env: Environment | None, stdin: str) -> Iterator[None]:
+        """Make this process look like the child: environment, folders and input; put everything back afterwards."""
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        folder = os.getcwd()
+        os.chdir(str(self.work))
+        try:
+            with mock.patch.dict(environ, self.environment(env), clear=True), \
+                    mock.patch.object(tempfile, "tempdir", str(self.tmp)), \
+                    mock.patch.object(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode()), "utf-8")):
+                yield
+        finally:
+            os.chdir(folder)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
     def access(self) -> list[str]:
         """Return the options that lead to the server of the class."""
@@ -147,6 +177,11 @@ class ProgramCase(unittest.TestCase):
         """Run edit against the server, with its key."""
         return self.run_program("edit", *self.access(), *arguments,
                                 env={"GPT_IMAGE2_API_KEY": KEY, **(env or {})}, **options)
+
+    def ask(self, *arguments: str, env: Environment | None = None, **options: Any) -> Result:
+        """Run generate against the server inside this process."""
+        return self.call_program("generate", *self.access(), *arguments,
+                                 env={"GPT_IMAGE2_API_KEY": KEY, **(env or {})}, **options)
 
     # ---- Files ----
 
@@ -217,7 +252,7 @@ def png_file(width: int, height: int, data: bytes, colour: int = 6, depth: int =
     packed = zlib.compress(data, 1)
     step = split or len(packed)
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced)
-    pieces: List[bytes] = [png_chunk(b"IDAT", packed[at:at + step]) for at in range(0, len(packed), step)]
+    pieces: list[bytes] = [png_chunk(b"IDAT", packed[at:at + step]) for at in range(0, len(packed), step)]
     return b"".join([b"\x89PNG\r\n\x1a\n", png_chunk(b"IHDR", header), *extra, *pieces, png_chunk(b"IEND", b"")])
 
 

@@ -10,7 +10,7 @@ import sys
 import unittest
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, NamedTuple
 
 from api_server import Answer, ApiServer, draw_png, error_body
 from support import KEY, PROGRAM, ProgramCase, Result
@@ -33,14 +33,14 @@ def failing(status: int, body: bytes, kind: str = "application/json", **more: An
 class Fault(NamedTuple):
     """A row of the table: what the server does, and what must follow."""
     name: str
-    answers: Tuple[Answer, ...]
+    answers: tuple[Answer, ...]
     exit_code: int
     posts: int
     billed: str = "no"
     kind: str = ""
     saved: int = 0
-    files: Tuple[Answer, ...] = ()
-    options: Tuple[str, ...] = ()
+    files: tuple[Answer, ...] = ()
+    options: tuple[str, ...] = ()
 
 
 URL = Answer(as_url=True)
@@ -116,7 +116,7 @@ class FaultTest(ProgramCase):
             server.plan(*fault.answers)
             server.plan_files(*fault.files)
             result = run(root, server, command, *fault.options)
-            found: Dict[str, Any] = {"exit_code": result.exit_code, "posts": len(server.posts),
+            found: dict[str, Any] = {"exit_code": result.exit_code, "posts": len(server.posts),
                                      "pictures": len(list(root.glob("out*"))), "tmp": os.listdir(str(root / "tmp")),
                                      "parts": [path.name for path in root.glob(".*part")],
                                      "journal": journal(root)}

@@ -11,7 +11,7 @@ import unittest
 from concurrent.futures import ThreadPoolExecutor
 from os import environ
 from pathlib import Path
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
+from typing import Any, Callable, NamedTuple, Sequence
 
 from api_server import Answer, ApiServer, draw_png
 from support import KEY, PROGRAM, ProgramCase, Result
@@ -29,14 +29,14 @@ class Trial(NamedTuple):
     server: ApiServer
     prompt: str
 
-    def environment(self) -> Dict[str, str]:
+    def environment(self) -> dict[str, str]:
         return {"PATH": environ["PATH"], "HOME": str(self.root), "TMPDIR": str(self.root / "tmp"), "LANG": "C.UTF-8",
                 "NO_PROXY": "*", "GPT_IMAGE2_API_KEY": KEY, "PYTHONDONTWRITEBYTECODE": "1"}
 
-    def arguments(self) -> List[str]:
+    def arguments(self) -> list[str]:
         return ["generate", self.prompt, "--base-url", self.server.url, "-o", str(self.root / "out.png")]
 
-    def start(self, *launcher: str) -> "subprocess.Popen[bytes]":
+    def start(self, *launcher: str) -> subprocess.Popen[bytes]:
         """Start the program, by default directly; launcher may wrap it."""
         command = list(launcher) or [str(PROGRAM)]
         return subprocess.Popen([sys.executable, *command, *self.arguments()], env=self.environment(),
@@ -50,10 +50,10 @@ class Trial(NamedTuple):
     def posts(self) -> int:
         return sum(1 for post in self.server.posts if post.fields.get("prompt") == self.prompt)
 
-    def pictures(self) -> List[str]:
+    def pictures(self) -> list[str]:
         return sorted(path.name for path in self.root.glob("out*"))
 
-    def journal(self) -> List[str]:
+    def journal(self) -> list[str]:
         folder = self.root / ".local" / "state" / "gpt-image-2" / "requests"
         return sorted(path.name for path in folder.iterdir() if path.name != ".lock") if folder.exists() else []
 
@@ -61,7 +61,7 @@ class Trial(NamedTuple):
 class KillCase(ProgramCase):
     """Helpers for trials, many at a time: they spend their time waiting."""
 
-    def trial(self, name: str, server: Optional[ApiServer] = None) -> Trial:
+    def trial(self, name: str, server: ApiServer | None = None) -> Trial:
         root = self.root / name
         (root / "tmp").mkdir(parents=True)
         return Trial(root, server or self.server, f"a fox called {name}")

@@ -1,0 +1,103 @@
+"""Start-up time, speed and memory of the program, as ratios measured in one run. No aim here is a test."""
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from os import environ
+from typing import Sequence
+
+from api_server import Answer, ApiServer, draw_png
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+PROGRAM = os.path.join(os.path.dirname(HERE), "scripts", "gpt_image2.py")
+ROUNDS = 30
+MEASURE = ("import resource, subprocess, sys; code = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL); "
+           "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss); sys.exit(code)")
+
+
+def seconds(command: Sequence[str], environment: dict[str, str]) -> float:
+    started = time.perf_counter()
+    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return time.perf_counter() - started
+
+
+def fastest(commands: dict[str, list[str]], environment: dict[str, str], rounds: int = ROUNDS) -> dict[str, float]:
+    """The fastest of many runs each, taken in turns so that all meet the same machine."""
+    best = {name: float("inf") for name in commands}
+    for _ in range(rounds):
+        for name, command in commands.items():
+            best[name] = min(best[name], seconds(command, environment))
+    return best
+
+
+def peak_megabytes(command: Sequence[str], environment: dict[str, str]) -> float:
+    """The largest resident size of the command and its children."""
+    output = subprocess.run([sys.executable, "-c", MEASURE, *command], env=environment, check=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout
+    return int(output) / (1024 if sys.platform != "darwin" else 1024 * 1024)
+
+
+def show(name: str, value: float, unit: str, aim: str = "") -> None:
+    print(f"  {name:<58} {value:7.2f} {unit:<12} {aim}", flush=True)
+
+
+def small(folder: str, environment: dict[str, str]) -> None:
+    """Start-up and one small image."""
+    with ApiServer("test-key") as server:
+        with open(os.path.join(folder, "body.json"), "w") as stream:
+            json.dump({"model": "gpt-image-2", "prompt": "a fox"}, stream)
+        curl = ["curl", "-q", "-s", "-o", os.devnull, "-H", "Authorization: Bearer test-key", "-H",
+                "Content-Type: application/json", "--data-binary", "@" + os.path.join(folder, "body.json"),
+                server.url + "/images/generations"]
+        best = fastest({
+            "floor": [sys.executable, "-c", "pass"], "curl": curl, "help": [sys.executable, PROGRAM, "--help"],
+            "generate": [sys.executable, PROGRAM, "generate", "a fox", "--base-url", server.url, "--overwrite",
+                         "-o", os.path.join(folder, "small.png")]}, environment)
+    floor = best["floor"]
+    print(f"\nUnit: one `python -c pass` of {sys.executable}, here {floor * 1000:.1f} ms")
+    show("--help", best["help"] / floor, "floors", "aim: 3.50 at most")
+    show("one bare curl for the same request", best["curl"] / floor, "floors")
+    show("generate, less that curl", (best["generate"] - best["curl"]) / floor, "floors", "aim: 4.00 at most")
+
+
+def large(folder: str, environment: dict[str, str]) -> None:
+    """Ten images of 20 MB in one answer, beside the pipeline that people write by hand."""
+    answer, out = os.path.join(folder, "answer.json"), os.path.join(folder, "large.png")
+    with ApiServer("test-key") as server:
+        server.default = Answer(image=draw_png(1024, 1024, padding=20_000_000))
+        url = server.url + "/images/generations"
+        ours = [sys.executable, PROGRAM, "generate", "a fox", "--n", "10", "--base-url", server.url, "-o", out,
+                "--overwrite"]
+        pipeline = ("curl -q -s -H 'Authorization: Bearer test-key' -H 'Content-Type: application/json' "
+                    f"-d '{{\"model\":\"gpt-image-2\",\"prompt\":\"a fox\",\"n\":10}}' {url} > {answer} && "
+                    f"for i in 0 1 2 3 4 5 6 7 8 9; do jq -r .data[$i].b64_json {answer} | base64 -d > {out}.$i; done")
+        print("\nTen images of 20 MB in one answer (267 MB of JSON)")
+        ours_seconds = fastest({"ours": ours}, environment, 2)["ours"]
+        show("peak memory, with curl", peak_megabytes(ours, environment), "MB", "aim: below 60")
+        if shutil.which("jq"):
+            theirs = fastest({"theirs": ["sh", "-c", pipeline]}, environment, 1)["theirs"]
+            show("peak memory of curl | jq | base64 -d", peak_megabytes(["sh", "-c", pipeline], environment), "MB")
+            show("time, against that pipeline", ours_seconds / theirs, "times")
+
+
+def main() -> int:
+    folder = tempfile.mkdtemp(prefix="gpt-image2-bench-")
+    environment = {"PATH": environ.get("PATH", os.defpath), "HOME": folder, "TMPDIR": folder, "LANG": "C.UTF-8",
+                   "GPT_IMAGE2_API_KEY": "test-key", "NO_PROXY": "*"}
+    try:
+        small(folder, environment)
+        large(folder, environment)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return 0
+
+
+if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    sys.exit(main())

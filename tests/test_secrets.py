@@ -1,0 +1,264 @@
+"""The key appears in no argument list, no child's environment and no file, at any moment of a run."""
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+import unittest
+from pathlib import Path
+from typing import Any, Iterator, NamedTuple, Sequence
+
+from api_server import Answer, draw_png
+from support import KEY, ProgramCase, Result
+
+PROMPT = "a red fox"
+
+
+class Process(NamedTuple):
+    """What /proc shows of a process to others of the same user."""
+    pid: int
+    parent: int
+    arguments: list[bytes]
+    environment: bytes
+
+
+def processes() -> Iterator[Process]:
+    """Yield every process that can be looked at."""
+    for entry in os.listdir("/proc"):
+        try:
+            folder = Path("/proc") / str(int(entry))
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            arguments = (folder / "cmdline").read_bytes().split(b"\0")[:-1]
+            yield Process(int(entry), int(fields[1]), arguments, (folder / "environ").read_bytes())
+        except (OSError, ValueError):
+            continue  # not a process, or gone meanwhile
+
+
+def descendants(pid: int) -> list[Process]:
+    """Return the children of a process and theirs."""
+    everything = list(processes())
+    found: list[Process] = []
+    parents = {pid}
+    while True:
+        more = [each for each in everything if each.parent in parents and each not in found]
+        if not more:
+            return found
+        found += more
+        parents = {each.pid for each in more}
+
+
+class Route(NamedTuple):
+    """One way for the key into the program; `spared` are files and places where the test itself put it."""
+    name: str
+    arguments: Sequence[str] = ()
+    env: dict[str, str | None] = {}
+    spared: Sequence[str] = ()
+    in_own_arguments: bool = False
+
+
+@unittest.skipUnless(sys.platform.startswith("linux"), "needs /proc")
+class WatchedCase(ProgramCase):
+    """Looks at the processes and files of a run while the server holds its answer back."""
+
+    def watch(self, route: Route, command: Sequence[str] = ("generate", PROMPT)) -> Process:
+        """Run a command by one route, look around while it waits and afterwards, and return its curl."""
+        event = threading.Event()
+        self.server.requests.clear()
+        self.server.plan(Answer(event=event))
+        child = self.start_program(*command, *route.arguments, env={"COPY_OF_IT": f"x {KEY}", **route.env})
+        try:
+            self.wait_for_request(child)
+            curl = self.look_around(child, route)
+        finally:
+            event.set()
+            result = self.finish(child)
+        self.assert_succeeded(result)
+        self.assertEqual(self.only_post().header("Authorization"), f"Bearer {KEY}")
+        self.assertNotIn(KEY, result.stdout + result.stderr)
+        self.assertEqual(self.files_with_the_key(route), [])
+        self.assert_no_leftovers()
+        return curl
+
+    def wait_for_request(self, child: subprocess.Popen[bytes]) -> None:
+        """Wait until the whole request has arrived."""
+        deadline = time.monotonic() + 30
+        while not self.server.posts and child.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        if not self.server.posts:
+            child.kill()
+            self.fail(f"no request arrived: {child.communicate()}")
+
+    def look_around(self, child: subprocess.Popen[bytes], route: Route) -> Process:
+        """Check every process and file of the waiting run; return its curl."""
+        family = descendants(child.pid)
+        for process in family:
+            self.assertNotIn(KEY.encode(), b"\n".join(process.arguments))
+            self.assertNotIn(KEY.encode(), process.environment)
+        own = (Path("/proc") / str(child.pid) / "cmdline").read_bytes()
+        self.assertEqual(KEY.encode() in own, route.in_own_arguments)
+        self.assertEqual(self.files_with_the_key(route), [])
+        curls = [process for process in family if process.arguments[:1] == [b"curl"]]
+        self.assertEqual(len(curls), 1, family)
+        return curls[0]
+
+    def files_with_the_key(self, route: Route) -> list[str]:
+        """Return the files of this test that hold the key, or have it in their name."""
+        found = []
+        for path in self.root.rglob("*"):
+            if str(path) not in route.spared and (KEY in path.name or (path.is_file() and KEY.encode() in path.read_bytes())):
+                found.append(str(path))
+        return found
+
+
+class RouteTest(WatchedCase):
+    """Every route of the key."""
+
+    def config(self, **content: Any) -> str:
+        """Write the config file of a route."""
+        return self.write_config({"base_url": self.server.url, **content})
+
+    def test_own_variable(self) -> None:
+        self.watch(Route("own variable", self.access(), {"GPT_IMAGE2_API_KEY": KEY}))
+
+    def test_openai_variables(self) -> None:
+        self.watch(Route("OpenAI's", (), {"OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": self.server.url}))
+
+    def test_option(self) -> None:
+        self.watch(Route("option", [*self.access(), "--api-key", KEY], in_own_arguments=True))
+
+    def test_named_variable(self) -> None:
+        self.watch(Route("named variable", [*self.access(), "--api-key-env", "MINE"], {"MINE": KEY}))
+
+    def test_config(self) -> None:
+        self.watch(Route("config", spared=[self.config(api_key=KEY)]))
+
+    def test_variable_named_in_a_config(self) -> None:
+        self.config(api_key_env="MINE")
+        self.watch(Route("config's variable", (), {"MINE": KEY}))
+
+    def test_command(self) -> None:
+        vault = self.program("vault", f"echo {KEY}\n")
+        self.config(api_key_command=[vault])
+        self.watch(Route("command", spared=[vault]))
+
+    def test_edit(self) -> None:
+        image = self.file("a.png", draw_png(32, 32))
+        self.watch(Route("edit", self.access(), {"GPT_IMAGE2_API_KEY": KEY}), ["edit", image, PROMPT])
+
+    def test_with_verbose_and_json(self) -> None:
+        for form in ("-v", "--json"):
+            with self.subTest(form):
+                self.watch(Route(form, self.access(), {"GPT_IMAGE2_API_KEY": KEY}), ["generate", PROMPT, form])
+
+    def test_keys_that_are_not_used(self) -> None:
+        env: dict[str, str | None] = {"GPT_IMAGE2_API_KEY": KEY, "OPENAI_API_KEY": "other-fake-key"}
+        curl = self.watch(Route("two keys", self.access(), env))
+        self.assertNotIn(b"other-fake-key", curl.environment)
+
+
+class CurlProcessTest(WatchedCase):
+    """How curl is started."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.route = Route("own variable", self.access(), {"GPT_IMAGE2_API_KEY": KEY})
+
+    def test_arguments(self) -> None:
+        self.assertEqual(self.watch(self.route).arguments, [b"curl", b"-q", b"-K", b"-"])
+
+    def test_config_has_no_name(self) -> None:
+        links = []
+        look = self.look_around
+
+        def look_at_input(child: subprocess.Popen[bytes], route: Route) -> Process:
+            curl = look(child, route)
+            links.append(os.readlink(f"/proc/{curl.pid}/fd/0"))
+            return curl
+
+        self.look_around = look_at_input  # type: ignore[method-assign]
+        self.watch(self.route)
+        self.assertRegex(links[0], r"\(deleted\)$|^/memfd:")
+
+    def test_tls_secrets_are_not_logged(self) -> None:
+        log = self.root / "tls.log"
+        curl = self.watch(self.route._replace(env={**self.route.env, "SSLKEYLOGFILE": str(log)}))
+        self.assertNotIn(b"SSLKEYLOGFILE", curl.environment)
+        self.assertFalse(log.exists())
+
+    def test_hostile_curlrc_is_ignored(self) -> None:
+        text = 'proxy = "http://127.0.0.1:1"\ninsecure\nheader = "X-Evil: yes"\nuser-agent = "evil"\nlocation-trusted\n'
+        for folder in (self.home, self.home / ".config", self.work, self.root / "curl-home"):
+            for name in (".curlrc", "curlrc", "_curlrc"):
+                folder.mkdir(exist_ok=True)
+                (folder / name).write_text(text)
+        self.watch(self.route._replace(env={**self.route.env, "NO_PROXY": None, "CURL_HOME": str(self.root / "curl-home")}))
+        post = self.only_post()
+        self.assertEqual(post.header("X-Evil"), "")
+        self.assertTrue(post.header("User-Agent").startswith("curl/"))
+
+    def test_proxy_variables_do_not_catch_loopback(self) -> None:
+        dead = "http://127.0.0.1:1"
+        env: dict[str, str | None] = {"NO_PROXY": None, "http_proxy": dead, "all_proxy": dead, "ALL_PROXY": dead}
+        self.watch(self.route._replace(env={**self.route.env, **env}))
+
+
+class KeyCommandTest(ProgramCase):
+    """The key command sees no keys of others, and nobody sees what it prints."""
+
+    def test_environment(self) -> None:
+        seen = self.work / "seen"
+        vault = self.program("vault", f"env > '{seen}'; echo {KEY}\n")
+        self.write_config({"base_url": self.server.url, "api_key_command": [vault]})
+        env = {"GPT_IMAGE2_API_KEY": "other-fake-1", "OPENAI_API_KEY": "other-fake-2", "VAULT_ADDRESS": "kept"}
+        self.assert_succeeded(self.run_program("generate", PROMPT, env=env))
+        text = seen.read_text()
+        self.assertIn("VAULT_ADDRESS=kept", text)
+        self.assertNotIn("other-fake", text)
+
+
+class FailureTest(ProgramCase):
+    """No failure shows the key, with -v least of all."""
+
+    def fail_with(self, answer: Answer, *arguments: str) -> Result:
+        """Run generate against an answer, verbosely, with the key on the command line."""
+        self.server.default = answer
+        return self.call_program("generate", PROMPT, *self.access(), "-v", "--api-key", KEY, "--timeout", "2", *arguments)
+
+    def test_every_kind(self) -> None:
+        later = (("Retry-After", "3600"),)
+        answers = [Answer(status=status, headers=later) for status in (400, 401, 403, 404, 413, 429, 500, 503, 504)]
+        answers += [Answer(drop="silent"), Answer(body=b"<html>"), Answer(body=b"{}"), Answer(drop="half")]
+        codes = set()
+        for answer in answers:
+            with self.subTest(f"{answer.status} {answer.drop} {answer.body!r} {answer.delay}"):
+                result = self.fail_with(answer)
+                codes.add(result.exit_code)
+                self.assertEqual(len(result.errors), 1, result.stderr)
+                self.assertNotIn(KEY, result.stdout + result.stderr)
+        self.assertEqual(codes, {3, 4, 5, 6})
+
+    def test_timeout(self) -> None:
+        result = self.fail_with(Answer(delay=10), "--timeout", "1")
+        self.assertEqual((result.exit_code, len(result.errors)), (6, 1), result.stderr)
+        self.assertNotIn(KEY, result.stdout + result.stderr)
+
+    def test_local_faults(self) -> None:
+        for arguments in (["--size", "1x1"], ["-o", "/proc/none/a.png"], ["--config", "/"], ["--no-such-option"]):
+            with self.subTest(arguments):
+                result = self.fail_with(Answer(), *arguments)
+                self.assertIn(result.exit_code, (2, 3), result.stderr)
+                self.assertNotIn(KEY, result.stdout + result.stderr)
+
+    def test_key_in_the_wrong_place(self) -> None:
+        for arguments in (["--api-key", KEY, KEY], [f"--apikey={KEY}"], ["--size", KEY, "--api-key", KEY],
+                          ["--base-url", f"https://{KEY}@relay.invalid/v1"]):
+            with self.subTest(arguments):
+                result = self.call_program("generate", PROMPT, *arguments, env={"GPT_IMAGE2_API_KEY": KEY})
+                self.assertIn(result.exit_code, (2, 3))
+                self.assertNotIn(KEY, result.stdout + result.stderr)
+
+
+if __name__ == "__main__":
+    unittest.main()
