@@ -521,10 +521,10 @@ KEY_SETTINGS = ("api_key", "api_key_env", "api_key_command")
 # The variables that are read as keys: none of them reaches a child process.
 KEY_VARIABLES = ("GPT_IMAGE2_API_KEY", "OPENAI_API_KEY")
 
-# Scheme, host, port, path; no user name, blank or backslash, which curl and others read differently. Azure's
-# addresses carry their version as the only query.
-URL = re.compile(r"(https?)://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(\d{1,5}))?"
-                 r"(?:/[^\s\\?#\x00-\x1f\x7f]*)?(\?api-version=[\w.-]+)?")
+# Scheme, host and port, up to the path; no user name, blank or backslash, which curl and others read differently.
+ORIGIN = re.compile(r"(https?)://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(\d{1,5}))?(?=[/?]|\Z)")
+# Azure's addresses carry their version as the only query.
+PATH_AND_VERSION = re.compile(r"(?:/[^\s\\?#\x00-\x1f\x7f]*)?(\?api-version=[\w.-]+)?")
 
 if TYPE_CHECKING:
     Layer = dict[str, Setting]
@@ -678,8 +678,8 @@ def checked_base_url(setting: Setting, allow_http: bool) -> str:
         raise fault(setting, f"the base URL {shown!r} has no scheme", f"Try --base-url https://{shown}")
     if "@" in url:
         raise fault(setting, f"the base URL {shown} holds a user name or password", "Pass the key as a setting.")
-    match = URL.fullmatch(url)
-    if not match or int(match.group(3) or 443) > 65535:
+    match = ORIGIN.match(url)
+    if not match or not PATH_AND_VERSION.fullmatch(url, match.end()) or int(match.group(3) or 443) > 65535:
         raise fault(setting, f"the base URL {shown!r} is not of the form https://HOST[:PORT][/PATH]")
     if url.startswith("http:") and not is_loopback(url) and not allow_http:
         raise fault(setting, f"{shown} would send the key unencrypted",
@@ -689,15 +689,15 @@ def checked_base_url(setting: Setting, allow_http: bool) -> str:
 
 def is_loopback(url: str) -> bool:
     """Whether a URL leads to this machine."""
-    match = URL.match(url)
+    match = ORIGIN.match(url)
     return bool(match and re.fullmatch(r"localhost|\[::1\]|127(\.\d{1,3}){3}", match.group(2), re.IGNORECASE))
 
 
 def host_of(url: str) -> str:
     """What a key is bound to: the host in lower case, with its port unless that is 443."""
-    match = URL.match(url)
+    match = ORIGIN.match(url)
     if not match:
-        return ""
+        return "no host"  # equal to no host that a request may go to
     port = match.group(3) or ("80" if match.group(1) == "http" else "443")
     return match.group(2).lower() + (f":{port}" if port != "443" else "")
 
@@ -1127,10 +1127,11 @@ def poll_urls(create: Request, response: Response, settings: Settings) -> list[s
 
 def same_host(url: str, base: str) -> str:
     """The absolute URL if it leads to base's host, else an empty text: a key never follows it elsewhere."""
-    match = URL.match(base)
-    origin = base[:match.end(2)] + (f":{match.group(3)}" if match.group(3) else "") if match else ""
+    match = ORIGIN.match(base)
+    origin = match.group() if match else "no host"
     full = origin + url if url.startswith("/") else url
-    return full if re.match(re.escape(origin) + r"[/?]", full, re.IGNORECASE) else ""
+    clean = full.startswith((origin + "/", origin + "?")) and not re.search(r"[\s\\\x00-\x20\x7f-\x9f]", full)
+    return full if clean else ""
 
 
 def collect_images(settings: Settings, response: Response) -> Provider:

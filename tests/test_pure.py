@@ -627,6 +627,28 @@ class Terminal(io.StringIO):
         return True
 
 
+class OriginTest(unittest.TestCase):
+    """Whose address a URL is: what curl would read in another way is nobody's."""
+
+    def test_loopback(self) -> None:
+        for url, own in (("http://127.0.0.1:8/v1", True), ("http://localhost/", True), ("https://[::1]:5", True),
+                         ("http://LOCALHOST:1/a", True), ("http://127.0.0.1.evil.invalid/", False),
+                         ("http://127.0.0.1:80@evil.invalid/", False), ("http://localhost@evil.invalid/", False),
+                         ("http://127.0.0.1\\@evil.invalid/", False), ("http://localhost.evil.invalid", False),
+                         ("http://127.0.0.1#@evil.invalid/", False), ("ftp://127.0.0.1/", False)):
+            with self.subTest(url):
+                self.assertEqual(program.is_loopback(url), own)
+
+    def test_same_host(self) -> None:
+        base = "https://relay.invalid/v1/images/generations"
+        for url, found in (("/tasks/1", "https://relay.invalid/tasks/1"), ("https://relay.invalid/t", "https://relay.invalid/t"),
+                           ("https://relay.invalid:443/t", ""), ("https://relay.invalid.evil.invalid/t", ""),
+                           ("//evil.invalid/t", "https://relay.invalid//evil.invalid/t"), ("http://relay.invalid/t", ""),
+                           ("https://relay.invalid@evil.invalid/t", ""), ("/a b", ""), ("/a\nb", ""), ("", "")):
+            with self.subTest(url):
+                self.assertEqual(program.same_host(url, base), found)
+
+
 class ReportTest(unittest.TestCase):
     """Signs of life while an image is made, by a clock that the tests turn."""
 

@@ -251,6 +251,7 @@ cat > '{self.sent}'; echo "000 0 10 0.5 0"; echo "curl: (52) Empty reply" >&2; e
                 Bound("OpenAI's key, endpoint of a config", False, {"OPENAI_API_KEY": KEY}, {"base_url": REMOTE}),
                 Bound("other port", False, {"OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": "https://relay.invalid:444/v1"},
                       None, remote),
+                Bound("OpenAI's URL cannot be read", False, {"OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": "mine"}, None, remote),
                 Bound("key of a subdomain", False, {"OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": "https://a.relay.invalid/v1"},
                       None, remote)):
             self.one(bound)
@@ -260,7 +261,8 @@ cat > '{self.sent}'; echo "000 0 10 0.5 0"; echo "curl: (52) Empty reply" >&2; e
         named: dict[str, str | None] = {"MY_KEY": KEY}
         for name, content in (("key", {"api_key": KEY}), ("variable", {"api_key_env": "MY_KEY"}),
                               ("command", {"api_key_command": ["echo", KEY]}),
-                              ("key of another host", {"api_key": KEY, "base_url": "https://mine.invalid/v1"})):
+                              ("key of another host", {"api_key": KEY, "base_url": "https://mine.invalid/v1"}),
+                              ("key of an address that cannot be read", {"api_key": KEY, "base_url": "mine.invalid v1"})):
             self.write_config(content)
             self.one(Bound(name, False, named, None, remote))
             self.one(Bound(name + ", own variable wins", True, {**named, "GPT_IMAGE2_API_KEY": KEY}, None, remote))
