@@ -45,6 +45,8 @@ VERSION = "1.0.0"
 PROGRAM = "gpt_image2"
 AZURE_CLASSIC_VERSION = "2025-04-01-preview"  # Azure's image documentation, read 2026-07
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
+BASE_URLS = {"openai": DEFAULT_BASE_URL, "azure": "", "runapi": "https://runapi.ai",
+             "codex": "https://chatgpt.com/backend-api/codex"}
 DEFAULT_MODEL = "gpt-image-2"
 DEFAULT_OUTPUT = "~/gpt-image2-output.png"
 DEFAULT_TIMEOUT = 600  # seconds; the official SDK's own limit for one request
@@ -75,6 +77,11 @@ MIN_PIXELS = 655_360
 MAX_PIXELS = 8_294_400
 MAX_DOWNLOAD_BYTES = 200_000_000  # a 4K PNG stays below 50 MB
 
+# Pixels of a resolution, and the ratios that RunAPI takes (its SDKs, read 2026-10).
+RESOLUTIONS = {"1k": 1024 * 1024, "2k": 2048 * 2048, "4k": MAX_PIXELS}
+RUNAPI_RATIOS = ("1:1", "3:2", "2:3", "4:3", "3:4", "5:4", "4:5", "16:9", "9:16", "2:1", "1:2", "3:1", "1:3", "21:9",
+                 "9:21")
+RUNAPI_EDGES = {"1k": (1024, 1536), "2k": (2048, 2560), "4k": (3840, 3840)}  # the longer edge, in pixels
 SIZE_NAMES = {"square": "1024x1024", "landscape": "1536x1024", "portrait": "1024x1536"}
 FORMATS = ("png", "jpeg", "webp")
 SUFFIXES = {"png": (".png",), "jpeg": (".jpg", ".jpeg"), "webp": (".webp",), "gif": (".gif",)}
@@ -151,6 +158,7 @@ class KeySource(NamedTuple):
     host: str
     value: str = ""
     command: tuple[str, ...] = ()
+    account: str = ""  # of a ChatGPT sign-in
 
 
 class Settings(NamedTuple):
@@ -177,10 +185,11 @@ class Picture(NamedTuple):
 
 
 class Upload(NamedTuple):
-    """A checked local image."""
+    """A checked local image; for RunAPI also the URL of one (then without a picture)."""
     path: str
     picture: Picture
     bytes: int
+    checksum: str = ""  # MD5 as base64, where the API wants one
 
 
 class Target(NamedTuple):
@@ -204,6 +213,13 @@ class Job(NamedTuple):
     keep_partials: bool = False
 
 
+class DataUrl:
+    """Stands in a JSON body for a file's content, so that a provider never opens one."""
+
+    def __init__(self, path: str, prefix: str = "") -> None:
+        self.path, self.prefix = path, prefix
+
+
 class Part(NamedTuple):
     """One part of a form: text, or a file with its content type."""
     name: str
@@ -220,16 +236,18 @@ class Request(NamedTuple):
     headers: tuple[tuple[str, str], ...] = ()
     body: Mapping[str, Any] | None = None  # sent as JSON
     form: tuple[Part, ...] = ()  # sent as multipart/form-data
+    file: str = ""  # its bytes are sent as they are
     timeout: float = DEFAULT_TIMEOUT
     proxy: str = ""
     cacert: str = ""
     allow_http: bool = False
-    purpose: str = "create"  # create: makes images. poll, models: asks. download: a file, no key, redirects allowed
+    purpose: str = "create"  # create: makes images. upload. poll, result, models: asks. download: a file, without key
+    idempotent: bool = False  # the server makes nothing twice for the same Idempotency-Key
 
     @property
     def repeatable(self) -> bool:
-        """Whether asking again cannot cost anything."""
-        return self.purpose != "create"
+        """Whether asking again cannot cost anything and an old answer is worth nothing."""
+        return self.purpose not in ("create", "upload")
 
 
 class Wait(NamedTuple):
@@ -268,7 +286,7 @@ class Saved(NamedTuple):
 
 
 if TYPE_CHECKING:
-    Provider = Generator["Request | Wait", Response, list[Image]]
+    Provider = Generator["Request | Wait", Response, list["Image | Failure"]]
     Steps = Generator["Request | Wait", Response, Response]
 
 # ---- 5. Text and pictures ------------------------------------------------------------------------
@@ -349,6 +367,21 @@ def nearest_size(width: int, height: int) -> str:
 
     edges = range(EDGE_STEP, MAX_EDGE + 1, EDGE_STEP)
     return "%dx%d" % min(((w, h) for w in edges for h in edges if not size_fault(w, h)), key=distance)
+
+
+def size_of_ratio(ratio: float, pixels: int) -> str:
+    """The legal size of this shape (exactly, if there is one) with at most about so many pixels."""
+    from math import log
+    edges = range(EDGE_STEP, MAX_EDGE + 1, EDGE_STEP)
+    fitting = [(w, h) for w in edges for h in edges if 0.8 * pixels <= w * h <= 1.05 * pixels and not size_fault(w, h)]
+    return "%dx%d" % min(fitting, key=lambda size: (round(abs(log(size[0] / size[1] / ratio)), 3),
+                                                   abs(log(size[0] * size[1] / pixels))))
+
+
+def split_ratio(text: str) -> tuple[int, int] | None:
+    """(16, 9) of `16:9`, None when it is not of that form."""
+    match = re.fullmatch(r"([1-9]\d{0,3}):([1-9]\d{0,3})", text)
+    return (int(match.group(1)), int(match.group(2))) if match else None
 
 
 def inspect_picture(stream: BinaryIO) -> Picture | None:
@@ -515,11 +548,11 @@ CONFIG_TYPES: dict[str, tuple[type, ...]] = {
     "model": (str,), "timeout": (int, float), "headers": (dict,), "proxy": (str,), "cacert": (str,),
     "allow_http": (bool,), "max_cost": (int, float), "poll_url": (str,)}
 NOT_YET = ("max_cost",)  # known, but nothing reads it in this version
-APIS = ("openai", "azure")
+APIS = tuple(BASE_URLS)
 AZURE_HOSTS = (".openai.azure.com", ".services.ai.azure.com", ".cognitiveservices.azure.com")
 KEY_SETTINGS = ("api_key", "api_key_env", "api_key_command")
 # The variables that are read as keys: none of them reaches a child process.
-KEY_VARIABLES = ("GPT_IMAGE2_API_KEY", "OPENAI_API_KEY")
+KEY_VARIABLES = ("GPT_IMAGE2_API_KEY", "OPENAI_API_KEY", "RUNAPI_API_KEY")
 
 # Scheme, host and port, up to the path; no user name, blank or backslash, which curl and others read differently.
 ORIGIN = re.compile(r"(https?)://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(\d{1,5}))?(?=[/?]|\Z)")
@@ -606,30 +639,33 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
     explicit = os.path.abspath(os.path.expanduser(flags["config"])) if flags.get("config") else ""
     path = explicit or next((place for place in config_locations() if os.path.lexists(place)), "")
     content = read_config(path, warnings) if path else {}
-    layers = [flag_layer(flags), {name: Setting(value, path) for name, value in content.items()}]
+    from_file = {name: Setting(value, path) for name, value in content.items()}
+    layers = [flag_layer(flags), from_file]
     keys = [flag_keys(flags), file_keys(content, path)]
     if explicit:
         layers.reverse()
         keys.reverse()
         warnings += overridden_flags(*layers)
-    layers += [environment_layer(), default_layer()]
+    api = next((layer["api"] for layer in layers if "api" in layer), Setting("", "default"))
+    if api.value and api.value not in APIS:
+        raise fault(api, f"api {one_line(api.value, 40)!r} is not known, only {', '.join(APIS)}")
+    if api.source == "--api" and "base_url" in content and api.value != (
+            content.get("api") or api_of(content["base_url"])):
+        from_file.pop("base_url")  # it is another service's
+    layers += [environment_layer(api.value), default_layer(api.value or "openai")]
     base_url, allow_http = (pick(layers, name) for name in ("base_url", "allow_http"))
     base_url = base_url._replace(value=checked_base_url(base_url, allow_http.value))
-    return Settings(checked_api(pick(layers, "api"), base_url), base_url, pick(layers, "model"),
-                    checked_timeout(pick(layers, "timeout")),
+    api = api if api.value else Setting(api_of(base_url.value), "from the host")
+    named = [codex_login()] if api.value == "codex" else (*keys[0], *keys[1], *environment_keys(api.value))
+    return Settings(api, base_url, pick(layers, "model"), checked_timeout(pick(layers, "timeout")),
                     merged_headers(layers, content, base_url.value, warnings), pick(layers, "proxy"),
-                    pick(layers, "cacert"), allow_http, pick(layers, "poll_url"),
-                    (*keys[0], *keys[1], *environment_keys()), path, tuple(warnings))
+                    pick(layers, "cacert"), allow_http, pick(layers, "poll_url"), tuple(named), path, tuple(warnings))
 
 
-def checked_api(api: Setting, base_url: Setting) -> Setting:
-    """The protocol that the endpoint speaks: the one that is set, else what its host says."""
-    if api.value == "":
-        host = host_of(base_url.value).partition(":")[0]
-        return Setting("azure" if host.endswith(AZURE_HOSTS) else "openai", "from the host")
-    if api.value not in APIS:
-        raise fault(api, f"api {one_line(api.value, 40)!r} is not known, only {', '.join(APIS)}")
-    return api
+def api_of(base_url: str) -> str:
+    """The protocol that a host speaks. Codex is never chosen by itself."""
+    host = host_of(base_url).partition(":")[0]
+    return "azure" if host.endswith(AZURE_HOSTS) else "runapi" if re.fullmatch(r"(.+\.)?runapi\.ai", host) else "openai"
 
 
 def overridden_flags(from_file: Layer, from_flags: Layer) -> list[str]:
@@ -651,16 +687,17 @@ def pick(layers: Sequence[Layer], name: str) -> Setting:
     return next(layer[name] for layer in layers if name in layer)
 
 
-def environment_layer() -> Layer:
-    """The base URL, from our own variable or from the one that OpenAI's tools use."""
-    name = next((name for name in ("GPT_IMAGE2_BASE_URL", "OPENAI_BASE_URL") if environment(name)), "")
+def environment_layer(api: str) -> Layer:
+    """The base URL, from our own variable or from the one that the vendor's tools use."""
+    names = {"runapi": ("RUNAPI_BASE_URL",), "codex": ()}.get(api, ("GPT_IMAGE2_BASE_URL", "OPENAI_BASE_URL"))
+    name = next((name for name in names if environment(name)), "")
     return {"base_url": Setting(environment(name), f"${name}")} if name else {}
 
 
-def default_layer() -> Layer:
+def default_layer(api: str) -> Layer:
     """What holds when nobody says anything."""
-    values = {"base_url": DEFAULT_BASE_URL, "api": "", "model": DEFAULT_MODEL, "timeout": DEFAULT_TIMEOUT,
-              "headers": {}, "proxy": "", "cacert": "", "allow_http": False, "poll_url": ""}
+    values = {"base_url": BASE_URLS[api], "model": DEFAULT_MODEL, "timeout": DEFAULT_TIMEOUT, "headers": {},
+              "proxy": "", "cacert": "", "allow_http": False, "poll_url": ""}
     return {name: Setting(value, "default") for name, value in values.items()}
 
 
@@ -764,11 +801,64 @@ def file_keys(content: Mapping[str, Any], path: str) -> list[KeySource]:
     return found
 
 
-def environment_keys() -> list[KeySource]:
-    """Our own variable may go anywhere; OpenAI's belongs to the host configured beside it."""
-    openai_host = host_of(environment("OPENAI_BASE_URL") or DEFAULT_BASE_URL)
-    hosts = {"GPT_IMAGE2_API_KEY": "", "OPENAI_API_KEY": openai_host}
-    return [KeySource(f"${name}", hosts[name], environment(name)) for name in KEY_VARIABLES if environment(name)]
+def environment_keys(api: str) -> list[KeySource]:
+    """Our own variable may go anywhere; a vendor's belongs to the host configured beside it."""
+    hosts = {"GPT_IMAGE2_API_KEY": "", "OPENAI_API_KEY": host_of(environment("OPENAI_BASE_URL") or DEFAULT_BASE_URL),
+             "RUNAPI_API_KEY": host_of(environment("RUNAPI_BASE_URL") or BASE_URLS["runapi"])}
+    names = ("RUNAPI_API_KEY", "GPT_IMAGE2_API_KEY") if api == "runapi" else ("GPT_IMAGE2_API_KEY", "OPENAI_API_KEY")
+    found = [KeySource(f"${name}", hosts[name], environment(name)) for name in names if environment(name)]
+    return found + (runapi_tool_key() if api == "runapi" else [])
+
+
+def runapi_tool_key() -> list[KeySource]:
+    """The key that RunAPI's official tool has stored, if it has."""
+    folder = environment("XDG_CONFIG_HOME")
+    folder = folder if os.path.isabs(folder) else os.path.join(os.path.expanduser("~"), ".config")
+    path = os.path.join(folder, "runapi", "config.json")
+    content = read_login(path) if os.path.exists(path) else {}
+    key = content.get("api_key") or content.get("apiKey")
+    base_url = content.get("base_url") or content.get("baseUrl") or BASE_URLS["runapi"]
+    return [KeySource(path, host_of(as_text(base_url)), key)] if isinstance(key, str) and key else []
+
+
+def read_login(path: str) -> dict[str, Any]:
+    """A JSON object that another program keeps its login in."""
+    try:
+        with open(path, encoding="utf-8") as stream:
+            content = json.load(stream)
+    except (OSError, ValueError, RecursionError) as error:
+        raise setup_failure(f"cannot read {path}: {reason(error)}", kind="key") from None
+    return content if isinstance(content, dict) else {}
+
+
+def codex_login() -> KeySource:
+    """The access token of the Codex command line, for chatgpt.com only. It is never refreshed here: the refresh
+    token works once and belongs to Codex."""
+    path = os.path.join(environment("CODEX_HOME") or os.path.join(os.path.expanduser("~"), ".codex"), "auth.json")
+    tokens = read_login(path).get("tokens")
+    token = as_text(tokens.get("access_token")) if isinstance(tokens, dict) else ""
+    claims = token_claims(token)
+    hint = "Run codex once (codex login, if it asks for it), then this command again."
+    if not token:
+        raise setup_failure(f"{path} holds no ChatGPT sign-in", hint, "key")
+    expires = claims.get("exp")
+    if isinstance(expires, (int, float)) and expires < time.time():
+        raise setup_failure("the Codex sign-in has expired", hint, "key")
+    account = tokens.get("account_id") if isinstance(tokens, dict) else None
+    auth = claims.get("https://api.openai.com/auth")
+    account = account or (auth.get("chatgpt_account_id") if isinstance(auth, dict) else None)
+    return KeySource(path, "chatgpt.com", token, account=as_text(account))
+
+
+def token_claims(token: str) -> dict[str, Any]:
+    """What a JSON web token says; it is not verified, only read."""
+    import base64
+    try:
+        body = token.split(".")[1]
+        claims = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
+    except (IndexError, ValueError):
+        return {}
+    return claims if isinstance(claims, dict) else {}
 
 
 def choose_key(settings: Settings) -> KeySource | None:
@@ -797,15 +887,16 @@ def checked_key(key: str, source: str) -> str:
 
 def build_job(options: Namespace, settings: Settings, notes: list[str]) -> Job:
     """A checked Job from the command line; raises before anything is sent."""
-    model = settings.model.value
+    model, api = settings.model.value, settings.api.value
     words, paths = list(options.words), list(options.image or []) if options.command == "edit" else []
     if options.command == "edit" and words and not (len(words) == 1 and paths and not options.prompt_file):
         paths.insert(0, words.pop(0))
     prompt = read_prompt(words, options.prompt_file)
-    images = read_images(paths) if options.command == "edit" else ()
+    images = read_images(paths, api) if options.command == "edit" else ()
     mask = read_mask(options.mask, images[0], notes) if options.command == "edit" and options.mask else None
-    parameters = checked_parameters(options, model, settings.api.value, notes)
-    image_format = parameters.get("output_format", "png")
+    check = runapi_parameters if api == "runapi" else checked_parameters
+    parameters = check(options, settings, images, notes)
+    image_format = parameters.get("output_format", chosen_format(options) if api == "runapi" else "png")
     target = checked_target(options.output, image_format, options.overwrite)
     probe_folder(target, options.n, parameters.get("size", "auto"))
     note_existing_target(target, options.n, image_format, notes)
@@ -849,13 +940,25 @@ def read_prompt_from(source: str) -> str:
         raise usage_failure(f"the prompt in {source} is not UTF-8 text") from None
 
 
-def read_images(paths: Sequence[str]) -> tuple[Upload, ...]:
-    """The input images of an edit."""
+def read_images(paths: Sequence[str], api: str) -> tuple[Upload, ...]:
+    """The input images of an edit; RunAPI takes URLs too."""
     if not paths:
         raise usage_failure("the image to edit is missing", 'Use: edit IMAGE "what to change"')
     if len(paths) > MAX_IMAGES:
         raise usage_failure(f"{len(paths)} images were given, {MAX_IMAGES} are allowed")
+    if api == "runapi":
+        return tuple(Upload(path, Picture("", 0, 0), 0) if re.match(r"https?://|data:image/", path)
+                     else with_checksum(read_upload(path, "image")) for path in paths)
     return tuple(read_upload(path, "image") for path in paths)
+
+
+def with_checksum(upload: Upload) -> Upload:
+    """The same, with its MD5."""
+    import base64
+    import hashlib
+    with open(upload.path, "rb") as stream:
+        digest = hashlib.md5(stream.read())  # RunAPI's storage wants it against broken transfers, not for safety
+    return upload._replace(checksum=base64.b64encode(digest.digest()).decode("ascii"))
 
 
 def read_upload(path: str, role: str) -> Upload:
@@ -900,8 +1003,10 @@ def read_mask(path: str, image: Upload, notes: list[str]) -> Upload:
     return mask
 
 
-def checked_parameters(options: Namespace, model: str, api: str, notes: list[str]) -> dict[str, Any]:
+def checked_parameters(options: Namespace, settings: Settings, images: Sequence[Upload],
+                       notes: list[str]) -> dict[str, Any]:
     """What is sent besides model and prompt: nothing that is left at its default."""
+    model = settings.model.value
     rules = MODELS.get(re.sub(DATED, "", model))
     if rules is None:
         notes.append(f"{model} is not a model this program knows: size and quality are not checked")
@@ -911,7 +1016,9 @@ def checked_parameters(options: Namespace, model: str, api: str, notes: list[str
         raise usage_failure(f"{model} has no quality {one_line(options.quality, 40)!r}, only "
                             f"{', '.join(rules.qualities)}", nearest(options.quality, rules.qualities).strip())
     image_format = chosen_format(options)
-    check_combinations(options, image_format, model, api)
+    check_combinations(options, image_format, model, settings.api.value)
+    if options.aspect_ratio or options.resolution:
+        options.size = computed_size(options, rules, images, notes)
     values = {"n": options.n, "size": checked_size(options.size, model, rules), "quality": options.quality,
               "output_format": image_format, "output_compression": options.compression,
               "background": options.background, "moderation": options.moderation,
@@ -927,6 +1034,8 @@ def check_combinations(options: Namespace, image_format: str, model: str, api: s
     rules = (
         (api == "azure" and image_format == "webp", "Azure makes png and jpeg only, not webp"),
         (options.partial_images and not options.stream, "--partial-images needs --stream"),
+        ((options.aspect_ratio or options.resolution) and options.size != "auto",
+         "--size already says what --aspect-ratio and --resolution say; leave one of them out"),
         (options.compression is not None and image_format == "png",
          "--compression needs --format jpeg or webp: PNG is always lossless"),
         (options.background == "transparent" and image_format == "jpeg",
@@ -936,6 +1045,71 @@ def check_combinations(options: Namespace, image_format: str, model: str, api: s
     for broken, message in rules:
         if broken:
             raise usage_failure(message)
+
+
+def computed_size(options: Namespace, rules: ModelRules | None, images: Sequence[Upload], notes: list[str]) -> str:
+    """The pixel size for --aspect-ratio and --resolution; the ratio may come from the first input image."""
+    width, height = checked_ratio(options.aspect_ratio) or (images[0].picture[1:] if images else (1, 1))
+    if max(width, height) > MAX_RATIO * min(width, height):
+        raise usage_failure(f"--aspect-ratio {width}:{height}: one edge may be at most {MAX_RATIO} times the other")
+    if rules and isinstance(rules.sizes, tuple):
+        edges = [split_size(size) or (1, 1) for size in rules.sizes]
+        size = "%dx%d" % min(edges, key=lambda edge: abs(edge[0] / edge[1] - width / height))
+    else:
+        size = size_of_ratio(width / height, RESOLUTIONS[options.resolution or "1k"])
+    notes.append(f"--size {size} is what {width}:{height} at {options.resolution or '1k'} comes to")
+    return size
+
+
+def checked_ratio(text: str | None) -> tuple[int, int] | None:
+    """A ratio, None for none or auto."""
+    if text in (None, "auto"):
+        return None
+    ratio = split_ratio(text or "")
+    if ratio is None:
+        raise usage_failure(f"--aspect-ratio {one_line(text or '', 40)!r} is not of the form 16:9")
+    return ratio
+
+
+def runapi_parameters(options: Namespace, settings: Settings, images: Sequence[Upload],
+                      notes: list[str]) -> dict[str, Any]:
+    """RunAPI's two parameters; what it has not is refused, or people would believe in it."""
+    given = {"--quality": options.quality != "auto", "--format": options.format, "--stream": options.stream,
+             "--compression": options.compression is not None, "--background": options.background,
+             "--moderation": options.moderation, "--mask": getattr(options, "mask", None),
+             "--input-fidelity": getattr(options, "input_fidelity", None)}
+    missing = [name for name, value in given.items() if value]
+    if missing:
+        raise usage_failure(f"RunAPI has no {', '.join(missing)}", "Leave it out, or use another endpoint.")
+    if options.size != "auto" and (options.aspect_ratio or options.resolution):
+        raise usage_failure("--size already says what --aspect-ratio and --resolution say; leave one of them out")
+    ratio, resolution = options.aspect_ratio, options.resolution
+    if options.size != "auto":
+        ratio, resolution = runapi_size(SIZE_NAMES.get(options.size.lower(), options.size))
+    if ratio not in (None, "auto", *RUNAPI_RATIOS):
+        raise usage_failure(f"RunAPI has no ratio {one_line(ratio, 40)!r}, only {', '.join(RUNAPI_RATIOS)}")
+    if resolution in ("2k", "4k") and ratio in (None, "auto"):
+        raise usage_failure(f"RunAPI makes {resolution} only with a ratio", "Add for example --aspect-ratio 16:9")
+    if ratio == "1:1" and resolution == "4k":
+        raise usage_failure("RunAPI makes 1:1 at 2k at most", "Use --resolution 2k, or another ratio.")
+    return {**({"aspect_ratio": ratio} if ratio else {}), **({"output_resolution": resolution} if resolution else {}),
+            **dict(options.param)}
+
+
+def runapi_size(size: str) -> tuple[str, str]:
+    """(ratio, resolution) for a pixel size that has both exactly."""
+    from math import log
+    edges = split_size(size)
+    if not edges or not min(edges):
+        raise usage_failure(f"size {one_line(size, 40)!r} is not WIDTHxHEIGHT, auto, {', '.join(SIZE_NAMES)}")
+    shapes = {ratio: abs(log(edges[0] / edges[1] * int(ratio.split(":")[1]) / int(ratio.split(":")[0])))
+              for ratio in RUNAPI_RATIOS}
+    best = min(shapes, key=lambda ratio: shapes[ratio])
+    fits = [name for name, (low, high) in RUNAPI_EDGES.items() if low <= max(edges) <= high]
+    if shapes[best] < 1e-9 and fits:
+        return best, fits[0]
+    near = min(RUNAPI_EDGES, key=lambda name: abs(log(max(edges) / RUNAPI_EDGES[name][0])))
+    raise usage_failure(f"RunAPI has no size {size}", f"The nearest: --aspect-ratio {best} --resolution {near}")
 
 
 def checked_size(size: str, model: str, rules: ModelRules | None) -> str:
@@ -1085,10 +1259,13 @@ def respelled(request: Request) -> Request:
     return request._replace(form=tuple(part._replace(name=names.get(part.name, part.name)) for part in request.form))
 
 
-def settle(create: Request, response: Response, settings: Settings) -> Steps:
-    """Look after the task behind an answer until it has images. An answer with images is settled."""
+def settle(create: Request, response: Response, settings: Settings, places: Sequence[str] = ()) -> Steps:
+    """Look after the task behind an answer until it has images. An answer with images is settled.
+
+    places: further URLs where this service's tasks may be found, with {id}.
+    """
     look = create._replace(method="GET", body=None, form=(), purpose="poll")
-    urls = poll_urls(create, response, settings) if is_pending(response) else []
+    urls = poll_urls(create, response, settings, places) if is_pending(response) else []
     while urls and not find_images(response.document) and task_status(response.document) not in DONE:
         yield Wait(pause_asked(response.headers, "") or POLL_PAUSE, task_status(response.document))
         try:
@@ -1107,7 +1284,7 @@ def settle(create: Request, response: Response, settings: Settings) -> Steps:
     return response
 
 
-def poll_urls(create: Request, response: Response, settings: Settings) -> list[str]:
+def poll_urls(create: Request, response: Response, settings: Settings, places: Sequence[str]) -> list[str]:
     """Where a task may be looked at, the most certain place first; only on the host that has the key."""
     from urllib.parse import quote
     document, task = response.document, quote(task_id(response.document), safe="")
@@ -1122,6 +1299,8 @@ def poll_urls(create: Request, response: Response, settings: Settings) -> list[s
     known = [f"{base}/tasks/{task}", f"{create.url}/{task}"] if task.strip(".") else []
     if not (isinstance(document, dict) and isinstance(document.get("data"), list)):
         known.reverse()
+    if places:
+        known = [place.replace("{id}", task) for place in places] if task.strip(".") else []
     return [url for url in (template, *named, *known) if url]
 
 
@@ -1136,7 +1315,7 @@ def same_host(url: str, base: str) -> str:
 
 def collect_images(settings: Settings, response: Response) -> Provider:
     """The images of an answer; those behind a URL are fetched, without the key."""
-    images = []
+    images: list[Image | Failure] = []
     for found in find_images(response.document):
         if not isinstance(found, str) or not re.match(r"https?://", found):
             images.append(Image(base64=found))
@@ -1147,6 +1326,139 @@ def collect_images(settings: Settings, response: Response) -> Provider:
                              cacert=settings.cacert.value, allow_http=settings.allow_http.value, purpose="download")
         images.append(Image(path=file.path))
     return images
+
+
+def codex(job: Job, settings: Settings, key: KeySource) -> Provider:
+    """The images endpoints behind a ChatGPT sign-in, as the Codex command line uses them: JSON, edits too."""
+    body = {"model": job.model, "prompt": job.prompt, **job.parameters}
+    if job.images:
+        body["images"] = [{"image_url": data_url(image)} for image in job.images]
+    if job.mask:
+        body["mask"] = {"image_url": data_url(job.mask)}
+    request = api_request(settings, key.value, "POST", f"/images/{'edits' if job.images else 'generations'}")
+    extra = (("ChatGPT-Account-ID", key.account), ("originator", PROGRAM))
+    try:
+        response = yield request._replace(body=body, headers=(*request.headers, *(pair for pair in extra if pair[1])))
+    except Failure as failure:
+        if failure.kind == "key":
+            failure.hint = "Run codex once so that it renews its sign-in, then this command again."
+        elif failure.kind == "blocked":
+            failure.hint = "chatgpt.com refuses some networks, data centres above all; use an API key there."
+        raise
+    return (yield from collect_images(settings, response))
+
+
+def data_url(upload: Upload) -> DataUrl:
+    """A file as a data: URL in a body."""
+    return DataUrl(upload.path, f"data:image/{upload.picture.format};base64,")
+
+
+def runapi(job: Job, settings: Settings, key: str, token: str) -> Provider:
+    """RunAPI: upload, then for each image create a task, wait for it, fetch its result.
+
+    token: the same for every run of one command, so that a repeated create makes nothing twice.
+    """
+    origin = re.sub(r"(/api)?(/v1)?$", "", settings.base_url.value)
+    root = settings._replace(base_url=settings.base_url._replace(value=origin))
+    sources = []
+    for image in job.images:
+        sources.append((yield from runapi_upload(image, root, key)))
+    dialects = runapi_dialects(job)
+    results: list[Image | Failure] = []
+    for number_ in range(1, job.n + 1):
+        try:
+            create, response = yield from runapi_create(job, root, key, dialects, sources, f"{token}-{number_}")
+            action = create.url.rpartition("/")[2]
+            response = yield from settle(create, response, settings, (
+                create.url + "/{id}", origin + "/api/v1/tasks/{id}", f"{origin}/api/v1/gpt_image_2/{action}/{{id}}"))
+            results += yield from collect_images(settings, response)
+        except Failure as failure:
+            if failure.kind == "task_failed":
+                failure.billed = "no"  # RunAPI does not charge for failed tasks
+            if failure.keep or (number_ == 1 and failure.kind not in ("task_failed", "moderation")):
+                raise
+            results.append(failure)
+    return results
+
+
+def runapi_dialects(job: Job) -> list[tuple[str, str, bool]]:
+    """(path, model's name there, whether it honours Idempotency-Key): RunAPI's pages and its SDKs disagree."""
+    action, long = ("edit_image", "image-to-image") if job.images else ("text_to_image", "text-to-image")
+    family = re.sub(r"-(sunburst|flare)$", "", re.sub(DATED, "", job.model))
+    folder = {"gpt-image-1.5": "gpt_image"}.get(family, re.sub(r"[-.]", "_", family))
+    page, sdk = f"/v1/{action}", f"/api/v1/{folder}/{action}"
+    return [(page, f"{job.model}-{long}", False), (sdk, job.model, True)]
+
+
+def runapi_create(job: Job, settings: Settings, key: str, dialects: list[tuple[str, str, bool]],
+                  sources: Sequence[str], token: str) -> Generator[Request | Wait, Response, tuple[Request, Response]]:
+    """One task. The other dialect is tried where the refusal proves that there is no task; dialects keeps the
+    one that works in front."""
+    tries = list(dialects)
+    renamed = False
+    for index in range(4):
+        path, model, idempotent = tries[0]
+        body = {"model": model, "prompt": job.prompt, **job.parameters}
+        if sources:
+            body["source_image_urls"] = list(sources)
+        request = api_request(settings, key, "POST", path)
+        request = request._replace(body=body, idempotent=idempotent,
+                                   headers=(*request.headers, ("Idempotency-Key", f"{token}-{index}")))
+        try:
+            response = yield request
+        except Failure as failure:
+            other = dialects[1][1] if model == dialects[0][1] else dialects[0][1]
+            if failure.http_status in (404, 405) and len(tries) > 1:
+                tries.pop(0)
+            elif failure.http_status in (400, 422) and "model" in failure.message.lower() and not renamed:
+                renamed, tries[0] = True, (path, other, idempotent)
+            else:
+                raise
+        else:
+            dialects.insert(0, tries[0])
+            return request, response
+    raise AssertionError("every branch above leaves the loop in time")
+
+
+def runapi_upload(image: Upload, settings: Settings, key: str) -> Generator[Request | Wait, Response, str]:
+    """The URL of an input image: it may have one, else it is put into RunAPI's storage for an hour."""
+    if re.match(r"https?://", image.path):
+        return image.path
+    request = api_request(settings, key, "POST", "/api/v1/files")._replace(purpose="upload")
+    if image.path.startswith("data:"):
+        return (yield from runapi_upload_inline(image, request))
+    name = f"image.{image.picture.format}"
+    prepare = {"filename": name, "byte_size": image.bytes, "checksum": image.checksum,
+               "content_type": f"image/{image.picture.format}"}
+    try:
+        response = yield request._replace(url=request.url + "/prepare", body=prepare)
+    except Failure as failure:
+        if failure.http_status not in (404, 405):
+            raise
+        return (yield from runapi_upload_inline(image, request))
+    headers = response.document.get("headers")
+    signed = as_text(response.document.get("signed_id"))
+    yield Request("PUT", as_text(response.document.get("upload_url")), tuple(
+        (name, as_text(value)) for name, value in headers.items()) if isinstance(headers, dict) else (),
+        file=image.path, timeout=request.timeout, proxy=request.proxy, cacert=request.cacert,
+        allow_http=request.allow_http, purpose="upload")
+    return uploaded_url((yield request._replace(url=request.url + "/confirm", body={"signed_id": signed})))
+
+
+def runapi_upload_inline(image: Upload, request: Request) -> Generator[Request | Wait, Response, str]:
+    """The older way: the whole file as base64 in one JSON body."""
+    data = image.path.partition(",")[2] if image.path.startswith("data:") else DataUrl(image.path)
+    body = {"source": {"type": "base64", "data": data}, "file_name": f"image.{image.picture.format or 'png'}"}
+    return uploaded_url((yield request._replace(body=body)))
+
+
+def uploaded_url(response: Response) -> str:
+    """Where an upload can be read."""
+    url = task_field(response.document, ("url",))
+    if not re.match(r"https?://", url):
+        raise Failure("the upload brought no URL: " + nothing_usable(response), kind="upload",
+                      hint="Run the command again; nothing was bought.")
+    return url
 
 
 # ---- 9. Transport: how to send -------------------------------------------------------------------
@@ -1243,6 +1555,10 @@ def body_lines(request: Request, exchange: Exchange) -> list[tuple[str, str]]:
     """The body's lines: JSON from one file, or form parts from a file each, so that no text is interpreted."""
     if request.body is not None:
         return [("header", "Content-Type: application/json"), ("data-binary", "@" + exchange.file("body"))]
+    if request.file:
+        own_type = any(name.lower() == "content-type" for name, _ in request.headers)
+        return [("request", request.method), *([] if own_type else [("header", "Content-Type:")]),
+                ("data-binary", "@" + request.file)]
     lines = []
     for number, part in enumerate(request.form):
         if part.path:
@@ -1257,10 +1573,17 @@ def write_bodies(request: Request, exchange: Exchange) -> None:
     """Put JSON and form texts where curl_config says they are."""
     bodies = {f"field-{number}": part.text for number, part in enumerate(request.form) if not part.path}
     if request.body is not None:
-        bodies["body"] = json.dumps(request.body, ensure_ascii=False)
+        bodies["body"] = json.dumps(request.body, ensure_ascii=False, default=inline_file)
     for kind, text in bodies.items():
         with private_file(exchange.file(kind)) as stream:
             stream.write(text.encode("utf-8"))
+
+
+def inline_file(item: DataUrl) -> str:
+    """The content that a DataUrl stands for."""
+    import base64
+    with open(item.path, "rb") as stream:
+        return item.prefix + base64.b64encode(stream.read()).decode("ascii")
 
 
 def start_child(argv: Sequence[str], secrets: Sequence[str], **streams: Any) -> Popen[bytes]:
@@ -1317,6 +1640,7 @@ def start_curl(request: Request, exchange: Exchange, secrets: Sequence[str]) -> 
     """curl at work on one request; all it has to say goes to files, and its end frees the exchange's lock."""
     import tempfile
     write_bodies(request, exchange)
+    private_file(exchange.file(request.purpose)).close()
     lock = take_lock(exchange.file("lock"), create=True)
     try:
         with tempfile.TemporaryFile() as config, private_file(exchange.file("outcome")) as outcome, \
@@ -1401,9 +1725,14 @@ class Folder(NamedTuple):
     kept: bool  # in the journal, not a temporary folder
     adopted: bool = False
 
-    def exchange(self, step: int) -> Exchange:
-        """The files of the command's Nth transfer."""
-        return Exchange(os.path.join(self.path, str(step)), self.kept)
+    def exchange(self, name: object) -> Exchange:
+        """The files of one transfer: 1, 2 ... for those that are never repeated, look-1, look-2 ... for the others."""
+        return Exchange(os.path.join(self.path, str(name)), self.kept)
+
+    def creates(self) -> list[Exchange]:
+        """The transfers that ask for images and were begun."""
+        steps = sorted(int(name[:-7]) for name in os.listdir(self.path) if re.fullmatch(r"\d+\.create", name))
+        return [self.exchange(step) for step in steps]
 
 
 def private_file(path: str) -> BinaryIO:
@@ -1539,10 +1868,10 @@ def exchange_state(exchange: Exchange) -> str:
     return "lost" if os.path.exists(exchange.file("headers")) else "unsent"
 
 
-def folder_state(path: str) -> str:
-    """The state of a command's last transfer."""
-    steps = sorted(int(name.split(".")[0]) for name in os.listdir(path) if re.fullmatch(r"\d+\.errors", name))
-    return exchange_state(Exchange(os.path.join(path, str(steps[-1])))) if steps else "unsent"
+def folder_state(folder: Folder) -> str:
+    """running while an image is asked for, then lost or answered; unsent when nothing was asked."""
+    states = [exchange_state(exchange) for exchange in folder.creates()]
+    return next((state for state in ("running", "lost", "answered") if state in states), "unsent")
 
 
 def pending_requests() -> list[tuple[float, str, str]]:
@@ -1553,7 +1882,8 @@ def pending_requests() -> list[tuple[float, str, str]]:
         try:
             with open(os.path.join(path, "request.json"), encoding="utf-8") as stream:
                 prompt = as_text(json.load(stream).get("prompt"))
-            found.append((time.time() - os.stat(path).st_mtime, folder_state(path), one_line(prompt, 60)))
+            state = folder_state(Folder(path, None, True))
+            found.append((time.time() - os.stat(path).st_mtime, state, one_line(prompt, 60)))
         except (OSError, ValueError, AttributeError):
             continue
     return sorted(found, reverse=True)
@@ -1587,7 +1917,7 @@ class Report:
         self.saved: list[Saved] = []
         self.facts: dict[str, Any] = {"requested": None, "http_status": None, "elapsed_s": None, "model": None,
                                       "usage": None, "cost_usd": None, "request_id": None}
-        self.progress_shown = False
+        self.progress_shown, self.cost = False, 0.0
         self.started = self.told = time.monotonic()
 
     def clean(self, text: str) -> str:
@@ -1638,7 +1968,9 @@ class Report:
         if usage is not None:
             self.facts.update(usage=usage, cost_usd=cost)
         if cost is not None:
-            self.note(f"cost: about ${cost:.3f}")
+            self.cost += cost  # RunAPI bills each of several tasks
+            self.facts["cost_usd"] = round(self.cost, 4)
+            self.note(f"cost: about ${self.cost:.3f}")
 
     def progress(self, typical: str, status: str = "") -> None:
         """While waiting, as often as wanted: a line refreshed every second on a terminal, one every 30 s elsewhere."""
@@ -1709,18 +2041,21 @@ class Run(NamedTuple):
     watch: Callable[[Exchange], None] = lambda exchange: None  # looks at an answer while it grows
 
 
-def drive(provider: Provider, folder: Folder, run: Run) -> list[Image]:
+def drive(provider: Provider, folder: Folder, run: Run) -> list[Image | Failure]:
     """Send each Request that the provider yields, hand it the Response, return its Images."""
-    previous, step, response = None, 0, None
+    previous, steps, looks, response = None, 0, 0, None
     try:
         item = next(provider)
         while True:
             try:
                 if isinstance(item, Wait):
                     pause(item, run)
+                elif item.repeatable:
+                    looks += item != previous  # looking at a task again needs no new files
+                    previous, response = item, perform(item, folder.exchange(f"look-{looks}"), run)
                 else:
-                    step += item != previous  # looking at a task again needs no new files
-                    previous, response = item, perform(item, folder.exchange(step), run)
+                    steps += 1  # counted apart: a command that is collected finds its paid answers by these numbers
+                    response = perform(item, folder.exchange(steps), run)
             except Failure as failure:
                 item = provider.throw(failure)  # a provider may know another way
             else:
@@ -1733,7 +2068,7 @@ def perform(request: Request, exchange: Exchange, run: Run) -> Response:
     """One request until there is a usable Response; everything else is a Failure."""
     for attempt in range(1, 100):
         state = exchange_state(exchange)
-        if state == "unsent" or request.repeatable:
+        if state == "unsent" or request.repeatable or (state == "lost" and is_harmless(request)):
             left = run.deadline - time.monotonic() if request.purpose == "create" and attempt > 1 else request.timeout
             transfer(request._replace(timeout=left), exchange, run)
         elif state == "running":
@@ -1757,6 +2092,11 @@ def perform(request: Request, exchange: Exchange, run: Run) -> Response:
         forget_exchange(exchange)
         time.sleep(seconds)
     raise AssertionError("retry_pause must end")
+
+
+def is_harmless(request: Request) -> bool:
+    """Whether sending the same request again makes nothing twice."""
+    return request.idempotent or request.purpose != "create"
 
 
 def pause(wait: Wait, run: Run) -> None:
@@ -1791,7 +2131,8 @@ def retry_pause(request: Request, failure: Failure, headers: Mapping[str, str], 
     """Seconds until the same request may be sent again; None when it must not: an image may exist already."""
     if request.repeatable:
         return NETWORK_PAUSE * 2 ** attempt if attempt < TRIES and failure.kind in AFTERWARDS else None
-    if not failure.retryable or attempt >= (RATE_LIMIT_TRIES if failure.http_status else TRIES):
+    again = failure.retryable or (request.idempotent and failure.billed == "maybe")
+    if not again or attempt >= (RATE_LIMIT_TRIES if failure.retryable and failure.http_status else TRIES):
         return None
     limit = re.search(r"Limit (\d+), Used \d+, Requested (\d+)", failure.message)
     if limit and int(limit.group(2)) > int(limit.group(1)):
@@ -2081,6 +2422,9 @@ def server_error(document: Any) -> ServerError | None:
     """The error of an answer, None when it holds none."""
     if not isinstance(document, dict):
         return None
+    wrapped = document.get("response")  # RunAPI's envelope around an answer
+    if isinstance(wrapped, dict) and isinstance(wrapped.get("status"), int) and wrapped["status"] >= 400:
+        return server_error(wrapped.get("body")) or ServerError(as_text(wrapped.get("body")), str(wrapped["status"]))
     inner = document.get("data")
     error = document.get("error") or (inner.get("error") if isinstance(inner, dict) else None)
     if isinstance(error, dict):
@@ -2088,6 +2432,8 @@ def server_error(document: Any) -> ServerError | None:
         stage = details.get("moderation_stage") if isinstance(details, dict) else ""
         return ServerError(*(as_text(value) for value in (error.get("message") or error.get("msg") or error,
                                                            error.get("code"), error.get("type"), stage)))
+    if isinstance(document.get("errors"), dict):
+        error = f"{as_text(error)}: {json.dumps(document['errors'], default=as_text)}"
     told = error or task_field(document, ("message", "msg", "detail", "errorMessage", "failMsg"))
     code = as_text(document.get("code")) or task_field(document, ("failCode",))
     if error or (told and re.fullmatch(r"[45]\d\d", code)) or task_status(document) in FAILED:
@@ -2160,8 +2506,9 @@ def answer_failure(request: Request, response: Response) -> Failure | None:
     if kind == "redirect":
         error = error._replace(message=f"it points to {response.headers.get('location', 'nowhere')}")
     message = f"HTTP {response.status} from {host_of(request.url)}: {error.message.strip().rstrip('.')}"
-    return Failure(message, exit_code, kind, hint, "no" if request.purpose == "models" else billed, retryable,
-                   response.status, error.code, response.headers.get("x-request-id", ""))
+    ids = [response.headers[name] for name in ("x-request-id", "x-runapi-task-id") if name in response.headers]
+    return Failure(message, exit_code, kind, hint, "no" if request.purpose in ("models", "upload") else billed,
+                   retryable, response.status, error.code, " ".join(ids))
 
 
 def usable(request: Request, response: Response) -> bool:
@@ -2169,7 +2516,7 @@ def usable(request: Request, response: Response) -> bool:
     if request.purpose == "create":
         waiting = is_pending(response) or bool(task_field(response.document, ("response_url",)))
         return bool(find_images(response.document)) or waiting
-    return response.document is not None
+    return response.document is not None or request.method == "PUT"
 
 
 def refusal_kind(response: Response, error: ServerError) -> str:
@@ -2228,13 +2575,15 @@ def usage_cost(document: Any) -> tuple[dict[str, Any] | None, float | None]:
 
 # ---- 13. Saving ----------------------------------------------------------------------------------
 
-def save_images(images: Sequence[Image], job: Job, folder: Folder, report: Report) -> None:
+def save_images(images: Sequence[Image | Failure], job: Job, folder: Folder, report: Report) -> None:
     """Every image under its own name; one that cannot be saved does not keep the others from it."""
     from itertools import count
     numbers = count(1) if len(images) > 1 else iter([0, *range(2, 100_000)])
     problems = []
     for index, image in enumerate(images, 1):
         try:
+            if isinstance(image, Failure):
+                raise image
             report.saved.append(save_image(image, index, job.target, numbers, folder))
         except OSError as error:
             problems.append(Failure(f"an image could not be saved in {job.target.folder}: {reason(error)}", UNSAVED,
@@ -2472,8 +2821,9 @@ def run_image_command(options: Namespace, report: Report) -> int:
     for note in notes:
         report.warn(note)
     report.detail(check_curl())
-    provider = openai(job, settings, unlock(settings, report))
+    key = unlock(settings, report)
     folder = open_folder(job, settings, options.fresh, report)
+    provider = choose_provider(job, settings, key, os.path.basename(folder.path))
     catch_signals()
     keep = True
     try:
@@ -2494,6 +2844,13 @@ def run_image_command(options: Namespace, report: Report) -> int:
             remove_folder(folder)
         release(folder.lock)
     return exit_code
+
+
+def choose_provider(job: Job, settings: Settings, key: KeySource, token: str) -> Provider:
+    """The generator that knows the endpoint's protocol. token: the same whenever this command is collected."""
+    if settings.api.value == "runapi":
+        return runapi(job, settings, key.value, token)
+    return codex(job, settings, key) if settings.api.value == "codex" else openai(job, settings, key.value)
 
 
 def make_images(provider: Provider, job: Job, settings: Settings, folder: Folder, report: Report) -> None:
@@ -2526,12 +2883,13 @@ def catch_signals() -> None:
 def stopped(stop: KeyboardInterrupt, folder: Folder) -> Failure:
     """What a signal leaves behind. kind "stopped": there is something to collect; "interrupted": there is not."""
     exit_code = 128 + int(stop.args[0] if stop.args else 2)
-    state, word = folder_state(folder.path), "interrupted" if exit_code == INTERRUPTED else "terminated"
+    state, word = folder_state(folder), "interrupted" if exit_code == INTERRUPTED else "terminated"
     again = "Run the same command again to collect the image; it is not bought twice."
     if state == "running":
         return Failure(f"{word}; the transfer goes on by itself", exit_code, "stopped", again, "maybe")
-    if state == "answered" and read_outcome(folder.exchange(1)).status == 200:
-        return Failure(f"{word}; the answer is here and kept", exit_code, "stopped", again, "yes")
+    ended = [exchange for exchange in folder.creates() if exchange_state(exchange) == "answered"]
+    if any(200 <= read_outcome(exchange).status < 300 for exchange in ended):
+        return Failure(f"{word}; the server's answer is kept", exit_code, "stopped", again, "yes")
     return Failure(f"{word}; {'the transfer was stopped' if state == 'lost' else 'nothing was bought'}", exit_code,
                    "interrupted", "", "maybe" if state == "lost" else "no")
 
@@ -2552,19 +2910,12 @@ def read_settings(options: Namespace, report: Report) -> Settings:
     return settings
 
 
-def unlock(settings: Settings, report: Report) -> str:
+def unlock(settings: Settings, report: Report) -> KeySource:
     """The key for the configured host, known to the report before anything can show it."""
-    key = read_key(choose_key(settings))
+    source = choose_key(settings) or KeySource("nothing", "")
+    key = read_key(source if source.source != "nothing" else None)
     report.secrets += [key] if key else []
-    return key
-
-
-def report_answer(path: str, report: Report) -> None:
-    """Usage and cost, from the answer that brought the images."""
-    usage, cost = usage_cost(read_document(path)[0])
-    report.facts.update(usage=usage, cost_usd=cost)
-    if cost is not None:
-        report.note(f"cost: about ${cost:.3f}")
+    return source._replace(value=key)
 
 
 def compare(job: Job, report: Report) -> None:
@@ -2642,7 +2993,7 @@ def check_setup(settings: Settings, report: Report) -> int:
     say(f"ok    Python {sys.version.split()[0]}")
     say(f"ok    {check_curl()}")
     say(f"ok    config file {settings.config_path or 'none'}")
-    key = unlock(settings, report)
+    key = unlock(settings, report).value
     say(f"ok    key {mask_key(key) if key else 'none'}, endpoint {settings.base_url.value}")
     folder = Folder(tempfile.mkdtemp(prefix=PROGRAM + "-"), None, False)
     try:
@@ -2686,6 +3037,8 @@ Each has its own --help. --version shows the version.
 IMAGE_HELP = """
   -o, --output PATH      where to save (default ~/gpt-image2-output.png); a folder is fine
   --size SIZE            WIDTHxHEIGHT, square, landscape, portrait or auto (default)
+  --aspect-ratio W:H     instead of --size: a shape such as 16:9; the nearest legal size is computed
+  --resolution 1k|2k|4k  how many pixels it gets (default 1k)
   --quality QUALITY      low (about 70 s), medium (120 s), high (276 s) or auto (default)
   --n 1-10               how many images: name-1.png, name-2.png ...
   --format FORMAT        png, jpeg or webp (default: from the suffix of -o, else png)
@@ -2705,7 +3058,7 @@ IMAGE_HELP = """
 
 SETTING_HELP = """
   --base-url URL         default https://api.openai.com/v1
-  --api openai|azure     the protocol it speaks (default: by its host)
+  --api NAME             openai, azure, runapi or codex (default: by the endpoint's host, never codex)
   --api-key-env NAME     the variable that holds the key
   --api-key KEY          the key itself; shows in ps and the shell's history, prefer the others
   --header 'NAME: VALUE' a further header; repeatable
@@ -2812,6 +3165,8 @@ def add_image_options(parser: ArgumentParser, command: str) -> None:
         add("--input-fidelity", choices=("low", "high"))
     add("-o", "--output", default=DEFAULT_OUTPUT)
     add("--size", default="auto")
+    add("--aspect-ratio")
+    add("--resolution", choices=tuple(RESOLUTIONS))
     add("--quality", default="auto")
     add("--stream", action="store_true")
     add("--partial-images", type=number("--partial-images", 0, MAX_PARTIALS, int))
