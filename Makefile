@@ -13,6 +13,10 @@ test:           ## run all tests; needs python3, curl and make only
 test-fast:      ## the same without the long kill tests
 	FAST=1 $(PYTHON) tests/run.py
 
+test-gateway:   ## real gateways and SDKs in front of the loopback servers; installs them into .clients/
+	$(PYTHON) tests/gateway.py
+	$(PYTHON) tests/gateway_runapi.py
+
 demo:           ## make and edit an image against a server on this machine, no key needed
 	@$(PYTHON) tests/demo.py
 
@@ -40,7 +44,7 @@ uninstall:      ## remove what install put there
 	rm -f "$(DESTDIR)$(PREFIX)/bin/$(NAME)"
 
 clean:          ## remove what the other targets made
-	rm -rf $(VENV) .mypy_cache .ruff_cache
+	rm -rf $(VENV) .clients .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help test test-fast demo bench lint matrix install uninstall clean
+.PHONY: help test test-fast test-gateway demo bench lint matrix install uninstall clean
