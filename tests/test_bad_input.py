@@ -391,7 +391,7 @@ class KeyAndAddressTest(BadInputCase):
 
     def test_base_url(self) -> None:
         table = (("no scheme", "relay.invalid/v1", "base URL"), ("host only", "relay.invalid", "base URL"),
-                 ("other scheme", "ftp://relay.invalid/v1", "base URL"), ("file", "file:///etc/passwd", "base URL"),
+                 ("other scheme", "ftp://relay.invalid/v1", "base URL"), ("file", "file:///usr/share/dict/words", "base URL"),
                  ("port only", "localhost:8080/v1", "base URL"), ("no host", "https:///v1", "base URL"),
                  ("user and password", "https://me:hidden@relay.invalid/v1", "user name or password"),
                  ("user", "https://me@relay.invalid/v1", "user name or password"),

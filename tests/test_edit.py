@@ -119,7 +119,7 @@ class TextTest(EditCase):
                          {prompt.encode() for prompt in NASTY_PROMPTS})
 
     def test_parameters(self) -> None:
-        values = ("@/etc/passwd", "</etc/passwd", "a;type=text/html", 'a "b" \\ c', "two\nlines", "x;filename=y", "a,b", "=")
+        values = ("@/usr/share/dict/words", "</usr/share/dict/words", "a;type=text/html", 'a "b" \\ c', "two\nlines", "x;filename=y", "a,b", "=")
         options = [word for number, value in enumerate(values) for word in ("--param", f"p{number}={value}")]
         self.server.plan(Answer(check=False))
         texts = self.texts(self.edited(self.image, PROMPT, *options))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import unittest
 from concurrent.futures import ThreadPoolExecutor
+from os import environ
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -278,7 +279,7 @@ class TargetTest(ProgramCase):
 
 def run(root: Path, server: ApiServer, command: str, *options: str) -> Result:
     words = ["generate", "a fox"] if command == "generate" else ["edit", str(root / "in.png"), "a fox"]
-    environment = {"PATH": os.environ["PATH"], "HOME": str(root), "TMPDIR": str(root / "tmp"), "NO_PROXY": "*",
+    environment = {"PATH": environ.get("PATH", os.defpath), "HOME": str(root), "TMPDIR": str(root / "tmp"), "NO_PROXY": "*",
                    "LANG": "C.UTF-8", "GPT_IMAGE2_API_KEY": KEY, "PYTHONDONTWRITEBYTECODE": "1"}
     child = subprocess.run([sys.executable, str(PROGRAM), *words, "--base-url", server.url, "-o",
                             str(root / "out.png"), "--json", *options], env=environment, stdin=subprocess.DEVNULL,

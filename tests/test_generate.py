@@ -15,7 +15,7 @@ from support import KEY, PROGRAM, RESULT_FIELDS, ProgramCase
 
 PROMPT = "a red fox"
 NASTY_PROMPTS = (
-    'say "hello"', "it's", "back\\slash \\n \\", "two\nlines\n\nand more", "a\r\nb", "tab\there", "@/etc/passwd", "<secret",
+    'say "hello"', "it's", "back\\slash \\n \\", "two\nlines\n\nand more", "a\r\nb", "tab\there", "@/usr/share/dict/words", "<secret",
     "a;type=text/html", "a;filename=b", "a, b; c=d", "%{http_code} %s %41", "{a,b}[1-3]", "$HOME `id` $(id)",
     '"\noutput = "evil.txt"\n"', "\N{FOX FACE} \u732b \u00fc \u2028", " blanks around ", "#hash // comment", "\x1b[2J",
     "null", "{\"a\": 1}", "\ufeffmark")

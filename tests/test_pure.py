@@ -13,6 +13,7 @@ import shutil
 import struct
 import tempfile
 import unittest
+from os import environ
 from pathlib import Path
 from typing import Any, Callable, Iterator, List, Sequence
 from unittest import mock
@@ -573,7 +574,7 @@ class ProviderTest(unittest.TestCase):
         job = program.Job(**{
             "command": command, "model": "gpt-image-2", "prompt": "a fox", "images": (upload,) if command == "edit" else (),
             "mask": None, "parameters": {"n": 2}, "n": 2, "target": program.Target("/out", "a", ".png", False), **fields})
-        with mock.patch.dict(os.environ, {"HOME": "/nonexistent"}, clear=True):
+        with mock.patch.dict(environ, {"HOME": "/nonexistent"}, clear=True):
             settings = program.load_settings({"base_url": "https://relay.invalid/v1/", "headers": {"X-A": "b"}})
         provider = program.openai(job, settings, "test-key")
         return provider, next(provider)

@@ -61,18 +61,18 @@ class OrderTest(SettingsCase):
     def test_key(self) -> None:
         keys = {name: f"fake-{name}-key-that-is-long" for name in ("explicit", "named", "found", "ours", "openai")}
         explicit = self.explicit({"api_key": keys["explicit"]})
-        env: dict[str, str | None] = {"MY_KEY": keys["named"]}
-        self.assertEqual(self.setting("api_key", env=env)[0], "none")
+        variables: dict[str, str | None] = {"MY_KEY": keys["named"]}
+        self.assertEqual(self.setting("api_key", env=variables)[0], "none")
         steps = [("OPENAI_API_KEY", "openai", []), ("GPT_IMAGE2_API_KEY", "ours", []), ("", "found", []),
                  ("MY_KEY", "named", ["--api-key-env", "MY_KEY"]),
                  ("", "explicit", ["--api-key-env", "MY_KEY", "--config", explicit])]
         for variable, name, arguments in steps:
             with self.subTest(name):
                 if variable:
-                    env[variable] = keys[name]
+                    variables[variable] = keys[name]
                 elif name == "found":
                     self.write_config({"api_key": keys["found"]})
-                _, source = self.setting("api_key", *arguments, env=env)
+                _, source = self.setting("api_key", *arguments, env=variables)
                 self.assertIn({"found": ".config", "explicit": explicit}.get(name, variable), source)
 
     def test_key_that_is_really_sent(self) -> None:
