@@ -1365,9 +1365,9 @@ def runapi(job: Job, settings: Settings, key: str, token: str) -> Provider:
         sources.append((yield from runapi_upload(image, root, key)))
     dialects = runapi_dialects(job)
     results: list[Image | Failure] = []
-    for number_ in range(1, job.n + 1):
+    for number in range(1, job.n + 1):
         try:
-            create, response = yield from runapi_create(job, root, key, dialects, sources, f"{token}-{number_}")
+            create, response = yield from runapi_create(job, root, key, dialects, sources, f"{token}-{number}")
             action = create.url.rpartition("/")[2]
             response = yield from settle(create, response, settings, (
                 create.url + "/{id}", origin + "/api/v1/tasks/{id}", f"{origin}/api/v1/gpt_image_2/{action}/{{id}}"))
@@ -1375,7 +1375,7 @@ def runapi(job: Job, settings: Settings, key: str, token: str) -> Provider:
         except Failure as failure:
             if failure.kind == "task_failed":
                 failure.billed = "no"  # RunAPI does not charge for failed tasks
-            if failure.keep or (number_ == 1 and failure.kind not in ("task_failed", "moderation")):
+            if failure.keep or (number == 1 and failure.kind not in ("task_failed", "moderation")):
                 raise
             results.append(failure)
     return results
@@ -1775,16 +1775,21 @@ def journal_root() -> str:
 def fingerprint(job: Job, settings: Settings) -> str:
     """The same for commands that ask for the same images: endpoint, parameters, prompt, bytes of all inputs."""
     import hashlib
-    inputs = []
-    for upload in (*job.images, *((job.mask,) if job.mask else ())):
-        digest = hashlib.sha256()
-        with open(upload.path, "rb") as stream:
-            for block in iter(lambda: stream.read(BLOCK), b""):
-                digest.update(block)
-        inputs.append(digest.hexdigest())
-    asked = [1, job.command, settings.base_url.value, job.model, job.prompt, sorted(job.parameters.items()), inputs,
-             bool(job.mask)]
+    uploads = [*job.images, *([job.mask] if job.mask else [])]
+    inputs = [file_digest(upload.path) if upload.picture.format else upload.path for upload in uploads]
+    asked = [1, job.command, settings.api.value, settings.base_url.value, job.model, job.prompt,
+             sorted(job.parameters.items()), job.n, inputs, bool(job.mask)]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:24]
+
+
+def file_digest(path: str) -> str:
+    """SHA-256 of a file."""
+    import hashlib
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        for block in iter(lambda: stream.read(BLOCK), b""):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def open_folder(job: Job, settings: Settings, fresh: bool, report: Report) -> Folder:
@@ -1824,13 +1829,12 @@ def prune(root: str) -> None:
     for entry in os.listdir(root):
         path = os.path.join(root, entry)
         owner = os.path.join(path, "owner")
+        half = entry.startswith(".gone") or not os.path.exists(owner)
         try:
-            half = entry.startswith(".gone") or not os.path.exists(owner)
-            if entry == ".lock" or not (half or time.time() - os.stat(path).st_mtime > KEEP_DAYS * 86400):
-                continue
+            expired = half or time.time() - os.stat(path).st_mtime > KEEP_DAYS * 86400
         except FileNotFoundError:
             continue  # its owner has just removed it
-        lock = take_lock(owner, create=half)
+        lock = take_lock(owner, create=half) if expired and os.path.isdir(path) else None
         if lock is not None:
             remove_tree(path)
             release(lock)
@@ -1959,6 +1963,10 @@ class Report:
             self.warnings.append(text)
             self.error_line(f"warning: {text}")
 
+    def seconds(self) -> float:
+        """How long this program has been running."""
+        return time.monotonic() - self.started
+
     def on_terminal(self) -> bool:
         """Whether a person may be watching."""
         return sys.stderr is not None and sys.stderr.isatty()
@@ -1977,7 +1985,7 @@ class Report:
         if time.monotonic() - self.told < (1 if self.on_terminal() else HEARTBEAT):
             return
         self.told = time.monotonic()
-        text = f"waiting: {self.told - self.started:.0f} s" + (f" (typically {typical})" if typical else "")
+        text = f"waiting: {self.seconds():.0f} s" + (f" (typically {typical})" if typical else "")
         text += f", {one_line(status, 40)}" if status else ""
         if not self.on_terminal():
             self.note(text)
@@ -2077,7 +2085,8 @@ def perform(request: Request, exchange: Exchange, run: Run) -> Response:
         outcome = read_outcome(exchange)
         response = read_response(exchange, outcome)
         if request.purpose != "download":
-            run.report.facts.update(http_status=response.status or None, elapsed_s=round(exchange_seconds(exchange), 1),
+            seconds = run.report.seconds() if request.repeatable else exchange_seconds(exchange)
+            run.report.facts.update(http_status=response.status or None, elapsed_s=round(seconds, 1),
                                     request_id=response.headers.get("x-request-id"))
         failure = transport_failure(outcome, request) or answer_failure(request, response)
         if failure is None:
@@ -2085,12 +2094,12 @@ def perform(request: Request, exchange: Exchange, run: Run) -> Response:
             return response
         if request.purpose in AFTERWARDS:
             failure = afterwards_failure(request, failure)
-        seconds = retry_pause(request, failure, response.headers, attempt)
-        if seconds is None or (time.monotonic() + seconds > run.deadline and request.purpose == "create"):
+        delay = retry_pause(request, failure, response.headers, attempt)
+        if delay is None or (time.monotonic() + delay > run.deadline and request.purpose == "create"):
             raise failure
-        run.report.note(f"{failure.message}; trying again in {seconds:.1f} s")
+        run.report.note(f"{failure.message}; trying again in {delay:.1f} s")
         forget_exchange(exchange)
-        time.sleep(seconds)
+        time.sleep(delay)
     raise AssertionError("retry_pause must end")
 
 
@@ -2871,13 +2880,16 @@ def catch_signals() -> None:
     """SIGTERM and SIGHUP stop the program like Ctrl-C; who ignores them (nohup) goes on ignoring them."""
     import signal
 
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    caught = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+
     def stop(signum: int, frame: Any) -> None:
+        for number in caught:
+            signal.signal(number, signal.SIG_IGN)  # what is left to do is short and must come to its end
         raise KeyboardInterrupt(signum)
 
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        number_ = getattr(signal, name, None)
-        if number_ is not None and signal.getsignal(number_) != signal.SIG_IGN:
-            signal.signal(number_, stop)
+    for number in caught:
+        signal.signal(number, stop)
 
 
 def stopped(stop: KeyboardInterrupt, folder: Folder) -> Failure:
@@ -3095,7 +3107,7 @@ gpt_image2 config [--show | --init [--force] | --check] [options]
 """ + SETTING_HELP}
 
 
-def number(option: str, low: float, high: float, convert: Callable[[str], Any]) -> Callable[[str], Any]:
+def number_option(option: str, low: float, high: float, convert: Callable[[str], Any]) -> Callable[[str], Any]:
     """A converter for the parser: a number in a range."""
     def parse(text: str) -> Any:
         try:
@@ -3169,18 +3181,18 @@ def add_image_options(parser: ArgumentParser, command: str) -> None:
     add("--resolution", choices=tuple(RESOLUTIONS))
     add("--quality", default="auto")
     add("--stream", action="store_true")
-    add("--partial-images", type=number("--partial-images", 0, MAX_PARTIALS, int))
+    add("--partial-images", type=number_option("--partial-images", 0, MAX_PARTIALS, int))
     add("--keep-partials", action="store_true")
-    add("--n", type=number("--n", 1, MAX_N, int), default=1)
+    add("--n", type=number_option("--n", 1, MAX_N, int), default=1)
     add("--format", choices=(*FORMATS, "jpg"))
-    add("--compression", type=number("--compression", 0, 100, int))
+    add("--compression", type=number_option("--compression", 0, 100, int))
     add("--background", choices=("auto", "opaque", "transparent"))
     add("--moderation", choices=("auto", "low"))
     add("--prompt-file")
     add("--overwrite", action="store_true")
     add("--fresh", action="store_true")
     add("--model")
-    add("--timeout", type=number("--timeout", 1, MAX_TIMEOUT, float))
+    add("--timeout", type=number_option("--timeout", 1, MAX_TIMEOUT, float))
     add("--param", action="append", type=parameter_pair, default=[])
 
 
