@@ -896,9 +896,9 @@ def build_job(options: Namespace, settings: Settings, notes: list[str]) -> Job:
     mask = read_mask(options.mask, images[0], notes) if options.command == "edit" and options.mask else None
     check = runapi_parameters if api == "runapi" else checked_parameters
     parameters = check(options, settings, images, notes)
-    image_format = parameters.get("output_format", chosen_format(options) if api == "runapi" else "png")
+    image_format = chosen_format(options)
     target = checked_target(options.output, image_format, options.overwrite)
-    probe_folder(target, options.n, parameters.get("size", "auto"))
+    probe_folder(target, options.n, as_text(parameters.get("size")))
     note_existing_target(target, options.n, image_format, notes)
     return Job(options.command, model, prompt, images, mask, parameters, options.n, target, options.keep_partials)
 
@@ -1017,9 +1017,10 @@ def checked_parameters(options: Namespace, settings: Settings, images: Sequence[
                             f"{', '.join(rules.qualities)}", nearest(options.quality, rules.qualities).strip())
     image_format = chosen_format(options)
     check_combinations(options, image_format, model, settings.api.value)
+    size = options.size
     if options.aspect_ratio or options.resolution:
-        options.size = computed_size(options, rules, images, notes)
-    values = {"n": options.n, "size": checked_size(options.size, model, rules), "quality": options.quality,
+        size = computed_size(options, rules, images, notes)
+    values = {"n": options.n, "size": checked_size(size, model, rules), "quality": options.quality,
               "output_format": image_format, "output_compression": options.compression,
               "background": options.background, "moderation": options.moderation,
               "input_fidelity": getattr(options, "input_fidelity", None), "stream": options.stream or None,
@@ -2823,10 +2824,11 @@ def command_flags(options: Namespace) -> dict[str, Any]:
 def run_image_command(options: Namespace, report: Report) -> int:
     """generate and edit."""
     settings = read_settings(options, report)
-    report.facts.update(model=settings.model.value, requested={
-        "size": options.size, "format": chosen_format(options), "quality": options.quality})
+    requested = {"size": options.size, "format": chosen_format(options), "quality": options.quality}
+    report.facts.update(model=settings.model.value, requested=requested)
     notes: list[str] = []
     job = build_job(options, settings, notes)
+    requested["size"] = job.parameters.get("size", "auto")
     for note in notes:
         report.warn(note)
     report.detail(check_curl())
