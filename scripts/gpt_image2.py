@@ -13,7 +13,8 @@ memory), or a picture of the size that was asked for (relays ignore it; the diff
 
 Exit codes: 0 all saved, 1 a bug here, 2 wrong command or local file (nothing sent), 3 no usable
 key, config or curl, or the key was refused, 4 the request was refused, 5 rate limit or quota,
-6 no usable answer, 7 images came back but could not all be saved, 130 interrupted, 143 terminated.
+6 no usable answer, 7 images came back but could not all be saved, 129 hung up, 130 interrupted,
+143 terminated.
 """
 from __future__ import annotations
 
@@ -60,6 +61,7 @@ KEEP_DAYS = 30  # how long an unfinished request may wait to be collected
 # Tries of one request, and seconds before the next one where the server names none. Only what cannot
 # have made an image is tried again; relays cool down for about 5 s after a rate limit.
 TRIES = 3
+POLL_TIMEOUT = 60  # seconds for one look at a task
 POLL_PAUSE = 3.0  # seconds between two looks at a task, where the server names none
 RATE_LIMIT_TRIES = 5
 NETWORK_PAUSE, RATE_LIMIT_PAUSE = 0.5, 5.0
@@ -89,6 +91,7 @@ TYPICAL_SECONDS = {"low": "70 s", "medium": "120 s", "high": "276 s"}
 
 # A string longer than this stays in the file when an answer is parsed; the rest must fit in memory.
 LONG_STRING = 64 * 1024
+HEAD = 4000  # bytes of such a string that are looked at
 MAX_MESSAGE = 900  # characters of one line to the caller; servers send whole pages
 MAX_SKELETON = 8 * 1024 * 1024
 BLOCK = 1024 * 1024
@@ -118,7 +121,7 @@ MODELS = {
 # ---- 3. Failures ---------------------------------------------------------------------------------
 
 OK, BUG, USAGE, SETUP, REFUSED, LIMITED, NO_ANSWER, UNSAVED = range(8)
-INTERRUPTED, TERMINATED = 130, 143
+INTERRUPTED = 130  # 128 + the signal's number, like the others
 
 
 class Failure(Exception):
@@ -142,6 +145,13 @@ def usage_failure(message: str, hint: str = "") -> Failure:
 def setup_failure(message: str, hint: str = "", kind: str = "config") -> Failure:
     """Key, config file or curl is missing or unusable, nothing was sent."""
     return Failure(message, SETUP, kind, hint)
+
+
+def command_line(words: str) -> str:
+    """The command to run this program with other words, as it was started now."""
+    from shlex import quote
+    name = sys.argv[0] or PROGRAM
+    return f"{'python3 ' if name.endswith('.py') else ''}{quote(name)} {words}"
 
 
 # ---- 4. Data -------------------------------------------------------------------------------------
@@ -242,6 +252,7 @@ class Request(NamedTuple):
     cacert: str = ""
     allow_http: bool = False
     purpose: str = "create"  # create: makes images. upload. poll, result, models: asks. download: a file, without key
+    tasks: bool = False  # the user said where this endpoint's tasks are found, so an id alone is one
     idempotent: bool = False  # the server makes nothing twice for the same Idempotency-Key
 
     @property
@@ -270,6 +281,12 @@ class Span(NamedTuple):
     path: str
     start: int
     end: int
+    head: str = ""  # the first of them
+    links: tuple[int, ...] = ()  # where data: URLs begin in a text with Markdown images
+
+    def is_image(self) -> bool:
+        """Whether it may be base64 or a data: URL."""
+        return re.match(r"data:image/|(?:[A-Za-z0-9+/_=-]|\\[/nrt]|\\u00[23][bBfFdD]){200}", self.head) is not None
 
 
 class Image(NamedTuple):
@@ -300,7 +317,8 @@ def redact(text: str, secrets: Sequence[str]) -> str:
     """The text without any secret, and without anything that looks like a key."""
     for secret in sorted(secrets, key=len, reverse=True):
         if len(secret) >= 4:  # shorter ones would blank ordinary words
-            text = text.replace(secret, "***")
+            for spelling in (secret, json.dumps(secret)[1:-1], secret.replace("\\", "\\\\").replace('"', '\\"')):
+                text = text.replace(spelling, "***")
     return KEY_LIKE.sub("***", text)
 
 
@@ -338,7 +356,7 @@ def quote_path(path: str) -> str:
 
 def split_size(text: str) -> tuple[int, int] | None:
     """(width, height) of `1536x1024`, None when it is not of that form."""
-    match = re.fullmatch(r"(\d{1,5})[xX](\d{1,5})", text)
+    match = re.fullmatch(r"([0-9]{1,5})[xX]([0-9]{1,5})", text)
     return (int(match.group(1)), int(match.group(2))) if match else None
 
 
@@ -571,8 +589,8 @@ def environment(name: str) -> str:
 def child_environment(secrets: Sequence[str]) -> dict[str, str]:
     """The environment for a child process: no key in it, C messages, no TLS key log."""
     dropped = (*KEY_VARIABLES, "SSLKEYLOGFILE")
-    kept = {name: value for name, value in environ.items()
-            if name not in dropped and not any(secret in value for secret in secrets if secret)}
+    kept = {name: value for name, value in environ.items() if name not in dropped and not any(
+        secret == value or (len(secret) >= 8 and secret in value) for secret in secrets)}
     return {**kept, "LC_ALL": "C"}
 
 
@@ -582,8 +600,9 @@ def config_locations() -> list[str]:
     places = [os.path.join(folder, "gpt-image-2", "config.json")
               for folder in (environment("XDG_CONFIG_HOME"), os.path.join(home, ".config"))
               if os.path.isabs(folder)]  # the XDG rules: a relative path is ignored
-    return places + [os.path.join(home, ".gpt-image-2-config.json"),
-                     os.path.join(home, ".hermes", "gpt-image-2-config.json")]
+    places += [os.path.join(home, ".gpt-image-2-config.json"),
+               os.path.join(home, ".hermes", "gpt-image-2-config.json")]
+    return [place for place in places if os.path.isabs(place)]  # there may be no home
 
 
 def read_config(path: str, warnings: list[str]) -> dict[str, Any]:
@@ -594,11 +613,15 @@ def read_config(path: str, warnings: list[str]) -> dict[str, Any]:
             mode = os.fstat(stream.fileno()).st_mode
     except json.JSONDecodeError as error:
         raise setup_failure(f"{path} is not valid JSON: line {error.lineno} column {error.colno}: {error.msg}",
-                            "Mend that line, or write a new file with: config --init --force") from None
+                            f"Mend that line, or write a new file: {command_line('config --init --force')}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise setup_failure(f"cannot read the config file {path}: {reason(error)}") from None
     if not isinstance(content, dict):
         raise setup_failure(f"{path} must hold one JSON object, not {json_name(content)}")
+    try:
+        json.dumps(content, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise setup_failure(f"{path} holds half a character (\\ud800 to \\udfff alone)") from None
     if os.name == "posix" and mode & 0o077:
         warnings.append(f"{path} can be read by other users; mend it with: chmod 600 {path}")
     for name in content:
@@ -657,9 +680,17 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
     base_url = base_url._replace(value=checked_base_url(base_url, allow_http.value))
     api = api if api.value else Setting(api_of(base_url.value), "from the host")
     named = [codex_login()] if api.value == "codex" else (*keys[0], *keys[1], *environment_keys(api.value))
+    poll_url = pick(layers, "poll_url")
+    if poll_url.value and not same_host(fill_in(poll_url.value, base_url.value, "id"), base_url.value):
+        raise fault(poll_url, f"poll_url must lead to {host_of(base_url.value)}, the host of the key")
     return Settings(api, base_url, pick(layers, "model"), checked_timeout(pick(layers, "timeout")),
                     merged_headers(layers, content, base_url.value, warnings), pick(layers, "proxy"),
-                    pick(layers, "cacert"), allow_http, pick(layers, "poll_url"), tuple(named), path, tuple(warnings))
+                    pick(layers, "cacert"), allow_http, poll_url, tuple(named), path, tuple(warnings))
+
+
+def fill_in(template: str, base: str, task: str) -> str:
+    """A poll_url with its two places filled in."""
+    return template.replace("{base}", base.partition("?")[0]).replace("{id}", task)
 
 
 def api_of(base_url: str) -> str:
@@ -710,9 +741,9 @@ def fault(setting: Setting, message: str, hint: str = "") -> Failure:
 def checked_base_url(setting: Setting, allow_http: bool) -> str:
     """The base URL without a trailing slash; anything that could send a key astray is refused."""
     url: str = setting.value.strip().rstrip("/").replace("/?", "?")
-    shown = redact(one_line(re.sub(r"//[^/]*@", "//***@", url)), ())
+    shown = redact(one_line(re.sub(r"(?s)^(.*?//)?.*@", r"\1***@", url).partition("?")[0]), ())
     if "://" not in url:
-        raise fault(setting, f"the base URL {shown!r} has no scheme", f"Try --base-url https://{shown}")
+        raise fault(setting, f"the base URL {shown!r} has no scheme", "Write https:// in front.")
     if "@" in url:
         raise fault(setting, f"the base URL {shown} holds a user name or password", "Pass the key as a setting.")
     match = ORIGIN.match(url)
@@ -731,18 +762,20 @@ def is_loopback(url: str) -> bool:
 
 
 def host_of(url: str) -> str:
-    """What a key is bound to: the host in lower case, with its port unless that is 443."""
+    """What a key is bound to: the host in lower case with its port, both as short as https allows."""
     match = ORIGIN.match(url)
     if not match:
         return "no host"  # equal to no host that a request may go to
-    port = match.group(3) or ("80" if match.group(1) == "http" else "443")
-    return match.group(2).lower() + (f":{port}" if port != "443" else "")
+    host, port = match.group(2).lower(), match.group(3)
+    if match.group(1) == "http":
+        return f"http://{host}:{port or 80}"
+    return host if port in (None, "443") else f"{host}:{port}"
 
 
 def checked_timeout(setting: Setting) -> Setting:
     """Seconds, more than zero; curl takes at most a few million."""
-    if not 0 < setting.value <= MAX_TIMEOUT:
-        raise fault(setting, f"the timeout must be between 0 and {MAX_TIMEOUT} seconds, not {setting.value}")
+    if not 1 <= setting.value <= MAX_TIMEOUT:
+        raise fault(setting, f"the timeout must be between 1 and {MAX_TIMEOUT} seconds, not {setting.value}")
     return setting
 
 
@@ -767,7 +800,7 @@ def merged_headers(layers: Sequence[Layer], content: Mapping[str, Any], base_url
 
 def file_host(content: Mapping[str, Any]) -> str:
     """The host that a config file's secrets belong to."""
-    return host_of(content.get("base_url", DEFAULT_BASE_URL))
+    return host_of(content.get("base_url") or BASE_URLS.get(content.get("api", "openai"), ""))
 
 
 def may_go(host: str, base_url: str) -> bool:
@@ -781,11 +814,18 @@ def flag_keys(flags: Mapping[str, Any]) -> list[KeySource]:
     if flags.get("api_key") is not None:
         found.append(KeySource("--api-key", "", flags["api_key"]))
     if flags.get("api_key_env"):
-        name = flags["api_key_env"]
+        name = variable_name(flags["api_key_env"])
         if not environment(name):
             raise setup_failure(f"--api-key-env names {name}, which is not set", kind="key")
         found.append(KeySource(f"${name}, named by --api-key-env", "", environment(name)))
     return found
+
+
+def variable_name(text: str) -> str:
+    """The text, which can be a variable's name; a key in its place is not repeated in the message."""
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text):
+        raise usage_failure("--api-key-env takes the name of a variable, not a key")
+    return text
 
 
 def file_keys(content: Mapping[str, Any], path: str) -> list[KeySource]:
@@ -873,7 +913,8 @@ def choose_key(settings: Settings) -> KeySource | None:
                             "Put key and base_url into one config file, or set GPT_IMAGE2_API_KEY for this host.",
                             kind="key")
     raise setup_failure(f"no API key for {host_of(base_url)}",
-                        "Set GPT_IMAGE2_API_KEY (agents may strip OPENAI_API_KEY), or run: config --init", kind="key")
+                        "Set GPT_IMAGE2_API_KEY (agents may hide OPENAI_API_KEY), or run: "
+                        + command_line("config --init"), kind="key")
 
 
 def checked_key(key: str, source: str) -> str:
@@ -891,9 +932,11 @@ def build_job(options: Namespace, settings: Settings, notes: list[str]) -> Job:
     words, paths = list(options.words), list(options.image or []) if options.command == "edit" else []
     if options.command == "edit" and words and not (len(words) == 1 and paths and not options.prompt_file):
         paths.insert(0, words.pop(0))
+    if options.command == "edit" and len(words) == 1 and os.path.isfile(words[0]):
+        raise usage_failure(f"{words[0]} is a file, the prompt is missing", 'Use: edit IMAGE "what to change"')
     prompt = read_prompt(words, options.prompt_file)
     images = read_images(paths, api) if options.command == "edit" else ()
-    mask = read_mask(options.mask, images[0], notes) if options.command == "edit" and options.mask else None
+    mask = read_mask(options.mask, images[0], notes) if getattr(options, "mask", None) else None
     check = runapi_parameters if api == "runapi" else checked_parameters
     parameters = check(options, settings, images, notes)
     image_format = chosen_format(options)
@@ -927,8 +970,8 @@ def read_prompt_from(source: str) -> str:
     """Text of a file, or of standard input for `-`; the line break that editors and echo add is dropped."""
     try:
         if source == "-":
-            if sys.stdin.isatty():
-                print("Type the prompt, then Ctrl-D:", file=sys.stderr)
+            if sys.stdin is None:
+                raise OSError("it is closed")
             content = sys.stdin.buffer.read(MAX_PROMPT * 8)
         else:
             with open(os.path.expanduser(source), "rb") as stream:
@@ -964,8 +1007,8 @@ def with_checksum(upload: Upload) -> Upload:
 def read_upload(path: str, role: str) -> Upload:
     """A readable PNG, JPEG or WebP file of at most 50 MB. role: image or mask, for the message."""
     import stat
-    full = os.path.abspath(path if os.path.lexists(path) else os.path.expanduser(path))
     try:
+        full = os.path.abspath(path if os.path.lexists(path) else os.path.expanduser(path))
         status = os.stat(full)
         if not stat.S_ISREG(status.st_mode):
             raise usage_failure(f"{role} {path} is {'a folder' if stat.S_ISDIR(status.st_mode) else 'not a file'}")
@@ -979,7 +1022,7 @@ def read_upload(path: str, role: str) -> Upload:
     if status.st_size >= MAX_IMAGE_BYTES:
         raise usage_failure(f"{role} {path} has {status.st_size // 1000000} MB, less than 50 MB are allowed",
                             "Scale it down or save it as JPEG.")
-    if picture is None or picture.format not in FORMATS:
+    if picture is None or picture.format not in FORMATS or not picture.width * picture.height:
         raise usage_failure(f"{role} {path} is not a PNG, JPEG or WebP file (its content decides, not its name)")
     return Upload(full, picture, status.st_size)
 
@@ -1141,7 +1184,14 @@ def checked_target(output: str, image_format: str, overwrite: bool) -> Target:
     """Where to save, from -o: a file, or a folder to save in."""
     if CONTROL.search(output):
         raise usage_failure("the output path holds a control character, which would break the Saved: line")
-    path = os.path.abspath(os.path.expanduser(output))
+    if output == "-":
+        raise usage_failure("standard output is for the Saved: lines; name a file with -o")
+    try:
+        path = os.path.abspath(os.path.expanduser(output))
+    except OSError as error:
+        raise usage_failure(f"cannot save in this folder: {reason(error)}", "Name a full path with -o.") from None
+    if output.startswith("~") and os.path.expanduser(output) == output:
+        raise usage_failure(f"cannot save in {output}: there is no home folder", "Name a full path with -o.")
     if os.path.isdir(path) or output.endswith(("/", os.sep)):
         path = os.path.join(path, os.path.basename(DEFAULT_OUTPUT))
     folder, name = os.path.split(path)
@@ -1172,11 +1222,16 @@ def probe_folder(target: Target, n: int, size: str) -> None:
         check_name(numbered(target, 999, "jpeg"))
     except (OSError, ValueError) as error:
         raise usage_failure(f"cannot save in {target.folder}: {reason(error)}", hint) from None
-    width, height = split_size(size) or (1536, 1024)
-    needed = n * width * height * 2  # bytes: a detailed PNG takes one to two for each pixel
+    needed = room_needed(n, size)
     if free < needed:
         raise usage_failure(f"only {free // 1_000_000} MB are free in {target.folder}, "
                             f"{needed // 1_000_000 + 1} MB may be needed", "Make room, or " + hint)
+
+
+def room_needed(n: int, size: str) -> int:
+    """Bytes of n pictures: a detailed PNG takes one to two for each pixel."""
+    width, height = split_size(size) or (1536, 1024)
+    return n * width * height * 2
 
 
 def check_name(path: str) -> None:
@@ -1190,6 +1245,8 @@ def check_name(path: str) -> None:
 def note_existing_target(target: Target, n: int, image_format: str, notes: list[str]) -> None:
     """Say before paying that the file will get another name."""
     path = numbered(target, 1 if n > 1 else 0, image_format)
+    if target.overwrite and os.path.isdir(path):
+        raise usage_failure(f"{path} is a folder, which --overwrite cannot replace")
     if os.path.lexists(path) and not target.overwrite:
         notes.append(f"{path} exists and stays as it is; the new image gets the next free number")
 
@@ -1229,9 +1286,12 @@ def api_request(settings: Settings, key: str, method: str, path: str) -> Request
         classic = "/deployments/" in base
         base += "" if classic or base.endswith("/v1") else "/openai/v1"
         question, query = "?", query or f"api-version={AZURE_CLASSIC_VERSION if classic else 'preview'}"
-    headers = (*(auth.items() if key else ()), *settings.headers.value.items())
+    extra = settings.headers.value
+    own = auth.items() if key and not {name.lower() for name in extra} & {name.lower() for name in auth} else ()
+    headers = (*own, *extra.items())
     return Request(method, base + path + question + query, headers, timeout=settings.timeout.value,
-                   proxy=settings.proxy.value, cacert=settings.cacert.value, allow_http=settings.allow_http.value)
+                   proxy=settings.proxy.value, cacert=settings.cacert.value, allow_http=settings.allow_http.value,
+                   tasks=bool(settings.poll_url.value))
 
 
 def edit_form(job: Job, body: Mapping[str, Any]) -> tuple[Part, ...]:
@@ -1250,8 +1310,10 @@ def upload_part(name: str, upload: Upload) -> Part:
 def wants_other_spelling(failure: Failure) -> bool:
     """Whether a relay refused an edit only because of `image` or `image[]`: the answers seen on relays in 2026."""
     if failure.http_status == 400:
-        return failure.code == "duplicate_parameter" or "Invalid type for 'image" in failure.message
-    return failure.http_status == 422 and re.search(r"\bimage\b", failure.message) is not None
+        duplicate = failure.code == "duplicate_parameter" and "'image" in failure.message
+        return duplicate or "Invalid type for 'image" in failure.message
+    named = re.search(r"\bimage\b", failure.message) is not None
+    return failure.http_status == 422 and failure.kind == "refused" and named
 
 
 def respelled(request: Request) -> Request:
@@ -1265,10 +1327,12 @@ def settle(create: Request, response: Response, settings: Settings, places: Sequ
 
     places: further URLs where this service's tasks may be found, with {id}.
     """
-    look = create._replace(method="GET", body=None, form=(), purpose="poll")
-    urls = poll_urls(create, response, settings, places) if is_pending(response) else []
+    look = create._replace(method="GET", body=None, form=(), purpose="poll",
+                           timeout=min(create.timeout, POLL_TIMEOUT))
+    urls = poll_urls(create, response, settings, places) if is_pending(create, response) else []
     while urls and not find_images(response.document) and task_status(response.document) not in DONE:
-        yield Wait(pause_asked(response.headers, "") or POLL_PAUSE, task_status(response.document))
+        asked = pause_asked(response.headers, "")
+        yield Wait(POLL_PAUSE if asked is None else max(asked, 0.05), task_status(response.document))
         try:
             response = yield look._replace(url=urls[0])
         except Failure as failure:
@@ -1290,13 +1354,12 @@ def poll_urls(create: Request, response: Response, settings: Settings, places: S
     from urllib.parse import quote
     document, task = response.document, quote(task_id(response.document), safe="")
     base = re.sub(r"/images/\w+$", "", create.url)
-    template = settings.poll_url.value.replace("{base}", base).replace("{id}", task)
-    if template and not same_host(template, create.url):
-        raise fault(settings.poll_url, f"poll_url must lead to {host_of(create.url)}")
-    links = document.get("urls") if isinstance(document, dict) else None
-    named = [same_host(link, create.url) for link in (
-        response.headers.get("location", ""), task_field(document, ("status_url",)),
-        as_text(links.get("get")) if isinstance(links, dict) else "")]
+    template = same_host(fill_in(settings.poll_url.value, settings.base_url.value, task), create.url)
+    inner = document.get("data") if isinstance(document, dict) else None
+    links = [node["urls"].get("get") for node in (document, inner)
+             if isinstance(node, dict) and isinstance(node.get("urls"), dict)]
+    named = [same_host(as_text(link), create.url) for link in (
+        response.headers.get("location"), task_field(document, ("status_url",)), *links)]
     known = [f"{base}/tasks/{task}", f"{create.url}/{task}"] if task.strip(".") else []
     if not (isinstance(document, dict) and isinstance(document.get("data"), list)):
         known.reverse()
@@ -1315,17 +1378,23 @@ def same_host(url: str, base: str) -> str:
 
 
 def collect_images(settings: Settings, response: Response) -> Provider:
-    """The images of an answer; those behind a URL are fetched, without the key."""
+    """The images of an answer; those behind a URL are fetched, without the key. A Failure stands for one that fails."""
     images: list[Image | Failure] = []
     for found in find_images(response.document):
-        if not isinstance(found, str) or not re.match(r"https?://", found):
+        if isinstance(found, Image):
+            images.append(found)
+        elif not isinstance(found, str) or not re.match(r"https?://", found):
             images.append(Image(base64=found))
-            continue
-        if re.search(r"[\s\\\x00-\x20\x7f-\x9f]", found):
-            raise broken(f"the address of the image is no URL: {found}")
-        file = yield Request("GET", found, timeout=DOWNLOAD_TIMEOUT, proxy=settings.proxy.value,
-                             cacert=settings.cacert.value, allow_http=settings.allow_http.value, purpose="download")
-        images.append(Image(path=file.path))
+        elif re.search(r"[\s\\\x00-\x20\x7f-\x9f]", found):
+            images.append(broken(f"the address of an image is no URL: {found}"))
+        else:
+            try:
+                file = yield Request("GET", found, timeout=DOWNLOAD_TIMEOUT, proxy=settings.proxy.value,
+                                     cacert=settings.cacert.value, allow_http=settings.allow_http.value,
+                                     purpose="download")
+                images.append(Image(path=file.path))
+            except Failure as failure:
+                images.append(failure)
     return images
 
 
@@ -1593,17 +1662,17 @@ def start_child(argv: Sequence[str], secrets: Sequence[str], **streams: Any) -> 
     umask = os.umask(0o077)
     try:
         return subprocess.Popen(argv, env=child_environment(secrets), start_new_session=True, **streams)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise setup_failure(f"cannot run {argv[0]}: {reason(error)}",
                             "Install curl 7.68 or newer." if argv[0] == "curl" else "", "curl") from None
     finally:
         os.umask(umask)
 
 
-def child_output(argv: Sequence[str], kind: str, timeout: float) -> bytes:
+def child_output(argv: Sequence[str], secrets: Sequence[str], kind: str, timeout: float) -> bytes:
     """A finished program's standard output; a non-zero exit is a failure that names the program only."""
     import subprocess
-    child = start_child(argv, (), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    child = start_child(argv, secrets, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     try:
         output = child.communicate(timeout=timeout)[0]
     except subprocess.TimeoutExpired:
@@ -1617,9 +1686,9 @@ def child_output(argv: Sequence[str], kind: str, timeout: float) -> bytes:
     return output
 
 
-def check_curl() -> str:
+def check_curl(secrets: Sequence[str]) -> str:
     """curl's version; older ones ignore or misread what this program writes for them."""
-    output = child_output(["curl", "-q", "--version"], "curl", 10).decode("utf-8", "replace")
+    output = child_output(["curl", "-q", "--version"], secrets, "curl", 10).decode("utf-8", "replace")
     match = re.match(r"curl (\d+)\.(\d+)\S*", output)
     if not match or (int(match.group(1)), int(match.group(2))) < MINIMUM_CURL:
         found = match.group(0) if match else one_line(output, 40)
@@ -1627,13 +1696,13 @@ def check_curl() -> str:
     return match.group(0)
 
 
-def read_key(source: KeySource | None) -> str:
+def read_key(source: KeySource | None, secrets: Sequence[str]) -> str:
     """The key itself, from its source or as the first line that its command prints."""
     if source is None:
         return ""
     if not source.command:
         return checked_key(source.value, source.source)
-    output = child_output(source.command, "key", 120).decode("utf-8", "replace")
+    output = child_output(source.command, secrets, "key", 120).decode("utf-8", "replace")
     return checked_key((output.splitlines() or [""])[0].strip(), source.source)
 
 
@@ -1754,10 +1823,12 @@ def take_lock(path: str, create: bool = False, wait: bool = False) -> int | None
         return None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        return handle
-    except BlockingIOError:
-        os.close(handle)
-        return None
+        if os.path.samestat(os.fstat(handle), os.stat(path)):
+            return handle
+    except (BlockingIOError, FileNotFoundError):  # held by another, or removed since it was opened
+        pass
+    os.close(handle)
+    return None
 
 
 def release(lock: int | None) -> None:
@@ -1770,6 +1841,8 @@ def journal_root() -> str:
     """Where the folders are: XDG's place for what should survive a restart but is no setting."""
     state = environment("XDG_STATE_HOME")
     base = state if os.path.isabs(state) else os.path.join(os.path.expanduser("~"), ".local", "state")
+    if not os.path.isabs(base):
+        raise OSError("there is no home folder")
     return os.path.join(base, "gpt-image-2", "requests")
 
 
@@ -1796,26 +1869,34 @@ def file_digest(path: str) -> str:
 def open_folder(job: Job, settings: Settings, fresh: bool, report: Report) -> Folder:
     """The folder of an unfinished identical command, or a new one."""
     try:
-        return journal_folder(fingerprint(job, settings), fresh, {
+        room = room_needed(job.n, as_text(job.parameters.get("size"))) * 3 // 2  # as base64, and the uploads
+        return journal_folder(fingerprint(job, settings), fresh, room, {
             "schema": 1, "version": VERSION, "prompt": job.prompt, "model": job.model, "images": len(job.images),
             "endpoint": settings.base_url.value, "parameters": dict(job.parameters)})
     except OSError as error:
         import tempfile
-        report.warn(f"{journal_root()} cannot be used ({reason(error)}): if this command is cut off, its image is lost")
+        report.warn(f"the state folder cannot be used ({reason(error)}): if this command is cut off, its image is lost")
         return Folder(tempfile.mkdtemp(prefix=PROGRAM + "-"), None, False)
 
 
-def journal_folder(name: str, fresh: bool, asked: Mapping[str, Any]) -> Folder:
+def journal_folder(name: str, fresh: bool, room: int, asked: Mapping[str, Any]) -> Folder:
     """Take over or make a folder. One process at a time does this, so that none is seen half made."""
+    import shutil
     root = journal_root()
     os.makedirs(root, mode=0o700, exist_ok=True)
+    if shutil.disk_usage(root).free < room:
+        raise OSError(f"less than {room // 1_000_000} MB are free there")
     gate = take_lock(os.path.join(root, ".lock"), create=True, wait=True)
     try:
-        prune(root)
-        for entry in () if fresh or fcntl is None else sorted(os.listdir(root)):
+        for entry in sorted(os.listdir(root)) if fcntl else ():
             lock = take_lock(os.path.join(root, entry, "owner")) if entry.startswith(name) else None
-            if lock is not None:
-                return Folder(os.path.join(root, entry), lock, True, adopted=True)
+            found = Folder(os.path.join(root, entry), lock, True, adopted=True)
+            if lock is not None and not fresh:
+                return found
+            if lock is not None and os.path.exists(os.path.join(found.path, "stuck")):
+                remove_folder(found)
+            release(lock)
+        prune(root)
         path = os.path.join(root, f"{name}-{os.urandom(4).hex()}")
         os.mkdir(path, 0o700)
         with private_file(os.path.join(path, "request.json")) as stream:
@@ -1836,8 +1917,9 @@ def prune(root: str) -> None:
         except FileNotFoundError:
             continue  # its owner has just removed it
         lock = take_lock(owner, create=half) if expired and os.path.isdir(path) else None
-        if lock is not None:
+        if lock is not None and (half or folder_state(Folder(path, lock, True)) != "running"):
             remove_tree(path)
+        if lock is not None:
             release(lock)
 
 
@@ -1881,8 +1963,13 @@ def folder_state(folder: Folder) -> str:
 
 def pending_requests() -> list[tuple[float, str, str]]:
     """(age in seconds, state, first words of the prompt) of every unfinished command, oldest first."""
-    root, found = journal_root(), []
-    for entry in os.listdir(root) if os.path.isdir(root) else ():
+    found = []
+    try:
+        root = journal_root()
+        entries = os.listdir(root)
+    except OSError:
+        return []
+    for entry in entries:
         path = os.path.join(root, entry)
         try:
             with open(os.path.join(path, "request.json"), encoding="utf-8") as stream:
@@ -1933,6 +2020,9 @@ class Report:
         """Write to sys.stdout or sys.stderr at once. A reader that went away must not cost an image."""
         try:
             print(text, end=end, file=getattr(sys, stream), flush=True)
+        except UnicodeEncodeError:  # a file name that the terminal's encoding cannot say is said in its bytes
+            getattr(sys, stream).buffer.write(os.fsencode(text + end))
+            getattr(sys, stream).flush()
         except (OSError, ValueError):
             setattr(sys, stream, open(os.devnull, "w"))  # or Python complains again at its exit
 
@@ -2023,10 +2113,13 @@ class Report:
             error = {"kind": failure.kind, "message": failure.message, "http_status": failure.http_status or None,
                      "code": failure.code or None, "request_id": failure.request_id or None,
                      "billed": failure.billed, "retryable": failure.retryable, "hint": failure.hint}
-            cleaned = {name: self.clean(value) if isinstance(value, str) else value for name, value in error.items()}
-            self.output(json.dumps({**self.result(False), "error": cleaned}))
+            self.output(json.dumps({**self.result(False), "error": self.cleaned(error)}))
         else:
             self.output_saved()
+        if failure.exit_code == BUG:
+            import traceback
+            for line in traceback.format_exc().splitlines():
+                self.error_line(line)
         money = {"no": "", "maybe": " The image may have been drawn and billed.", "yes": " It was billed."}
         end = "" if failure.message.endswith(("?", "!", ".")) else "."
         self.error_line(f"{PROGRAM}: error: {failure.message}{end}{money[failure.billed]}")
@@ -2038,8 +2131,15 @@ class Report:
         """The JSON object; schema rises when a field changes its meaning."""
         saved = [{"path": saved.path, "bytes": saved.bytes, "format": saved.picture.format,
                   "width": saved.picture.width, "height": saved.picture.height} for saved in self.saved]
-        facts = {name: self.clean(value) if isinstance(value, str) else value for name, value in self.facts.items()}
-        return {"schema": 1, "ok": ok, "saved": saved, **facts, "warnings": self.warnings}
+        return {"schema": 1, "ok": ok, "saved": saved, **self.cleaned(self.facts), "warnings": self.warnings}
+
+    def cleaned(self, value: Any) -> Any:
+        """Any JSON value with all its texts fit to be shown."""
+        if isinstance(value, dict):
+            return {self.clean(name): self.cleaned(item) for name, item in value.items()}
+        if isinstance(value, list):
+            return [self.cleaned(item) for item in value]
+        return self.clean(value) if isinstance(value, str) else value
 
 
 class Run(NamedTuple):
@@ -2089,7 +2189,11 @@ def perform(request: Request, exchange: Exchange, run: Run) -> Response:
             seconds = run.report.seconds() if request.repeatable else exchange_seconds(exchange)
             run.report.facts.update(http_status=response.status or None, elapsed_s=round(seconds, 1),
                                     request_id=response.headers.get("x-request-id"))
-        failure = transport_failure(outcome, request) or answer_failure(request, response)
+        failure = transport_failure(outcome, request)
+        if failure and response.status == 200 and find_images(response.document) and request.purpose != "download":
+            run.report.warn(f"{failure.message}; but the answer holds what was asked for")
+            failure = None
+        failure = failure or answer_failure(request, response) or download_fault(request, response)
         if failure is None:
             run.report.bill(*usage_cost(response.document))
             return response
@@ -2111,11 +2215,11 @@ def is_harmless(request: Request) -> bool:
 
 def pause(wait: Wait, run: Run) -> None:
     """Sleep between two looks at a task; past the deadline it is left to the next run."""
-    if time.monotonic() + wait.seconds > run.deadline:
+    ends = min(time.monotonic() + wait.seconds, run.deadline)
+    if time.monotonic() >= run.deadline:
         raise Failure(f"the task is still {one_line(wait.status, 40) or 'under way'} after --timeout", kind="timeout",
                       hint="Run the same command again: it goes on waiting for this task and buys nothing.",
                       billed="maybe", keep=True)
-    ends = time.monotonic() + wait.seconds
     while time.monotonic() < ends:
         time.sleep(min(0.5, max(0.0, ends - time.monotonic())))
         run.report.progress(run.typical, wait.status)
@@ -2126,12 +2230,24 @@ AFTERWARDS = {"download": "the image could not be fetched", "poll": "the task co
               "result": "the task's result could not be fetched"}
 
 
+def download_fault(request: Request, response: Response) -> Failure | None:
+    """A downloaded file that is no whole picture is as good as none; the next try may bring it."""
+    if request.purpose != "download":
+        return None
+    with open(response.path, "rb") as stream:
+        picture = inspect_picture(stream)
+        whole = picture is not None and is_whole(stream, picture)
+    return None if whole else Failure("what came is no whole image", http_status=response.status)
+
+
 def afterwards_failure(request: Request, failure: Failure) -> Failure:
     """A failure after the paid request: the same command can go on from there."""
     if failure.kind in ("task_failed", "moderation"):
         return failure
     made = request.purpose == "download"
     hint = "Run the same command again: it goes on from here and buys nothing (--fresh gives this image up)."
+    if request.url.startswith("http:") and failure.kind == "config":
+        hint = "The address is not encrypted; the same command with --allow-http fetches it and buys nothing."
     return Failure(f"{AFTERWARDS[request.purpose]} from {request.url}: {failure.message}",
                    UNSAVED if made else NO_ANSWER, request.purpose, hint, "yes" if made else "maybe",
                    failure.retryable, failure.http_status, failure.code, failure.request_id, keep=True)
@@ -2140,7 +2256,8 @@ def afterwards_failure(request: Request, failure: Failure) -> Failure:
 def retry_pause(request: Request, failure: Failure, headers: Mapping[str, str], attempt: int) -> float | None:
     """Seconds until the same request may be sent again; None when it must not: an image may exist already."""
     if request.repeatable:
-        return NETWORK_PAUSE * 2 ** attempt if attempt < TRIES and failure.kind in AFTERWARDS else None
+        gone = request.purpose == "poll" and failure.http_status in (404, 405)
+        return NETWORK_PAUSE * 2 ** attempt if attempt < TRIES and failure.kind in AFTERWARDS and not gone else None
     again = failure.retryable or (request.idempotent and failure.billed == "maybe")
     if not again or attempt >= (RATE_LIMIT_TRIES if failure.retryable and failure.http_status else TRIES):
         return None
@@ -2159,8 +2276,11 @@ def pause_asked(headers: Mapping[str, str], message: str) -> float | None:
             return float(headers[name]) * unit
     if headers.get("retry-after"):
         from email.utils import mktime_tz, parsedate_tz
-        date = parsedate_tz(headers["retry-after"])
-        return max(0.0, mktime_tz(date) - time.time()) if date else None
+        try:
+            date = parsedate_tz(headers["retry-after"])
+            return max(0.0, mktime_tz(date) - time.time()) if date else None
+        except (ValueError, OverflowError):
+            return None
     match = re.search(r"try again in (\d{1,6}(?:\.\d+)?)\s*(ms|s|m)", message, re.IGNORECASE)
     return float(match.group(1)) * {"ms": 0.001, "s": 1, "m": 60}[match.group(2).lower()] if match else None
 
@@ -2181,9 +2301,21 @@ def transfer(request: Request, exchange: Exchange, run: Run) -> None:
     for line in curl_config(request, exchange).splitlines():
         run.report.detail("  " + re.sub(r'^(header = "(?!Expect|Content-Type)[^:]+: ).*', r'\1***"', line))
     forget_exchange(exchange)
-    child = start_curl(request, exchange, run.report.secrets)
+    answer = exchange.file("answer")
+
+    def too_large() -> bool:  # curl before 8.4 counts only what a Content-Length announces
+        return request.purpose == "download" and os.path.exists(answer) and os.path.getsize(answer) > MAX_DOWNLOAD_BYTES
+
     try:
-        wait_for(lambda: child.poll() is not None, exchange, run)
+        child = start_curl(request, exchange, run.report.secrets)
+    except OSError as error:
+        folder = os.path.dirname(exchange.base)
+        raise setup_failure(f"cannot write {folder}: {reason(error)}", "Make room there.") from None
+    try:
+        wait_for(lambda: child.poll() is not None or too_large(), exchange, run)
+        if child.returncode is None:
+            child.terminate()
+        child.wait()
     except KeyboardInterrupt as stop:
         if stop.args == (signal.SIGINT,) or not exchange.kept:
             child.terminate()
@@ -2221,6 +2353,9 @@ def read_document(path: str) -> tuple[Any, str]:
     """(JSON with long strings as Spans, "") or, when the file is no JSON, (None, its first characters)."""
     with open(path, "rb") as stream:
         start = stream.read(4000)
+        stream.seek(0)
+        if inspect_picture(stream):
+            return {"data": [Image(path=path)]}, ""  # some servers answer with the picture itself
         try:
             if re.match(rb"(\xef\xbb\xbf)?\s*(event|data|id|retry)?:", start):
                 return event_document(stream), ""
@@ -2233,15 +2368,49 @@ def read_document(path: str) -> tuple[Any, str]:
 
 def parse_json(stream: BinaryIO, ranges: Sequence[tuple[int, int]]) -> Any:
     """The JSON text in ranges of a file, long strings as Spans. ValueError, RecursionError when it is none."""
+    size = os.fstat(stream.fileno()).st_size
+
     def revive(item: dict[str, Any]) -> Any:
         place = item.get("@span")
-        if isinstance(place, list) and len(place) == 2 and all(type(edge) is int for edge in place):
-            return Span(stream.name, *place)
-        return item
+        if not (isinstance(place, list) and len(place) == 2 and all(type(edge) is int for edge in place)
+                and 0 <= place[0] <= place[1] <= size):
+            return item
+        stream.seek(place[0])
+        head = stream.read(min(HEAD, place[1] - place[0])).decode("latin-1")
+        return Span(stream.name, place[0], place[1], head, tuple(data_links(stream, *place)) if "](" in head else ())
 
     text = json_skeleton(block for begin, end in ranges for block in file_blocks(stream, begin, end))
-    return json.loads(text.decode("utf-8-sig", "replace"), object_hook=revive,
-                      parse_int=lambda digits: int(digits[:40]))  # nobody needs a number of a million digits
+    document = json.loads(text.decode("utf-8-sig", "replace"), object_hook=revive, parse_float=finite,
+                          parse_int=lambda digits: int(digits[:40]),  # nobody needs a number of a million digits
+                          parse_constant=lambda name: None)
+    return whole_text(document) if re.search(rb"\\u[dD][89a-fA-F]", text) else document
+
+
+def data_links(stream: BinaryIO, begin: int, end: int) -> Iterator[int]:
+    """Where data: URLs begin in Markdown images, in a range of a file."""
+    mark, tail = b"](data:image/", b""
+    for offset, block in file_blocks(stream, begin, end):
+        text, base = tail + block, offset - len(tail)
+        found = text.find(mark)
+        while found >= 0:
+            yield base + found + 2
+            found = text.find(mark, found + 1)
+        tail = text[1 - len(mark):]
+
+
+def finite(text: str) -> float | None:
+    """A number; JSON can write larger ones than it can read."""
+    value = float(text)
+    return value if value - value == 0 else None
+
+
+def whole_text(value: Any) -> Any:
+    """The same JSON value without halves of characters, which no file and no terminal takes."""
+    if isinstance(value, dict):
+        return {whole_text(name): whole_text(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [whole_text(item) for item in value]
+    return value.encode("utf-8", "replace").decode("utf-8") if isinstance(value, str) else value
 
 
 def file_blocks(stream: BinaryIO, begin: int, end: int) -> Iterator[tuple[int, bytes]]:
@@ -2357,12 +2526,14 @@ IMAGE_KEYS = ("b64_json", "url", "image_url", "data", "images", "result", "outpu
 MARKDOWN_IMAGE = re.compile(r"!\[[^\]]*\]\(\s*((?:https?://|data:)[^)]+)\)")
 
 
-def find_images(node: Any, depth: int = 8) -> list[str | Span]:
-    """Base64 texts, data: URLs or URLs of the images in an answer; null and empty ones are absent."""
+def find_images(node: Any, depth: int = 8) -> list[str | Span | Image]:
+    """Base64 texts, data: URLs, URLs or files of the images in an answer; null and empty ones are absent."""
     if depth and isinstance(node, list):
         return [found for item in node for found in find_images(item, depth - 1)]
-    if isinstance(node, Span):
+    if isinstance(node, Image):
         return [node]
+    if isinstance(node, Span):
+        return [node] if node.is_image() else []
     if isinstance(node, str):
         return [node] if re.match(r"https?://|data:image/", node) else []
     if not depth or not isinstance(node, dict):
@@ -2374,9 +2545,9 @@ def find_images(node: Any, depth: int = 8) -> list[str | Span]:
     return []
 
 
-def images_under(key: str, value: Any, depth: int) -> list[str | Span]:
+def images_under(key: str, value: Any, depth: int) -> list[str | Span | Image]:
     """The images of one member of an object."""
-    if key == "b64_json" and value and isinstance(value, str):
+    if key == "b64_json" and value and isinstance(value, (str, Span)):
         return [value]
     if key in ("resultJson", "body") and isinstance(value, str):  # JSON inside a string
         try:
@@ -2385,6 +2556,11 @@ def images_under(key: str, value: Any, depth: int) -> list[str | Span]:
             return []
     if key == "content" and isinstance(value, str):
         return [re.sub(r"\s", "", found) for found in MARKDOWN_IMAGE.findall(value)]
+    if key == "content" and isinstance(value, Span):
+        short = [(value.start + link.start(1), link.group(1)) for link in MARKDOWN_IMAGE.finditer(value.head)
+                 if link.group(1).startswith("http")]
+        long = [(start, value._replace(start=start)) for start in value.links]
+        return [found for _, found in sorted(short + long, key=lambda place: place[0])]
     return find_images(value, depth)
 
 
@@ -2398,7 +2574,7 @@ def task_field(document: Any, names: Sequence[str]) -> str:
     """The first of these members that an answer has: at the top, in data, or in data's first item."""
     data = document.get("data") if isinstance(document, dict) else None
     nodes = [document, data, data[0] if isinstance(data, list) and data else None]
-    found = [node[name] for node in nodes if isinstance(node, dict) for name in names if node.get(name)]
+    found = [node[name] for name in names for node in nodes if isinstance(node, dict) and node.get(name)]
     return next((str(value) for value in found if isinstance(value, str) or type(value) is int), "")
 
 
@@ -2412,12 +2588,13 @@ def task_status(document: Any) -> str:
     return task_field(document, ("status", "state")).lower()
 
 
-def is_pending(response: Response) -> bool:
+def is_pending(request: Request, response: Response) -> bool:
     """Whether the images are still to come: no image, but a task and a word (or a 202) that says wait."""
     if find_images(response.document):
         return False
     task = task_id(response.document) or (response.status == 202 and response.headers.get("location"))
-    return bool(task) and (response.status == 202 or task_status(response.document) in WAITING)
+    waiting = response.status == 202 or task_status(response.document) in WAITING
+    return bool(task) and (waiting or request.tasks)
 
 
 class ServerError(NamedTuple):
@@ -2444,7 +2621,7 @@ def server_error(document: Any) -> ServerError | None:
                                                            error.get("code"), error.get("type"), stage)))
     if isinstance(document.get("errors"), dict):
         error = f"{as_text(error)}: {json.dumps(document['errors'], default=as_text)}"
-    told = error or task_field(document, ("message", "msg", "detail", "errorMessage", "failMsg"))
+    told = error or task_field(document, ("failMsg", "errorMessage", "message", "msg", "detail"))
     code = as_text(document.get("code")) or task_field(document, ("failCode",))
     if error or (told and re.fullmatch(r"[45]\d\d", code)) or task_status(document) in FAILED:
         return ServerError(as_text(told) or f"the task ended as {task_status(document)}", code)
@@ -2524,9 +2701,9 @@ def answer_failure(request: Request, response: Response) -> Failure | None:
 def usable(request: Request, response: Response) -> bool:
     """Whether an answer without an error brings the provider on."""
     if request.purpose == "create":
-        waiting = is_pending(response) or bool(task_field(response.document, ("response_url",)))
+        waiting = is_pending(request, response) or bool(task_field(response.document, ("response_url",)))
         return bool(find_images(response.document)) or waiting
-    return response.document is not None or request.method == "PUT"
+    return response.document is not None or request.method == "PUT" or request.purpose == "poll"
 
 
 def refusal_kind(response: Response, error: ServerError) -> str:
@@ -2536,7 +2713,8 @@ def refusal_kind(response: Response, error: ServerError) -> str:
         status = int(code)  # some relays put the status there
     words = f"{error.type} {error.message}".lower()
     page = response.document is None and "<" in response.text
-    if code in MODERATION_CODES or (any(word in words for word in MODERATION_WORDS) and "invalid" not in code):
+    told = status < 500 and "invalid" not in code and any(word in words for word in MODERATION_WORDS)
+    if code in MODERATION_CODES or told:
         return "server" if "temporarily blocked" in words else "moderation"
     if code in QUOTA_CODES or "billing_limit" in words or "insufficient_quota" in words or status == 402:
         return "quota"
@@ -2667,10 +2845,14 @@ def broken(message: str, billed: str = "maybe") -> Failure:
 class Partials:
     """Pictures in the making, saved beside the target while a stream arrives."""
 
-    def __init__(self, job: Job, report: Report) -> None:
+    def __init__(self, job: Job, folder: Folder, report: Report) -> None:
         self.job, self.report = job, report
         self.position = 0  # in the growing answer
+        self.record = os.path.join(folder.path, "partials")  # for the run that collects what this one leaves
         self.paths: list[str] = []
+        if os.path.exists(self.record):
+            with open(self.record, "rb") as stream:
+                self.paths = [os.fsdecode(line) for line in stream.read().splitlines()]
 
     def look(self, exchange: Exchange) -> None:
         """Save what has arrived since the last look."""
@@ -2686,17 +2868,22 @@ class Partials:
     def save(self, data: Mapping[str, Any]) -> None:
         """One partial picture, in place of an older one of the same name; trouble with it is only a warning."""
         target, found = self.job.target, find_images(data)
-        name = f"{target.stem}.partial-{data.get('partial_image_index', len(self.paths))}"
+        index = data.get("partial_image_index")
+        name = f"{target.stem}.partial-{index if type(index) is int else len(self.paths)}"
         part = os.path.join(target.folder, f".{name}.part")
         try:
             with open(part, "wb") as sink:
-                copy_image(Image(base64=found[0]), sink)
+                copy_image(Image(base64=found[0]) if isinstance(found[0], (str, Span)) else found[0], sink)
             with open(part, "rb") as stream:
                 picture = inspect_picture(stream)
             path = os.path.join(target.folder, name + SUFFIXES[picture.format][0]) if picture else ""
-            if path:
+            if path and os.path.lexists(path) and path not in self.paths:
+                self.report.warn(f"{path} exists and stays as it is; the partial image is not saved")
+            elif path:
+                self.paths += [path] if path not in self.paths else []
+                with private_file(self.record) as stream:
+                    stream.write(os.fsencode("\n".join(self.paths)))
                 os.replace(part, path)
-                self.paths.append(path)
                 self.report.note(f"partial image: {path}")
         except (OSError, IndexError, Failure) as problem:
             self.report.warn(f"a partial image could not be saved: {problem}")
@@ -2799,11 +2986,15 @@ URL_SAFE = bytes.maketrans(b"-_", b"+/")
 def decode_base64(blocks: Iterator[bytes], sink: BinaryIO) -> None:
     """Base64 with or without a data: prefix, white space and padding. ValueError for any other character."""
     import binascii
-    rest, first = b"", True
+    rest, first, ended = b"", True, False
     for block in blocks:
         if first and block.startswith(b"data:"):
             block = block.partition(b",")[2]
         first = first and not block
+        if ended:
+            continue
+        block, bracket, _ = block.partition(b")")  # the end of a Markdown link
+        ended = bool(bracket)
         text = rest + block.translate(URL_SAFE, b" \t\r\n")
         if text.translate(None, BASE64):
             raise ValueError("not base64")
@@ -2831,30 +3022,75 @@ def run_image_command(options: Namespace, report: Report) -> int:
     requested["size"] = job.parameters.get("size", "auto")
     for note in notes:
         report.warn(note)
-    report.detail(check_curl())
+    report.detail(check_curl(report.secrets))
     key = unlock(settings, report)
     folder = open_folder(job, settings, options.fresh, report)
     provider = choose_provider(job, settings, key, os.path.basename(folder.path))
-    catch_signals()
+    hold_signals = catch_signals()
     keep = True
     try:
         make_images(provider, job, settings, folder, report)
         exit_code = report.finish()  # the caller knows before the folder goes: killed in between, it asks again
+        hold_signals()
         keep = False
     except Failure as failure:
+        hold_signals()
+        explain_loss(failure, folder, job)
         keep = failure.keep
-        if keep and not folder.kept:
-            failure.hint = f"What came back is kept in {folder.path}"
         raise
     except KeyboardInterrupt as stop:
         interruption = stopped(stop, folder)
-        keep = folder.kept and interruption.kind == "stopped"
+        keep = interruption.kind == "stopped"
+        explain_loss(interruption, folder, job)
         raise interruption from None
+    except Exception as error:
+        hint = "What came back is kept; the same command tries again to read it, and --fresh gives it up."
+        raise Failure(f"a bug in this program: {error!r}", BUG, "bug", hint,
+                      "maybe" if paid_answers(folder) else "no") from error
     finally:
         if not keep:
             remove_folder(folder)
         release(folder.lock)
     return exit_code
+
+
+def paid_answers(folder: Folder) -> list[Exchange]:
+    """The transfers of a command whose server said yes: something may have been bought there."""
+    ended = [exchange for exchange in folder.creates() if exchange_state(exchange) == "answered"]
+    return [exchange for exchange in ended if 200 <= read_outcome(exchange).status < 300]
+
+
+def explain_loss(failure: Failure, folder: Folder, job: Job) -> None:
+    """Where the bytes are that came back and could not be used, and that they may have cost money."""
+    answers = paid_answers(folder)
+    if failure.billed == "no" and answers and failure.exit_code in (USAGE, SETUP, BUG):
+        failure.billed = "maybe"
+    if failure.keep or failure.kind == "stopped":
+        if failure.keep:  # a collection that fails for ever can be given up with --fresh
+            private_file(os.path.join(folder.path, "stuck")).close()
+        if not folder.kept:
+            failure.hint = f"What came back is kept in {folder.path}"
+        return
+    large = [exchange.file("answer") for exchange in answers if os.path.getsize(exchange.file("answer")) > LONG_STRING]
+    if failure.kind in ("no_image", "web_page", "broken_image") and large:
+        try:
+            failure.hint = f"What came back is kept in {save_answer(large[-1], job.target)}. {failure.hint}"
+        except OSError:
+            failure.hint, failure.keep = f"What came back is kept in {large[-1]}. {failure.hint}", True
+
+
+def save_answer(answer: str, target: Target) -> str:
+    """The path of a copy of an answer that nobody here could read, beside where its image should be."""
+    import shutil
+    for number in range(1, 1000):
+        path = os.path.join(target.folder, f"{target.stem}-{number}.answer")
+        try:
+            with open(answer, "rb") as source, open(path, "xb") as copy:
+                shutil.copyfileobj(source, copy, BLOCK)
+            return path
+        except FileExistsError:
+            continue
+    raise OSError("too many answers of that name")
 
 
 def choose_provider(job: Job, settings: Settings, key: KeySource, token: str) -> Provider:
@@ -2866,32 +3102,38 @@ def choose_provider(job: Job, settings: Settings, key: KeySource, token: str) ->
 
 def make_images(provider: Provider, job: Job, settings: Settings, folder: Folder, report: Report) -> None:
     """From the request to the files."""
-    typical = TYPICAL_SECONDS.get(job.parameters.get("quality", ""), "70 to 280 s")
+    typical = TYPICAL_SECONDS.get(as_text(job.parameters.get("quality")), "70 to 280 s")
     if folder.adopted:
         report.note("collecting an unfinished identical request; nothing is bought twice (--fresh starts a new one)")
     report.note(f"{'Editing' if job.images else 'Generating'} with {job.model} at {host_of(settings.base_url.value)}, "
                 f"typically {typical}")
-    partials = Partials(job, report)
+    partials = Partials(job, folder, report)
     images = drive(provider, folder, Run(report, time.monotonic() + settings.timeout.value, typical, partials.look))
     save_images(images, job, folder, report)
     partials.remove()
     compare(job, report)
 
 
-def catch_signals() -> None:
-    """SIGTERM and SIGHUP stop the program like Ctrl-C; who ignores them (nohup) goes on ignoring them."""
-    import signal
+def catch_signals() -> Callable[[], None]:
+    """SIGTERM and SIGHUP stop the program like Ctrl-C; who ignores them (nohup) goes on ignoring them.
 
+    Returns what ends that: from then on none of them is noticed, for what is left to do is short.
+    """
+    import signal
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     caught = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
 
-    def stop(signum: int, frame: Any) -> None:
+    def hold() -> None:
         for number in caught:
-            signal.signal(number, signal.SIG_IGN)  # what is left to do is short and must come to its end
+            signal.signal(number, signal.SIG_IGN)
+
+    def stop(signum: int, frame: Any) -> None:
+        hold()
         raise KeyboardInterrupt(signum)
 
     for number in caught:
         signal.signal(number, stop)
+    return hold
 
 
 def stopped(stop: KeyboardInterrupt, folder: Folder) -> Failure:
@@ -2901,11 +3143,11 @@ def stopped(stop: KeyboardInterrupt, folder: Folder) -> Failure:
     again = "Run the same command again to collect the image; it is not bought twice."
     if state == "running":
         return Failure(f"{word}; the transfer goes on by itself", exit_code, "stopped", again, "maybe")
-    ended = [exchange for exchange in folder.creates() if exchange_state(exchange) == "answered"]
-    if any(200 <= read_outcome(exchange).status < 300 for exchange in ended):
+    if paid_answers(folder):
         return Failure(f"{word}; the server's answer is kept", exit_code, "stopped", again, "yes")
-    return Failure(f"{word}; {'the transfer was stopped' if state == 'lost' else 'nothing was bought'}", exit_code,
-                   "interrupted", "", "maybe" if state == "lost" else "no")
+    told, billed = ("the transfer was stopped", "maybe") if state == "lost" else ("nothing was bought", "no")
+    hint = "Running the command again asks for a new image."
+    return Failure(f"{word}; {told}", exit_code, "interrupted", hint, billed)
 
 
 def read_settings(options: Namespace, report: Report) -> Settings:
@@ -2915,10 +3157,10 @@ def read_settings(options: Namespace, report: Report) -> Settings:
         report.warn("--api-key shows in ps and in the shell's history; prefer --api-key-env NAME or a config file")
     settings = load_settings(command_flags(options))
     report.secrets += [source.value for source in settings.keys if source.value]
-    report.secrets += [value for name, value in settings.headers.value.items()
-                       if re.search(r"auth|key|token|secret|cookie", name, re.IGNORECASE)]
-    login = re.match(r"\w+://([^/@]*:)?([^/@]*)@", settings.proxy.value)
-    report.secrets += [login.group(2)] if login else []
+    for value in settings.headers.value.values():
+        report.secrets += [value, value.split()[-1]] if value.strip() else []  # `Bearer KEY`: the key alone too
+    login = settings.proxy.value.rpartition("@")[0]
+    report.secrets += [login, login.rpartition(":")[2], *login.split("//")[1:]] if login else []
     for warning in settings.warnings:
         report.warn(warning)
     return settings
@@ -2927,7 +3169,7 @@ def read_settings(options: Namespace, report: Report) -> Settings:
 def unlock(settings: Settings, report: Report) -> KeySource:
     """The key for the configured host, known to the report before anything can show it."""
     source = choose_key(settings) or KeySource("nothing", "")
-    key = read_key(source if source.source != "nothing" else None)
+    key = read_key(source if source.source != "nothing" else None, report.secrets)
     report.secrets += [key] if key else []
     return source._replace(value=key)
 
@@ -2953,9 +3195,17 @@ def run_config_command(options: Namespace, report: Report) -> int:
 
 def write_template(options: Namespace, report: Report) -> int:
     """A config file that only its owner can read, with the two settings that most people need."""
+    if options.api_key:
+        raise usage_failure("--init writes no key into a file", "Name a variable: --api-key-env NAME")
+    if not options.config and not config_locations():
+        raise usage_failure("there is no home folder", "Name the file with --config.")
     path = os.path.abspath(os.path.expanduser(options.config or config_locations()[0]))
-    content = {"base_url": options.base_url or DEFAULT_BASE_URL,
-               "api_key_env": options.api_key_env or "GPT_IMAGE2_API_KEY"}
+    base_url = Setting(options.base_url or DEFAULT_BASE_URL, "--base-url")
+    hidden = [place for place in config_locations() if os.path.lexists(place) and place != path]
+    if hidden and not options.config:
+        report.warn(f"{hidden[0]} will no longer be read")
+    content = {"base_url": checked_base_url(base_url, options.allow_http),
+               "api_key_env": variable_name(options.api_key_env or "GPT_IMAGE2_API_KEY")}
     part = f"{path}.{os.getpid()}.part"
     try:
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
@@ -2968,13 +3218,16 @@ def write_template(options: Namespace, report: Report) -> int:
     except OSError as error:
         raise usage_failure(f"cannot write {path}: {reason(error)}") from None
     if not placed:
-        raise usage_failure(f"{path} exists", "Replace it with: config --init --force")
+        raise usage_failure(f"{path} exists", "Replace it with: " + command_line("config --init --force"))
     report.output(json.dumps({"schema": 1, "ok": True, "config_file": path}) if report.as_json else f"Wrote {path}")
     return OK
 
 
 def show_settings(settings: Settings, report: Report) -> int:
     """Every setting with its value and its source; keys masked."""
+    if settings.headers.value:
+        masked = ", ".join(f"{name}: ***" for name in settings.headers.value)
+        settings = settings._replace(headers=settings.headers._replace(value=masked))
     rows = {name: Setting(report.clean(as_text(getattr(settings, name).value)), getattr(settings, name).source)
             for name in ("api", "base_url", "model", "timeout", "headers", "proxy", "cacert", "allow_http", "poll_url")}
     for number, source in enumerate(settings.keys):
@@ -2983,7 +3236,7 @@ def show_settings(settings: Settings, report: Report) -> int:
         rows["api_key" if number == 0 else f"api_key {number + 1}"] = Setting(
             shown if usable else f"{shown}, only for {source.host}", source.source)
     if not settings.keys:
-        rows["api_key"] = Setting("none", "set GPT_IMAGE2_API_KEY or run: config --init")
+        rows["api_key"] = Setting("none", "set GPT_IMAGE2_API_KEY or run: " + command_line("config --init"))
     pending = [{"age_s": round(age), "state": state, "prompt": prompt} for age, state, prompt in pending_requests()]
     if report.as_json:
         shown_rows = {name: row._asdict() for name, row in rows.items()}
@@ -3005,7 +3258,7 @@ def check_setup(settings: Settings, report: Report) -> int:
     import tempfile
     say = report.note if report.as_json else report.output
     say(f"ok    Python {sys.version.split()[0]}")
-    say(f"ok    {check_curl()}")
+    say(f"ok    {check_curl(report.secrets)}")
     say(f"ok    config file {settings.config_path or 'none'}")
     key = unlock(settings, report).value
     say(f"ok    key {mask_key(key) if key else 'none'}, endpoint {settings.base_url.value}")
@@ -3126,7 +3379,7 @@ def header_pair(text: str) -> tuple[str, str]:
     """`Name: value` as a pair."""
     name, colon, value = text.partition(":")
     if not colon or not name.strip():
-        raise usage_failure(f"--header must look like 'Name: value', not {one_line(name, 40)!r}")
+        raise usage_failure("--header must look like 'Name: value'")
     return name.strip(), value.strip()
 
 
@@ -3136,8 +3389,8 @@ def parameter_pair(text: str) -> tuple[str, Any]:
     if not equals or not name:
         raise usage_failure(f"--param must look like key=value, not {one_line(text, 40)!r}")
     try:
-        return name, json.loads(value)
-    except ValueError:
+        return name, json.loads(value, parse_constant=str)
+    except (ValueError, RecursionError):
         return name, value
 
 
@@ -3146,7 +3399,7 @@ def build_parser(command: str) -> ArgumentParser:
     from argparse import ArgumentParser
 
     def fail(message: str) -> NoReturn:
-        raise usage_failure(message, f"See: {PROGRAM} {command} --help")
+        raise usage_failure(message, "See: " + command_line(f"{command} --help"))
 
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.error = fail  # type: ignore[method-assign]  # one form and exit code for all failures
@@ -3203,21 +3456,34 @@ def parse(arguments: list[str]) -> Namespace:
     cut = arguments.index("--") if "--" in arguments else len(arguments)
     command = arguments[0] if arguments else ""
     if not command or command.startswith("-"):
-        raise usage_failure("a command is missing: generate, edit or config", f"See: {PROGRAM} --help")
+        raise usage_failure("a command is missing: generate, edit or config", "See: " + command_line("--help"))
     if command not in COMMAND_HELP:
         raise usage_failure(f"{one_line(command, 40)!r} is no command.{nearest(command, list(COMMAND_HELP))}",
-                            f"See: {PROGRAM} --help")
+                            "See: " + command_line("--help"))
     parser = build_parser(command)
     options, left = parser.parse_known_args(arguments[1:cut])
     unknown = next((word for word in left if word.startswith("-") and word != "-"), "").split("=")[0]
     if unknown:
         known = [word for word in COMMAND_HELP[command].replace(",", " ").split() if word.startswith("--")]
         raise usage_failure(f"unknown option {one_line(unknown, 40)}.{nearest(unknown, known)}",
-                            f"See: {PROGRAM} {command} --help")
+                            "See: " + command_line(f"{command} --help"))
+    check_texts(options)
     options.command, options.words = command, options.words + left + arguments[cut + 1:]
     if command == "config" and options.words:
         raise usage_failure(f"config takes no argument {one_line(options.words[0], 40)!r}")
     return options
+
+
+def check_texts(options: Namespace) -> None:
+    """An empty value is a variable that was not set; text that is not UTF-8 is none (file names may be)."""
+    for name, value in vars(options).items():
+        if value == "":
+            raise usage_failure(f"--{name.replace('_', '-')} is empty")
+        try:
+            if name not in ("words", "image", "mask", "output", "config", "prompt_file", "run"):
+                json.dumps(value, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError:
+            raise usage_failure(f"--{name.replace('_', '-')} is not valid UTF-8") from None
 
 
 def help_for(arguments: list[str]) -> str:
@@ -3228,9 +3494,18 @@ def help_for(arguments: list[str]) -> str:
     return f"{PROGRAM} {VERSION}\n" if asked[:1] == ["--version"] else ""
 
 
+def fill_standard_streams() -> None:
+    """Open closed ones on nothing: a lock or a file in their place would be lost when a child gets its own."""
+    handle = os.open(os.devnull, os.O_RDWR)
+    while handle <= 2:
+        handle = os.open(os.devnull, os.O_RDWR)
+    os.close(handle)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. The only place that turns failures into exit codes."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    fill_standard_streams()
     report = Report(as_json="--json" in arguments)
     if help_for(arguments):
         report.output(help_for(arguments).rstrip())
@@ -3244,10 +3519,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return report.fail(Failure("interrupted; nothing was sent", INTERRUPTED, "interrupted"))
     except Exception as error:
-        import traceback
-        for line in traceback.format_exc().splitlines():
-            report.error_line(line)
-        return report.fail(Failure(f"a bug in this program: {error!r}", BUG, "bug"))
+        return report.fail(Failure(f"a bug in this program: {error!r}", BUG, "bug", "Please report it."))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from socketserver import TCPServer
 from typing import Any, Callable, Iterator, NamedTuple, Tuple, Union, final
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 # ---- What the real API accepts (November 2026) -------------------------------------------------------------
 
@@ -39,6 +39,8 @@ MODELS: dict[str, str | None] = {  # name: shutdown date
 NEWER = ("gpt-image-2.5", "gpt-image-2.6")
 FIXED_SIZES = ("1024x1024", "1536x1024", "1024x1536", "auto")  # all that the models before gpt-image-2 take
 PAID_PATHS = ("/v1/images/generations", "/v1/images/edits")
+AZURE_PATH = re.compile(r"/openai/(?:v1|deployments/([^/]+))(/images/(?:generations|edits))")
+AZURE_DEPLOYMENTS = ("gpt-image-2", "my-pictures")
 COMMON = {"model", "prompt", "n", "size", "quality", "background", "output_format", "output_compression",
           "moderation", "stream", "partial_images", "safety_identifier", "user"}
 ANIMATION = {"complexity", "frame_count", "frame_duration_ms", "svg"}
@@ -101,6 +103,7 @@ class Answer(NamedTuple):
     chunked: bool = False
     endless: bool = False  # a chunked body that never ends
     trickle: float = 0.0  # seconds between 16 slices of the body
+    slice: int = 0  # bytes of one slice, instead of a 16th of the body
     as_url: bool = False  # data[].url of this server's /files instead of b64_json
     spelling: str = "plain"  # of b64_json: plain, data-url, newlines, slashes, unpadded
     count: int | None = None  # number of images, whatever was asked
@@ -376,10 +379,35 @@ def parse_body(path: str, content_type: str, body: bytes) -> tuple[dict[str, Any
     return fields, []
 
 
+def path_of(target: str) -> str:
+    """Return the path of a request; Azure's two forms of a paid path become OpenAI's."""
+    path = urlsplit(target).path
+    azure = AZURE_PATH.fullmatch(path)
+    return "/v1" + azure[2] if azure else path
+
+
 # ---- Checking a request, in the real server's order --------------------------------------------------------
+
+def check_azure(request: Recorded, key: str) -> None:
+    """Refuse what Azure refuses before it looks at the rest: key, version, deployment, webp."""
+    deployment = AZURE_PATH.fullmatch(urlsplit(request.path).path)[1]  # type: ignore[index]
+    if request.header("api-key") != key or request.header("authorization"):
+        raise Refused("Access denied due to invalid subscription key or wrong API endpoint.", "401", status=401)
+    if not parse_qs(urlsplit(request.path).query).get("api-version"):
+        raise Refused("Resource not found", "404", status=404)
+    if deployment and "model" in request.fields:
+        raise Refused("Unknown parameter: 'model'.", "unknown_parameter", "model")
+    if (deployment or request.fields.get("model")) not in AZURE_DEPLOYMENTS:
+        raise Refused("The API deployment for this resource does not exist.", "DeploymentNotFound", status=404)
+    if request.fields.get("output_format") == "webp":
+        raise Refused("Invalid value: 'webp'. Supported values are: 'png' and 'jpeg'.", "invalid_value", "output_format")
+
 
 def check_key(request: Recorded, key: str) -> None:
     """Refuse a request without the right bearer key; like the real API, echo the key masked."""
+    if AZURE_PATH.fullmatch(urlsplit(request.path).path):
+        check_azure(request, key)
+        return
     scheme, _, given = request.header("authorization").partition(" ")
     if scheme != "Bearer" or not given:
         raise Refused("You didn't provide an API key in an Authorization header using Bearer auth.",
@@ -392,9 +420,11 @@ def check_key(request: Recorded, key: str) -> None:
 
 def check_request(request: Recorded) -> None:
     """Refuse whatever the real API would refuse with 400, first fault first."""
-    path = urlsplit(request.path).path
+    path = path_of(request.path)
     fields, parts = parse_body(path, request.header("content-type"), request.body)
     form, edit = bool(parts), path == "/v1/images/edits"
+    if path != urlsplit(request.path).path:
+        fields["model"] = "gpt-image-2"  # what stands behind every deployment here
     for name in [name for name in NULL_IS_OMITTED if fields.get(name, "") is None]:
         del fields[name]
     check_model(fields)
@@ -775,6 +805,7 @@ class ApiServer:
         self.lock = threading.Lock()
         self._served = 0
         self._plans: dict[str, collections.deque[Answer]] = collections.defaultdict(collections.deque)
+        self._gets: dict[str, collections.deque[Answer]] = {}
         self._listener = Listener(("127.0.0.1", port), Handler)
         self._listener.api = self
         self.origin = f"http://127.0.0.1:{self._listener.server_address[1]}"
@@ -805,19 +836,42 @@ class ApiServer:
         """Queue answers for the next requests for models."""
         self._plans["models"].extend(answers)
 
+    def plan_gets(self, target: str, *answers: Answer) -> None:
+        """Set the answers for GETs of one path (with its query), as tasks need it; the last one is given for ever."""
+        self._gets[target] = collections.deque(answers)
+
+    def reset(self) -> None:
+        """Forget all requests and everything that was planned."""
+        with self.lock:
+            self.requests.clear()
+            self._plans.clear()
+            self._gets.clear()
+            self.default = Answer()
+
+    @property
+    def gets(self) -> list[Recorded]:
+        """Return all GETs but downloads in order of arrival."""
+        with self.lock:
+            asked = [each for each in self.requests if each.method == "GET" and not each.path.startswith("/files/")]
+        return sorted(asked, key=lambda each: each.when)
+
     @property
     def posts(self) -> list[Recorded]:
         """Return the POSTs to the two paid paths in order of arrival."""
         with self.lock:
-            paid = [each for each in self.requests if route(each.method, urlsplit(each.path).path) == "paid"]
+            paid = [each for each in self.requests if route(each.method, path_of(each.path)) == "paid"]
         return sorted(paid, key=lambda each: each.when)
 
-    def arrive(self, kind: str) -> tuple[float, Answer]:
-        """Return the time and the answer for a request whose header has just been read."""
+    def arrive(self, method: str, target: str) -> tuple[str, float, Answer]:
+        """Return kind, time and answer for a request whose header has just been read."""
+        kind = route(method, path_of(target))
         with self.lock:
+            answers = self._gets.get(target) if method == "GET" else None
+            if answers:
+                return "task", time.monotonic(), answers.popleft() if len(answers) > 1 else answers[0]
             if self._plans[kind]:
-                return time.monotonic(), self._plans[kind].popleft()
-            return time.monotonic(), self.default if kind == "paid" else Answer()
+                return kind, time.monotonic(), self._plans[kind].popleft()
+            return kind, time.monotonic(), self.default if kind == "paid" else Answer()
 
     def next_id(self) -> str:
         """Return a new request id."""
@@ -827,8 +881,8 @@ class ApiServer:
 
     def reply(self, kind: str, request: Recorded, answer: Answer) -> Reply:
         """Return the answer to a complete request; raises Refused when it breaks the API's rules."""
-        path = urlsplit(request.path).path
-        if answer.check and kind in ("paid", "models"):
+        path = path_of(request.path)
+        if answer.check and kind in ("paid", "models", "task"):
             check_key(request, self.key)
         if answer.check and kind == "paid":
             check_request(request)
@@ -917,11 +971,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Receive one request and answer it."""
-        api, path = self.server.api, urlsplit(self.path).path
-        kind = route(self.command, path)
-        when, answer = api.arrive(kind)
+        kind, when, answer = self.server.api.arrive(self.command, self.path)
         body, whole = (b"", False) if answer.drop == "unread" else self.read_body()
-        request = self.record(path, body, when)
+        request = self.record(path_of(self.path), body, when)
         if not whole or not self.respond(kind, request, answer):
             self.close_connection = True
 
@@ -1005,13 +1057,13 @@ class Handler(BaseHTTPRequestHandler):
             self.send_endless(answer)
         elif answer.drop != "headers":
             body = reply.body[:len(reply.body) // 2] if answer.drop == "half" else reply.body
-            self.send_body(body, chunked, answer.trickle)
+            self.send_body(body, chunked, answer.trickle, answer.slice)
             if chunked and not answer.drop:
                 self.wfile.write(b"0\r\n\r\n")
 
-    def send_body(self, body: bytes, chunked: bool, trickle: float) -> None:
-        """Send a body, in 16 slices when it is chunked or trickles."""
-        step = max(1, -(-len(body) // 16) if chunked or trickle else len(body))
+    def send_body(self, body: bytes, chunked: bool, trickle: float, step: int = 0) -> None:
+        """Send a body; in slices of `step` bytes, or in 16 slices when it is chunked or trickles."""
+        step = step or max(1, -(-len(body) // 16) if chunked or trickle else len(body))
         for start in range(0, len(body), step):
             piece = body[start:start + step]
             self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)

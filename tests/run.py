@@ -9,7 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-LONGEST_FIRST = ("test_kill", "test_bad_input", "test_faults")
+LONGEST_FIRST = ("test_kill", "test_runapi", "test_bad_input", "test_faults", "test_relays", "test_stream", "test_fuzz")
 
 
 def run_module(name: str) -> tuple[str, str]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Iterable, Iterator, Mapping, NamedTuple, Optional, Sequence, Union
 from unittest import mock
 
-from api_server import Answer, ApiServer, Recorded
+from api_server import ApiServer, Recorded
 
 PROGRAM = Path(__file__).resolve().parent.parent / "scripts" / "gpt_image2.py"
 sys.dont_write_bytecode = True  # importing the program must not leave files beside it
@@ -92,9 +92,7 @@ class ProgramCase(unittest.TestCase):
         self.home, self.work, self.tmp = (self.root / name for name in ("home", "work", "tmp"))
         for folder in (self.home, self.work, self.tmp):
             folder.mkdir()
-        self.server.requests.clear()
-        self.server._plans.clear()
-        self.server.default = Answer()
+        self.server.reset()
 
     # ---- Running ----
 

@@ -415,7 +415,11 @@ class NoImageTest(WrongAnswerCase):
                 result = self.ask(PROMPT, "--json")
                 self.assertEqual((result.exit_code, result.json["saved"]), (NO_ANSWER, []), result.stderr)
                 self.assertIn(result.json["error"]["billed"], ("maybe", "yes"))
-                self.assertEqual(list(self.home.glob("gpt-image2-output*")), [])
+                kept = list(self.home.glob("gpt-image2-output*"))
+                self.assertEqual([path.suffix for path in kept], [".answer"] * (name in ("zeros", "long not base64", "unicode")))
+                for path in kept:
+                    self.assertIn(str(path), result.json["error"]["hint"])
+                    path.unlink()
         with self.subTest("broken off"):
             self.server.default = Answer(body=data({"b64_json": half}))
             result = self.ask(PROMPT, "--json")

@@ -221,7 +221,7 @@ class ParameterTest(BadInputCase):
             ("1000x1000", "multiples of 16", "--size 1008x1008"), ("1920x1080", "multiples of 16", "--size 1920x1088"),
             ("768x768", "this is 589824", "--size 816x816"), ("3008x3008", "this is 9048064", "--size 2880x2880"),
             ("4096x4096", "longest edge", "--size 2880x2880"), ("3840x1264", "3 times", "--size "),
-            ("0x0", "this is 0", "--size "), ("abc", "WIDTHxHEIGHT", "1536x1024"), ("", "WIDTHxHEIGHT", ""),
+            ("0x0", "this is 0", "--size "), ("abc", "WIDTHxHEIGHT", "1536x1024"), ("", "--size is empty", ""),
             ("1024", "WIDTHxHEIGHT", ""), ("1024x", "WIDTHxHEIGHT", ""), ("1024x1024x3", "WIDTHxHEIGHT", ""),
             ("1024 x 1024", "WIDTHxHEIGHT", ""), ("squar", "square", ""), ("2k", "WIDTHxHEIGHT", ""))
         self.refuse(*(Bad(size or "empty", ["generate", PROMPT, "--size", size], message, hint)
@@ -377,7 +377,6 @@ class KeyAndAddressTest(BadInputCase):
                 ("blank", {"GPT_IMAGE2_API_KEY": "fake key"}, [], "blank"),
                 ("not ASCII", {"GPT_IMAGE2_API_KEY": "fake\u2026"}, [], "not ASCII"),
                 ("option", {}, ["--api-key", "fake\nkey"], "line break"),
-                ("empty option", {}, ["--api-key", ""], "is empty"),
                 ("config", {}, ["--config", config], "line break"))
         self.refuse(*(Bad(name, ["generate", PROMPT, *more], message, exit_code=SETUP, kind="key", env=env)
                       for name, env, more, message in rows))
@@ -468,6 +467,32 @@ class CommandLineTest(BadInputCase):
             result = self.call_program(*arguments)
             self.assertEqual((result.exit_code, "Traceback" in result.stderr), (USAGE, False))
             self.assertIn("generate", result.stdout + result.stderr)
+
+    def test_empty_values(self) -> None:
+        options = ("--api-key", "--api-key-env", "--base-url", "--config", "--model", "--output", "--prompt-file")
+        self.refuse(*(Bad(option, ["generate", PROMPT, option, ""], f"{option} is empty") for option in options))
+        image = self.file("a.png", SMALL)
+        self.refuse(Bad("--mask", ["edit", image, PROMPT, "--mask", ""], "--mask is empty"))
+
+    def test_values_that_no_request_can_hold(self) -> None:
+        self.refuse(*(Bad(" ".join(words), ["generate", PROMPT, *words], words[0][2:]) for words in (
+            ["--model", "\udcff"], ["--base-url", "http://127.0.0.1:9/\udcff"], ["--param", 'a="\\ud800"'],
+            ["--output", "-"])))
+
+    def test_prompt_that_is_a_file(self) -> None:
+        image = self.file("a.png", SMALL)
+        self.refuse(Bad("forgotten", ["edit", image, "--image", image], "the prompt is missing"),
+                    Bad("swapped", ["edit", PROMPT, image], "the prompt is missing"))
+
+    def test_keys_in_the_wrong_place_are_not_shown(self) -> None:
+        for words in (["--api-key-env", "test-key-1"], ["--header", "api-key test-key-1"],
+                      ["--base-url", "https://relay.invalid/v1?key=test-key-1"],
+                      ["--base-url", "https://user:test/key test-key-1@relay.invalid"],
+                      ["--base-url", "user:test-key-1@relay.invalid"]):
+            for command in (["generate", PROMPT], ["config", "--init"]):
+                result = self.call_program(*command, *words, "--json")
+                self.assertNotEqual(result.exit_code, 0, words)
+                self.assertNotIn("test-key-1", result.stdout + result.stderr)
 
     def test_commands(self) -> None:
         self.refuse(

@@ -1,6 +1,7 @@
 """Every fault of network, server and disk: exit code, number of paid requests, billed, and what is on disk."""
 from __future__ import annotations
 
+import base64
 import os
 import resource
 import shutil
@@ -93,8 +94,16 @@ FAULTS = (
     Fault("wrong format", (Answer(format="jpeg"),), 0, 1, saved=1),
     Fault("a url that fails twice", (URL,), 0, 1, saved=1, files=(Answer(status=404), Answer(drop="half"))),
     Fault("a url that fails for ever", (URL,), 7, 1, "yes", "download", files=(Answer(status=404),) * 9),
-    Fault("a url with a page behind it", (URL,), 6, 1, "maybe", "broken_image",
+    Fault("a url with a page behind it", (URL,), 7, 1, "yes", "download",
+          files=(Answer(body=HTML, content_type="text/html"),) * 9),
+    Fault("a url with a page behind it at first", (URL,), 0, 1, saved=1,
           files=(Answer(body=HTML, content_type="text/html"),)),
+    Fault("the picture itself as the answer", (Answer(body=PNG, content_type="image/png"),), 0, 1, saved=1),
+    Fault("a whole answer, then a fault", (Answer(body=b'{"data":[{"b64_json":"' + base64.b64encode(PNG) + b'"}]}',
+                                                  headers=(("Content-Length", "99999"),)),), 0, 1, saved=1,
+          options=("--timeout", "2")),
+    Fault("a date beyond all dates", (failing(429, RATE, headers=(("retry-after", "Fri, 01 Jan 999999999999 00:00:00"),)),),
+          0, 2, saved=1),
 )
 
 
@@ -275,6 +284,68 @@ class TargetTest(ProgramCase):
         while not self.server.posts:
             self.assertLess(time.monotonic(), deadline)
             time.sleep(0.01)
+
+
+class MoneyTest(ProgramCase):
+    """What came back and was paid for is neither lost nor bought again: cases that a review found."""
+
+    def urls(self, *names: str) -> Answer:
+        items = ",".join(f'{{"url":"{self.server.origin}/files/{name}"}}' for name in names)
+        return Answer(body=f'{{"data":[{items}]}}'.encode())
+
+    def ask(self, *options: str) -> Result:
+        return self.generate("a fox", "-o", "out.png", "--json", *options)
+
+    def test_one_dead_url_does_not_cost_the_other_picture(self) -> None:
+        self.server.files["1.png"] = PNG
+        self.server.plan(self.urls("1.png", "gone.png"))
+        first = self.ask("--n", "2")
+        self.assertEqual((first.exit_code, [Path(row["path"]).name for row in first.json["saved"]]), (7, ["out-1.png"]))
+        self.server.files["gone.png"] = PNG
+        again = self.ask("--n", "2")
+        self.assertEqual((again.exit_code, len(self.server.posts), journal(self.home)), (0, 1, 0), again.stderr)
+        self.assertEqual([Path(row["path"]).name for row in again.json["saved"]], ["out-1.png", "out-2.png"])
+
+    def test_fresh_gives_up_what_cannot_be_collected(self) -> None:
+        self.server.plan(self.urls("gone.png"))
+        self.assertEqual(self.ask().exit_code, 7)
+        self.assertEqual((self.ask("--fresh").exit_code, journal(self.home)), (0, 0))
+        self.assertEqual((self.ask().exit_code, len(self.server.posts)), (0, 3))
+
+    def test_answer_that_nobody_can_read_is_kept(self) -> None:
+        body = b'{"picture":{"bytes":"' + base64.b64encode(draw_png(64, 64, padding=90_000)) + b'"}}'
+        self.server.plan(Answer(body=body))
+        result = self.ask()
+        self.assertEqual((result.exit_code, result.json["error"]["billed"]), (6, "maybe"))
+        self.assertEqual((self.work / "out-1.answer").read_bytes(), body)
+        self.assertIn("out-1.answer", result.json["error"]["hint"])
+
+    def test_poll_url_of_another_host_is_refused_before_paying(self) -> None:
+        self.write_config({"poll_url": "https://other.invalid/{id}"})
+        self.assertEqual((self.ask().exit_code, self.server.posts), (3, []))
+
+    def test_key_that_a_config_names_is_in_no_childs_environment(self) -> None:
+        self.program("curl", f'env > {self.root}/seen; echo "curl 7.1.0"\n')
+        config = self.write_config({"base_url": self.server.url, "api_key_env": "RELAY_WORD"})
+        self.run_program("generate", "a fox", "--config", config, env={
+            "RELAY_WORD": "test-key-relay", "PATH": f"{self.root}/bin:{environ.get('PATH', '')}"})
+        self.assertNotIn("test-key-relay", (self.root / "seen").read_text())
+
+    def test_usage_is_cleaned_and_stays_json(self) -> None:
+        picture = base64.b64encode(PNG).decode()
+        self.server.plan(Answer(body=(f'{{"data":[{{"b64_json":"{picture}"}}],"usage":{{"note":"{KEY}","cost":1e999,'
+                                      '"more":NaN}}').encode()))
+        result = self.ask()
+        self.assertEqual(result.exit_code, 0, result.stderr)
+        for word in (KEY, "Infinity", "NaN"):
+            self.assertNotIn(word, result.stdout)
+
+    def test_output_that_the_encoding_cannot_say(self) -> None:
+        for encoding, name in (("utf-8", os.fsdecode(b"caf\xe9.png")), ("ascii", "\u56fe.png")):
+            child = self.start_program("generate", "a fox", *self.access(), "-o", name,
+                                       env={"GPT_IMAGE2_API_KEY": KEY, "PYTHONIOENCODING": encoding})
+            stdout = child.communicate(timeout=60)[0]
+            self.assertIn(b"Saved: " + os.fsencode(str(self.work / name)), stdout)
 
 
 def run(root: Path, server: ApiServer, command: str, *options: str) -> Result:

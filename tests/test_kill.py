@@ -171,6 +171,27 @@ class KillTest(KillCase):
         self.check_end(trial, [], stderr)
         self.assert_no_orphans()
 
+    def test_closed_standard_input_does_not_lose_the_lock(self) -> None:
+        self.server.plan(Answer(delay=1.0))
+        trial = self.trial("closed")
+        child = subprocess.Popen(["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, str(PROGRAM),
+                                  *trial.arguments()], env=trial.environment(), start_new_session=True)
+        self.wait_until(lambda: trial.posts() == 1)
+        child.kill()
+        child.wait()
+        self.collect(trial, "closed")
+
+    def test_old_folder_of_a_running_transfer_is_not_pruned(self) -> None:
+        self.server.plan(Answer(delay=1.0))
+        trial = self.trial("clock")
+        child = trial.start()
+        self.wait_until(lambda: trial.posts() == 1)
+        child.kill()
+        child.communicate()
+        for folder in (trial.root / ".local" / "state" / "gpt-image-2" / "requests").iterdir():
+            os.utime(str(folder), (0, 0))
+        self.collect(trial, "clock")
+
     def test_process_group_killed_except_curl(self) -> None:
         self.server.plan(Answer(delay=1.0))
         trial = self.trial("group")

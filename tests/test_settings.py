@@ -386,12 +386,12 @@ class ShowTest(SettingsCase):
 
     def test_secrets_in_other_settings(self) -> None:
         self.write_config({"base_url": REMOTE, "proxy": "http://me:proxy-password@proxy.invalid:8080",
-                           "headers": {"api-key": "header-secret", "X-Note": "fine"}})
+                           "headers": {"api-key": "header-secret", "X-Note": "note-secret"}})
         for form in ("--json", "--show"):
             result = self.call_program("config", form)
-            for secret in ("proxy-password", "header-secret"):
+            for secret in ("proxy-password", "header-secret", "note-secret"):
                 self.assertNotIn(secret, result.stdout + result.stderr)
-            self.assertIn("fine", result.stdout)
+            self.assertIn("X-Note: ***", result.stdout)
 
     def test_key_for_another_host_says_so(self) -> None:
         value, source = self.setting("api_key", "--base-url", REMOTE, env={"OPENAI_API_KEY": KEY})
@@ -420,8 +420,10 @@ class InitTest(SettingsCase):
         self.assertEqual(self.warnings(), [])
 
     def test_template_holds_no_key(self) -> None:
-        self.call_program("config", "--init", "--api-key", KEY, env={"GPT_IMAGE2_API_KEY": KEY})
         path = self.home / ".config" / "gpt-image-2" / "config.json"
+        result = self.call_program("config", "--init", "--api-key", KEY)
+        self.assertEqual((result.exit_code, path.exists()), (USAGE, False), result.stderr)
+        self.call_program("config", "--init", env={"GPT_IMAGE2_API_KEY": KEY})
         self.assertNotIn(KEY, path.read_text())
 
     def test_places(self) -> None:
