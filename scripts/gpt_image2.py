@@ -2557,10 +2557,10 @@ def images_under(key: str, value: Any, depth: int) -> list[str | Span | Image]:
     if key == "content" and isinstance(value, str):
         return [re.sub(r"\s", "", found) for found in MARKDOWN_IMAGE.findall(value)]
     if key == "content" and isinstance(value, Span):
-        short = [(value.start + link.start(1), link.group(1)) for link in MARKDOWN_IMAGE.finditer(value.head)
-                 if link.group(1).startswith("http")]
-        long = [(start, value._replace(start=start)) for start in value.links]
-        return [found for _, found in sorted(short + long, key=lambda place: place[0])]
+        places: dict[int, str | Span | Image] = {start: value._replace(start=start) for start in value.links}
+        places.update((value.start + link.start(1), link.group(1)) for link in MARKDOWN_IMAGE.finditer(value.head)
+                      if link.group(1).startswith("http"))
+        return [found for _, found in sorted(places.items())]
     return find_images(value, depth)
 
 
