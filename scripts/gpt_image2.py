@@ -265,6 +265,7 @@ class Wait(NamedTuple):
     """What a provider yields between two looks at a task."""
     seconds: float
     status: str
+    task: str
 
 
 class Response(NamedTuple):
@@ -391,6 +392,8 @@ def size_of_ratio(ratio: float, pixels: int) -> str:
     """The legal size of this shape (exactly, if there is one) with at most about so many pixels."""
     from math import log
     edges = range(EDGE_STEP, MAX_EDGE + 1, EDGE_STEP)
+    shape = max(ratio, 1 / ratio)
+    pixels = min(pixels, int(MAX_EDGE * MAX_EDGE / shape))  # a long shape meets the longest edge first
     fitting = [(w, h) for w in edges for h in edges if 0.8 * pixels <= w * h <= 1.05 * pixels and not size_fault(w, h)]
     return "%dx%d" % min(fitting, key=lambda size: (round(abs(log(size[0] / size[1] / ratio)), 3),
                                                    abs(log(size[0] * size[1] / pixels))))
@@ -679,7 +682,9 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
     base_url, allow_http = (pick(layers, name) for name in ("base_url", "allow_http"))
     base_url = base_url._replace(value=checked_base_url(base_url, allow_http.value))
     api = api if api.value else Setting(api_of(base_url.value), "from the host")
-    named = [codex_login()] if api.value == "codex" else (*keys[0], *keys[1], *environment_keys(api.value))
+    named = [codex_login()] if api.value == "codex" else [*keys[0], *keys[1], *environment_keys(api.value)]
+    if api.value == "runapi" and not named:
+        named = runapi_tool_key()
     poll_url = pick(layers, "poll_url")
     if poll_url.value and not same_host(fill_in(poll_url.value, base_url.value, "id"), base_url.value):
         raise fault(poll_url, f"poll_url must lead to {host_of(base_url.value)}, the host of the key")
@@ -846,8 +851,7 @@ def environment_keys(api: str) -> list[KeySource]:
     hosts = {"GPT_IMAGE2_API_KEY": "", "OPENAI_API_KEY": host_of(environment("OPENAI_BASE_URL") or DEFAULT_BASE_URL),
              "RUNAPI_API_KEY": host_of(environment("RUNAPI_BASE_URL") or BASE_URLS["runapi"])}
     names = ("RUNAPI_API_KEY", "GPT_IMAGE2_API_KEY") if api == "runapi" else ("GPT_IMAGE2_API_KEY", "OPENAI_API_KEY")
-    found = [KeySource(f"${name}", hosts[name], environment(name)) for name in names if environment(name)]
-    return found + (runapi_tool_key() if api == "runapi" else [])
+    return [KeySource(f"${name}", hosts[name], environment(name)) for name in names if environment(name)]
 
 
 def runapi_tool_key() -> list[KeySource]:
@@ -875,11 +879,15 @@ def codex_login() -> KeySource:
     """The access token of the Codex command line, for chatgpt.com only. It is never refreshed here: the refresh
     token works once and belongs to Codex."""
     path = os.path.join(environment("CODEX_HOME") or os.path.join(os.path.expanduser("~"), ".codex"), "auth.json")
-    tokens = read_login(path).get("tokens")
-    token = as_text(tokens.get("access_token")) if isinstance(tokens, dict) else ""
-    claims = token_claims(token)
     hint = "Run codex once (codex login, if it asks for it), then this command again."
-    if not token:
+    try:
+        tokens = read_login(path).get("tokens")
+    except Failure as failure:
+        failure.hint = hint
+        raise
+    token = tokens.get("access_token") if isinstance(tokens, dict) else None
+    claims = token_claims(token) if isinstance(token, str) else {}
+    if not isinstance(token, str) or not token:
         raise setup_failure(f"{path} holds no ChatGPT sign-in", hint, "key")
     expires = claims.get("exp")
     if isinstance(expires, (int, float)) and expires < time.time():
@@ -936,9 +944,9 @@ def build_job(options: Namespace, settings: Settings, notes: list[str]) -> Job:
         raise usage_failure(f"{words[0]} is a file, the prompt is missing", 'Use: edit IMAGE "what to change"')
     prompt = read_prompt(words, options.prompt_file)
     images = read_images(paths, api) if options.command == "edit" else ()
-    mask = read_mask(options.mask, images[0], notes) if getattr(options, "mask", None) else None
     check = runapi_parameters if api == "runapi" else checked_parameters
     parameters = check(options, settings, images, notes)
+    mask = read_mask(options.mask, images[0], notes) if getattr(options, "mask", None) else None
     image_format = chosen_format(options)
     target = checked_target(options.output, image_format, options.overwrite)
     probe_folder(target, options.n, as_text(parameters.get("size")))
@@ -1118,7 +1126,8 @@ def checked_ratio(text: str | None) -> tuple[int, int] | None:
 def runapi_parameters(options: Namespace, settings: Settings, images: Sequence[Upload],
                       notes: list[str]) -> dict[str, Any]:
     """RunAPI's two parameters; what it has not is refused, or people would believe in it."""
-    given = {"--quality": options.quality != "auto", "--format": options.format, "--stream": options.stream,
+    given = {"--quality": options.quality != "auto", "--format": options.format,
+             "--stream": options.stream, "--partial-images": options.partial_images,
              "--compression": options.compression is not None, "--background": options.background,
              "--moderation": options.moderation, "--mask": getattr(options, "mask", None),
              "--input-fidelity": getattr(options, "input_fidelity", None)}
@@ -1150,9 +1159,10 @@ def runapi_size(size: str) -> tuple[str, str]:
               for ratio in RUNAPI_RATIOS}
     best = min(shapes, key=lambda ratio: shapes[ratio])
     fits = [name for name, (low, high) in RUNAPI_EDGES.items() if low <= max(edges) <= high]
-    if shapes[best] < 1e-9 and fits:
+    if shapes[best] < 1e-9 and fits and (best, fits[0]) != ("1:1", "4k"):
         return best, fits[0]
-    near = min(RUNAPI_EDGES, key=lambda name: abs(log(max(edges) / RUNAPI_EDGES[name][0])))
+    possible = [name for name in RUNAPI_EDGES if (best, name) != ("1:1", "4k")]
+    near = min(possible, key=lambda name: abs(log(max(edges) / RUNAPI_EDGES[name][0])))
     raise usage_failure(f"RunAPI has no size {size}", f"The nearest: --aspect-ratio {best} --resolution {near}")
 
 
@@ -1322,22 +1332,25 @@ def respelled(request: Request) -> Request:
     return request._replace(form=tuple(part._replace(name=names.get(part.name, part.name)) for part in request.form))
 
 
-def settle(create: Request, response: Response, settings: Settings, places: Sequence[str] = ()) -> Steps:
+def settle(create: Request, response: Response, settings: Settings, places: list[str] | None = None) -> Steps:
     """Look after the task behind an answer until it has images. An answer with images is settled.
 
-    places: further URLs where this service's tasks may be found, with {id}.
+    places: the URLs, with {id}, where this service's tasks may be found; those that are not there are taken out.
     """
+    places = [] if places is None else places
     look = create._replace(method="GET", body=None, form=(), purpose="poll",
                            timeout=min(create.timeout, POLL_TIMEOUT))
+    task = task_id(response.document)
     urls = poll_urls(create, response, settings, places) if is_pending(create, response) else []
     while urls and not find_images(response.document) and task_status(response.document) not in DONE:
         asked = pause_asked(response.headers, "")
-        yield Wait(POLL_PAUSE if asked is None else max(asked, 0.05), task_status(response.document))
+        yield Wait(POLL_PAUSE if asked is None else max(asked, 0.05), task_status(response.document), task)
         try:
             response = yield look._replace(url=urls[0])
         except Failure as failure:
             if failure.http_status == 404 and len(urls) > 1:
-                urls.pop(0)
+                missing = urls.pop(0)
+                places[:] = [place for place in places if not missing.startswith(place.partition("{id}")[0])]
             elif failure.http_status and failure.http_status != 429 and failure.http_status < 500:
                 raise  # anything else says nothing about the task
     url = same_host(task_field(response.document, ("response_url",)), create.url)
@@ -1415,6 +1428,7 @@ def codex(job: Job, settings: Settings, key: KeySource) -> Provider:
         elif failure.kind == "blocked":
             failure.hint = "chatgpt.com refuses some networks, data centres above all; use an API key there."
         raise
+    response = yield from settle(request, response, settings)
     return (yield from collect_images(settings, response))
 
 
@@ -1428,19 +1442,21 @@ def runapi(job: Job, settings: Settings, key: str, token: str) -> Provider:
 
     token: the same for every run of one command, so that a repeated create makes nothing twice.
     """
-    origin = re.sub(r"(/api)?(/v1)?$", "", settings.base_url.value)
-    root = settings._replace(base_url=settings.base_url._replace(value=origin))
+    root = without_version(settings)
+    origin = root.base_url.value
     sources = []
     for image in job.images:
         sources.append((yield from runapi_upload(image, root, key)))
     dialects = runapi_dialects(job)
+    places: list[str] = []
     results: list[Image | Failure] = []
     for number in range(1, job.n + 1):
         try:
             create, response = yield from runapi_create(job, root, key, dialects, sources, f"{token}-{number}")
             action = create.url.rpartition("/")[2]
-            response = yield from settle(create, response, settings, (
-                create.url + "/{id}", origin + "/api/v1/tasks/{id}", f"{origin}/api/v1/gpt_image_2/{action}/{{id}}"))
+            places = places or [create.url + "/{id}", origin + "/api/v1/tasks/{id}",
+                                f"{origin}/api/v1/gpt_image_2/{action}/{{id}}"]
+            response = yield from settle(create, response, settings, places)
             results += yield from collect_images(settings, response)
         except Failure as failure:
             if failure.kind == "task_failed":
@@ -1449,6 +1465,12 @@ def runapi(job: Job, settings: Settings, key: str, token: str) -> Provider:
                 raise
             results.append(failure)
     return results
+
+
+def without_version(settings: Settings) -> Settings:
+    """RunAPI's base URL as its paths need it; people set it with /v1 for chat."""
+    origin = re.sub(r"(/api)?(/v1)?$", "", settings.base_url.value)
+    return settings._replace(base_url=settings.base_url._replace(value=origin))
 
 
 def runapi_dialects(job: Job) -> list[tuple[str, str, bool]]:
@@ -1472,12 +1494,12 @@ def runapi_create(job: Job, settings: Settings, key: str, dialects: list[tuple[s
         if sources:
             body["source_image_urls"] = list(sources)
         request = api_request(settings, key, "POST", path)
-        request = request._replace(body=body, idempotent=idempotent,
+        request = request._replace(body=body, idempotent=idempotent, tasks=True,
                                    headers=(*request.headers, ("Idempotency-Key", f"{token}-{index}")))
         try:
             response = yield request
         except Failure as failure:
-            other = dialects[1][1] if model == dialects[0][1] else dialects[0][1]
+            other = next(name for _, name, _ in runapi_dialects(job) if name != model)
             if failure.http_status in (404, 405) and len(tries) > 1:
                 tries.pop(0)
             elif failure.http_status in (400, 422) and "model" in failure.message.lower() and not renamed:
@@ -1485,7 +1507,7 @@ def runapi_create(job: Job, settings: Settings, key: str, dialects: list[tuple[s
             else:
                 raise
         else:
-            dialects.insert(0, tries[0])
+            dialects[:] = [tries[0], *(dialect for dialect in dialects if dialect[0] != path)]
             return request, response
     raise AssertionError("every branch above leaves the loop in time")
 
@@ -1506,9 +1528,11 @@ def runapi_upload(image: Upload, settings: Settings, key: str) -> Generator[Requ
         if failure.http_status not in (404, 405):
             raise
         return (yield from runapi_upload_inline(image, request))
-    headers = response.document.get("headers")
-    signed = as_text(response.document.get("signed_id"))
-    yield Request("PUT", as_text(response.document.get("upload_url")), tuple(
+    prepared = response.document if isinstance(response.document, dict) else {}
+    place, headers, signed = (prepared.get(name) for name in ("upload_url", "headers", "signed_id"))
+    if not (isinstance(place, str) and ORIGIN.match(place) and not re.search(r"[\s\x00-\x20\x7f-\x9f]", place)):
+        raise useless_upload(response)
+    yield Request("PUT", place, tuple(
         (name, as_text(value)) for name, value in headers.items()) if isinstance(headers, dict) else (),
         file=image.path, timeout=request.timeout, proxy=request.proxy, cacert=request.cacert,
         allow_http=request.allow_http, purpose="upload")
@@ -1526,9 +1550,14 @@ def uploaded_url(response: Response) -> str:
     """Where an upload can be read."""
     url = task_field(response.document, ("url",))
     if not re.match(r"https?://", url):
-        raise Failure("the upload brought no URL: " + nothing_usable(response), kind="upload",
-                      hint="Run the command again; nothing was bought.")
+        raise useless_upload(response)
     return url
+
+
+def useless_upload(response: Response) -> Failure:
+    """An upload that leads nowhere."""
+    return Failure("the upload brought no URL: " + nothing_usable(response), kind="upload",
+                   hint="Run the command again; nothing was bought.")
 
 
 # ---- 9. Transport: how to send -------------------------------------------------------------------
@@ -1796,7 +1825,7 @@ class Folder(NamedTuple):
     adopted: bool = False
 
     def exchange(self, name: object) -> Exchange:
-        """The files of one transfer: 1, 2 ... for those that are never repeated, look-1, look-2 ... for the others."""
+        """The files of one transfer: 1, 2 ... for those that are never repeated, others are named by their run."""
         return Exchange(os.path.join(self.path, str(name)), self.kept)
 
     def creates(self) -> list[Exchange]:
@@ -2122,7 +2151,8 @@ class Report:
                 self.error_line(line)
         money = {"no": "", "maybe": " The image may have been drawn and billed.", "yes": " It was billed."}
         end = "" if failure.message.endswith(("?", "!", ".")) else "."
-        self.error_line(f"{PROGRAM}: error: {failure.message}{end}{money[failure.billed]}")
+        ids = f" ({failure.request_id})" if failure.request_id else ""
+        self.error_line(f"{PROGRAM}: error: {failure.message}{ids}{end}{money[failure.billed]}")
         if failure.hint:
             self.error_line(failure.hint, "  ")
         return failure.exit_code
@@ -2153,6 +2183,7 @@ class Run(NamedTuple):
 def drive(provider: Provider, folder: Folder, run: Run) -> list[Image | Failure]:
     """Send each Request that the provider yields, hand it the Response, return its Images."""
     previous, steps, looks, response = None, 0, 0, None
+    run_name = os.urandom(4).hex()  # a killed run's curl may still be about to open its files
     try:
         item = next(provider)
         while True:
@@ -2161,7 +2192,7 @@ def drive(provider: Provider, folder: Folder, run: Run) -> list[Image | Failure]
                     pause(item, run)
                 elif item.repeatable:
                     looks += item != previous  # looking at a task again needs no new files
-                    previous, response = item, perform(item, folder.exchange(f"look-{looks}"), run)
+                    previous, response = item, perform(item, folder.exchange(f"{run_name}-{looks}"), run)
                 else:
                     steps += 1  # counted apart: a command that is collected finds its paid answers by these numbers
                     response = perform(item, folder.exchange(steps), run)
@@ -2194,13 +2225,15 @@ def perform(request: Request, exchange: Exchange, run: Run) -> Response:
             run.report.warn(f"{failure.message}; but the answer holds what was asked for")
             failure = None
         failure = failure or answer_failure(request, response) or download_fault(request, response)
+        if failure and request.purpose in ("upload", "models"):
+            failure.billed = "no"
         if failure is None:
             run.report.bill(*usage_cost(response.document))
             return response
         if request.purpose in AFTERWARDS:
             failure = afterwards_failure(request, failure)
         delay = retry_pause(request, failure, response.headers, attempt)
-        if delay is None or (time.monotonic() + delay > run.deadline and request.purpose == "create"):
+        if delay is None or (time.monotonic() + delay > run.deadline and request.purpose != "download"):
             raise failure
         run.report.note(f"{failure.message}; trying again in {delay:.1f} s")
         forget_exchange(exchange)
@@ -2217,9 +2250,9 @@ def pause(wait: Wait, run: Run) -> None:
     """Sleep between two looks at a task; past the deadline it is left to the next run."""
     ends = min(time.monotonic() + wait.seconds, run.deadline)
     if time.monotonic() >= run.deadline:
-        raise Failure(f"the task is still {one_line(wait.status, 40) or 'under way'} after --timeout", kind="timeout",
-                      hint="Run the same command again: it goes on waiting for this task and buys nothing.",
-                      billed="maybe", keep=True)
+        hint = "Run the same command again: it goes on waiting for this task and buys nothing."
+        raise Failure(f"task {wait.task} is still {wait.status or 'under way'} after --timeout", kind="timeout",
+                      hint=hint, billed="maybe", keep=True)
     while time.monotonic() < ends:
         time.sleep(min(0.5, max(0.0, ends - time.monotonic())))
         run.report.progress(run.typical, wait.status)
@@ -2257,7 +2290,10 @@ def retry_pause(request: Request, failure: Failure, headers: Mapping[str, str], 
     """Seconds until the same request may be sent again; None when it must not: an image may exist already."""
     if request.repeatable:
         gone = request.purpose == "poll" and failure.http_status in (404, 405)
-        return NETWORK_PAUSE * 2 ** attempt if attempt < TRIES and failure.kind in AFTERWARDS and not gone else None
+        if attempt >= TRIES or failure.kind not in AFTERWARDS or gone:
+            return None
+        asked = pause_asked(headers, "")
+        return NETWORK_PAUSE * 2 ** attempt if asked is None else asked
     again = failure.retryable or (request.idempotent and failure.billed == "maybe")
     if not again or attempt >= (RATE_LIMIT_TRIES if failure.retryable and failure.http_status else TRIES):
         return None
@@ -2611,7 +2647,8 @@ def server_error(document: Any) -> ServerError | None:
         return None
     wrapped = document.get("response")  # RunAPI's envelope around an answer
     if isinstance(wrapped, dict) and isinstance(wrapped.get("status"), int) and wrapped["status"] >= 400:
-        return server_error(wrapped.get("body")) or ServerError(as_text(wrapped.get("body")), str(wrapped["status"]))
+        inner_error = server_error(wrapped.get("body")) or ServerError(as_text(wrapped.get("body")))
+        return inner_error._replace(code=inner_error.code or "task_failed")
     inner = document.get("data")
     error = document.get("error") or (inner.get("error") if isinstance(inner, dict) else None)
     if isinstance(error, dict):
@@ -2682,7 +2719,7 @@ def answer_failure(request: Request, response: Response) -> Failure | None:
     kind = refusal_kind(response, error)
     exit_code, billed, retryable, hint = REFUSALS[kind]
     base = re.sub(r"/(images/\w+|models)$", "", request.url)
-    if kind in ("web_page", "not_found") and not re.search(r"/v\d+$|\?", base):
+    if kind in ("web_page", "not_found") and base != request.url and not re.search(r"/v\d+$", base):
         billed, hint = "no", f"The base URL may lack /v1. Try: --base-url {base}/v1"
     if kind == "moderation" and error.stage == "output":
         billed = "maybe"  # it was looked at after it had been drawn
@@ -2694,8 +2731,7 @@ def answer_failure(request: Request, response: Response) -> Failure | None:
         error = error._replace(message=f"it points to {response.headers.get('location', 'nowhere')}")
     message = f"HTTP {response.status} from {host_of(request.url)}: {error.message.strip().rstrip('.')}"
     ids = [response.headers[name] for name in ("x-request-id", "x-runapi-task-id") if name in response.headers]
-    return Failure(message, exit_code, kind, hint, "no" if request.purpose in ("models", "upload") else billed,
-                   retryable, response.status, error.code, " ".join(ids))
+    return Failure(message, exit_code, kind, hint, billed, retryable, response.status, error.code, " ".join(ids))
 
 
 def usable(request: Request, response: Response) -> bool:
@@ -2720,7 +2756,7 @@ def refusal_kind(response: Response, error: ServerError) -> str:
         return "quota"
     if "organization must be verified" in words:
         return "verification"
-    by_code = {"server_is_overloaded": "overloaded", "invalid_api_key": "key",
+    by_code = {"server_is_overloaded": "overloaded", "invalid_api_key": "key", "task_failed": "task_failed",
                "unsupported_country_region_territory": "region"}
     if code in by_code:
         return by_code[code]
@@ -2746,10 +2782,23 @@ def nothing_usable(response: Response) -> str:
     return f"no image in the answer: {shown}" if shown.strip() else "an empty answer"
 
 
+def envelopes(document: Any) -> list[dict[str, Any]]:
+    """The objects of an answer that may speak of it as a whole: itself, its data, what it wraps."""
+    wrapped = document.get("response") if isinstance(document, dict) else None
+    body = wrapped.get("body") if isinstance(wrapped, dict) else None
+    if isinstance(body, str):
+        try:
+            body = json.loads(body)
+        except (ValueError, RecursionError):
+            body = None
+    nodes = [document, document.get("data") if isinstance(document, dict) else None, body]
+    return [node for node in nodes if isinstance(node, dict)]
+
+
 def usage_cost(document: Any) -> tuple[dict[str, Any] | None, float | None]:
     """(usage, US dollars): what the server says it cost, else its token counts at OpenAI's list price."""
-    usage = document.get("usage") if isinstance(document, dict) else None
-    if not isinstance(usage, dict):
+    usage = next((node["usage"] for node in envelopes(document) if isinstance(node.get("usage"), dict)), None)
+    if usage is None:
         return None, None
     if isinstance(usage.get("cost"), (int, float)):
         return usage, float(usage["cost"])
@@ -3253,6 +3302,19 @@ def show_settings(settings: Settings, report: Report) -> int:
     return OK
 
 
+FREE_CHECKS = {"runapi": "/api/v1/me", "codex": ""}  # others have /models
+
+
+def check_request(settings: Settings, key: str) -> Request:
+    """A request that costs nothing and proves the key."""
+    if settings.api.value == "codex":
+        raise Failure("the Codex sign-in is there; nothing free can try it", OK, "unproven")
+    if settings.api.value == "runapi":
+        settings = without_version(settings)
+    request = api_request(settings, key, "GET", FREE_CHECKS.get(settings.api.value, "/models"))
+    return request._replace(timeout=min(60, settings.timeout.value), purpose="models")
+
+
 def check_setup(settings: Settings, report: Report) -> int:
     """The doctor: everything that can be proved without spending money."""
     import tempfile
@@ -3264,13 +3326,13 @@ def check_setup(settings: Settings, report: Report) -> int:
     say(f"ok    key {mask_key(key) if key else 'none'}, endpoint {settings.base_url.value}")
     folder = Folder(tempfile.mkdtemp(prefix=PROGRAM + "-"), None, False)
     try:
-        request = api_request(settings, key, "GET", "/models")._replace(
-            timeout=min(60, settings.timeout.value), purpose="models")
+        request = check_request(settings, key)
         response = perform(request, folder.exchange(1), Run(report, time.monotonic() + request.timeout))
     finally:
         remove_folder(folder)
     say(f"ok    {host_of(request.url)} takes the key (HTTP {response.status})")
-    say(model_line(response.document, settings.model.value))
+    if settings.api.value not in FREE_CHECKS:
+        say(model_line(response.document, settings.model.value))
     if report.as_json:
         report.output(json.dumps({"schema": 1, "ok": True, "warnings": report.warnings}))
     return OK
