@@ -1793,13 +1793,14 @@ def transport_failure(outcome: Outcome, request: Request) -> Failure | None:
         sentence = "curl was stopped"
     elif outcome.exit_code == 28:
         sentence = f"no answer within {request.timeout:g} s" if outcome.sent else "no connection in time"
-    never_sent = not outcome.sent or outcome.exit_code in (1, 2, 3, 5, 6, 7, 26, 35, 60, 77)
+    hopeless = outcome.exit_code in (1, 2, 3, 26, 60, 77)  # the next try would meet the same fault
+    never_sent = not outcome.sent or hopeless or outcome.exit_code in (5, 6, 7, 35)
     exit_code = {"config": SETUP, "curl": SETUP, "file": USAGE}.get(kind, NO_ANSWER)
     message = f"{host}: {sentence} (curl {outcome.exit_code})"
     if outcome.message:
         message += f": {outcome.message}"
     return Failure(message, exit_code, kind, transport_hint(kind, never_sent), "no" if never_sent else "maybe",
-                   retryable=never_sent, http_status=outcome.status)
+                   retryable=never_sent and not hopeless, http_status=outcome.status)
 
 
 def transport_hint(kind: str, never_sent: bool) -> str:
@@ -2220,19 +2221,12 @@ def perform(request: Request, exchange: Exchange, run: Run) -> Response:
             seconds = run.report.seconds() if request.repeatable else exchange_seconds(exchange)
             run.report.facts.update(http_status=response.status or None, elapsed_s=round(seconds, 1),
                                     request_id=response.headers.get("x-request-id"))
-        failure = transport_failure(outcome, request)
-        if failure and response.status == 200 and find_images(response.document) and request.purpose != "download":
-            run.report.warn(f"{failure.message}; but the answer holds what was asked for")
-            failure = None
-        failure = failure or answer_failure(request, response) or download_fault(request, response)
-        if failure and request.purpose in ("upload", "models"):
-            failure.billed = "no"
+        failure, delay = judge(request, outcome, response, attempt, is_spoiled(request, response))
         if failure is None:
+            if outcome.exit_code:
+                run.report.warn(f"the transfer ended with a fault (curl {outcome.exit_code}) after the whole answer")
             run.report.bill(*usage_cost(response.document))
             return response
-        if request.purpose in AFTERWARDS:
-            failure = afterwards_failure(request, failure)
-        delay = retry_pause(request, failure, response.headers, attempt)
         if delay is None or (time.monotonic() + delay > run.deadline and request.purpose != "download"):
             raise failure
         run.report.note(f"{failure.message}; trying again in {delay:.1f} s")
@@ -2263,14 +2257,35 @@ AFTERWARDS = {"download": "the image could not be fetched", "poll": "the task co
               "result": "the task's result could not be fetched"}
 
 
-def download_fault(request: Request, response: Response) -> Failure | None:
-    """A downloaded file that is no whole picture is as good as none; the next try may bring it."""
+def judge(request: Request, outcome: Outcome, response: Response, attempt: int,
+          spoiled: bool = False) -> tuple[Failure | None, float | None]:
+    """The retry rule: (None, None) for a usable answer, else what is wrong (with what it cost) and the seconds
+    until the same request may be sent again, None when it must not be: an image may exist already.
+
+    spoiled: the answer is a download that is no whole picture. attempt counts from 1.
+    """
+    failure = transport_failure(outcome, request)
+    if failure and response.status == 200 and request.purpose != "download" and find_images(response.document):
+        failure = None  # what came after the last image is no loss
+    failure = failure or answer_failure(request, response)
+    if failure is None and spoiled:
+        failure = Failure("what came is no whole image", http_status=response.status)
+    if failure is None:
+        return None, None
+    if request.purpose in ("upload", "models"):
+        failure.billed = "no"
+    if request.purpose in AFTERWARDS:
+        failure = afterwards_failure(request, failure)
+    return failure, retry_pause(request, failure, response.headers, attempt)
+
+
+def is_spoiled(request: Request, response: Response) -> bool:
+    """Whether a downloaded file is no whole picture; the next try may bring it."""
     if request.purpose != "download":
-        return None
+        return False
     with open(response.path, "rb") as stream:
         picture = inspect_picture(stream)
-        whole = picture is not None and is_whole(stream, picture)
-    return None if whole else Failure("what came is no whole image", http_status=response.status)
+        return picture is None or not is_whole(stream, picture)
 
 
 def afterwards_failure(request: Request, failure: Failure) -> Failure:

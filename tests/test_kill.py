@@ -1,6 +1,7 @@
 """A paid image survives whatever is killed: run the same command again and it is there, bought once."""
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -110,14 +111,16 @@ class KillTest(KillCase):
         # 2 s: silence, then the answer in slices; the last moments fall into saving and after the end.
         self.server.default = Answer(delay=1.4, trickle=0.02)
         self.addCleanup(setattr, self.server, "default", Answer())
-        moments = [0.02 * step for step in range(120)]
+        moments = [(0.02 * step, signal.SIGKILL) for step in range(120)]
+        moments += [(0.04 * step, signal.SIGTERM) for step in range(60)]
         random.Random(1).shuffle(moments)
 
-        def kill_and_collect(moment: float) -> None:
-            trial = self.trial(f"moment-{moment:.2f}")
+        def kill_and_collect(kill: tuple[float, int]) -> None:
+            moment, number = kill
+            trial = self.trial(f"moment-{number}-{moment:.2f}")
             child = trial.start()
             time.sleep(moment)
-            child.kill()
+            os.killpg(child.pid, number)  # everything but curl, which has a session of its own
             if b"Saved: " not in child.communicate()[0]:
                 self.collect(trial, f"killed after {moment:.2f} s")
             self.assertEqual((trial.posts(), trial.pictures()), (1, ["out.png"]))
@@ -144,6 +147,36 @@ class KillTest(KillCase):
         self.assertTrue(ended.is_file(), "the program executes more lines than were tried")
         self.assertGreater(int(ended.read_text()), 100)
         self.assert_no_orphans()
+
+    def test_journal_is_private_and_shown(self) -> None:
+        self.server.plan(Answer(delay=2.0))
+        trial = self.trial("private")
+        child = trial.start()
+        self.wait_until(lambda: trial.posts() == 1)
+        root = trial.root / ".local" / "state" / "gpt-image-2" / "requests"
+        for path in [root, *root.rglob("*")]:
+            self.assertEqual(path.stat().st_mode & 0o077, 0, path)
+            self.assertNotIn(KEY.encode(), path.read_bytes() if path.is_file() else b"")
+        child.kill()
+        child.communicate()
+        shown = subprocess.run([sys.executable, str(PROGRAM), "config", "--json"], env=trial.environment(),
+                               stdout=subprocess.PIPE, timeout=60).stdout
+        pending = json.loads(shown)["pending"]
+        self.assertEqual([(row["state"], row["prompt"]) for row in pending], [("running", trial.prompt)])
+        self.assertLess(pending[0]["age_s"], 60)
+        self.collect(trial, "private")
+
+    def test_what_nobody_collects_is_forgotten_after_30_days(self) -> None:
+        trial = self.trial("old")
+        root = trial.root / ".local" / "state" / "gpt-image-2" / "requests"
+        for name, days in (("aaaa-1", 31), ("aaaa-2", 29)):
+            folder = root / name
+            folder.mkdir(parents=True)
+            (folder / "owner").touch()
+            (folder / "request.json").write_text('{"prompt": "a dog"}')
+            os.utime(str(folder), (time.time() - days * 86400,) * 2)
+        trial.run()
+        self.assertEqual(trial.journal(), ["aaaa-2"])
 
     def test_terminated_while_waiting_leaves_the_transfer_running(self) -> None:
         for name, exit_code in (("SIGTERM", 143), ("SIGHUP", 129)):
