@@ -21,7 +21,7 @@ class Row(NamedTuple):
     attempt: int = 1
     sent: bool = True
     billed: str = "no"
-    pause: float | None = NEVER  # type: ignore[valid-type]  # a text on Python 3.8
+    pause: float | None = NEVER
     proxy: int = 0
 
 
