@@ -2944,9 +2944,10 @@ class Partials:
             if path and os.path.lexists(path) and path not in self.paths:
                 self.report.warn(f"{path} exists and stays as it is; the partial image is not saved")
             elif path:
-                self.paths += [path] if path not in self.paths else []
-                with private_file(self.record) as stream:
-                    stream.write(os.fsencode("\n".join(self.paths)))
+                if path not in self.paths:
+                    self.paths.append(path)
+                    with open(self.record, "ab") as stream:  # never emptied, not even for a moment
+                        stream.write(os.fsencode(path + "\n"))
                 os.replace(part, path)
                 self.report.note(f"partial image: {path}")
         except (OSError, IndexError, Failure) as problem:
