@@ -1742,7 +1742,8 @@ def start_curl(request: Request, exchange: Exchange, secrets: Sequence[str]) -> 
     private_file(exchange.file(request.purpose)).close()
     lock = take_lock(exchange.file("lock"), create=True)
     try:
-        with tempfile.TemporaryFile() as config, private_file(exchange.file("outcome")) as outcome, \
+        # In the private folder: looking for a temporary one leaves a probe file when it is killed.
+        with tempfile.TemporaryFile(dir=os.path.dirname(exchange.base)) as config, private_file(exchange.file("outcome")) as outcome, \
                 private_file(exchange.file("errors")) as errors:
             config.write(os.fsencode(curl_config(request, exchange)))
             config.seek(0)  # the child shares the offset
@@ -2364,6 +2365,7 @@ def transfer(request: Request, exchange: Exchange, run: Run) -> None:
         raise setup_failure(f"cannot write {folder}: {reason(error)}", "Make room there.") from None
     try:
         wait_for(lambda: child.poll() is not None or too_large(), exchange, run)
+        run.watch(exchange)  # what came since the last look
         if child.returncode is None:
             child.terminate()
         child.wait()

@@ -27,7 +27,7 @@ def count(word: str, output: str) -> int:
     return int(match.group(1)) if match else 0
 
 
-def cases(module: str) -> List[str]:
+def cases(module: str) -> list[str]:
     """The names of a module's test classes."""
     with open(os.path.join(HERE, module + ".py"), encoding="utf-8") as stream:
         return re.findall(r"^class (\w+Test)\(", stream.read(), re.MULTILINE)
