@@ -1743,8 +1743,8 @@ def start_curl(request: Request, exchange: Exchange, secrets: Sequence[str]) -> 
     lock = take_lock(exchange.file("lock"), create=True)
     try:
         # In the private folder: looking for a temporary one leaves a probe file when it is killed.
-        with tempfile.TemporaryFile(dir=os.path.dirname(exchange.base)) as config, private_file(exchange.file("outcome")) as outcome, \
-                private_file(exchange.file("errors")) as errors:
+        with tempfile.TemporaryFile(dir=os.path.dirname(exchange.base)) as config, \
+                private_file(exchange.file("outcome")) as outcome, private_file(exchange.file("errors")) as errors:
             config.write(os.fsencode(curl_config(request, exchange)))
             config.seek(0)  # the child shares the offset
             return start_child(["curl", "-q", "-K", "-"], secrets, stdin=config, stdout=outcome, stderr=errors,
