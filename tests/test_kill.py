@@ -116,7 +116,7 @@ class KillTest(KillCase):
         self.server.default = Answer(delay=1.4, trickle=0.02)
         self.addCleanup(setattr, self.server, "default", Answer())
         moments = [(0.02 * step, signal.SIGKILL) for step in range(120)]
-        moments += [(0.06 * step, signal.SIGTERM) for step in range(40)]
+        moments += [(0.024 * step, signal.SIGTERM) for step in range(100)]
         random.Random(1).shuffle(moments)
 
         def kill_and_collect(kill: tuple[float, int]) -> None:
