@@ -1915,8 +1915,6 @@ def journal_folder(name: str, fresh: bool, room: int, asked: Mapping[str, Any]) 
     import shutil
     root = journal_root()
     os.makedirs(root, mode=0o700, exist_ok=True)
-    if shutil.disk_usage(root).free < room:
-        raise OSError(f"less than {room // 1_000_000} MB are free there")
     gate = take_lock(os.path.join(root, ".lock"), create=True, wait=True)
     try:
         for entry in sorted(os.listdir(root)) if fcntl else ():
@@ -1928,6 +1926,8 @@ def journal_folder(name: str, fresh: bool, room: int, asked: Mapping[str, Any]) 
                 remove_folder(found)
             release(lock)
         prune(root)
+        if shutil.disk_usage(root).free < room:  # collecting comes first: it needs none
+            raise OSError(f"less than {room // 1_000_000} MB are free there")
         path = os.path.join(root, f"{name}-{os.urandom(4).hex()}")
         os.mkdir(path, 0o700)
         with private_file(os.path.join(path, "request.json")) as stream:
@@ -3111,6 +3111,7 @@ def run_image_command(options: Namespace, report: Report) -> int:
         explain_loss(interruption, folder, job)
         raise interruption from None
     except Exception as error:
+        mark_stuck(folder)
         hint = "What came back is kept; the same command tries again to read it, and --fresh gives it up."
         raise Failure(f"a bug in this program: {error!r}", BUG, "bug", hint,
                       "maybe" if paid_answers(folder) else "no") from error
@@ -3127,14 +3128,22 @@ def paid_answers(folder: Folder) -> list[Exchange]:
     return [exchange for exchange in ended if 200 <= read_outcome(exchange).status < 300]
 
 
+def mark_stuck(folder: Folder) -> None:
+    """Let --fresh give up a collection that may fail for ever."""
+    try:
+        private_file(os.path.join(folder.path, "stuck")).close()
+    except OSError:
+        pass  # a full disk: there it stays until it is collected
+
+
 def explain_loss(failure: Failure, folder: Folder, job: Job) -> None:
     """Where the bytes are that came back and could not be used, and that they may have cost money."""
     answers = paid_answers(folder)
     if failure.billed == "no" and answers and failure.exit_code in (USAGE, SETUP, BUG):
         failure.billed = "maybe"
     if failure.keep or failure.kind == "stopped":
-        if failure.keep:  # a collection that fails for ever can be given up with --fresh
-            private_file(os.path.join(folder.path, "stuck")).close()
+        if failure.keep:
+            mark_stuck(folder)
         if not folder.kept:
             failure.hint = f"What came back is kept in {folder.path}"
         return
@@ -3320,13 +3329,11 @@ def show_settings(settings: Settings, report: Report) -> int:
     return OK
 
 
-FREE_CHECKS = {"runapi": "/api/v1/me", "codex": ""}  # others have /models
+FREE_CHECKS = {"runapi": "/api/v1/me"}  # others have /models; of Codex nothing free is known
 
 
 def check_request(settings: Settings, key: str) -> Request:
     """A request that costs nothing and proves the key."""
-    if settings.api.value == "codex":
-        raise Failure("the Codex sign-in is there; nothing free can try it", OK, "unproven")
     if settings.api.value == "runapi":
         settings = without_version(settings)
     request = api_request(settings, key, "GET", FREE_CHECKS.get(settings.api.value, "/models"))
@@ -3342,6 +3349,11 @@ def check_setup(settings: Settings, report: Report) -> int:
     say(f"ok    config file {settings.config_path or 'none'}")
     key = unlock(settings, report).value
     say(f"ok    key {mask_key(key) if key else 'none'}, endpoint {settings.base_url.value}")
+    if settings.api.value == "codex":
+        say("note  nothing free can try a Codex sign-in")
+        if report.as_json:
+            report.output(json.dumps({"schema": 1, "ok": True, "warnings": report.warnings}))
+        return OK
     folder = Folder(tempfile.mkdtemp(prefix=PROGRAM + "-"), None, False)
     try:
         request = check_request(settings, key)
