@@ -251,9 +251,14 @@ class Request(NamedTuple):
     proxy: str = ""
     cacert: str = ""
     allow_http: bool = False
-    purpose: str = "create"  # create: makes images. upload. poll, result, models: asks. download: a file, without key
+    purpose: str = "create"  # create: makes images. upload. poll, result, models: asks. download, input: a file
     tasks: bool = False  # the user said where this endpoint's tasks are found, so an id alone is one
     idempotent: bool = False  # the server makes nothing twice for the same Idempotency-Key
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the answer is a picture somewhere in the world, fetched without the key."""
+        return self.purpose in ("download", "input")
 
     @property
     def repeatable(self) -> bool:
@@ -570,6 +575,7 @@ CONFIG_TYPES: dict[str, tuple[type, ...]] = {
     "allow_http": (bool,), "max_cost": (int, float), "poll_url": (str,)}
 NOT_YET = ("max_cost",)  # known, but nothing reads it in this version
 APIS = tuple(BASE_URLS)
+STANDARD_INPUT = "standard input"  # stands for the path of a config that comes from there
 AZURE_HOSTS = (".openai.azure.com", ".services.ai.azure.com", ".cognitiveservices.azure.com")
 KEY_SETTINGS = ("api_key", "api_key_env", "api_key_command")
 # The variables that are read as keys: none of them reaches a child process.
@@ -608,12 +614,18 @@ def config_locations() -> list[str]:
     return [place for place in places if os.path.isabs(place)]  # there may be no home
 
 
+def config_path(named: str) -> str:
+    """The full path of the file that --config names; `-` is standard input."""
+    return STANDARD_INPUT if named == "-" else os.path.abspath(os.path.expanduser(named)) if named else ""
+
+
 def read_config(path: str, warnings: list[str]) -> dict[str, Any]:
     """The checked content of a config file."""
+    piped = path == STANDARD_INPUT
     try:
-        with open(path, encoding="utf-8-sig") as stream:
+        with open(0 if piped else path, encoding="utf-8-sig", closefd=not piped) as stream:
             content = json.load(stream)
-            mode = os.fstat(stream.fileno()).st_mode
+            mode = 0 if piped else os.fstat(stream.fileno()).st_mode
     except json.JSONDecodeError as error:
         raise setup_failure(f"{path} is not valid JSON: line {error.lineno} column {error.colno}: {error.msg}",
                             f"Mend that line, or write a new file: {command_line('config --init --force')}") from None
@@ -662,7 +674,7 @@ def reason(error: BaseException) -> str:
 def load_settings(flags: Mapping[str, Any]) -> Settings:
     """--config file > flags > found config file > environment > defaults; each value with its source."""
     warnings: list[str] = []
-    explicit = os.path.abspath(os.path.expanduser(flags["config"])) if flags.get("config") else ""
+    explicit = config_path(flags.get("config") or "")
     path = explicit or next((place for place in config_locations() if os.path.lexists(place)), "")
     content = read_config(path, warnings) if path else {}
     from_file = {name: Setting(value, path) for name, value in content.items()}
@@ -934,16 +946,18 @@ def checked_key(key: str, source: str) -> str:
 
 # ---- 7. Job: what is asked for, checked while it is still free ----------------------------------
 
-def build_job(options: Namespace, settings: Settings, notes: list[str]) -> Job:
-    """A checked Job from the command line; raises before anything is sent."""
+def build_job(options: Namespace, settings: Settings, notes: list[str], fetch: Callable[[str], str]) -> Job:
+    """A checked Job from the command line; raises before anything is sent. fetch: URL -> path of a local copy."""
     model, api = settings.model.value, settings.api.value
     words, paths = list(options.words), list(options.image or []) if options.command == "edit" else []
     if options.command == "edit" and words and not (len(words) == 1 and paths and not options.prompt_file):
         paths.insert(0, words.pop(0))
     if options.command == "edit" and len(words) == 1 and os.path.isfile(words[0]):
         raise usage_failure(f"{words[0]} is a file, the prompt is missing", 'Use: edit IMAGE "what to change"')
+    if options.config == "-" and "-" in (options.prompt_file, *words):
+        raise usage_failure("standard input cannot hold both the config and the prompt", "Use --prompt-file FILE.")
     prompt = read_prompt(words, options.prompt_file)
-    images = read_images(paths, api) if options.command == "edit" else ()
+    images = read_images(paths, api, fetch) if options.command == "edit" else ()
     check = runapi_parameters if api == "runapi" else checked_parameters
     parameters = check(options, settings, images, notes)
     mask = read_mask(options.mask, images[0], notes) if getattr(options, "mask", None) else None
@@ -991,8 +1005,8 @@ def read_prompt_from(source: str) -> str:
         raise usage_failure(f"the prompt in {source} is not UTF-8 text") from None
 
 
-def read_images(paths: Sequence[str], api: str) -> tuple[Upload, ...]:
-    """The input images of an edit; RunAPI takes URLs too."""
+def read_images(paths: Sequence[str], api: str, fetch: Callable[[str], str]) -> tuple[Upload, ...]:
+    """The input images of an edit. RunAPI fetches those that are URLs itself, others get a local copy."""
     if not paths:
         raise usage_failure("the image to edit is missing", 'Use: edit IMAGE "what to change"')
     if len(paths) > MAX_IMAGES:
@@ -1000,7 +1014,7 @@ def read_images(paths: Sequence[str], api: str) -> tuple[Upload, ...]:
     if api == "runapi":
         return tuple(Upload(path, Picture("", 0, 0), 0) if re.match(r"https?://|data:image/", path)
                      else with_checksum(read_upload(path, "image")) for path in paths)
-    return tuple(read_upload(path, "image") for path in paths)
+    return tuple(read_upload(fetch(path) if re.match(r"https?://", path) else path, "image") for path in paths)
 
 
 def with_checksum(upload: Upload) -> Upload:
@@ -1023,8 +1037,7 @@ def read_upload(path: str, role: str) -> Upload:
         with open(full, "rb") as stream:
             picture = inspect_picture(stream)
     except (OSError, ValueError) as error:
-        hint = "Download it first, then pass the file." if re.match(r"https?://", path) else ""
-        raise usage_failure(f"cannot read {role} {path}: {reason(error)}", hint) from None
+        raise usage_failure(f"cannot read {role} {path}: {reason(error)}") from None
     if status.st_size == 0:
         raise usage_failure(f"{role} {path} is empty")
     if status.st_size >= MAX_IMAGE_BYTES:
@@ -1402,13 +1415,17 @@ def collect_images(settings: Settings, response: Response) -> Provider:
             images.append(broken(f"the address of an image is no URL: {found}"))
         else:
             try:
-                file = yield Request("GET", found, timeout=DOWNLOAD_TIMEOUT, proxy=settings.proxy.value,
-                                     cacert=settings.cacert.value, allow_http=settings.allow_http.value,
-                                     purpose="download")
+                file = yield download(found, settings)
                 images.append(Image(path=file.path))
             except Failure as failure:
                 images.append(failure)
     return images
+
+
+def download(url: str, settings: Settings) -> Request:
+    """A request for a file somewhere in the world, without the key."""
+    return Request("GET", url, timeout=DOWNLOAD_TIMEOUT, proxy=settings.proxy.value, cacert=settings.cacert.value,
+                   allow_http=settings.allow_http.value, purpose="download")
 
 
 def codex(job: Job, settings: Settings, key: KeySource) -> Provider:
@@ -1628,7 +1645,7 @@ def curl_config(request: Request, exchange: Exchange) -> str:
         lines += [("cacert", os.path.abspath(os.path.expanduser(request.cacert)))]
     if is_stream(request):
         lines += [("no-buffer", "")]
-    if request.purpose == "download":
+    if request.is_file:
         lines += [("location", ""), ("max-redirs", "3"), ("max-filesize", str(MAX_DOWNLOAD_BYTES))]
     lines += [("url", request.url), ("header", "Expect:")]
     lines += [("header", header_line(name, value)) for name, value in request.headers]
@@ -2218,7 +2235,7 @@ def perform(request: Request, exchange: Exchange, run: Run) -> Response:
             wait_for(lambda: exchange_state(exchange) != "running", exchange, run)
         outcome = read_outcome(exchange)
         response = read_response(exchange, outcome)
-        if request.purpose != "download":
+        if not request.is_file:
             seconds = run.report.seconds() if request.repeatable else exchange_seconds(exchange)
             run.report.facts.update(http_status=response.status or None, elapsed_s=round(seconds, 1),
                                     request_id=response.headers.get("x-request-id"))
@@ -2266,14 +2283,14 @@ def judge(request: Request, outcome: Outcome, response: Response, attempt: int,
     spoiled: the answer is a download that is no whole picture. attempt counts from 1.
     """
     failure = transport_failure(outcome, request)
-    if failure and response.status == 200 and request.purpose != "download" and find_images(response.document):
+    if failure and response.status == 200 and not request.is_file and find_images(response.document):
         failure = None  # what came after the last image is no loss
     failure = failure or answer_failure(request, response)
     if failure is None and spoiled:
         failure = Failure("what came is no whole image", http_status=response.status)
     if failure is None:
         return None, None
-    if request.purpose in ("upload", "models"):
+    if request.purpose in ("upload", "models", "input"):
         failure.billed = "no"
     if request.purpose in AFTERWARDS:
         failure = afterwards_failure(request, failure)
@@ -2282,7 +2299,7 @@ def judge(request: Request, outcome: Outcome, response: Response, attempt: int,
 
 def is_spoiled(request: Request, response: Response) -> bool:
     """Whether a downloaded file is no whole picture; the next try may bring it."""
-    if request.purpose != "download":
+    if not request.is_file:
         return False
     with open(response.path, "rb") as stream:
         picture = inspect_picture(stream)
@@ -2356,7 +2373,7 @@ def transfer(request: Request, exchange: Exchange, run: Run) -> None:
     answer = exchange.file("answer")
 
     def too_large() -> bool:  # curl before 8.4 counts only what a Content-Length announces
-        return request.purpose == "download" and os.path.exists(answer) and os.path.getsize(answer) > MAX_DOWNLOAD_BYTES
+        return request.is_file and os.path.exists(answer) and os.path.getsize(answer) > MAX_DOWNLOAD_BYTES
 
     try:
         child = start_curl(request, exchange, run.report.secrets)
@@ -2729,7 +2746,7 @@ def answer_failure(request: Request, response: Response) -> Failure | None:
     """The failure that an answer means, None for a usable one."""
     error = server_error(response.document)
     good = 200 <= response.status < 300
-    if good and (request.purpose == "download" or (error is None and usable(request, response))):
+    if good and (request.is_file or (error is None and usable(request, response))):
         return None
     words = page_title(response.text) or plain_message(response.document) or nothing_usable(response)
     error = error or ServerError(words)
@@ -3085,18 +3102,69 @@ def run_image_command(options: Namespace, report: Report) -> int:
     requested = {"size": options.size, "format": chosen_format(options), "quality": options.quality}
     report.facts.update(model=settings.model.value, requested=requested)
     notes: list[str] = []
-    job = build_job(options, settings, notes)
-    requested["size"] = job.parameters.get("size", "auto")
-    for note in notes:
-        report.warn(note)
-    report.detail(check_curl(report.secrets))
-    key = unlock(settings, report)
-    folder = open_folder(job, settings, options.fresh, report)
-    provider = choose_provider(job, settings, key, os.path.basename(folder.path))
+    inputs = Inputs(settings, report)
+    try:
+        job = build_job(options, settings, notes, inputs.fetch)
+        requested["size"] = job.parameters.get("size", "auto")
+        for note in notes:
+            report.warn(note)
+        report.detail(check_curl(report.secrets))
+        key = unlock(settings, report)
+        return run_job(job, settings, key, open_folder(job, settings, options.fresh, report), inputs, report)
+    finally:
+        inputs.remove()
+
+
+class Inputs:
+    """Input images that were given as URLs: copies in a private folder until the request has its own."""
+
+    def __init__(self, settings: Settings, report: Report) -> None:
+        self.settings, self.report = settings, report
+        self.folder: Folder | None = None
+        self.paths: list[str] = []
+
+    def fetch(self, url: str) -> str:
+        """The path of a copy. What fails here costs nothing."""
+        import tempfile
+        if self.folder is None:
+            check_curl(self.report.secrets)
+            self.folder = Folder(tempfile.mkdtemp(prefix=PROGRAM + "-"), None, False)
+        exchange = self.folder.exchange(len(self.paths))
+        try:
+            request = download(url, self.settings)._replace(allow_http=True, purpose="input")
+            self.paths.append(perform(request, exchange, Run(self.report, time.monotonic() + DOWNLOAD_TIMEOUT)).path)
+        except Failure as failure:
+            raise usage_failure(f"cannot fetch image {url.partition('?')[0]}: {failure.message}") from None
+        return self.paths[-1]
+
+    def moved(self, job: Job, folder: Folder) -> Job:
+        """The job with the copies where curl finds them even when this program has been killed."""
+        import shutil
+        images = list(job.images)
+        for number, image in enumerate(images):
+            if image.path in self.paths:
+                path = os.path.join(folder.path, f"input-{number}")
+                try:
+                    shutil.copyfile(image.path, path + ".part")
+                    os.replace(path + ".part", path)
+                except OSError as error:
+                    raise setup_failure(f"cannot write {folder.path}: {reason(error)}", "Make room there.") from None
+                images[number] = image._replace(path=path)
+        return job._replace(images=tuple(images))
+
+    def remove(self) -> None:
+        """Forget the copies."""
+        if self.folder:
+            remove_folder(self.folder)
+
+
+def run_job(job: Job, settings: Settings, key: KeySource, folder: Folder, inputs: Inputs, report: Report) -> int:
+    """One checked job, whatever stops it: its folder stays as long as there is something to collect."""
     hold_signals = catch_signals()
     keep = True
     try:
-        make_images(provider, job, settings, folder, report)
+        job = inputs.moved(job, folder)
+        make_images(choose_provider(job, settings, key, os.path.basename(folder.path)), job, settings, folder, report)
         exit_code = report.finish()  # the caller knows before the folder goes: killed in between, it asks again
         hold_signals()
         keep = False
@@ -3275,7 +3343,9 @@ def write_template(options: Namespace, report: Report) -> int:
         raise usage_failure("--init writes no key into a file", "Name a variable: --api-key-env NAME")
     if not options.config and not config_locations():
         raise usage_failure("there is no home folder", "Name the file with --config.")
-    path = os.path.abspath(os.path.expanduser(options.config or config_locations()[0]))
+    path = config_path(options.config or config_locations()[0])
+    if path == STANDARD_INPUT:
+        raise usage_failure("--init writes a file, and --config - names none", "Name the file with --config.")
     base_url = Setting(options.base_url or DEFAULT_BASE_URL, "--base-url")
     hidden = [place for place in config_locations() if os.path.lexists(place) and place != path]
     if hidden and not options.config:
@@ -3422,7 +3492,7 @@ SETTING_HELP = """
   --api-key KEY          the key itself; shows in ps and the shell's history, prefer the others
   --header 'NAME: VALUE' a further header; repeatable
   --allow-http           send the key without encryption to another machine
-  --config PATH          use this config file
+  --config PATH          use this config file; - reads it from standard input
   --json                 one JSON object on standard output
   -q, --quiet            only warnings, errors and Saved: lines
   -v, --verbose          show what is sent, keys masked
@@ -3440,6 +3510,7 @@ gpt_image2 edit IMAGE PROMPT [--image PATH ...] [--mask PNG] [options]
   gpt_image2 edit fox.png "give the fox a hat" -o hat.png
   gpt_image2 edit room.png "put the chair into the room" --image chair.jpg
 
+  IMAGE                  PNG, JPEG or WebP below 50 MB: a file or an http(s) URL
   --image PATH           a further image (16 in all); repeatable
   --mask PNG             same size as IMAGE; transparent pixels mark the part to change
   --input-fidelity KIND  low or high, for older models only
@@ -3522,7 +3593,8 @@ def add_image_options(parser: ArgumentParser, command: str) -> None:
         add("--image", action="append", default=[])
         add("--mask")
         add("--input-fidelity", choices=("low", "high"))
-    add("-o", "--output", default=DEFAULT_OUTPUT)
+    # OpenClaw delivers files of its workspace, in which it runs commands
+    add("-o", "--output", default=os.path.basename(DEFAULT_OUTPUT) if environment("OPENCLAW_SHELL") else DEFAULT_OUTPUT)
     add("--size", default="auto")
     add("--aspect-ratio")
     add("--resolution", choices=tuple(RESOLUTIONS))

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import time
 import unittest
 from pathlib import Path
 from typing import Any
@@ -253,6 +254,59 @@ class MaskTest(EditCase):
         image, mask = self.file("4k.png", plain_png(3840, 2160)), self.file("mask.png", mask_png(3840, 2160))
         self.saved_file(self.edit(image, PROMPT, "--mask", mask, timeout=20))
         self.assertEqual([part.name for part in self.files(self.only_post())], ["image", "mask"])
+
+
+class UrlTest(EditCase):
+    """Input images that are somewhere on the web: fetched without the key, then sent like files."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.server.files["a.png"] = PNG
+        self.url = self.server.origin + "/files/a.png"
+
+    def test_first_and_further(self) -> None:
+        self.server.files["b.jpg"] = JPEG
+        post = self.edited(self.url, PROMPT, "--image", self.image, "--image", self.server.origin + "/files/b.jpg?sig=1")
+        self.assertEqual([part.body for part in self.files(post)], [PNG, PNG, JPEG])
+        fetched = [each for each in self.server.requests if each.method == "GET"]
+        self.assertEqual([each.path for each in fetched], ["/files/a.png", "/files/b.jpg?sig=1"])
+        self.assertFalse([each for each in fetched if KEY in str(each.headers)])
+
+    def test_nothing_is_left_behind(self) -> None:
+        self.saved_file(self.edit(self.url, PROMPT))
+        state = self.home / ".local" / "state" / "gpt-image-2" / "requests"
+        self.assertEqual([name for name in os.listdir(str(state)) if not name.startswith(".")], [])
+
+    def test_trouble_is_told_and_costs_nothing(self) -> None:
+        rows = (("missing", self.server.origin + "/files/none.png?sig=secret", "cannot fetch image"),
+                ("no picture", self.server.origin + "/files/page.png", "cannot fetch image"),
+                ("nobody there", "http://127.0.0.1:9/a.png", "nothing answers there"),
+                ("no URL", self.server.origin + "/a b", "cannot fetch image"))
+        self.server.files["page.png"] = b"<html>no</html>"
+        for name, url, words in rows:
+            with self.subTest(name):
+                result = self.edit(url, PROMPT)
+                self.assertEqual(result.exit_code, 2, result.stderr)
+                self.assertIn(words, result.stderr)
+                self.assertNotIn("sig=secret", result.stderr)
+                self.assertNotIn("billed", result.stderr)
+        self.assertEqual(self.server.posts, [])
+
+    def test_a_broken_command_fetches_nothing(self) -> None:
+        self.assertEqual(self.edit(self.url, " ").exit_code, 2)
+        self.assertEqual(self.server.requests, [])
+
+    def test_killed_and_collected(self) -> None:
+        self.server.plan(Answer(delay=1.5))
+        command = ("edit", *self.access(), self.url, PROMPT, "-o", "cat.png")
+        first = self.start_program(*command, env={"GPT_IMAGE2_API_KEY": KEY})
+        deadline = time.monotonic() + 20
+        while not self.server.posts and time.monotonic() < deadline:
+            time.sleep(0.02)
+        first.terminate()
+        self.assertEqual(self.finish(first).exit_code, 143)
+        self.saved_file(self.run_program(*command, env={"GPT_IMAGE2_API_KEY": KEY}))
+        self.assertEqual(self.files(self.only_post())[0].body, PNG)
 
 
 class LargeTest(EditCase):

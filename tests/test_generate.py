@@ -342,6 +342,10 @@ class HumanOutputTest(ProgramCase):
         self.assertEqual(len(paths), 2)
         self.assertTrue(result.stdout.endswith("".join(f"MEDIA:{path}\n" for path in paths)), result.stdout)
 
+    def test_openclaw_delivers_from_its_workspace(self) -> None:
+        path = self.saved_file(self.generate(PROMPT, env={"OPENCLAW_SHELL": "exec"}))
+        self.assertEqual(path, self.work / "gpt-image2-output.png")
+
     def test_no_media_lines_elsewhere(self) -> None:
         self.assertNotIn("MEDIA", self.generate(PROMPT).stdout)
 

@@ -403,6 +403,35 @@ class ShowTest(SettingsCase):
         self.assertIn(".gpt-image-2-config.json", self.call_program("config").stdout)
 
 
+class PipedConfigTest(SettingsCase):
+    """--config - reads a config that is never a file: how another program hands a key over."""
+
+    def test_it_is_an_explicit_file(self) -> None:
+        config = json.dumps({"base_url": self.server.url, "api_key": KEY, "model": "gpt-image-2"})
+        result = self.run_program("generate", PROMPT, "--config", "-", "--json", stdin=config,
+                                  env={"OPENAI_API_KEY": "another"})
+        self.assertTrue(result.json["ok"], result.stderr)
+        self.assertEqual(self.only_post().header("authorization"), f"Bearer {KEY}")
+        self.assertEqual(result.json["warnings"], [])
+
+    def test_show_names_it(self) -> None:
+        result = self.run_program("config", "--config", "-", stdin=json.dumps({"base_url": REMOTE, "api_key": KEY}))
+        self.assertIn(f"base_url    {REMOTE}  (standard input)", result.stdout)
+        self.assertNotIn(KEY, result.stdout)
+
+    def test_faults(self) -> None:
+        for arguments, stdin, code, words in (
+                (["generate", PROMPT], "{broken", SETUP, "standard input is not valid JSON"),
+                (["generate", PROMPT], "", SETUP, "standard input is not valid JSON"),
+                (["generate", "-"], "{}", USAGE, "both the config and the prompt"),
+                (["generate", "--prompt-file", "-"], "{}", USAGE, "both the config and the prompt"),
+                (["config", "--init"], "{}", USAGE, "--init writes a file")):
+            with self.subTest(arguments + [stdin]):
+                result = self.run_program(*arguments, "--config", "-", stdin=stdin)
+                self.assertEqual(result.exit_code, code, result.stderr)
+                self.assertIn(words, result.stderr)
+
+
 class InitTest(SettingsCase):
     """config --init."""
 
