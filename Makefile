@@ -17,6 +17,9 @@ test-gateway:   ## real gateways and SDKs in front of the loopback servers; inst
 	$(PYTHON) tests/gateway.py
 	$(PYTHON) tests/gateway_runapi.py
 
+test-clients:   ## the real Hermes, OpenClaw, Codex, Claude Code and validators; installs them into .clients/
+	$(PYTHON) tests/clients.py
+
 demo:           ## make and edit an image against a server on this machine, no key needed
 	@$(PYTHON) tests/demo.py
 
@@ -47,4 +50,4 @@ clean:          ## remove what the other targets made
 	rm -rf $(VENV) .clients .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help test test-fast test-gateway demo bench lint matrix install uninstall clean
+.PHONY: help test test-fast test-gateway test-clients demo bench lint matrix install uninstall clean

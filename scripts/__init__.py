@@ -141,8 +141,11 @@ def local_source(source: str, folder: str, number: int) -> str:
         return source
     if source.startswith("data:"):
         path = os.path.join(folder, f"input-{number}")
-        with open(path, "wb") as stream:
-            program.copy_image(program.Image(base64=source), stream)
+        try:
+            with open(path, "wb") as stream:
+                program.copy_image(program.Image(base64=source), stream)
+        except program.Failure:
+            raise ValueError("the data URL holds no base64") from None
         return path
     path = unquote(urlsplit(source).path) if source.startswith("file://") else os.path.expanduser(source)
     try:

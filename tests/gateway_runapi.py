@@ -13,6 +13,7 @@ import tempfile
 import traceback
 import urllib.request
 import venv
+from os import environ
 from pathlib import Path
 from typing import Any, Callable
 
@@ -235,7 +236,7 @@ def main(arguments: list[str]) -> int:
     if reason:
         print(f"SKIPPED {PACKAGE}: {reason}")
         return 0
-    variables = {name: value for name, value in os.environ.items() if not name.startswith("RUNAPI_")}
+    variables = {name: value for name, value in environ.items() if not name.startswith("RUNAPI_")}
     return subprocess.call([str(PYTHON), str(Path(__file__).resolve()), "--inside"], timeout=300,
                            env={**variables, "NO_PROXY": "*", "PYTHONDONTWRITEBYTECODE": "1"})
 

@@ -1048,7 +1048,7 @@ class UploadTest(RunApiCase):
         self.check_success(self.change(self.file("a.png", PNG), "a hat"))
 
     def test_useless_answers_to_uploads(self) -> None:
-        local = b'{"signed_id":"s","upload_url":"file:///etc/passwd","headers":{}}'
+        local = b'{"signed_id":"s","upload_url":"file:///tmp/here","headers":{}}'
         for kind, body in (("prepare", b"[]"), ("prepare", b"{}"), ("prepare", b'"x"'), ("prepare", b"7"),
                            ("prepare", local), ("prepare", b'{"signed_id":1,"upload_url":2,"headers":3}'),
                            ("confirm", b"{}"), ("confirm", b"[]"), ("confirm", b'{"url":"ftp://x"}'),

@@ -1,0 +1,699 @@
+"""The skill and the plugin in the real clients, each installed into .clients/ and fed from servers on this machine.
+
+    python3 tests/clients.py                       everything, with a table at the end
+    python3 tests/clients.py HermesTest SkillsRef  only what begins with one of these
+
+A client that cannot be installed is SKIPPED with the reason. Only installing needs a network.
+"""
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import unittest
+import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from os import environ
+from pathlib import Path
+from typing import Any, Mapping, Sequence
+
+from api_server import Answer, ApiServer, draw_png, sniff
+from chat_server import ChatServer
+from support import KEY
+
+HERE = Path(__file__).resolve().parent
+PROJECT = HERE.parent
+CLIENTS = PROJECT / ".clients"
+SKILL = "gpt-image-2-api"
+PROVIDER = "gpt-image2"
+PNG = draw_png(64, 48, 1)
+NODE_PACKAGE = "node@26.10.0"
+NODE_VERSION = (24, 16)  # what openclaw asks for; from 26.1 on again
+INSTALL_SECONDS, RUN_SECONDS = 900, 180
+
+
+# ---- Installing ---------------------------------------------------------------------------------------------
+
+def run(command: Sequence[object], timeout: float = RUN_SECONDS, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end, its output as text."""
+    return subprocess.run([str(word) for word in command], timeout=timeout, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, stdin=options.pop("stdin", subprocess.DEVNULL) if "input" not in
+                          options else None, encoding="utf-8", errors="replace", **options)
+
+
+def install(name: str, *commands: Sequence[object]) -> Path:
+    """The folder below .clients/ that these commands fill; they run in it, once. SkipTest when one fails."""
+    folder = CLIENTS / name
+    if not (folder / "done").exists():
+        shutil.rmtree(str(folder), ignore_errors=True)
+        folder.mkdir(parents=True)
+        for command in commands:
+            try:
+                result = run(command, INSTALL_SECONDS, cwd=str(folder))
+            except (OSError, subprocess.TimeoutExpired) as error:
+                raise unittest.SkipTest(f"cannot be installed: {error}") from None
+            if result.returncode:
+                last = [line for line in (result.stdout + result.stderr).splitlines() if line.strip()][-1:]
+                raise unittest.SkipTest(f"cannot be installed: {' '.join(last)[:200]}")
+        (folder / "done").touch()
+    return folder
+
+
+def python_packages(name: str, *packages: str) -> Path:
+    """The bin folder of a virtual environment with these packages."""
+    pip = [str(CLIENTS / name / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    if sys.version_info < (3, 11):
+        raise unittest.SkipTest("needs Python 3.11 or newer")
+    return install(name, [sys.executable, "-m", "venv", "."], [*pip, *packages]) / "bin"
+
+
+def node_packages(*packages: str) -> Path:
+    """The node_modules folder with these packages; no install script runs."""
+    if not shutil.which("npm"):
+        raise unittest.SkipTest("needs npm")
+    name = re.sub(r"[^a-z0-9.]+", "-", packages[0]).strip("-")
+    command = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", ".", *packages]
+    return install(name, command) / "node_modules"
+
+
+def node() -> str:
+    """A Node.js that is new enough for all of them."""
+    found = shutil.which("node")
+    version = tuple(map(int, re.findall(r"\d+", run(["node", "--version"]).stdout)[:2])) if found else (0, 0)
+    if found and version >= NODE_VERSION:
+        return found
+    if not shutil.which("npm"):
+        raise unittest.SkipTest("needs Node.js 24.16 or newer, or npm to install it")
+    folder = install("node", ["npm", "install", "--no-audit", "--no-fund", "--prefix", ".", NODE_PACKAGE])
+    return str(folder / "node_modules" / "node" / "bin" / "node")
+
+
+# ---- What all checks share ----------------------------------------------------------------------------------
+
+class ClientCase(unittest.TestCase):
+    """A home of its own, a copy of this project under the skill's name, and the loopback API."""
+    client = version = ""
+
+    def setUp(self) -> None:
+        self.root = Path(os.path.realpath(tempfile.mkdtemp(prefix="gpt-image2-clients-")))
+        self.addCleanup(shutil.rmtree, str(self.root), True)
+        self.home, self.work = self.root / "home", self.root / "work"
+        self.home.mkdir()
+        self.work.mkdir()
+        self.skill = self.root / SKILL
+        copy_project(self.skill)
+        self.api = ApiServer(KEY)
+        self.enter(self.api)
+
+    def enter(self, server: Any) -> Any:
+        """Keep a server running until the end of the test."""
+        server.__enter__()
+        self.addCleanup(server.__exit__, None, None, None)
+        return server
+
+    def environment(self, **extra: str) -> dict[str, str]:
+        """As little as possible of this machine's environment."""
+        kept = {name: environ[name] for name in ("PATH", "LANG") if name in environ}
+        return {**kept, "HOME": str(self.home), "NO_PROXY": "*", "DO_NOT_TRACK": "1", "DISABLE_TELEMETRY": "1", **extra}
+
+    def run_client(self, *command: object, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run a client in the working folder; it must end well."""
+        options = {"cwd": str(self.work), "env": self.environment(), **options}
+        result = run(command, **options)
+        self.assertEqual(result.returncode, 0, f"{command}\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}")
+        return result
+
+    def assert_picture(self, path: str | Path, size: tuple[int, int] | None = None) -> None:
+        """Fail unless there is a whole picture at an absolute path."""
+        self.assertTrue(os.path.isabs(str(path)), path)
+        content = Path(path).read_bytes()
+        self.assertIsNotNone(sniff(content))
+        if size:
+            self.assertEqual(sniff(content)[1:], size)
+
+
+def copy_project(target: Path) -> None:
+    """The files that git knows, or everything that no tool has made."""
+    listed = run(["git", "ls-files", "-z"], cwd=str(PROJECT))
+    if listed.returncode:
+        shutil.copytree(str(PROJECT), str(target), ignore=shutil.ignore_patterns(
+            ".git", ".venv", ".clients", "__pycache__", ".*_cache"))
+        return
+    for name in filter(None, listed.stdout.split("\0")):
+        if (PROJECT / name).exists():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(str(PROJECT / name), str(target / name))
+
+
+def saved_path(output: str) -> str:
+    """The path that an agent reads from the program's output."""
+    match = re.search(r"^Saved: (.*) \(\d+ KB\)$", output, re.MULTILINE)
+    return match.group(1) if match else ""
+
+
+# ---- Hermes: the plugin -------------------------------------------------------------------------------------
+
+class HermesCase(ClientCase):
+    """A Hermes home whose configuration leads to the loopback API."""
+    client = "Hermes Agent"
+    packages: tuple[str, ...] = ()
+
+    def setUp(self) -> None:
+        self.bin = python_packages("hermes-" + self.version + ("" if "--no-deps" in self.packages else "-full"),
+                                   *self.packages)
+        super().setUp()
+        self.hermes_home = self.home / ".hermes"
+        (self.hermes_home / "plugins" / "image_gen").mkdir(parents=True)
+        (self.root / "no-plugins").mkdir()
+
+    def environment(self, **extra: str) -> dict[str, str]:
+        """Bundled plugins need more packages than are installed."""
+        hermes = {"HERMES_HOME": str(self.hermes_home), "HERMES_BUNDLED_PLUGINS": str(self.root / "no-plugins")}
+        return super().environment(**hermes, **extra)
+
+    def configure(self, key: str = "image_gen/gpt-image2", **sections: Mapping[str, Any]) -> None:
+        """Write Hermes' configuration; JSON is YAML."""
+        config = {"model": {"base_url": self.api.url, "api_key": "${MY_IMAGE_KEY}"}, "plugins": {"enabled": [key]},
+                  **sections}
+        config["image_gen"] = {"provider": PROVIDER, **sections.get("image_gen", {})}
+        (self.hermes_home / "config.yaml").write_text(json.dumps(config), encoding="utf-8")
+
+    def link(self) -> None:
+        """The route by a symbolic link."""
+        os.symlink(str(self.skill / "scripts"), str(self.hermes_home / "plugins" / "image_gen" / PROVIDER))
+
+    def call(self, *calls: Mapping[str, Any], **variables: str) -> dict[str, Any]:
+        """Let Hermes call its tool; how the plugin was loaded and what came back."""
+        variables = {"MY_IMAGE_KEY": KEY, **variables}
+        result = self.run_client(self.bin / "python", HERE / "hermes_call.py", input=json.dumps(calls),
+                                 env=self.environment(**variables))
+        told: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+        self.assertNotIn(KEY, result.stdout + result.stderr)
+        return told
+
+    def draw(self, **variables: str) -> dict[str, Any]:
+        """One picture that must come, and how the plugin was loaded."""
+        told = self.call({"prompt": "a red fox", "aspect_ratio": "portrait"}, **variables)
+        plugin = next(each for each in told["plugins"] if each["name"] == PROVIDER)
+        self.assertEqual((plugin["enabled"], plugin["error"]), (True, None))
+        result: dict[str, Any] = told["results"][0]
+        self.assertTrue(result["success"], result)
+        self.assert_picture(result["image"], (1024, 1536))
+        self.assertTrue(result["image"].startswith(str(self.hermes_home / "cache" / "images") + os.sep))
+        return told
+
+    def refused(self, call: Mapping[str, Any], **variables: str) -> dict[str, Any]:
+        """One call that must fail, as Hermes hands it to the model."""
+        result: dict[str, Any] = self.call(call, **variables)["results"][0]
+        self.assertEqual((result["success"], result["image"]), (False, None), result)
+        self.assertEqual(result["provider"], PROVIDER)
+        return result
+
+
+class OlderHermesChecks:
+    """What has to work in every version."""
+
+    def test_generate(self: Any) -> None:
+        self.link()
+        self.configure()
+        self.draw()
+        post = self.api.posts[0]
+        self.assertEqual(post.header("authorization"), f"Bearer {KEY}")
+        self.assertEqual(post.fields, {"model": "gpt-image-2", "prompt": "a red fox", "size": "1024x1536",
+                                       "quality": "medium"})
+
+
+class Hermes013Test(OlderHermesChecks, HermesCase):
+    version = "0.13.0"
+    packages = ("--no-deps", "hermes-agent==0.13.0", "pyyaml")
+
+
+class Hermes017Test(OlderHermesChecks, HermesCase):
+    version = "0.17.0"
+    packages = ("--no-deps", "hermes-agent==0.17.0", "pyyaml")
+
+
+class HermesTest(OlderHermesChecks, HermesCase):
+    version = "0.19.0"
+    packages = ("hermes-agent==0.19.0",)
+
+    def test_route_by_install_command(self) -> None:
+        for command in (["git", "init", "-q"], ["git", "add", "-A"],
+                        ["git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-qm", "copy"]):
+            self.run_client(*command, cwd=str(self.skill))
+        self.run_client(self.bin / "hermes", "plugins", "install", f"file://{self.skill}#scripts", "--enable")
+        self.assertTrue((self.hermes_home / "plugins" / PROVIDER / "gpt_image2.py").exists())
+        self.configure(PROVIDER)
+        self.draw()
+
+    def test_route_by_clone(self) -> None:
+        copy_project(self.hermes_home / "plugins" / SKILL)
+        self.configure(SKILL + "/scripts")
+        self.draw()
+
+    def test_route_by_link_as_a_skill_too(self) -> None:
+        """One clone below skills/ serves as skill and, through a link, as plugin."""
+        target = self.hermes_home / "skills" / SKILL
+        copy_project(target)
+        os.symlink(str(target / "scripts"), str(self.hermes_home / "plugins" / "image_gen" / PROVIDER))
+        self.configure()
+        self.draw()
+        code = "import json; from tools.skills_tool import skills_list; print(skills_list())"
+        listed = json.loads(self.run_client(self.bin / "python", "-c", code).stdout.splitlines()[-1])
+        skill = next(each for each in listed["skills"] if each["name"] == SKILL)
+        self.assertIn("gpt-image-2", skill["description"][:57])
+
+    def test_edit_in_all_source_forms(self) -> None:
+        self.link()
+        self.configure(image_gen={"model": "gpt-image-2-high"})
+        self.api.files["a.png"] = PNG
+        path = self.work / "b.png"
+        path.write_bytes(draw_png(64, 48, 2))
+        data = "data:image/png;base64," + base64.b64encode(draw_png(64, 48, 3, padding=300_000)).decode()
+        told = self.call({"prompt": "all together", "aspect_ratio": "square", "image_url": self.api.origin + "/files/a.png",
+                          "reference_image_urls": [str(path), data]})
+        result = told["results"][0]
+        self.assertTrue(result["success"], result)
+        self.assertEqual((result["modality"], result["model"]), ("image", "gpt-image-2-high"))
+        self.assert_picture(result["image"], (1024, 1024))
+        files = [part.body for part in self.api.posts[0].parts if part.filename]
+        self.assertEqual(files, [PNG, path.read_bytes(), draw_png(64, 48, 3, padding=300_000)])
+        self.assertEqual(self.api.posts[0].fields["quality"], "high")
+        self.assertEqual(told["provider"]["capabilities"]["modalities"], ["text", "image"])
+
+    def test_what_the_picker_sees(self) -> None:
+        self.link()
+        self.configure()
+        provider = self.call({"prompt": " "})["provider"]
+        self.assertEqual(provider["models"], ["gpt-image-2-low", "gpt-image-2-medium", "gpt-image-2-high"])
+        self.assertEqual((provider["default"], provider["available"]), ("gpt-image-2-medium", True))
+        self.assertEqual(provider["setup"]["env_vars"], [])
+
+    def test_no_second_secret_where_one_is_missing(self) -> None:
+        """An unexpanded ${VARIABLE} is no key."""
+        self.link()
+        self.configure(model={"base_url": "https://relay.invalid/v1", "api_key": "${NOT_SET_ANYWHERE}"})
+        told = self.call({"prompt": "x"})
+        self.assertFalse(told["provider"]["available"])
+        self.assertEqual(told["provider"]["setup"]["env_vars"][0]["key"], "GPT_IMAGE2_API_KEY")
+        self.assertEqual(told["results"][0]["error_type"], "auth_required")
+        self.assertIn("hermes config set GPT_IMAGE2_API_KEY", told["results"][0]["error"])
+
+    def test_settings_in_their_order(self) -> None:
+        self.link()
+        relay = {"base_url": "https://relay.invalid/v1", "api_key": "test-relay"}
+        ours = {"GPT_IMAGE2_API_KEY": KEY, "GPT_IMAGE2_BASE_URL": self.api.url}
+        self.configure(model={"base_url": self.api.url, "key_env": "MY_IMAGE_KEY"})
+        self.draw()
+        self.configure(model=relay)
+        self.draw(**ours)  # own variables come before Hermes' model
+        (self.hermes_home / ".env").write_text("".join(f"{name}={value}\n" for name, value in ours.items()))
+        self.draw()  # also where only Hermes knows them
+        (self.hermes_home / ".env").unlink()
+        config = self.home / ".config" / "gpt-image-2" / "config.json"
+        config.parent.mkdir(parents=True)
+        config.write_text(json.dumps({"base_url": self.api.url, "api_key": KEY}))
+        config.chmod(0o600)
+        self.draw()  # an own config file too
+        config.write_text(json.dumps(relay))
+        self.configure(model=relay, image_gen={PROVIDER: {"base_url": self.api.url, "api_key": "${MY_IMAGE_KEY}"}})
+        self.draw()  # and the plugin's own section before all
+        self.assertEqual(len(self.api.posts), 5)
+
+    def test_a_key_stays_with_its_endpoint(self) -> None:
+        """OPENAI_API_KEY is not sent to the address of another setting."""
+        self.link()
+        self.configure(model={"base_url": "https://relay.invalid/v1"})
+        result = self.refused({"prompt": "x"}, GPT_IMAGE2_BASE_URL="https://relay.invalid/v1", OPENAI_API_KEY=KEY)
+        self.assertEqual(result["error_type"], "auth_required")
+
+    def test_error_cases(self) -> None:
+        self.link()
+        self.configure()
+        text = self.work / "notes.txt"
+        text.write_text("no picture")
+        cases = ((Answer(status=400), {"prompt": "x"}, "api_error"), (Answer(status=401), {"prompt": "x"}, "auth_required"),
+                 (Answer(status=500), {"prompt": "x"}, "api_error"),
+                 (None, {"prompt": "  "}, "invalid_argument"),
+                 (None, {"prompt": "x", "image_url": str(self.work / "none.png")}, "invalid_argument"),
+                 (None, {"prompt": "x", "image_url": str(text)}, "invalid_argument"),
+                 (None, {"prompt": "x", "image_url": "data:image/png;base64,%%%"}, "invalid_image_input"),
+                 (None, {"prompt": "x", "image_url": self.api.origin + "/files/none.png"}, "invalid_argument"))
+        for answer, call, error_type in cases:
+            with self.subTest(error_type=error_type, call=call, status=answer and answer.status):
+                self.api.reset()
+                if answer:
+                    self.api.plan(answer)
+                result = self.refused(call)
+                self.assertEqual(result["error_type"], error_type, result)
+                self.assertEqual(len(self.api.posts), 1 if answer else 0)
+
+    def test_secret_files_are_no_pictures(self) -> None:
+        self.link()
+        self.configure()
+        secret = self.hermes_home / ".env"
+        secret.write_text("X=1\n")
+        self.assertEqual(self.refused({"prompt": "x", "image_url": str(secret)})["error_type"], "invalid_image_input")
+
+    def test_slow_server_is_left_in_time_and_collected_later(self) -> None:
+        self.link()
+        self.configure(image_gen={PROVIDER: {"timeout": 2}})
+        self.api.plan(Answer(delay=5))
+        call = {"prompt": "a slow fox"}
+        told = self.call(call)
+        self.assertLess(told["seconds"][0], 4)
+        result = told["results"][0]
+        self.assertEqual((result["success"], result["error_type"]), (False, "timeout"), result)
+        self.assertIn("collected", result["error"])
+        self.configure()
+        result = self.call(call)["results"][0]
+        self.assertTrue(result["success"], result)
+        self.assertEqual(len(self.api.posts), 1)
+
+    def test_key_reaches_no_argument_and_no_environment(self) -> None:
+        """While the server holds its answer back, no process but Hermes itself has the key."""
+        self.link()
+        self.configure()
+        self.api.plan(Answer(delay=2))
+        seen: list[str] = []
+
+        def look() -> None:
+            while not self.api.posts:
+                time.sleep(0.02)
+            for process in Path("/proc").glob("[0-9]*"):
+                try:
+                    arguments, variables = ((process / name).read_bytes() for name in ("cmdline", "environ"))
+                except OSError:
+                    continue
+                if b"hermes_call" not in arguments and KEY.encode() in arguments + variables:
+                    seen.append(str(arguments))
+                if b"gpt_image2.py" in arguments:
+                    seen.append("the program")
+
+        watcher = threading.Thread(target=look, daemon=True)
+        watcher.start()
+        self.draw()
+        watcher.join(20)
+        self.assertEqual(seen, ["the program"])
+
+    def test_whole_agent(self) -> None:
+        """A chat model asks for a picture through the tool, and Hermes makes it."""
+        self.link()
+        chat = self.enter(ChatServer(lambda _: ("image_generate", {"prompt": "a cat", "aspect_ratio": "square"}),
+                                     lambda result: "Done: " + json.loads(result)["image"]))
+        self.configure(model={"provider": "custom", "default": "stub", "base_url": chat.url, "api_key": "test-chat"},
+                       image_gen={PROVIDER: {"base_url": self.api.url, "api_key": KEY}})
+        result = self.run_client(self.bin / "hermes", "-z", "draw a cat", "-t", "image_gen")
+        path = re.search(r"Done: (\S+)", result.stdout)
+        self.assertIsNotNone(path, result.stdout + result.stderr)
+        self.assert_picture(path.group(1) if path else "", (1024, 1024))
+
+    def test_skill_in_a_whole_agent(self) -> None:
+        """A chat model reads the skill and runs the script in Hermes' terminal."""
+        target = self.hermes_home / "skills" / SKILL
+        copy_project(target)
+        script = target / "scripts" / "gpt_image2.py"
+        chat = self.enter(ChatServer(lambda _: ("skill_view", {"name": SKILL}),
+                                     lambda _: ("terminal", {"command": f"python3 {script} generate 'a cat' -o cat.png"}),
+                                     lambda result: "MEDIA:" + saved_path(json.loads(result)["output"])))
+        self.configure(model={"provider": "custom", "default": "stub", "base_url": chat.url, "api_key": "test-chat"})
+        env = self.environment(GPT_IMAGE2_API_KEY=KEY, GPT_IMAGE2_BASE_URL=self.api.url)
+        result = self.run_client(self.bin / "hermes", "-z", "draw a cat", "-t", "terminal,skills", env=env)
+        path = re.search(r"MEDIA:(\S+)", result.stdout)
+        self.assertIsNotNone(path, result.stdout + result.stderr)
+        self.assert_picture(path.group(1) if path else "")
+
+    def test_skills_guard(self) -> None:
+        """The whole repository scans SAFE."""
+        code = ("import sys; from pathlib import Path; from tools.skills_guard import scan_skill, format_scan_report; "
+                "result = scan_skill(Path(sys.argv[1]), source='community'); print(format_scan_report(result)); "
+                "print('VERDICT', result.verdict)")
+        result = self.run_client(self.bin / "python", "-c", code, self.skill)
+        self.assertIn("VERDICT safe", result.stdout)
+
+
+# ---- The skill in validators and other agents ---------------------------------------------------------------
+
+class SkillsRefTest(ClientCase):
+    client, version = "skills-ref", "0.1.1"
+
+    def test_validate(self) -> None:
+        command = python_packages("skills-ref", "skills-ref==0.1.1") / "agentskills"
+        self.assertIn("Valid skill", self.run_client(command, "validate", self.skill).stdout)
+
+
+class OpenClawTest(ClientCase):
+    client, version = "OpenClaw", "2026.9.6"
+
+    def setUp(self) -> None:
+        self.node, self.modules = node(), node_packages("openclaw@2026.9.6")
+        super().setUp()
+        self.state = self.root / "state"
+        self.workspace = self.state / "workspace"
+
+    def openclaw(self, *words: object, **variables: str) -> str:
+        """Run one command of openclaw and return what it prints."""
+        env = self.environment(OPENCLAW_STATE_DIR=str(self.state), **variables)
+        return self.run_client(self.node, self.modules / "openclaw" / "openclaw.mjs", *words, env=env).stdout
+
+    def assert_ready(self) -> None:
+        """Fail unless the model will see the skill."""
+        told = json.loads(self.openclaw("skills", "info", SKILL, "--json"))
+        self.assertTrue(told["eligible"] and told["modelVisible"] and told["commandVisible"], told)
+        self.assertEqual([values for values in told["missing"].values() if values], [])
+        self.assertEqual(told["primaryEnv"], "GPT_IMAGE2_API_KEY")
+
+    def test_install_a_folder(self) -> None:
+        self.openclaw("skills", "install", self.skill)
+        self.assert_ready()
+
+    def test_install_by_name(self) -> None:
+        """`openclaw skills install gpt-image-2-api`, from a registry on this machine."""
+        registry = self.enter(Registry(self.skill))
+        self.openclaw("skills", "install", SKILL, OPENCLAW_CLAWHUB_URL=registry.url)
+        self.assert_ready()
+
+    def test_quick_validate(self) -> None:
+        script = self.modules / "openclaw" / "skills" / "skill-creator" / "scripts" / "quick_validate.py"
+        if not script.exists():
+            self.skipTest("this version brings no quick_validate.py")
+        self.assertIn("Skill is valid!", self.run_client(sys.executable, script, self.skill).stdout)
+
+    def test_agent_turn(self) -> None:
+        """A chat model reads SKILL.md, runs the script with the injected key, and the reply carries the picture."""
+        self.openclaw("skills", "install", self.skill)
+        place = self.workspace / "skills" / SKILL
+        command = f"python3 {place}/scripts/gpt_image2.py generate 'a red fox' --quality low"
+        chat = self.enter(ChatServer(lambda _: ("read", {"path": str(place / "SKILL.md")}),
+                                     lambda _: ("exec", {"command": command}),
+                                     lambda result: "Here it is.\nMEDIA:" + saved_path(result)))
+        (self.state / "openclaw.json").write_text(json.dumps({
+            "models": {"providers": {"stub": {"baseUrl": chat.url, "apiKey": "test-chat", "api": "openai-completions",
+                                              "models": [{"id": "stub", "name": "stub"}]}}},
+            "agents": {"defaults": {"model": {"primary": "stub/stub"}}},
+            "skills": {"entries": {SKILL: {"apiKey": KEY, "env": {"GPT_IMAGE2_BASE_URL": self.api.url}}}}}))
+        told = json.loads(self.openclaw("agent", "--local", "--agent", "main", "-m", "draw a red fox", "--json"))
+        self.assertIn(SKILL, json.dumps(chat.requests[0]))
+        (picture,) = told["payloads"][0]["mediaUrls"]
+        self.assert_picture(picture)
+        self.assertEqual(Path(picture).parent, self.workspace)
+        self.assertEqual(self.api.posts[0].header("authorization"), f"Bearer {KEY}")
+
+
+class Registry:
+    """ClawHub, as far as installing and publishing one skill need it."""
+
+    def __init__(self, skill: Path) -> None:
+        archive = io.BytesIO()
+        with zipfile.ZipFile(archive, "w") as bundle:
+            for path in sorted(skill.rglob("*")):
+                if path.is_file() and not path.relative_to(skill).parts[0].startswith("."):
+                    bundle.writestr(str(path.relative_to(skill)), path.read_bytes())
+        listener = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+        self.listener, self.url = listener, f"http://127.0.0.1:{listener.server_address[1]}"
+        verdict = {"requestedSlug": SKILL, "requestedVersion": "1.0.0", "ok": True, "decision": "pass", "slug": SKILL, "version": "1.0.0", "publisherHandle": "tester",
+                   "overview": "made here", "reasons": [], "securityAuditUrl": self.url + "/audit",
+                   "security": {"status": "clean", "passed": True}}
+        self.answers = {
+            f"GET /api/v1/skills/{SKILL}/install": json.dumps({
+                "ok": True, "slug": SKILL, "installKind": "archive",
+                "archive": {"version": "1.0.0", "downloadUrl": self.url + "/bundle.zip"}}).encode(),
+            "POST /api/v1/skills/-/security-verdicts": json.dumps({
+                "schema": "clawhub.skill.security-verdicts.v1", "items": [verdict]}).encode(),
+            "GET /bundle.zip": archive.getvalue()}
+
+    def __enter__(self) -> Registry:
+        answers = self.answers
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *words: object) -> None:
+                """Say nothing."""
+
+            def do_GET(self) -> None:
+                self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                body = answers.get(f"{self.command} {self.path.partition('?')[0]}")
+                self.send_response(200 if body else 404)
+                body = body or b'{"error": "Skill not found"}'
+                self.send_header("Content-Type", "application/zip" if body[:2] == b"PK" else "application/json")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            do_POST = do_GET
+
+        self.listener.RequestHandlerClass = Handler
+        threading.Thread(target=self.listener.serve_forever, args=(0.02,), daemon=True).start()
+        return self
+
+    def __exit__(self, *about: object) -> None:
+        self.listener.shutdown()
+        self.listener.server_close()
+
+
+class ClawHubTest(ClientCase):
+    client, version = "ClawHub CLI", "0.23.3"
+
+    def test_publish_dry_run(self) -> None:
+        command = node_packages("clawhub@0.23.3") / "clawhub" / "bin" / "clawdhub.js"
+        registry = self.enter(Registry(self.skill))
+        registry.answers.clear()
+        told = json.loads(self.run_client(node(), command, "--no-input", "--registry", registry.url, "skill", "publish",
+                                          self.skill, "--name", "GPT Image 2 API", "--dry-run", "--json").stdout)
+        self.assertEqual((told["status"], told["slug"]), ("would-publish", SKILL))
+
+
+class NpxSkillsTest(ClientCase):
+    client, version = "npx skills", "1.7.4"
+
+    def setUp(self) -> None:
+        self.command = [node(), str(node_packages("skills@1.7.4") / "skills" / "bin" / "cli.mjs")]
+        super().setUp()
+
+    def test_list(self) -> None:
+        self.assertIn("Found 1 skill", self.run_client(*self.command, "add", self.skill, "--list").stdout)
+
+    def test_add(self) -> None:
+        add_skill(self)
+        for place in (".claude/skills", ".agents/skills", "skills"):
+            script = self.work / place / SKILL / "scripts" / "gpt_image2.py"
+            self.assertIn("gpt_image2 ", self.run_client(sys.executable, script, "--version").stdout)
+
+
+def add_skill(case: Any) -> None:
+    """Install the skill into the working folder for three agents, as its users do."""
+    command = [node(), str(node_packages("skills@1.7.4") / "skills" / "bin" / "cli.mjs")]
+    case.run_client(*command, "add", case.skill, "-a", "claude-code", "-a", "codex", "-a", "openclaw", "-y", "--copy")
+
+
+class CodexTest(ClientCase):
+    client, version = "Codex CLI", "0.169.0"
+
+    def test_skill_is_listed(self) -> None:
+        command = [node(), str(node_packages("@openai/codex@0.169.0") / "@openai" / "codex" / "bin" / "codex.js")]
+        add_skill(self)
+        (self.home / ".codex").mkdir()
+        asked = [{"id": 1, "method": "initialize", "params": {"clientInfo": {"name": "test", "version": "1"}}},
+                 {"method": "initialized"},
+                 {"id": 2, "method": "skills/list", "params": {"cwds": [str(self.work)], "forceReload": True}}]
+        lines = "".join(json.dumps(message) + "\n" for message in asked)
+        told = first_line(self, [*command, "app-server"], '"id":2', lines)
+        (folder,) = told["result"]["data"]
+        self.assertEqual(folder["errors"], [])
+        skill = next(each for each in folder["skills"] if each["name"] == SKILL)
+        self.assertTrue(skill["enabled"] and skill["description"])
+
+
+class ClaudeCodeTest(ClientCase):
+    client, version = "Claude Code", "2.1.329"
+
+    def test_skill_is_listed(self) -> None:
+        package = node_packages("@anthropic-ai/claude-code@2.1.329") / "@anthropic-ai" / "claude-code"
+        self.run_client(node(), package / "install.cjs")
+        add_skill(self)
+        chat = self.enter(ChatServer(lambda _: "no"))
+        env = self.environment(ANTHROPIC_API_KEY="test-key", ANTHROPIC_BASE_URL=chat.url.rpartition("/")[0],
+                               CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC="1", DISABLE_AUTOUPDATER="1")
+        command = [str(package / "bin" / "claude.exe"), "-p", "hi", "--output-format", "stream-json", "--verbose"]
+        told = first_line(self, command, '"subtype":"init"', env=env)
+        self.assertIn(SKILL, told["skills"])
+
+
+def first_line(case: Any, command: Sequence[str], mark: str, sent: str = "",
+               env: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The first JSON line with that mark that a program prints; then the program is ended."""
+    child = subprocess.Popen(command, cwd=str(case.work), env=dict(env or case.environment()), stdin=subprocess.PIPE,
+                             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8")
+    timer = threading.Timer(60, child.kill)
+    timer.start()
+    try:
+        assert child.stdin and child.stdout
+        child.stdin.write(sent)
+        child.stdin.flush()
+        line = next((line for line in child.stdout if mark in line.replace(" ", "")), "")
+    finally:
+        timer.cancel()
+        child.kill()
+        child.communicate()
+    case.assertTrue(line, f"{command[0]} printed no line with {mark}")
+    return dict(json.loads(line))
+
+
+# ---- The table ----------------------------------------------------------------------------------------------
+
+class TableResult(unittest.TextTestResult):
+    """Also counts by client."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.passed: dict[tuple[str, str], int] = {}
+        self.skipped_because: dict[tuple[str, str], str] = {}
+
+    def addSuccess(self, test: unittest.TestCase) -> None:
+        """One more that holds."""
+        super().addSuccess(test)
+        name = (getattr(test, "client", ""), getattr(test, "version", ""))
+        self.passed[name] = self.passed.get(name, 0) + 1
+
+    def addSkip(self, test: unittest.TestCase, reason: str) -> None:
+        """Not installed here."""
+        super().addSkip(test, reason)
+        self.skipped_because[getattr(test, "client", ""), getattr(test, "version", "")] = reason
+
+    def table(self) -> str:
+        """One line for each client, in Markdown."""
+        failed: dict[tuple[str, str], int] = {}
+        for test, _ in self.failures + self.errors:
+            case = getattr(test, "test_case", test)
+            name = (getattr(case, "client", "?"), getattr(case, "version", ""))
+            failed[name] = failed.get(name, 0) + 1
+        rows = ["| client | version | result |", "|---|---|---|"]
+        for name in sorted({*self.passed, *self.skipped_because, *failed}):
+            words = [f"{self.passed[name]} passed" if name in self.passed else "",
+                     f"{failed[name]} FAILED" if name in failed else "",
+                     f"SKIPPED: {self.skipped_because[name]}" if name in self.skipped_because else ""]
+            rows.append(f"| {name[0]} | {name[1]} | {', '.join(filter(None, words))} |")
+        return "\n".join(rows)
+
+
+def main(names: Sequence[str]) -> int:
+    """Run the checks whose class begins with one of the names, all when there is none."""
+    suite = unittest.defaultTestLoader.loadTestsFromModule(sys.modules[__name__])
+    cases = [case for group in suite for case in group  # type: ignore[union-attr]
+             if not names or type(case).__name__.startswith(tuple(names))]
+    runner = unittest.TextTestRunner(stream=sys.stdout, verbosity=2, resultclass=TableResult)
+    result = runner.run(unittest.TestSuite(cases))
+    assert isinstance(result, TableResult)
+    print(result.table())
+    return 0 if result.wasSuccessful() and cases else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
