@@ -88,11 +88,12 @@ def find_settings() -> program.Settings:
     Endpoint and key always come from the same place, so that no key reaches an endpoint it was not made for.
     """
     own = flags_of(hermes_section("image_gen", NAME))
-    if own.get("base_url") or own.get("api_key") or own.get("api"):
-        return program.load_settings(own)
-    found = program.load_settings(own)
     ours = {"base_url": variable("GPT_IMAGE2_BASE_URL"), "api_key": variable("GPT_IMAGE2_API_KEY")}
     ours = {name: value for name, value in ours.items() if value}
+    if own.get("base_url") or own.get("api_key") or own.get("api"):
+        key = {} if "api_key" in own or "api_key" not in ours else {"api_key": ours["api_key"]}
+        return program.load_settings({**own, **key})
+    found = program.load_settings(own)
     if ours and not found.config_path:
         return program.load_settings({**own, **ours})
     if found.base_url.source not in ("default", "$OPENAI_BASE_URL") or any(
@@ -158,13 +159,9 @@ def local_source(source: str, folder: str, number: int) -> str:
 
 def target_path() -> str:
     """A new file name in Hermes' image cache, whose files every chat platform may send."""
-    try:
-        from hermes_constants import get_hermes_home  # type: ignore[import-not-found]
-        home = Path(get_hermes_home())
-    except ImportError:
-        home = Path(variable("HERMES_HOME") or Path.home() / ".hermes")
+    from hermes_constants import get_hermes_home  # type: ignore[import-not-found]
     name = f"{NAME}_{time.strftime('%Y%m%d_%H%M%S')}_{os.urandom(4).hex()}.png"
-    return str(home.absolute() / "cache" / "images" / name)
+    return str(Path(get_hermes_home()).absolute() / "cache" / "images" / name)
 
 
 def run_program(arguments: Sequence[str], config: Mapping[str, Any], seconds: float) -> dict[str, Any]:

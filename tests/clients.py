@@ -251,7 +251,9 @@ class HermesTest(OlderHermesChecks, HermesCase):
             self.run_client(*command, cwd=str(self.skill))
         self.run_client(self.bin / "hermes", "plugins", "install", f"file://{self.skill}#scripts", "--enable")
         self.assertTrue((self.hermes_home / "plugins" / PROVIDER / "gpt_image2.py").exists())
-        self.configure(PROVIDER)
+        for name, value in (("image_gen.provider", PROVIDER), ("GPT_IMAGE2_API_KEY", KEY),
+                            ("image_gen.gpt-image2.base_url", self.api.url)):  # README's lines
+            self.run_client(self.bin / "hermes", "config", "set", name, value)
         self.draw()
 
     def test_route_by_clone(self) -> None:
@@ -264,7 +266,8 @@ class HermesTest(OlderHermesChecks, HermesCase):
         target = self.hermes_home / "skills" / SKILL
         copy_project(target)
         os.symlink(str(target / "scripts"), str(self.hermes_home / "plugins" / "image_gen" / PROVIDER))
-        self.configure()
+        self.configure("nothing")
+        self.run_client(self.bin / "hermes", "plugins", "enable", "image_gen/gpt-image2")
         self.draw()
         code = "import json; from tools.skills_tool import skills_list; print(skills_list())"
         listed = json.loads(self.run_client(self.bin / "python", "-c", code).stdout.splitlines()[-1])

@@ -1,0 +1,137 @@
+"""What README.md and SKILL.md show works as shown, and SKILL.md keeps the rules of those who read it."""
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import unittest
+from os import environ
+
+from api_server import draw_png, sniff
+from support import KEY, PROGRAM, ProgramCase, mask_png
+
+PROJECT = PROGRAM.parent.parent
+README, SKILL = ((PROJECT / name).read_text(encoding="utf-8") for name in ("README.md", "SKILL.md"))
+FRONT, BODY = SKILL[4:].split("\n---\n", 1)
+
+
+def fenced(text: str, language: str) -> str:
+    """The one code block of a language."""
+    (block,) = re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return str(block)
+
+
+class CommandsTest(ProgramCase):
+    """Every command line in SKILL.md runs."""
+
+    def test_all_of_them(self) -> None:
+        for name in ("fox.png", "room.png", "chair.jpg"):
+            self.file(name, draw_png(64, 48, 1))
+        self.file("mask.png", mask_png(64, 48))
+        self.file("prompt.txt", "a poster\nthat says \"hello\"")
+        lines = re.findall(r"^    python3 scripts/gpt_image2\.py (.*)$", BODY, re.MULTILINE)
+        self.assertGreaterEqual(len(lines), 6)
+        for line in lines:
+            with self.subTest(line):
+                arguments = shlex.split(line)
+                result = self.run_program(*arguments, *self.access(), env={"GPT_IMAGE2_API_KEY": KEY})
+                self.assert_succeeded(result)
+                self.assertEqual(len(result.saved), 3 if "--n" in arguments else 1)
+
+    def test_named_options_exist(self) -> None:
+        """Also in running text and in README's table."""
+        known = set(re.findall(r"--[a-z-]+", "".join(self.run_program(*words, "--help").stdout for words in (
+            [], ["generate"], ["edit"], ["config"]))))
+        others = {"--enable", "--version", "--help"}
+        for text in (BODY, README):
+            for span in re.findall(r"`([^`\n]+)`", text):
+                self.assertEqual(set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", span)) - known - others, set(), span)
+
+
+class ExamplesTest(ProgramCase):
+    """README's programs, with the program installed as README says."""
+
+    def install(self) -> dict[str, str | None]:
+        """Run `make install` and return an environment in which the program is found."""
+        if not shutil.which("make"):
+            self.skipTest("needs make")
+        made = subprocess.run(["make", "-s", "-C", str(PROJECT), "install", f"PREFIX={self.root / 'prefix'}"],
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        self.assertEqual(made.returncode, 0, made.stdout)
+        return {"PATH": os.pathsep.join([str(self.root / "prefix" / "bin"), environ.get("PATH", os.defpath)]),
+                "GPT_IMAGE2_BASE_URL": self.server.url}
+
+    def run_example(self, *command: str, code: str) -> None:
+        """Run it with a key, then with a refused one."""
+        variables = self.install()
+        for key, exit_code in ((KEY, 0), ("wrong", 1)):
+            env = self.environment({**variables, "GPT_IMAGE2_API_KEY": key})
+            child = subprocess.run([*command, code], env=env, cwd=str(self.work), stdout=subprocess.PIPE,
+                                   stderr=subprocess.PIPE, encoding="utf-8", timeout=60)
+            self.assertEqual(child.returncode, exit_code, child.stderr)
+            if key == KEY:
+                self.assertEqual(child.stdout.strip(), str(self.work / "fox.png"))
+                self.assertIsNotNone(sniff((self.work / "fox.png").read_bytes()))
+            else:
+                self.assertIn("billed: no", child.stderr)
+        self.assertEqual(self.server.posts[0].fields["prompt"], "a red fox in the snow")
+
+    def test_python(self) -> None:
+        self.run_example(sys.executable, "-c", code=fenced(README, "python"))
+
+    def test_node(self) -> None:
+        node = shutil.which("node")
+        if not node:
+            self.skipTest("needs Node.js")
+        self.run_example(node, "-e", code=fenced(README, "js"))
+
+    def test_json_example_has_all_fields(self) -> None:
+        result = self.generate("a fox", "--json").json
+        (shown,) = re.findall(r'^    (\{"schema".*?\})$', README, re.MULTILINE | re.DOTALL)
+        self.assertEqual(set(json.loads(shown.replace("{...}", "{}"))), set(result))
+
+
+class SkillRulesTest(unittest.TestCase):
+    """SKILL.md, as its readers want it; the validators themselves run in `make test-clients`."""
+
+    def test_length_and_traps(self) -> None:
+        self.assertLess(SKILL.count("\n"), 200)
+        self.assertIsNone(re.search(r"\$\d|\$ARGUMENTS|!`|\u200b|\ufeff|<!--", SKILL))
+        self.assertNotIn("~/.hermes/", SKILL)
+
+    def test_description_works_when_cut(self) -> None:
+        (description,) = re.findall(r"^description: (.*)$", FRONT, re.MULTILINE)
+        self.assertLessEqual(len(description), 160)
+        self.assertNotRegex(description, r"[<>]|: ")
+        for word in ("Create", "edit", "images", "gpt-image-2"):
+            self.assertIn(word, description[:57])
+
+    def test_named_files_exist(self) -> None:
+        """Hermes fetches what is named like this, and fails when it is not there."""
+        named = re.findall(r"(?:^|[\s\"'`]|\]\()((?:scripts|references|templates|assets|examples)/[\w./-]+)", SKILL)
+        self.assertEqual({name.rstrip(".") for name in named},
+                         {"scripts/gpt_image2.py", "scripts/plugin.yaml", "scripts/__init__.py"})
+        for name in named:
+            self.assertTrue((PROJECT / name.rstrip(".")).is_file(), name)
+
+    def test_variables_are_declared(self) -> None:
+        """Reviewers compare what is read with what is declared."""
+        code = "".join(path.read_text(encoding="utf-8") for path in (PROJECT / "scripts").glob("*.py"))
+        read = set(re.findall(r"(?:environment|variable)\(\"([A-Z][A-Z0-9_]+)\"\)", code))
+        read |= set(re.findall(r"\"((?:GPT_IMAGE2|OPENAI|RUNAPI)_(?:API_KEY|BASE_URL))\"", code))
+        self.assertEqual(read, set(re.findall(r"- name: (\w+)", FRONT)))
+
+    def test_versions_agree(self) -> None:
+        """Program, plugin and skill."""
+        program = subprocess.run([sys.executable, str(PROGRAM), "--version"], stdout=subprocess.PIPE, encoding="utf-8")
+        version = program.stdout.split()[1]
+        self.assertIn(f'version: "{version}"', FRONT)
+        self.assertIn(f'version: "{version}"', (PROJECT / "scripts" / "plugin.yaml").read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    unittest.main()
