@@ -341,6 +341,13 @@ def nearest(word: str, words: Sequence[str]) -> str:
     return f" Did you mean {found[0]}?" if found else ""
 
 
+def member(node: Any, *names: str) -> Any:
+    """What lies under these names, one inside the other, in a stranger's JSON; None where nothing does."""
+    for name in names:
+        node = node.get(name) if isinstance(node, dict) else None
+    return node
+
+
 def quote_config(value: str) -> str:
     """A value for curl's -K file: quoted, escaped, always one physical line (reference: curl's man page)."""
     if re.search(r"[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f]", value):
@@ -859,20 +866,19 @@ def runapi_tool_key() -> list[KeySource]:
     folder = environment("XDG_CONFIG_HOME")
     folder = folder if os.path.isabs(folder) else os.path.join(os.path.expanduser("~"), ".config")
     path = os.path.join(folder, "runapi", "config.json")
-    content = read_login(path) if os.path.exists(path) else {}
-    key = content.get("api_key") or content.get("apiKey")
-    base_url = content.get("base_url") or content.get("baseUrl") or BASE_URLS["runapi"]
+    content = read_login(path) if os.path.exists(path) else None
+    key = member(content, "api_key") or member(content, "apiKey")
+    base_url = member(content, "base_url") or member(content, "baseUrl") or BASE_URLS["runapi"]
     return [KeySource(path, host_of(as_text(base_url)), key)] if isinstance(key, str) and key else []
 
 
-def read_login(path: str) -> dict[str, Any]:
-    """A JSON object that another program keeps its login in."""
+def read_login(path: str, hint: str = "") -> Any:
+    """The JSON that another program keeps its login in."""
     try:
         with open(path, encoding="utf-8") as stream:
-            content = json.load(stream)
+            return json.load(stream)
     except (OSError, ValueError, RecursionError) as error:
-        raise setup_failure(f"cannot read {path}: {reason(error)}", kind="key") from None
-    return content if isinstance(content, dict) else {}
+        raise setup_failure(f"cannot read {path}: {reason(error)}", hint, "key") from None
 
 
 def codex_login() -> KeySource:
@@ -880,33 +886,26 @@ def codex_login() -> KeySource:
     token works once and belongs to Codex."""
     path = os.path.join(environment("CODEX_HOME") or os.path.join(os.path.expanduser("~"), ".codex"), "auth.json")
     hint = "Run codex once (codex login, if it asks for it), then this command again."
-    try:
-        tokens = read_login(path).get("tokens")
-    except Failure as failure:
-        failure.hint = hint
-        raise
-    token = tokens.get("access_token") if isinstance(tokens, dict) else None
-    claims = token_claims(token) if isinstance(token, str) else {}
+    tokens = member(read_login(path, hint), "tokens")
+    token = member(tokens, "access_token")
     if not isinstance(token, str) or not token:
         raise setup_failure(f"{path} holds no ChatGPT sign-in", hint, "key")
-    expires = claims.get("exp")
+    claims = token_claims(token)
+    expires = member(claims, "exp")
     if isinstance(expires, (int, float)) and expires < time.time():
         raise setup_failure("the Codex sign-in has expired", hint, "key")
-    account = tokens.get("account_id") if isinstance(tokens, dict) else None
-    auth = claims.get("https://api.openai.com/auth")
-    account = account or (auth.get("chatgpt_account_id") if isinstance(auth, dict) else None)
+    account = member(tokens, "account_id") or member(claims, "https://api.openai.com/auth", "chatgpt_account_id")
     return KeySource(path, "chatgpt.com", token, account=as_text(account))
 
 
-def token_claims(token: str) -> dict[str, Any]:
+def token_claims(token: str) -> Any:
     """What a JSON web token says; it is not verified, only read."""
     import base64
     try:
         body = token.split(".")[1]
-        claims = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
+        return json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
     except (IndexError, ValueError):
-        return {}
-    return claims if isinstance(claims, dict) else {}
+        return None
 
 
 def choose_key(settings: Settings) -> KeySource | None:
@@ -1368,13 +1367,12 @@ def poll_urls(create: Request, response: Response, settings: Settings, places: S
     document, task = response.document, quote(task_id(response.document), safe="")
     base = re.sub(r"/images/\w+$", "", create.url)
     template = same_host(fill_in(settings.poll_url.value, settings.base_url.value, task), create.url)
-    inner = document.get("data") if isinstance(document, dict) else None
-    links = [node["urls"].get("get") for node in (document, inner)
-             if isinstance(node, dict) and isinstance(node.get("urls"), dict)]
+    data = member(document, "data")
     named = [same_host(as_text(link), create.url) for link in (
-        response.headers.get("location"), task_field(document, ("status_url",)), *links)]
+        response.headers.get("location"), task_field(document, ("status_url",)),
+        member(document, "urls", "get"), member(data, "urls", "get"))]
     known = [f"{base}/tasks/{task}", f"{create.url}/{task}"] if task.strip(".") else []
-    if not (isinstance(document, dict) and isinstance(document.get("data"), list)):
+    if not isinstance(data, list):
         known.reverse()
     if places:
         known = [place.replace("{id}", task) for place in places] if task.strip(".") else []
@@ -1528,8 +1526,7 @@ def runapi_upload(image: Upload, settings: Settings, key: str) -> Generator[Requ
         if failure.http_status not in (404, 405):
             raise
         return (yield from runapi_upload_inline(image, request))
-    prepared = response.document if isinstance(response.document, dict) else {}
-    place, headers, signed = (prepared.get(name) for name in ("upload_url", "headers", "signed_id"))
+    place, headers, signed = (member(response.document, name) for name in ("upload_url", "headers", "signed_id"))
     if not (isinstance(place, str) and ORIGIN.match(place) and not re.search(r"[\s\x00-\x20\x7f-\x9f]", place)):
         raise useless_upload(response)
     yield Request("PUT", place, tuple(
@@ -2602,11 +2599,8 @@ def images_under(key: str, value: Any, depth: int) -> list[str | Span | Image]:
     """The images of one member of an object."""
     if key == "b64_json" and value and isinstance(value, (str, Span)):
         return [value]
-    if key in ("resultJson", "body") and isinstance(value, str):  # JSON inside a string
-        try:
-            return find_images(json.loads(value), depth)
-        except (ValueError, RecursionError):
-            return []
+    if key in ("resultJson", "body"):
+        return find_images(inner_json(value), depth)
     if key == "content" and isinstance(value, str):
         return [re.sub(r"\s", "", found) for found in MARKDOWN_IMAGE.findall(value)]
     if key == "content" and isinstance(value, Span):
@@ -2617,6 +2611,16 @@ def images_under(key: str, value: Any, depth: int) -> list[str | Span | Image]:
     return find_images(value, depth)
 
 
+def inner_json(value: Any) -> Any:
+    """JSON inside a string, None when it is none; any other value as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return None
+
+
 WAITING = ("pending", "submitted", "queued", "queuing", "in_queue", "created", "waiting", "starting", "processing",
            "in_progress", "generating", "running")
 FAILED = ("failed", "fail", "error", "generate_failed", "create_task_failed", "canceled", "cancelled", "timeout")
@@ -2625,10 +2629,10 @@ DONE = ("completed", "complete", "success", "succeeded", "finished")
 
 def task_field(document: Any, names: Sequence[str]) -> str:
     """The first of these members that an answer has: at the top, in data, or in data's first item."""
-    data = document.get("data") if isinstance(document, dict) else None
-    nodes = [document, data, data[0] if isinstance(data, list) and data else None]
-    found = [node[name] for name in names for node in nodes if isinstance(node, dict) and node.get(name)]
-    return next((str(value) for value in found if isinstance(value, str) or type(value) is int), "")
+    data = member(document, "data")
+    nodes = (document, data, data[0] if isinstance(data, list) and data else None)
+    values = [member(node, name) for name in names for node in nodes]
+    return next((str(value) for value in values if value and type(value) in (str, int)), "")
 
 
 def task_id(document: Any) -> str:
@@ -2662,17 +2666,15 @@ def server_error(document: Any) -> ServerError | None:
     """The error of an answer, None when it holds none."""
     if not isinstance(document, dict):
         return None
-    wrapped = document.get("response")  # RunAPI's envelope around an answer
-    if isinstance(wrapped, dict) and isinstance(wrapped.get("status"), int) and wrapped["status"] >= 400:
-        inner_error = server_error(wrapped.get("body")) or ServerError(as_text(wrapped.get("body")))
+    # RunAPI's envelope around an answer
+    status, body = member(document, "response", "status"), member(document, "response", "body")
+    if isinstance(status, int) and status >= 400:
+        inner_error = server_error(body) or ServerError(as_text(body))
         return inner_error._replace(code=inner_error.code or "task_failed")
-    inner = document.get("data")
-    error = document.get("error") or (inner.get("error") if isinstance(inner, dict) else None)
+    error = document.get("error") or member(document, "data", "error")
     if isinstance(error, dict):
-        details = error.get("moderation_details")
-        stage = details.get("moderation_stage") if isinstance(details, dict) else ""
-        return ServerError(*(as_text(value) for value in (error.get("message") or error.get("msg") or error,
-                                                           error.get("code"), error.get("type"), stage)))
+        return ServerError(as_text(error.get("message") or error.get("msg") or error), as_text(error.get("code")),
+                           as_text(error.get("type")), as_text(member(error, "moderation_details", "moderation_stage")))
     if isinstance(document.get("errors"), dict):
         error = f"{as_text(error)}: {json.dumps(document['errors'], default=as_text)}"
     told = error or task_field(document, ("failMsg", "errorMessage", "message", "msg", "detail"))
@@ -2680,12 +2682,6 @@ def server_error(document: Any) -> ServerError | None:
     if error or (told and re.fullmatch(r"[45]\d\d", code)) or task_status(document) in FAILED:
         return ServerError(as_text(told) or f"the task ended as {task_status(document)}", code)
     return None
-
-
-def plain_message(document: Any) -> str:
-    """The words of an error answer that has no error envelope."""
-    return task_field(document, ("message", "msg", "detail", "errorMessage")) or (
-        as_text(document.get("detail")) if isinstance(document, dict) else "")
 
 
 def as_text(value: Any) -> str:
@@ -2731,8 +2727,9 @@ def answer_failure(request: Request, response: Response) -> Failure | None:
     good = 200 <= response.status < 300
     if good and (request.purpose == "download" or (error is None and usable(request, response))):
         return None
-    words = page_title(response.text) or plain_message(response.document) or nothing_usable(response)
-    error = error or ServerError(words)
+    error = error or ServerError(
+        page_title(response.text) or task_field(response.document, ("message", "msg", "detail", "errorMessage"))
+        or as_text(member(response.document, "detail")) or nothing_usable(response))
     kind = refusal_kind(response, error)
     exit_code, billed, retryable, hint = REFUSALS[kind]
     base = re.sub(r"/(images/\w+|models)$", "", request.url)
@@ -2799,29 +2796,17 @@ def nothing_usable(response: Response) -> str:
     return f"no image in the answer: {shown}" if shown.strip() else "an empty answer"
 
 
-def envelopes(document: Any) -> list[dict[str, Any]]:
-    """The objects of an answer that may speak of it as a whole: itself, its data, what it wraps."""
-    wrapped = document.get("response") if isinstance(document, dict) else None
-    body = wrapped.get("body") if isinstance(wrapped, dict) else None
-    if isinstance(body, str):
-        try:
-            body = json.loads(body)
-        except (ValueError, RecursionError):
-            body = None
-    nodes = [document, document.get("data") if isinstance(document, dict) else None, body]
-    return [node for node in nodes if isinstance(node, dict)]
-
-
 def usage_cost(document: Any) -> tuple[dict[str, Any] | None, float | None]:
     """(usage, US dollars): what the server says it cost, else its token counts at OpenAI's list price."""
-    usage = next((node["usage"] for node in envelopes(document) if isinstance(node.get("usage"), dict)), None)
+    body = inner_json(member(document, "response", "body"))
+    found = (member(node, "usage") for node in (document, member(document, "data"), body))
+    usage = next((node for node in found if isinstance(node, dict)), None)
     if usage is None:
         return None, None
     if isinstance(usage.get("cost"), (int, float)):
         return usage, float(usage["cost"])
-    details = usage.get("input_tokens_details")
-    inputs = details if isinstance(details, dict) else {}
-    tokens = {"text": inputs.get("text_tokens"), "image": inputs.get("image_tokens"),
+    inputs = usage.get("input_tokens_details")
+    tokens = {"text": member(inputs, "text_tokens"), "image": member(inputs, "image_tokens"),
               "output": usage.get("output_tokens")}
     prices = [DOLLARS_PER_TOKEN[name] * count for name, count in tokens.items() if isinstance(count, int)]
     return usage, round(sum(prices), 4) if len(prices) == len(tokens) else None
@@ -3370,12 +3355,11 @@ def check_setup(settings: Settings, report: Report) -> int:
 
 def model_line(document: Any, model: str) -> str:
     """What a model list says about one model. Being listed does not prove access."""
-    items = document.get("data") if isinstance(document, dict) else None
-    rows = [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
-    row = next((item for item in rows if item.get("id") == model), None)
+    items = member(document, "data")
+    row = next((item for item in items if member(item, "id") == model), None) if isinstance(items, list) else None
     if row is None:
         return f"note  {model} is not in the server's list of models"
-    date = row.get("shutdown_date")
+    date = member(row, "shutdown_date")
     return f"{'note ' if date else 'ok   '} {model} is listed" + (f", shut down on {date}" if date else "")
 
 
