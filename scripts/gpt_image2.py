@@ -348,6 +348,15 @@ def member(node: Any, *names: str) -> Any:
     return node
 
 
+def with_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """A JSON value with each of its texts changed, names too."""
+    if isinstance(value, dict):
+        return {change(name): with_texts(item, change) for name, item in value.items()}
+    if isinstance(value, list):
+        return [with_texts(item, change) for item in value]
+    return change(value) if isinstance(value, str) else value
+
+
 def quote_config(value: str) -> str:
     """A value for curl's -K file: quoted, escaped, always one physical line (reference: curl's man page)."""
     if re.search(r"[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f]", value):
@@ -1003,12 +1012,19 @@ def read_images(paths: Sequence[str], api: str) -> tuple[Upload, ...]:
 
 
 def with_checksum(upload: Upload) -> Upload:
-    """The same, with its MD5."""
+    """The same, with the MD5 that RunAPI's storage wants against broken transfers, not for safety."""
     import base64
+    return upload._replace(checksum=base64.b64encode(file_digest(upload.path, "md5")).decode("ascii"))
+
+
+def file_digest(path: str, kind: str) -> bytes:
+    """A file's checksum, a block at a time."""
     import hashlib
-    with open(upload.path, "rb") as stream:
-        digest = hashlib.md5(stream.read())  # RunAPI's storage wants it against broken transfers, not for safety
-    return upload._replace(checksum=base64.b64encode(digest.digest()).decode("ascii"))
+    digest = hashlib.new(kind)
+    with open(path, "rb") as stream:
+        for block in iter(lambda: stream.read(BLOCK), b""):
+            digest.update(block)
+    return digest.digest()
 
 
 def read_upload(path: str, role: str) -> Upload:
@@ -1878,20 +1894,10 @@ def fingerprint(job: Job, settings: Settings) -> str:
     """The same for commands that ask for the same images: endpoint, parameters, prompt, bytes of all inputs."""
     import hashlib
     uploads = [*job.images, *([job.mask] if job.mask else [])]
-    inputs = [file_digest(upload.path) if upload.picture.format else upload.path for upload in uploads]
+    inputs = [file_digest(upload.path, "sha256").hex() if upload.picture.format else upload.path for upload in uploads]
     asked = [1, job.command, settings.api.value, settings.base_url.value, job.model, job.prompt,
              sorted(job.parameters.items()), job.n, inputs, bool(job.mask)]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:24]
-
-
-def file_digest(path: str) -> str:
-    """SHA-256 of a file."""
-    import hashlib
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        for block in iter(lambda: stream.read(BLOCK), b""):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def open_folder(job: Job, settings: Settings, fresh: bool, report: Report) -> Folder:
@@ -2141,7 +2147,7 @@ class Report:
             error = {"kind": failure.kind, "message": failure.message, "http_status": failure.http_status or None,
                      "code": failure.code or None, "request_id": failure.request_id or None,
                      "billed": failure.billed, "retryable": failure.retryable, "hint": failure.hint}
-            self.output(json.dumps({**self.result(False), "error": self.cleaned(error)}))
+            self.output(json.dumps({**self.result(False), "error": with_texts(error, self.clean)}))
         else:
             self.output_saved()
         if failure.exit_code == BUG:
@@ -2160,15 +2166,8 @@ class Report:
         """The JSON object; schema rises when a field changes its meaning."""
         saved = [{"path": saved.path, "bytes": saved.bytes, "format": saved.picture.format,
                   "width": saved.picture.width, "height": saved.picture.height} for saved in self.saved]
-        return {"schema": 1, "ok": ok, "saved": saved, **self.cleaned(self.facts), "warnings": self.warnings}
-
-    def cleaned(self, value: Any) -> Any:
-        """Any JSON value with all its texts fit to be shown."""
-        if isinstance(value, dict):
-            return {self.clean(name): self.cleaned(item) for name, item in value.items()}
-        if isinstance(value, list):
-            return [self.cleaned(item) for item in value]
-        return self.clean(value) if isinstance(value, str) else value
+        facts = with_texts(self.facts, self.clean)
+        return {"schema": 1, "ok": ok, "saved": saved, **facts, "warnings": self.warnings}
 
 
 class Run(NamedTuple):
@@ -2427,40 +2426,22 @@ def parse_json(stream: BinaryIO, ranges: Sequence[tuple[int, int]]) -> Any:
             return item
         stream.seek(place[0])
         head = stream.read(min(HEAD, place[1] - place[0])).decode("latin-1")
-        return Span(stream.name, place[0], place[1], head, tuple(data_links(stream, *place)) if "](" in head else ())
+        links = [found + 2 for found in occurrences(stream, b"](data:image/", *place)] if "](" in head else ()
+        return Span(stream.name, place[0], place[1], head, tuple(links))
 
     text = json_skeleton(block for begin, end in ranges for block in file_blocks(stream, begin, end))
     document = json.loads(text.decode("utf-8-sig", "replace"), object_hook=revive, parse_float=finite,
                           parse_int=lambda digits: int(digits[:40]),  # nobody needs a number of a million digits
                           parse_constant=lambda name: None)
-    return whole_text(document) if re.search(rb"\\u[dD][89a-fA-F]", text) else document
-
-
-def data_links(stream: BinaryIO, begin: int, end: int) -> Iterator[int]:
-    """Where data: URLs begin in Markdown images, in a range of a file."""
-    mark, tail = b"](data:image/", b""
-    for offset, block in file_blocks(stream, begin, end):
-        text, base = tail + block, offset - len(tail)
-        found = text.find(mark)
-        while found >= 0:
-            yield base + found + 2
-            found = text.find(mark, found + 1)
-        tail = text[1 - len(mark):]
+    if re.search(rb"\\u[dD][89a-fA-F]", text):  # maybe halves of characters, which no file and no terminal takes
+        document = with_texts(document, lambda text: text.encode("utf-8", "replace").decode("utf-8"))
+    return document
 
 
 def finite(text: str) -> float | None:
     """A number; JSON can write larger ones than it can read."""
     value = float(text)
     return value if value - value == 0 else None
-
-
-def whole_text(value: Any) -> Any:
-    """The same JSON value without halves of characters, which no file and no terminal takes."""
-    if isinstance(value, dict):
-        return {whole_text(name): whole_text(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [whole_text(item) for item in value]
-    return value.encode("utf-8", "replace").decode("utf-8") if isinstance(value, str) else value
 
 
 def file_blocks(stream: BinaryIO, begin: int, end: int) -> Iterator[tuple[int, bytes]]:
@@ -2472,6 +2453,18 @@ def file_blocks(stream: BinaryIO, begin: int, end: int) -> Iterator[tuple[int, b
             return
         yield begin, block
         begin += len(block)
+
+
+def occurrences(stream: BinaryIO, mark: bytes, begin: int, end: int) -> Iterator[int]:
+    """Where the mark stands in a range of a file."""
+    tail = b""
+    for offset, block in file_blocks(stream, begin, end):
+        text, base = tail + block, offset - len(tail)
+        found = text.find(mark)
+        while found >= 0:
+            yield base + found
+            found = text.find(mark, found + 1)
+        tail = text[max(0, len(text) + 1 - len(mark)):]
 
 
 STRING_MARK, OPENING_QUOTE = re.compile(rb'["\\]'), re.compile(rb'"')
@@ -2544,12 +2537,9 @@ def event_data(stream: BinaryIO, ranges: Sequence[tuple[int, int]]) -> Any:
 def file_lines(stream: BinaryIO, begin: int, growing: bool) -> Iterator[tuple[int, int]]:
     """(start, end) of each line; the last one without a line break only in a file that is complete."""
     start, size = begin, os.fstat(stream.fileno()).st_size
-    for base, block in file_blocks(stream, begin, size):
-        found = block.find(b"\n")
-        while found >= 0:
-            yield start, base + found + 1
-            start = base + found + 1
-            found = block.find(b"\n", found + 1)
+    for position in occurrences(stream, b"\n", begin, size):
+        yield start, position + 1
+        start = position + 1
     if start < size and not growing:
         yield start, size
 
@@ -3000,13 +2990,7 @@ def base64_blocks(source: str | Span) -> Iterator[bytes]:
         yield source.encode("utf-8", "replace")
         return
     with open(source.path, "rb") as stream:
-        stream.seek(source.start)
-        left = source.end - source.start
-        while left > 0:
-            block = stream.read(min(BLOCK, left))
-            if not block:
-                return
-            left -= len(block)
+        for _, block in file_blocks(stream, source.start, source.end):
             yield block
 
 
