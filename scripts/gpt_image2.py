@@ -415,12 +415,6 @@ def size_of_ratio(ratio: float, pixels: int) -> str:
                                                    abs(log(size[0] * size[1] / pixels))))
 
 
-def split_ratio(text: str) -> tuple[int, int] | None:
-    """(16, 9) of `16:9`, None when it is not of that form."""
-    match = re.fullmatch(r"([1-9]\d{0,3}):([1-9]\d{0,3})", text)
-    return (int(match.group(1)), int(match.group(2))) if match else None
-
-
 def inspect_picture(stream: BinaryIO) -> Picture | None:
     """Format and pixels from the first bytes, None when they are not PNG, JPEG, WebP or GIF."""
     head = stream.read(32)
@@ -933,13 +927,6 @@ def choose_key(settings: Settings) -> KeySource | None:
                         + command_line("config --init"), kind="key")
 
 
-def checked_key(key: str, source: str) -> str:
-    """A key that fits into one header line."""
-    if not re.fullmatch(r"[\x21-\x7e]+", key):
-        fault_name = "a line break" if re.search(r"[\r\n]", key) else "a blank or a character that is not ASCII"
-        raise setup_failure(f"the key from {source} {'holds ' + fault_name if key else 'is empty'}", kind="key")
-    return key
-
 # ---- 7. Job: what is asked for, checked while it is still free ----------------------------------
 
 def build_job(options: Namespace, settings: Settings, notes: list[str]) -> Job:
@@ -1130,12 +1117,12 @@ def computed_size(options: Namespace, rules: ModelRules | None, images: Sequence
 
 def checked_ratio(text: str | None) -> tuple[int, int] | None:
     """A ratio, None for none or auto."""
-    if text in (None, "auto"):
+    if text is None or text == "auto":
         return None
-    ratio = split_ratio(text or "")
-    if ratio is None:
-        raise usage_failure(f"--aspect-ratio {one_line(text or '', 40)!r} is not of the form 16:9")
-    return ratio
+    match = re.fullmatch(r"([1-9]\d{0,3}):([1-9]\d{0,3})", text)
+    if not match:
+        raise usage_failure(f"--aspect-ratio {one_line(text, 40)!r} is not of the form 16:9")
+    return int(match.group(1)), int(match.group(2))
 
 
 def runapi_parameters(options: Namespace, settings: Settings, images: Sequence[Upload],
@@ -1738,14 +1725,16 @@ def check_curl(secrets: Sequence[str]) -> str:
     return match.group(0)
 
 
-def read_key(source: KeySource | None, secrets: Sequence[str]) -> str:
-    """The key itself, from its source or as the first line that its command prints."""
-    if source is None:
-        return ""
-    if not source.command:
-        return checked_key(source.value, source.source)
-    output = child_output(source.command, secrets, "key", 120).decode("utf-8", "replace")
-    return checked_key((output.splitlines() or [""])[0].strip(), source.source)
+def read_key(source: KeySource, secrets: Sequence[str]) -> str:
+    """The key itself, from its source or as the first line that its command prints; it fits into a header line."""
+    key = source.value
+    if source.command:
+        output = child_output(source.command, secrets, "key", 120).decode("utf-8", "replace")
+        key = (output.splitlines() or [""])[0].strip()
+    if not re.fullmatch(r"[\x21-\x7e]+", key):
+        fault_name = "a line break" if re.search(r"[\r\n]", key) else "a blank or a character that is not ASCII"
+        raise setup_failure(f"the key from {source.source} {'holds ' + fault_name if key else 'is empty'}", kind="key")
+    return key
 
 
 def start_curl(request: Request, exchange: Exchange, secrets: Sequence[str]) -> Popen[bytes]:
@@ -1854,6 +1843,12 @@ def private_file(path: str) -> BinaryIO:
     return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o600), "wb")
 
 
+def discard(path: str) -> None:
+    """Remove a file if it is there."""
+    if os.path.lexists(path):
+        os.unlink(path)
+
+
 def take_lock(path: str, create: bool = False, wait: bool = False) -> int | None:
     """A descriptor that holds the file's lock, None when another process holds it or there is no file.
 
@@ -1953,8 +1948,7 @@ def prune(root: str) -> None:
         lock = take_lock(owner, create=half) if expired and os.path.isdir(path) else None
         if lock is not None and (half or folder_state(Folder(path, lock, True)) != "running"):
             remove_tree(path)
-        if lock is not None:
-            release(lock)
+        release(lock)
 
 
 def remove_folder(folder: Folder) -> None:
@@ -2206,7 +2200,8 @@ def perform(request: Request, exchange: Exchange, run: Run) -> Response:
     """One request until there is a usable Response; everything else is a Failure."""
     for attempt in range(1, 100):
         state = exchange_state(exchange)
-        if state == "unsent" or request.repeatable or (state == "lost" and is_harmless(request)):
+        harmless = request.idempotent or request.purpose != "create"  # sending it again makes nothing twice
+        if state == "unsent" or request.repeatable or (state == "lost" and harmless):
             left = run.deadline - time.monotonic() if request.purpose == "create" and attempt > 1 else request.timeout
             transfer(request._replace(timeout=left), exchange, run)
         elif state == "running":
@@ -2230,11 +2225,6 @@ def perform(request: Request, exchange: Exchange, run: Run) -> Response:
         forget_exchange(exchange)
         time.sleep(delay)
     raise AssertionError("retry_pause must end")
-
-
-def is_harmless(request: Request) -> bool:
-    """Whether sending the same request again makes nothing twice."""
-    return request.idempotent or request.purpose != "create"
 
 
 def pause(wait: Wait, run: Run) -> None:
@@ -2336,10 +2326,7 @@ def pause_asked(headers: Mapping[str, str], message: str) -> float | None:
 def forget_exchange(exchange: Exchange) -> None:
     """Remove what one try left, so that the next one is not taken for answered."""
     for kind in ("errors", "outcome", "headers", "answer", "lock"):
-        try:
-            os.unlink(exchange.file(kind))
-        except FileNotFoundError:
-            pass
+        discard(exchange.file(kind))
 
 
 def transfer(request: Request, exchange: Exchange, run: Run) -> None:
@@ -2834,10 +2821,9 @@ def save_image(image: Image, index: int, target: Target, numbers: Iterator[int],
     part = os.path.join(target.folder, f".{os.path.basename(folder.path)}-{index}.part")
     path = saved_before(folder, index)
     if not path:
-        path = twin(part, target, numbers) or save_new(image, part, target, numbers)
+        path = twin(part, target) or save_new(image, part, target, numbers)
         remember_saved(folder, index, path)
-    if os.path.lexists(part):
-        os.unlink(part)
+    discard(part)
     sync_folder(target.folder)
     with open(path, "rb") as stream:
         picture = inspect_picture(stream) or Picture("", 0, 0)
@@ -2848,8 +2834,7 @@ def save_image(image: Image, index: int, target: Target, numbers: Iterator[int],
 
 def save_new(image: Image, part: str, target: Target, numbers: Iterator[int]) -> str:
     """The path of the picture's new file; the temporary one stays for the caller to remove."""
-    if os.path.lexists(part):
-        os.unlink(part)
+    discard(part)
     try:
         with open(part, "xb") as stream:
             copy_image(image, stream)
@@ -2862,18 +2847,17 @@ def save_new(image: Image, part: str, target: Target, numbers: Iterator[int]) ->
         paths = (numbered(target, number, picture.format) for number in numbers)
         return next(path for path in paths if place(part, path, target.overwrite))
     except BaseException:
-        if os.path.lexists(part):
-            os.unlink(part)
+        discard(part)
         raise
 
 
-def twin(part: str, target: Target, numbers: Iterator[int]) -> str:
+def twin(part: str, target: Target) -> str:
     """The name that a killed run had already given to its temporary file, if it came that far."""
     if not os.path.exists(part) or os.stat(part).st_nlink < 2:
         return ""
     with open(part, "rb") as stream:
         picture = inspect_picture(stream)
-    paths = [numbered(target, number, picture.format if picture else "png") for number in (0, *range(1, 1000))]
+    paths = (numbered(target, number, picture.format if picture else "png") for number in range(1000))
     return next((path for path in paths if os.path.exists(path) and os.path.samefile(path, part)), "")
 
 
@@ -2929,8 +2913,7 @@ class Partials:
                 self.report.note(f"partial image: {path}")
         except (OSError, IndexError, Failure) as problem:
             self.report.warn(f"a partial image could not be saved: {problem}")
-        if os.path.lexists(part):
-            os.unlink(part)
+        discard(part)
 
     def remove(self) -> None:
         """The final image is there."""
@@ -3041,12 +3024,6 @@ def decode_base64(blocks: Iterator[bytes], sink: BinaryIO) -> None:
 
 
 # ---- 14. Commands, parser, main ------------------------------------------------------------------
-
-def command_flags(options: Namespace) -> dict[str, Any]:
-    """The settings that the command line gives."""
-    names = ("config", "api", "base_url", "api_key", "api_key_env", "model", "timeout", "allow_http")
-    return {**{name: getattr(options, name, None) for name in names}, "headers": dict(options.header)}
-
 
 def run_image_command(options: Namespace, report: Report) -> int:
     """generate and edit."""
@@ -3200,7 +3177,9 @@ def read_settings(options: Namespace, report: Report) -> Settings:
     if getattr(options, "api_key", None):
         report.secrets.append(options.api_key)
         report.warn("--api-key shows in ps and in the shell's history; prefer --api-key-env NAME or a config file")
-    settings = load_settings(command_flags(options))
+    names = ("config", "api", "base_url", "api_key", "api_key_env", "model", "timeout", "allow_http")
+    flags = {name: getattr(options, name, None) for name in names}
+    settings = load_settings({**flags, "headers": dict(options.header)})
     report.secrets += [source.value for source in settings.keys if source.value]
     for value in settings.headers.value.values():
         report.secrets += [value, value.split()[-1]] if value.strip() else []  # `Bearer KEY`: the key alone too
@@ -3213,10 +3192,12 @@ def read_settings(options: Namespace, report: Report) -> Settings:
 
 def unlock(settings: Settings, report: Report) -> KeySource:
     """The key for the configured host, known to the report before anything can show it."""
-    source = choose_key(settings) or KeySource("nothing", "")
-    key = read_key(source if source.source != "nothing" else None, report.secrets)
-    report.secrets += [key] if key else []
-    return source._replace(value=key)
+    source = choose_key(settings)
+    if source is None:
+        return KeySource("nothing", "")  # this machine needs no key
+    source = source._replace(value=read_key(source, report.secrets))
+    report.secrets.append(source.value)
+    return source
 
 
 def compare(job: Job, report: Report) -> None:
@@ -3258,8 +3239,7 @@ def write_template(options: Namespace, report: Report) -> int:
         with open(handle, "w", encoding="utf-8") as stream:
             stream.write(json.dumps(content, indent=2) + "\n")
         placed = place(part, path, options.force)
-        if os.path.lexists(part):
-            os.unlink(part)
+        discard(part)
     except OSError as error:
         raise usage_failure(f"cannot write {path}: {reason(error)}") from None
     if not placed:
@@ -3311,7 +3291,6 @@ def check_request(settings: Settings, key: str) -> Request:
 
 def check_setup(settings: Settings, report: Report) -> int:
     """The doctor: everything that can be proved without spending money."""
-    import tempfile
     say = report.note if report.as_json else report.output
     say(f"ok    Python {sys.version.split()[0]}")
     say(f"ok    {check_curl(report.secrets)}")
@@ -3320,9 +3299,16 @@ def check_setup(settings: Settings, report: Report) -> int:
     say(f"ok    key {mask_key(key) if key else 'none'}, endpoint {settings.base_url.value}")
     if settings.api.value == "codex":
         say("note  nothing free can try a Codex sign-in")
-        if report.as_json:
-            report.output(json.dumps({"schema": 1, "ok": True, "warnings": report.warnings}))
-        return OK
+    else:
+        try_key(settings, key, report, say)
+    if report.as_json:
+        report.output(json.dumps({"schema": 1, "ok": True, "warnings": report.warnings}))
+    return OK
+
+
+def try_key(settings: Settings, key: str, report: Report, say: Callable[[str], None]) -> None:
+    """One free request that proves host and key."""
+    import tempfile
     folder = Folder(tempfile.mkdtemp(prefix=PROGRAM + "-"), None, False)
     try:
         request = check_request(settings, key)
@@ -3332,9 +3318,6 @@ def check_setup(settings: Settings, report: Report) -> int:
     say(f"ok    {host_of(request.url)} takes the key (HTTP {response.status})")
     if settings.api.value not in FREE_CHECKS:
         say(model_line(response.document, settings.model.value))
-    if report.as_json:
-        report.output(json.dumps({"schema": 1, "ok": True, "warnings": report.warnings}))
-    return OK
 
 
 def model_line(document: Any, model: str) -> str:
@@ -3567,8 +3550,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     fill_standard_streams()
     report = Report(as_json="--json" in arguments)
-    if help_for(arguments):
-        report.output(help_for(arguments).rstrip())
+    help_text = help_for(arguments)
+    if help_text:
+        report.output(help_text.rstrip())
         return OK
     try:
         options = parse(arguments)
