@@ -23,6 +23,7 @@ import os
 import re
 import sys
 import time
+from contextlib import suppress
 from os import environ
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -107,16 +108,13 @@ class ModelRules(NamedTuple):
 
 
 DATED = r"-20\d\d-\d\d-\d\d$"  # gpt-image-2-2026-04-21 is gpt-image-2
-THREE_SIZES = ("1024x1024", "1536x1024", "1024x1536")
+QUALITIES = ("low", "medium", "high", "auto")
+OLDER = ModelRules(QUALITIES, ("1024x1024", "1536x1024", "1024x1536"), "2026-12-01")
 NEWER = ModelRules(("low", "medium", "high", "xhigh", "max", "auto"), None)
-MODELS = {
-    "gpt-image-2": ModelRules(("low", "medium", "high", "auto"), "free"),
-    "gpt-image-2.5-sunburst": NEWER, "gpt-image-2.5-flare": NEWER,
-    "gpt-image-2.6-sunburst": NEWER, "gpt-image-2.6-flare": NEWER,
-    "gpt-image-1.5": ModelRules(("low", "medium", "high", "auto"), THREE_SIZES, "2026-12-01"),
-    "gpt-image-1-mini": ModelRules(("low", "medium", "high", "auto"), THREE_SIZES, "2026-12-01"),
-    "chatgpt-image-latest": ModelRules(("low", "medium", "high", "auto"), THREE_SIZES, "2026-12-01"),
-}
+MODELS = {"gpt-image-2": ModelRules(QUALITIES, "free"),
+          "gpt-image-2.5-sunburst": NEWER, "gpt-image-2.5-flare": NEWER,
+          "gpt-image-2.6-sunburst": NEWER, "gpt-image-2.6-flare": NEWER,
+          "gpt-image-1.5": OLDER, "gpt-image-1-mini": OLDER, "chatgpt-image-latest": OLDER}
 
 # ---- 3. Failures ---------------------------------------------------------------------------------
 
@@ -361,9 +359,7 @@ def quote_config(value: str) -> str:
     """A value for curl's -K file: quoted, escaped, always one physical line (reference: curl's man page)."""
     if re.search(r"[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f]", value):
         raise usage_failure("a control character cannot be passed on to curl")
-    for raw, escaped in (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t")):
-        value = value.replace(raw, escaped)
-    return f'"{value}"'
+    return json.dumps(value, ensure_ascii=False)  # for all others curl's escapes are those of JSON
 
 
 def quote_path(path: str) -> str:
@@ -493,11 +489,11 @@ def png_chunks(stream: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
 
 def mask_fault(stream: BinaryIO) -> str:
     """Why this PNG cannot serve as a mask, or an empty text. Transparent (alpha 0) marks what is edited."""
+    from struct import unpack
     header, transparency, data = None, None, []
     for name, content in png_chunks(stream):
         if name == b"IHDR" and len(content) == 13:
-            header = PngHeader(int.from_bytes(content[:4], "big"), int.from_bytes(content[4:8], "big"),
-                               content[8], content[9], content[12])
+            header = PngHeader(*unpack(">IIBBxxB", content))
         elif name == b"tRNS":
             transparency = content
         elif name == b"IDAT":
@@ -932,7 +928,7 @@ def choose_key(settings: Settings) -> KeySource | None:
 def build_job(options: Namespace, settings: Settings, notes: list[str]) -> Job:
     """A checked Job from the command line; raises before anything is sent."""
     model, api = settings.model.value, settings.api.value
-    words, paths = list(options.words), list(options.image or []) if options.command == "edit" else []
+    words, paths = list(options.words), list(options.image)
     if options.command == "edit" and words and not (len(words) == 1 and paths and not options.prompt_file):
         paths.insert(0, words.pop(0))
     if options.command == "edit" and len(words) == 1 and os.path.isfile(words[0]):
@@ -941,7 +937,7 @@ def build_job(options: Namespace, settings: Settings, notes: list[str]) -> Job:
     images = read_images(paths, api) if options.command == "edit" else ()
     check = runapi_parameters if api == "runapi" else checked_parameters
     parameters = check(options, settings, images, notes)
-    mask = read_mask(options.mask, images[0], notes) if getattr(options, "mask", None) else None
+    mask = read_mask(options.mask, images[0], notes) if options.mask else None
     image_format = chosen_format(options)
     target = checked_target(options.output, image_format, options.overwrite)
     probe_folder(target, options.n, as_text(parameters.get("size")))
@@ -1076,7 +1072,7 @@ def checked_parameters(options: Namespace, settings: Settings, images: Sequence[
     values = {"n": options.n, "size": checked_size(size, model, rules), "quality": options.quality,
               "output_format": image_format, "output_compression": options.compression,
               "background": options.background, "moderation": options.moderation,
-              "input_fidelity": getattr(options, "input_fidelity", None), "stream": options.stream or None,
+              "input_fidelity": options.input_fidelity, "stream": options.stream or None,
               "partial_images": options.partial_images}
     defaults = {"n": 1, "output_format": "png"}
     sent = {name: value for name, value in values.items() if value not in (None, "auto", defaults.get(name))}
@@ -1094,7 +1090,7 @@ def check_combinations(options: Namespace, image_format: str, model: str, api: s
          "--compression needs --format jpeg or webp: PNG is always lossless"),
         (options.background == "transparent" and image_format == "jpeg",
          "--background transparent needs --format png or webp: JPEG has no transparency"),
-        (getattr(options, "input_fidelity", None) and re.sub(DATED, "", model) == DEFAULT_MODEL,
+        (options.input_fidelity and re.sub(DATED, "", model) == DEFAULT_MODEL,
          f"--input-fidelity is not for {model}, which always keeps inputs at high fidelity; leave it out"))
     for broken, message in rules:
         if broken:
@@ -1131,8 +1127,7 @@ def runapi_parameters(options: Namespace, settings: Settings, images: Sequence[U
     given = {"--quality": options.quality != "auto", "--format": options.format,
              "--stream": options.stream, "--partial-images": options.partial_images,
              "--compression": options.compression is not None, "--background": options.background,
-             "--moderation": options.moderation, "--mask": getattr(options, "mask", None),
-             "--input-fidelity": getattr(options, "input_fidelity", None)}
+             "--moderation": options.moderation, "--mask": options.mask, "--input-fidelity": options.input_fidelity}
     missing = [name for name, value in given.items() if value]
     if missing:
         raise usage_failure(f"RunAPI has no {', '.join(missing)}", "Leave it out, or use another endpoint.")
@@ -1231,7 +1226,8 @@ def probe_folder(target: Target, n: int, size: str) -> None:
         os.makedirs(target.folder, exist_ok=True)
         with tempfile.TemporaryFile(dir=target.folder):
             free = shutil.disk_usage(target.folder).free
-        check_name(numbered(target, 999, "jpeg"))
+        with suppress(FileNotFoundError):  # a name may be free, but not too long
+            os.lstat(numbered(target, 999, "jpeg"))
     except (OSError, ValueError) as error:
         raise usage_failure(f"cannot save in {target.folder}: {reason(error)}", hint) from None
     needed = room_needed(n, size)
@@ -1244,14 +1240,6 @@ def room_needed(n: int, size: str) -> int:
     """Bytes of n pictures: a detailed PNG takes one to two for each pixel."""
     width, height = split_size(size) or (1536, 1024)
     return n * width * height * 2
-
-
-def check_name(path: str) -> None:
-    """Raise the OSError that this name leads to, such as being too long; that it is free is fine."""
-    try:
-        os.lstat(path)
-    except FileNotFoundError:
-        pass
 
 
 def note_existing_target(target: Target, n: int, image_format: str, notes: list[str]) -> None:
@@ -1770,16 +1758,13 @@ def read_outcome(exchange: Exchange) -> Outcome:
 def read_headers(path: str) -> dict[str, str]:
     """The last block of headers, names in lower case: earlier blocks are 100, 103, a proxy's or redirects."""
     headers: dict[str, str] = {}
-    try:
-        with open(path, encoding="utf-8", errors="replace") as stream:
-            for line in stream:
-                name, colon, value = line.partition(":")
-                if line.startswith("HTTP/"):
-                    headers = {}
-                elif colon:
-                    headers[name.strip().lower()] = value.strip()
-    except FileNotFoundError:
-        pass
+    with suppress(FileNotFoundError), open(path, encoding="utf-8", errors="replace") as stream:
+        for line in stream:
+            name, colon, value = line.partition(":")
+            if line.startswith("HTTP/"):
+                headers = {}
+            elif colon:
+                headers[name.strip().lower()] = value.strip()
     return headers
 
 
@@ -2793,8 +2778,8 @@ def usage_cost(document: Any) -> tuple[dict[str, Any] | None, float | None]:
 
 def save_images(images: Sequence[Image | Failure], job: Job, folder: Folder, report: Report) -> None:
     """Every image under its own name; one that cannot be saved does not keep the others from it."""
-    from itertools import count
-    numbers = count(1) if len(images) > 1 else iter([0, *range(2, 100_000)])
+    from itertools import chain, count
+    numbers = count(1) if len(images) > 1 else chain([0], count(2))
     problems = []
     for index, image in enumerate(images, 1):
         try:
@@ -2942,16 +2927,12 @@ def place(part: str, path: str, overwrite: bool) -> bool:
 
 def sync_folder(folder: str) -> None:
     """Make new names survive a loss of power, where the system can."""
-    try:
+    with suppress(OSError):  # Windows cannot
         handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return  # Windows
-    try:
-        os.fsync(handle)
-    except OSError:
-        pass
-    finally:
-        os.close(handle)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def copy_image(image: Image, sink: BinaryIO) -> None:
@@ -3076,10 +3057,8 @@ def paid_answers(folder: Folder) -> list[Exchange]:
 
 def mark_stuck(folder: Folder) -> None:
     """Let --fresh give up a collection that may fail for ever."""
-    try:
+    with suppress(OSError):  # a full disk: there it stays until it is collected
         private_file(os.path.join(folder.path, "stuck")).close()
-    except OSError:
-        pass  # a full disk: there it stays until it is collected
 
 
 def explain_loss(failure: Failure, folder: Folder, job: Job) -> None:
@@ -3174,7 +3153,7 @@ def stopped(stop: KeyboardInterrupt, folder: Folder) -> Failure:
 
 def read_settings(options: Namespace, report: Report) -> Settings:
     """The settings, their warnings told, their secrets known to the report."""
-    if getattr(options, "api_key", None):
+    if options.api_key:
         report.secrets.append(options.api_key)
         report.warn("--api-key shows in ps and in the shell's history; prefer --api-key-env NAME or a config file")
     names = ("config", "api", "base_url", "api_key", "api_key_env", "model", "timeout", "allow_http")
@@ -3473,23 +3452,21 @@ def add_image_options(parser: ArgumentParser, command: str) -> None:
         add("--image", action="append", default=[])
         add("--mask")
         add("--input-fidelity", choices=("low", "high"))
+    else:
+        parser.set_defaults(image=[], mask=None, input_fidelity=None)
     add("-o", "--output", default=DEFAULT_OUTPUT)
-    add("--size", default="auto")
-    add("--aspect-ratio")
+    for option, default in (("--size", "auto"), ("--aspect-ratio", None), ("--quality", "auto"),
+                            ("--prompt-file", None), ("--model", None)):
+        add(option, default=default)
+    for option in ("--stream", "--keep-partials", "--overwrite", "--fresh"):
+        add(option, action="store_true")
     add("--resolution", choices=tuple(RESOLUTIONS))
-    add("--quality", default="auto")
-    add("--stream", action="store_true")
-    add("--partial-images", type=number_option("--partial-images", 0, MAX_PARTIALS, int))
-    add("--keep-partials", action="store_true")
-    add("--n", type=number_option("--n", 1, MAX_N, int), default=1)
     add("--format", choices=(*FORMATS, "jpg"))
-    add("--compression", type=number_option("--compression", 0, 100, int))
     add("--background", choices=("auto", "opaque", "transparent"))
     add("--moderation", choices=("auto", "low"))
-    add("--prompt-file")
-    add("--overwrite", action="store_true")
-    add("--fresh", action="store_true")
-    add("--model")
+    add("--n", type=number_option("--n", 1, MAX_N, int), default=1)
+    add("--partial-images", type=number_option("--partial-images", 0, MAX_PARTIALS, int))
+    add("--compression", type=number_option("--compression", 0, 100, int))
     add("--timeout", type=number_option("--timeout", 1, MAX_TIMEOUT, float))
     add("--param", action="append", type=parameter_pair, default=[])
 
