@@ -309,7 +309,7 @@ if TYPE_CHECKING:
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 # Also what a server shows of a key it masked itself.
-KEY_LIKE = re.compile(r"\b(?:sk|rk|pk)-[\w*.-]{6,}|\b[Bb]earer\s+[^\s\"']+")
+KEY_LIKE = r"\b(?:sk|rk|pk)-[\w*.-]{6,}|\b[Bb]earer\s+[^\s\"']+"
 
 
 def redact(text: str, secrets: Sequence[str]) -> str:
@@ -318,7 +318,7 @@ def redact(text: str, secrets: Sequence[str]) -> str:
         if len(secret) >= 4:  # shorter ones would blank ordinary words
             for spelling in (secret, json.dumps(secret)[1:-1], secret.replace("\\", "\\\\").replace('"', '\\"')):
                 text = text.replace(spelling, "***")
-    return KEY_LIKE.sub("***", text)
+    return re.sub(KEY_LIKE, "***", text)
 
 
 def one_line(text: str, limit: int = 300) -> str:
@@ -466,15 +466,6 @@ def is_whole(stream: BinaryIO, picture: Picture) -> bool:
     return {"png": b"IEND", "jpeg": b"\xff\xd9", "gif": b"\x3b"}[picture.format] in tail
 
 
-class PngHeader(NamedTuple):
-    """The fields of a PNG's IHDR chunk that reading the alpha channel needs."""
-    width: int
-    height: int
-    depth: int
-    colour: int
-    interlaced: int
-
-
 def png_chunks(stream: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
     """(name, data) of each chunk; stops where the file stops making sense."""
     stream.seek(8)
@@ -493,27 +484,29 @@ def mask_fault(stream: BinaryIO) -> str:
     header, transparency, data = None, None, []
     for name, content in png_chunks(stream):
         if name == b"IHDR" and len(content) == 13:
-            header = PngHeader(*unpack(">IIBBxxB", content))
+            header = unpack(">IIBBxxB", content)
         elif name == b"tRNS":
             transparency = content
         elif name == b"IDAT":
             data.append(content)
     if header is None or not data:
         return "is a broken PNG"
-    if header.colour not in (4, 6):  # 4: grey with alpha, 6: RGB with alpha
+    width, height, depth, colour, interlaced = header
+    if colour not in (4, 6):  # 4: grey with alpha, 6: RGB with alpha
         return "" if transparency is not None else "has no alpha channel"
-    return "is fully opaque" if alpha_is_opaque(header, data) else ""
+    sample = depth // 8
+    stride = sample * (4 if colour == 6 else 2)
+    rows = png_rows(png_passes(width, height) if interlaced else [(width, height)], stride, data)
+    return "is fully opaque" if alpha_is_opaque(rows, stride, sample) else ""
 
 
-def alpha_is_opaque(header: PngHeader, data: Sequence[bytes]) -> bool:
-    """Whether every alpha value is the largest one.
+def alpha_is_opaque(rows: Iterator[tuple[int, bool, bytes]], stride: int, sample: int) -> bool:
+    """Whether every alpha value is the largest one. stride and sample: bytes of a pixel, of its alpha.
 
     While all pixels so far were opaque, each of PNG's filters turns the next opaque row into a known
     pattern, so rows are compared and never unfiltered; the first other row holds a clear pixel.
     """
-    sample = header.depth // 8
-    stride = sample * (4 if header.colour == 6 else 2)
-    for width, first_row, row in png_rows(header, stride, data):
+    for width, first_row, row in rows:
         if row[0] > 4:
             return False  # no such filter: let the server judge the file
         first, others = opaque_row(row[0], first_row)
@@ -530,10 +523,11 @@ def opaque_row(filter_type: int, first_row: bool) -> tuple[int, int]:
             (255 - above // 2, 255 - (255 + above) // 2), (255 - above, 0))[filter_type]
 
 
-def png_rows(header: PngHeader, stride: int, data: Sequence[bytes]) -> Iterator[tuple[int, bool, bytes]]:
+def png_rows(passes: Sequence[tuple[int, int]], stride: int,
+             data: Sequence[bytes]) -> Iterator[tuple[int, bool, bytes]]:
     """(pixels, whether first of its pass, filter byte and bytes) of each row, few in memory at a time."""
     pieces, buffer = unpacked(data), bytearray()
-    for width, height in png_passes(header):
+    for width, height in passes:
         length = 1 + width * stride
         for index in range(height):
             while len(buffer) < length:
@@ -560,13 +554,11 @@ def unpacked(data: Sequence[bytes]) -> Iterator[bytes]:
         return  # broken off: let the server judge the file
 
 
-def png_passes(header: PngHeader) -> list[tuple[int, int]]:
-    """(width, height) of each pass: one, or Adam7's seven without the empty ones."""
-    if not header.interlaced:
-        return [(header.width, header.height)]
+def png_passes(width: int, height: int) -> list[tuple[int, int]]:
+    """(width, height) of each of Adam7's seven passes without the empty ones."""
     adam7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
-    sizes = [((header.width - x + dx - 1) // dx, (header.height - y + dy - 1) // dy) for x, y, dx, dy in adam7]
-    return [(width, height) for width, height in sizes if width > 0 and height > 0]
+    sizes = [((width - x + dx - 1) // dx, (height - y + dy - 1) // dy) for x, y, dx, dy in adam7]
+    return [size for size in sizes if min(size) > 0]
 
 # ---- 6. Settings ---------------------------------------------------------------------------------
 
@@ -584,7 +576,7 @@ KEY_VARIABLES = ("GPT_IMAGE2_API_KEY", "OPENAI_API_KEY", "RUNAPI_API_KEY")
 # Scheme, host and port, up to the path; no user name, blank or backslash, which curl and others read differently.
 ORIGIN = re.compile(r"(https?)://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(\d{1,5}))?(?=[/?]|\Z)")
 # Azure's addresses carry their version as the only query.
-PATH_AND_VERSION = re.compile(r"(?:/[^\s\\?#\x00-\x1f\x7f]*)?(\?api-version=[\w.-]+)?")
+PATH_AND_VERSION = r"(?:/[^\s\\?#\x00-\x1f\x7f]*)?(\?api-version=[\w.-]+)?"
 
 if TYPE_CHECKING:
     Layer = dict[str, Setting]
@@ -606,12 +598,11 @@ def child_environment(secrets: Sequence[str]) -> dict[str, str]:
 def config_locations() -> list[str]:
     """Where a config file may be, in the order of search; the first one is where --init writes."""
     home = os.path.expanduser("~")
-    places = [os.path.join(folder, "gpt-image-2", "config.json")
-              for folder in (environment("XDG_CONFIG_HOME"), os.path.join(home, ".config"))
-              if os.path.isabs(folder)]  # the XDG rules: a relative path is ignored
-    places += [os.path.join(home, ".gpt-image-2-config.json"),
-               os.path.join(home, ".hermes", "gpt-image-2-config.json")]
-    return [place for place in places if os.path.isabs(place)]  # there may be no home
+    places = [os.path.join(environment("XDG_CONFIG_HOME"), "gpt-image-2", "config.json"),
+              os.path.join(home, ".config", "gpt-image-2", "config.json"),
+              os.path.join(home, ".gpt-image-2-config.json"),
+              os.path.join(home, ".hermes", "gpt-image-2-config.json")]
+    return [place for place in places if os.path.isabs(place)]  # XDG's rule for its own; and there may be no home
 
 
 def read_config(path: str, warnings: list[str]) -> dict[str, Any]:
@@ -758,7 +749,7 @@ def checked_base_url(setting: Setting, allow_http: bool) -> str:
     if "@" in url:
         raise fault(setting, f"the base URL {shown} holds a user name or password", "Pass the key as a setting.")
     match = ORIGIN.match(url)
-    if not match or not PATH_AND_VERSION.fullmatch(url, match.end()) or int(match.group(3) or 443) > 65535:
+    if not match or not re.fullmatch(PATH_AND_VERSION, url[match.end():]) or int(match.group(3) or 443) > 65535:
         raise fault(setting, f"the base URL {shown!r} is not of the form https://HOST[:PORT][/PATH]")
     if url.startswith("http:") and not is_loopback(url) and not allow_http:
         raise fault(setting, f"{shown} would send the key unencrypted",
@@ -1263,8 +1254,7 @@ def openai(job: Job, settings: Settings, key: str) -> Provider:
             raise
         request = respelled(request)  # a refused request is not billed
         response = yield request
-    response = yield from settle(request, response, settings)
-    return (yield from collect_images(settings, response))
+    return (yield from collect_images(request, response, settings))
 
 
 def image_request(job: Job, settings: Settings, key: str) -> Request:
@@ -1379,8 +1369,10 @@ def same_host(url: str, base: str) -> str:
     return full if clean else ""
 
 
-def collect_images(settings: Settings, response: Response) -> Provider:
+def collect_images(create: Request, response: Response, settings: Settings,
+                   places: list[str] | None = None) -> Provider:
     """The images of an answer; those behind a URL are fetched, without the key. A Failure stands for one that fails."""
+    response = yield from settle(create, response, settings, places)
     images: list[Image | Failure] = []
     for found in find_images(response.document):
         if isinstance(found, Image):
@@ -1417,8 +1409,7 @@ def codex(job: Job, settings: Settings, key: KeySource) -> Provider:
         elif failure.kind == "blocked":
             failure.hint = "chatgpt.com refuses some networks, data centres above all; use an API key there."
         raise
-    response = yield from settle(request, response, settings)
-    return (yield from collect_images(settings, response))
+    return (yield from collect_images(request, response, settings))
 
 
 def data_url(upload: Upload) -> DataUrl:
@@ -1445,8 +1436,7 @@ def runapi(job: Job, settings: Settings, key: str, token: str) -> Provider:
             action = create.url.rpartition("/")[2]
             places = places or [create.url + "/{id}", origin + "/api/v1/tasks/{id}",
                                 f"{origin}/api/v1/gpt_image_2/{action}/{{id}}"]
-            response = yield from settle(create, response, settings, places)
-            results += yield from collect_images(settings, response)
+            results += yield from collect_images(create, response, settings, places)
         except Failure as failure:
             if failure.kind == "task_failed":
                 failure.billed = "no"  # RunAPI does not charge for failed tasks
@@ -1552,10 +1542,6 @@ def useless_upload(response: Response) -> Failure:
 # The only part that knows curl. Its key travels in a file without a name that is curl's standard
 # input; prompts and bodies travel in files of a private folder, where the answer arrives too.
 
-# Every option that is ever written for curl; all of them exist in 7.68 (checked with 7.68 to 8.16).
-CURL_OPTIONS = ("globoff", "silent", "show-error", "proto", "connect-timeout", "max-time", "noproxy", "proxy",
-                "cacert", "url", "request", "header", "data-binary", "form", "output", "dump-header", "write-out",
-                "location", "max-redirs", "max-filesize", "no-buffer")
 WRITE_OUT = "%{http_code} %{http_connect} %{size_upload} %{time_pretransfer} %{size_download}\\n"
 
 # curl's exit code -> (kind, what happened); reference: curl's man page, read 2026-11-01.
@@ -1604,7 +1590,10 @@ class Outcome(NamedTuple):
 
 
 def curl_config(request: Request, exchange: Exchange) -> str:
-    """The text of curl's -K file. Guards come first, before any line that holds outside text."""
+    """The text of curl's -K file. Guards come first, before any line that holds outside text.
+
+    All its options exist in curl 7.68 (checked with 7.68 to 8.16).
+    """
     plain = request.url.startswith("http:") and (request.allow_http or is_loopback(request.url))
     lines = [("globoff", ""), ("silent", ""), ("show-error", ""), ("proto", "=http" if plain else "=https"),
              ("connect-timeout", f"{min(CONNECT_TIMEOUT, request.timeout):g}"), ("max-time", f"{request.timeout:.3f}")]
@@ -2020,8 +2009,8 @@ class Report:
         self.secrets: list[str] = []
         self.warnings: list[str] = []
         self.saved: list[Saved] = []
-        self.facts: dict[str, Any] = {"requested": None, "http_status": None, "elapsed_s": None, "model": None,
-                                      "usage": None, "cost_usd": None, "request_id": None}
+        self.facts: dict[str, Any] = dict.fromkeys(
+            ("requested", "http_status", "elapsed_s", "model", "usage", "cost_usd", "request_id"))
         self.progress_shown, self.cost = False, 0.0
         self.started = self.told = time.monotonic()
 
@@ -2535,7 +2524,7 @@ def event_document(stream: BinaryIO) -> dict[str, Any]:
 # Where relays put images, in the order of search; the first place that holds any wins.
 IMAGE_KEYS = ("b64_json", "url", "image_url", "data", "images", "result", "outputs", "output", "resultJson",
               "resultUrls", "choices", "message", "content", "response", "body")
-MARKDOWN_IMAGE = re.compile(r"!\[[^\]]*\]\(\s*((?:https?://|data:)[^)]+)\)")
+MARKDOWN_IMAGE = r"!\[[^\]]*\]\(\s*((?:https?://|data:)[^)]+)\)"
 
 
 def find_images(node: Any, depth: int = 8) -> list[str | Span | Image]:
@@ -2564,10 +2553,10 @@ def images_under(key: str, value: Any, depth: int) -> list[str | Span | Image]:
     if key in ("resultJson", "body"):
         return find_images(inner_json(value), depth)
     if key == "content" and isinstance(value, str):
-        return [re.sub(r"\s", "", found) for found in MARKDOWN_IMAGE.findall(value)]
+        return [re.sub(r"\s", "", found) for found in re.findall(MARKDOWN_IMAGE, value)]
     if key == "content" and isinstance(value, Span):
         places: dict[int, str | Span | Image] = {start: value._replace(start=start) for start in value.links}
-        places.update((value.start + link.start(1), link.group(1)) for link in MARKDOWN_IMAGE.finditer(value.head)
+        places.update((value.start + link.start(1), link.group(1)) for link in re.finditer(MARKDOWN_IMAGE, value.head)
                       if link.group(1).startswith("http"))
         return [found for _, found in sorted(places.items())]
     return find_images(value, depth)
