@@ -332,10 +332,10 @@ def mask_key(key: str) -> str:
     return "***" + (key[-4:] if len(key) >= 20 else "")
 
 
-def nearest(word: str, words: Sequence[str]) -> str:
+def nearest(word: str, words: Iterable[str]) -> str:
     """` Did you mean X?` for a typo, or an empty text."""
     from difflib import get_close_matches
-    found = get_close_matches(word, words, 1)
+    found = get_close_matches(word, list(words), 1)
     return f" Did you mean {found[0]}?" if found else ""
 
 
@@ -442,17 +442,11 @@ def jpeg_picture(stream: BinaryIO) -> Picture | None:
 
 
 def webp_picture(head: bytes) -> Picture:
-    """Size from the first chunk: extended, lossless or lossy."""
-    if head[12:16] == b"VP8X":
-        width = int.from_bytes(head[24:27], "little") + 1
-        height = int.from_bytes(head[27:30], "little") + 1
-    elif head[12:16] == b"VP8L":
-        bits = int.from_bytes(head[21:25], "little")
-        width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    else:
-        width = int.from_bytes(head[26:28], "little") & 0x3FFF
-        height = int.from_bytes(head[28:30], "little") & 0x3FFF
-    return Picture("webp", width, height)
+    """Size from the first chunk: extended or lossless, which store it less one, or lossy."""
+    layouts = {b"VP8X": (24, 30, 0xFFFFFF, 24, 1), b"VP8L": (21, 25, 0x3FFF, 14, 1)}
+    start, end, mask, shift, less = layouts.get(head[12:16], (26, 30, 0x3FFF, 16, 0))
+    bits = int.from_bytes(head[start:end], "little")
+    return Picture("webp", (bits & mask) + less, (bits >> shift & mask) + less)
 
 
 def is_whole(stream: BinaryIO, picture: Picture) -> bool:
@@ -626,7 +620,7 @@ def read_config(path: str, warnings: list[str]) -> dict[str, Any]:
         warnings.append(f"{path} can be read by other users; mend it with: chmod 600 {path}")
     for name in content:
         if name not in CONFIG_TYPES:
-            warnings.append(f"{path}: unknown setting {name!r} is ignored.{nearest(name, list(CONFIG_TYPES))}")
+            warnings.append(f"{path}: unknown setting {name!r} is ignored.{nearest(name, CONFIG_TYPES)}")
         elif name in NOT_YET:
             warnings.append(f"{path}: {name} has no effect in this version")
     return {name: checked_value(path, name, value) for name, value in content.items()
@@ -781,8 +775,7 @@ def checked_timeout(setting: Setting) -> Setting:
     return setting
 
 
-def merged_headers(layers: Sequence[Layer], content: Mapping[str, Any], base_url: str,
-                   warnings: list[str]) -> Setting:
+def merged_headers(layers: Sequence[Layer], content: Mapping[str, Any], base_url: str, warnings: list[str]) -> Setting:
     """Extra headers of all layers, the first layer winning by name; those of a file stay with its host."""
     merged: dict[str, str] = {}
     sources = []
@@ -1318,8 +1311,7 @@ def settle(create: Request, response: Response, settings: Settings, places: list
     places: the URLs, with {id}, where this service's tasks may be found; those that are not there are taken out.
     """
     places = [] if places is None else places
-    look = create._replace(method="GET", body=None, form=(), purpose="poll",
-                           timeout=min(create.timeout, POLL_TIMEOUT))
+    look = create._replace(method="GET", body=None, form=(), purpose="poll", timeout=min(create.timeout, POLL_TIMEOUT))
     task = task_id(response.document)
     urls = poll_urls(create, response, settings, places) if is_pending(create, response) else []
     while urls and not find_images(response.document) and task_status(response.document) not in DONE:
@@ -1338,7 +1330,7 @@ def settle(create: Request, response: Response, settings: Settings, places: list
         response = yield look._replace(url=url, purpose="result")
     if not find_images(response.document):
         raise Failure("the task ended without an image: " + nothing_usable(response), kind="no_image",
-                      hint="Look at the account's usage before running the command again.", billed="maybe")
+                      hint=LOOK_FIRST, billed="maybe")
     return response
 
 
@@ -1352,12 +1344,12 @@ def poll_urls(create: Request, response: Response, settings: Settings, places: S
     named = [same_host(as_text(link), create.url) for link in (
         response.headers.get("location"), task_field(document, ("status_url",)),
         member(document, "urls", "get"), member(data, "urls", "get"))]
-    known = [f"{base}/tasks/{task}", f"{create.url}/{task}"] if task.strip(".") else []
+    known = [f"{base}/tasks/{task}", f"{create.url}/{task}"]
     if not isinstance(data, list):
         known.reverse()
     if places:
-        known = [place.replace("{id}", task) for place in places] if task.strip(".") else []
-    return [url for url in (template, *named, *known) if url]
+        known = [place.replace("{id}", task) for place in places]
+    return [url for url in (template, *named, *(known if task.strip(".") else ())) if url]
 
 
 def same_host(url: str, base: str) -> str:
@@ -1603,21 +1595,15 @@ def curl_config(request: Request, exchange: Exchange) -> str:
         lines += [("proxy", request.proxy)]
     if request.cacert:
         lines += [("cacert", os.path.abspath(os.path.expanduser(request.cacert)))]
-    if is_stream(request):
+    if (request.body or {}).get("stream") or any(part.name == "stream" for part in request.form):
         lines += [("no-buffer", "")]
     if request.purpose == "download":
         lines += [("location", ""), ("max-redirs", "3"), ("max-filesize", str(MAX_DOWNLOAD_BYTES))]
     lines += [("url", request.url), ("header", "Expect:")]
     lines += [("header", header_line(name, value)) for name, value in request.headers]
     lines += body_lines(request, exchange)
-    lines += [("output", exchange.file("answer")), ("dump-header", exchange.file("headers")),
-              ("write-out", WRITE_OUT)]
+    lines += [("output", exchange.file("answer")), ("dump-header", exchange.file("headers")), ("write-out", WRITE_OUT)]
     return "".join(f"{name} = {quote_config(value)}\n" if value else f"{name}\n" for name, value in lines)
-
-
-def is_stream(request: Request) -> bool:
-    """Whether server-sent events were asked for."""
-    return bool((request.body or {}).get("stream")) or any(part.name == "stream" for part in request.form)
 
 
 def header_line(name: str, value: str) -> str:
@@ -1787,7 +1773,7 @@ def transport_hint(kind: str, never_sent: bool) -> str:
              "disk": "Make room on the disk."}
     if kind == "network" and never_sent:
         return "Nothing was sent. Check --base-url, the network and the proxy, then run the same command again."
-    return hints.get(kind, "Running the command again asks for a new image." if not never_sent else "")
+    return hints.get(kind, "" if never_sent else ASKS_ANEW)
 
 # ---- 10. Journal: unfinished requests survive everything -----------------------------------------
 # One folder for each command: request.json says what was asked for, N.* are the files of its Nth
@@ -1985,12 +1971,10 @@ def pending_requests() -> list[tuple[float, str, str]]:
 
 def saved_before(folder: Folder, number: int) -> str:
     """Where an earlier run saved the Nth picture, if it is still there."""
-    try:
-        with open(os.path.join(folder.path, f"saved-{number}"), "rb") as stream:
-            path = os.fsdecode(stream.read())
-    except FileNotFoundError:
-        return ""
-    return path if os.path.exists(path) else ""
+    with suppress(FileNotFoundError), open(os.path.join(folder.path, f"saved-{number}"), "rb") as stream:
+        path = os.fsdecode(stream.read())
+        return path if os.path.exists(path) else ""
+    return ""
 
 
 def remember_saved(folder: Folder, number: int, path: str) -> None:
@@ -2132,8 +2116,7 @@ class Report:
 
     def result(self, ok: bool) -> dict[str, Any]:
         """The JSON object; schema rises when a field changes its meaning."""
-        saved = [{"path": saved.path, "bytes": saved.bytes, "format": saved.picture.format,
-                  "width": saved.picture.width, "height": saved.picture.height} for saved in self.saved]
+        saved = [{"path": saved.path, "bytes": saved.bytes, **saved.picture._asdict()} for saved in self.saved]
         facts = with_texts(self.facts, self.clean)
         return {"schema": 1, "ok": ok, "saved": saved, **facts, "warnings": self.warnings}
 
@@ -2647,6 +2630,9 @@ MODERATION_WORDS = ("safety system", "safety_violations", "moderation", "content
 QUOTA_CODES = ("insufficient_quota", "credit_balance_exhausted", "organization_spend_limit_exceeded",
                "project_spend_limit_exceeded", "organization_usage_limit_exceeded", "billing_hard_limit_reached")
 
+LOOK_FIRST = "Look at the account's usage before running the command again."
+ASKS_ANEW = "Running the command again asks for a new image."
+
 # kind -> (exit code, billed, retryable, what to do)
 REFUSALS: dict[str, tuple[int, str, bool, str]] = {
     "moderation": (REFUSED, "no", False, "Reword the prompt; the same one will be refused again."),
@@ -2665,10 +2651,10 @@ REFUSALS: dict[str, tuple[int, str, bool, str]] = {
     "overloaded": (NO_ANSWER, "no", True, "Run the same command again in a minute."),
     "gateway": (NO_ANSWER, "maybe", False, "The gateway gave up waiting. --stream keeps some of them patient; else use "
                 "a lower --quality or a smaller --size."),
-    "task_failed": (NO_ANSWER, "maybe", False, "Running the command again asks for a new image."),
-    "server": (NO_ANSWER, "maybe", False, "Look at the account's usage before running the command again."),
+    "task_failed": (NO_ANSWER, "maybe", False, ASKS_ANEW),
+    "server": (NO_ANSWER, "maybe", False, LOOK_FIRST),
     "web_page": (NO_ANSWER, "maybe", False, "Check --base-url: it should end in /v1."),
-    "no_image": (NO_ANSWER, "maybe", False, "Look at the account's usage before running the command again."),
+    "no_image": (NO_ANSWER, "maybe", False, LOOK_FIRST),
 }
 
 
@@ -2837,8 +2823,7 @@ def twin(part: str, target: Target) -> str:
 
 def broken(message: str, billed: str = "maybe") -> Failure:
     """What came back cannot be used."""
-    return Failure(message, NO_ANSWER, "broken_image", "Look at the account's usage before running the command again.",
-                   billed)
+    return Failure(message, NO_ANSWER, "broken_image", LOOK_FIRST, billed)
 
 
 class Partials:
@@ -2849,9 +2834,8 @@ class Partials:
         self.position = 0  # in the growing answer
         self.record = os.path.join(folder.path, "partials")  # for the run that collects what this one leaves
         self.paths: list[str] = []
-        if os.path.exists(self.record):
-            with open(self.record, "rb") as stream:
-                self.paths = [os.fsdecode(line) for line in stream.read().splitlines()]
+        with suppress(FileNotFoundError), open(self.record, "rb") as stream:
+            self.paths = [os.fsdecode(line) for line in stream.read().splitlines()]
 
     def look(self, exchange: Exchange) -> None:
         """Save what has arrived since the last look."""
@@ -2892,8 +2876,7 @@ class Partials:
     def remove(self) -> None:
         """The final image is there."""
         for path in () if self.job.keep_partials else self.paths:
-            if os.path.exists(path):
-                os.unlink(path)
+            discard(path)
 
 
 def place(part: str, path: str, overwrite: bool) -> bool:
@@ -3136,8 +3119,7 @@ def stopped(stop: KeyboardInterrupt, folder: Folder) -> Failure:
     if paid_answers(folder):
         return Failure(f"{word}; the server's answer is kept", exit_code, "stopped", again, "yes")
     told, billed = ("the transfer was stopped", "maybe") if state == "lost" else ("nothing was bought", "no")
-    hint = "Running the command again asks for a new image."
-    return Failure(f"{word}; {told}", exit_code, "interrupted", hint, billed)
+    return Failure(f"{word}; {told}", exit_code, "interrupted", ASKS_ANEW, billed)
 
 
 def read_settings(options: Namespace, report: Report) -> Settings:
@@ -3221,8 +3203,8 @@ def show_settings(settings: Settings, report: Report) -> int:
     if settings.headers.value:
         masked = ", ".join(f"{name}: ***" for name in settings.headers.value)
         settings = settings._replace(headers=settings.headers._replace(value=masked))
-    rows = {name: Setting(report.clean(as_text(getattr(settings, name).value)), getattr(settings, name).source)
-            for name in ("api", "base_url", "model", "timeout", "headers", "proxy", "cacert", "allow_http", "poll_url")}
+    rows = {name: Setting(report.clean(as_text(setting.value)), setting.source)
+            for name, setting in settings._asdict().items() if isinstance(setting, Setting)}
     for number, source in enumerate(settings.keys):
         shown = f"the output of {source.command[0]}" if source.command else mask_key(source.value)
         usable = may_go(source.host, settings.base_url.value)
@@ -3427,10 +3409,9 @@ def build_parser(command: str) -> ArgumentParser:
         for flag in ("--show", "--init", "--check"):
             action.add_argument(flag, action="store_true")
         add("--force", action="store_true")
-        parser.set_defaults(run=run_config_command)
-        return parser
-    add_image_options(parser, command)
-    parser.set_defaults(run=run_image_command)
+    else:
+        add_image_options(parser, command)
+    parser.set_defaults(run=run_config_command if command == "config" else run_image_command)
     return parser
 
 
@@ -3467,7 +3448,7 @@ def parse(arguments: list[str]) -> Namespace:
     if not command or command.startswith("-"):
         raise usage_failure("a command is missing: generate, edit or config", "See: " + command_line("--help"))
     if command not in COMMAND_HELP:
-        raise usage_failure(f"{one_line(command, 40)!r} is no command.{nearest(command, list(COMMAND_HELP))}",
+        raise usage_failure(f"{one_line(command, 40)!r} is no command.{nearest(command, COMMAND_HELP)}",
                             "See: " + command_line("--help"))
     parser = build_parser(command)
     options, left = parser.parse_known_args(arguments[1:cut])
