@@ -2004,11 +2004,13 @@ class Report:
 
     def say(self, stream: str, text: str, end: str = "\n") -> None:
         """Write to sys.stdout or sys.stderr at once. A reader that went away must not cost an image."""
+        sink = getattr(sys, stream)
         try:
-            print(text, end=end, file=getattr(sys, stream), flush=True)
+            if sink is not None:  # closed from the start; for print None would be standard output
+                print(text, end=end, file=sink, flush=True)
         except UnicodeEncodeError:  # a file name that the terminal's encoding cannot say is said in its bytes
-            getattr(sys, stream).buffer.write(os.fsencode(text + end))
-            getattr(sys, stream).flush()
+            sink.buffer.write(os.fsencode(text + end))
+            sink.flush()
         except (OSError, ValueError):
             setattr(sys, stream, open(os.devnull, "w"))  # or Python complains again at its exit
 
