@@ -23,6 +23,7 @@ import os
 import re
 import sys
 import time
+from contextlib import suppress
 from os import environ
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -107,16 +108,13 @@ class ModelRules(NamedTuple):
 
 
 DATED = r"-20\d\d-\d\d-\d\d$"  # gpt-image-2-2026-04-21 is gpt-image-2
-THREE_SIZES = ("1024x1024", "1536x1024", "1024x1536")
+QUALITIES = ("low", "medium", "high", "auto")
+OLDER = ModelRules(QUALITIES, ("1024x1024", "1536x1024", "1024x1536"), "2026-12-01")
 NEWER = ModelRules(("low", "medium", "high", "xhigh", "max", "auto"), None)
-MODELS = {
-    "gpt-image-2": ModelRules(("low", "medium", "high", "auto"), "free"),
-    "gpt-image-2.5-sunburst": NEWER, "gpt-image-2.5-flare": NEWER,
-    "gpt-image-2.6-sunburst": NEWER, "gpt-image-2.6-flare": NEWER,
-    "gpt-image-1.5": ModelRules(("low", "medium", "high", "auto"), THREE_SIZES, "2026-12-01"),
-    "gpt-image-1-mini": ModelRules(("low", "medium", "high", "auto"), THREE_SIZES, "2026-12-01"),
-    "chatgpt-image-latest": ModelRules(("low", "medium", "high", "auto"), THREE_SIZES, "2026-12-01"),
-}
+MODELS = {"gpt-image-2": ModelRules(QUALITIES, "free"),
+          "gpt-image-2.5-sunburst": NEWER, "gpt-image-2.5-flare": NEWER,
+          "gpt-image-2.6-sunburst": NEWER, "gpt-image-2.6-flare": NEWER,
+          "gpt-image-1.5": OLDER, "gpt-image-1-mini": OLDER, "chatgpt-image-latest": OLDER}
 
 # ---- 3. Failures ---------------------------------------------------------------------------------
 
@@ -316,7 +314,7 @@ if TYPE_CHECKING:
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 # Also what a server shows of a key it masked itself.
-KEY_LIKE = re.compile(r"\b(?:sk|rk|pk)-[\w*.-]{6,}|\b[Bb]earer\s+[^\s\"']+")
+KEY_LIKE = r"\b(?:sk|rk|pk)-[\w*.-]{6,}|\b[Bb]earer\s+[^\s\"']+"
 
 
 def redact(text: str, secrets: Sequence[str]) -> str:
@@ -325,7 +323,7 @@ def redact(text: str, secrets: Sequence[str]) -> str:
         if len(secret) >= 4:  # shorter ones would blank ordinary words
             for spelling in (secret, json.dumps(secret)[1:-1], secret.replace("\\", "\\\\").replace('"', '\\"')):
                 text = text.replace(spelling, "***")
-    return KEY_LIKE.sub("***", text)
+    return re.sub(KEY_LIKE, "***", text)
 
 
 def one_line(text: str, limit: int = 300) -> str:
@@ -339,20 +337,34 @@ def mask_key(key: str) -> str:
     return "***" + (key[-4:] if len(key) >= 20 else "")
 
 
-def nearest(word: str, words: Sequence[str]) -> str:
+def nearest(word: str, words: Iterable[str]) -> str:
     """` Did you mean X?` for a typo, or an empty text."""
     from difflib import get_close_matches
-    found = get_close_matches(word, words, 1)
+    found = get_close_matches(word, list(words), 1)
     return f" Did you mean {found[0]}?" if found else ""
+
+
+def member(node: Any, *names: str) -> Any:
+    """What lies under these names, one inside the other, in a stranger's JSON; None where nothing does."""
+    for name in names:
+        node = node.get(name) if isinstance(node, dict) else None
+    return node
+
+
+def with_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """A JSON value with each of its texts changed, names too."""
+    if isinstance(value, dict):
+        return {change(name): with_texts(item, change) for name, item in value.items()}
+    if isinstance(value, list):
+        return [with_texts(item, change) for item in value]
+    return change(value) if isinstance(value, str) else value
 
 
 def quote_config(value: str) -> str:
     """A value for curl's -K file: quoted, escaped, always one physical line (reference: curl's man page)."""
     if re.search(r"[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f]", value):
         raise usage_failure("a control character cannot be passed on to curl")
-    for raw, escaped in (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t")):
-        value = value.replace(raw, escaped)
-    return f'"{value}"'
+    return json.dumps(value, ensure_ascii=False)  # for all others curl's escapes are those of JSON
 
 
 def quote_path(path: str) -> str:
@@ -404,12 +416,6 @@ def size_of_ratio(ratio: float, pixels: int) -> str:
                                                    abs(log(size[0] * size[1] / pixels))))
 
 
-def split_ratio(text: str) -> tuple[int, int] | None:
-    """(16, 9) of `16:9`, None when it is not of that form."""
-    match = re.fullmatch(r"([1-9]\d{0,3}):([1-9]\d{0,3})", text)
-    return (int(match.group(1)), int(match.group(2))) if match else None
-
-
 def inspect_picture(stream: BinaryIO) -> Picture | None:
     """Format and pixels from the first bytes, None when they are not PNG, JPEG, WebP or GIF."""
     head = stream.read(32)
@@ -441,17 +447,11 @@ def jpeg_picture(stream: BinaryIO) -> Picture | None:
 
 
 def webp_picture(head: bytes) -> Picture:
-    """Size from the first chunk: extended, lossless or lossy."""
-    if head[12:16] == b"VP8X":
-        width = int.from_bytes(head[24:27], "little") + 1
-        height = int.from_bytes(head[27:30], "little") + 1
-    elif head[12:16] == b"VP8L":
-        bits = int.from_bytes(head[21:25], "little")
-        width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    else:
-        width = int.from_bytes(head[26:28], "little") & 0x3FFF
-        height = int.from_bytes(head[28:30], "little") & 0x3FFF
-    return Picture("webp", width, height)
+    """Size from the first chunk: extended or lossless, which store it less one, or lossy."""
+    layouts = {b"VP8X": (24, 30, 0xFFFFFF, 24, 1), b"VP8L": (21, 25, 0x3FFF, 14, 1)}
+    start, end, mask, shift, less = layouts.get(head[12:16], (26, 30, 0x3FFF, 16, 0))
+    bits = int.from_bytes(head[start:end], "little")
+    return Picture("webp", (bits & mask) + less, (bits >> shift & mask) + less)
 
 
 def is_whole(stream: BinaryIO, picture: Picture) -> bool:
@@ -463,15 +463,6 @@ def is_whole(stream: BinaryIO, picture: Picture) -> bool:
         stream.seek(4)
         return length >= int.from_bytes(stream.read(4), "little") + 8
     return {"png": b"IEND", "jpeg": b"\xff\xd9", "gif": b"\x3b"}[picture.format] in tail
-
-
-class PngHeader(NamedTuple):
-    """The fields of a PNG's IHDR chunk that reading the alpha channel needs."""
-    width: int
-    height: int
-    depth: int
-    colour: int
-    interlaced: int
 
 
 def png_chunks(stream: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
@@ -488,31 +479,33 @@ def png_chunks(stream: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
 
 def mask_fault(stream: BinaryIO) -> str:
     """Why this PNG cannot serve as a mask, or an empty text. Transparent (alpha 0) marks what is edited."""
+    from struct import unpack
     header, transparency, data = None, None, []
     for name, content in png_chunks(stream):
         if name == b"IHDR" and len(content) == 13:
-            header = PngHeader(int.from_bytes(content[:4], "big"), int.from_bytes(content[4:8], "big"),
-                               content[8], content[9], content[12])
+            header = unpack(">IIBBxxB", content)
         elif name == b"tRNS":
             transparency = content
         elif name == b"IDAT":
             data.append(content)
     if header is None or not data:
         return "is a broken PNG"
-    if header.colour not in (4, 6):  # 4: grey with alpha, 6: RGB with alpha
+    width, height, depth, colour, interlaced = header
+    if colour not in (4, 6):  # 4: grey with alpha, 6: RGB with alpha
         return "" if transparency is not None else "has no alpha channel"
-    return "is fully opaque" if alpha_is_opaque(header, data) else ""
+    sample = depth // 8
+    stride = sample * (4 if colour == 6 else 2)
+    rows = png_rows(png_passes(width, height) if interlaced else [(width, height)], stride, data)
+    return "is fully opaque" if alpha_is_opaque(rows, stride, sample) else ""
 
 
-def alpha_is_opaque(header: PngHeader, data: Sequence[bytes]) -> bool:
-    """Whether every alpha value is the largest one.
+def alpha_is_opaque(rows: Iterator[tuple[int, bool, bytes]], stride: int, sample: int) -> bool:
+    """Whether every alpha value is the largest one. stride and sample: bytes of a pixel, of its alpha.
 
     While all pixels so far were opaque, each of PNG's filters turns the next opaque row into a known
     pattern, so rows are compared and never unfiltered; the first other row holds a clear pixel.
     """
-    sample = header.depth // 8
-    stride = sample * (4 if header.colour == 6 else 2)
-    for width, first_row, row in png_rows(header, stride, data):
+    for width, first_row, row in rows:
         if row[0] > 4:
             return False  # no such filter: let the server judge the file
         first, others = opaque_row(row[0], first_row)
@@ -529,10 +522,11 @@ def opaque_row(filter_type: int, first_row: bool) -> tuple[int, int]:
             (255 - above // 2, 255 - (255 + above) // 2), (255 - above, 0))[filter_type]
 
 
-def png_rows(header: PngHeader, stride: int, data: Sequence[bytes]) -> Iterator[tuple[int, bool, bytes]]:
+def png_rows(passes: Sequence[tuple[int, int]], stride: int,
+             data: Sequence[bytes]) -> Iterator[tuple[int, bool, bytes]]:
     """(pixels, whether first of its pass, filter byte and bytes) of each row, few in memory at a time."""
     pieces, buffer = unpacked(data), bytearray()
-    for width, height in png_passes(header):
+    for width, height in passes:
         length = 1 + width * stride
         for index in range(height):
             while len(buffer) < length:
@@ -559,13 +553,11 @@ def unpacked(data: Sequence[bytes]) -> Iterator[bytes]:
         return  # broken off: let the server judge the file
 
 
-def png_passes(header: PngHeader) -> list[tuple[int, int]]:
-    """(width, height) of each pass: one, or Adam7's seven without the empty ones."""
-    if not header.interlaced:
-        return [(header.width, header.height)]
+def png_passes(width: int, height: int) -> list[tuple[int, int]]:
+    """(width, height) of each of Adam7's seven passes without the empty ones."""
     adam7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
-    sizes = [((header.width - x + dx - 1) // dx, (header.height - y + dy - 1) // dy) for x, y, dx, dy in adam7]
-    return [(width, height) for width, height in sizes if width > 0 and height > 0]
+    sizes = [((width - x + dx - 1) // dx, (height - y + dy - 1) // dy) for x, y, dx, dy in adam7]
+    return [size for size in sizes if min(size) > 0]
 
 # ---- 6. Settings ---------------------------------------------------------------------------------
 
@@ -584,7 +576,7 @@ KEY_VARIABLES = ("GPT_IMAGE2_API_KEY", "OPENAI_API_KEY", "RUNAPI_API_KEY")
 # Scheme, host and port, up to the path; no user name, blank or backslash, which curl and others read differently.
 ORIGIN = re.compile(r"(https?)://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(\d{1,5}))?(?=[/?]|\Z)")
 # Azure's addresses carry their version as the only query.
-PATH_AND_VERSION = re.compile(r"(?:/[^\s\\?#\x00-\x1f\x7f]*)?(\?api-version=[\w.-]+)?")
+PATH_AND_VERSION = r"(?:/[^\s\\?#\x00-\x1f\x7f]*)?(\?api-version=[\w.-]+)?"
 
 if TYPE_CHECKING:
     Layer = dict[str, Setting]
@@ -606,12 +598,11 @@ def child_environment(secrets: Sequence[str]) -> dict[str, str]:
 def config_locations() -> list[str]:
     """Where a config file may be, in the order of search; the first one is where --init writes."""
     home = os.path.expanduser("~")
-    places = [os.path.join(folder, "gpt-image-2", "config.json")
-              for folder in (environment("XDG_CONFIG_HOME"), os.path.join(home, ".config"))
-              if os.path.isabs(folder)]  # the XDG rules: a relative path is ignored
-    places += [os.path.join(home, ".gpt-image-2-config.json"),
-               os.path.join(home, ".hermes", "gpt-image-2-config.json")]
-    return [place for place in places if os.path.isabs(place)]  # there may be no home
+    places = [os.path.join(environment("XDG_CONFIG_HOME"), "gpt-image-2", "config.json"),
+              os.path.join(home, ".config", "gpt-image-2", "config.json"),
+              os.path.join(home, ".gpt-image-2-config.json"),
+              os.path.join(home, ".hermes", "gpt-image-2-config.json")]
+    return [place for place in places if os.path.isabs(place)]  # XDG's rule for its own; and there may be no home
 
 
 def config_path(named: str) -> str:
@@ -641,7 +632,7 @@ def read_config(path: str, warnings: list[str]) -> dict[str, Any]:
         warnings.append(f"{path} can be read by other users; mend it with: chmod 600 {path}")
     for name in content:
         if name not in CONFIG_TYPES:
-            warnings.append(f"{path}: unknown setting {name!r} is ignored.{nearest(name, list(CONFIG_TYPES))}")
+            warnings.append(f"{path}: unknown setting {name!r} is ignored.{nearest(name, CONFIG_TYPES)}")
         elif name in NOT_YET:
             warnings.append(f"{path}: {name} has no effect in this version")
     return {name: checked_value(path, name, value) for name, value in content.items()
@@ -764,7 +755,7 @@ def checked_base_url(setting: Setting, allow_http: bool) -> str:
     if "@" in url:
         raise fault(setting, f"the base URL {shown} holds a user name or password", "Pass the key as a setting.")
     match = ORIGIN.match(url)
-    if not match or not PATH_AND_VERSION.fullmatch(url, match.end()) or int(match.group(3) or 443) > 65535:
+    if not match or not re.fullmatch(PATH_AND_VERSION, url[match.end():]) or int(match.group(3) or 443) > 65535:
         raise fault(setting, f"the base URL {shown!r} is not of the form https://HOST[:PORT][/PATH]")
     if url.startswith("http:") and not is_loopback(url) and not allow_http:
         raise fault(setting, f"{shown} would send the key unencrypted",
@@ -796,8 +787,7 @@ def checked_timeout(setting: Setting) -> Setting:
     return setting
 
 
-def merged_headers(layers: Sequence[Layer], content: Mapping[str, Any], base_url: str,
-                   warnings: list[str]) -> Setting:
+def merged_headers(layers: Sequence[Layer], content: Mapping[str, Any], base_url: str, warnings: list[str]) -> Setting:
     """Extra headers of all layers, the first layer winning by name; those of a file stay with its host."""
     merged: dict[str, str] = {}
     sources = []
@@ -871,20 +861,19 @@ def runapi_tool_key() -> list[KeySource]:
     folder = environment("XDG_CONFIG_HOME")
     folder = folder if os.path.isabs(folder) else os.path.join(os.path.expanduser("~"), ".config")
     path = os.path.join(folder, "runapi", "config.json")
-    content = read_login(path) if os.path.exists(path) else {}
-    key = content.get("api_key") or content.get("apiKey")
-    base_url = content.get("base_url") or content.get("baseUrl") or BASE_URLS["runapi"]
+    content = read_login(path) if os.path.exists(path) else None
+    key = member(content, "api_key") or member(content, "apiKey")
+    base_url = member(content, "base_url") or member(content, "baseUrl") or BASE_URLS["runapi"]
     return [KeySource(path, host_of(as_text(base_url)), key)] if isinstance(key, str) and key else []
 
 
-def read_login(path: str) -> dict[str, Any]:
-    """A JSON object that another program keeps its login in."""
+def read_login(path: str, hint: str = "") -> Any:
+    """The JSON that another program keeps its login in."""
     try:
         with open(path, encoding="utf-8") as stream:
-            content = json.load(stream)
+            return json.load(stream)
     except (OSError, ValueError, RecursionError) as error:
-        raise setup_failure(f"cannot read {path}: {reason(error)}", kind="key") from None
-    return content if isinstance(content, dict) else {}
+        raise setup_failure(f"cannot read {path}: {reason(error)}", hint, "key") from None
 
 
 def codex_login() -> KeySource:
@@ -892,33 +881,26 @@ def codex_login() -> KeySource:
     token works once and belongs to Codex."""
     path = os.path.join(environment("CODEX_HOME") or os.path.join(os.path.expanduser("~"), ".codex"), "auth.json")
     hint = "Run codex once (codex login, if it asks for it), then this command again."
-    try:
-        tokens = read_login(path).get("tokens")
-    except Failure as failure:
-        failure.hint = hint
-        raise
-    token = tokens.get("access_token") if isinstance(tokens, dict) else None
-    claims = token_claims(token) if isinstance(token, str) else {}
+    tokens = member(read_login(path, hint), "tokens")
+    token = member(tokens, "access_token")
     if not isinstance(token, str) or not token:
         raise setup_failure(f"{path} holds no ChatGPT sign-in", hint, "key")
-    expires = claims.get("exp")
+    claims = token_claims(token)
+    expires = member(claims, "exp")
     if isinstance(expires, (int, float)) and expires < time.time():
         raise setup_failure("the Codex sign-in has expired", hint, "key")
-    account = tokens.get("account_id") if isinstance(tokens, dict) else None
-    auth = claims.get("https://api.openai.com/auth")
-    account = account or (auth.get("chatgpt_account_id") if isinstance(auth, dict) else None)
+    account = member(tokens, "account_id") or member(claims, "https://api.openai.com/auth", "chatgpt_account_id")
     return KeySource(path, "chatgpt.com", token, account=as_text(account))
 
 
-def token_claims(token: str) -> dict[str, Any]:
+def token_claims(token: str) -> Any:
     """What a JSON web token says; it is not verified, only read."""
     import base64
     try:
         body = token.split(".")[1]
-        claims = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
+        return json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
     except (IndexError, ValueError):
-        return {}
-    return claims if isinstance(claims, dict) else {}
+        return None
 
 
 def choose_key(settings: Settings) -> KeySource | None:
@@ -937,19 +919,12 @@ def choose_key(settings: Settings) -> KeySource | None:
                         + command_line("config --init"), kind="key")
 
 
-def checked_key(key: str, source: str) -> str:
-    """A key that fits into one header line."""
-    if not re.fullmatch(r"[\x21-\x7e]+", key):
-        fault_name = "a line break" if re.search(r"[\r\n]", key) else "a blank or a character that is not ASCII"
-        raise setup_failure(f"the key from {source} {'holds ' + fault_name if key else 'is empty'}", kind="key")
-    return key
-
 # ---- 7. Job: what is asked for, checked while it is still free ----------------------------------
 
 def build_job(options: Namespace, settings: Settings, notes: list[str], fetch: Callable[[str], str]) -> Job:
     """A checked Job from the command line; raises before anything is sent. fetch: URL -> path of a local copy."""
     model, api = settings.model.value, settings.api.value
-    words, paths = list(options.words), list(options.image or []) if options.command == "edit" else []
+    words, paths = list(options.words), list(options.image)
     if options.command == "edit" and words and not (len(words) == 1 and paths and not options.prompt_file):
         paths.insert(0, words.pop(0))
     if options.command == "edit" and len(words) == 1 and os.path.isfile(words[0]):
@@ -960,7 +935,7 @@ def build_job(options: Namespace, settings: Settings, notes: list[str], fetch: C
     images = read_images(paths, api, fetch) if options.command == "edit" else ()
     check = runapi_parameters if api == "runapi" else checked_parameters
     parameters = check(options, settings, images, notes)
-    mask = read_mask(options.mask, images[0], notes) if getattr(options, "mask", None) else None
+    mask = read_mask(options.mask, images[0], notes) if options.mask else None
     image_format = chosen_format(options)
     target = checked_target(options.output, image_format, options.overwrite)
     probe_folder(target, options.n, as_text(parameters.get("size")))
@@ -1018,12 +993,19 @@ def read_images(paths: Sequence[str], api: str, fetch: Callable[[str], str]) -> 
 
 
 def with_checksum(upload: Upload) -> Upload:
-    """The same, with its MD5."""
+    """The same, with the MD5 that RunAPI's storage wants against broken transfers, not for safety."""
     import base64
+    return upload._replace(checksum=base64.b64encode(file_digest(upload.path, "md5")).decode("ascii"))
+
+
+def file_digest(path: str, kind: str) -> bytes:
+    """A file's checksum, a block at a time."""
     import hashlib
-    with open(upload.path, "rb") as stream:
-        digest = hashlib.md5(stream.read())  # RunAPI's storage wants it against broken transfers, not for safety
-    return upload._replace(checksum=base64.b64encode(digest.digest()).decode("ascii"))
+    digest = hashlib.new(kind)
+    with open(path, "rb") as stream:
+        for block in iter(lambda: stream.read(BLOCK), b""):
+            digest.update(block)
+    return digest.digest()
 
 
 def read_upload(path: str, role: str) -> Upload:
@@ -1087,7 +1069,7 @@ def checked_parameters(options: Namespace, settings: Settings, images: Sequence[
     values = {"n": options.n, "size": checked_size(size, model, rules), "quality": options.quality,
               "output_format": image_format, "output_compression": options.compression,
               "background": options.background, "moderation": options.moderation,
-              "input_fidelity": getattr(options, "input_fidelity", None), "stream": options.stream or None,
+              "input_fidelity": options.input_fidelity, "stream": options.stream or None,
               "partial_images": options.partial_images}
     defaults = {"n": 1, "output_format": "png"}
     sent = {name: value for name, value in values.items() if value not in (None, "auto", defaults.get(name))}
@@ -1105,7 +1087,7 @@ def check_combinations(options: Namespace, image_format: str, model: str, api: s
          "--compression needs --format jpeg or webp: PNG is always lossless"),
         (options.background == "transparent" and image_format == "jpeg",
          "--background transparent needs --format png or webp: JPEG has no transparency"),
-        (getattr(options, "input_fidelity", None) and re.sub(DATED, "", model) == DEFAULT_MODEL,
+        (options.input_fidelity and re.sub(DATED, "", model) == DEFAULT_MODEL,
          f"--input-fidelity is not for {model}, which always keeps inputs at high fidelity; leave it out"))
     for broken, message in rules:
         if broken:
@@ -1128,12 +1110,12 @@ def computed_size(options: Namespace, rules: ModelRules | None, images: Sequence
 
 def checked_ratio(text: str | None) -> tuple[int, int] | None:
     """A ratio, None for none or auto."""
-    if text in (None, "auto"):
+    if text is None or text == "auto":
         return None
-    ratio = split_ratio(text or "")
-    if ratio is None:
-        raise usage_failure(f"--aspect-ratio {one_line(text or '', 40)!r} is not of the form 16:9")
-    return ratio
+    match = re.fullmatch(r"([1-9]\d{0,3}):([1-9]\d{0,3})", text)
+    if not match:
+        raise usage_failure(f"--aspect-ratio {one_line(text, 40)!r} is not of the form 16:9")
+    return int(match.group(1)), int(match.group(2))
 
 
 def runapi_parameters(options: Namespace, settings: Settings, images: Sequence[Upload],
@@ -1142,8 +1124,7 @@ def runapi_parameters(options: Namespace, settings: Settings, images: Sequence[U
     given = {"--quality": options.quality != "auto", "--format": options.format,
              "--stream": options.stream, "--partial-images": options.partial_images,
              "--compression": options.compression is not None, "--background": options.background,
-             "--moderation": options.moderation, "--mask": getattr(options, "mask", None),
-             "--input-fidelity": getattr(options, "input_fidelity", None)}
+             "--moderation": options.moderation, "--mask": options.mask, "--input-fidelity": options.input_fidelity}
     missing = [name for name, value in given.items() if value]
     if missing:
         raise usage_failure(f"RunAPI has no {', '.join(missing)}", "Leave it out, or use another endpoint.")
@@ -1242,7 +1223,8 @@ def probe_folder(target: Target, n: int, size: str) -> None:
         os.makedirs(target.folder, exist_ok=True)
         with tempfile.TemporaryFile(dir=target.folder):
             free = shutil.disk_usage(target.folder).free
-        check_name(numbered(target, 999, "jpeg"))
+        with suppress(FileNotFoundError):  # a name may be free, but not too long
+            os.lstat(numbered(target, 999, "jpeg"))
     except (OSError, ValueError) as error:
         raise usage_failure(f"cannot save in {target.folder}: {reason(error)}", hint) from None
     needed = room_needed(n, size)
@@ -1255,14 +1237,6 @@ def room_needed(n: int, size: str) -> int:
     """Bytes of n pictures: a detailed PNG takes one to two for each pixel."""
     width, height = split_size(size) or (1536, 1024)
     return n * width * height * 2
-
-
-def check_name(path: str) -> None:
-    """Raise the OSError that this name leads to, such as being too long; that it is free is fine."""
-    try:
-        os.lstat(path)
-    except FileNotFoundError:
-        pass
 
 
 def note_existing_target(target: Target, n: int, image_format: str, notes: list[str]) -> None:
@@ -1286,8 +1260,7 @@ def openai(job: Job, settings: Settings, key: str) -> Provider:
             raise
         request = respelled(request)  # a refused request is not billed
         response = yield request
-    response = yield from settle(request, response, settings)
-    return (yield from collect_images(settings, response))
+    return (yield from collect_images(request, response, settings))
 
 
 def image_request(job: Job, settings: Settings, key: str) -> Request:
@@ -1351,8 +1324,7 @@ def settle(create: Request, response: Response, settings: Settings, places: list
     places: the URLs, with {id}, where this service's tasks may be found; those that are not there are taken out.
     """
     places = [] if places is None else places
-    look = create._replace(method="GET", body=None, form=(), purpose="poll",
-                           timeout=min(create.timeout, POLL_TIMEOUT))
+    look = create._replace(method="GET", body=None, form=(), purpose="poll", timeout=min(create.timeout, POLL_TIMEOUT))
     task = task_id(response.document)
     urls = poll_urls(create, response, settings, places) if is_pending(create, response) else []
     while urls and not find_images(response.document) and task_status(response.document) not in DONE:
@@ -1371,7 +1343,7 @@ def settle(create: Request, response: Response, settings: Settings, places: list
         response = yield look._replace(url=url, purpose="result")
     if not find_images(response.document):
         raise Failure("the task ended without an image: " + nothing_usable(response), kind="no_image",
-                      hint="Look at the account's usage before running the command again.", billed="maybe")
+                      hint=LOOK_FIRST, billed="maybe")
     return response
 
 
@@ -1381,17 +1353,16 @@ def poll_urls(create: Request, response: Response, settings: Settings, places: S
     document, task = response.document, quote(task_id(response.document), safe="")
     base = re.sub(r"/images/\w+$", "", create.url)
     template = same_host(fill_in(settings.poll_url.value, settings.base_url.value, task), create.url)
-    inner = document.get("data") if isinstance(document, dict) else None
-    links = [node["urls"].get("get") for node in (document, inner)
-             if isinstance(node, dict) and isinstance(node.get("urls"), dict)]
+    data = member(document, "data")
     named = [same_host(as_text(link), create.url) for link in (
-        response.headers.get("location"), task_field(document, ("status_url",)), *links)]
-    known = [f"{base}/tasks/{task}", f"{create.url}/{task}"] if task.strip(".") else []
-    if not (isinstance(document, dict) and isinstance(document.get("data"), list)):
+        response.headers.get("location"), task_field(document, ("status_url",)),
+        member(document, "urls", "get"), member(data, "urls", "get"))]
+    known = [f"{base}/tasks/{task}", f"{create.url}/{task}"]
+    if not isinstance(data, list):
         known.reverse()
     if places:
-        known = [place.replace("{id}", task) for place in places] if task.strip(".") else []
-    return [url for url in (template, *named, *known) if url]
+        known = [place.replace("{id}", task) for place in places]
+    return [url for url in (template, *named, *(known if task.strip(".") else ())) if url]
 
 
 def same_host(url: str, base: str) -> str:
@@ -1403,8 +1374,10 @@ def same_host(url: str, base: str) -> str:
     return full if clean else ""
 
 
-def collect_images(settings: Settings, response: Response) -> Provider:
+def collect_images(create: Request, response: Response, settings: Settings,
+                   places: list[str] | None = None) -> Provider:
     """The images of an answer; those behind a URL are fetched, without the key. A Failure stands for one that fails."""
+    response = yield from settle(create, response, settings, places)
     images: list[Image | Failure] = []
     for found in find_images(response.document):
         if isinstance(found, Image):
@@ -1445,8 +1418,7 @@ def codex(job: Job, settings: Settings, key: KeySource) -> Provider:
         elif failure.kind == "blocked":
             failure.hint = "chatgpt.com refuses some networks, data centres above all; use an API key there."
         raise
-    response = yield from settle(request, response, settings)
-    return (yield from collect_images(settings, response))
+    return (yield from collect_images(request, response, settings))
 
 
 def data_url(upload: Upload) -> DataUrl:
@@ -1473,8 +1445,7 @@ def runapi(job: Job, settings: Settings, key: str, token: str) -> Provider:
             action = create.url.rpartition("/")[2]
             places = places or [create.url + "/{id}", origin + "/api/v1/tasks/{id}",
                                 f"{origin}/api/v1/gpt_image_2/{action}/{{id}}"]
-            response = yield from settle(create, response, settings, places)
-            results += yield from collect_images(settings, response)
+            results += yield from collect_images(create, response, settings, places)
         except Failure as failure:
             if failure.kind == "task_failed":
                 failure.billed = "no"  # RunAPI does not charge for failed tasks
@@ -1545,8 +1516,7 @@ def runapi_upload(image: Upload, settings: Settings, key: str) -> Generator[Requ
         if failure.http_status not in (404, 405):
             raise
         return (yield from runapi_upload_inline(image, request))
-    prepared = response.document if isinstance(response.document, dict) else {}
-    place, headers, signed = (prepared.get(name) for name in ("upload_url", "headers", "signed_id"))
+    place, headers, signed = (member(response.document, name) for name in ("upload_url", "headers", "signed_id"))
     if not (isinstance(place, str) and ORIGIN.match(place) and not re.search(r"[\s\x00-\x20\x7f-\x9f]", place)):
         raise useless_upload(response)
     yield Request("PUT", place, tuple(
@@ -1581,10 +1551,6 @@ def useless_upload(response: Response) -> Failure:
 # The only part that knows curl. Its key travels in a file without a name that is curl's standard
 # input; prompts and bodies travel in files of a private folder, where the answer arrives too.
 
-# Every option that is ever written for curl; all of them exist in 7.68 (checked with 7.68 to 8.16).
-CURL_OPTIONS = ("globoff", "silent", "show-error", "proto", "connect-timeout", "max-time", "noproxy", "proxy",
-                "cacert", "url", "request", "header", "data-binary", "form", "output", "dump-header", "write-out",
-                "location", "max-redirs", "max-filesize", "no-buffer")
 WRITE_OUT = "%{http_code} %{http_connect} %{size_upload} %{time_pretransfer} %{size_download}\\n"
 
 # curl's exit code -> (kind, what happened); reference: curl's man page, read 2026-11-01.
@@ -1633,7 +1599,10 @@ class Outcome(NamedTuple):
 
 
 def curl_config(request: Request, exchange: Exchange) -> str:
-    """The text of curl's -K file. Guards come first, before any line that holds outside text."""
+    """The text of curl's -K file. Guards come first, before any line that holds outside text.
+
+    All its options exist in curl 7.68 (checked with 7.68 to 8.16).
+    """
     plain = request.url.startswith("http:") and (request.allow_http or is_loopback(request.url))
     lines = [("globoff", ""), ("silent", ""), ("show-error", ""), ("proto", "=http" if plain else "=https"),
              ("connect-timeout", f"{min(CONNECT_TIMEOUT, request.timeout):g}"), ("max-time", f"{request.timeout:.3f}")]
@@ -1643,21 +1612,15 @@ def curl_config(request: Request, exchange: Exchange) -> str:
         lines += [("proxy", request.proxy)]
     if request.cacert:
         lines += [("cacert", os.path.abspath(os.path.expanduser(request.cacert)))]
-    if is_stream(request):
+    if (request.body or {}).get("stream") or any(part.name == "stream" for part in request.form):
         lines += [("no-buffer", "")]
     if request.is_file:
         lines += [("location", ""), ("max-redirs", "3"), ("max-filesize", str(MAX_DOWNLOAD_BYTES))]
     lines += [("url", request.url), ("header", "Expect:")]
     lines += [("header", header_line(name, value)) for name, value in request.headers]
     lines += body_lines(request, exchange)
-    lines += [("output", exchange.file("answer")), ("dump-header", exchange.file("headers")),
-              ("write-out", WRITE_OUT)]
+    lines += [("output", exchange.file("answer")), ("dump-header", exchange.file("headers")), ("write-out", WRITE_OUT)]
     return "".join(f"{name} = {quote_config(value)}\n" if value else f"{name}\n" for name, value in lines)
-
-
-def is_stream(request: Request) -> bool:
-    """Whether server-sent events were asked for."""
-    return bool((request.body or {}).get("stream")) or any(part.name == "stream" for part in request.form)
 
 
 def header_line(name: str, value: str) -> str:
@@ -1742,14 +1705,16 @@ def check_curl(secrets: Sequence[str]) -> str:
     return match.group(0)
 
 
-def read_key(source: KeySource | None, secrets: Sequence[str]) -> str:
-    """The key itself, from its source or as the first line that its command prints."""
-    if source is None:
-        return ""
-    if not source.command:
-        return checked_key(source.value, source.source)
-    output = child_output(source.command, secrets, "key", 120).decode("utf-8", "replace")
-    return checked_key((output.splitlines() or [""])[0].strip(), source.source)
+def read_key(source: KeySource, secrets: Sequence[str]) -> str:
+    """The key itself, from its source or as the first line that its command prints; it fits into a header line."""
+    key = source.value
+    if source.command:
+        output = child_output(source.command, secrets, "key", 120).decode("utf-8", "replace")
+        key = (output.splitlines() or [""])[0].strip()
+    if not re.fullmatch(r"[\x21-\x7e]+", key):
+        fault_name = "a line break" if re.search(r"[\r\n]", key) else "a blank or a character that is not ASCII"
+        raise setup_failure(f"the key from {source.source} {'holds ' + fault_name if key else 'is empty'}", kind="key")
+    return key
 
 
 def start_curl(request: Request, exchange: Exchange, secrets: Sequence[str]) -> Popen[bytes]:
@@ -1785,16 +1750,13 @@ def read_outcome(exchange: Exchange) -> Outcome:
 def read_headers(path: str) -> dict[str, str]:
     """The last block of headers, names in lower case: earlier blocks are 100, 103, a proxy's or redirects."""
     headers: dict[str, str] = {}
-    try:
-        with open(path, encoding="utf-8", errors="replace") as stream:
-            for line in stream:
-                name, colon, value = line.partition(":")
-                if line.startswith("HTTP/"):
-                    headers = {}
-                elif colon:
-                    headers[name.strip().lower()] = value.strip()
-    except FileNotFoundError:
-        pass
+    with suppress(FileNotFoundError), open(path, encoding="utf-8", errors="replace") as stream:
+        for line in stream:
+            name, colon, value = line.partition(":")
+            if line.startswith("HTTP/"):
+                headers = {}
+            elif colon:
+                headers[name.strip().lower()] = value.strip()
     return headers
 
 
@@ -1828,7 +1790,7 @@ def transport_hint(kind: str, never_sent: bool) -> str:
              "disk": "Make room on the disk."}
     if kind == "network" and never_sent:
         return "Nothing was sent. Check --base-url, the network and the proxy, then run the same command again."
-    return hints.get(kind, "Running the command again asks for a new image." if not never_sent else "")
+    return hints.get(kind, "" if never_sent else ASKS_ANEW)
 
 # ---- 10. Journal: unfinished requests survive everything -----------------------------------------
 # One folder for each command: request.json says what was asked for, N.* are the files of its Nth
@@ -1856,6 +1818,12 @@ class Folder(NamedTuple):
 def private_file(path: str) -> BinaryIO:
     """A new, empty file that only its owner can read."""
     return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o600), "wb")
+
+
+def discard(path: str) -> None:
+    """Remove a file if it is there."""
+    if os.path.lexists(path):
+        os.unlink(path)
 
 
 def take_lock(path: str, create: bool = False, wait: bool = False) -> int | None:
@@ -1898,20 +1866,10 @@ def fingerprint(job: Job, settings: Settings) -> str:
     """The same for commands that ask for the same images: endpoint, parameters, prompt, bytes of all inputs."""
     import hashlib
     uploads = [*job.images, *([job.mask] if job.mask else [])]
-    inputs = [file_digest(upload.path) if upload.picture.format else upload.path for upload in uploads]
+    inputs = [file_digest(upload.path, "sha256").hex() if upload.picture.format else upload.path for upload in uploads]
     asked = [1, job.command, settings.api.value, settings.base_url.value, job.model, job.prompt,
              sorted(job.parameters.items()), job.n, inputs, bool(job.mask)]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:24]
-
-
-def file_digest(path: str) -> str:
-    """SHA-256 of a file."""
-    import hashlib
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        for block in iter(lambda: stream.read(BLOCK), b""):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def open_folder(job: Job, settings: Settings, fresh: bool, report: Report) -> Folder:
@@ -1967,8 +1925,7 @@ def prune(root: str) -> None:
         lock = take_lock(owner, create=half) if expired and os.path.isdir(path) else None
         if lock is not None and (half or folder_state(Folder(path, lock, True)) != "running"):
             remove_tree(path)
-        if lock is not None:
-            release(lock)
+        release(lock)
 
 
 def remove_folder(folder: Folder) -> None:
@@ -2031,12 +1988,10 @@ def pending_requests() -> list[tuple[float, str, str]]:
 
 def saved_before(folder: Folder, number: int) -> str:
     """Where an earlier run saved the Nth picture, if it is still there."""
-    try:
-        with open(os.path.join(folder.path, f"saved-{number}"), "rb") as stream:
-            path = os.fsdecode(stream.read())
-    except FileNotFoundError:
-        return ""
-    return path if os.path.exists(path) else ""
+    with suppress(FileNotFoundError), open(os.path.join(folder.path, f"saved-{number}"), "rb") as stream:
+        path = os.fsdecode(stream.read())
+        return path if os.path.exists(path) else ""
+    return ""
 
 
 def remember_saved(folder: Folder, number: int, path: str) -> None:
@@ -2055,8 +2010,8 @@ class Report:
         self.secrets: list[str] = []
         self.warnings: list[str] = []
         self.saved: list[Saved] = []
-        self.facts: dict[str, Any] = {"requested": None, "http_status": None, "elapsed_s": None, "model": None,
-                                      "usage": None, "cost_usd": None, "request_id": None}
+        self.facts: dict[str, Any] = dict.fromkeys(
+            ("requested", "http_status", "elapsed_s", "model", "usage", "cost_usd", "request_id"))
         self.progress_shown, self.cost = False, 0.0
         self.started = self.told = time.monotonic()
 
@@ -2066,11 +2021,13 @@ class Report:
 
     def say(self, stream: str, text: str, end: str = "\n") -> None:
         """Write to sys.stdout or sys.stderr at once. A reader that went away must not cost an image."""
+        sink = getattr(sys, stream)
         try:
-            print(text, end=end, file=getattr(sys, stream), flush=True)
+            if sink is not None:  # closed from the start; for print None would be standard output
+                print(text, end=end, file=sink, flush=True)
         except UnicodeEncodeError:  # a file name that the terminal's encoding cannot say is said in its bytes
-            getattr(sys, stream).buffer.write(os.fsencode(text + end))
-            getattr(sys, stream).flush()
+            sink.buffer.write(os.fsencode(text + end))
+            sink.flush()
         except (OSError, ValueError):
             setattr(sys, stream, open(os.devnull, "w"))  # or Python complains again at its exit
 
@@ -2161,7 +2118,7 @@ class Report:
             error = {"kind": failure.kind, "message": failure.message, "http_status": failure.http_status or None,
                      "code": failure.code or None, "request_id": failure.request_id or None,
                      "billed": failure.billed, "retryable": failure.retryable, "hint": failure.hint}
-            self.output(json.dumps({**self.result(False), "error": self.cleaned(error)}))
+            self.output(json.dumps({**self.result(False), "error": with_texts(error, self.clean)}))
         else:
             self.output_saved()
         if failure.exit_code == BUG:
@@ -2178,17 +2135,9 @@ class Report:
 
     def result(self, ok: bool) -> dict[str, Any]:
         """The JSON object; schema rises when a field changes its meaning."""
-        saved = [{"path": saved.path, "bytes": saved.bytes, "format": saved.picture.format,
-                  "width": saved.picture.width, "height": saved.picture.height} for saved in self.saved]
-        return {"schema": 1, "ok": ok, "saved": saved, **self.cleaned(self.facts), "warnings": self.warnings}
-
-    def cleaned(self, value: Any) -> Any:
-        """Any JSON value with all its texts fit to be shown."""
-        if isinstance(value, dict):
-            return {self.clean(name): self.cleaned(item) for name, item in value.items()}
-        if isinstance(value, list):
-            return [self.cleaned(item) for item in value]
-        return self.clean(value) if isinstance(value, str) else value
+        saved = [{"path": saved.path, "bytes": saved.bytes, **saved.picture._asdict()} for saved in self.saved]
+        facts = with_texts(self.facts, self.clean)
+        return {"schema": 1, "ok": ok, "saved": saved, **facts, "warnings": self.warnings}
 
 
 class Run(NamedTuple):
@@ -2227,7 +2176,8 @@ def perform(request: Request, exchange: Exchange, run: Run) -> Response:
     """One request until there is a usable Response; everything else is a Failure."""
     for attempt in range(1, 100):
         state = exchange_state(exchange)
-        if state == "unsent" or request.repeatable or (state == "lost" and is_harmless(request)):
+        harmless = request.idempotent or request.purpose != "create"  # sending it again makes nothing twice
+        if state == "unsent" or request.repeatable or (state == "lost" and harmless):
             left = run.deadline - time.monotonic() if request.purpose == "create" and attempt > 1 else request.timeout
             transfer(request._replace(timeout=left), exchange, run)
         elif state == "running":
@@ -2251,11 +2201,6 @@ def perform(request: Request, exchange: Exchange, run: Run) -> Response:
         forget_exchange(exchange)
         time.sleep(delay)
     raise AssertionError("retry_pause must end")
-
-
-def is_harmless(request: Request) -> bool:
-    """Whether sending the same request again makes nothing twice."""
-    return request.idempotent or request.purpose != "create"
 
 
 def pause(wait: Wait, run: Run) -> None:
@@ -2357,10 +2302,7 @@ def pause_asked(headers: Mapping[str, str], message: str) -> float | None:
 def forget_exchange(exchange: Exchange) -> None:
     """Remove what one try left, so that the next one is not taken for answered."""
     for kind in ("errors", "outcome", "headers", "answer", "lock"):
-        try:
-            os.unlink(exchange.file(kind))
-        except FileNotFoundError:
-            pass
+        discard(exchange.file(kind))
 
 
 def transfer(request: Request, exchange: Exchange, run: Run) -> None:
@@ -2447,40 +2389,22 @@ def parse_json(stream: BinaryIO, ranges: Sequence[tuple[int, int]]) -> Any:
             return item
         stream.seek(place[0])
         head = stream.read(min(HEAD, place[1] - place[0])).decode("latin-1")
-        return Span(stream.name, place[0], place[1], head, tuple(data_links(stream, *place)) if "](" in head else ())
+        links = [found + 2 for found in occurrences(stream, b"](data:image/", *place)] if "](" in head else ()
+        return Span(stream.name, place[0], place[1], head, tuple(links))
 
     text = json_skeleton(block for begin, end in ranges for block in file_blocks(stream, begin, end))
     document = json.loads(text.decode("utf-8-sig", "replace"), object_hook=revive, parse_float=finite,
                           parse_int=lambda digits: int(digits[:40]),  # nobody needs a number of a million digits
                           parse_constant=lambda name: None)
-    return whole_text(document) if re.search(rb"\\u[dD][89a-fA-F]", text) else document
-
-
-def data_links(stream: BinaryIO, begin: int, end: int) -> Iterator[int]:
-    """Where data: URLs begin in Markdown images, in a range of a file."""
-    mark, tail = b"](data:image/", b""
-    for offset, block in file_blocks(stream, begin, end):
-        text, base = tail + block, offset - len(tail)
-        found = text.find(mark)
-        while found >= 0:
-            yield base + found + 2
-            found = text.find(mark, found + 1)
-        tail = text[1 - len(mark):]
+    if re.search(rb"\\u[dD][89a-fA-F]", text):  # maybe halves of characters, which no file and no terminal takes
+        document = with_texts(document, lambda text: text.encode("utf-8", "replace").decode("utf-8"))
+    return document
 
 
 def finite(text: str) -> float | None:
     """A number; JSON can write larger ones than it can read."""
     value = float(text)
     return value if value - value == 0 else None
-
-
-def whole_text(value: Any) -> Any:
-    """The same JSON value without halves of characters, which no file and no terminal takes."""
-    if isinstance(value, dict):
-        return {whole_text(name): whole_text(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [whole_text(item) for item in value]
-    return value.encode("utf-8", "replace").decode("utf-8") if isinstance(value, str) else value
 
 
 def file_blocks(stream: BinaryIO, begin: int, end: int) -> Iterator[tuple[int, bytes]]:
@@ -2492,6 +2416,18 @@ def file_blocks(stream: BinaryIO, begin: int, end: int) -> Iterator[tuple[int, b
             return
         yield begin, block
         begin += len(block)
+
+
+def occurrences(stream: BinaryIO, mark: bytes, begin: int, end: int) -> Iterator[int]:
+    """Where the mark stands in a range of a file."""
+    tail = b""
+    for offset, block in file_blocks(stream, begin, end):
+        text, base = tail + block, offset - len(tail)
+        found = text.find(mark)
+        while found >= 0:
+            yield base + found
+            found = text.find(mark, found + 1)
+        tail = text[max(0, len(text) + 1 - len(mark)):]
 
 
 STRING_MARK, OPENING_QUOTE = re.compile(rb'["\\]'), re.compile(rb'"')
@@ -2564,12 +2500,9 @@ def event_data(stream: BinaryIO, ranges: Sequence[tuple[int, int]]) -> Any:
 def file_lines(stream: BinaryIO, begin: int, growing: bool) -> Iterator[tuple[int, int]]:
     """(start, end) of each line; the last one without a line break only in a file that is complete."""
     start, size = begin, os.fstat(stream.fileno()).st_size
-    for base, block in file_blocks(stream, begin, size):
-        found = block.find(b"\n")
-        while found >= 0:
-            yield start, base + found + 1
-            start = base + found + 1
-            found = block.find(b"\n", found + 1)
+    for position in occurrences(stream, b"\n", begin, size):
+        yield start, position + 1
+        start = position + 1
     if start < size and not growing:
         yield start, size
 
@@ -2593,7 +2526,7 @@ def event_document(stream: BinaryIO) -> dict[str, Any]:
 # Where relays put images, in the order of search; the first place that holds any wins.
 IMAGE_KEYS = ("b64_json", "url", "image_url", "data", "images", "result", "outputs", "output", "resultJson",
               "resultUrls", "choices", "message", "content", "response", "body")
-MARKDOWN_IMAGE = re.compile(r"!\[[^\]]*\]\(\s*((?:https?://|data:)[^)]+)\)")
+MARKDOWN_IMAGE = r"!\[[^\]]*\]\(\s*((?:https?://|data:)[^)]+)\)"
 
 
 def find_images(node: Any, depth: int = 8) -> list[str | Span | Image]:
@@ -2619,19 +2552,26 @@ def images_under(key: str, value: Any, depth: int) -> list[str | Span | Image]:
     """The images of one member of an object."""
     if key == "b64_json" and value and isinstance(value, (str, Span)):
         return [value]
-    if key in ("resultJson", "body") and isinstance(value, str):  # JSON inside a string
-        try:
-            return find_images(json.loads(value), depth)
-        except (ValueError, RecursionError):
-            return []
+    if key in ("resultJson", "body"):
+        return find_images(inner_json(value), depth)
     if key == "content" and isinstance(value, str):
-        return [re.sub(r"\s", "", found) for found in MARKDOWN_IMAGE.findall(value)]
+        return [re.sub(r"\s", "", found) for found in re.findall(MARKDOWN_IMAGE, value)]
     if key == "content" and isinstance(value, Span):
         places: dict[int, str | Span | Image] = {start: value._replace(start=start) for start in value.links}
-        places.update((value.start + link.start(1), link.group(1)) for link in MARKDOWN_IMAGE.finditer(value.head)
+        places.update((value.start + link.start(1), link.group(1)) for link in re.finditer(MARKDOWN_IMAGE, value.head)
                       if link.group(1).startswith("http"))
         return [found for _, found in sorted(places.items())]
     return find_images(value, depth)
+
+
+def inner_json(value: Any) -> Any:
+    """JSON inside a string, None when it is none; any other value as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return None
 
 
 WAITING = ("pending", "submitted", "queued", "queuing", "in_queue", "created", "waiting", "starting", "processing",
@@ -2642,10 +2582,10 @@ DONE = ("completed", "complete", "success", "succeeded", "finished")
 
 def task_field(document: Any, names: Sequence[str]) -> str:
     """The first of these members that an answer has: at the top, in data, or in data's first item."""
-    data = document.get("data") if isinstance(document, dict) else None
-    nodes = [document, data, data[0] if isinstance(data, list) and data else None]
-    found = [node[name] for name in names for node in nodes if isinstance(node, dict) and node.get(name)]
-    return next((str(value) for value in found if isinstance(value, str) or type(value) is int), "")
+    data = member(document, "data")
+    nodes = (document, data, data[0] if isinstance(data, list) and data else None)
+    values = [member(node, name) for name in names for node in nodes]
+    return next((str(value) for value in values if value and type(value) in (str, int)), "")
 
 
 def task_id(document: Any) -> str:
@@ -2679,17 +2619,15 @@ def server_error(document: Any) -> ServerError | None:
     """The error of an answer, None when it holds none."""
     if not isinstance(document, dict):
         return None
-    wrapped = document.get("response")  # RunAPI's envelope around an answer
-    if isinstance(wrapped, dict) and isinstance(wrapped.get("status"), int) and wrapped["status"] >= 400:
-        inner_error = server_error(wrapped.get("body")) or ServerError(as_text(wrapped.get("body")))
+    # RunAPI's envelope around an answer
+    status, body = member(document, "response", "status"), member(document, "response", "body")
+    if isinstance(status, int) and status >= 400:
+        inner_error = server_error(body) or ServerError(as_text(body))
         return inner_error._replace(code=inner_error.code or "task_failed")
-    inner = document.get("data")
-    error = document.get("error") or (inner.get("error") if isinstance(inner, dict) else None)
+    error = document.get("error") or member(document, "data", "error")
     if isinstance(error, dict):
-        details = error.get("moderation_details")
-        stage = details.get("moderation_stage") if isinstance(details, dict) else ""
-        return ServerError(*(as_text(value) for value in (error.get("message") or error.get("msg") or error,
-                                                           error.get("code"), error.get("type"), stage)))
+        return ServerError(as_text(error.get("message") or error.get("msg") or error), as_text(error.get("code")),
+                           as_text(error.get("type")), as_text(member(error, "moderation_details", "moderation_stage")))
     if isinstance(document.get("errors"), dict):
         error = f"{as_text(error)}: {json.dumps(document['errors'], default=as_text)}"
     told = error or task_field(document, ("failMsg", "errorMessage", "message", "msg", "detail"))
@@ -2697,12 +2635,6 @@ def server_error(document: Any) -> ServerError | None:
     if error or (told and re.fullmatch(r"[45]\d\d", code)) or task_status(document) in FAILED:
         return ServerError(as_text(told) or f"the task ended as {task_status(document)}", code)
     return None
-
-
-def plain_message(document: Any) -> str:
-    """The words of an error answer that has no error envelope."""
-    return task_field(document, ("message", "msg", "detail", "errorMessage")) or (
-        as_text(document.get("detail")) if isinstance(document, dict) else "")
 
 
 def as_text(value: Any) -> str:
@@ -2716,6 +2648,9 @@ MODERATION_CODES = ("moderation_blocked", "content_policy_violation", "contentfi
 MODERATION_WORDS = ("safety system", "safety_violations", "moderation", "content policy")
 QUOTA_CODES = ("insufficient_quota", "credit_balance_exhausted", "organization_spend_limit_exceeded",
                "project_spend_limit_exceeded", "organization_usage_limit_exceeded", "billing_hard_limit_reached")
+
+LOOK_FIRST = "Look at the account's usage before running the command again."
+ASKS_ANEW = "Running the command again asks for a new image."
 
 # kind -> (exit code, billed, retryable, what to do)
 REFUSALS: dict[str, tuple[int, str, bool, str]] = {
@@ -2735,10 +2670,10 @@ REFUSALS: dict[str, tuple[int, str, bool, str]] = {
     "overloaded": (NO_ANSWER, "no", True, "Run the same command again in a minute."),
     "gateway": (NO_ANSWER, "maybe", False, "The gateway gave up waiting. --stream keeps some of them patient; else use "
                 "a lower --quality or a smaller --size."),
-    "task_failed": (NO_ANSWER, "maybe", False, "Running the command again asks for a new image."),
-    "server": (NO_ANSWER, "maybe", False, "Look at the account's usage before running the command again."),
+    "task_failed": (NO_ANSWER, "maybe", False, ASKS_ANEW),
+    "server": (NO_ANSWER, "maybe", False, LOOK_FIRST),
     "web_page": (NO_ANSWER, "maybe", False, "Check --base-url: it should end in /v1."),
-    "no_image": (NO_ANSWER, "maybe", False, "Look at the account's usage before running the command again."),
+    "no_image": (NO_ANSWER, "maybe", False, LOOK_FIRST),
 }
 
 
@@ -2748,8 +2683,9 @@ def answer_failure(request: Request, response: Response) -> Failure | None:
     good = 200 <= response.status < 300
     if good and (request.is_file or (error is None and usable(request, response))):
         return None
-    words = page_title(response.text) or plain_message(response.document) or nothing_usable(response)
-    error = error or ServerError(words)
+    error = error or ServerError(
+        page_title(response.text) or task_field(response.document, ("message", "msg", "detail", "errorMessage"))
+        or as_text(member(response.document, "detail")) or nothing_usable(response))
     kind = refusal_kind(response, error)
     exit_code, billed, retryable, hint = REFUSALS[kind]
     base = re.sub(r"/(images/\w+|models)$", "", request.url)
@@ -2816,29 +2752,17 @@ def nothing_usable(response: Response) -> str:
     return f"no image in the answer: {shown}" if shown.strip() else "an empty answer"
 
 
-def envelopes(document: Any) -> list[dict[str, Any]]:
-    """The objects of an answer that may speak of it as a whole: itself, its data, what it wraps."""
-    wrapped = document.get("response") if isinstance(document, dict) else None
-    body = wrapped.get("body") if isinstance(wrapped, dict) else None
-    if isinstance(body, str):
-        try:
-            body = json.loads(body)
-        except (ValueError, RecursionError):
-            body = None
-    nodes = [document, document.get("data") if isinstance(document, dict) else None, body]
-    return [node for node in nodes if isinstance(node, dict)]
-
-
 def usage_cost(document: Any) -> tuple[dict[str, Any] | None, float | None]:
     """(usage, US dollars): what the server says it cost, else its token counts at OpenAI's list price."""
-    usage = next((node["usage"] for node in envelopes(document) if isinstance(node.get("usage"), dict)), None)
+    body = inner_json(member(document, "response", "body"))
+    found = (member(node, "usage") for node in (document, member(document, "data"), body))
+    usage = next((node for node in found if isinstance(node, dict)), None)
     if usage is None:
         return None, None
     if isinstance(usage.get("cost"), (int, float)):
         return usage, float(usage["cost"])
-    details = usage.get("input_tokens_details")
-    inputs = details if isinstance(details, dict) else {}
-    tokens = {"text": inputs.get("text_tokens"), "image": inputs.get("image_tokens"),
+    inputs = usage.get("input_tokens_details")
+    tokens = {"text": member(inputs, "text_tokens"), "image": member(inputs, "image_tokens"),
               "output": usage.get("output_tokens")}
     prices = [DOLLARS_PER_TOKEN[name] * count for name, count in tokens.items() if isinstance(count, int)]
     return usage, round(sum(prices), 4) if len(prices) == len(tokens) else None
@@ -2848,8 +2772,8 @@ def usage_cost(document: Any) -> tuple[dict[str, Any] | None, float | None]:
 
 def save_images(images: Sequence[Image | Failure], job: Job, folder: Folder, report: Report) -> None:
     """Every image under its own name; one that cannot be saved does not keep the others from it."""
-    from itertools import count
-    numbers = count(1) if len(images) > 1 else iter([0, *range(2, 100_000)])
+    from itertools import chain, count
+    numbers = count(1) if len(images) > 1 else chain([0], count(2))
     problems = []
     for index, image in enumerate(images, 1):
         try:
@@ -2876,10 +2800,9 @@ def save_image(image: Image, index: int, target: Target, numbers: Iterator[int],
     part = os.path.join(target.folder, f".{os.path.basename(folder.path)}-{index}.part")
     path = saved_before(folder, index)
     if not path:
-        path = twin(part, target, numbers) or save_new(image, part, target, numbers)
+        path = twin(part, target) or save_new(image, part, target, numbers)
         remember_saved(folder, index, path)
-    if os.path.lexists(part):
-        os.unlink(part)
+    discard(part)
     sync_folder(target.folder)
     with open(path, "rb") as stream:
         picture = inspect_picture(stream) or Picture("", 0, 0)
@@ -2890,8 +2813,7 @@ def save_image(image: Image, index: int, target: Target, numbers: Iterator[int],
 
 def save_new(image: Image, part: str, target: Target, numbers: Iterator[int]) -> str:
     """The path of the picture's new file; the temporary one stays for the caller to remove."""
-    if os.path.lexists(part):
-        os.unlink(part)
+    discard(part)
     try:
         with open(part, "xb") as stream:
             copy_image(image, stream)
@@ -2904,25 +2826,23 @@ def save_new(image: Image, part: str, target: Target, numbers: Iterator[int]) ->
         paths = (numbered(target, number, picture.format) for number in numbers)
         return next(path for path in paths if place(part, path, target.overwrite))
     except BaseException:
-        if os.path.lexists(part):
-            os.unlink(part)
+        discard(part)
         raise
 
 
-def twin(part: str, target: Target, numbers: Iterator[int]) -> str:
+def twin(part: str, target: Target) -> str:
     """The name that a killed run had already given to its temporary file, if it came that far."""
     if not os.path.exists(part) or os.stat(part).st_nlink < 2:
         return ""
     with open(part, "rb") as stream:
         picture = inspect_picture(stream)
-    paths = [numbered(target, number, picture.format if picture else "png") for number in (0, *range(1, 1000))]
+    paths = (numbered(target, number, picture.format if picture else "png") for number in range(1000))
     return next((path for path in paths if os.path.exists(path) and os.path.samefile(path, part)), "")
 
 
 def broken(message: str, billed: str = "maybe") -> Failure:
     """What came back cannot be used."""
-    return Failure(message, NO_ANSWER, "broken_image", "Look at the account's usage before running the command again.",
-                   billed)
+    return Failure(message, NO_ANSWER, "broken_image", LOOK_FIRST, billed)
 
 
 class Partials:
@@ -2933,9 +2853,8 @@ class Partials:
         self.position = 0  # in the growing answer
         self.record = os.path.join(folder.path, "partials")  # for the run that collects what this one leaves
         self.paths: list[str] = []
-        if os.path.exists(self.record):
-            with open(self.record, "rb") as stream:
-                self.paths = [os.fsdecode(line) for line in stream.read().splitlines()]
+        with suppress(FileNotFoundError), open(self.record, "rb") as stream:
+            self.paths = [os.fsdecode(line) for line in stream.read().splitlines()]
 
     def look(self, exchange: Exchange) -> None:
         """Save what has arrived since the last look."""
@@ -2971,14 +2890,12 @@ class Partials:
                 self.report.note(f"partial image: {path}")
         except (OSError, IndexError, Failure) as problem:
             self.report.warn(f"a partial image could not be saved: {problem}")
-        if os.path.lexists(part):
-            os.unlink(part)
+        discard(part)
 
     def remove(self) -> None:
         """The final image is there."""
         for path in () if self.job.keep_partials else self.paths:
-            if os.path.exists(path):
-                os.unlink(path)
+            discard(path)
 
 
 def place(part: str, path: str, overwrite: bool) -> bool:
@@ -3001,16 +2918,12 @@ def place(part: str, path: str, overwrite: bool) -> bool:
 
 def sync_folder(folder: str) -> None:
     """Make new names survive a loss of power, where the system can."""
-    try:
+    with suppress(OSError):  # Windows cannot
         handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return  # Windows
-    try:
-        os.fsync(handle)
-    except OSError:
-        pass
-    finally:
-        os.close(handle)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def copy_image(image: Image, sink: BinaryIO) -> None:
@@ -3032,13 +2945,7 @@ def base64_blocks(source: str | Span) -> Iterator[bytes]:
         yield source.encode("utf-8", "replace")
         return
     with open(source.path, "rb") as stream:
-        stream.seek(source.start)
-        left = source.end - source.start
-        while left > 0:
-            block = stream.read(min(BLOCK, left))
-            if not block:
-                return
-            left -= len(block)
+        for _, block in file_blocks(stream, source.start, source.end):
             yield block
 
 
@@ -3089,12 +2996,6 @@ def decode_base64(blocks: Iterator[bytes], sink: BinaryIO) -> None:
 
 
 # ---- 14. Commands, parser, main ------------------------------------------------------------------
-
-def command_flags(options: Namespace) -> dict[str, Any]:
-    """The settings that the command line gives."""
-    names = ("config", "api", "base_url", "api_key", "api_key_env", "model", "timeout", "allow_http")
-    return {**{name: getattr(options, name, None) for name in names}, "headers": dict(options.header)}
-
 
 def run_image_command(options: Namespace, report: Report) -> int:
     """generate and edit."""
@@ -3198,10 +3099,8 @@ def paid_answers(folder: Folder) -> list[Exchange]:
 
 def mark_stuck(folder: Folder) -> None:
     """Let --fresh give up a collection that may fail for ever."""
-    try:
+    with suppress(OSError):  # a full disk: there it stays until it is collected
         private_file(os.path.join(folder.path, "stuck")).close()
-    except OSError:
-        pass  # a full disk: there it stays until it is collected
 
 
 def explain_loss(failure: Failure, folder: Folder, job: Job) -> None:
@@ -3290,16 +3189,17 @@ def stopped(stop: KeyboardInterrupt, folder: Folder) -> Failure:
     if paid_answers(folder):
         return Failure(f"{word}; the server's answer is kept", exit_code, "stopped", again, "yes")
     told, billed = ("the transfer was stopped", "maybe") if state == "lost" else ("nothing was bought", "no")
-    hint = "Running the command again asks for a new image."
-    return Failure(f"{word}; {told}", exit_code, "interrupted", hint, billed)
+    return Failure(f"{word}; {told}", exit_code, "interrupted", ASKS_ANEW, billed)
 
 
 def read_settings(options: Namespace, report: Report) -> Settings:
     """The settings, their warnings told, their secrets known to the report."""
-    if getattr(options, "api_key", None):
+    if options.api_key:
         report.secrets.append(options.api_key)
         report.warn("--api-key shows in ps and in the shell's history; prefer --api-key-env NAME or a config file")
-    settings = load_settings(command_flags(options))
+    names = ("config", "api", "base_url", "api_key", "api_key_env", "model", "timeout", "allow_http")
+    flags = {name: getattr(options, name, None) for name in names}
+    settings = load_settings({**flags, "headers": dict(options.header)})
     report.secrets += [source.value for source in settings.keys if source.value]
     for value in settings.headers.value.values():
         report.secrets += [value, value.split()[-1]] if value.strip() else []  # `Bearer KEY`: the key alone too
@@ -3312,10 +3212,12 @@ def read_settings(options: Namespace, report: Report) -> Settings:
 
 def unlock(settings: Settings, report: Report) -> KeySource:
     """The key for the configured host, known to the report before anything can show it."""
-    source = choose_key(settings) or KeySource("nothing", "")
-    key = read_key(source if source.source != "nothing" else None, report.secrets)
-    report.secrets += [key] if key else []
-    return source._replace(value=key)
+    source = choose_key(settings)
+    if source is None:
+        return KeySource("nothing", "")  # this machine needs no key
+    source = source._replace(value=read_key(source, report.secrets))
+    report.secrets.append(source.value)
+    return source
 
 
 def compare(job: Job, report: Report) -> None:
@@ -3359,8 +3261,7 @@ def write_template(options: Namespace, report: Report) -> int:
         with open(handle, "w", encoding="utf-8") as stream:
             stream.write(json.dumps(content, indent=2) + "\n")
         placed = place(part, path, options.force)
-        if os.path.lexists(part):
-            os.unlink(part)
+        discard(part)
     except OSError as error:
         raise usage_failure(f"cannot write {path}: {reason(error)}") from None
     if not placed:
@@ -3374,8 +3275,8 @@ def show_settings(settings: Settings, report: Report) -> int:
     if settings.headers.value:
         masked = ", ".join(f"{name}: ***" for name in settings.headers.value)
         settings = settings._replace(headers=settings.headers._replace(value=masked))
-    rows = {name: Setting(report.clean(as_text(getattr(settings, name).value)), getattr(settings, name).source)
-            for name in ("api", "base_url", "model", "timeout", "headers", "proxy", "cacert", "allow_http", "poll_url")}
+    rows = {name: Setting(report.clean(as_text(setting.value)), setting.source)
+            for name, setting in settings._asdict().items() if isinstance(setting, Setting)}
     for number, source in enumerate(settings.keys):
         shown = f"the output of {source.command[0]}" if source.command else mask_key(source.value)
         usable = may_go(source.host, settings.base_url.value)
@@ -3412,7 +3313,6 @@ def check_request(settings: Settings, key: str) -> Request:
 
 def check_setup(settings: Settings, report: Report) -> int:
     """The doctor: everything that can be proved without spending money."""
-    import tempfile
     say = report.note if report.as_json else report.output
     say(f"ok    Python {sys.version.split()[0]}")
     say(f"ok    {check_curl(report.secrets)}")
@@ -3421,9 +3321,16 @@ def check_setup(settings: Settings, report: Report) -> int:
     say(f"ok    key {mask_key(key) if key else 'none'}, endpoint {settings.base_url.value}")
     if settings.api.value == "codex":
         say("note  nothing free can try a Codex sign-in")
-        if report.as_json:
-            report.output(json.dumps({"schema": 1, "ok": True, "warnings": report.warnings}))
-        return OK
+    else:
+        try_key(settings, key, report, say)
+    if report.as_json:
+        report.output(json.dumps({"schema": 1, "ok": True, "warnings": report.warnings}))
+    return OK
+
+
+def try_key(settings: Settings, key: str, report: Report, say: Callable[[str], None]) -> None:
+    """One free request that proves host and key."""
+    import tempfile
     folder = Folder(tempfile.mkdtemp(prefix=PROGRAM + "-"), None, False)
     try:
         request = check_request(settings, key)
@@ -3433,19 +3340,15 @@ def check_setup(settings: Settings, report: Report) -> int:
     say(f"ok    {host_of(request.url)} takes the key (HTTP {response.status})")
     if settings.api.value not in FREE_CHECKS:
         say(model_line(response.document, settings.model.value))
-    if report.as_json:
-        report.output(json.dumps({"schema": 1, "ok": True, "warnings": report.warnings}))
-    return OK
 
 
 def model_line(document: Any, model: str) -> str:
     """What a model list says about one model. Being listed does not prove access."""
-    items = document.get("data") if isinstance(document, dict) else None
-    rows = [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
-    row = next((item for item in rows if item.get("id") == model), None)
+    items = member(document, "data")
+    row = next((item for item in items if member(item, "id") == model), None) if isinstance(items, list) else None
     if row is None:
         return f"note  {model} is not in the server's list of models"
-    date = row.get("shutdown_date")
+    date = member(row, "shutdown_date")
     return f"{'note ' if date else 'ok   '} {model} is listed" + (f", shut down on {date}" if date else "")
 
 
@@ -3579,10 +3482,9 @@ def build_parser(command: str) -> ArgumentParser:
         for flag in ("--show", "--init", "--check"):
             action.add_argument(flag, action="store_true")
         add("--force", action="store_true")
-        parser.set_defaults(run=run_config_command)
-        return parser
-    add_image_options(parser, command)
-    parser.set_defaults(run=run_image_command)
+    else:
+        add_image_options(parser, command)
+    parser.set_defaults(run=run_config_command if command == "config" else run_image_command)
     return parser
 
 
@@ -3593,24 +3495,22 @@ def add_image_options(parser: ArgumentParser, command: str) -> None:
         add("--image", action="append", default=[])
         add("--mask")
         add("--input-fidelity", choices=("low", "high"))
+    else:
+        parser.set_defaults(image=[], mask=None, input_fidelity=None)
     # OpenClaw delivers files of its workspace, in which it runs commands
     add("-o", "--output", default=os.path.basename(DEFAULT_OUTPUT) if environment("OPENCLAW_SHELL") else DEFAULT_OUTPUT)
-    add("--size", default="auto")
-    add("--aspect-ratio")
+    for option, default in (("--size", "auto"), ("--aspect-ratio", None), ("--quality", "auto"),
+                            ("--prompt-file", None), ("--model", None)):
+        add(option, default=default)
+    for option in ("--stream", "--keep-partials", "--overwrite", "--fresh"):
+        add(option, action="store_true")
     add("--resolution", choices=tuple(RESOLUTIONS))
-    add("--quality", default="auto")
-    add("--stream", action="store_true")
-    add("--partial-images", type=number_option("--partial-images", 0, MAX_PARTIALS, int))
-    add("--keep-partials", action="store_true")
-    add("--n", type=number_option("--n", 1, MAX_N, int), default=1)
     add("--format", choices=(*FORMATS, "jpg"))
-    add("--compression", type=number_option("--compression", 0, 100, int))
     add("--background", choices=("auto", "opaque", "transparent"))
     add("--moderation", choices=("auto", "low"))
-    add("--prompt-file")
-    add("--overwrite", action="store_true")
-    add("--fresh", action="store_true")
-    add("--model")
+    add("--n", type=number_option("--n", 1, MAX_N, int), default=1)
+    add("--partial-images", type=number_option("--partial-images", 0, MAX_PARTIALS, int))
+    add("--compression", type=number_option("--compression", 0, 100, int))
     add("--timeout", type=number_option("--timeout", 1, MAX_TIMEOUT, float))
     add("--param", action="append", type=parameter_pair, default=[])
 
@@ -3622,7 +3522,7 @@ def parse(arguments: list[str]) -> Namespace:
     if not command or command.startswith("-"):
         raise usage_failure("a command is missing: generate, edit or config", "See: " + command_line("--help"))
     if command not in COMMAND_HELP:
-        raise usage_failure(f"{one_line(command, 40)!r} is no command.{nearest(command, list(COMMAND_HELP))}",
+        raise usage_failure(f"{one_line(command, 40)!r} is no command.{nearest(command, COMMAND_HELP)}",
                             "See: " + command_line("--help"))
     parser = build_parser(command)
     options, left = parser.parse_known_args(arguments[1:cut])
@@ -3671,8 +3571,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     fill_standard_streams()
     report = Report(as_json="--json" in arguments)
-    if help_for(arguments):
-        report.output(help_for(arguments).rstrip())
+    help_text = help_for(arguments)
+    if help_text:
+        report.output(help_text.rstrip())
         return OK
     try:
         options = parse(arguments)

@@ -265,6 +265,8 @@ class TargetTest(ProgramCase):
                                     *self.access()], env=self.environment({"GPT_IMAGE2_API_KEY": KEY}),
                                    cwd=str(self.work), stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
             self.assertTrue((self.work / f"closed-{number}.png").is_file(), (closing, child))
+            lines = [line.split(b" ")[0] for line in child.stdout.splitlines()]
+            self.assertEqual(lines, [] if ">&-" in closing.split() else [b"HTTP", b"Saved:"], closing)
         self.assertEqual(journal(self.home), 0)
 
     def test_reader_that_goes_away_does_not_lose_an_image(self) -> None:

@@ -208,7 +208,7 @@ class FuzzTest(ProgramCase):
             settled = self.follow(program.settle(CREATE, response, self.settings), response)
             if settled is None:
                 return "task"
-            images = self.follow(program.collect_images(self.settings, settled), response)
+            images = self.follow(program.collect_images(CREATE, settled, self.settings), response)
             pictures = [self.decode(image) for image in images]
             self.check_json(report.finish, True)
             self.assertTrue(pictures)

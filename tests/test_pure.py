@@ -22,7 +22,7 @@ from api_server import draw_jpeg, draw_png, draw_webp, jpeg_segment
 from support import CHANNELS, mask_png, plain_png, png_chunk, png_file, program
 
 # Options that the minimum curl has, from the reference's list; nothing else may ever be written.
-OLD_OPTIONS = {"url", "header", "data-binary", "form", "form-string", "output", "dump-header", "write-out", "max-time",
+OLD_OPTIONS = {"url", "header", "data-binary", "form", "output", "dump-header", "write-out", "max-time",
                "connect-timeout", "silent", "show-error", "request", "globoff", "no-buffer", "proxy", "noproxy", "cacert",
                "proto", "max-redirs", "location", "max-filesize"}
 EVIL = ('"\noutput = "evil"\n', '\\"\nurl = "http://evil.invalid"\n', "\r\noutput=evil", "\\\n\\", '";\nproxy = "evil:1"', "#\t%")
@@ -86,10 +86,9 @@ class CurlConfigTest(unittest.TestCase):
                 {"method": "GET", "url": "https://cdn.invalid/1.png", "purpose": "download", "proxy": "http://p:1"}]
 
     def test_only_known_options(self) -> None:
-        self.assertEqual(set(program.CURL_OPTIONS) - OLD_OPTIONS, set())
         for fields in self.requests():
             names = {name for name, _ in self.config(**fields)}
-            self.assertEqual(names - set(program.CURL_OPTIONS), set())
+            self.assertEqual(names - OLD_OPTIONS, set())
 
     def test_nothing_dangerous_on_a_paid_request(self) -> None:
         for fields in self.requests()[:2]:
