@@ -1,6 +1,8 @@
 # make            this list
 PYTHON ?= python3
 PREFIX ?= /usr/local
+# Not every shell expands ~ in an argument.
+override PREFIX := $(patsubst ~/%,$(HOME)/%,$(PREFIX))
 VENV   := .venv
 NAME   := gpt-image2
 

@@ -104,9 +104,9 @@ def find_settings() -> program.Settings:
     keyless = program.is_loopback(borrowed.get("base_url", "")) and not found.keys
     if "base_url" in borrowed and ("api_key" in borrowed or keyless):
         return program.load_settings(borrowed)
-    key = variable("OPENAI_API_KEY")
-    if key and not found.keys:  # known to Hermes only
-        return program.load_settings({**own, "api_key": key, "base_url": variable("OPENAI_BASE_URL") or None})
+    openai_key = variable("OPENAI_API_KEY")
+    if openai_key and not found.keys:  # known to Hermes only
+        return program.load_settings({**own, "api_key": openai_key, "base_url": variable("OPENAI_BASE_URL") or None})
     return found
 
 

@@ -168,6 +168,11 @@ class KeySource(NamedTuple):
     command: tuple[str, ...] = ()
     account: str = ""  # of a ChatGPT sign-in
 
+    @property
+    def is_set(self) -> bool:
+        """Whether there is anything behind it; a variable that a file names may be unset."""
+        return bool(self.value or self.command)
+
 
 class Settings(NamedTuple):
     """Everything that does not change from image to image, each with its source."""
@@ -314,7 +319,8 @@ if TYPE_CHECKING:
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 # Also what a server shows of a key it masked itself.
-KEY_LIKE = r"\b(?:sk|rk|pk)-[\w*.-]{6,}|\b[Bb]earer\s+[^\s\"']+"
+KEY_LIKE = r"\b(?:sk|rk|pk)-[\w*.-]{6,}|\b[Bb]earer\s+[^\s\"']{6,}|[\w.-]*\*{4,}[\w*.\u2026-]*"
+SECRET_HEADER = r"(?i)auth|key|token|secret|cookie|session|passw|cred|sign"
 
 
 def redact(text: str, secrets: Sequence[str]) -> str:
@@ -684,10 +690,13 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
     layers += [environment_layer(api.value), default_layer(api.value or "openai")]
     base_url, allow_http = (pick(layers, name) for name in ("base_url", "allow_http"))
     base_url = base_url._replace(value=checked_base_url(base_url, allow_http.value))
+    if base_url.source == path and not explicit and environment("GPT_IMAGE2_BASE_URL").rstrip("/") not in (
+            "", base_url.value):
+        warnings.append(f"$GPT_IMAGE2_BASE_URL is overridden by {path}")
     api = api if api.value else Setting(api_of(base_url.value), "from the host")
     named = [codex_login()] if api.value == "codex" else [*keys[0], *keys[1], *environment_keys(api.value)]
-    if api.value == "runapi" and not named:
-        named = runapi_tool_key()
+    if api.value == "runapi" and not any(source.is_set for source in named):
+        named = runapi_tool_key() or named
     poll_url = pick(layers, "poll_url")
     if poll_url.value and not same_host(fill_in(poll_url.value, base_url.value, "id"), base_url.value):
         raise fault(poll_url, f"poll_url must lead to {host_of(base_url.value)}, the host of the key")
@@ -749,6 +758,7 @@ def fault(setting: Setting, message: str, hint: str = "") -> Failure:
 def checked_base_url(setting: Setting, allow_http: bool) -> str:
     """The base URL without a trailing slash; anything that could send a key astray is refused."""
     url: str = setting.value.strip().rstrip("/").replace("/?", "?")
+    url = re.sub(r"/images/(generations|edits)(?=\?|\Z)", "", url)  # pasted whole
     shown = redact(one_line(re.sub(r"(?s)^(.*?//)?.*@", r"\1***@", url).partition("?")[0]), ())
     if "://" not in url:
         raise fault(setting, f"the base URL {shown!r} has no scheme", "Write https:// in front.")
@@ -840,7 +850,7 @@ def file_keys(content: Mapping[str, Any], path: str) -> list[KeySource]:
     host, found = file_host(content), []
     if "api_key" in content:
         found.append(KeySource(path, host, content["api_key"]))
-    if environment(content.get("api_key_env", "")):
+    if "api_key_env" in content:
         name = content["api_key_env"]
         found.append(KeySource(f"${name}, named in {path}", host, environment(name)))
     if "api_key_command" in content:
@@ -906,17 +916,20 @@ def token_claims(token: str) -> Any:
 def choose_key(settings: Settings) -> KeySource | None:
     """The first key that may go to the configured host; none is needed on this machine."""
     base_url = settings.base_url.value
-    chosen = next((source for source in settings.keys if may_go(source.host, base_url)), None)
+    keys = [source for source in settings.keys if source.is_set]
+    chosen = next((source for source in keys if may_go(source.host, base_url)), None)
     if chosen or is_loopback(base_url):
         return chosen
-    if settings.keys:
-        source = settings.keys[0]
+    if keys:
+        source = keys[0]
         raise setup_failure(f"the key from {source.source} belongs to {source.host}, not to {host_of(base_url)}",
                             "Put key and base_url into one config file, or set GPT_IMAGE2_API_KEY for this host.",
                             kind="key")
-    raise setup_failure(f"no API key for {host_of(base_url)}",
-                        "Set GPT_IMAGE2_API_KEY (agents may hide OPENAI_API_KEY), or run: "
-                        + command_line("config --init"), kind="key")
+    unset = "".join(f": {source.source}, is not set" for source in settings.keys[:1])
+    other = (f"name its variable as api_key_env in {settings.config_path}" if settings.config_path
+             else "run: " + command_line("config --init"))
+    raise setup_failure(f"no API key for {host_of(base_url)}{unset}",
+                        f"Set GPT_IMAGE2_API_KEY (agents may hide OPENAI_API_KEY), or {other}", kind="key")
 
 
 # ---- 7. Job: what is asked for, checked while it is still free ----------------------------------
@@ -927,6 +940,8 @@ def build_job(options: Namespace, settings: Settings, notes: list[str], fetch: C
     words, paths = list(options.words), list(options.image)
     if options.command == "edit" and words and not (len(words) == 1 and paths and not options.prompt_file):
         paths.insert(0, words.pop(0))
+    if options.command == "edit" and not words and not paths and not options.prompt_file:
+        raise usage_failure("the image and the prompt are missing", 'Use: edit IMAGE "what to change"')
     if options.command == "edit" and len(words) == 1 and os.path.isfile(words[0]):
         raise usage_failure(f"{words[0]} is a file, the prompt is missing", 'Use: edit IMAGE "what to change"')
     if options.config == "-" and "-" in (options.prompt_file, *words):
@@ -1011,6 +1026,8 @@ def file_digest(path: str, kind: str) -> bytes:
 def read_upload(path: str, role: str) -> Upload:
     """A readable PNG, JPEG or WebP file of at most 50 MB. role: image or mask, for the message."""
     import stat
+    if not path:
+        raise usage_failure(f"the name of the {role} is empty: perhaps a variable that is not set")
     try:
         full = os.path.abspath(path if os.path.lexists(path) else os.path.expanduser(path))
         status = os.stat(full)
@@ -1041,7 +1058,7 @@ def read_mask(path: str, image: Upload, notes: list[str]) -> Upload:
         raise usage_failure(f"mask {path} is {found.width}x{found.height}, the first image is "
                             f"{wanted.width}x{wanted.height}; both must be the same size")
     with open(mask.path, "rb") as stream:
-        problem = mask_fault(stream)
+        problem = mask_fault(stream) if is_whole(stream, found) else "is cut off in the middle"
     if problem:
         raise usage_failure(f"mask {path} {problem}", hint)
     if os.path.getsize(mask.path) >= SAFE_MASK_BYTES:
@@ -1186,14 +1203,14 @@ def chosen_format(options: Namespace) -> str:
 
 def checked_target(output: str, image_format: str, overwrite: bool) -> Target:
     """Where to save, from -o: a file, or a folder to save in."""
-    if CONTROL.search(output):
-        raise usage_failure("the output path holds a control character, which would break the Saved: line")
     if output == "-":
         raise usage_failure("standard output is for the Saved: lines; name a file with -o")
     try:
         path = os.path.abspath(os.path.expanduser(output))
     except OSError as error:
         raise usage_failure(f"cannot save in this folder: {reason(error)}", "Name a full path with -o.") from None
+    if CONTROL.search(path):
+        raise usage_failure("the output path holds a control character, which would break the Saved: line")
     if output.startswith("~") and os.path.expanduser(output) == output:
         raise usage_failure(f"cannot save in {output}: there is no home folder", "Name a full path with -o.")
     if os.path.isdir(path) or output.endswith(("/", os.sep)):
@@ -1709,7 +1726,11 @@ def read_key(source: KeySource, secrets: Sequence[str]) -> str:
     """The key itself, from its source or as the first line that its command prints; it fits into a header line."""
     key = source.value
     if source.command:
-        output = child_output(source.command, secrets, "key", 120).decode("utf-8", "replace")
+        try:
+            output = child_output(source.command, secrets, "key", 120).decode("utf-8", "replace")
+        except Failure as failure:
+            raise setup_failure(f"{source.source}: {failure.message}", "Run that command by hand to see why.",
+                                "key") from None
         key = (output.splitlines() or [""])[0].strip()
     if not re.fullmatch(r"[\x21-\x7e]+", key):
         fault_name = "a line break" if re.search(r"[\r\n]", key) else "a blank or a character that is not ASCII"
@@ -1880,9 +1901,18 @@ def open_folder(job: Job, settings: Settings, fresh: bool, report: Report) -> Fo
             "schema": 1, "version": VERSION, "prompt": job.prompt, "model": job.model, "images": len(job.images),
             "endpoint": settings.base_url.value, "parameters": dict(job.parameters)})
     except OSError as error:
-        import tempfile
         report.warn(f"the state folder cannot be used ({reason(error)}): if this command is cut off, its image is lost")
+        return temporary_folder()
+
+
+def temporary_folder() -> Folder:
+    """A private folder that no later run will look for."""
+    import tempfile
+    try:
         return Folder(tempfile.mkdtemp(prefix=PROGRAM + "-"), None, False)
+    except OSError as error:
+        raise setup_failure(f"there is no place for temporary files: {reason(error)}",
+                            "Set TMPDIR or XDG_STATE_HOME to a folder that can be written.") from None
 
 
 def journal_folder(name: str, fresh: bool, room: int, asked: Mapping[str, Any]) -> Folder:
@@ -2693,7 +2723,9 @@ def answer_failure(request: Request, response: Response) -> Failure | None:
         billed, hint = "no", f"The base URL may lack /v1. Try: --base-url {base}/v1"
     if kind == "moderation" and error.stage == "output":
         billed = "maybe"  # it was looked at after it had been drawn
-    if kind == "too_large":
+    if kind == "web_page" and re.search(r"/v\d+$", base):
+        hint = "Check --base-url: a web server answers there, not an API."
+    if kind == "too_large" and request.form:
         hint = f"{sum(part.bytes for part in request.form) / 1e6:.1f} MB were sent. {hint}"
     if "Transparent background is not supported" in error.message:
         hint = "Leave --background out, or try --model gpt-image-2.5-flare."
@@ -3026,10 +3058,9 @@ class Inputs:
 
     def fetch(self, url: str) -> str:
         """The path of a copy. What fails here costs nothing."""
-        import tempfile
         if self.folder is None:
             check_curl(self.report.secrets)
-            self.folder = Folder(tempfile.mkdtemp(prefix=PROGRAM + "-"), None, False)
+            self.folder = temporary_folder()
         exchange = self.folder.exchange(len(self.paths))
         try:
             request = download(url, self.settings)._replace(allow_http=True, purpose="input")
@@ -3148,8 +3179,9 @@ def make_images(provider: Provider, job: Job, settings: Settings, folder: Folder
     typical = TYPICAL_SECONDS.get(as_text(job.parameters.get("quality")), "70 to 280 s")
     if folder.adopted:
         report.note("collecting an unfinished identical request; nothing is bought twice (--fresh starts a new one)")
-    report.note(f"{'Editing' if job.images else 'Generating'} with {job.model} at {host_of(settings.base_url.value)}, "
-                f"typically {typical}")
+    else:
+        report.note(f"{'Editing' if job.images else 'Generating'} with {job.model} at "
+                    f"{host_of(settings.base_url.value)}, typically {typical}")
     partials = Partials(job, folder, report)
     images = drive(provider, folder, Run(report, time.monotonic() + settings.timeout.value, typical, partials.look))
     save_images(images, job, folder, report)
@@ -3201,8 +3233,9 @@ def read_settings(options: Namespace, report: Report) -> Settings:
     flags = {name: getattr(options, name, None) for name in names}
     settings = load_settings({**flags, "headers": dict(options.header)})
     report.secrets += [source.value for source in settings.keys if source.value]
-    for value in settings.headers.value.values():
-        report.secrets += [value, value.split()[-1]] if value.strip() else []  # `Bearer KEY`: the key alone too
+    for name, value in settings.headers.value.items():
+        if value.strip() and (re.search(SECRET_HEADER, name) or re.search(r"\S{16}", value)):
+            report.secrets += [value, value.split()[-1]]  # `Bearer KEY`: the key alone too
     login = settings.proxy.value.rpartition("@")[0]
     report.secrets += [login, login.rpartition(":")[2], *login.split("//")[1:]] if login else []
     for warning in settings.warnings:
@@ -3248,12 +3281,16 @@ def write_template(options: Namespace, report: Report) -> int:
     path = config_path(options.config or config_locations()[0])
     if path == STANDARD_INPUT:
         raise usage_failure("--init writes a file, and --config - names none", "Name the file with --config.")
-    base_url = Setting(options.base_url or DEFAULT_BASE_URL, "--base-url")
+    base_url = pick([{"base_url": Setting(options.base_url, "--base-url")} if options.base_url else {},
+                     environment_layer(""), default_layer("openai")], "base_url")
+    own_endpoint = base_url.source in ("--base-url", "$GPT_IMAGE2_BASE_URL")  # not OPENAI_API_KEY's, perhaps
+    variable = ("OPENAI_API_KEY" if environment("OPENAI_API_KEY") and not environment("GPT_IMAGE2_API_KEY")
+                and not own_endpoint else "GPT_IMAGE2_API_KEY")
     hidden = [place for place in config_locations() if os.path.lexists(place) and place != path]
     if hidden and not options.config:
         report.warn(f"{hidden[0]} will no longer be read")
     content = {"base_url": checked_base_url(base_url, options.allow_http),
-               "api_key_env": variable_name(options.api_key_env or "GPT_IMAGE2_API_KEY")}
+               "api_key_env": variable_name(options.api_key_env or variable)}
     part = f"{path}.{os.getpid()}.part"
     try:
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
@@ -3279,6 +3316,7 @@ def show_settings(settings: Settings, report: Report) -> int:
             for name, setting in settings._asdict().items() if isinstance(setting, Setting)}
     for number, source in enumerate(settings.keys):
         shown = f"the output of {source.command[0]}" if source.command else mask_key(source.value)
+        shown = shown if source.is_set else "not set"
         usable = may_go(source.host, settings.base_url.value)
         rows["api_key" if number == 0 else f"api_key {number + 1}"] = Setting(
             shown if usable else f"{shown}, only for {source.host}", source.source)
@@ -3330,8 +3368,7 @@ def check_setup(settings: Settings, report: Report) -> int:
 
 def try_key(settings: Settings, key: str, report: Report, say: Callable[[str], None]) -> None:
     """One free request that proves host and key."""
-    import tempfile
-    folder = Folder(tempfile.mkdtemp(prefix=PROGRAM + "-"), None, False)
+    folder = temporary_folder()
     try:
         request = check_request(settings, key)
         response = perform(request, folder.exchange(1), Run(report, time.monotonic() + request.timeout))
@@ -3554,7 +3591,7 @@ def help_for(arguments: list[str]) -> str:
     """The help or version that is asked for, or an empty text."""
     asked = arguments[:arguments.index("--")] if "--" in arguments else arguments
     if "-h" in asked or "--help" in asked:
-        return COMMAND_HELP.get(asked[0], HELP)
+        return COMMAND_HELP.get(asked[0], HELP).replace(PROGRAM + " ", command_line(""))
     return f"{PROGRAM} {VERSION}\n" if asked[:1] == ["--version"] else ""
 
 

@@ -387,7 +387,7 @@ class NoImageTest(WrongAnswerCase):
 
     def test_web_page(self) -> None:
         self.check(Wrong("page", Answer(body=b"<!doctype html><title>Sign in</title>", content_type="text/html"), NO_ANSWER,
-                         "web_page", "maybe", "/v1", "Sign in"))
+                         "web_page", "maybe", "a web server answers there", "Sign in"))
 
     def test_base_url_without_v1(self) -> None:
         for url in (self.server.origin, self.server.origin + "/"):
@@ -493,6 +493,18 @@ class RedactionTest(ProgramCase):
                     result = self.ask(PROMPT, form, "--timeout", "2")
                     self.assertNotEqual(result.exit_code, 0)
                     self.assertNotIn(KEY, result.stdout + result.stderr)
+
+    def test_ordinary_words_in_headers_are_no_secrets(self) -> None:
+        result = self.ask(PROMPT, "--json", "--header", "X-Mode: auto", "--header", "X-Title: gpt-image-2", "--header",
+                          "X-Level: warning")
+        self.assertEqual((result.json["model"], result.json["requested"]["quality"]), ("gpt-image-2", "auto"))
+        self.assertNotIn("***", result.stderr)
+
+    def test_key_in_a_header_of_any_name(self) -> None:
+        for name, value in (("X-Relay-Token", "abc12"), ("Cookie", "id=7"), ("X-Relay", "0123456789abcdef")):
+            self.server.default = refusal(400, f"no {value} here")
+            result = self.ask(PROMPT, "--header", f"{name}: {value}")
+            self.assertIn("no *** here", result.stderr, name)
 
     def test_part_of_a_key_at_the_end_of_a_cut_message(self) -> None:
         key = "test-key-" + "0123456789" * 4

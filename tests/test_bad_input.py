@@ -7,9 +7,10 @@ import re
 import unittest
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 from api_server import draw_jpeg, draw_png
-from support import ERROR_FIELDS, KEY, RESULT_FIELDS, ProgramCase, Result, mask_png, plain_png
+from support import ERROR_FIELDS, KEY, RESULT_FIELDS, ProgramCase, Result, mask_png, plain_png, png_chunk
 
 PROMPT = "a red fox"
 SMALL = plain_png(64, 48)
@@ -124,7 +125,8 @@ class InputImageTest(BadInputCase):
             Bad("second missing", ["edit", image, PROMPT, "--image", "none.png"], "none.png: No such file"),
             Bad("below a file", ["edit", image + "/b.png", PROMPT], "b.png: Not a directory"),
             Bad("long name", ["edit", long, PROMPT], "File name too long"),
-            Bad("nothing given", ["edit"], "is missing"),
+            Bad("nothing given", ["edit"], "the image and the prompt are missing", "edit IMAGE"),
+            Bad("empty name", ["edit", "", PROMPT], "name of the image is empty"),
             Bad("only a prompt file", ["edit", "--prompt-file", self.file("p.txt", PROMPT)],
                 "the image to edit is missing", "edit IMAGE"),
             Bad("address", ["edit", "https://relay.invalid/a.png", PROMPT], "cannot fetch image https://relay.invalid"))
@@ -196,7 +198,9 @@ class MaskTest(BadInputCase):
         self.refuse(self.mask("mask.jpg", draw_jpeg(64, 48), "is jpeg, it must be PNG", "alpha 0"),
                     self.mask("text.png", b"text", "is not a PNG"),
                     self.mask("empty.png", b"", "is empty"),
-                    self.mask("broken.png", SMALL[:33], "is a broken PNG"))
+                    self.mask("broken.png", SMALL[:33], "is cut off in the middle"),
+                    self.mask("half.png", mask_png(64, 48)[:150], "is cut off in the middle"),
+                    self.mask("empty-inside.png", SMALL[:33] + png_chunk(b"IEND", b""), "is a broken PNG"))
 
     def test_missing(self) -> None:
         image = self.file("a.png", SMALL)
@@ -386,6 +390,26 @@ class KeyAndAddressTest(BadInputCase):
                 "GPT_IMAGE2_API_KEY", SETUP, "key", {"GPT_IMAGE2_API_KEY": None}),
             Bad("unset variable", ["generate", PROMPT, "--api-key-env", "NO_SUCH_NAME"], "NO_SUCH_NAME",
                 "", SETUP, "key"))
+
+    def test_unset_variable_of_a_config_is_named(self) -> None:
+        config = self.write_config({"base_url": "https://relay.invalid/v1", "api_key_env": "MY_RELAY_NAME"},
+                                   path=self.work / "c.json")
+        self.refuse(Bad("unset", ["generate", PROMPT, "--config", config],
+                        "no API key for relay.invalid: $MY_RELAY_NAME, named in", "as api_key_env in", SETUP, "key",
+                        {"GPT_IMAGE2_API_KEY": None, "GPT_IMAGE2_BASE_URL": None}))
+        shown = self.call_program("config", "--config", config).stdout
+        self.assertRegex(shown, r"api_key +not set  \(\$MY_RELAY_NAME, named in")
+
+    def test_no_place_for_temporary_files(self) -> None:
+        nowhere = {"XDG_STATE_HOME": self.file("state")}  # a file
+        env = {"GPT_IMAGE2_API_KEY": KEY, "GPT_IMAGE2_BASE_URL": self.server.url, **nowhere}
+        for arguments in (["generate", PROMPT], ["config", "--check"]):
+            with self.subTest(arguments), mock.patch("tempfile.mkdtemp", side_effect=FileNotFoundError(2, "none")):
+                result = self.call_program(*arguments, env=env)
+                self.assertEqual(result.exit_code, SETUP, result.stderr)
+                self.assertIn("no place for temporary files", result.stderr)
+                self.assertIn("TMPDIR", result.stderr)
+        self.assertEqual(self.server.requests, [])
 
     def test_base_url(self) -> None:
         table = (("no scheme", "relay.invalid/v1", "base URL"), ("host only", "relay.invalid", "base URL"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import unittest
@@ -420,6 +421,13 @@ class HelpTest(ProgramCase):
                 result = self.run_program(*arguments, env={"PATH": "/nowhere", "HOME": None})
                 self.assertEqual((result.exit_code, result.stderr), (0, ""))
                 self.assertIn(word, result.stdout)
+
+    def test_help_shows_commands_that_run(self) -> None:
+        lines = re.findall(r"^  (python3 .* generate .*)$", self.run_program("--help").stdout, re.MULTILINE)
+        self.assertEqual(len(lines), 1)
+        arguments = shlex.split(lines[0])
+        self.assertEqual(Path(arguments[1]), PROGRAM)
+        self.saved_file(self.generate(*arguments[3:]))
 
     def test_version(self) -> None:
         result = self.run_program("--version")

@@ -161,7 +161,8 @@ class TextTest(unittest.TestCase):
         for text, secrets, shown in (
                 ("key test-key!", ["test-key"], "key ***!"), ("test-key-2 test-key", ["test-key", "test-key-2"], "*** ***"),
                 ("abc", ["ab"], "abc"), ("Authorization: Bearer abcdef", [], "Authorization: ***"), ("none", [""], "none"),
-                ("sk-" + "a1" * 5, [], "***"), ("key sk-ab" + "*" * 8 + "cd.", [], "key ***"), ("task-force", [], "task-force")):
+                ("sk-" + "a1" * 5, [], "***"),
+                ("provided: wron" + "*" * 9 + "wxyz", [], "provided: ***"), ("Use Bearer auth", [], "Use Bearer auth"), ("key sk-ab" + "*" * 8 + "cd.", [], "key ***"), ("task-force", [], "task-force")):
             with self.subTest(text):
                 self.assertEqual(program.redact(text, secrets).rstrip("."), shown)
 

@@ -214,6 +214,29 @@ class Bound(NamedTuple):
     arguments: list[str] = []
 
 
+class OverriddenVariableTest(SettingsCase):
+    """A file that wins over the variable for the endpoint says so: the key may be meant for the other one."""
+
+    def test_warning(self) -> None:
+        path = self.write_config({"base_url": REMOTE})
+        ours = "GPT_IMAGE2_BASE_URL"
+        self.assertEqual(self.warnings(env={ours: OPENAI}), [f"${ours} is overridden by {path}"])
+        self.assertEqual(self.warnings(env={ours: REMOTE + "/"}), [])
+        self.assertEqual(self.warnings("--base-url", REMOTE, env={ours: OPENAI}), [])
+        self.assertEqual(self.warnings("--config", path, env={ours: OPENAI}), [])
+
+
+class PastedAddressTest(SettingsCase):
+    """The address of one call, pasted as base URL, is cut to what it means."""
+
+    def test_cut(self) -> None:
+        for tail in ("/images/generations", "/images/edits", "/images/generations/"):
+            self.assertEqual(self.setting("base_url", "--base-url", REMOTE + tail)[0], REMOTE)
+        azure = "https://x.openai.azure.com/openai/deployments/d"
+        self.assertEqual(self.setting("base_url", "--base-url", azure + "/images/generations?api-version=1")[0],
+                         azure + "?api-version=1")
+
+
 class KeyBelongsToAHostTest(SettingsCase):
     """A key from a file or from OpenAI's variable goes nowhere but to its host, or to this machine."""
 
@@ -339,6 +362,7 @@ class KeyCommandTest(SettingsCase):
                 result = self.with_command(self.program("vault", script + "\n"))
                 self.assertEqual((result.exit_code, len(result.errors), self.server.requests), (SETUP, 1, []), result.stderr)
                 self.assertIn(message, result.stderr)
+                self.assertIn("api_key_command in", result.stderr)
                 self.assertNotIn("hidden-text", result.stdout + result.stderr)
 
     def test_missing_program(self) -> None:
@@ -447,6 +471,20 @@ class InitTest(SettingsCase):
         self.assertEqual(path.stat().st_mode & 0o777, 0o600)
         self.assertEqual(set(json.loads(path.read_text())), {"base_url", "api_key_env"})
         self.assertEqual(self.warnings(), [])
+
+    def test_template_follows_what_is_set_up(self) -> None:
+        """A key in use must not end up beside another endpoint."""
+        path = self.home / ".config" / "gpt-image-2" / "config.json"
+        relay, ours, openai = REMOTE, "GPT_IMAGE2_API_KEY", "OPENAI_API_KEY"
+        for env, arguments, base_url, variable in (
+                ({}, [], OPENAI, ours), ({"GPT_IMAGE2_BASE_URL": relay, ours: KEY}, [], relay, ours),
+                ({openai: KEY}, [], OPENAI, openai), ({openai: KEY, "OPENAI_BASE_URL": relay}, [], relay, openai),
+                ({openai: KEY, "GPT_IMAGE2_BASE_URL": relay}, [], relay, ours),
+                ({openai: KEY}, ["--base-url", relay], relay, ours), ({openai: KEY, ours: KEY}, [], OPENAI, ours)):
+            with self.subTest(env=env, arguments=arguments):
+                result = self.call_program("config", "--init", "--force", *arguments, env=dict(env))
+                self.assertEqual(result.exit_code, 0, result.stderr)
+                self.assertEqual(json.loads(path.read_text()), {"base_url": base_url, "api_key_env": variable})
 
     def test_template_holds_no_key(self) -> None:
         path = self.home / ".config" / "gpt-image-2" / "config.json"
