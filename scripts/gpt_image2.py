@@ -3102,15 +3102,18 @@ def run_job(job: Job, settings: Settings, key: KeySource, folder: Folder, inputs
         keep = False
     except Failure as failure:
         hold_signals()
+        hide_secrets(folder, report.secrets)
         explain_loss(failure, folder, job)
         keep = failure.keep
         raise
     except KeyboardInterrupt as stop:
         interruption = stopped(stop, folder)
         keep = interruption.kind == "stopped"
+        hide_secrets(folder, report.secrets)
         explain_loss(interruption, folder, job)
         raise interruption from None
     except Exception as error:
+        hide_secrets(folder, report.secrets)
         mark_stuck(folder)
         hint = "What came back is kept; the same command tries again to read it, and --fresh gives it up."
         raise Failure(f"a bug in this program: {error!r}", BUG, "bug", hint,
@@ -3120,6 +3123,21 @@ def run_job(job: Job, settings: Settings, key: KeySource, folder: Folder, inputs
             remove_folder(folder)
         release(folder.lock)
     return exit_code
+
+
+def hide_secrets(folder: Folder, secrets: Sequence[str]) -> None:
+    """Overwrite a key that a server echoed in what stays on disk. The length stays, so that nothing else moves."""
+    marks = [secret.encode() for secret in secrets if len(secret) >= 8]  # not a piece of base64 by chance
+    for name in os.listdir(folder.path):
+        base, _, kind = name.rpartition(".")
+        if kind not in ("answer", "headers") or exchange_state(folder.exchange(base)) != "answered":
+            continue
+        with open(os.path.join(folder.path, name), "r+b") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            for mark in marks:
+                for found in list(occurrences(stream, mark, 0, size)):
+                    stream.seek(found)
+                    stream.write(b"*" * len(mark))
 
 
 def paid_answers(folder: Folder) -> list[Exchange]:

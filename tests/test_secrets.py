@@ -218,6 +218,36 @@ class KeyCommandTest(ProgramCase):
         self.assertNotIn("other-fake", text)
 
 
+class EchoTest(ProgramCase):
+    """A server that echoes the key: what stays on disk of its answer does not hold it."""
+
+    def files_with_key(self) -> list[str]:
+        """Return all files that hold the key."""
+        files = [path for path in self.root.rglob("*") if path.is_file()]
+        return [str(path) for path in files if KEY.encode() in path.read_bytes()]
+
+    def test_answer_that_nobody_can_read(self) -> None:
+        for place in (0, 100_000, (1 << 20) - 4):
+            with self.subTest(place):
+                body = b'{"pictures": "' + b"x " * (place // 2) + KEY.encode() + b" y" * 700_000 + b'"}'
+                self.server.default = Answer(body=body)
+                result = self.generate("a fox", "-o", f"{place}.png")
+                self.assertEqual(result.exit_code, 6, result.stderr)
+                kept = (self.work / f"{place}-1.answer").read_bytes()
+                self.assertEqual(kept, body.replace(KEY.encode(), b"*" * len(KEY)))
+                self.assertEqual(self.files_with_key(), [])
+
+    def test_journal(self) -> None:
+        url = self.server.origin + "/files/none.png"
+        self.server.default = Answer(body=f'{{"data": [{{"url": "{url}"}}], "you": "{KEY}"}}'.encode(),
+                                     headers=(("X-Key", KEY),))
+        self.assertEqual(self.generate("a fox").exit_code, 7)
+        self.assertEqual(self.files_with_key(), [])
+        self.server.files["none.png"] = draw_png(64, 48)
+        self.saved_file(self.generate("a fox"))
+        self.assertEqual(len(self.server.posts), 1)
+
+
 class FailureTest(ProgramCase):
     """No failure shows the key, with -v least of all."""
 
