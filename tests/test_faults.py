@@ -327,7 +327,7 @@ class MoneyTest(ProgramCase):
         self.assertEqual((self.ask().exit_code, self.server.posts), (3, []))
 
     def test_key_that_a_config_names_is_in_no_childs_environment(self) -> None:
-        self.program("curl", f'env > {self.root}/seen; echo "curl 7.1.0"\n')
+        self.program("curl", f'export -p > {self.root}/seen; echo "curl 7.1.0"\n')
         config = self.write_config({"base_url": self.server.url, "api_key_env": "RELAY_WORD"})
         self.run_program("generate", "a fox", "--config", config, env={
             "RELAY_WORD": "test-key-relay", "PATH": f"{self.root}/bin:{environ.get('PATH', '')}"})

@@ -244,7 +244,7 @@ class KeyBelongsToAHostTest(SettingsCase):
         super().setUp()
         self.sent = self.root / "sent"  # what a stand-in for curl was told; it answers like a dropped connection
         self.program("curl", f"""case "$*" in *--version*) echo curl 8.0.0; exit;; esac
-cat > '{self.sent}'; echo "000 0 10 0.5 0"; echo "curl: (52) Empty reply" >&2; exit 52
+while IFS= read -r line; do printf '%s\\n' "$line"; done > '{self.sent}'; echo "000 0 10 0.5 0"; echo "curl: (52) Empty reply" >&2; exit 52
 """)
 
     def one(self, bound: Bound) -> None:
