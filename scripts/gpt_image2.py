@@ -631,8 +631,7 @@ def checked_value(path: str, name: str, value: Any) -> Any:
     """The value, which has the type of its setting."""
     types = CONFIG_TYPES[name]
     items = value if isinstance(value, list) else value.values() if isinstance(value, dict) else ()
-    if (isinstance(value, types) and (bool in types or not isinstance(value, bool))
-            and all(isinstance(item, str) for item in items)):
+    if type(value) in types and all(isinstance(item, str) for item in items):  # True is no number
         return value
     expected = {str: "a text", list: "a list of texts", dict: "an object with texts as values",
                 bool: "true or false", int: "a number"}[types[0]]
@@ -884,11 +883,10 @@ def codex_login() -> KeySource:
 def token_claims(token: str) -> Any:
     """What a JSON web token says; it is not verified, only read."""
     import base64
-    try:
+    with suppress(IndexError, ValueError):
         body = token.split(".")[1]
         return json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
-    except (IndexError, ValueError):
-        return None
+    return None
 
 
 def choose_key(settings: Settings) -> KeySource | None:
@@ -1759,9 +1757,7 @@ def transport_failure(outcome: Outcome, request: Request) -> Failure | None:
     hopeless = outcome.exit_code in (1, 2, 3, 26, 60, 77)  # the next try would meet the same fault
     never_sent = not outcome.sent or hopeless or outcome.exit_code in (5, 6, 7, 35)
     exit_code = {"config": SETUP, "curl": SETUP, "file": USAGE}.get(kind, NO_ANSWER)
-    message = f"{host}: {sentence} (curl {outcome.exit_code})"
-    if outcome.message:
-        message += f": {outcome.message}"
+    message = f"{host}: {sentence} (curl {outcome.exit_code})" + (f": {outcome.message}" if outcome.message else "")
     return Failure(message, exit_code, kind, transport_hint(kind, never_sent), "no" if never_sent else "maybe",
                    retryable=never_sent and not hopeless, http_status=outcome.status)
 
@@ -1820,12 +1816,10 @@ def take_lock(path: str, create: bool = False, wait: bool = False) -> int | None
         handle = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0), 0o600)
     except FileNotFoundError:
         return None
-    try:
+    with suppress(BlockingIOError, FileNotFoundError):  # held by another, or removed since it was opened
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         if os.path.samestat(os.fstat(handle), os.stat(path)):
             return handle
-    except (BlockingIOError, FileNotFoundError):  # held by another, or removed since it was opened
-        pass
     os.close(handle)
     return None
 
@@ -1915,11 +1909,10 @@ def remove_folder(folder: Folder) -> None:
     """Forget a command. Renamed first, so that a half removed folder is never taken for a request."""
     path = folder.path
     if folder.kept:
-        path = os.path.join(os.path.dirname(folder.path), ".gone-" + os.path.basename(folder.path))
-        try:
-            os.rename(folder.path, path)
-        except OSError:
-            path = folder.path
+        gone = os.path.join(os.path.dirname(path), ".gone-" + os.path.basename(path))
+        with suppress(OSError):
+            os.rename(path, gone)
+            path = gone
     remove_tree(path)
 
 
@@ -1959,13 +1952,11 @@ def pending_requests() -> list[tuple[float, str, str]]:
         return []
     for entry in entries:
         path = os.path.join(root, entry)
-        try:
+        with suppress(OSError, ValueError, AttributeError):  # half made, or just removed
             with open(os.path.join(path, "request.json"), encoding="utf-8") as stream:
                 prompt = as_text(json.load(stream).get("prompt"))
             state = folder_state(Folder(path, None, True))
             found.append((time.time() - os.stat(path).st_mtime, state, one_line(prompt, 60)))
-        except (OSError, ValueError, AttributeError):
-            continue
     return sorted(found, reverse=True)
 
 
@@ -2474,10 +2465,9 @@ def read_events(stream: BinaryIO, begin: int = 0, growing: bool = False) -> Iter
 
 def event_data(stream: BinaryIO, ranges: Sequence[tuple[int, int]]) -> Any:
     """An event's JSON; None for [DONE] and for what was cut off."""
-    try:
+    with suppress(ValueError, RecursionError):
         return parse_json(stream, ranges)
-    except (ValueError, RecursionError):
-        return None
+    return None
 
 
 def file_lines(stream: BinaryIO, begin: int, growing: bool) -> Iterator[tuple[int, int]]:
@@ -2549,12 +2539,9 @@ def images_under(key: str, value: Any, depth: int) -> list[str | Span | Image]:
 
 def inner_json(value: Any) -> Any:
     """JSON inside a string, None when it is none; any other value as it is."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        return None
+    with suppress(ValueError, RecursionError):
+        return json.loads(value) if isinstance(value, str) else value
+    return None
 
 
 WAITING = ("pending", "submitted", "queued", "queuing", "in_queue", "created", "waiting", "starting", "processing",
@@ -3059,12 +3046,10 @@ def save_answer(answer: str, target: Target) -> str:
     import shutil
     for number in range(1, 1000):
         path = os.path.join(target.folder, f"{target.stem}-{number}.answer")
-        try:
+        with suppress(FileExistsError):
             with open(answer, "rb") as source, open(path, "xb") as copy:
                 shutil.copyfileobj(source, copy, BLOCK)
             return path
-        except FileExistsError:
-            continue
     raise OSError("too many answers of that name")
 
 
