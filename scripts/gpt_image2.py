@@ -1811,7 +1811,9 @@ def take_lock(path: str, create: bool = False, wait: bool = False) -> int | None
     Locks end with the last process that has the descriptor, however it ends. -1 where there are none.
     """
     if fcntl is None:
-        return -1 if create or os.path.exists(path) else None
+        if create:
+            private_file(path).close()
+        return -1 if os.path.exists(path) else None
     try:
         handle = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0), 0o600)
     except FileNotFoundError:
