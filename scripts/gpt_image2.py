@@ -1998,12 +1998,14 @@ class Report:
     def say(self, stream: str, text: str, end: str = "\n") -> None:
         """Write to sys.stdout or sys.stderr at once. A reader that went away must not cost an image."""
         sink = getattr(sys, stream)
+        if sink is None:  # closed from the start; print would take standard output for it
+            return
         try:
-            if sink is not None:  # closed from the start; for print None would be standard output
+            try:
                 print(text, end=end, file=sink, flush=True)
-        except UnicodeEncodeError:  # a file name that the terminal's encoding cannot say is said in its bytes
-            sink.buffer.write(os.fsencode(text + end))
-            sink.flush()
+            except UnicodeEncodeError:  # a file name that the terminal's encoding cannot say is said in its bytes
+                sink.buffer.write(os.fsencode(text + end))
+                sink.flush()
         except (OSError, ValueError):
             setattr(sys, stream, open(os.devnull, "w"))  # or Python complains again at its exit
 

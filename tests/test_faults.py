@@ -282,15 +282,17 @@ class TargetTest(ProgramCase):
         self.assertEqual(journal(self.home), 0)
 
     def test_reader_that_goes_away_does_not_lose_an_image(self) -> None:
-        self.server.plan(Answer(delay=0.5))
-        child = self.start_program("generate", "a fox", *self.access(), "-o", "piped.png",
-                                   env={"GPT_IMAGE2_API_KEY": KEY})
-        assert child.stdout and child.stderr
-        child.stdout.close()
-        child.stderr.close()
-        child.wait(timeout=30)
-        self.assertTrue((self.work / "piped.png").is_file())
-        self.assertEqual(child.returncode, 0)
+        for name, encoding, more in (("piped.png", "utf-8", ()), ("\N{FOX FACE}.png", "ascii", ("-q",))):
+            self.server.plan(Answer(delay=0.5))
+            child = self.start_program("generate", "a fox", *self.access(), *more, "-o", name,
+                                       env={"GPT_IMAGE2_API_KEY": KEY, "PYTHONIOENCODING": encoding})
+            assert child.stdout and child.stderr
+            child.stdout.close()
+            child.stderr.close()
+            child.wait(timeout=30)
+            self.assertTrue((self.work / name).is_file())
+            self.assertEqual(child.returncode, 0)
+            self.assertEqual(journal(self.home), 0)
 
     def wait_for_post(self) -> None:
         import time
