@@ -75,6 +75,7 @@ MAX_N = 10
 MAX_PARTIALS = 3
 EDGE_STEP = 16  # both edges are multiples of this
 MAX_EDGE = 3840  # inclusive: 3840x2160 is accepted
+EDGES = range(EDGE_STEP, MAX_EDGE + 1, EDGE_STEP)
 MAX_RATIO = 3
 MIN_PIXELS = 655_360
 MAX_PIXELS = 8_294_400
@@ -396,17 +397,15 @@ def nearest_size(width: int, height: int) -> str:
         shape = abs(log(size[0] / size[1] * height / width))
         return (round(edges + shape, 3), -size[0] * size[1])
 
-    edges = range(EDGE_STEP, MAX_EDGE + 1, EDGE_STEP)
-    return "%dx%d" % min(((w, h) for w in edges for h in edges if not size_fault(w, h)), key=distance)
+    return "%dx%d" % min(((w, h) for w in EDGES for h in EDGES if not size_fault(w, h)), key=distance)
 
 
 def size_of_ratio(ratio: float, pixels: int) -> str:
     """The legal size of this shape (exactly, if there is one) with at most about so many pixels."""
     from math import log
-    edges = range(EDGE_STEP, MAX_EDGE + 1, EDGE_STEP)
     shape = max(ratio, 1 / ratio)
     pixels = min(pixels, int(MAX_EDGE * MAX_EDGE / shape))  # a long shape meets the longest edge first
-    fitting = [(w, h) for w in edges for h in edges if 0.8 * pixels <= w * h <= 1.05 * pixels and not size_fault(w, h)]
+    fitting = [(w, h) for w in EDGES for h in EDGES if 0.8 * pixels <= w * h <= 1.05 * pixels and not size_fault(w, h)]
     return "%dx%d" % min(fitting, key=lambda size: (round(abs(log(size[0] / size[1] / ratio)), 3),
                                                    abs(log(size[0] * size[1] / pixels))))
 
@@ -1124,8 +1123,8 @@ def runapi_parameters(options: Namespace, settings: Settings, images: Sequence[U
         raise usage_failure(f"RunAPI makes {resolution} only with a ratio", "Add for example --aspect-ratio 16:9")
     if ratio == "1:1" and resolution == "4k":
         raise usage_failure("RunAPI makes 1:1 at 2k at most", "Use --resolution 2k, or another ratio.")
-    return {**({"aspect_ratio": ratio} if ratio else {}), **({"output_resolution": resolution} if resolution else {}),
-            **dict(options.param)}
+    values = {"aspect_ratio": ratio, "output_resolution": resolution}
+    return {**{name: value for name, value in values.items() if value}, **dict(options.param)}
 
 
 def runapi_size(size: str) -> tuple[str, str]:
