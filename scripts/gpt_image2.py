@@ -656,7 +656,7 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
     content = read_config(path, warnings) if path else {}
     from_file = {name: Setting(value, path) for name, value in content.items()}
     layers = [flag_layer(flags), from_file]
-    keys = [flag_keys(flags), file_keys(content, path)]
+    keys = [named_keys(flags), named_keys(content, path) if path else []]
     if explicit:
         layers.reverse()
         keys.reverse()
@@ -801,16 +801,19 @@ def may_go(host: str, base_url: str) -> bool:
     return host in ("", host_of(base_url)) or is_loopback(base_url)
 
 
-def flag_keys(flags: Mapping[str, Any]) -> list[KeySource]:
-    """Keys named on the command line; the person who typed them chose where they go."""
-    found = []
-    if flags.get("api_key") is not None:
-        found.append(KeySource("--api-key", "", flags["api_key"]))
-    if flags.get("api_key_env"):
-        name = variable_name(flags["api_key_env"])
-        if not environment(name):
-            raise setup_failure(f"--api-key-env names {name}, which is not set", kind="key")
-        found.append(KeySource(f"${name}, named by --api-key-env", "", environment(name)))
+def named_keys(values: Mapping[str, Any], path: str = "") -> list[KeySource]:
+    """Keys of a config file, bound to the file's own host, or (no path) of the command line, which may go anywhere."""
+    host = file_host(values) if path else ""
+    name, found = values.get("api_key_env") or "", []
+    if values.get("api_key") is not None:
+        found.append(KeySource(path or "--api-key", host, values["api_key"]))
+    if name and not path and not environment(variable_name(name)):
+        raise setup_failure(f"--api-key-env names {name}, which is not set", kind="key")
+    if environment(name):
+        place = f"in {path}" if path else "by --api-key-env"
+        found.append(KeySource(f"${name}, named {place}", host, environment(name)))
+    if "api_key_command" in values:
+        found.append(KeySource(f"api_key_command in {path}", host, "", tuple(values["api_key_command"])))
     return found
 
 
@@ -819,19 +822,6 @@ def variable_name(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text):
         raise usage_failure("--api-key-env takes the name of a variable, not a key")
     return text
-
-
-def file_keys(content: Mapping[str, Any], path: str) -> list[KeySource]:
-    """Keys of a config file, bound to the file's own host."""
-    host, found = file_host(content), []
-    if "api_key" in content:
-        found.append(KeySource(path, host, content["api_key"]))
-    if environment(content.get("api_key_env", "")):
-        name = content["api_key_env"]
-        found.append(KeySource(f"${name}, named in {path}", host, environment(name)))
-    if "api_key_command" in content:
-        found.append(KeySource(f"api_key_command in {path}", host, "", tuple(content["api_key_command"])))
-    return found
 
 
 def environment_keys(api: str) -> list[KeySource]:
