@@ -75,6 +75,7 @@ MAX_N = 10
 MAX_PARTIALS = 3
 EDGE_STEP = 16  # both edges are multiples of this
 MAX_EDGE = 3840  # inclusive: 3840x2160 is accepted
+EDGES = range(EDGE_STEP, MAX_EDGE + 1, EDGE_STEP)
 MAX_RATIO = 3
 MIN_PIXELS = 655_360
 MAX_PIXELS = 8_294_400
@@ -407,17 +408,15 @@ def nearest_size(width: int, height: int) -> str:
         shape = abs(log(size[0] / size[1] * height / width))
         return (round(edges + shape, 3), -size[0] * size[1])
 
-    edges = range(EDGE_STEP, MAX_EDGE + 1, EDGE_STEP)
-    return "%dx%d" % min(((w, h) for w in edges for h in edges if not size_fault(w, h)), key=distance)
+    return "%dx%d" % min(((w, h) for w in EDGES for h in EDGES if not size_fault(w, h)), key=distance)
 
 
 def size_of_ratio(ratio: float, pixels: int) -> str:
     """The legal size of this shape (exactly, if there is one) with at most about so many pixels."""
     from math import log
-    edges = range(EDGE_STEP, MAX_EDGE + 1, EDGE_STEP)
     shape = max(ratio, 1 / ratio)
     pixels = min(pixels, int(MAX_EDGE * MAX_EDGE / shape))  # a long shape meets the longest edge first
-    fitting = [(w, h) for w in edges for h in edges if 0.8 * pixels <= w * h <= 1.05 * pixels and not size_fault(w, h)]
+    fitting = [(w, h) for w in EDGES for h in EDGES if 0.8 * pixels <= w * h <= 1.05 * pixels and not size_fault(w, h)]
     return "%dx%d" % min(fitting, key=lambda size: (round(abs(log(size[0] / size[1] / ratio)), 3),
                                                    abs(log(size[0] * size[1] / pixels))))
 
@@ -649,8 +648,7 @@ def checked_value(path: str, name: str, value: Any) -> Any:
     """The value, which has the type of its setting."""
     types = CONFIG_TYPES[name]
     items = value if isinstance(value, list) else value.values() if isinstance(value, dict) else ()
-    if (isinstance(value, types) and (bool in types or not isinstance(value, bool))
-            and all(isinstance(item, str) for item in items)):
+    if type(value) in types and all(isinstance(item, str) for item in items):  # True is no number
         return value
     expected = {str: "a text", list: "a list of texts", dict: "an object with texts as values",
                 bool: "true or false", int: "a number"}[types[0]]
@@ -676,7 +674,7 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
     content = read_config(path, warnings) if path else {}
     from_file = {name: Setting(value, path) for name, value in content.items()}
     layers = [flag_layer(flags), from_file]
-    keys = [flag_keys(flags), file_keys(content, path)]
+    keys = [named_keys(flags), named_keys(content, path) if path else []]
     if explicit:
         layers.reverse()
         keys.reverse()
@@ -825,16 +823,20 @@ def may_go(host: str, base_url: str) -> bool:
     return host in ("", host_of(base_url)) or is_loopback(base_url)
 
 
-def flag_keys(flags: Mapping[str, Any]) -> list[KeySource]:
-    """Keys named on the command line; the person who typed them chose where they go."""
-    found = []
-    if flags.get("api_key") is not None:
-        found.append(KeySource("--api-key", "", flags["api_key"]))
-    if flags.get("api_key_env"):
-        name = variable_name(flags["api_key_env"])
-        if not environment(name):
-            raise setup_failure(f"--api-key-env names {name}, which is not set", kind="key")
-        found.append(KeySource(f"${name}, named by --api-key-env", "", environment(name)))
+def named_keys(values: Mapping[str, Any], path: str = "") -> list[KeySource]:
+    """Keys of a config file, bound to the file's own host, or (no path) of the command line, which may go anywhere."""
+    host = file_host(values) if path else ""
+    name, found = values.get("api_key_env") or "", []
+    if values.get("api_key") is not None:
+        found.append(KeySource(path or "--api-key", host, values["api_key"]))
+    if name and not path and not environment(variable_name(name)):
+        raise setup_failure(f"--api-key-env names {name}, which is not set", kind="key")
+    if name:
+        place = f"in {path}" if path else "by --api-key-env"
+        shown = f"${name}" if re.fullmatch(r"[A-Z_][A-Z0-9_]*", name) else "a variable"  # a key by mistake, perhaps
+        found.append(KeySource(f"{shown}, named {place}", host, environment(name)))
+    if "api_key_command" in values:
+        found.append(KeySource(f"api_key_command in {path}", host, "", tuple(values["api_key_command"])))
     return found
 
 
@@ -843,19 +845,6 @@ def variable_name(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text):
         raise usage_failure("--api-key-env takes the name of a variable, not a key")
     return text
-
-
-def file_keys(content: Mapping[str, Any], path: str) -> list[KeySource]:
-    """Keys of a config file, bound to the file's own host."""
-    host, found = file_host(content), []
-    if "api_key" in content:
-        found.append(KeySource(path, host, content["api_key"]))
-    if "api_key_env" in content:
-        name = content["api_key_env"]
-        found.append(KeySource(f"${name}, named in {path}", host, environment(name)))
-    if "api_key_command" in content:
-        found.append(KeySource(f"api_key_command in {path}", host, "", tuple(content["api_key_command"])))
-    return found
 
 
 def environment_keys(api: str) -> list[KeySource]:
@@ -906,11 +895,10 @@ def codex_login() -> KeySource:
 def token_claims(token: str) -> Any:
     """What a JSON web token says; it is not verified, only read."""
     import base64
-    try:
+    with suppress(IndexError, ValueError):
         body = token.split(".")[1]
         return json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
-    except (IndexError, ValueError):
-        return None
+    return None
 
 
 def choose_key(settings: Settings) -> KeySource | None:
@@ -1082,7 +1070,7 @@ def checked_parameters(options: Namespace, settings: Settings, images: Sequence[
     check_combinations(options, image_format, model, settings.api.value)
     size = options.size
     if options.aspect_ratio or options.resolution:
-        size = computed_size(options, rules, images, notes)
+        size = computed_size(options, rules, images)
     values = {"n": options.n, "size": checked_size(size, model, rules), "quality": options.quality,
               "output_format": image_format, "output_compression": options.compression,
               "background": options.background, "moderation": options.moderation,
@@ -1111,7 +1099,7 @@ def check_combinations(options: Namespace, image_format: str, model: str, api: s
             raise usage_failure(message)
 
 
-def computed_size(options: Namespace, rules: ModelRules | None, images: Sequence[Upload], notes: list[str]) -> str:
+def computed_size(options: Namespace, rules: ModelRules | None, images: Sequence[Upload]) -> str:
     """The pixel size for --aspect-ratio and --resolution; the ratio may come from the first input image."""
     width, height = checked_ratio(options.aspect_ratio) or (images[0].picture[1:] if images else (1, 1))
     if max(width, height) > MAX_RATIO * min(width, height):
@@ -1121,7 +1109,6 @@ def computed_size(options: Namespace, rules: ModelRules | None, images: Sequence
         size = "%dx%d" % min(edges, key=lambda edge: abs(edge[0] / edge[1] - width / height))
     else:
         size = size_of_ratio(width / height, RESOLUTIONS[options.resolution or "1k"])
-    notes.append(f"--size {size} is what {width}:{height} at {options.resolution or '1k'} comes to")
     return size
 
 
@@ -1156,8 +1143,8 @@ def runapi_parameters(options: Namespace, settings: Settings, images: Sequence[U
         raise usage_failure(f"RunAPI makes {resolution} only with a ratio", "Add for example --aspect-ratio 16:9")
     if ratio == "1:1" and resolution == "4k":
         raise usage_failure("RunAPI makes 1:1 at 2k at most", "Use --resolution 2k, or another ratio.")
-    return {**({"aspect_ratio": ratio} if ratio else {}), **({"output_resolution": resolution} if resolution else {}),
-            **dict(options.param)}
+    values = {"aspect_ratio": ratio, "output_resolution": resolution}
+    return {**{name: value for name, value in values.items() if value}, **dict(options.param)}
 
 
 def runapi_size(size: str) -> tuple[str, str]:
@@ -1797,9 +1784,7 @@ def transport_failure(outcome: Outcome, request: Request) -> Failure | None:
     hopeless = outcome.exit_code in (1, 2, 3, 26, 60, 77)  # the next try would meet the same fault
     never_sent = not outcome.sent or hopeless or outcome.exit_code in (5, 6, 7, 35)
     exit_code = {"config": SETUP, "curl": SETUP, "file": USAGE}.get(kind, NO_ANSWER)
-    message = f"{host}: {sentence} (curl {outcome.exit_code})"
-    if outcome.message:
-        message += f": {outcome.message}"
+    message = f"{host}: {sentence} (curl {outcome.exit_code})" + (f": {outcome.message}" if outcome.message else "")
     return Failure(message, exit_code, kind, transport_hint(kind, never_sent), "no" if never_sent else "maybe",
                    retryable=never_sent and not hopeless, http_status=outcome.status)
 
@@ -1853,17 +1838,17 @@ def take_lock(path: str, create: bool = False, wait: bool = False) -> int | None
     Locks end with the last process that has the descriptor, however it ends. -1 where there are none.
     """
     if fcntl is None:
-        return -1 if create or os.path.exists(path) else None
+        if create:
+            private_file(path).close()
+        return -1 if os.path.exists(path) else None
     try:
         handle = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0), 0o600)
     except FileNotFoundError:
         return None
-    try:
+    with suppress(BlockingIOError, FileNotFoundError):  # held by another, or removed since it was opened
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         if os.path.samestat(os.fstat(handle), os.stat(path)):
             return handle
-    except (BlockingIOError, FileNotFoundError):  # held by another, or removed since it was opened
-        pass
     os.close(handle)
     return None
 
@@ -1962,11 +1947,10 @@ def remove_folder(folder: Folder) -> None:
     """Forget a command. Renamed first, so that a half removed folder is never taken for a request."""
     path = folder.path
     if folder.kept:
-        path = os.path.join(os.path.dirname(folder.path), ".gone-" + os.path.basename(folder.path))
-        try:
-            os.rename(folder.path, path)
-        except OSError:
-            path = folder.path
+        gone = os.path.join(os.path.dirname(path), ".gone-" + os.path.basename(path))
+        with suppress(OSError):
+            os.rename(path, gone)
+            path = gone
     remove_tree(path)
 
 
@@ -2006,13 +1990,11 @@ def pending_requests() -> list[tuple[float, str, str]]:
         return []
     for entry in entries:
         path = os.path.join(root, entry)
-        try:
+        with suppress(OSError, ValueError, AttributeError):  # half made, or just removed
             with open(os.path.join(path, "request.json"), encoding="utf-8") as stream:
                 prompt = as_text(json.load(stream).get("prompt"))
             state = folder_state(Folder(path, None, True))
             found.append((time.time() - os.stat(path).st_mtime, state, one_line(prompt, 60)))
-        except (OSError, ValueError, AttributeError):
-            continue
     return sorted(found, reverse=True)
 
 
@@ -2052,12 +2034,14 @@ class Report:
     def say(self, stream: str, text: str, end: str = "\n") -> None:
         """Write to sys.stdout or sys.stderr at once. A reader that went away must not cost an image."""
         sink = getattr(sys, stream)
+        if sink is None:  # closed from the start; print would take standard output for it
+            return
         try:
-            if sink is not None:  # closed from the start; for print None would be standard output
+            try:
                 print(text, end=end, file=sink, flush=True)
-        except UnicodeEncodeError:  # a file name that the terminal's encoding cannot say is said in its bytes
-            sink.buffer.write(os.fsencode(text + end))
-            sink.flush()
+            except UnicodeEncodeError:  # a file name that the terminal's encoding cannot say is said in its bytes
+                sink.buffer.write(os.fsencode(text + end))
+                sink.flush()
         except (OSError, ValueError):
             setattr(sys, stream, open(os.devnull, "w"))  # or Python complains again at its exit
 
@@ -2521,10 +2505,9 @@ def read_events(stream: BinaryIO, begin: int = 0, growing: bool = False) -> Iter
 
 def event_data(stream: BinaryIO, ranges: Sequence[tuple[int, int]]) -> Any:
     """An event's JSON; None for [DONE] and for what was cut off."""
-    try:
+    with suppress(ValueError, RecursionError):
         return parse_json(stream, ranges)
-    except (ValueError, RecursionError):
-        return None
+    return None
 
 
 def file_lines(stream: BinaryIO, begin: int, growing: bool) -> Iterator[tuple[int, int]]:
@@ -2596,12 +2579,9 @@ def images_under(key: str, value: Any, depth: int) -> list[str | Span | Image]:
 
 def inner_json(value: Any) -> Any:
     """JSON inside a string, None when it is none; any other value as it is."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        return None
+    with suppress(ValueError, RecursionError):
+        return json.loads(value) if isinstance(value, str) else value
+    return None
 
 
 WAITING = ("pending", "submitted", "queued", "queuing", "in_queue", "created", "waiting", "starting", "processing",
@@ -2725,6 +2705,8 @@ def answer_failure(request: Request, response: Response) -> Failure | None:
         billed = "maybe"  # it was looked at after it had been drawn
     if kind == "web_page" and re.search(r"/v\d+$", base):
         hint = "Check --base-url: a web server answers there, not an API."
+    if kind == "key" and not {name.lower() for name, _ in request.headers} & {"authorization", "api-key"}:
+        hint = "None is set: set GPT_IMAGE2_API_KEY, or run: " + command_line("config --init")
     if kind == "too_large" and request.form:
         hint = f"{sum(part.bytes for part in request.form) / 1e6:.1f} MB were sent. {hint}"
     if "Transparent background is not supported" in error.message:
@@ -3041,6 +3023,8 @@ def run_image_command(options: Namespace, report: Report) -> int:
         requested["size"] = job.parameters.get("size", "auto")
         for note in notes:
             report.warn(note)
+        if (options.aspect_ratio or options.resolution) and "size" in job.parameters:
+            report.note(f"--size {requested['size']} is what the shape and resolution come to")
         report.detail(check_curl(report.secrets))
         key = unlock(settings, report)
         return run_job(job, settings, key, open_folder(job, settings, options.fresh, report), inputs, report)
@@ -3176,12 +3160,10 @@ def save_answer(answer: str, target: Target) -> str:
     import shutil
     for number in range(1, 1000):
         path = os.path.join(target.folder, f"{target.stem}-{number}.answer")
-        try:
+        with suppress(FileExistsError):
             with open(answer, "rb") as source, open(path, "xb") as copy:
                 shutil.copyfileobj(source, copy, BLOCK)
             return path
-        except FileExistsError:
-            continue
     raise OSError("too many answers of that name")
 
 
@@ -3233,7 +3215,7 @@ def stopped(stop: KeyboardInterrupt, folder: Folder) -> Failure:
     """What a signal leaves behind. kind "stopped": there is something to collect; "interrupted": there is not."""
     exit_code = 128 + int(stop.args[0] if stop.args else 2)
     state, word = folder_state(folder), "interrupted" if exit_code == INTERRUPTED else "terminated"
-    again = "Run the same command again to collect the image; it is not bought twice."
+    again = "Run the same command again (600 s are enough) to collect the image; it is not bought twice."
     if state == "running":
         return Failure(f"{word}; the transfer goes on by itself", exit_code, "stopped", again, "maybe")
     if paid_answers(folder):
@@ -3280,6 +3262,13 @@ def compare(job: Job, report: Report) -> None:
             report.warn(f"{job.parameters['size']} was asked for, {saved.path} is {size}")
         if saved.picture.format != wanted_format:
             report.warn(f"{wanted_format} was asked for, {saved.path} is {saved.picture.format}")
+        if job.images and "size" not in job.parameters and not same_shape(job.images[0].picture, saved.picture):
+            report.warn(f"{saved.path} is {size}, another shape than the input's; --size can ask for one")
+
+
+def same_shape(one: Picture, other: Picture) -> bool:
+    """Whether two pictures have the same ratio of width to height, up to rounding; unknown sizes count as the same."""
+    return 0.95 * one.width * other.height <= one.height * other.width <= 1.05 * one.width * other.height
 
 
 def run_config_command(options: Namespace, report: Report) -> int:
@@ -3374,7 +3363,7 @@ def check_setup(settings: Settings, report: Report) -> int:
     say(f"ok    {check_curl(report.secrets)}")
     say(f"ok    config file {settings.config_path or 'none'}")
     key = unlock(settings, report).value
-    say(f"ok    key {mask_key(key) if key else 'none'}, endpoint {settings.base_url.value}")
+    say(f"{'ok   ' if key else 'note '} key {mask_key(key) if key else 'none'}, endpoint {settings.base_url.value}")
     if settings.api.value == "codex":
         say("note  nothing free can try a Codex sign-in")
     else:

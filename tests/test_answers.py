@@ -494,6 +494,13 @@ class RedactionTest(ProgramCase):
                     self.assertNotEqual(result.exit_code, 0)
                     self.assertNotIn(KEY, result.stdout + result.stderr)
 
+    def test_missing_key_on_this_machine_is_named_as_the_reason(self) -> None:
+        result = self.call_program("generate", PROMPT, *self.access())
+        self.assertEqual(result.exit_code, SETUP, result.stderr)
+        self.assertIn("None is set: set GPT_IMAGE2_API_KEY", result.stderr)
+        check = self.call_program("config", "--check", *self.access())
+        self.assertIn("note  key none", check.stdout)
+
     def test_ordinary_words_in_headers_are_no_secrets(self) -> None:
         result = self.ask(PROMPT, "--json", "--header", "X-Mode: auto", "--header", "X-Title: gpt-image-2", "--header",
                           "X-Level: warning")

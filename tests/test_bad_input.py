@@ -397,6 +397,11 @@ class KeyAndAddressTest(BadInputCase):
         self.refuse(Bad("unset", ["generate", PROMPT, "--config", config],
                         "no API key for relay.invalid: $MY_RELAY_NAME, named in", "as api_key_env in", SETUP, "key",
                         {"GPT_IMAGE2_API_KEY": None, "GPT_IMAGE2_BASE_URL": None}))
+        mistaken = self.write_config({"base_url": "https://relay.invalid/v1", "api_key_env": "test-key-in-place-of-a-name"},
+                                     path=self.work / "d.json")
+        for arguments in (["generate", PROMPT], ["config"]):
+            result = self.call_program(*arguments, "--config", mistaken)
+            self.assertNotIn("test-key-in-place", result.stdout + result.stderr)
         shown = self.call_program("config", "--config", config).stdout
         self.assertRegex(shown, r"api_key +not set  \(\$MY_RELAY_NAME, named in")
 

@@ -256,6 +256,20 @@ class MaskTest(EditCase):
         self.assertEqual([part.name for part in self.files(self.only_post())], ["image", "mask"])
 
 
+class ShapeTest(EditCase):
+    """Without --size the service chooses; a picture of another shape than the input is worth a word."""
+
+    def test_other_shape_is_told(self) -> None:
+        for size, told in (((1024, 1024), True), ((1024, 768), False), ((1536, 1024), True)):
+            with self.subTest(size):
+                self.server.default = Answer(image=draw_png(*size))
+                warnings = self.edit(self.image, PROMPT, "--json").json["warnings"]
+                self.assertEqual(any("another shape" in text for text in warnings), told, warnings)
+        self.server.default = Answer(image=draw_png(1024, 1024))
+        warnings = self.edit(self.image, PROMPT, "--size", "square", "--json").json["warnings"]
+        self.assertFalse(any("another shape" in text for text in warnings), warnings)
+
+
 class UrlTest(EditCase):
     """Input images that are somewhere on the web: fetched without the key, then sent like files."""
 

@@ -269,16 +269,30 @@ class TargetTest(ProgramCase):
             self.assertEqual(lines, [] if ">&-" in closing.split() else [b"HTTP", b"Saved:"], closing)
         self.assertEqual(journal(self.home), 0)
 
+    def test_system_without_fcntl(self) -> None:
+        start = ("import runpy, sys; sys.modules['fcntl'] = None; sys.argv = sys.argv[1:]; "
+                 "runpy.run_path(sys.argv[0], run_name='__main__')")
+        for number in range(2):
+            command = [sys.executable, "-c", start, str(PROGRAM), "generate", "a fox", *self.access(), "-o",
+                       f"{number}.png"]
+            child = subprocess.run(command, env=self.environment({"GPT_IMAGE2_API_KEY": KEY}), cwd=str(self.work),
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+            self.assertEqual(child.returncode, 0, child.stderr)
+            self.assertTrue((self.work / f"{number}.png").is_file(), child)
+        self.assertEqual(journal(self.home), 0)
+
     def test_reader_that_goes_away_does_not_lose_an_image(self) -> None:
-        self.server.plan(Answer(delay=0.5))
-        child = self.start_program("generate", "a fox", *self.access(), "-o", "piped.png",
-                                   env={"GPT_IMAGE2_API_KEY": KEY})
-        assert child.stdout and child.stderr
-        child.stdout.close()
-        child.stderr.close()
-        child.wait(timeout=30)
-        self.assertTrue((self.work / "piped.png").is_file())
-        self.assertEqual(child.returncode, 0)
+        for name, encoding, more in (("piped.png", "utf-8", ()), ("\N{FOX FACE}.png", "ascii", ("-q",))):
+            self.server.plan(Answer(delay=0.5))
+            child = self.start_program("generate", "a fox", *self.access(), *more, "-o", name,
+                                       env={"GPT_IMAGE2_API_KEY": KEY, "PYTHONIOENCODING": encoding})
+            assert child.stdout and child.stderr
+            child.stdout.close()
+            child.stderr.close()
+            child.wait(timeout=30)
+            self.assertTrue((self.work / name).is_file())
+            self.assertEqual(child.returncode, 0)
+            self.assertEqual(journal(self.home), 0)
 
     def wait_for_post(self) -> None:
         import time
