@@ -6,6 +6,7 @@ is imported inside functions only: the folder stays importable without it, and o
 """
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 import os
@@ -32,6 +33,7 @@ TIERS = {
 SIZES = {"landscape": "1536x1024", "square": "1024x1024", "portrait": "1024x1536"}
 TIME_LIMIT = 390  # seconds; Hermes 0.19 cuts tool calls of a batch off after 420
 GRACE = 10  # seconds that a child has to end after it was asked to
+MAX_PATH = 4096  # characters; what is longer may be a picture, and must not come back in an error message
 
 COLLECT = "Call image_generate again with exactly the same arguments: the image is collected, not bought twice."
 SET_KEY = ("Set one with: hermes config set GPT_IMAGE2_API_KEY ... (or give the model section of Hermes' configuration "
@@ -40,7 +42,7 @@ ERROR_TYPES = {  # by the program's kind of failure, else by its exit code
     "curl": "missing_dependency", "moderation": "moderation_blocked", "timeout": "timeout", "stopped": "timeout",
     "network": "connection_error", "tls": "connection_error", "no_image": "empty_response", "save": "io_error",
     "broken_image": "invalid_response", "web_page": "invalid_response", "quota": "quota_exceeded",
-    "rate_limit": "rate_limited"}
+    "rate_limit": "rate_limited", "interrupted": "timeout", "config": "configuration_error", "bug": "provider_error"}
 ERROR_TYPES_BY_EXIT = {2: "invalid_argument", 3: "auth_required", 7: "io_error"}
 
 
@@ -53,18 +55,29 @@ def hermes_section(*names: str) -> dict[str, Any]:
         node = load_config()
     except Exception:  # a broken configuration is Hermes' to report
         return {}
-    for name in names:
-        node = node.get(name) if isinstance(node, dict) else None
+    node = program.member(node, *names)
     return node if isinstance(node, dict) else {}
 
 
 def variable(name: str) -> str:
-    """A variable of the process or of Hermes' own file of variables."""
+    """A variable of the process, Hermes' file of variables or its configuration.
+
+    In a gateway for several profiles only this profile's count: the process holds another one's.
+    """
+    try:
+        from agent import secret_scope  # type: ignore[import-not-found]
+        if secret_scope.current_secret_scope() is not None or secret_scope.is_multiplex_active():
+            return text_of(secret_scope.get_secret(name)) or text_of(hermes_section().get(name))
+    except ImportError:  # before Hermes 0.17
+        pass
+    except Exception:
+        return ""
     try:
         from hermes_cli.config import get_env_value
-        return text_of(get_env_value(name))
+        value = text_of(get_env_value(name))
     except Exception:
-        return program.environment(name)
+        value = text_of(program.environment(name))
+    return value or text_of(hermes_section().get(name))  # where `hermes config set` puts all but keys
 
 
 def text_of(value: Any) -> str:
@@ -73,53 +86,86 @@ def text_of(value: Any) -> str:
     return "" if re.search(r"\$\{\w*\}", text) else text
 
 
-def flags_of(section: Mapping[str, Any]) -> dict[str, Any]:
-    """Endpoint, key, protocol and model of a section, as if they were options of the program."""
+def settings_of(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Endpoint, key, protocol and model of a section, as the program's config names them."""
     key_variable = text_of(section.get("key_env")) or text_of(section.get("api_key_env"))
-    flags = {"base_url": text_of(section.get("base_url")), "api": text_of(section.get("api")),
-             "api_key": text_of(section.get("api_key")) or (variable(key_variable) if key_variable else ""),
-             "model": text_of(section.get("model"))}
-    return {name: value for name, value in flags.items() if value and value not in TIERS}
+    found: dict[str, Any] = {name: text_of(section.get(name)) for name in ("base_url", "api", "api_key", "model")}
+    found["api_key"] = found["api_key"] or (variable(key_variable) if key_variable else "")
+    found["model"] = "" if found["model"] in TIERS else found["model"]
+    found["allow_http"] = section.get("allow_http") is True
+    return {name: value for name, value in found.items() if value}
 
 
-def find_settings() -> program.Settings:
-    """image_gen.gpt-image2, else the program's own settings, else Hermes' model, else OPENAI_*.
+def own_key(api: str) -> str:
+    """The key that is meant for this program: it goes to whatever endpoint is configured."""
+    return (variable("RUNAPI_API_KEY") if api == "runapi" else "") or variable("GPT_IMAGE2_API_KEY")
 
-    Endpoint and key always come from the same place, so that no key reaches an endpoint it was not made for.
+
+def default_url(api: str) -> str:
+    """Where a protocol is spoken when nothing but variables tells."""
+    names = {"runapi": "RUNAPI_BASE_URL", "codex": ""}
+    name = names.get(api, "GPT_IMAGE2_BASE_URL")
+    return (variable(name) if name else "") or program.BASE_URLS.get(api or "openai", "")
+
+
+def protocol(config: Mapping[str, Any]) -> str:
+    """openai, azure, runapi or codex."""
+    return str(config.get("api") or program.api_of(config["base_url"]))
+
+
+def own_file() -> dict[str, Any]:
+    """The program's config file, its key variable looked up as Hermes does. Failure when it cannot be read."""
+    path = next((place for place in program.config_locations() if os.path.lexists(place)), "")
+    content = program.read_config(path, []) if path else {}
+    content.pop("max_cost", None)
+    key_variable = content.pop("api_key_env", "")
+    return {**({"api_key": variable(key_variable)} if key_variable and variable(key_variable) else {}), **content}
+
+
+def find_config() -> dict[str, Any]:
+    """The program's config for this call, from the first place that has an endpoint or a key; empty when none has.
+
+    image_gen.gpt-image2, the program's own file, its own variables, Hermes' model, OpenAI's variables. A key goes to
+    the endpoint of its own place only, but for GPT_IMAGE2_API_KEY (and RUNAPI_API_KEY for RunAPI), which are meant
+    for whatever endpoint the first two name.
     """
-    own = flags_of(hermes_section("image_gen", NAME))
-    ours = {"base_url": variable("GPT_IMAGE2_BASE_URL"), "api_key": variable("GPT_IMAGE2_API_KEY")}
-    ours = {name: value for name, value in ours.items() if value}
-    if own.get("base_url") or own.get("api_key") or own.get("api"):
-        key = {} if "api_key" in own or "api_key" not in ours else {"api_key": ours["api_key"]}
-        return program.load_settings({**own, **key})
-    found = program.load_settings(own)
-    if ours and not found.config_path:
-        return program.load_settings({**own, **ours})
-    if found.base_url.source not in ("default", "$OPENAI_BASE_URL") or any(
-            source.source != "$OPENAI_API_KEY" for source in found.keys):
-        return found
-    section = flags_of(hermes_section("model"))
-    borrowed = {**own, **{name: section[name] for name in ("base_url", "api_key") if name in section}}
-    keyless = program.is_loopback(borrowed.get("base_url", "")) and not found.keys
-    if "base_url" in borrowed and ("api_key" in borrowed or keyless):
-        return program.load_settings(borrowed)
-    openai_key = variable("OPENAI_API_KEY")
-    if openai_key and not found.keys:  # known to Hermes only
-        return program.load_settings({**own, "api_key": openai_key, "base_url": variable("OPENAI_BASE_URL") or None})
-    return found
+    own, file = settings_of(hermes_section("image_gen", NAME)), own_file()
+    openai = {"base_url": variable("OPENAI_BASE_URL") or program.DEFAULT_BASE_URL,
+              "api_key": variable("OPENAI_API_KEY")}
+    common = {name: file[name] for name in ("model", "timeout", "proxy", "cacert", "allow_http") if name in file}
+    common.update({name: own[name] for name in ("model", "allow_http") if name in own})
+    for place in (own, file):
+        if {"base_url", "api", "api_key", "api_key_command"} & set(place):
+            config = {"base_url": default_url(place.get("api", "")), **common, **place}
+            return with_key(config, own_key(protocol(config)), openai)
+    ours = {"base_url": variable("GPT_IMAGE2_BASE_URL") or openai["base_url"]}
+    if variable("GPT_IMAGE2_API_KEY") or variable("GPT_IMAGE2_BASE_URL"):
+        return with_key({**common, **ours}, own_key(""), openai)
+    model = settings_of(hermes_section("model"))
+    if "base_url" in model and ("api_key" in model or not openai["api_key"]):
+        borrowed = {name: model[name] for name in ("base_url", "api_key") if name in model}
+        return {**common, **borrowed, "allow_http": True}  # Hermes itself talks to it like that
+    return {**common, **openai} if openai["api_key"] else {}
 
 
-def piped_config(settings: program.Settings) -> dict[str, Any]:
-    """The settings as the program reads them from its standard input."""
-    names = ("api", "base_url", "model", "timeout", "headers", "proxy", "cacert", "allow_http", "poll_url")
-    config = {name: getattr(settings, name).value for name in names}
-    key = program.choose_key(settings)
-    if key and key.command:
-        config["api_key_command"] = list(key.command)
-    elif key and settings.api.value != "codex":  # the program reads that sign-in itself
-        config["api_key"] = key.value
-    return config
+def with_key(config: dict[str, Any], key: str, openai: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with a key, if there is one that may go to its endpoint."""
+    if "api_key" in config or "api_key_command" in config or protocol(config) == "codex":
+        return config
+    if not key and program.host_of(config["base_url"]) == program.host_of(openai["base_url"]):
+        key = openai["api_key"]
+    return {**config, "api_key": key} if key else config
+
+
+def check_config(config: Mapping[str, Any]) -> None:
+    """A Failure when nothing can be asked for with this config."""
+    if not config:
+        raise program.setup_failure("no key for the image endpoint", SET_KEY, "key")
+    if protocol(config) == "codex":
+        program.codex_login()
+    elif not (config.get("api_key") or config.get("api_key_command") or program.is_loopback(config["base_url"])
+              or (protocol(config) == "runapi" and program.runapi_tool_key())):
+        raise program.setup_failure(f"no key for {program.host_of(config['base_url'])}", SET_KEY, "key")
 
 
 # ---- One call of the tool -----------------------------------------------------------------------------------
@@ -129,92 +175,142 @@ def tier_of(*names: Any) -> str:
     return next((name for name in names if isinstance(name, str) and name in TIERS), DEFAULT_TIER)
 
 
+class BadSource(ValueError):
+    """An input image that must not be read, or that is none."""
+
+
 def sources_of(image_url: Any, references: Any) -> list[str]:
-    """The input images in order, however they were given."""
-    listed = references if isinstance(references, (list, tuple)) else [references]
-    texts = [item.strip() for item in (image_url, *listed) if isinstance(item, str) and item.strip()]
-    return texts[:program.MAX_IMAGES]
+    """The input images in order, however they were given; blank ones do not count."""
+    lists = [value if isinstance(value, (list, tuple)) else [value] for value in (image_url, references)]
+    given = [item for items in lists for item in items]
+    if not all(item is None or isinstance(item, str) for item in given):
+        raise BadSource("it must be a text: a URL, a path or a data URL")
+    return [item.strip() for item in given if item and item.strip()]
 
 
-def local_source(source: str, folder: str, number: int) -> str:
-    """What the program is given for an input image: a URL or a path. ValueError when it must not be read."""
-    if re.match(r"(?i)https?://", source):
-        return source
-    if source.startswith("data:"):
-        path = os.path.join(folder, f"input-{number}")
-        try:
-            with open(path, "wb") as stream:
-                program.copy_image(program.Image(base64=source), stream)
-        except program.Failure:
-            raise ValueError("the data URL holds no base64") from None
-        return path
-    path = unquote(urlsplit(source).path) if source.startswith("file://") else os.path.expanduser(source)
+def local_source(source: str) -> str:
+    """What the program is given for an input image: a URL or a path."""
+    scheme, colon, rest = source.partition(":")
+    if colon and scheme.lower() in ("http", "https"):
+        return scheme.lower() + colon + rest
+    if colon and scheme.lower() == "data":
+        return data_file(rest)
+    if len(source) > MAX_PATH:
+        raise BadSource("neither a URL, a path nor a data URL")
+    path = unquote(urlsplit(source).path) if scheme.lower() == "file" else os.path.expanduser(source)
     try:
         from agent.file_safety import raise_if_read_blocked  # type: ignore[import-not-found]
     except ImportError:
         return path
-    raise_if_read_blocked(path)
+    try:
+        raise_if_read_blocked(path)
+    except ValueError as error:
+        raise BadSource(str(error)) from None
     return path
 
 
-def target_path() -> str:
-    """A new file name in Hermes' image cache, whose files every chat platform may send."""
+def data_file(data: str) -> str:
+    """The picture of a data URL as a file in Hermes' cache: it must outlast this call, which may end before curl."""
+    path = image_cache() / f"{NAME}_input_{hashlib.sha256(data.encode()).hexdigest()[:24]}"
+    part = f"{path}.{os.urandom(4).hex()}.part"
+    try:
+        with open(part, "wb") as stream:
+            program.copy_image(program.Image(base64="data:" + data), stream)
+        os.replace(part, str(path))
+    except program.Failure:
+        raise BadSource("the data URL holds no base64") from None
+    finally:
+        if os.path.exists(part):
+            os.unlink(part)
+    return str(path)
+
+
+def image_cache() -> Path:
+    """The folder whose files every chat platform may send; Hermes empties it by itself."""
     from hermes_constants import get_hermes_home  # type: ignore[import-not-found]
-    name = f"{NAME}_{time.strftime('%Y%m%d_%H%M%S')}_{os.urandom(4).hex()}.png"
-    return str(Path(get_hermes_home()).absolute() / "cache" / "images" / name)
+    folder = Path(get_hermes_home()).absolute() / "cache" / "images"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(str(folder), os.W_OK):
+        raise PermissionError(f"{folder} cannot be written")
+    return folder
 
 
 def run_program(arguments: Sequence[str], config: Mapping[str, Any], seconds: float) -> dict[str, Any]:
     """The program's JSON result. When time is up the program ends, but its request goes on and can be collected."""
-    secrets = [config[name] for name in ("api_key",) if config.get(name)]
     child = subprocess.Popen(
         [sys.executable or "python3", str(Path(program.__file__).absolute()), *arguments, "--config", "-", "--json"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        env=program.child_environment(secrets), start_new_session=True)
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
+        env=program.child_environment([config["api_key"]] if config.get("api_key") else []))
+    in_time = True
     try:
         output = child.communicate(json.dumps(config).encode(), timeout=max(1.0, seconds))[0]
     except subprocess.TimeoutExpired:
-        child.terminate()
-        output = child.communicate(timeout=GRACE)[0]
+        in_time, output = False, last_words(child)
     finally:
         if child.poll() is None:
             child.terminate()
-    return {**json.loads(output), "exit_code": child.returncode}
+    try:
+        return {**json.loads(output), "exit_code": child.returncode}
+    except ValueError:
+        if in_time:
+            raise program.Failure(f"the image program died (exit code {child.returncode})", program.BUG, "bug",
+                                  COLLECT, "maybe") from None
+        raise program.Failure("time is up", kind="timeout", hint=COLLECT, billed="maybe") from None
 
 
-def make_image(prompt: str, size: str, quality: str, sources: Sequence[str], settings: program.Settings,
-               deadline: float) -> dict[str, Any]:
+def last_words(child: subprocess.Popen[bytes]) -> bytes:
+    """What a child still says after it was asked to end; a deaf one is killed."""
+    child.terminate()
+    try:
+        return child.communicate(timeout=GRACE)[0]
+    except subprocess.TimeoutExpired:
+        child.kill()
+        return child.communicate()[0]
+
+
+def make_image(prompt: str, size: str, quality: str, sources: Sequence[str], deadline: float) -> dict[str, Any]:
     """The program's result for one picture in Hermes' cache. deadline: in seconds of time.monotonic()."""
+    config = find_config()
+    check_config(config)
+    inputs = [f"--image={local_source(source)}" for source in sources]
+    name = f"{NAME}_{time.strftime('%Y%m%d_%H%M%S')}_{os.urandom(4).hex()}.png"
     with tempfile.TemporaryDirectory(prefix=NAME + "-") as folder:
         text = os.path.join(folder, "prompt")
-        with open(text, "w", encoding="utf-8") as stream:
+        with open(text, "w", encoding="utf-8", errors="replace") as stream:
             stream.write(prompt)
-        inputs = [f"--image={local_source(source, folder, number)}" for number, source in enumerate(sources)]
         arguments = ["edit" if sources else "generate", *inputs, f"--prompt-file={text}", f"--size={size}",
-                     f"--output={target_path()}"]
-        if settings.api.value != "runapi":  # which has no such parameter
+                     f"--output={image_cache() / name}"]
+        if protocol(config) != "runapi":  # which has no such parameter
             arguments.append(f"--quality={quality}")
-        return run_program(arguments, piped_config(settings), deadline - time.monotonic())
+        return run_program(arguments, config, deadline - time.monotonic())
 
 
 def error_of(kind: str, message: str, hint: str, billed: str, exit_code: int) -> dict[str, str]:
     """Message and type of a failure of the program, in words that fit a tool call."""
+    error_type = ERROR_TYPES.get(kind) or ERROR_TYPES_BY_EXIT.get(exit_code, "api_error")
     if kind == "stopped":
         message, hint = "the image is still being made", COLLECT
+    if exit_code == program.USAGE and re.match(r"(cannot (read|fetch) )?image ", message):
+        error_type = "invalid_image_input"
+    hint = hint.replace("(--fresh gives this image up)", "(a changed prompt starts a new one)")
+    again = COLLECT.partition(":")[0]
+    hint = re.sub(r"\bRun (the same|this|the) command again", again, hint)
+    hint = re.sub(r"\brun (the same|this|the) command again", again[0].lower() + again[1:], hint)
+    if re.search(r" --?[a-z]", hint):  # advice for a command line
+        hint = SET_KEY if kind == "key" else ""
+    message = message.replace(f"(from {program.STANDARD_INPUT})", "(from the settings of the image backend)")
     money = {"maybe": " The image may have been billed.", "yes": " The image was billed."}.get(billed, "")
-    hint = re.sub(r"(?i)\brun (the same|this|the) command again", COLLECT.partition(":")[0], hint)
-    error_type = ERROR_TYPES.get(kind) or ERROR_TYPES_BY_EXIT.get(exit_code, "api_error")
     return {"error": f"{message.rstrip('.')}.{money} {hint}".strip(), "error_type": error_type}
 
 
 def failure_of(error: Exception) -> dict[str, str]:
     """The same for an exception."""
     if isinstance(error, program.Failure):
-        hint = SET_KEY if error.kind == "key" else error.hint
-        return error_of(error.kind, error.message, hint, error.billed, error.exit_code)
-    if isinstance(error, ValueError):  # a picture that must not be read, or no picture at all
+        return error_of(error.kind, error.message, error.hint, error.billed, error.exit_code)
+    if isinstance(error, BadSource):
         return {"error": f"an input image cannot be used: {error}", "error_type": "invalid_image_input"}
-    return {"error": f"{type(error).__name__}: {error}", "error_type": "provider_error"}
+    error_type = "io_error" if isinstance(error, OSError) else "provider_error"
+    return {"error": program.one_line(f"{type(error).__name__}: {error}"), "error_type": error_type}
 
 
 def time_limit(section: Mapping[str, Any]) -> float:
@@ -223,26 +319,35 @@ def time_limit(section: Mapping[str, Any]) -> float:
     return float(min(asked, TIME_LIMIT)) if isinstance(asked, (int, float)) and asked > 0 else TIME_LIMIT
 
 
-def answer_call(hermes: ModuleType, facts: dict[str, str], sources: Sequence[str]) -> dict[str, Any]:
+def answer_call(hermes: ModuleType, facts: dict[str, str], image_url: Any, references: Any) -> dict[str, Any]:
     """Hermes' answer to one call of the tool. facts: what every answer repeats."""
     section = hermes_section("image_gen", NAME)
     deadline = time.monotonic() + time_limit(section)
     facts["model"] = tier_of(section.get("model"), facts["model"], hermes_section("image_gen").get("model"))
     size, quality = SIZES[facts["aspect_ratio"]], facts["model"].rpartition("-")[2]
-    try:
-        result = make_image(facts["prompt"], size, quality, sources, find_settings(), deadline)
-    except Exception as exception:
-        return dict(hermes.error_response(**failure_of(exception), **facts))
+    sources = sources_of(image_url, references)
+    result = make_image(facts["prompt"], size, quality, sources[:program.MAX_IMAGES], deadline)
     if not result["ok"]:
         error = result["error"]
         told = error_of(error["kind"], error["message"], error["hint"], error["billed"], result["exit_code"])
         return dict(hermes.error_response(**told, **facts))
     saved = result["saved"][0]
+    if len(sources) > program.MAX_IMAGES:
+        result["warnings"].append(f"only the first {program.MAX_IMAGES} of {len(sources)} input images were used")
     more = {name: result[name] for name in ("usage", "cost_usd", "request_id", "warnings") if result[name]}
     if "modality" in inspect.signature(hermes.success_response).parameters:  # since Hermes 0.17
         facts["modality"] = "image" if sources else "text"
     extra = {"size": f"{saved['width']}x{saved['height']}", "quality": quality, **more}
     return dict(hermes.success_response(image=saved["path"], extra=extra, **facts))
+
+
+def has_key() -> bool:
+    """Whether a call could be paid for."""
+    try:
+        check_config(find_config())
+    except Exception:
+        return False
+    return True
 
 
 def make_provider(hermes: ModuleType) -> Any:
@@ -263,11 +368,7 @@ def make_provider(hermes: ModuleType) -> Any:
 
         def is_available(self) -> bool:
             """Whether there are curl and a key."""
-            try:
-                program.choose_key(find_settings())
-            except program.Failure:
-                return False
-            return shutil.which("curl") is not None
+            return shutil.which("curl") is not None and has_key()
 
         def list_models(self) -> list[dict[str, Any]]:
             """The virtual models: one model at three qualities."""
@@ -286,20 +387,24 @@ def make_provider(hermes: ModuleType) -> Any:
             """A key is asked for only when none is there."""
             variables = [{"key": "GPT_IMAGE2_API_KEY", "prompt": "API key of the image endpoint",
                           "url": "https://platform.openai.com/api-keys"}]
-            return {"name": self.display_name, "badge": "paid", "env_vars": [] if self.is_available() else variables,
+            return {"name": self.display_name, "badge": "paid", "env_vars": [] if has_key() else variables,
                     "tag": "gpt-image-2 through any OpenAI-compatible endpoint; makes and edits images"}
 
-        def generate(self, prompt: str, aspect_ratio: str = "landscape", *, image_url: str | None = None,
+        def generate(self, prompt: str = "", aspect_ratio: str = "landscape", *, image_url: str | None = None,
                      reference_image_urls: list[str] | None = None, **kwargs: Any) -> dict[str, Any]:
             """One image, made or edited; never an exception."""
             facts = {"provider": NAME, "model": kwargs.get("model") or "", "prompt": str(prompt or "").strip(),
                      "aspect_ratio": hermes.resolve_aspect_ratio(aspect_ratio)}
-            return answer_call(hermes, facts, sources_of(image_url, reference_image_urls))
+            try:
+                return answer_call(hermes, facts, image_url, reference_image_urls)
+            except Exception as error:
+                facts.pop("modality", None)
+                return dict(hermes.error_response(**{**facts, "model": tier_of(facts["model"])}, **failure_of(error)))
 
     return Provider()
 
 
 def register(ctx: Any) -> None:
     """Called by Hermes when the plugin is loaded."""
-    from agent import image_gen_provider  # type: ignore[import-not-found]
+    from agent import image_gen_provider
     ctx.register_image_gen_provider(make_provider(image_gen_provider))

@@ -3017,7 +3017,7 @@ def run_image_command(options: Namespace, report: Report) -> int:
     requested = {"size": options.size, "format": chosen_format(options), "quality": options.quality}
     report.facts.update(model=settings.model.value, requested=requested)
     notes: list[str] = []
-    inputs = Inputs(settings, report)
+    inputs, hold_signals = Inputs(settings, report), catch_signals()
     try:
         job = build_job(options, settings, notes, inputs.fetch)
         requested["size"] = job.parameters.get("size", "auto")
@@ -3027,7 +3027,8 @@ def run_image_command(options: Namespace, report: Report) -> int:
             report.note(f"--size {requested['size']} is what the shape and resolution come to")
         report.detail(check_curl(report.secrets))
         key = unlock(settings, report)
-        return run_job(job, settings, key, open_folder(job, settings, options.fresh, report), inputs, report)
+        folder = open_folder(job, settings, options.fresh, report)
+        return run_job(job, settings, key, folder, inputs, report, hold_signals)
     finally:
         inputs.remove()
 
@@ -3074,9 +3075,9 @@ class Inputs:
             remove_folder(self.folder)
 
 
-def run_job(job: Job, settings: Settings, key: KeySource, folder: Folder, inputs: Inputs, report: Report) -> int:
+def run_job(job: Job, settings: Settings, key: KeySource, folder: Folder, inputs: Inputs, report: Report,
+            hold_signals: Callable[[], None]) -> int:
     """One checked job, whatever stops it: its folder stays as long as there is something to collect."""
-    hold_signals = catch_signals()
     keep = True
     try:
         job = inputs.moved(job, folder)
@@ -3625,8 +3626,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(options.run(options, report))
     except Failure as failure:
         return report.fail(failure)
-    except KeyboardInterrupt:
-        return report.fail(Failure("interrupted; nothing was sent", INTERRUPTED, "interrupted"))
+    except KeyboardInterrupt as stop:
+        exit_code = 128 + int(stop.args[0] if stop.args else 2)
+        return report.fail(Failure("stopped; nothing was sent", exit_code, "interrupted"))
     except Exception as error:
         return report.fail(Failure(f"a bug in this program: {error!r}", BUG, "bug", "Please report it."))
 
