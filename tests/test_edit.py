@@ -310,6 +310,18 @@ class UrlTest(EditCase):
         self.assertEqual(self.edit(self.url, " ").exit_code, 2)
         self.assertEqual(self.server.requests, [])
 
+    def test_stopped_while_fetching(self) -> None:
+        self.server.plan_files(Answer(delay=20))
+        child = self.start_program("edit", *self.access(), self.url, PROMPT, env={"GPT_IMAGE2_API_KEY": KEY})
+        deadline = time.monotonic() + 20
+        while not self.server.requests and time.monotonic() < deadline:
+            time.sleep(0.02)
+        child.terminate()
+        result = self.finish(child, 10)
+        self.assertEqual(result.exit_code, 143, result.stderr)
+        self.assertIn("nothing was sent", result.stderr)
+        self.assert_no_leftovers()
+
     def test_killed_and_collected(self) -> None:
         self.server.plan(Answer(delay=1.5))
         command = ("edit", *self.access(), self.url, PROMPT, "-o", "cat.png")
