@@ -211,7 +211,8 @@ def local_source(source: str) -> str:
 
 def data_file(data: str) -> str:
     """The picture of a data URL as a file in Hermes' cache: it must outlast this call, which may end before curl."""
-    path = image_cache() / f"{NAME}_input_{hashlib.sha256(data.encode()).hexdigest()[:24]}"
+    digest = hashlib.sha256(data.encode("utf-8", "replace")).hexdigest()
+    path = image_cache() / f"{NAME}_input_{digest[:24]}"
     part = f"{path}.{os.urandom(4).hex()}.part"
     try:
         with open(part, "wb") as stream:

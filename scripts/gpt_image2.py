@@ -496,6 +496,8 @@ def mask_fault(stream: BinaryIO) -> str:
     if header is None or not data:
         return "is a broken PNG"
     width, height, depth, colour, interlaced = header
+    if colour == 3 and transparency and min(transparency) == 255:  # a palette with an alpha for each entry
+        return "is fully opaque"
     if colour not in (4, 6):  # 4: grey with alpha, 6: RGB with alpha
         return "" if transparency is not None else "has no alpha channel"
     sample = depth // 8
@@ -976,7 +978,8 @@ def read_prompt_from(source: str) -> str:
         else:
             with open(os.path.expanduser(source), "rb") as stream:
                 content = stream.read(MAX_PROMPT * 8)
-        return re.sub(r"\r?\n\Z", "", content.decode("utf-8-sig"))
+        cut = len(content) == MAX_PROMPT * 8  # too long anyway, and perhaps inside a character
+        return re.sub(r"\r?\n\Z", "", content.decode("utf-8-sig", "ignore" if cut else "strict"))
     except OSError as error:
         raise usage_failure(f"cannot read the prompt from {source}: {reason(error)}") from None
     except UnicodeDecodeError:
@@ -2773,7 +2776,7 @@ def usage_cost(document: Any) -> tuple[dict[str, Any] | None, float | None]:
     usage = next((node for node in found if isinstance(node, dict)), None)
     if usage is None:
         return None, None
-    if isinstance(usage.get("cost"), (int, float)):
+    if type(usage.get("cost")) in (int, float):
         return usage, float(usage["cost"])
     inputs = usage.get("input_tokens_details")
     tokens = {"text": member(inputs, "text_tokens"), "image": member(inputs, "image_tokens"),
@@ -3274,6 +3277,8 @@ def same_shape(one: Picture, other: Picture) -> bool:
 
 def run_config_command(options: Namespace, report: Report) -> int:
     """config: --show (the default), --init or --check."""
+    if options.force and not options.init:
+        raise usage_failure("--force goes with --init")
     if options.init:
         return write_template(options, report)
     settings = read_settings(options, report)
@@ -3473,15 +3478,16 @@ gpt_image2 config [--show | --init [--force] | --check] [options]
 """ + SETTING_HELP}
 
 
-def number_option(option: str, low: float, high: float, convert: Callable[[str], Any]) -> Callable[[str], Any]:
+def number_option(option: str, low: int, high: int, convert: Callable[[str], Any]) -> Callable[[str], Any]:
     """A converter for the parser: a number in a range."""
     def parse(text: str) -> Any:
         try:
             value = convert(text)
         except ValueError:
-            raise usage_failure(f"{option} needs a number, not {one_line(text, 40)!r}") from None
+            kind = "a whole number" if convert is int else "a number"
+            raise usage_failure(f"{option} needs {kind}, not {one_line(text, 40)!r}") from None
         if not low <= value <= high:
-            raise usage_failure(f"{option} must be between {low:g} and {high:g}, not {text}")
+            raise usage_failure(f"{option} must be between {low} and {high}, not {text}")
         return value
     return parse
 

@@ -107,7 +107,9 @@ class PromptTest(BadInputCase):
             Bad("argument", ["generate", "x" * 32001], "32001 characters, 32000 are allowed", "by 1"),
             Bad("file", ["generate", "--prompt-file", self.file("p.txt", long)], "32001 characters"),
             Bad("input", ["generate", "-"], "32001 characters", stdin=long),
-            Bad("endless file", ["generate", "--prompt-file", "/dev/zero"], "32000 are allowed"))
+            Bad("endless file", ["generate", "--prompt-file", "/dev/zero"], "32000 are allowed"),
+            Bad("cut inside a character", ["generate", "--prompt-file", self.file("q.txt", "x" + "\N{FOX FACE}" * 64000)],
+                "32000 are allowed"))
 
     def test_not_utf8(self) -> None:
         self.refuse(
@@ -187,7 +189,9 @@ class MaskTest(BadInputCase):
 
     def test_fully_opaque(self) -> None:
         self.refuse(self.mask("opaque.png", mask_png(64, 48, clear=False), "is fully opaque", "transparent"),
-                    self.mask("grey.png", plain_png(64, 48, 4, 255), "is fully opaque"))
+                    self.mask("grey.png", plain_png(64, 48, 4, 255), "is fully opaque"),
+                    self.mask("palette.png", plain_png(64, 48, 3, 0, [png_chunk(b"PLTE", bytes(3)), png_chunk(
+                        b"tRNS", b"\xff")]), "is fully opaque"))
 
     def test_fully_opaque_in_4k(self) -> None:
         image = self.file("4k.png", plain_png(3840, 2160))
@@ -250,7 +254,10 @@ class ParameterTest(BadInputCase):
                 ("--timeout", "inf"), ("--timeout", "soon"))
         self.refuse(*(Bad(f"{option} {value}", ["generate", PROMPT, option, value], option)
                       for option, value in rows))
-        self.refuse(Bad("range", ["generate", PROMPT, "--n", "11"], "between 1 and 10"))
+        self.refuse(Bad("range", ["generate", PROMPT, "--n", "11"], "between 1 and 10"),
+                    Bad("half", ["generate", PROMPT, "--n", "1.5"], "needs a whole number"),
+                    Bad("no time", ["generate", PROMPT, "--timeout", "0"], "between 1 and 1000000"),
+                    Bad("force alone", ["config", "--force"], "goes with --init"))
 
     def test_choices(self) -> None:
         self.refuse(
