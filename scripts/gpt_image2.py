@@ -320,7 +320,7 @@ if TYPE_CHECKING:
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 # Also what a server shows of a key it masked itself.
-KEY_LIKE = r"\b(?:sk|rk|pk)-[\w*.-]{6,}|\b[Bb]earer\s+[^\s\"']{6,}|[\w.-]*\*{4,}[\w*.\u2026-]*"
+KEY_LIKE = r"\b(?:sk|rk|pk)-[\w*.-]{6,}|\b[Bb]earer\s+[^\s\"']{6,}|[\w.-]{0,40}\*{4,}[\w*.\u2026-]*"
 SECRET_HEADER = r"(?i)auth|key|token|secret|cookie|session|passw|cred|sign"
 
 

@@ -27,6 +27,11 @@ sys.dont_write_bytecode = True  # importing the program must not leave files bes
 sys.path.insert(0, str(PROGRAM.parent))
 import gpt_image2 as program  # noqa: E402
 
+# Who runs the tests in the background may ignore these; the programs under test must not inherit that.
+for _signal in (getattr(signal, _name) for _name in ("SIGINT", "SIGHUP") if hasattr(signal, _name)):
+    if signal.getsignal(_signal) == signal.SIG_IGN:
+        signal.signal(_signal, signal.default_int_handler)
+
 KEY = "test-key"
 RESULT_FIELDS = {"schema", "ok", "saved", "requested", "http_status", "elapsed_s", "model", "usage", "cost_usd",
                  "request_id", "warnings"}
