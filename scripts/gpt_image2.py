@@ -1862,13 +1862,28 @@ def release(lock: int | None) -> None:
         os.close(lock)
 
 
-def journal_root() -> str:
+def state_root() -> str:
     """Where the folders are: XDG's place for what should survive a restart but is no setting."""
     state = environment("XDG_STATE_HOME")
     base = state if os.path.isabs(state) else os.path.join(os.path.expanduser("~"), ".local", "state")
     if not os.path.isabs(base):
         raise OSError("there is no home folder")
     return os.path.join(base, "gpt-image-2", "requests")
+
+
+def sandbox_root(create: bool = True) -> str:
+    """The place for them where a sandbox lets a command write nothing but its workspace and temporary files."""
+    import stat
+    import tempfile
+    owner = os.getuid() if hasattr(os, "getuid") else None
+    root = os.path.join(tempfile.gettempdir(), f"gpt-image-2-{owner}")
+    if create:
+        os.makedirs(root, mode=0o700, exist_ok=True)
+    status = os.lstat(root)  # others can make folders there too
+    mine = stat.S_ISDIR(status.st_mode) and status.st_uid == owner and not status.st_mode & 0o077
+    if owner is not None and not mine:
+        raise OSError(f"{root} is not this user's alone")
+    return root
 
 
 def fingerprint(job: Job, settings: Settings) -> str:
@@ -1883,14 +1898,17 @@ def fingerprint(job: Job, settings: Settings) -> str:
 
 def open_folder(job: Job, settings: Settings, fresh: bool, report: Report) -> Folder:
     """The folder of an unfinished identical command, or a new one."""
-    try:
-        room = room_needed(job.n, as_text(job.parameters.get("size"))) * 3 // 2  # as base64, and the uploads
-        return journal_folder(fingerprint(job, settings), fresh, room, {
-            "schema": 1, "version": VERSION, "prompt": job.prompt, "model": job.model, "images": len(job.images),
-            "endpoint": settings.base_url.value, "parameters": dict(job.parameters)})
-    except OSError as error:
-        report.warn(f"the state folder cannot be used ({reason(error)}): if this command is cut off, its image is lost")
-        return temporary_folder()
+    room = room_needed(job.n, as_text(job.parameters.get("size"))) * 3 // 2  # as base64, and the uploads
+    name, problem = fingerprint(job, settings), ""
+    asked = {"schema": 1, "version": VERSION, "prompt": job.prompt, "model": job.model, "images": len(job.images),
+             "endpoint": settings.base_url.value, "parameters": dict(job.parameters)}
+    for find_root in (state_root, sandbox_root):
+        try:
+            return journal_folder(find_root(), name, fresh, room, asked)
+        except OSError as error:
+            problem = problem or reason(error)
+    report.warn(f"the state folder cannot be used ({problem}): if this command is cut off, its image is lost")
+    return temporary_folder()
 
 
 def temporary_folder() -> Folder:
@@ -1903,10 +1921,9 @@ def temporary_folder() -> Folder:
                             "Set TMPDIR or XDG_STATE_HOME to a folder that can be written.") from None
 
 
-def journal_folder(name: str, fresh: bool, room: int, asked: Mapping[str, Any]) -> Folder:
+def journal_folder(root: str, name: str, fresh: bool, room: int, asked: Mapping[str, Any]) -> Folder:
     """Take over or make a folder. One process at a time does this, so that none is seen half made."""
     import shutil
-    root = journal_root()
     os.makedirs(root, mode=0o700, exist_ok=True)
     gate = take_lock(os.path.join(root, ".lock"), create=True, wait=True)
     try:
@@ -1985,14 +2002,12 @@ def folder_state(folder: Folder) -> str:
 
 def pending_requests() -> list[tuple[float, str, str]]:
     """(age in seconds, state, first words of the prompt) of every unfinished command, oldest first."""
-    found = []
-    try:
-        root = journal_root()
-        entries = os.listdir(root)
-    except OSError:
-        return []
-    for entry in entries:
-        path = os.path.join(root, entry)
+    found, paths = [], []
+    for find_root in (state_root, lambda: sandbox_root(create=False)):
+        with suppress(OSError):
+            root = find_root()
+            paths += [os.path.join(root, entry) for entry in os.listdir(root)]
+    for path in paths:
         with suppress(OSError, ValueError, AttributeError):  # half made, or just removed
             with open(os.path.join(path, "request.json"), encoding="utf-8") as stream:
                 prompt = as_text(json.load(stream).get("prompt"))

@@ -215,7 +215,9 @@ class ProgramCase(unittest.TestCase):
 
     def assert_no_leftovers(self) -> None:
         """Fail when the program left anything in the temporary folder or a half-written file anywhere."""
-        self.assertEqual(sorted(os.listdir(str(self.tmp))), [], "left in the temporary folder")
+        left = [name for name in os.listdir(str(self.tmp)) if not name.startswith("gpt-image-2-")]
+        requests = [str(path) for path in self.tmp.glob("gpt-image-2-*/[!.]*")]
+        self.assertEqual(left + requests, [], "left in the temporary folder")
         parts = [str(path) for path in self.root.rglob("*") if path.name.endswith(".part")]
         self.assertEqual(parts, [], "half-written files left")
 

@@ -416,7 +416,9 @@ class KeyAndAddressTest(BadInputCase):
         nowhere = {"XDG_STATE_HOME": self.file("state")}  # a file
         env = {"GPT_IMAGE2_API_KEY": KEY, "GPT_IMAGE2_BASE_URL": self.server.url, **nowhere}
         for arguments in (["generate", PROMPT], ["config", "--check"]):
-            with self.subTest(arguments), mock.patch("tempfile.mkdtemp", side_effect=FileNotFoundError(2, "none")):
+            missing = FileNotFoundError(2, "none")
+            with self.subTest(arguments), mock.patch("tempfile.mkdtemp", side_effect=missing), mock.patch(
+                    "tempfile.gettempdir", side_effect=missing):
                 result = self.call_program(*arguments, env=env)
                 self.assertEqual(result.exit_code, SETUP, result.stderr)
                 self.assertIn("no place for temporary files", result.stderr)

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 import unittest
 from concurrent.futures import ThreadPoolExecutor
 from os import environ
@@ -253,10 +254,35 @@ class TargetTest(ProgramCase):
         self.assertEqual((len(self.server.posts), journal(self.home)), (1, 0))
 
     def test_state_folder_that_cannot_be_used(self) -> None:
-        for state in (self.file("a-file"), "/proc/nowhere"):
-            result = self.generate("a fox", "-o", "x.png", env={"XDG_STATE_HOME": state})
-            self.assertEqual(result.exit_code, 0, result.stderr)
-            self.assertIn("if this command is cut off, its image is lost", result.stderr)
+        """A sandbox, in which only the workspace and temporary files can be written, collects from there."""
+        for number, state in enumerate((self.file("a-file"), "/proc/nowhere")):
+            env = {"XDG_STATE_HOME": state, "GPT_IMAGE2_API_KEY": KEY}
+            self.server.reset()
+            self.server.plan(Answer(delay=1))
+            command = ("generate", "a fox", *self.access(), "-o", f"{number}.png")
+            first = self.start_program(*command, env=env)
+            deadline = time.monotonic() + 20
+            while not self.server.posts and time.monotonic() < deadline:
+                time.sleep(0.02)
+            first.kill()
+            self.finish(first)
+            (folder,) = self.tmp.glob("gpt-image-2-*")
+            self.assertEqual(folder.stat().st_mode & 0o777, 0o700)
+            self.assertIn("a fox", self.run_again("config", env=env).stdout)
+            self.saved_file(self.run_again(*command, env=env))
+            self.assertEqual(len(self.server.posts), 1)
+
+    def run_again(self, *arguments: str, env: dict[str, str]) -> Result:
+        """Run the program while there is something to collect."""
+        return self.finish(self.start_program(*arguments, env=env))
+
+    def test_no_state_folder_and_somebody_elses_temporary_one(self) -> None:
+        """A folder that others may write to is not trusted; the image is made all the same."""
+        (self.tmp / f"gpt-image-2-{os.getuid()}").mkdir()
+        (self.tmp / f"gpt-image-2-{os.getuid()}").chmod(0o777)
+        result = self.generate("a fox", "-o", "x.png", env={"XDG_STATE_HOME": "/proc/nowhere"})
+        self.assertEqual(result.exit_code, 0, result.stderr)
+        self.assertIn("if this command is cut off, its image is lost", result.stderr)
 
     def test_closed_output_does_not_lose_an_image(self) -> None:
         for number, closing in enumerate((">&-", "2>&-", ">&- 2>&-", "<&-", "<&- >&- 2>&-")):
