@@ -945,7 +945,8 @@ def route(method: str, path: str) -> str:
 
 class Listener(ThreadingHTTPServer):
     """The listening socket; quiet when a client goes away."""
-    api: ApiServer
+    api: Any  # the server that it belongs to: its `faults` collects tracebacks
+    daemon_threads = True
     request_queue_size = 128  # parallel tests connect all at once
 
     def server_bind(self) -> None:
@@ -959,15 +960,19 @@ class Listener(ThreadingHTTPServer):
             self.api.faults.append(traceback.format_exc())
 
 
-class Handler(BaseHTTPRequestHandler):
-    """One connection: receive a request, answer it as planned."""
-    server: Listener
+class QuietHandler(BaseHTTPRequestHandler):
+    """One connection, without a word on standard error."""
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # the header and the body are two writes; joined they would wait 40 ms
     timeout = 120
 
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing."""
+
+
+class Handler(QuietHandler):
+    """Receive a request, answer it as planned."""
+    server: Listener
 
     def do_GET(self) -> None:
         """Receive one request and answer it."""

@@ -3,8 +3,10 @@ from __future__ import annotations
 
 import json
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from typing import Any, Callable
+
+from api_server import QuietHandler
 
 Turn = Callable[[str], Any]  # the last tool result -> a final text, or (tool name, arguments)
 
@@ -47,13 +49,10 @@ def text_of(content: Any) -> str:
     return "\n".join(str(part.get("text", "")) for part in parts)
 
 
-def handler_of(server: ChatServer) -> type[BaseHTTPRequestHandler]:
+def handler_of(server: ChatServer) -> type[QuietHandler]:
     """The request handler that asks one server."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *words: object) -> None:
-            """Say nothing."""
-
+    class Handler(QuietHandler):
         def do_GET(self) -> None:
             self.send(200, "application/json", json.dumps({"object": "list", "data": [{"id": "stub"}]}))
 

@@ -20,12 +20,12 @@ import threading
 import time
 import unittest
 import zipfile
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from os import environ
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
-from api_server import Answer, ApiServer, draw_png, sniff
+from api_server import Answer, ApiServer, QuietHandler, draw_png, sniff
 from chat_server import ChatServer
 from support import KEY
 
@@ -632,7 +632,7 @@ class Registry:
             for path in sorted(skill.rglob("*")):
                 if path.is_file() and not path.relative_to(skill).parts[0].startswith("."):
                     bundle.writestr(str(path.relative_to(skill)), path.read_bytes())
-        listener = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+        listener = ThreadingHTTPServer(("127.0.0.1", 0), QuietHandler)
         self.listener, self.url = listener, f"http://127.0.0.1:{listener.server_address[1]}"
         verdict = {"requestedSlug": SKILL, "requestedVersion": "1.0.0", "ok": True, "decision": "pass", "slug": SKILL, "version": "1.0.0", "publisherHandle": "tester",
                    "overview": "made here", "reasons": [], "securityAuditUrl": self.url + "/audit",
@@ -648,10 +648,7 @@ class Registry:
     def __enter__(self) -> Registry:
         answers = self.answers
 
-        class Handler(BaseHTTPRequestHandler):
-            def log_message(self, *words: object) -> None:
-                """Say nothing."""
-
+        class Handler(QuietHandler):
             def do_GET(self) -> None:
                 self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 body = answers.get(f"{self.command} {self.path.partition('?')[0]}")

@@ -16,15 +16,12 @@ import re
 import sys
 import threading
 import time
-import traceback
 import zlib
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from socketserver import TCPServer
 from typing import Any, Callable, NamedTuple, final
 from urllib.parse import unquote, urlsplit
 
-from api_server import draw_png, sniff
+from api_server import Listener, QuietHandler, draw_png, sniff
 
 # ---- What the service accepts (November 2026) --------------------------------------------------------------
 
@@ -460,32 +457,9 @@ class RunApiServer:
             return f"req_run_{self._served}"
 
 
-class Listener(ThreadingHTTPServer):
-    """The listening socket; quiet when a client goes away."""
-    api: RunApiServer
-    daemon_threads = True
-    request_queue_size = 128  # parallel tests connect all at once
-
-    def server_bind(self) -> None:
-        """Bind without HTTPServer's look-up of the host name, which can take seconds."""
-        TCPServer.server_bind(self)
-        self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Forget broken connections, keep real faults for the end of the test."""
-        if not isinstance(sys.exc_info()[1], OSError):
-            self.api.faults.append(traceback.format_exc())
-
-
-class Handler(BaseHTTPRequestHandler):
-    """One connection: receive a request, answer it as ordered."""
+class Handler(QuietHandler):
+    """Receive a request, answer it as ordered."""
     server: Listener
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # the header and the body are two writes; joined they would wait 40 ms
-    timeout = 120
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
 
     def do_GET(self) -> None:
         """Receive one request and answer it."""

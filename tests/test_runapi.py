@@ -48,8 +48,8 @@ def paths(requests: Sequence[Received]) -> list[str]:
     return [request.path for request in requests]
 
 
-class RunApiCase(ProgramCase):
-    """The program against a loopback RunAPI."""
+class OnRunApi(ProgramCase):
+    """A loopback RunAPI in the place of the Images API."""
     server: RunApiServer  # type: ignore[assignment]
 
     @classmethod
@@ -57,6 +57,10 @@ class RunApiCase(ProgramCase):
         cls.server = RunApiServer(KEY)
         cls.server.__enter__()
         cls.addClassCleanup(cls.server.__exit__, None, None, None)
+
+
+class RunApiCase(OnRunApi):
+    """The program against a loopback RunAPI."""
 
     def access(self) -> list[str]:
         return ["--api", "runapi", "--base-url", self.server.url]
@@ -1102,15 +1106,8 @@ class Trial(NamedTuple):
 
 
 @unittest.skipUnless(os.name == "posix", "needs POSIX signals and flock")
-class KillTest(KillCase):
+class KillTest(OnRunApi, KillCase):
     """One task per image, and the image is there, whatever moment the program was killed at."""
-    server: RunApiServer  # type: ignore[assignment]
-
-    @classmethod
-    def setUpClass(cls) -> None:
-        cls.server = RunApiServer(KEY)
-        cls.server.__enter__()
-        cls.addClassCleanup(cls.server.__exit__, None, None, None)
 
     def trial(self, name: str, *options: str, edit: bool = True) -> Any:
         root = self.root / name
