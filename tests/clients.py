@@ -699,6 +699,13 @@ class NpxSkillsTest(ClientCase):
             self.assertIn("gpt_image2 ", self.run_client(sys.executable, script, "--version").stdout)
 
 
+def home_folder(client: str, home: Path) -> Path:
+    """Where README's line for a client clones the skill to."""
+    match = re.search(rf"^\| {client} \| `git clone REPOSITORY ~/([^`]+)`", README, re.MULTILINE)
+    assert match, client
+    return home / match.group(1)
+
+
 def add_skill(case: Any) -> None:
     """Install the skill into the working folder for three agents, as its users do."""
     command = [node(), str(node_packages("skills@1.7.4") / "skills" / "bin" / "cli.mjs")]
@@ -708,9 +715,17 @@ def add_skill(case: Any) -> None:
 class CodexTest(ClientCase):
     client, version = "Codex CLI", "0.169.0"
 
-    def test_skill_is_listed(self) -> None:
-        command = [node(), str(node_packages("@openai/codex@0.169.0") / "@openai" / "codex" / "bin" / "codex.js")]
+    def test_skill_added_to_a_project(self) -> None:
         add_skill(self)
+        self.assert_listed()
+
+    def test_skill_cloned_as_readme_says(self) -> None:
+        copy_project(home_folder("Codex", self.home))
+        self.assert_listed()
+
+    def assert_listed(self) -> None:
+        """Ask Codex for its skills."""
+        command = [node(), str(node_packages("@openai/codex@0.169.0") / "@openai" / "codex" / "bin" / "codex.js")]
         (self.home / ".codex").mkdir()
         asked = [{"id": 1, "method": "initialize", "params": {"clientInfo": {"name": "test", "version": "1"}}},
                  {"method": "initialized"},
@@ -726,10 +741,19 @@ class CodexTest(ClientCase):
 class ClaudeCodeTest(ClientCase):
     client, version = "Claude Code", "2.1.329"
 
-    def test_skill_is_listed(self) -> None:
-        package = node_packages("@anthropic-ai/claude-code@2.1.329") / "@anthropic-ai" / "claude-code"
-        self.run_client(node(), package / "install.cjs")
+    def test_skill_added_to_a_project(self) -> None:
         add_skill(self)
+        self.assert_listed()
+
+    def test_skill_cloned_as_readme_says(self) -> None:
+        copy_project(home_folder("Claude Code", self.home))
+        self.assert_listed()
+
+    def assert_listed(self) -> None:
+        """Start Claude Code and read which skills it has found."""
+        package = node_packages("@anthropic-ai/claude-code@2.1.329") / "@anthropic-ai" / "claude-code"
+        if not (package / "bin" / "claude.exe").exists() or (package / "bin" / "claude.exe").stat().st_size < 1_000_000:
+            self.run_client(node(), package / "install.cjs")
         chat = self.enter(ChatServer(lambda _: "no"))
         env = self.environment(ANTHROPIC_API_KEY="test-key", ANTHROPIC_BASE_URL=chat.url.rpartition("/")[0],
                                CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC="1", DISABLE_AUTOUPDATER="1")
