@@ -129,18 +129,27 @@ def find_config() -> dict[str, Any]:
     the endpoint of its own place only, but for GPT_IMAGE2_API_KEY (and RUNAPI_API_KEY for RunAPI), which are meant
     for whatever endpoint the first two name.
     """
-    own, file = settings_of(hermes_section("image_gen", NAME)), own_file()
+    own = settings_of(hermes_section("image_gen", NAME))
+    try:
+        file = own_file()
+    except program.Failure:
+        if not {"base_url", "api_key"} <= set(own):
+            raise
+        file = {}
     openai = {"base_url": variable("OPENAI_BASE_URL") or program.DEFAULT_BASE_URL,
               "api_key": variable("OPENAI_API_KEY")}
     common = {name: file[name] for name in ("model", "timeout", "proxy", "cacert", "allow_http") if name in file}
     common.update({name: own[name] for name in ("model", "allow_http") if name in own})
     for place in (own, file):
         if {"base_url", "api", "api_key", "api_key_command"} & set(place):
-            config = {"base_url": default_url(place.get("api", "")), **common, **place}
+            api = place.get("api", "")
+            bound = place is file and {"api_key", "api_key_command"} & set(place)  # to the address in the file
+            url = program.BASE_URLS.get(api or "openai", "") if bound else default_url(api)
+            config = {"base_url": url, **common, **place}
             return with_key(config, own_key(protocol(config)), openai)
     ours = {"base_url": variable("GPT_IMAGE2_BASE_URL") or openai["base_url"]}
     if variable("GPT_IMAGE2_API_KEY") or variable("GPT_IMAGE2_BASE_URL"):
-        return with_key({**common, **ours}, own_key(""), openai)
+        return with_key({**common, **ours}, own_key(protocol(ours)), openai)
     model = settings_of(hermes_section("model"))
     if "base_url" in model and ("api_key" in model or not openai["api_key"]):
         borrowed = {name: model[name] for name in ("base_url", "api_key") if name in model}
@@ -161,6 +170,8 @@ def check_config(config: Mapping[str, Any]) -> None:
     """A Failure when nothing can be asked for with this config."""
     if not config:
         raise program.setup_failure("no key for the image endpoint", SET_KEY, "key")
+    if not config["base_url"]:
+        raise program.setup_failure("base_url is missing", kind="config")
     if protocol(config) == "codex":
         program.codex_login()
     elif not (config.get("api_key") or config.get("api_key_command") or program.is_loopback(config["base_url"])
@@ -317,7 +328,7 @@ def failure_of(error: Exception) -> dict[str, str]:
 def time_limit(section: Mapping[str, Any]) -> float:
     """Seconds that one call may take; shorter ones are for front ends with less patience."""
     asked = section.get("timeout")
-    return float(min(asked, TIME_LIMIT)) if isinstance(asked, (int, float)) and asked > 0 else TIME_LIMIT
+    return float(min(asked, TIME_LIMIT)) if isinstance(asked, (int, float)) and asked > 1 else TIME_LIMIT
 
 
 def answer_call(hermes: ModuleType, facts: dict[str, str], image_url: Any, references: Any) -> dict[str, Any]:

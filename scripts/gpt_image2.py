@@ -321,7 +321,7 @@ if TYPE_CHECKING:
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 # Also what a server shows of a key it masked itself.
 KEY_LIKE = r"\b(?:sk|rk|pk)-[\w*.-]{6,}|\b[Bb]earer\s+[^\s\"']{6,}|[\w.-]{0,40}\*{4,}[\w*.\u2026-]*"
-SECRET_HEADER = r"(?i)auth|key|token|secret|cookie|session|passw|cred|sign"
+SECRET_HEADER = r"(?i)auth|key|token|secret|cookie|session|pass|pwd|pin\b|login|access|cred|signature"
 
 
 def redact(text: str, secrets: Sequence[str]) -> str:
@@ -591,7 +591,10 @@ if TYPE_CHECKING:
 
 def environment(name: str) -> str:
     """A variable's value; unset and empty are the same."""
-    return environ.get(name, "")
+    try:
+        return environ.get(name, "")
+    except UnicodeEncodeError:  # no such name can exist here
+        return ""
 
 
 def child_environment(secrets: Sequence[str]) -> dict[str, str]:
@@ -995,7 +998,7 @@ def read_images(paths: Sequence[str], api: str, fetch: Callable[[str], str]) -> 
     if api == "runapi":
         return tuple(Upload(path, Picture("", 0, 0), 0) if re.match(r"https?://|data:image/", path)
                      else with_checksum(read_upload(path, "image")) for path in paths)
-    return tuple(read_upload(fetch(path) if re.match(r"https?://", path) else path, "image") for path in paths)
+    return tuple(read_upload(fetch(path) if re.match(r"(?i)https?://", path) else path, "image") for path in paths)
 
 
 def with_checksum(upload: Upload) -> Upload:
@@ -1027,7 +1030,8 @@ def read_upload(path: str, role: str) -> Upload:
         with open(full, "rb") as stream:
             picture = inspect_picture(stream)
     except (OSError, ValueError) as error:
-        raise usage_failure(f"cannot read {role} {path}: {reason(error)}") from None
+        hint = "Download it first, then pass the file." if re.match(r"(?i)https?://", path) else ""
+        raise usage_failure(f"cannot read {role} {path}: {reason(error)}", hint) from None
     if status.st_size == 0:
         raise usage_failure(f"{role} {path} is empty")
     if status.st_size >= MAX_IMAGE_BYTES:
@@ -1049,7 +1053,8 @@ def read_mask(path: str, image: Upload, notes: list[str]) -> Upload:
         raise usage_failure(f"mask {path} is {found.width}x{found.height}, the first image is "
                             f"{wanted.width}x{wanted.height}; both must be the same size")
     with open(mask.path, "rb") as stream:
-        problem = mask_fault(stream) if is_whole(stream, found) else "is cut off in the middle"
+        whole = any(name == b"IEND" for name, _ in png_chunks(stream))
+        problem = mask_fault(stream) if whole else "is cut off in the middle"
     if problem:
         raise usage_failure(f"mask {path} {problem}", hint)
     if os.path.getsize(mask.path) >= SAFE_MASK_BYTES:
@@ -1611,7 +1616,8 @@ def curl_config(request: Request, exchange: Exchange) -> str:
     All its options exist in curl 7.68 (checked with 7.68 to 8.16).
     """
     plain = request.url.startswith("http:") and (request.allow_http or is_loopback(request.url))
-    lines = [("globoff", ""), ("silent", ""), ("show-error", ""), ("proto", "=http" if plain else "=https"),
+    protocols = "=http,https" if request.purpose == "input" else "=http" if plain else "=https"
+    lines = [("globoff", ""), ("silent", ""), ("show-error", ""), ("proto", protocols),
              ("connect-timeout", f"{min(CONNECT_TIMEOUT, request.timeout):g}"), ("max-time", f"{request.timeout:.3f}")]
     if is_loopback(request.url):
         lines += [("noproxy", "*")]
@@ -1876,6 +1882,8 @@ def sandbox_root(create: bool = True) -> str:
     import stat
     import tempfile
     owner = os.getuid() if hasattr(os, "getuid") else None
+    if tempfile.gettempdir() == os.getcwd():
+        raise OSError("there is no folder for temporary files")  # requests do not belong into a workspace
     root = os.path.join(tempfile.gettempdir(), f"gpt-image-2-{owner}")
     if create:
         os.makedirs(root, mode=0o700, exist_ok=True)
@@ -1902,9 +1910,14 @@ def open_folder(job: Job, settings: Settings, fresh: bool, report: Report) -> Fo
     name, problem = fingerprint(job, settings), ""
     asked = {"schema": 1, "version": VERSION, "prompt": job.prompt, "model": job.model, "images": len(job.images),
              "endpoint": settings.base_url.value, "parameters": dict(job.parameters)}
+    for find_root in (state_root, lambda: sandbox_root(create=False)):
+        with suppress(OSError):  # not there, or not this user's
+            found = adopt_folder(find_root(), name, fresh)
+            if found:
+                return found
     for find_root in (state_root, sandbox_root):
         try:
-            return journal_folder(find_root(), name, fresh, room, asked)
+            return make_folder(find_root(), name, room, asked)
         except OSError as error:
             problem = problem or reason(error)
     report.warn(f"the state folder cannot be used ({problem}): if this command is cut off, its image is lost")
@@ -1921,22 +1934,37 @@ def temporary_folder() -> Folder:
                             "Set TMPDIR or XDG_STATE_HOME to a folder that can be written.") from None
 
 
-def journal_folder(root: str, name: str, fresh: bool, room: int, asked: Mapping[str, Any]) -> Folder:
-    """Take over or make a folder. One process at a time does this, so that none is seen half made."""
-    import shutil
-    os.makedirs(root, mode=0o700, exist_ok=True)
+def adopt_folder(root: str, name: str, fresh: bool) -> Folder | None:
+    """Take over what an identical command has left; with fresh only give up what could never be collected."""
+    waiting = [entry for entry in sorted(os.listdir(root)) if entry.startswith(name)] if fcntl else []
+    if waiting and not fresh and not os.access(root, os.W_OK):
+        raise setup_failure(f"an identical request waits in {root}, which cannot be written here",
+                            "Run the command where it began (outside the sandbox), or buy anew with --fresh.", "state")
+    if not waiting:
+        return None
     gate = take_lock(os.path.join(root, ".lock"), create=True, wait=True)
     try:
-        for entry in sorted(os.listdir(root)) if fcntl else ():
-            lock = take_lock(os.path.join(root, entry, "owner")) if entry.startswith(name) else None
+        for entry in waiting:
+            lock = take_lock(os.path.join(root, entry, "owner"))
             found = Folder(os.path.join(root, entry), lock, True, adopted=True)
             if lock is not None and not fresh:
                 return found
             if lock is not None and os.path.exists(os.path.join(found.path, "stuck")):
                 remove_folder(found)
             release(lock)
+    finally:
+        release(gate)
+    return None
+
+
+def make_folder(root: str, name: str, room: int, asked: Mapping[str, Any]) -> Folder:
+    """A new folder. One process at a time does this, so that none is seen half made."""
+    import shutil
+    os.makedirs(root, mode=0o700, exist_ok=True)
+    gate = take_lock(os.path.join(root, ".lock"), create=True, wait=True)
+    try:
         prune(root)
-        if shutil.disk_usage(root).free < room:  # collecting comes first: it needs none
+        if shutil.disk_usage(root).free < room:
             raise OSError(f"less than {room // 1_000_000} MB are free there")
         path = os.path.join(root, f"{name}-{os.urandom(4).hex()}")
         os.mkdir(path, 0o700)
@@ -2000,14 +2028,20 @@ def folder_state(folder: Folder) -> str:
     return next((state for state in ("running", "lost", "answered") if state in states), "unsent")
 
 
-def pending_requests() -> list[tuple[float, str, str]]:
-    """(age in seconds, state, first words of the prompt) of every unfinished command, oldest first."""
-    found, paths = [], []
+def journal_folders() -> list[str]:
+    """The paths of the folders of all unfinished commands, wherever they are."""
+    paths: list[str] = []
     for find_root in (state_root, lambda: sandbox_root(create=False)):
         with suppress(OSError):
             root = find_root()
-            paths += [os.path.join(root, entry) for entry in os.listdir(root)]
-    for path in paths:
+            paths += [os.path.join(root, entry) for entry in sorted(os.listdir(root))]
+    return paths
+
+
+def pending_requests() -> list[tuple[float, str, str]]:
+    """(age in seconds, state, first words of the prompt) of every unfinished command, oldest first."""
+    found = []
+    for path in journal_folders():
         with suppress(OSError, ValueError, AttributeError):  # half made, or just removed
             with open(os.path.join(path, "request.json"), encoding="utf-8") as stream:
                 prompt = as_text(json.load(stream).get("prompt"))
@@ -2300,7 +2334,9 @@ def retry_pause(request: Request, failure: Failure, headers: Mapping[str, str], 
     """Seconds until the same request may be sent again; None when it must not: an image may exist already."""
     if request.repeatable:
         gone = request.purpose == "poll" and failure.http_status in (404, 405)
-        if attempt >= TRIES or failure.kind not in AFTERWARDS or gone:
+        passing = failure.retryable or failure.http_status >= 500 if request.purpose == "input" else (
+            failure.kind in AFTERWARDS)
+        if attempt >= TRIES or gone or not passing:
             return None
         asked = pause_asked(headers, "")
         return NETWORK_PAUSE * 2 ** attempt if asked is None else asked
@@ -2723,7 +2759,7 @@ def answer_failure(request: Request, response: Response) -> Failure | None:
         billed = "maybe"  # it was looked at after it had been drawn
     if kind == "web_page" and re.search(r"/v\d+$", base):
         hint = "Check --base-url: a web server answers there, not an API."
-    if kind == "key" and not {name.lower() for name, _ in request.headers} & {"authorization", "api-key"}:
+    if kind == "key" and not any(re.search(SECRET_HEADER, name) for name, _ in request.headers):
         hint = "None is set: set GPT_IMAGE2_API_KEY, or run: " + command_line("config --init")
     if kind == "too_large" and request.form:
         hint = f"{sum(part.bytes for part in request.form) / 1e6:.1f} MB were sent. {hint}"
@@ -3057,20 +3093,27 @@ class Inputs:
     def __init__(self, settings: Settings, report: Report) -> None:
         self.settings, self.report = settings, report
         self.folder: Folder | None = None
-        self.paths: list[str] = []
+        self.paths: dict[str, str] = {}  # path of a copy -> its URL
 
     def fetch(self, url: str) -> str:
         """The path of a copy. What fails here costs nothing."""
+        scheme, _, rest = url.partition(":")
+        url = f"{scheme.lower()}:{rest}"
+        if not ORIGIN.match(url):
+            raise usage_failure("an image's URL is not of the form https://HOST/PATH, without a user name")
         if self.folder is None:
             check_curl(self.report.secrets)
             self.folder = temporary_folder()
         exchange = self.folder.exchange(len(self.paths))
         try:
             request = download(url, self.settings)._replace(allow_http=True, purpose="input")
-            self.paths.append(perform(request, exchange, Run(self.report, time.monotonic() + DOWNLOAD_TIMEOUT)).path)
+            path = perform(request, exchange, Run(self.report, time.monotonic() + DOWNLOAD_TIMEOUT)).path
         except Failure as failure:
-            raise usage_failure(f"cannot fetch image {url.partition('?')[0]}: {failure.message}") from None
-        return self.paths[-1]
+            path = earlier_input(url)  # an unfinished request can be collected although its input is gone
+            if not path:
+                raise usage_failure(f"cannot fetch image {url.partition('?')[0]}: {failure.message}") from None
+        self.paths[path] = url
+        return path
 
     def moved(self, job: Job, folder: Folder) -> Job:
         """The job with the copies where curl finds them even when this program has been killed."""
@@ -3080,10 +3123,15 @@ class Inputs:
             if image.path in self.paths:
                 path = os.path.join(folder.path, f"input-{number}")
                 try:
-                    shutil.copyfile(image.path, path + ".part")
-                    os.replace(path + ".part", path)
+                    if not os.path.exists(path):  # an adopted request may be reading it
+                        shutil.copyfile(image.path, path + ".part")
+                        with private_file(path + ".url") as stream:
+                            stream.write(self.paths[image.path].encode("utf-8", "surrogateescape"))
+                        os.replace(path + ".part", path)
                 except OSError as error:
-                    raise setup_failure(f"cannot write {folder.path}: {reason(error)}", "Make room there.") from None
+                    failure = setup_failure(f"cannot write {folder.path}: {reason(error)}", "Make room there.")
+                    failure.keep = folder.adopted
+                    raise failure from None
                 images[number] = image._replace(path=path)
         return job._replace(images=tuple(images))
 
@@ -3091,6 +3139,19 @@ class Inputs:
         """Forget the copies."""
         if self.folder:
             remove_folder(self.folder)
+
+
+def earlier_input(url: str) -> str:
+    """The copy that an unfinished request has of a URL's image, if there is one."""
+    for folder in journal_folders():
+        with suppress(OSError):
+            for name in os.listdir(folder):
+                path = os.path.join(folder, name)
+                if name.endswith(".url") and os.path.exists(path[:-4]):
+                    with open(path, "rb") as stream:
+                        if stream.read() == url.encode("utf-8", "surrogateescape"):
+                            return path[:-4]
+    return ""
 
 
 def run_job(job: Job, settings: Settings, key: KeySource, folder: Folder, inputs: Inputs, report: Report,
@@ -3105,18 +3166,15 @@ def run_job(job: Job, settings: Settings, key: KeySource, folder: Folder, inputs
         keep = False
     except Failure as failure:
         hold_signals()
-        hide_secrets(folder, report.secrets)
-        explain_loss(failure, folder, job)
+        explain_loss(failure, folder, job, report.secrets)
         keep = failure.keep
         raise
     except KeyboardInterrupt as stop:
         interruption = stopped(stop, folder)
         keep = interruption.kind == "stopped"
-        hide_secrets(folder, report.secrets)
-        explain_loss(interruption, folder, job)
+        explain_loss(interruption, folder, job, report.secrets)
         raise interruption from None
     except Exception as error:
-        hide_secrets(folder, report.secrets)
         mark_stuck(folder)
         hint = "What came back is kept; the same command tries again to read it, and --fresh gives it up."
         raise Failure(f"a bug in this program: {error!r}", BUG, "bug", hint,
@@ -3128,19 +3186,15 @@ def run_job(job: Job, settings: Settings, key: KeySource, folder: Folder, inputs
     return exit_code
 
 
-def hide_secrets(folder: Folder, secrets: Sequence[str]) -> None:
-    """Overwrite a key that a server echoed in what stays on disk. The length stays, so that nothing else moves."""
-    marks = [secret.encode() for secret in secrets if len(secret) >= 8]  # not a piece of base64 by chance
-    for name in os.listdir(folder.path):
-        base, _, kind = name.rpartition(".")
-        if kind not in ("answer", "headers") or exchange_state(folder.exchange(base)) != "answered":
-            continue
-        with open(os.path.join(folder.path, name), "r+b") as stream:
-            size = os.fstat(stream.fileno()).st_size
-            for mark in marks:
-                for found in list(occurrences(stream, mark, 0, size)):
-                    stream.seek(found)
-                    stream.write(b"*" * len(mark))
+def hide_secrets(path: str, secrets: Sequence[str]) -> None:
+    """Overwrite a key that a server echoed, in a copy for people; what is still to be collected stays as it came."""
+    marks = [os.fsencode(secret) for secret in secrets if len(secret) >= 8]  # not a piece of base64 by chance
+    with open(path, "r+b") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        for mark in marks:
+            for found in list(occurrences(stream, mark, 0, size)):
+                stream.seek(found)
+                stream.write(b"*" * len(mark))
 
 
 def paid_answers(folder: Folder) -> list[Exchange]:
@@ -3155,7 +3209,7 @@ def mark_stuck(folder: Folder) -> None:
         private_file(os.path.join(folder.path, "stuck")).close()
 
 
-def explain_loss(failure: Failure, folder: Folder, job: Job) -> None:
+def explain_loss(failure: Failure, folder: Folder, job: Job, secrets: Sequence[str]) -> None:
     """Where the bytes are that came back and could not be used, and that they may have cost money."""
     answers = paid_answers(folder)
     if failure.billed == "no" and answers and failure.exit_code in (USAGE, SETUP, BUG):
@@ -3169,12 +3223,12 @@ def explain_loss(failure: Failure, folder: Folder, job: Job) -> None:
     large = [exchange.file("answer") for exchange in answers if os.path.getsize(exchange.file("answer")) > LONG_STRING]
     if failure.kind in ("no_image", "web_page", "broken_image") and large:
         try:
-            failure.hint = f"What came back is kept in {save_answer(large[-1], job.target)}. {failure.hint}"
+            failure.hint = f"What came back is kept in {save_answer(large[-1], job.target, secrets)}. {failure.hint}"
         except OSError:
             failure.hint, failure.keep = f"What came back is kept in {large[-1]}. {failure.hint}", True
 
 
-def save_answer(answer: str, target: Target) -> str:
+def save_answer(answer: str, target: Target, secrets: Sequence[str]) -> str:
     """The path of a copy of an answer that nobody here could read, beside where its image should be."""
     import shutil
     for number in range(1, 1000):
@@ -3182,6 +3236,7 @@ def save_answer(answer: str, target: Target) -> str:
         with suppress(FileExistsError):
             with open(answer, "rb") as source, open(path, "xb") as copy:
                 shutil.copyfileobj(source, copy, BLOCK)
+            hide_secrets(path, secrets)
             return path
     raise OSError("too many answers of that name")
 
@@ -3281,13 +3336,18 @@ def compare(job: Job, report: Report) -> None:
             report.warn(f"{job.parameters['size']} was asked for, {saved.path} is {size}")
         if saved.picture.format != wanted_format:
             report.warn(f"{wanted_format} was asked for, {saved.path} is {saved.picture.format}")
-        if job.images and "size" not in job.parameters and not same_shape(job.images[0].picture, saved.picture):
+        if job.images and not {"size", "aspect_ratio"} & set(job.parameters) and not same_shape(
+                job.images[0].picture, saved.picture):
             report.warn(f"{saved.path} is {size}, another shape than the input's; --size can ask for one")
 
 
 def same_shape(one: Picture, other: Picture) -> bool:
     """Whether two pictures have the same ratio of width to height, up to rounding; unknown sizes count as the same."""
-    return 0.95 * one.width * other.height <= one.height * other.width <= 1.05 * one.width * other.height
+    edges = [(one.width, one.height)]
+    if one.format == "jpeg":
+        edges.append((one.height, one.width))  # cameras note beside the pixels that they lie on their side
+    return any(0.95 * width * other.height <= height * other.width <= 1.05 * width * other.height
+               for width, height in edges)
 
 
 def run_config_command(options: Namespace, report: Report) -> int:

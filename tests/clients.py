@@ -368,7 +368,8 @@ class HermesTest(OlderHermesChecks, HermesCase):
             ({**pair, **ours}, {"base_url": relay}, {}, (relay, "k-ours")),
             (vendor, {"base_url": relay}, model, (relay, "")), (pair, {"base_url": other}, {}, (other, "k-openai")),
             ({**mine, "RUNAPI_API_KEY": "k-runapi"}, {"api": "runapi"}, {}, (runapi, "k-runapi")),
-            (ours, {"api": "codex"}, {}, ("https://chatgpt.com/backend-api/codex", "")))
+            (ours, {"api": "codex"}, {}, ("https://chatgpt.com/backend-api/codex", "")),
+            ({"GPT_IMAGE2_BASE_URL": runapi, "RUNAPI_API_KEY": "k-runapi", **ours}, {}, {}, (runapi, "k-runapi")))
         self.link()
         code = ("import json, sys; from hermes_cli.plugins import _ensure_plugins_discovered; "
                 "_ensure_plugins_discovered(); plugin = next(module for name, module in sys.modules.items() "
@@ -379,6 +380,11 @@ class HermesTest(OlderHermesChecks, HermesCase):
                 self.configure(model=model_section, image_gen={PROVIDER: own})
                 result = self.run_client(self.bin / "python", "-c", code, env=self.environment(**variables))
                 self.assertEqual(tuple(json.loads(result.stdout.splitlines()[-1])), wanted)
+        self.own_file({"api_key_env": "OPENAI_API_KEY"})
+        self.configure(model={})
+        result = self.run_client(self.bin / "python", "-c", code, env=self.environment(
+            GPT_IMAGE2_BASE_URL=relay, OPENAI_API_KEY="k-openai"))
+        self.assertEqual(json.loads(result.stdout.splitlines()[-1]), [openai, "k-openai"])
 
     def test_profiles_of_one_gateway_keep_their_keys_apart(self) -> None:
         self.link()

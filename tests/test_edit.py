@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 import unittest
 from pathlib import Path
@@ -321,6 +322,30 @@ class UrlTest(EditCase):
         self.assertEqual(result.exit_code, 143, result.stderr)
         self.assertIn("nothing was sent", result.stderr)
         self.assert_no_leftovers()
+
+    def test_user_name_in_the_address_is_not_shown(self) -> None:
+        result = self.edit("http://someone:hidden-word@127.0.0.1:9/a.png", PROMPT)
+        self.assertEqual(result.exit_code, 2, result.stderr)
+        self.assertNotIn("hidden-word", result.stdout + result.stderr)
+
+    def test_passing_trouble_is_tried_again(self) -> None:
+        self.server.plan_files(Answer(status=503))
+        self.saved_file(self.edit(self.url.replace("http:", "HTTP:"), PROMPT))
+
+    def test_collected_although_the_input_is_gone(self) -> None:
+        self.server.plan(Answer(delay=1))
+        command = ("edit", *self.access(), self.url, PROMPT, "-o", "cat.png")
+        first = self.start_program(*command, env={"GPT_IMAGE2_API_KEY": KEY})
+        deadline = time.monotonic() + 20
+        while not self.server.posts and time.monotonic() < deadline:
+            time.sleep(0.02)
+        first.kill()
+        self.finish(first)
+        for left in self.tmp.iterdir():
+            shutil.rmtree(str(left))  # what a killed program leaves there
+        del self.server.files["a.png"]
+        self.saved_file(self.run_program(*command, env={"GPT_IMAGE2_API_KEY": KEY}))
+        self.assertEqual(len(self.server.posts), 1)
 
     def test_killed_and_collected(self) -> None:
         self.server.plan(Answer(delay=1.5))

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from os import environ
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 from api_server import Answer, ApiServer, draw_png, error_body
 from support import KEY, PROGRAM, ProgramCase, Result
@@ -270,6 +271,28 @@ class TargetTest(ProgramCase):
             self.assertEqual(folder.stat().st_mode & 0o777, 0o700)
             self.assertIn("a fox", self.run_again("config", env=env).stdout)
             self.saved_file(self.run_again(*command, env=env))
+            self.assertEqual(len(self.server.posts), 1)
+
+    def test_begun_in_a_sandbox_and_collected_outside(self) -> None:
+        self.server.plan(Answer(delay=1))
+        command = ("generate", "a fox", *self.access(), "-o", "x.png")
+        first = self.start_program(*command, env={"XDG_STATE_HOME": "/proc/nowhere", "GPT_IMAGE2_API_KEY": KEY})
+        deadline = time.monotonic() + 20
+        while not self.server.posts and time.monotonic() < deadline:
+            time.sleep(0.02)
+        first.kill()
+        self.finish(first)
+        self.saved_file(self.run_again(*command, env={"GPT_IMAGE2_API_KEY": KEY}))
+        self.assertEqual(len(self.server.posts), 1)
+
+    def test_begun_outside_and_repeated_where_it_cannot_be_collected(self) -> None:
+        """Better no picture than one that is paid for twice; --fresh says that it is meant."""
+        self.server.plan(Answer(body=b'{"data": [{"url": "' + self.server.origin.encode() + b'/files/no.png"}]}'))
+        self.assertEqual(self.generate("a fox").exit_code, 7)
+        with mock.patch("os.access", return_value=False):
+            result = self.ask("a fox")
+            self.assertEqual(result.exit_code, 3, result.stderr)
+            self.assertIn("--fresh", result.stderr)
             self.assertEqual(len(self.server.posts), 1)
 
     def run_again(self, *arguments: str, env: dict[str, str]) -> Result:

@@ -19,7 +19,7 @@ from support import KEY, PROGRAM, ProgramCase, Result
 
 KILL_AT = Path(__file__).resolve().parent / "kill_at.py"
 # The functions between the decision to send and the end: everything that a kill could interrupt.
-CRITICAL = ("make_images,drive,perform,transfer,start_curl,write_bodies,take_lock,journal_folder,exchange_state,"
+CRITICAL = ("make_images,drive,perform,transfer,start_curl,write_bodies,take_lock,adopt_folder,make_folder,exchange_state,"
             "read_outcome,read_response,save_images,save_image,save_new,place,twin,saved_before,remember_saved,"
             "copy_image,remove_folder,remove_tree,discard,run_image_command,collect_images")
 

@@ -167,6 +167,13 @@ class TextTest(unittest.TestCase):
             with self.subTest(text):
                 self.assertEqual(program.redact(text, secrets).rstrip("."), shown)
 
+    def test_same_shape(self) -> None:
+        for form, one, other, same in (("png", (640, 480), (1024, 768), True), ("png", (640, 480), (768, 1024), False),
+                                       ("jpeg", (640, 480), (768, 1024), True), ("png", (0, 0), (1, 1), True),
+                                       ("png", (640, 480), (1024, 1024), False), ("jpeg", (640, 480), (9, 9), False)):
+            with self.subTest(form=form, one=one, other=other):
+                self.assertEqual(program.same_shape(program.Picture(form, *one), program.Picture("png", *other)), same)
+
     def test_redact_takes_no_time_for_long_words(self) -> None:
         started = time.process_time()
         program.redact("A" * 300_000, [])

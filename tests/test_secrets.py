@@ -1,6 +1,7 @@
 """The key appears in no argument list, no child's environment and no file, at any moment of a run."""
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any, Iterator, NamedTuple, Sequence
 
 from api_server import Answer, draw_png
-from support import KEY, ProgramCase, Result
+from support import KEY, PROGRAM, ProgramCase, Result
 
 PROMPT = "a red fox"
 
@@ -237,15 +238,28 @@ class EchoTest(ProgramCase):
                 self.assertEqual(kept, body.replace(KEY.encode(), b"*" * len(KEY)))
                 self.assertEqual(self.files_with_key(), [])
 
-    def test_journal(self) -> None:
-        url = self.server.origin + "/files/none.png"
-        self.server.default = Answer(body=f'{{"data": [{{"url": "{url}"}}], "you": "{KEY}"}}'.encode(),
-                                     headers=(("X-Key", KEY),))
-        self.assertEqual(self.generate("a fox").exit_code, 7)
-        self.assertEqual(self.files_with_key(), [])
+    def test_what_is_to_be_collected_stays_as_it_came(self) -> None:
+        """Even where the key, or the value of a header, is part of the picture's address."""
+        url = f"{self.server.origin}/files/none.png?key={KEY}"
+        self.server.default = Answer(body=f'{{"data": [{{"url": "{url}"}}], "you": "{KEY}"}}'.encode())
+        command = ("a fox", "--header", f"Referer: {self.server.origin}")
+        result = self.generate(*command)
+        self.assertEqual(result.exit_code, 7, result.stderr)
+        self.assertNotIn(KEY, result.stdout + result.stderr)
         self.server.files["none.png"] = draw_png(64, 48)
-        self.saved_file(self.generate("a fox"))
+        self.saved_file(self.generate(*command))
         self.assertEqual(len(self.server.posts), 1)
+        self.assertEqual(self.server.requests[-1].path, f"/files/none.png?key={KEY}")
+
+    def test_another_key_that_is_no_text(self) -> None:
+        """It is not used, and must not get into the way of what is said about money."""
+        self.server.default = Answer(body=b'{"data": [{"url": "' + self.server.origin.encode() + b'/files/no.png"}]}')
+        child = subprocess.run([sys.executable, str(PROGRAM), "generate", "a fox", *self.access(), "--json"],
+                               env={**{os.fsencode(name): os.fsencode(value) for name, value in self.environment(
+                                   {"GPT_IMAGE2_API_KEY": KEY}).items()}, b"OPENAI_API_KEY": b"caf\xe9-key-abcdef"},
+                               cwd=str(self.work), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=60)
+        error = json.loads(child.stdout)["error"]
+        self.assertEqual((child.returncode, error["billed"]), (7, "yes"), error)
 
 
 class FailureTest(ProgramCase):
