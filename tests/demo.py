@@ -27,7 +27,7 @@ def main() -> int:
             json.dump({"base_url": server.url, "api_key": "test-key"}, stream)
         fox, hat = os.path.join(folder, "fox.png"), os.path.join(folder, "fox-with-hat.png")
         show_and_run("generate", "a red fox in the snow", "--size", "landscape", "--config", config, "-o", fox)
-        show_and_run("edit", fox, "give the fox a hat", "--config", config, "-o", hat)
+        show_and_run("edit", fox, "give the fox a hat", "--size", "landscape", "--config", config, "-o", hat)
     print(f"\nThe pictures were drawn by a stand-in for the API on this machine; look at them in {folder}")
     return 0
 
