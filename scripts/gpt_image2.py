@@ -1937,24 +1937,32 @@ def temporary_folder() -> Folder:
 def adopt_folder(root: str, name: str, fresh: bool) -> Folder | None:
     """Take over what an identical command has left; with fresh only give up what could never be collected."""
     waiting = [entry for entry in sorted(os.listdir(root)) if entry.startswith(name)] if fcntl else []
-    if waiting and not fresh and not os.access(root, os.W_OK):
-        raise setup_failure(f"an identical request waits in {root}, which cannot be written here",
-                            "Run the command where it began (outside the sandbox), or buy anew with --fresh.", "state")
     if not waiting:
         return None
-    gate = take_lock(os.path.join(root, ".lock"), create=True, wait=True)
     try:
-        for entry in waiting:
-            lock = take_lock(os.path.join(root, entry, "owner"))
-            found = Folder(os.path.join(root, entry), lock, True, adopted=True)
-            if lock is not None and not fresh:
-                return found
-            if lock is not None and os.path.exists(os.path.join(found.path, "stuck")):
-                remove_folder(found)
-            release(lock)
-    finally:
-        release(gate)
-    return None
+        gate = take_lock(os.path.join(root, ".lock"), create=True, wait=True)
+        try:
+            return next((found for entry in waiting for found in adopted(os.path.join(root, entry), fresh)), None)
+        finally:
+            release(gate)
+    except OSError as error:  # better no picture than one that is paid for twice
+        if fresh:
+            return None
+        raise setup_failure(f"an identical request waits in {root}, which cannot be used here: {reason(error)}",
+                            "Run the command where it began (outside the sandbox), or buy anew with --fresh.",
+                            "state") from None
+
+
+def adopted(path: str, fresh: bool) -> Iterator[Folder]:
+    """The folder, locked, unless another program is at work on it or something new is wanted."""
+    lock = take_lock(os.path.join(path, "owner"))
+    folder = Folder(path, lock, True, adopted=True)
+    if lock is not None and not fresh:
+        yield folder
+        return
+    if lock is not None and os.path.exists(os.path.join(path, "stuck")):
+        remove_folder(folder)
+    release(lock)
 
 
 def make_folder(root: str, name: str, room: int, asked: Mapping[str, Any]) -> Folder:

@@ -12,12 +12,13 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from os import environ
 from pathlib import Path
-from typing import Any, Iterable, Iterator, Mapping, NamedTuple, Optional, Sequence, Union
+from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple, Optional, Sequence, Union
 from unittest import mock
 
 from api_server import ApiServer, Recorded
@@ -212,6 +213,13 @@ class ProgramCase(unittest.TestCase):
         return str(path)
 
     # ---- Looking ----
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Wait for something that must come within 20 s."""
+        deadline = time.monotonic() + 20
+        while not condition():
+            self.assertLess(time.monotonic(), deadline, "waited too long")
+            time.sleep(0.01)
 
     def assert_no_leftovers(self) -> None:
         """Fail when the program left anything in the temporary folder or a half-written file anywhere."""

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 import unittest
 from pathlib import Path
 from typing import Any
@@ -314,9 +313,7 @@ class UrlTest(EditCase):
     def test_stopped_while_fetching(self) -> None:
         self.server.plan_files(Answer(delay=20))
         child = self.start_program("edit", *self.access(), self.url, PROMPT, env={"GPT_IMAGE2_API_KEY": KEY})
-        deadline = time.monotonic() + 20
-        while not self.server.requests and time.monotonic() < deadline:
-            time.sleep(0.02)
+        self.wait_until(lambda: bool(self.server.requests))
         child.terminate()
         result = self.finish(child, 10)
         self.assertEqual(result.exit_code, 143, result.stderr)
@@ -336,9 +333,7 @@ class UrlTest(EditCase):
         self.server.plan(Answer(delay=1))
         command = ("edit", *self.access(), self.url, PROMPT, "-o", "cat.png")
         first = self.start_program(*command, env={"GPT_IMAGE2_API_KEY": KEY})
-        deadline = time.monotonic() + 20
-        while not self.server.posts and time.monotonic() < deadline:
-            time.sleep(0.02)
+        self.wait_until(lambda: bool(self.server.posts))
         first.kill()
         self.finish(first)
         for left in self.tmp.iterdir():
@@ -351,9 +346,7 @@ class UrlTest(EditCase):
         self.server.plan(Answer(delay=1.5))
         command = ("edit", *self.access(), self.url, PROMPT, "-o", "cat.png")
         first = self.start_program(*command, env={"GPT_IMAGE2_API_KEY": KEY})
-        deadline = time.monotonic() + 20
-        while not self.server.posts and time.monotonic() < deadline:
-            time.sleep(0.02)
+        self.wait_until(lambda: bool(self.server.posts))
         first.terminate()
         self.assertEqual(self.finish(first).exit_code, 143)
         self.saved_file(self.run_program(*command, env={"GPT_IMAGE2_API_KEY": KEY}))

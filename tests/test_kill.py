@@ -19,7 +19,7 @@ from support import KEY, PROGRAM, ProgramCase, Result
 
 KILL_AT = Path(__file__).resolve().parent / "kill_at.py"
 # The functions between the decision to send and the end: everything that a kill could interrupt.
-CRITICAL = ("make_images,drive,perform,transfer,start_curl,write_bodies,take_lock,adopt_folder,make_folder,exchange_state,"
+CRITICAL = ("make_images,drive,perform,transfer,start_curl,write_bodies,take_lock,adopt_folder,adopted,make_folder,exchange_state,"
             "read_outcome,read_response,save_images,save_image,save_new,place,twin,saved_before,remember_saved,"
             "copy_image,remove_folder,remove_tree,discard,run_image_command,collect_images")
 
@@ -310,12 +310,6 @@ class KillTest(KillCase):
                 self.collect(trial, f"url, killed after {moment:.2f} s")
             self.assertEqual((trial.posts(), trial.pictures()), (1, ["out.png"]))
         self.at_once(kill_and_collect, [0.05 + 0.02 * step for step in range(40)], 6)
-
-    def wait_until(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 20
-        while not condition():
-            self.assertLess(time.monotonic(), deadline, "waited too long")
-            time.sleep(0.01)
 
     def child_of(self, parent: int) -> int:
         for pid in filter(str.isdigit, os.listdir("/proc")):
