@@ -1880,11 +1880,11 @@ def state_root() -> str:
 def sandbox_root(create: bool = True) -> str:
     """The place for them where a sandbox lets a command write nothing but its workspace and temporary files."""
     import stat
-    import tempfile
     owner = os.getuid() if hasattr(os, "getuid") else None
-    if tempfile.gettempdir() == os.getcwd():
+    places = temporary_places()
+    if not places:
         raise OSError("there is no folder for temporary files")  # requests do not belong into a workspace
-    root = os.path.join(tempfile.gettempdir(), f"gpt-image-2-{owner}")
+    root = os.path.join(places[0], f"gpt-image-2-{owner}")
     if create:
         os.makedirs(root, mode=0o700, exist_ok=True)
     status = os.lstat(root)  # others can make folders there too
@@ -1892,6 +1892,13 @@ def sandbox_root(create: bool = True) -> str:
     if owner is not None and not mine:
         raise OSError(f"{root} is not this user's alone")
     return root
+
+
+def temporary_places() -> list[str]:
+    """Where temporary files can go. Python's own search tries each place out with a file, which a kill leaves there."""
+    places = [*map(environment, ("TMPDIR", "TEMP", "TMP")), "/tmp", "/var/tmp"]
+    return [os.path.abspath(place) for place in places
+            if place and os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK)]
 
 
 def fingerprint(job: Job, settings: Settings) -> str:
@@ -1927,11 +1934,11 @@ def open_folder(job: Job, settings: Settings, fresh: bool, report: Report) -> Fo
 def temporary_folder() -> Folder:
     """A private folder that no later run will look for."""
     import tempfile
-    try:
-        return Folder(tempfile.mkdtemp(prefix=PROGRAM + "-"), None, False)
-    except OSError as error:
-        raise setup_failure(f"there is no place for temporary files: {reason(error)}",
-                            "Set TMPDIR or XDG_STATE_HOME to a folder that can be written.") from None
+    for place in [*temporary_places(), os.curdir]:
+        with suppress(OSError):
+            return Folder(tempfile.mkdtemp(prefix=PROGRAM + "-", dir=place), None, False)
+    raise setup_failure("there is no place for temporary files",
+                        "Set TMPDIR or XDG_STATE_HOME to a folder that can be written.")
 
 
 def adopt_folder(root: str, name: str, fresh: bool) -> Folder | None:

@@ -160,7 +160,6 @@ class ProgramCase(unittest.TestCase):
         os.chdir(str(self.work))
         try:
             with mock.patch.dict(environ, self.environment(env), clear=True), \
-                    mock.patch.object(tempfile, "tempdir", str(self.tmp)), \
                     mock.patch.object(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode()), "utf-8")):
                 yield
         finally:

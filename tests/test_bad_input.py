@@ -418,7 +418,7 @@ class KeyAndAddressTest(BadInputCase):
         for arguments in (["generate", PROMPT], ["config", "--check"]):
             missing = FileNotFoundError(2, "none")
             with self.subTest(arguments), mock.patch("tempfile.mkdtemp", side_effect=missing), mock.patch(
-                    "tempfile.gettempdir", side_effect=missing):
+                    "os.access", return_value=False):
                 result = self.call_program(*arguments, env=env)
                 self.assertEqual(result.exit_code, SETUP, result.stderr)
                 self.assertIn("no place for temporary files", result.stderr)

@@ -24,6 +24,19 @@ CRITICAL = ("make_images,drive,perform,transfer,start_curl,write_bodies,take_loc
             "copy_image,remove_folder,remove_tree,discard,run_image_command,collect_images")
 
 
+# Runs a script and writes down the name of each file that is made: a kill may come before it is gone again.
+NOTE_MADE = """
+import os, runpy, sys
+log = open(sys.argv[1], "a")
+def note(event, values):
+    if event == "os.mkdir" or (event == "open" and isinstance(values[2], int) and values[2] & os.O_CREAT):
+        log.write(f"{values[0]}\\n")
+        log.flush()
+sys.addaudithook(note)
+sys.argv = sys.argv[2:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
 # Every line takes some minutes on two cores: LONG=1 does it, otherwise every third has to do.
 STRIDE = 1 if environ.get("LONG") else 3
 
@@ -151,6 +164,16 @@ class KillTest(KillCase):
         self.assertTrue(ended.is_file(), "the program executes more lines than were tried")
         self.assertGreater(int(ended.read_text()), 100)
         self.assert_no_orphans()
+
+    def test_no_temporary_file_has_a_name(self) -> None:
+        """Not even for the moment in which Python's own tempfile tries out a folder."""
+        trial = self.trial("named")
+        log = trial.root / "made"
+        child = trial.start("-c", NOTE_MADE, str(log), str(PROGRAM))
+        self.assertIn(b"Saved: ", child.communicate(timeout=60)[0])
+        made = log.read_text().splitlines()
+        self.assertEqual([path for path in made if path.startswith(str(trial.root / "tmp"))], [])
+        self.assertTrue([path for path in made if path.startswith(str(trial.root / ".local"))], made)
 
     def test_journal_is_private_and_shown(self) -> None:
         self.server.plan(Answer(delay=2.0))
