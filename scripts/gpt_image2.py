@@ -14,7 +14,7 @@ memory), or a picture of the size that was asked for (relays ignore it; the diff
 Exit codes: 0 all saved, 1 a bug here, 2 wrong command or local file (nothing sent), 3 no usable
 key, config or curl, or the key was refused, 4 the request was refused, 5 rate limit or quota,
 6 no usable answer, 7 images came back but could not all be saved, 129 hung up, 130 interrupted,
-143 terminated.
+141 nobody reads the result any more, 143 terminated.
 """
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ MODELS = {"gpt-image-2": ModelRules(QUALITIES, "free"),
 # ---- 3. Failures ---------------------------------------------------------------------------------
 
 OK, BUG, USAGE, SETUP, REFUSED, LIMITED, NO_ANSWER, UNSAVED = range(8)
-INTERRUPTED = 130  # 128 + the signal's number, like the others
+INTERRUPTED, UNREAD = 130, 141  # 128 + the signal's number, like the others
 
 
 class Failure(Exception):
@@ -339,6 +339,14 @@ def one_line(text: str, limit: int = 300) -> str:
     return text if len(text) <= limit else text[:limit - 3] + "..."
 
 
+def as_bytes(text: str) -> bytes:
+    """Text that may hold file names, these as the system spells them; UTF-8 where its encoding is too poor."""
+    try:
+        return os.fsencode(text)
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogateescape")
+
+
 def mask_key(key: str) -> str:
     """A key as it may be shown: its last four characters only when they give little away."""
     return "***" + (key[-4:] if len(key) >= 20 else "")
@@ -367,9 +375,12 @@ def with_texts(value: Any, change: Callable[[str], str]) -> Any:
     return change(value) if isinstance(value, str) else value
 
 
+UNQUOTABLE = r"[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f]"
+
+
 def quote_config(value: str) -> str:
     """A value for curl's -K file: quoted, escaped, always one physical line (reference: curl's man page)."""
-    if re.search(r"[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f]", value):
+    if re.search(UNQUOTABLE, value):
         raise usage_failure("a control character cannot be passed on to curl")
     return json.dumps(value, ensure_ascii=False)  # for all others curl's escapes are those of JSON
 
@@ -462,24 +473,25 @@ def webp_picture(head: bytes) -> Picture:
 def is_whole(stream: BinaryIO, picture: Picture) -> bool:
     """Whether the file reaches its format's end mark: an answer that broke off does not."""
     length = stream.seek(0, os.SEEK_END)
-    stream.seek(max(0, length - 1024))
-    tail = stream.read()
+    if picture.format == "png":
+        return any(name == b"IEND" for name, _ in png_chunks(stream, skip=True))
     if picture.format == "webp":
         stream.seek(4)
-        return length >= int.from_bytes(stream.read(4), "little") + 8
-    return {"png": b"IEND", "jpeg": b"\xff\xd9", "gif": b"\x3b"}[picture.format] in tail
+        return length >= int.from_bytes(stream.read(4), "little") + 7  # some leave the last, padding byte out
+    stream.seek(max(0, length - 1024))
+    return {"jpeg": b"\xff\xd9", "gif": b"\x3b"}[picture.format] in stream.read()
 
 
-def png_chunks(stream: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
-    """(name, data) of each chunk; stops where the file stops making sense."""
+def png_chunks(stream: BinaryIO, skip: bool = False) -> Iterator[tuple[bytes, bytes]]:
+    """(name, data) of each chunk; stops where the file stops making sense. skip: leave the data out."""
     stream.seek(8)
     while True:
         head = stream.read(8)
         length = int.from_bytes(head[:4], "big")
         if len(head) < 8 or length > MAX_IMAGE_BYTES:
             return
-        yield head[4:], stream.read(length)
-        stream.seek(4, os.SEEK_CUR)
+        yield head[4:], b"" if skip else stream.read(length)
+        stream.seek(4 + (length if skip else 0), os.SEEK_CUR)
 
 
 def mask_fault(stream: BinaryIO) -> str:
@@ -579,9 +591,12 @@ AZURE_HOSTS = (".openai.azure.com", ".services.ai.azure.com", ".cognitiveservice
 KEY_SETTINGS = ("api_key", "api_key_env", "api_key_command")
 # The variables that are read as keys: none of them reaches a child process.
 KEY_VARIABLES = ("GPT_IMAGE2_API_KEY", "OPENAI_API_KEY", "RUNAPI_API_KEY")
+# What curl reads besides the proxy setting; a password may be in them.
+PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "HTTPS_PROXY", "ALL_PROXY")
 
 # Scheme, host and port, up to the path; no user name, blank or backslash, which curl and others read differently.
 ORIGIN = re.compile(r"(https?)://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(\d{1,5}))?(?=[/?]|\Z)")
+LOOPBACK = r"localhost|\[::1\]|127(\.(25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)){3}"  # 127.999.1.1 would be a name
 # Azure's addresses carry their version as the only query.
 PATH_AND_VERSION = r"(?:/[^\s\\?#\x00-\x1f\x7f]*)?(\?api-version=[\w.-]+)?"
 
@@ -622,14 +637,16 @@ def config_path(named: str) -> str:
 
 def read_config(path: str, warnings: list[str]) -> dict[str, Any]:
     """The checked content of a config file."""
+    from shlex import quote
     piped = path == STANDARD_INPUT
     try:
         with open(0 if piped else path, encoding="utf-8-sig", closefd=not piped) as stream:
             content = json.load(stream)
             mode = 0 if piped else os.fstat(stream.fileno()).st_mode
     except json.JSONDecodeError as error:
+        anew = command_line(f"config --init --force --config {quote(path)}")
         raise setup_failure(f"{path} is not valid JSON: line {error.lineno} column {error.colno}: {error.msg}",
-                            f"Mend that line, or write a new file: {command_line('config --init --force')}") from None
+                            "" if piped else f"Mend that line, or write a new file: {anew}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise setup_failure(f"cannot read the config file {path}: {reason(error)}") from None
     if not isinstance(content, dict):
@@ -639,7 +656,7 @@ def read_config(path: str, warnings: list[str]) -> dict[str, Any]:
     except UnicodeEncodeError:
         raise setup_failure(f"{path} holds half a character (\\ud800 to \\udfff alone)") from None
     if os.name == "posix" and mode & 0o077:
-        warnings.append(f"{path} can be read by other users; mend it with: chmod 600 {path}")
+        warnings.append(f"{path} can be read by other users; mend it with: chmod 600 {quote(path)}")
     for name in content:
         if name not in CONFIG_TYPES:
             warnings.append(f"{path}: unknown setting {name!r} is ignored.{nearest(name, CONFIG_TYPES)}")
@@ -779,7 +796,7 @@ def checked_base_url(setting: Setting, allow_http: bool) -> str:
 def is_loopback(url: str) -> bool:
     """Whether a URL leads to this machine."""
     match = ORIGIN.match(url)
-    return bool(match and re.fullmatch(r"localhost|\[::1\]|127(\.\d{1,3}){3}", match.group(2), re.IGNORECASE))
+    return bool(match and re.fullmatch(LOOPBACK, match.group(2), re.IGNORECASE))
 
 
 def host_of(url: str) -> str:
@@ -813,9 +830,18 @@ def merged_headers(layers: Sequence[Layer], content: Mapping[str, Any], base_url
             merged = {**{name: value for name, value in merged.items()
                          if name.lower() not in map(str.lower, setting.value)}, **setting.value}
     for name, value in merged.items():
-        if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or CONTROL.search(value):
-            raise setup_failure(f"the header {one_line(name)!r} has an illegal name or a control character")
+        if header_fault(name, value):
+            raise setup_failure(header_fault(name, value))
     return Setting(merged, ", ".join(sources) or "default")
+
+
+def header_fault(name: str, value: str) -> str:
+    """Why this cannot be a further header, or an empty text."""
+    if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or CONTROL.search(value):
+        return f"the header {one_line(name)!r} has an illegal name or a control character"
+    if name.lower() in ("content-type", "content-length", "transfer-encoding", "expect"):
+        return f"the header {name} follows from what is sent and cannot be set"
+    return ""
 
 
 def file_host(content: Mapping[str, Any]) -> str:
@@ -927,6 +953,9 @@ def choose_key(settings: Settings) -> KeySource | None:
 
 # ---- 7. Job: what is asked for, checked while it is still free ----------------------------------
 
+IMAGE_NAME = r"(?i)https?://\S+|\S+\.(?:png|jpe?g|webp)"  # as a prompt it is a mistake
+
+
 def build_job(options: Namespace, settings: Settings, notes: list[str], fetch: Callable[[str], str]) -> Job:
     """A checked Job from the command line; raises before anything is sent. fetch: URL -> path of a local copy."""
     model, api = settings.model.value, settings.api.value
@@ -935,8 +964,9 @@ def build_job(options: Namespace, settings: Settings, notes: list[str], fetch: C
         paths.insert(0, words.pop(0))
     if options.command == "edit" and not words and not paths and not options.prompt_file:
         raise usage_failure("the image and the prompt are missing", 'Use: edit IMAGE "what to change"')
-    if options.command == "edit" and len(words) == 1 and os.path.isfile(words[0]):
-        raise usage_failure(f"{words[0]} is a file, the prompt is missing", 'Use: edit IMAGE "what to change"')
+    if options.command == "edit" and len(words) == 1 and (
+            os.path.isfile(words[0]) or re.fullmatch(IMAGE_NAME, words[0])):
+        raise usage_failure(f"{words[0]} is an image, the prompt is missing", 'Use: edit IMAGE "what to change"')
     if options.config == "-" and "-" in (options.prompt_file, *words):
         raise usage_failure("standard input cannot hold both the config and the prompt", "Use --prompt-file FILE.")
     prompt = read_prompt(words, options.prompt_file)
@@ -958,16 +988,15 @@ def read_prompt(words: Sequence[str], prompt_file: str | None) -> str:
     if not words and not prompt_file:
         raise usage_failure("the prompt is missing", 'Add it in quotes: "a red fox in the snow"')
     source = prompt_file or ("-" if words[0] == "-" else "")
-    prompt = read_prompt_from(source) if source else words[0]
+    try:
+        prompt = read_prompt_from(source) if source else os.fsencode(words[0]).decode("utf-8")
+    except UnicodeError:
+        raise usage_failure("the prompt is not valid UTF-8") from None
     if not prompt.strip():
         raise usage_failure("the prompt is empty")
     if len(prompt) > MAX_PROMPT:
         raise usage_failure(f"the prompt has {len(prompt)} characters, {MAX_PROMPT} are allowed",
                             f"Shorten it by {len(prompt) - MAX_PROMPT}.")
-    try:
-        prompt.encode("utf-8")
-    except UnicodeEncodeError:
-        raise usage_failure("the prompt is not valid UTF-8") from None
     return prompt
 
 
@@ -1022,6 +1051,8 @@ def read_upload(path: str, role: str) -> Upload:
     import stat
     if not path:
         raise usage_failure(f"the name of the {role} is empty: perhaps a variable that is not set")
+    if re.search(UNQUOTABLE, path):
+        raise usage_failure(f"{role} {one_line(path)!r} has a control character in its name, which curl cannot take")
     try:
         full = os.path.abspath(path if os.path.lexists(path) else os.path.expanduser(path))
         status = os.stat(full)
@@ -1226,7 +1257,6 @@ def numbered(target: Target, number: int, image_format: str) -> str:
 
 def probe_folder(target: Target, n: int, size: str) -> None:
     """Prove by doing it that pictures can be written there: a paid image must find its place."""
-    import shutil
     import tempfile
     hint = "Choose another place with -o."
     if os.path.exists(target.folder) and not os.path.isdir(target.folder):
@@ -1234,7 +1264,7 @@ def probe_folder(target: Target, n: int, size: str) -> None:
     try:
         os.makedirs(target.folder, exist_ok=True)
         with tempfile.TemporaryFile(dir=target.folder):
-            free = shutil.disk_usage(target.folder).free
+            free = free_bytes(target.folder)
         with suppress(FileNotFoundError):  # a name may be free, but not too long
             os.lstat(numbered(target, 999, "jpeg"))
     except (OSError, ValueError) as error:
@@ -1242,7 +1272,18 @@ def probe_folder(target: Target, n: int, size: str) -> None:
     needed = room_needed(n, size)
     if free < needed:
         raise usage_failure(f"only {free // 1_000_000} MB are free in {target.folder}, "
-                            f"{needed // 1_000_000 + 1} MB may be needed", "Make room, or " + hint)
+                            f"{needed // 1_000_000 + 1} MB may be needed", f"Make room. {hint}")
+
+
+def free_bytes(folder: str) -> int:
+    """How large a file may become there."""
+    import shutil
+    free = shutil.disk_usage(folder).free
+    with suppress(ImportError):  # Windows
+        import resource
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        free = free if limit == resource.RLIM_INFINITY else min(free, limit)
+    return free
 
 
 def room_needed(n: int, size: str) -> int:
@@ -1394,17 +1435,23 @@ def collect_images(create: Request, response: Response, settings: Settings,
     for found in find_images(response.document):
         if isinstance(found, Image):
             images.append(found)
-        elif not isinstance(found, str) or not re.match(r"https?://", found):
+        elif not isinstance(found, str) or not re.match(r"(?i)https?://", found):
             images.append(Image(base64=found))
-        elif re.search(r"[\s\\\x00-\x20\x7f-\x9f]", found):
+        elif re.search(r"[\\\x00-\x1f\x7f-\x9f]", found):
             images.append(broken(f"the address of an image is no URL: {found}"))
         else:
             try:
-                file = yield download(found, settings)
+                file = yield download(web_address(found), settings)
                 images.append(Image(path=file.path))
             except Failure as failure:
                 images.append(failure)
     return images
+
+
+def web_address(url: str) -> str:
+    """A URL as curl reads it: the scheme in lower case, no blanks."""
+    scheme, colon, rest = url.partition(":")
+    return (scheme.lower() + colon + rest).replace(" ", "%20")
 
 
 def download(url: str, settings: Settings) -> Request:
@@ -1586,7 +1633,7 @@ CURL_FAULTS = {
     60: ("tls", "the server's certificate is not trusted"),
     63: ("network", "the file is larger than allowed"),
     65: ("network", "the request would have to be sent again"),
-    77: ("tls", "the CA file cannot be read"),
+    77: ("config", "the file named as cacert cannot be read"),
     92: ("network", "the HTTP/2 connection broke"),
 }
 
@@ -1616,7 +1663,8 @@ def curl_config(request: Request, exchange: Exchange) -> str:
     All its options exist in curl 7.68 (checked with 7.68 to 8.16).
     """
     plain = request.url.startswith("http:") and (request.allow_http or is_loopback(request.url))
-    protocols = "=http,https" if request.purpose == "input" else "=http" if plain else "=https"
+    both = request.is_file and (plain or request.allow_http)  # a redirect may lead from one to the other
+    protocols = "=http,https" if both else "=http" if plain else "=https"
     lines = [("globoff", ""), ("silent", ""), ("show-error", ""), ("proto", protocols),
              ("connect-timeout", f"{min(CONNECT_TIMEOUT, request.timeout):g}"), ("max-time", f"{request.timeout:.3f}")]
     if is_loopback(request.url):
@@ -1629,7 +1677,7 @@ def curl_config(request: Request, exchange: Exchange) -> str:
         lines += [("no-buffer", "")]
     if request.is_file:
         lines += [("location", ""), ("max-redirs", "3"), ("max-filesize", str(MAX_DOWNLOAD_BYTES))]
-    lines += [("url", request.url), ("header", "Expect:")]
+    lines += [("url", request.url), ("header", "Expect:"), ("header", "Accept-Encoding: identity")]
     lines += [("header", header_line(name, value)) for name, value in request.headers]
     lines += body_lines(request, exchange)
     lines += [("output", exchange.file("answer")), ("dump-header", exchange.file("headers")), ("write-out", WRITE_OUT)]
@@ -1694,15 +1742,19 @@ def start_child(argv: Sequence[str], secrets: Sequence[str], **streams: Any) -> 
 def child_output(argv: Sequence[str], secrets: Sequence[str], kind: str, timeout: float) -> bytes:
     """A finished program's standard output; a non-zero exit is a failure that names the program only."""
     import subprocess
-    child = start_child(argv, secrets, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    try:
-        output = child.communicate(timeout=timeout)[0]
-    except subprocess.TimeoutExpired:
-        raise setup_failure(f"{argv[0]} did not finish within {timeout:g} s", kind=kind) from None
-    finally:
-        if child.returncode is None:
+    # Its end decides, not its output's: a password agent that it starts may hold that open.
+    with start_child(argv, secrets, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                     stderr=subprocess.DEVNULL) as child:
+        try:
+            child.wait(timeout)
+            pipe: Any = child.stdout
+            if hasattr(os, "set_blocking"):
+                os.set_blocking(pipe.fileno(), False)
+            output: bytes = pipe.read() or b""
+        except subprocess.TimeoutExpired:
+            raise setup_failure(f"{argv[0]} did not finish within {timeout:g} s", kind=kind) from None
+        finally:
             child.kill()
-            child.communicate()
     if child.returncode:
         raise setup_failure(f"{argv[0]} failed with exit code {child.returncode}", kind=kind)
     return output
@@ -1744,12 +1796,40 @@ def start_curl(request: Request, exchange: Exchange, secrets: Sequence[str]) -> 
         # In the private folder: looking for a temporary one leaves a probe file when it is killed.
         with tempfile.TemporaryFile(dir=os.path.dirname(exchange.base)) as config, \
                 private_file(exchange.file("outcome")) as outcome, private_file(exchange.file("errors")) as errors:
-            config.write(os.fsencode(curl_config(request, exchange)))
+            config.write(as_bytes(curl_config(request, exchange)))
             config.seek(0)  # the child shares the offset
-            return start_child(["curl", "-q", "-K", "-"], secrets, stdin=config, stdout=outcome, stderr=errors,
-                               pass_fds=() if lock is None or lock < 0 else (lock,))
+            more = {} if lock is None or lock < 0 else {"pass_fds": (lock,), "preexec_fn": lambda: leave_family(lock)}
+            return start_child(["curl", "-q", "-K", "-"], secrets, stdin=config, stdout=outcome, stderr=errors, **more)
     finally:
         release(lock)
+
+
+def leave_family(lock: int) -> None:
+    """Go on as an orphan, just before curl begins: some callers kill a program together with all its descendants.
+
+    The orphan's process id is in the lock file, and true as long as the lock is held.
+    """
+    if os.fork():
+        os._exit(0)
+    os.write(lock, b"%d" % os.getpid())
+
+
+def is_running(child: Popen[bytes] | None, exchange: Exchange) -> bool:
+    """Whether curl is still at work. child is its short-lived parent; where there are no locks it is curl itself."""
+    return (child is not None and child.poll() is None) or exchange_state(exchange) == "running"
+
+
+def stop_curl(child: Popen[bytes] | None, exchange: Exchange) -> None:
+    """End a transfer that this run has started, if it has not ended by itself."""
+    import signal
+    while is_running(child, exchange):
+        with suppress(OSError, ValueError):  # it has just ended
+            if fcntl is None and child is not None:
+                child.terminate()
+            else:
+                with open(exchange.file("lock"), encoding="ascii") as stream:
+                    os.kill(int(stream.read()), signal.SIGTERM)
+        time.sleep(0.01)
 
 
 def read_outcome(exchange: Exchange) -> Outcome:
@@ -1790,9 +1870,11 @@ def transport_failure(outcome: Outcome, request: Request) -> Failure | None:
         sentence = "curl was stopped"
     elif outcome.exit_code == 28:
         sentence = f"no answer within {request.timeout:g} s" if outcome.sent else "no connection in time"
+    elif outcome.exit_code == 1 and outcome.sent:
+        kind, sentence = "network", "what answers there does not speak HTTP"
     hopeless = outcome.exit_code in (1, 2, 3, 26, 60, 77)  # the next try would meet the same fault
-    never_sent = not outcome.sent or hopeless or outcome.exit_code in (5, 6, 7, 35)
-    exit_code = {"config": SETUP, "curl": SETUP, "file": USAGE}.get(kind, NO_ANSWER)
+    never_sent = not outcome.sent or outcome.exit_code in (2, 3, 5, 6, 7, 35, 60, 77)
+    exit_code = {"config": SETUP, "curl": SETUP, "file": USAGE}.get(kind, NO_ANSWER) if never_sent else NO_ANSWER
     message = f"{host}: {sentence} (curl {outcome.exit_code})" + (f": {outcome.message}" if outcome.message else "")
     return Failure(message, exit_code, kind, transport_hint(kind, never_sent), "no" if never_sent else "maybe",
                    retryable=never_sent and not hopeless, http_status=outcome.status)
@@ -1803,7 +1885,7 @@ def transport_hint(kind: str, never_sent: bool) -> str:
     hints = {"tls": 'If your network has its own CA, name its file as "cacert" in the config.',
              "timeout": "Raise --timeout, or try a lower --quality or a smaller --size.",
              "disk": "Make room on the disk."}
-    if kind == "network" and never_sent:
+    if kind in ("network", "timeout") and never_sent:
         return "Nothing was sent. Check --base-url, the network and the proxy, then run the same command again."
     return hints.get(kind, "" if never_sent else ASKS_ANEW)
 
@@ -1974,12 +2056,11 @@ def adopted(path: str, fresh: bool) -> Iterator[Folder]:
 
 def make_folder(root: str, name: str, room: int, asked: Mapping[str, Any]) -> Folder:
     """A new folder. One process at a time does this, so that none is seen half made."""
-    import shutil
     os.makedirs(root, mode=0o700, exist_ok=True)
     gate = take_lock(os.path.join(root, ".lock"), create=True, wait=True)
     try:
         prune(root)
-        if shutil.disk_usage(root).free < room:
+        if free_bytes(root) < room:
             raise OSError(f"less than {room // 1_000_000} MB are free there")
         path = os.path.join(root, f"{name}-{os.urandom(4).hex()}")
         os.mkdir(path, 0o700)
@@ -2091,7 +2172,7 @@ class Report:
         self.saved: list[Saved] = []
         self.facts: dict[str, Any] = dict.fromkeys(
             ("requested", "http_status", "elapsed_s", "model", "usage", "cost_usd", "request_id"))
-        self.progress_shown, self.cost = False, 0.0
+        self.progress_shown, self.untold, self.cost = False, False, 0.0
         self.started = self.told = time.monotonic()
 
     def clean(self, text: str) -> str:
@@ -2107,9 +2188,10 @@ class Report:
             try:
                 print(text, end=end, file=sink, flush=True)
             except UnicodeEncodeError:  # a file name that the terminal's encoding cannot say is said in its bytes
-                sink.buffer.write(os.fsencode(text + end))
+                sink.buffer.write(as_bytes(text + end))
                 sink.flush()
         except (OSError, ValueError):
+            self.untold |= stream == "stdout"
             setattr(sys, stream, open(os.devnull, "w"))  # or Python complains again at its exit
 
     def error_line(self, text: str, indent: str = "") -> None:
@@ -2143,6 +2225,17 @@ class Report:
     def seconds(self) -> float:
         """How long this program has been running."""
         return time.monotonic() - self.started
+
+    def is_unread(self) -> bool:
+        """Whether nobody will take the JSON object: the program that wanted it has gone. People want the file."""
+        import select
+        if not self.as_json or not hasattr(select, "poll"):
+            return False
+        with suppress(AttributeError, OSError, ValueError):  # no file behind it
+            poll = select.poll()
+            poll.register(sys.stdout.fileno(), 0)
+            return bool(poll.poll(0))  # nothing was asked about, so all it tells of are faults
+        return False
 
     def on_terminal(self) -> bool:
         """Whether a person may be watching."""
@@ -2227,6 +2320,14 @@ class Run(NamedTuple):
     deadline: float  # time.monotonic() after which nothing new begins
     typical: str = ""
     watch: Callable[[Exchange], None] = lambda exchange: None  # looks at an answer while it grows
+    kept: bool = False  # whether the same command can collect what this one leaves
+
+    def go_on_waiting(self, status: str = "") -> None:
+        """A sign of life; it ends the command, not the transfer, when nobody waits for the result any more."""
+        import signal
+        self.report.progress(self.typical, status)
+        if self.kept and self.report.is_unread():
+            raise KeyboardInterrupt(signal.SIGPIPE)
 
 
 def drive(provider: Provider, folder: Folder, run: Run) -> list[Image | Failure]:
@@ -2259,8 +2360,7 @@ def perform(request: Request, exchange: Exchange, run: Run) -> Response:
         state = exchange_state(exchange)
         harmless = request.idempotent or request.purpose != "create"  # sending it again makes nothing twice
         if state == "unsent" or request.repeatable or (state == "lost" and harmless):
-            left = run.deadline - time.monotonic() if request.purpose == "create" and attempt > 1 else request.timeout
-            transfer(request._replace(timeout=left), exchange, run)
+            transfer(request, exchange, run)
         elif state == "running":
             run.report.note("the request is still under way; waiting for it")
             wait_for(lambda: exchange_state(exchange) != "running", exchange, run)
@@ -2275,6 +2375,9 @@ def perform(request: Request, exchange: Exchange, run: Run) -> Response:
             if outcome.exit_code:
                 run.report.warn(f"the transfer ended with a fault (curl {outcome.exit_code}) after the whole answer")
             run.report.bill(*usage_cost(response.document))
+            error = None if request.is_file else server_error(response.document)
+            if error:
+                run.report.warn(f"the server also says: {error.message or error.code}")
             return response
         if delay is None or (time.monotonic() + delay > run.deadline and request.purpose != "download"):
             raise failure
@@ -2293,7 +2396,7 @@ def pause(wait: Wait, run: Run) -> None:
                       hint=hint, billed="maybe", keep=True)
     while time.monotonic() < ends:
         time.sleep(min(0.5, max(0.0, ends - time.monotonic())))
-        run.report.progress(run.typical, wait.status)
+        run.go_on_waiting(wait.status)
 
 
 # purpose -> what could not be done although the picture is made, or being made
@@ -2309,8 +2412,8 @@ def judge(request: Request, outcome: Outcome, response: Response, attempt: int,
     spoiled: the answer is a download that is no whole picture. attempt counts from 1.
     """
     failure = transport_failure(outcome, request)
-    if failure and response.status == 200 and not request.is_file and find_images(response.document):
-        failure = None  # what came after the last image is no loss
+    if failure and not request.is_file and is_complete(response):
+        failure = None
     failure = failure or answer_failure(request, response)
     if failure is None and spoiled:
         failure = Failure("what came is no whole image", http_status=response.status)
@@ -2321,6 +2424,13 @@ def judge(request: Request, outcome: Outcome, response: Response, attempt: int,
     if request.purpose in AFTERWARDS:
         failure = afterwards_failure(request, failure)
     return failure, retry_pause(request, failure, response.headers, attempt)
+
+
+def is_complete(response: Response) -> bool:
+    """Whether an answer says all that matters, though its transfer ended with a fault."""
+    if response.status >= 400:
+        return server_error(response.document) is not None
+    return response.status == 200 and bool(find_images(response.document))
 
 
 def is_spoiled(request: Request, response: Response) -> bool:
@@ -2400,22 +2510,19 @@ def transfer(request: Request, exchange: Exchange, run: Run) -> None:
     def too_large() -> bool:  # curl before 8.4 counts only what a Content-Length announces
         return request.is_file and os.path.exists(answer) and os.path.getsize(answer) > MAX_DOWNLOAD_BYTES
 
+    child = None
     try:
         child = start_curl(request, exchange, run.report.secrets)
+        wait_for(lambda: not is_running(child, exchange) or too_large(), exchange, run)
+        run.watch(exchange)  # what came since the last look
+        stop_curl(child, exchange)  # too large
+    except KeyboardInterrupt as stop:
+        if stop.args == (signal.SIGINT,) or not exchange.kept:
+            stop_curl(child, exchange)
+        raise
     except OSError as error:
         folder = os.path.dirname(exchange.base)
         raise setup_failure(f"cannot write {folder}: {reason(error)}", "Make room there.") from None
-    try:
-        wait_for(lambda: child.poll() is not None or too_large(), exchange, run)
-        run.watch(exchange)  # what came since the last look
-        if child.returncode is None:
-            child.terminate()
-        child.wait()
-    except KeyboardInterrupt as stop:
-        if stop.args == (signal.SIGINT,) or not exchange.kept:
-            child.terminate()
-            child.wait()
-        raise
 
 
 def wait_for(done: Callable[[], bool], exchange: Exchange, run: Run) -> None:
@@ -2425,7 +2532,7 @@ def wait_for(done: Callable[[], bool], exchange: Exchange, run: Run) -> None:
         time.sleep(seconds)
         seconds = min(seconds * 1.5, 0.1)
         run.watch(exchange)
-        run.report.progress(run.typical)
+        run.go_on_waiting()
 
 
 def exchange_seconds(exchange: Exchange) -> float:
@@ -2447,10 +2554,12 @@ def read_response(exchange: Exchange, outcome: Outcome) -> Response:
 def read_document(path: str) -> tuple[Any, str]:
     """(JSON with long strings as Spans, "") or, when the file is no JSON, (None, its first characters)."""
     with open(path, "rb") as stream:
-        start = stream.read(4000)
-        stream.seek(0)
         if inspect_picture(stream):
             return {"data": [Image(path=path)]}, ""  # some servers answer with the picture itself
+        stream.seek(0)
+        start = stream.read(4000)
+        while start.isspace():  # signs of life of a patient gateway
+            start = stream.read(4000)
         try:
             if re.match(rb"(\xef\xbb\xbf)?\s*(event|data|id|retry)?:", start):
                 return event_document(stream), ""
@@ -2608,6 +2717,8 @@ def event_document(stream: BinaryIO) -> dict[str, Any]:
 # Where relays put images, in the order of search; the first place that holds any wins.
 IMAGE_KEYS = ("b64_json", "url", "image_url", "data", "images", "result", "outputs", "output", "resultJson",
               "resultUrls", "choices", "message", "content", "response", "body")
+# A URL, or base64 that begins like a PNG, JPEG, WebP or GIF.
+PLAIN_IMAGE = r"\s*(?:(?i:https?://|data:image/)|(?:iVBORw0KGgo|/9j/|UklGR|R0lGOD)[A-Za-z0-9+/_=\s-]{20})"
 MARKDOWN_IMAGE = r"!\[[^\]]*\]\(\s*((?:https?://|data:)[^)]+)\)"
 
 
@@ -2620,7 +2731,7 @@ def find_images(node: Any, depth: int = 8) -> list[str | Span | Image]:
     if isinstance(node, Span):
         return [node] if node.is_image() else []
     if isinstance(node, str):
-        return [node] if re.match(r"https?://|data:image/", node) else []
+        return [node.strip()] if re.match(PLAIN_IMAGE, node) else []
     if not depth or not isinstance(node, dict):
         return []
     for key in IMAGE_KEYS:
@@ -2704,6 +2815,8 @@ def server_error(document: Any) -> ServerError | None:
         inner_error = server_error(body) or ServerError(as_text(body))
         return inner_error._replace(code=inner_error.code or "task_failed")
     error = document.get("error") or member(document, "data", "error")
+    if isinstance(error, dict) and not any(error.values()):
+        error = None  # some relays always have the member
     if isinstance(error, dict):
         return ServerError(as_text(error.get("message") or error.get("msg") or error), as_text(error.get("code")),
                            as_text(error.get("type")), as_text(member(error, "moderation_details", "moderation_stage")))
@@ -2760,7 +2873,7 @@ def answer_failure(request: Request, response: Response) -> Failure | None:
     """The failure that an answer means, None for a usable one."""
     error = server_error(response.document)
     good = 200 <= response.status < 300
-    if good and (request.is_file or (error is None and usable(request, response))):
+    if good and (request.is_file or images_beside_error(response) or (error is None and usable(request, response))):
         return None
     error = error or ServerError(
         page_title(response.text) or task_field(response.document, ("message", "msg", "detail", "errorMessage"))
@@ -2776,6 +2889,9 @@ def answer_failure(request: Request, response: Response) -> Failure | None:
         hint = "Check --base-url: a web server answers there, not an API."
     if kind == "key" and not any(re.search(SECRET_HEADER, name) for name, _ in request.headers):
         hint = "None is set: set GPT_IMAGE2_API_KEY, or run: " + command_line("config --init")
+    asked = pause_asked(response.headers, error.message)
+    if kind == "rate_limit" and asked and asked > 60:
+        hint = f"Wait {asked:.0f} s, as the server asks, then run the same command again."
     if kind == "too_large" and request.form:
         hint = f"{sum(part.bytes for part in request.form) / 1e6:.1f} MB were sent. {hint}"
     if "Transparent background is not supported" in error.message:
@@ -2785,6 +2901,12 @@ def answer_failure(request: Request, response: Response) -> Failure | None:
     message = f"HTTP {response.status} from {host_of(request.url)}: {error.message.strip().rstrip('.')}"
     ids = [response.headers[name] for name in ("x-request-id", "x-runapi-task-id") if name in response.headers]
     return Failure(message, exit_code, kind, hint, billed, retryable, response.status, error.code, " ".join(ids))
+
+
+def images_beside_error(response: Response) -> bool:
+    """Whether there are images although the answer speaks of an error: then that is only a warning."""
+    document = response.document if isinstance(response.document, dict) else {}
+    return bool(find_images({name: document.get(name) for name in ("b64_json", "data", "images", "outputs")}))
 
 
 def usable(request: Request, response: Response) -> bool:
@@ -3112,8 +3234,7 @@ class Inputs:
 
     def fetch(self, url: str) -> str:
         """The path of a copy. What fails here costs nothing."""
-        scheme, _, rest = url.partition(":")
-        url = f"{scheme.lower()}:{rest}"
+        url = web_address(url)
         if not ORIGIN.match(url):
             raise usage_failure("an image's URL is not of the form https://HOST/PATH, without a user name")
         if self.folder is None:
@@ -3178,7 +3299,7 @@ def run_job(job: Job, settings: Settings, key: KeySource, folder: Folder, inputs
         make_images(choose_provider(job, settings, key, os.path.basename(folder.path)), job, settings, folder, report)
         exit_code = report.finish()  # the caller knows before the folder goes: killed in between, it asks again
         hold_signals()
-        keep = False
+        keep = report.as_json and report.untold  # to a program that has gone; it will ask again
     except Failure as failure:
         hold_signals()
         explain_loss(failure, folder, job, report.secrets)
@@ -3235,8 +3356,9 @@ def explain_loss(failure: Failure, folder: Folder, job: Job, secrets: Sequence[s
         if not folder.kept:
             failure.hint = f"What came back is kept in {folder.path}"
         return
-    large = [exchange.file("answer") for exchange in answers if os.path.getsize(exchange.file("answer")) > LONG_STRING]
-    if failure.kind in ("no_image", "web_page", "broken_image") and large:
+    shown = LONG_STRING if failure.kind == "web_page" else MAX_MESSAGE  # in the message: nothing is lost of that
+    large = [exchange.file("answer") for exchange in answers if os.path.getsize(exchange.file("answer")) > shown]
+    if failure.kind in ("no_image", "web_page", "broken_image") and failure.billed != "yes" and large:
         try:
             failure.hint = f"What came back is kept in {save_answer(large[-1], job.target, secrets)}. {failure.hint}"
         except OSError:
@@ -3272,7 +3394,8 @@ def make_images(provider: Provider, job: Job, settings: Settings, folder: Folder
         report.note(f"{'Editing' if job.images else 'Generating'} with {job.model} at "
                     f"{host_of(settings.base_url.value)}, typically {typical}")
     partials = Partials(job, folder, report)
-    images = drive(provider, folder, Run(report, time.monotonic() + settings.timeout.value, typical, partials.look))
+    deadline = time.monotonic() + settings.timeout.value
+    images = drive(provider, folder, Run(report, deadline, typical, partials.look, folder.kept))
     save_images(images, job, folder, report)
     partials.remove()
     compare(job, report)
@@ -3303,7 +3426,8 @@ def catch_signals() -> Callable[[], None]:
 def stopped(stop: KeyboardInterrupt, folder: Folder) -> Failure:
     """What a signal leaves behind. kind "stopped": there is something to collect; "interrupted": there is not."""
     exit_code = 128 + int(stop.args[0] if stop.args else 2)
-    state, word = folder_state(folder), "interrupted" if exit_code == INTERRUPTED else "terminated"
+    state = folder_state(folder)
+    word = {INTERRUPTED: "interrupted", UNREAD: "nobody reads the result any more"}.get(exit_code, "terminated")
     again = "Run the same command again (600 s are enough) to collect the image; it is not bought twice."
     if state == "running":
         return Failure(f"{word}; the transfer goes on by itself", exit_code, "stopped", again, "maybe")
@@ -3325,8 +3449,9 @@ def read_settings(options: Namespace, report: Report) -> Settings:
     for name, value in settings.headers.value.items():
         if value.strip() and (re.search(SECRET_HEADER, name) or re.search(r"\S{16}", value)):
             report.secrets += [value, value.split()[-1]]  # `Bearer KEY`: the key alone too
-    login = settings.proxy.value.rpartition("@")[0]
-    report.secrets += [login, login.rpartition(":")[2], *login.split("//")[1:]] if login else []
+    for proxy in (settings.proxy.value, *map(environment, PROXY_VARIABLES)):
+        login = proxy.rpartition("@")[0]
+        report.secrets += [login, login.rpartition(":")[2], *login.split("//")[1:]] if login else []
     for warning in settings.warnings:
         report.warn(warning)
     return settings
@@ -3477,7 +3602,7 @@ def try_key(settings: Settings, key: str, report: Report, say: Callable[[str], N
         response = perform(request, folder.exchange(1), Run(report, time.monotonic() + request.timeout))
     finally:
         remove_folder(folder)
-    say(f"ok    {host_of(request.url)} takes the key (HTTP {response.status})")
+    say(f"ok    {host_of(request.url)} {'takes the key' if key else 'answers'} (HTTP {response.status})")
     if settings.api.value not in FREE_CHECKS:
         say(model_line(response.document, settings.model.value))
 
@@ -3572,6 +3697,8 @@ def number_option(option: str, low: int, high: int, convert: Callable[[str], Any
     """A converter for the parser: a number in a range."""
     def parse(text: str) -> Any:
         try:
+            if "_" in text or not text.isascii():
+                raise ValueError  # Python would read 1_000 and the digits of other scripts
             value = convert(text)
         except ValueError:
             kind = "a whole number" if convert is int else "a number"
@@ -3587,6 +3714,8 @@ def header_pair(text: str) -> tuple[str, str]:
     name, colon, value = text.partition(":")
     if not colon or not name.strip():
         raise usage_failure("--header must look like 'Name: value'")
+    if header_fault(name.strip(), value.strip()):
+        raise usage_failure(header_fault(name.strip(), value.strip()))
     return name.strip(), value.strip()
 
 

@@ -5,6 +5,7 @@ import base64
 import contextlib
 import json
 import socket
+import threading
 import unicodedata
 import unittest
 from pathlib import Path
@@ -69,10 +70,44 @@ class ImagesTest(ProgramCase):
                 self.assertEqual(self.saved_file(self.ask(PROMPT)).read_bytes(), SMALL)
 
     def test_mark_and_white_space_around_the_object(self) -> None:
-        for prefix in (b"\xef\xbb\xbf", b" \r\n\t"):
+        for prefix in (b"\xef\xbb\xbf", b" \r\n\t", b"\n" * 9000):  # the last: signs of life of a patient gateway
             with self.subTest(prefix):
                 self.server.plan(Answer(body=prefix + data(encoded(SMALL)) + b"\n"))
                 self.assertEqual(self.saved_file(self.ask(PROMPT)).read_bytes(), SMALL)
+
+
+    def test_error_beside_a_picture_is_a_warning(self) -> None:
+        text = "the second one was blocked"
+        for name, more in (("envelope", {"error": {"message": text, "code": "moderation_blocked"}}),
+                           ("words", {"error": text}), ("status", {"status": "failed", "failMsg": text}),
+                           ("code", {"code": 500, "message": text})):
+            with self.subTest(name):
+                self.server.plan(Answer(body=data(encoded(SMALL), **more)))
+                result = self.ask(PROMPT, "--json", "-o", "a.png", "--overwrite")
+                self.assertEqual((result.exit_code, len(result.json["saved"])), (0, 1), result.stderr)
+                self.assertIn(text, result.json["warnings"][0])
+
+    def test_error_without_words_is_none(self) -> None:
+        for error in ({"message": "", "type": "", "param": "", "code": None}, {"code": 0}, {}):
+            with self.subTest(error):
+                self.server.plan(Answer(body=data(encoded(SMALL), error=error)))
+                self.assertEqual(self.ask(PROMPT, "--json", "--overwrite").json["warnings"], [])
+
+    def test_small_base64_anywhere(self) -> None:
+        for image in (SMALL, draw_jpeg(9, 9), draw_webp(9, 9)):
+            for name in ("images", "output", "result"):
+                with self.subTest(f"{name} {image[:4]!r}"):
+                    self.server.plan(Answer(body=json.dumps({name: [encoded(image)["b64_json"]]}).encode()))
+                    self.assertEqual(self.saved_file(self.ask(PROMPT, "-o", "a", "--overwrite")).read_bytes(), image)
+
+    def test_unreadable_answer_is_kept_when_the_message_cannot_show_it(self) -> None:
+        body = json.dumps({"picture": {"link": "https://cdn.invalid/" + "p" * 2000}}).encode()
+        self.server.plan(Answer(body=body), Answer(body=b'{"picture": 1}'))
+        result = self.ask(PROMPT, "--json", "-o", "a.png")
+        self.assertEqual((result.exit_code, (self.work / "a-1.answer").read_bytes()), (NO_ANSWER, body))
+        self.assertIn("a-1.answer", result.json["error"]["hint"])
+        self.ask(PROMPT, "-o", "b.png")
+        self.assertEqual(list(self.work.glob("b*")), [])
 
 
 class UrlTest(ProgramCase):
@@ -88,7 +123,7 @@ class UrlTest(ProgramCase):
         self.assertEqual(self.saved_file(result).read_bytes(), LARGE)
         download, = self.downloads()
         self.assertEqual(download.method, "GET")
-        self.assertEqual({name.lower() for name, _ in download.headers}, {"host", "user-agent", "accept"})
+        self.assertEqual({name.lower() for name, _ in download.headers}, {"host", "user-agent", "accept", "accept-encoding"})
         self.only_post()
 
     def test_several(self) -> None:
@@ -116,6 +151,20 @@ class UrlTest(ProgramCase):
         self.server.plan(Answer(as_url=True))
         self.server.plan_files(Answer(status=302, headers=(("Location", "/files/real.png"),)))
         self.assertEqual(self.saved_file(self.ask(PROMPT)).read_bytes(), SMALL)
+
+    def test_address_as_people_write_it(self) -> None:
+        self.server.files["my%20image.png"] = self.server.files["my image.png"] = SMALL
+        for url in ("{}/files/my image.png", " {}/files/my%20image.png ", "HTTP{}/files/my%20image.png"):
+            with self.subTest(url):
+                origin = self.server.origin if "HTTP" not in url else self.server.origin[4:]
+                self.server.plan(Answer(body=data({"url": url.format(origin)})))
+                self.assertEqual(self.saved_file(self.ask(PROMPT, "-o", "a.png", "--overwrite")).read_bytes(), SMALL)
+
+    def test_bytes_after_the_end(self) -> None:
+        for image in (SMALL + b"x" * 5000, draw_webp(9, 8)[:-1] if len(draw_webp(9, 8)) % 2 == 0 else draw_webp(9, 8)):
+            with self.subTest(image[:4]):
+                self.server.plan(Answer(as_url=True, image=image))
+                self.assertEqual(self.saved_file(self.ask(PROMPT, "-o", "a", "--overwrite")).read_bytes(), image)
 
     def from_own_servers(self, *answers: tuple[Answer, Answer]) -> list[tuple[Result, ApiServer]]:
         """Run one generate for each (answer, answer of the download), side by side, each with its own server."""
@@ -313,7 +362,7 @@ class RefusalTest(WrongAnswerCase):
             Wrong("hard limit", refusal(400, "Billing hard limit has been reached.", "billing_hard_limit_reached",
                                         "billing_limit_user_error"), LIMITED, "quota"),
             Wrong("payment required", refusal(402, "Please top up"), LIMITED, "quota"),
-            Wrong("rate limit", refusal(429, rate, "rate_limit_exceeded", "input-images", LATER), LIMITED, "rate_limit",
+            Wrong("rate limit", refusal(429, rate, "rate_limit_exceeded", "input-images", LATER), LIMITED, "rate_limit", hint="3600 s",
                   message="input-images per min", retryable=True),
             Wrong("slow down", refusal(429, "Slow down", "slow_down", "rate_limit_error", LATER), LIMITED, "rate_limit",
                   retryable=True))
@@ -448,6 +497,34 @@ class TransportTest(WrongAnswerCase):
             Wrong("only headers", Answer(drop="headers"), NO_ANSWER, "network", "maybe"),
             Wrong("half", Answer(drop="half", image=LARGE), NO_ANSWER, "network", "maybe"),
             Wrong("half in pieces", Answer(drop="half", chunked=True), NO_ANSWER, "network", "maybe"))
+
+    def test_answer_that_is_not_http(self) -> None:
+        """The request was sent all the same."""
+        listener = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(listener.close)
+
+        def answer() -> None:
+            connection = listener.accept()[0]
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"hello\r\n")
+        server = threading.Thread(target=answer, daemon=True)
+        server.start()
+        result = self.call_program("generate", PROMPT, "--base-url", f"http://127.0.0.1:{listener.getsockname()[1]}/v1",
+                                   "--json")
+        server.join(10)
+        self.check_result(Wrong("", Answer(), NO_ANSWER, "network", "maybe", "", "does not speak HTTP"), result)
+
+    def test_refusal_with_a_wrong_length(self) -> None:
+        wrong = (("Content-Length", "9000"), ("Connection", "close"))
+        self.check(Wrong("401", refusal(401, "Incorrect", "invalid_api_key", headers=wrong), SETUP, "key"),
+                   Wrong("400", refusal(400, "n must be 1", headers=wrong), REFUSED, "refused", message="n must be 1"))
+
+    def test_no_connection_in_time(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as silent:  # it never answers TLS's first word
+            url = f"https://127.0.0.1:{silent.getsockname()[1]}/v1"
+            result = self.call_program("generate", PROMPT, "--base-url", url, "--json", "--timeout", "1")
+        self.check_result(Wrong("", Answer(), NO_ANSWER, "timeout", "no", "--base-url", retryable=True), result)
 
     def test_timeout(self) -> None:
         self.server.plan(Answer(delay=30))

@@ -129,6 +129,9 @@ class InputImageTest(BadInputCase):
             Bad("long name", ["edit", long, PROMPT], "File name too long"),
             Bad("nothing given", ["edit"], "the image and the prompt are missing", "edit IMAGE"),
             Bad("empty name", ["edit", "", PROMPT], "name of the image is empty"),
+            Bad("address for a prompt", ["edit", "https://relay.invalid/a.png", "--image", image], "the prompt is missing"),
+            Bad("name for a prompt", ["edit", "none.jpg", "--image", image], "the prompt is missing"),
+            Bad("control character", ["edit", "a\1.png", PROMPT], "control character in its name"),
             Bad("only a prompt file", ["edit", "--prompt-file", self.file("p.txt", PROMPT)],
                 "the image to edit is missing", "edit IMAGE"),
             Bad("address", ["edit", "https://relay.invalid/a.png", PROMPT], "cannot fetch image https://relay.invalid"))
@@ -337,6 +340,9 @@ class ConfigFileTest(BadInputCase):
             self.config("quotes", "{\n  'model': 'a'}", "line 2 column 3"),
             self.config("empty", "", "line 1 column 1"),
             self.config("text", "OPENAI", "line 1 column 1"))
+        broken = self.config("a b", "{", "line 1")
+        self.assertIn(f"config --init --force --config '{broken.arguments[-1]}'",
+                      self.call_program(*broken.arguments).stderr)  # not the file that is found by itself
         nested = self.work / "nested.json"
         nested.write_text("[" * 100000)
         self.refuse(Bad("nested", ["generate", PROMPT, "--config", str(nested)], "nested.json", exit_code=SETUP,
@@ -494,6 +500,14 @@ class CommandLineTest(BadInputCase):
         self.refuse(*(Bad(" ".join(words), words, "unknown option")
                       for words in (["generate", PROMPT, "--image", image], ["config", "--size", "square"],
                                     ["generate", PROMPT, "--input-fidelity", "high"])))
+
+    def test_headers_that_cannot_be_set(self) -> None:
+        self.refuse(*(Bad(text, ["generate", PROMPT, "--header", text], "header")
+                      for text in ("A: b\r\nC: d", "A b: c", "Content-Type: application/json", "Content-Length: 5")))
+
+    def test_numbers_that_only_python_reads(self) -> None:
+        self.refuse(*(Bad(text, ["generate", PROMPT, "--n", text], "--n needs a whole number")
+                      for text in ("1_0", "\uff11", "1.0")))
 
     def test_missing_values(self) -> None:
         self.refuse(*(Bad(option, ["generate", PROMPT, option], option)

@@ -14,7 +14,7 @@ from unittest import mock
 
 from api_server import Answer, Recorded, draw_jpeg, draw_png
 from support import ProgramCase, Result, mask_png, program
-from test_secrets import descendants
+from test_secrets import helpers
 
 PNG = draw_png(64, 64)
 HOUR = 3600
@@ -486,7 +486,7 @@ class SecretTest(CodexCase):
             while not self.server.posts:
                 self.assertLess(time.monotonic(), deadline)
                 time.sleep(0.01)
-            family = descendants(child.pid)
+            family = helpers(child.pid, self.home)
             self.assertTrue(family)
             for process in family:
                 self.assertNotIn(self.token.encode(), b"\n".join(process.arguments) + process.environment)

@@ -244,14 +244,17 @@ class TargetTest(ProgramCase):
         self.assertEqual((len(self.server.posts), journal(self.home)), (1, 0))
 
     def test_disk_full_for_the_answer(self) -> None:
-        # The limit stops curl's own writing: the answer is gone, the money may be too.
-        child = subprocess.Popen([sys.executable, str(PROGRAM), "generate", "a fox", *self.access(), "--json"],
-                                 env=self.environment({"GPT_IMAGE2_API_KEY": KEY}), cwd=str(self.work),
-                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                 preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)))
-        result = self.finish(child)
-        self.assertEqual((result.exit_code, result.json["error"]["billed"]), (6, "maybe"), result.stderr)
-        self.assertEqual((len(self.server.posts), journal(self.home)), (1, 0))
+        # A limit that is too small is seen before; a larger one stops curl's own writing, and the money may be gone.
+        self.server.default = Answer(image=draw_png(64, 64, padding=6_000_000))
+        self.addCleanup(setattr, self.server, "default", Answer())
+        for limit, exit_code, billed, posts in ((50_000, 2, "no", 0), (6_000_000, 6, "maybe", 1)):
+            child = subprocess.Popen([sys.executable, str(PROGRAM), "generate", "a fox", *self.access(), "--json"],
+                                     env=self.environment({"GPT_IMAGE2_API_KEY": KEY}), cwd=str(self.work),
+                                     stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                     preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+            result = self.finish(child)
+            self.assertEqual((result.exit_code, result.json["error"]["billed"]), (exit_code, billed), result.stderr)
+            self.assertEqual((len(self.server.posts), journal(self.home)), (posts, 0))
 
     def test_state_folder_that_cannot_be_used(self) -> None:
         """A sandbox, in which only the workspace and temporary files can be written, collects from there."""

@@ -39,7 +39,8 @@ class WireTest(ProgramCase):
         self.assertEqual(post.header("Content-Type"), "application/json")
         self.assertRegex(post.header("User-Agent"), r"^curl/\d")
         self.assertEqual(post.header("Content-Length"), str(len(post.body)))
-        allowed = {"host", "user-agent", "accept", "authorization", "content-type", "content-length"}
+        allowed = {"host", "user-agent", "accept", "accept-encoding", "authorization", "content-type",
+                   "content-length"}
         self.assertEqual({name.lower() for name, _ in post.headers}, allowed)
 
     def test_what_is_default_is_not_sent(self) -> None:

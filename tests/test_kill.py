@@ -1,6 +1,7 @@
 """A paid image survives whatever is killed: run the same command again and it is there, bought once."""
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -46,13 +47,14 @@ class Trial(NamedTuple):
     root: Path
     server: ApiServer
     prompt: str
+    more: tuple[str, ...] = ()
 
     def environment(self) -> dict[str, str]:
         return {"PATH": environ["PATH"], "HOME": str(self.root), "TMPDIR": str(self.root / "tmp"), "LANG": "C.UTF-8",
                 "NO_PROXY": "*", "GPT_IMAGE2_API_KEY": KEY, "PYTHONDONTWRITEBYTECODE": "1"}
 
     def arguments(self) -> list[str]:
-        return ["generate", self.prompt, "--base-url", self.server.url, "-o", str(self.root / "out.png")]
+        return ["generate", self.prompt, "--base-url", self.server.url, "-o", str(self.root / "out.png"), *self.more]
 
     def start(self, *launcher: str) -> subprocess.Popen[bytes]:
         """Start the program, by default directly; launcher may wrap it."""
@@ -261,6 +263,47 @@ class KillTest(KillCase):
         child.communicate()
         self.collect(trial, "group")
 
+    @unittest.skipUnless(os.path.exists("/proc/uptime"), "needs /proc")
+    def test_killed_with_all_descendants(self) -> None:
+        """Claude Code without background tasks and Hermes' process kill look for them by their parents."""
+        self.server.plan(Answer(delay=1.0))
+        trial = self.trial("family")
+        child = trial.start()
+        self.wait_until(lambda: trial.posts() == 1)
+        for pid in self.family(child.pid):
+            os.kill(pid, signal.SIGKILL)
+        child.communicate()
+        self.collect(trial, "family")
+
+    def run_json(self, trial: Trial, name: str) -> list[str]:
+        """The names of the pictures that the command of a trial saves when it is to call them otherwise."""
+        again = trial._replace(more=("--json", "-o", str(trial.root / name)))
+        return [Path(row["path"]).name for row in json.loads(again.run().stdout)["saved"]]
+
+    def test_caller_of_json_goes_away_while_it_waits(self) -> None:
+        """The caller was killed, not this program: its next call is not bought again, wherever the picture goes."""
+        self.server.plan(Answer(delay=1.5))
+        trial = self.trial("unread")
+        child = trial._replace(more=("--json",)).start()
+        self.wait_until(lambda: trial.posts() == 1)
+        assert child.stdout and child.stderr
+        child.stdout.close()
+        self.assertEqual(child.wait(timeout=30), 141)
+        self.assertIn("same command again", child.stderr.read().decode())
+        child.stderr.close()
+        self.assertEqual((self.run_json(trial, "out-b.png"), trial.posts()), (["out-b.png"], 1))
+        self.check_end(trial, ["out-b.png"], "unread")
+
+    @unittest.skipUnless(os.path.exists("/dev/full"), "needs /dev/full")
+    def test_json_that_could_not_be_told(self) -> None:
+        trial = self.trial("untold")
+        with open("/dev/full", "wb") as full:
+            subprocess.run([sys.executable, str(PROGRAM), *trial.arguments(), "--json"], env=trial.environment(),
+                           stdout=full, timeout=60)
+        self.assertEqual(len(trial.journal()), 1)
+        self.assertEqual((self.run_json(trial, "out-b.png"), trial.posts()), (["out.png"], 1))
+        self.check_end(trial, ["out.png"], "untold")
+
     def test_two_identical_commands_are_two_requests(self) -> None:
         self.server.plan(Answer(delay=1.0), Answer(delay=1.0))
         trial = self.trial("twice")
@@ -290,7 +333,7 @@ class KillTest(KillCase):
         trial = self.trial("lost")
         child = trial.start()
         self.wait_until(lambda: trial.posts() == 1)
-        curl = self.child_of(child.pid)
+        curl = self.curl_of(trial)
         child.kill()
         os.kill(curl, signal.SIGKILL)
         child.communicate()
@@ -334,15 +377,21 @@ class KillTest(KillCase):
             self.assertEqual((trial.posts(), trial.pictures()), (1, ["out.png"]))
         self.at_once(kill_and_collect, [0.05 + 0.02 * step for step in range(40)], 6)
 
-    def child_of(self, parent: int) -> int:
+    def curl_of(self, trial: Trial) -> int:
+        """The process that the journal names."""
+        lock = next((trial.root / ".local").rglob("1.lock"))
+        self.wait_until(lambda: lock.read_text().isdigit())
+        return int(lock.read_text())
+
+    def family(self, ancestor: int) -> list[int]:
+        """A process and its descendants, as programs find them that kill a whole tree."""
+        found, parents = [ancestor], {}
         for pid in filter(str.isdigit, os.listdir("/proc")):
-            try:
-                fields = Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            if int(fields[1]) == parent:
-                return int(pid)
-        self.fail("the program has no child")
+            with contextlib.suppress(OSError):
+                parents[int(pid)] = int(Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()[1])
+        for pid in found:
+            found += [child for child, parent in parents.items() if parent == pid]
+        return found
 
 
 if __name__ == "__main__":

@@ -106,8 +106,10 @@ class CurlConfigTest(unittest.TestCase):
         for url, allow_http, proto in (("https://relay.invalid/a", False, "=https"), ("http://127.0.0.1:5/a", False, "=http"),
                                        ("http://relay.invalid/a", True, "=http"), ("http://relay.invalid/a", False, "=https")):
             with self.subTest(f"{url} {allow_http}"):
-                options = dict(self.config(method="GET", url=url, allow_http=allow_http, purpose="download"))
-                self.assertEqual(options["proto"], proto)
+                asked = {"method": "GET", "url": url, "allow_http": allow_http}
+                self.assertEqual(dict(self.config(**asked, purpose="poll"))["proto"], proto)
+                both = proto if url.startswith("https") or "=https" in proto else "=http,https"  # redirects lead on
+                self.assertEqual(dict(self.config(**asked, purpose="download"))["proto"], both)
 
     def test_download(self) -> None:
         options = dict(self.config(**self.requests()[3]))
@@ -646,7 +648,8 @@ class OriginTest(unittest.TestCase):
 
     def test_loopback(self) -> None:
         for url, own in (("http://127.0.0.1:8/v1", True), ("http://localhost/", True), ("https://[::1]:5", True),
-                         ("http://LOCALHOST:1/a", True), ("http://127.0.0.1.evil.invalid/", False),
+                         ("http://LOCALHOST:1/a", True), ("http://127.255.0.9/", True),
+                         ("http://127.999.1.1/", False), ("http://127.1.1.08/", False), ("http://127.0.0.1.evil.invalid/", False),
                          ("http://127.0.0.1:80@evil.invalid/", False), ("http://localhost@evil.invalid/", False),
                          ("http://127.0.0.1\\@evil.invalid/", False), ("http://localhost.evil.invalid", False),
                          ("http://127.0.0.1#@evil.invalid/", False), ("ftp://127.0.0.1/", False)):

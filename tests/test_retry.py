@@ -27,7 +27,7 @@ class Row(NamedTuple):
 
 # curl.md, section 7. Where nothing of the request left the machine, it is sent again.
 CURL = (
-    Row(1), Row(2), Row(3), Row(26), Row(60, sent=False), Row(77, sent=False),
+    Row(1, sent=False), Row(1, billed="maybe"), Row(2), Row(3), Row(26, sent=False), Row(26, billed="maybe"), Row(60, sent=False), Row(77, sent=False),
     Row(5, sent=False, pause=0.5), Row(6, sent=False, pause=0.5), Row(7, sent=False, pause=0.5),
     Row(7, sent=False, attempt=2, pause=1.0), Row(7, sent=False, attempt=3), Row(35, sent=False, pause=0.5),
     Row(28, sent=False, pause=0.5), Row(28, billed="maybe"), Row(16, billed="maybe"), Row(92, billed="maybe"),

@@ -23,7 +23,7 @@ from api_server import draw_jpeg, draw_png, draw_webp
 from runapi_server import RATIOS, Order, Received, RunApiServer, Task
 from support import KEY, PROGRAM, ProgramCase, Result, mask_png, program
 from test_kill import KILL_AT, KillCase
-from test_secrets import descendants
+from test_secrets import helpers
 
 PAGE, SDK = "/v1/text_to_image", "/api/v1/gpt_image_2/text_to_image"
 LONG, SHORT = "gpt-image-2-text-to-image", "gpt-image-2"
@@ -325,7 +325,9 @@ class SecretTest(RunApiCase):
             while not self.server.of_kind(kind):
                 self.assertLess(time.monotonic(), deadline)
                 time.sleep(0.01)
-            for process in descendants(child.pid):
+            family = helpers(child.pid, self.home)
+            self.assertTrue(family)
+            for process in family:
                 self.assertNotIn(KEY.encode(), b"\n".join(process.arguments) + process.environment)
             self.assertEqual(self.holders(), [])
         finally:
@@ -1250,7 +1252,7 @@ class KillTest(OnRunApi, KillCase):
         trial = self.trial("lost", edit=False)
         child = trial.start()
         self.wait_until(lambda: len(self.server.creates) == 1)
-        self.kill_family(child)
+        self.kill_family(child, trial.root)
         again = trial.start()
         stderr = again.communicate(timeout=60)[1].decode()
         self.assertEqual((again.returncode, trial.posts()), (NO_ANSWER, 1), stderr)
@@ -1262,14 +1264,14 @@ class KillTest(OnRunApi, KillCase):
         trial = self.trial("lost", edit=False)
         child = trial.start()
         self.wait_until(lambda: len(self.server.creates) == 2)
-        self.kill_family(child)
+        self.kill_family(child, trial.root)
         self.collect(trial, "curl was killed too")
         self.assertEqual(len(set(keys(self.server.creates)[1:])), 1)
         self.assertEqual(len(self.server.creates), 3)
 
-    def kill_family(self, child: subprocess.Popen[bytes]) -> None:
+    def kill_family(self, child: subprocess.Popen[bytes], home: Path) -> None:
         """Kill the program and its curl."""
-        curls = [each.pid for each in descendants(child.pid) if each.arguments[:1] == [b"curl"]]
+        curls = [each.pid for each in helpers(child.pid, home) if each.arguments[:1] == [b"curl"]]
         self.assertEqual(len(curls), 1)
         child.kill()
         os.kill(curls[0], signal.SIGKILL)

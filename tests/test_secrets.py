@@ -20,7 +20,6 @@ PROMPT = "a red fox"
 class Process(NamedTuple):
     """What /proc shows of a process to others of the same user."""
     pid: int
-    parent: int
     arguments: list[bytes]
     environment: bytes
 
@@ -30,24 +29,16 @@ def processes() -> Iterator[Process]:
     for entry in os.listdir("/proc"):
         try:
             folder = Path("/proc") / str(int(entry))
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
             arguments = (folder / "cmdline").read_bytes().split(b"\0")[:-1]
-            yield Process(int(entry), int(fields[1]), arguments, (folder / "environ").read_bytes())
+            yield Process(int(entry), arguments, (folder / "environ").read_bytes())
         except (OSError, ValueError):
             continue  # not a process, or gone meanwhile
 
 
-def descendants(pid: int) -> list[Process]:
-    """Return the children of a process and theirs."""
-    everything = list(processes())
-    found: list[Process] = []
-    parents = {pid}
-    while True:
-        more = [each for each in everything if each.parent in parents and each not in found]
-        if not more:
-            return found
-        found += more
-        parents = {each.pid for each in more}
+def helpers(child: int, home: Path) -> list[Process]:
+    """Return the processes that work for a program: curl is no descendant, but has the same home."""
+    mark = b"\0HOME=" + os.fsencode(str(home)) + b"\0"
+    return [each for each in processes() if each.pid != child and mark in b"\0" + each.environment]
 
 
 class Route(NamedTuple):
@@ -93,7 +84,7 @@ class WatchedCase(ProgramCase):
 
     def look_around(self, child: subprocess.Popen[bytes], route: Route) -> Process:
         """Check every process and file of the waiting run; return its curl."""
-        family = descendants(child.pid)
+        family = helpers(child.pid, self.home)
         for process in family:
             self.assertNotIn(KEY.encode(), b"\n".join(process.arguments))
             self.assertNotIn(KEY.encode(), process.environment)
@@ -198,6 +189,22 @@ class CurlProcessTest(WatchedCase):
         post = self.only_post()
         self.assertEqual(post.header("X-Evil"), "")
         self.assertTrue(post.header("User-Agent").startswith("curl/"))
+
+    def test_password_of_a_proxy_variable_is_not_shown(self) -> None:
+        for proxy in ("http://me:secret pw99@127.0.0.1:9", "http://me:secretpw99@127.0.0.1:99999",
+                      "foo://me:secretpw99@127.0.0.1:9"):
+            for name in ("https_proxy", "ALL_PROXY"):
+                result = self.run_program("generate", PROMPT, "--base-url", "https://relay.invalid/v1", "-v",
+                                          env={"NO_PROXY": None, name: proxy, "GPT_IMAGE2_API_KEY": KEY})
+                self.assertNotIn("pw99", result.stdout + result.stderr)
+
+    def test_poor_encoding_of_the_system(self) -> None:
+        """Neither a prompt nor a header needs more than its own bytes."""
+        config = self.write_config({"headers": {"X-Who": "\u65e5\u672c"}})
+        env = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "GPT_IMAGE2_API_KEY": KEY}
+        result = self.generate("\u65e5\u672c", "--config", config, env=env)
+        self.assertEqual(result.exit_code, 0, result.stderr)
+        self.assertEqual(self.only_post().fields["prompt"], "\u65e5\u672c")
 
     def test_proxy_variables_do_not_catch_loopback(self) -> None:
         dead = "http://127.0.0.1:1"

@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import time
 import unittest
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -370,6 +372,13 @@ class KeyCommandTest(SettingsCase):
         self.assertEqual((result.exit_code, len(result.errors)), (SETUP, 1), result.stderr)
         self.assertIn("no-such-vault-program", result.stderr)
 
+    def test_program_that_stays_in_the_background(self) -> None:
+        """As a password agent does that the command starts."""
+        started = time.monotonic()
+        self.assert_succeeded(self.with_command(self.program("vault", f"sleep 25 &\necho $! > '{self.work}/pid'; echo {KEY}\n")))
+        self.assertLess(time.monotonic() - started, 20)
+        os.kill(int((self.work / "pid").read_text()), signal.SIGKILL)
+
     def test_runs_only_when_a_key_is_needed(self) -> None:
         mark = self.work / "ran"
         self.write_config({"base_url": self.server.url, "api_key_command": [self.program("vault", f"echo x > '{mark}'\n")]})
@@ -591,6 +600,11 @@ class CheckTest(SettingsCase):
                 result = self.check("--json")
                 self.assertEqual((result.exit_code, result.json["ok"]), (exit_code, False), result.stderr)
                 self.assertEqual(result.json["error"]["billed"], "no")
+
+    def test_server_that_needs_no_key(self) -> None:
+        self.server.plan_models(Answer(body=b'{"data": []}', check=False))
+        result = self.check(key="")
+        self.assertNotIn("takes the key", result.stdout)
 
     def test_no_key(self) -> None:
         result = self.call_program("config", "--check", "--base-url", REMOTE)
