@@ -33,7 +33,7 @@ TIERS = {
 SIZES = {"landscape": "1536x1024", "square": "1024x1024", "portrait": "1024x1536"}
 TIME_LIMIT = 390  # seconds; Hermes 0.19 cuts tool calls of a batch off after 420
 GRACE = 10  # seconds that a child has to end after it was asked to
-MAX_PATH = 4096  # characters; what is longer may be a picture, and must not come back in an error message
+MAX_NAME = 255  # characters of a path that is not there; a longer one may be a picture, and must not come back
 
 COLLECT = "Call image_generate again with exactly the same arguments: the image is collected, not bought twice."
 SET_KEY = ("Set one with: hermes config set GPT_IMAGE2_API_KEY ... (or give the model section of Hermes' configuration "
@@ -42,7 +42,8 @@ ERROR_TYPES = {  # by the program's kind of failure, else by its exit code
     "curl": "missing_dependency", "moderation": "moderation_blocked", "timeout": "timeout", "stopped": "timeout",
     "network": "connection_error", "tls": "connection_error", "no_image": "empty_response", "save": "io_error",
     "broken_image": "invalid_response", "web_page": "invalid_response", "quota": "quota_exceeded",
-    "rate_limit": "rate_limited", "interrupted": "timeout", "config": "configuration_error", "bug": "provider_error"}
+    "rate_limit": "rate_limited", "interrupted": "timeout", "config": "configuration_error", "state": "io_error",
+    "disk": "io_error", "bug": "provider_error"}
 ERROR_TYPES_BY_EXIT = {2: "invalid_argument", 3: "auth_required", 7: "io_error"}
 
 
@@ -83,7 +84,7 @@ def variable(name: str) -> str:
 def text_of(value: Any) -> str:
     """A text; Hermes leaves `${NAME}` in place when that variable is unset, so that counts as none."""
     text = value.strip() if isinstance(value, str) else ""
-    return "" if re.search(r"\$\{\w*\}", text) else text
+    return "" if re.search(r"\$\{[^}]*\}", text) else text
 
 
 def settings_of(section: Mapping[str, Any]) -> dict[str, Any]:
@@ -199,16 +200,26 @@ def sources_of(image_url: Any, references: Any) -> list[str]:
     return [item.strip() for item in given if item and item.strip()]
 
 
+def is_text(text: str) -> bool:
+    """Whether there are whole characters only; JSON can hold halves."""
+    try:
+        return bool(text.encode("utf-8"))
+    except UnicodeEncodeError:
+        return False
+
+
 def local_source(source: str) -> str:
     """What the program is given for an input image: a URL or a path."""
+    if "\0" in source or not is_text(source):
+        raise BadSource("it holds what no address and no name can hold")
     scheme, colon, rest = source.partition(":")
     if colon and scheme.lower() in ("http", "https"):
         return scheme.lower() + colon + rest
     if colon and scheme.lower() == "data":
         return data_file(rest)
-    if len(source) > MAX_PATH:
-        raise BadSource("neither a URL, a path nor a data URL")
     path = unquote(urlsplit(source).path) if scheme.lower() == "file" else os.path.expanduser(source)
+    if len(path) > MAX_NAME and not os.path.exists(path):
+        raise BadSource("neither a URL, a path nor a data URL")
     try:
         from agent.file_safety import raise_if_read_blocked  # type: ignore[import-not-found]
     except ImportError:
@@ -302,17 +313,27 @@ def error_of(kind: str, message: str, hint: str, billed: str, exit_code: int) ->
     error_type = ERROR_TYPES.get(kind) or ERROR_TYPES_BY_EXIT.get(exit_code, "api_error")
     if kind == "stopped":
         message, hint = "the image is still being made", COLLECT
-    if exit_code == program.USAGE and re.match(r"(cannot (read|fetch) )?image ", message):
+    if exit_code == program.USAGE and re.match(r"(cannot (read|fetch) )?image |an image's URL ", message):
         error_type = "invalid_image_input"
+    if exit_code == program.USAGE and re.match(r"cannot save in |only \d+ MB are free ", message):
+        error_type = "io_error"
+    if kind == "state":
+        hint = "Make that folder writable, or change the prompt, which starts a new picture."
     hint = hint.replace("(--fresh gives this image up)", "(a changed prompt starts a new one)")
-    again = COLLECT.partition(":")[0]
-    hint = re.sub(r"\bRun (the same|this|the) command again", again, hint)
-    hint = re.sub(r"\brun (the same|this|the) command again", again[0].lower() + again[1:], hint)
+    hint = re.sub(r"\b([Rr])un(ning)? (the|the same|this) command again", words_of_a_tool, hint)
     if re.search(r" --?[a-z]", hint):  # advice for a command line
         hint = SET_KEY if kind == "key" else ""
     message = message.replace(f"(from {program.STANDARD_INPUT})", "(from the settings of the image backend)")
+    message = re.sub(r"[A-Za-z0-9+/_=-]{200,}", "...", message)  # a picture, perhaps
     money = {"maybe": " The image may have been billed.", "yes": " The image was billed."}.get(billed, "")
     return {"error": f"{message.rstrip('.')}.{money} {hint}".strip(), "error_type": error_type}
+
+
+def words_of_a_tool(advice: re.Match[str]) -> str:
+    """`Run the same command again` as a call of the tool."""
+    capital, running, which = advice.groups()
+    call = f"{'c' if capital == 'r' else 'C'}all{'ing' if running else ''} image_generate again"
+    return call if which == "the" else call + " with exactly the same arguments"
 
 
 def failure_of(error: Exception) -> dict[str, str]:

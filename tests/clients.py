@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -418,6 +419,8 @@ class HermesTest(OlderHermesChecks, HermesCase):
                  (Answer(drop="silent"), {}, "connection_error"), (Answer(body=b'{"data": []}'), {}, "empty_response"),
                  (None, {"prompt": "  "}, "invalid_argument"), (None, {"prompt": "x" * 40_000}, "invalid_argument"),
                  (None, {"image_url": str(self.work / "none.png")}, "invalid_image_input"),
+                 *((None, {"image_url": odd}, "invalid_image_input") for odd in (
+                     "https://", "http://me:word@127.0.0.1/a.png", "http://[bad/a.png", "a\0b.png", "a\ud800.png", raw[:2700])),
                  (None, {"image_url": str(text)}, "invalid_image_input"),
                  (None, {"image_url": raw}, "invalid_image_input"),
                  (None, {"image_url": "data:image/png;base64,%%%"}, "invalid_image_input"),
@@ -431,6 +434,8 @@ class HermesTest(OlderHermesChecks, HermesCase):
                 result = self.refused({"prompt": f"x {error_type} {answer}"[:200], **call})
                 self.assertEqual(result["error_type"], error_type, result)
                 self.assertLess(len(result["error"]), 600)
+                self.assertNotRegex(result["error"], r"[A-Za-z0-9+/]{200}")
+                self.assertEqual("exactly the same arguments" in result["error"], False, result["error"])
                 self.assertEqual(len(self.api.posts), 1 if answer else 0)
 
     def test_trouble_of_this_machine(self) -> None:
@@ -447,6 +452,34 @@ class HermesTest(OlderHermesChecks, HermesCase):
         self.assertEqual(result["error_type"], "missing_dependency", result)
         self.configure(image_gen={PROVIDER: {"base_url": "nonsense"}})
         self.assertEqual(self.refused({"prompt": "x"}, GPT_IMAGE2_API_KEY=KEY)["error_type"], "configuration_error")
+        self.configure(model={"base_url": "https://relay.invalid/v1", "api_key": "${A-B}"})
+        self.assertEqual(self.refused({"prompt": "x"})["error_type"], "auth_required")
+
+    def test_hermes_is_killed_and_asked_again(self) -> None:
+        """Whether the picture is still being made then, or ready, it is collected."""
+        self.link()
+        self.configure()
+        for name, number, pause in (("at once", signal.SIGKILL, 0.3), ("later", signal.SIGTERM, 4.0)):
+            with self.subTest(name):
+                self.api.reset()
+                self.api.plan(Answer(delay=2.5))
+                call = {"prompt": f"a fox {name}"}
+                child = subprocess.Popen([str(self.bin / "python"), str(HERE / "hermes_call.py")], stdin=subprocess.PIPE,
+                                         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=str(self.work),
+                                         env=self.environment(MY_IMAGE_KEY=KEY))
+                assert child.stdin
+                child.stdin.write(json.dumps([call]).encode())
+                child.stdin.close()
+                while not self.api.posts:
+                    self.assertIsNone(child.poll())
+                    time.sleep(0.05)
+                child.send_signal(number)
+                child.wait()
+                time.sleep(pause)
+                result = self.call(call)["results"][0]
+                self.assertTrue(result["success"], result)
+                self.assertEqual(len(self.api.posts), 1)
+                self.assert_picture(result["image"])
 
     def test_odd_arguments(self) -> None:
         self.link()
