@@ -11,7 +11,7 @@ caller always learns what was saved, whether money may be gone, and what to do n
 Not promised: hiding a key from other processes of the same user (they may read this program's
 memory), or a picture of the size that was asked for (relays ignore it; the difference is reported).
 
-Exit codes: 0 all saved, 1 a bug here, 2 wrong command or local file (nothing sent), 3 no usable
+Exit codes: 0 all that came is saved, 1 a bug here, 2 wrong command or local file (nothing sent), 3 no usable
 key, config or curl, or the key was refused, 4 the request was refused, 5 rate limit or quota,
 6 no usable answer, 7 images came back but could not all be saved, 129 hung up, 130 interrupted,
 141 nobody reads the result any more, 143 terminated.
@@ -102,7 +102,7 @@ DOLLARS_PER_TOKEN = {"text": 5e-6, "image": 8e-6, "output": 30e-6}  # list price
 
 
 class ModelRules(NamedTuple):
-    """What one model accepts; sizes: "free" (section 4 of the API's size rules), a list, or None: not checked."""
+    """What one model accepts; sizes: "free" (whatever size_fault allows), a list, or None: not checked."""
     qualities: tuple[str, ...]
     sizes: str | tuple[str, ...] | None
     shutdown: str = ""
@@ -228,7 +228,10 @@ class Job(NamedTuple):
 
 
 class DataUrl:
-    """Stands in a JSON body for a file's content, so that a provider never opens one."""
+    """Stands in a JSON body for a file's content, so that a provider never opens one.
+
+    No NamedTuple: json would write that as a list.
+    """
 
     def __init__(self, path: str, prefix: str = "") -> None:
         self.path, self.prefix = path, prefix
@@ -256,7 +259,7 @@ class Request(NamedTuple):
     cacert: str = ""
     allow_http: bool = False
     purpose: str = "create"  # create: makes images. upload. poll, result, models: asks. download, input: a file
-    tasks: bool = False  # the user said where this endpoint's tasks are found, so an id alone is one
+    tasks: bool = False  # an id alone in an answer means a task: poll_url is set, or it is RunAPI
     idempotent: bool = False  # the server makes nothing twice for the same Idempotency-Key
 
     @property
@@ -345,6 +348,18 @@ def as_bytes(text: str) -> bytes:
         return os.fsencode(text)
     except UnicodeEncodeError:
         return text.encode("utf-8", "surrogateescape")
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong, without the path that the caller names anyway."""
+    return getattr(error, "strerror", None) or str(error)
+
+
+def as_text(value: Any) -> str:
+    """A JSON value as text for a message."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    return "(a long text)" if isinstance(value, Span) else json.dumps(value)
 
 
 def mask_key(key: str) -> str:
@@ -444,6 +459,13 @@ def inspect_picture(stream: BinaryIO) -> Picture | None:
     if head[:6] in (b"GIF87a", b"GIF89a"):
         return Picture("gif", int.from_bytes(head[6:8], "little"), int.from_bytes(head[8:10], "little"))
     return None
+
+
+def picture_in(path: str) -> tuple[Picture | None, bool]:
+    """(picture, whether it is whole) of a file."""
+    with open(path, "rb") as stream:
+        picture = inspect_picture(stream)
+        return picture, picture is not None and is_whole(stream, picture)
 
 
 def jpeg_picture(stream: BinaryIO) -> Picture | None:
@@ -683,46 +705,59 @@ def json_name(value: Any) -> str:
     return names.get(type(value), "a number")
 
 
-def reason(error: BaseException) -> str:
-    """What went wrong, without the path that the caller names anyway."""
-    return getattr(error, "strerror", None) or str(error)
-
-
 def load_settings(flags: Mapping[str, Any]) -> Settings:
     """--config file > flags > found config file > environment > defaults; each value with its source."""
     warnings: list[str] = []
     explicit = config_path(flags.get("config") or "")
     path = explicit or next((place for place in config_locations() if os.path.lexists(place)), "")
     content = read_config(path, warnings) if path else {}
-    from_file = {name: Setting(value, path) for name, value in content.items()}
-    layers = [flag_layer(flags), from_file]
-    keys = [named_keys(flags), named_keys(content, path) if path else []]
+    from_flags, from_file = flag_layer(flags), {name: Setting(value, path) for name, value in content.items()}
     if explicit:
-        layers.reverse()
-        keys.reverse()
-        warnings += overridden_flags(*layers)
-    api = next((layer["api"] for layer in layers if "api" in layer), Setting("", "default"))
-    if api.value and api.value not in APIS:
-        raise fault(api, f"api {one_line(api.value, 40)!r} is not known, only {', '.join(APIS)}")
-    if api.source == "--api" and "base_url" in content and api.value != (
-            content.get("api") or api_of(content["base_url"])):
-        from_file.pop("base_url")  # it is another service's
-    layers += [environment_layer(api.value), default_layer(api.value or "openai")]
-    base_url, allow_http = (pick(layers, name) for name in ("base_url", "allow_http"))
+        warnings += overridden_flags(from_file, from_flags)
+    said = [from_file, from_flags] if explicit else [from_flags, from_file]
+    api = asked_api(said)
+    if api.source == "--api" and "base_url" in content and api.value != file_api(content):
+        del from_file["base_url"]  # it is another service's
+    layers = [*said, environment_layer(api.value), default_layer(api.value or "openai")]
+    allow_http, base_url = pick(layers, "allow_http"), pick(layers, "base_url")
     base_url = base_url._replace(value=checked_base_url(base_url, allow_http.value))
     if base_url.source == path and not explicit and environment("GPT_IMAGE2_BASE_URL").rstrip("/") not in (
             "", base_url.value):
         warnings.append(f"$GPT_IMAGE2_BASE_URL is overridden by {path}")
     api = api if api.value else Setting(api_of(base_url.value), "from the host")
-    named = [codex_login()] if api.value == "codex" else [*keys[0], *keys[1], *environment_keys(api.value)]
-    if api.value == "runapi" and not any(source.is_set for source in named):
-        named = runapi_tool_key() or named
     poll_url = pick(layers, "poll_url")
     if poll_url.value and not same_host(fill_in(poll_url.value, base_url.value, "id"), base_url.value):
-        raise fault(poll_url, f"poll_url must lead to {host_of(base_url.value)}, the host of the key")
+        raise setting_failure(poll_url, f"poll_url must lead to {host_of(base_url.value)}, the host of the key")
     return Settings(api, base_url, pick(layers, "model"), checked_timeout(pick(layers, "timeout")),
                     merged_headers(layers, content, base_url.value, warnings), pick(layers, "proxy"),
-                    pick(layers, "cacert"), allow_http, poll_url, tuple(named), path, tuple(warnings))
+                    pick(layers, "cacert"), allow_http, poll_url,
+                    tuple(key_sources(api.value, flags, content, path, explicit)), path, tuple(warnings))
+
+
+def asked_api(layers: Sequence[Layer]) -> Setting:
+    """The protocol that a flag or a file names; empty when none does."""
+    api = next((layer["api"] for layer in layers if "api" in layer), Setting("", "default"))
+    if api.value and api.value not in APIS:
+        raise setting_failure(api, f"api {one_line(api.value, 40)!r} is not known, only {', '.join(APIS)}")
+    return api
+
+
+def file_api(content: Mapping[str, Any]) -> str:
+    """The protocol of the base_url in a config file."""
+    return str(content.get("api") or api_of(content["base_url"]))
+
+
+def key_sources(api: str, flags: Mapping[str, Any], content: Mapping[str, Any], path: str,
+                explicit: str) -> list[KeySource]:
+    """Every place that may hold the key, the first that counts in front."""
+    from_flags, from_file = named_keys(flags), named_keys(content, path) if path else []
+    if api == "codex":
+        return [codex_login()]
+    named = [*from_file, *from_flags] if explicit else [*from_flags, *from_file]
+    named += environment_keys(api)
+    if api == "runapi" and not any(source.is_set for source in named):
+        return runapi_tool_key() or named
+    return named
 
 
 def fill_in(template: str, base: str, task: str) -> str:
@@ -733,7 +768,9 @@ def fill_in(template: str, base: str, task: str) -> str:
 def api_of(base_url: str) -> str:
     """The protocol that a host speaks. Codex is never chosen by itself."""
     host = host_of(base_url).partition(":")[0]
-    return "azure" if host.endswith(AZURE_HOSTS) else "runapi" if re.fullmatch(r"(.+\.)?runapi\.ai", host) else "openai"
+    if host.endswith(AZURE_HOSTS):
+        return "azure"
+    return "runapi" if re.fullmatch(r"(.+\.)?runapi\.ai", host) else "openai"
 
 
 def overridden_flags(from_file: Layer, from_flags: Layer) -> list[str]:
@@ -769,7 +806,7 @@ def default_layer(api: str) -> Layer:
     return {name: Setting(value, "default") for name, value in values.items()}
 
 
-def fault(setting: Setting, message: str, hint: str = "") -> Failure:
+def setting_failure(setting: Setting, message: str, hint: str = "") -> Failure:
     """A wrong value: the command's fault when it came from a flag, otherwise the set-up's."""
     make = usage_failure if setting.source.startswith("--") else setup_failure
     return make(f"{message} (from {setting.source})", hint)
@@ -781,14 +818,15 @@ def checked_base_url(setting: Setting, allow_http: bool) -> str:
     url = re.sub(r"/images/(generations|edits)(?=\?|\Z)", "", url)  # pasted whole
     shown = redact(one_line(re.sub(r"(?s)^(.*?//)?.*@", r"\1***@", url).partition("?")[0]), ())
     if "://" not in url:
-        raise fault(setting, f"the base URL {shown!r} has no scheme", "Write https:// in front.")
+        raise setting_failure(setting, f"the base URL {shown!r} has no scheme", "Write https:// in front.")
     if "@" in url:
-        raise fault(setting, f"the base URL {shown} holds a user name or password", "Pass the key as a setting.")
+        raise setting_failure(setting, f"the base URL {shown} holds a user name or password",
+                              "Pass the key as a setting.")
     match = ORIGIN.match(url)
     if not match or not re.fullmatch(PATH_AND_VERSION, url[match.end():]) or int(match.group(3) or 443) > 65535:
-        raise fault(setting, f"the base URL {shown!r} is not of the form https://HOST[:PORT][/PATH]")
+        raise setting_failure(setting, f"the base URL {shown!r} is not of the form https://HOST[:PORT][/PATH]")
     if url.startswith("http:") and not is_loopback(url) and not allow_http:
-        raise fault(setting, f"{shown} would send the key unencrypted",
+        raise setting_failure(setting, f"{shown} would send the key unencrypted",
                     "Use https://, or --allow-http for a server on a network you trust.")
     return url
 
@@ -813,7 +851,7 @@ def host_of(url: str) -> str:
 def checked_timeout(setting: Setting) -> Setting:
     """Seconds, more than zero; curl takes at most a few million."""
     if not 1 <= setting.value <= MAX_TIMEOUT:
-        raise fault(setting, f"the timeout must be between 1 and {MAX_TIMEOUT} seconds, not {setting.value}")
+        raise setting_failure(setting, f"the timeout must be between 1 and {MAX_TIMEOUT} seconds, not {setting.value}")
     return setting
 
 
@@ -951,6 +989,24 @@ def choose_key(settings: Settings) -> KeySource | None:
                         f"Set GPT_IMAGE2_API_KEY (agents may hide OPENAI_API_KEY), or {other}", kind="key")
 
 
+def read_settings(options: Namespace, report: Report) -> Settings:
+    """The settings, their warnings told, their secrets known to the report."""
+    if options.api_key:
+        report.secrets.append(options.api_key)
+        report.warn("--api-key shows in ps and in the shell's history; prefer --api-key-env NAME or a config file")
+    settings = load_settings({**vars(options), "headers": dict(options.header)})
+    report.secrets += [source.value for source in settings.keys if source.value]
+    for name, value in settings.headers.value.items():
+        if value.strip() and (re.search(SECRET_HEADER, name) or re.search(r"\S{16}", value)):
+            report.secrets += [value, value.split()[-1]]  # `Bearer KEY`: the key alone too
+    for proxy in (settings.proxy.value, *map(environment, PROXY_VARIABLES)):
+        login = proxy.rpartition("@")[0]
+        report.secrets += [login, login.rpartition(":")[2], *login.split("//")[1:]] if login else []
+    for warning in settings.warnings:
+        report.warn(warning)
+    return settings
+
+
 # ---- 7. Job: what is asked for, checked while it is still free ----------------------------------
 
 IMAGE_NAME = r"(?i)https?://\S+|\S+\.(?:png|jpe?g|webp)"  # as a prompt it is a mistake
@@ -959,26 +1015,36 @@ IMAGE_NAME = r"(?i)https?://\S+|\S+\.(?:png|jpe?g|webp)"  # as a prompt it is a 
 def build_job(options: Namespace, settings: Settings, notes: list[str], fetch: Callable[[str], str]) -> Job:
     """A checked Job from the command line; raises before anything is sent. fetch: URL -> path of a local copy."""
     model, api = settings.model.value, settings.api.value
-    words, paths = list(options.words), list(options.image)
-    if options.command == "edit" and words and not (len(words) == 1 and paths and not options.prompt_file):
-        paths.insert(0, words.pop(0))
-    if options.command == "edit" and not words and not paths and not options.prompt_file:
-        raise usage_failure("the image and the prompt are missing", 'Use: edit IMAGE "what to change"')
-    if options.command == "edit" and len(words) == 1 and (
-            os.path.isfile(words[0]) or re.fullmatch(IMAGE_NAME, words[0])):
-        raise usage_failure(f"{words[0]} is an image, the prompt is missing", 'Use: edit IMAGE "what to change"')
+    words, paths = edit_words(options) if options.command == "edit" else (options.words, [])
     if options.config == "-" and "-" in (options.prompt_file, *words):
         raise usage_failure("standard input cannot hold both the config and the prompt", "Use --prompt-file FILE.")
     prompt = read_prompt(words, options.prompt_file)
     images = read_images(paths, api, fetch) if options.command == "edit" else ()
+    if options.size != "auto" and (options.aspect_ratio or options.resolution):
+        raise usage_failure("--size already says what --aspect-ratio and --resolution say; leave one of them out")
     check = runapi_parameters if api == "runapi" else checked_parameters
     parameters = check(options, settings, images, notes)
     mask = read_mask(options.mask, images[0], notes) if options.mask else None
     image_format = chosen_format(options)
     target = checked_target(options.output, image_format, options.overwrite)
     probe_folder(target, options.n, as_text(parameters.get("size")))
-    note_existing_target(target, options.n, image_format, notes)
+    path = first_path(target, options.n, image_format)
+    if target.overwrite and os.path.isdir(path):
+        raise usage_failure(f"{path} is a folder, which --overwrite cannot replace")
     return Job(options.command, model, prompt, images, mask, parameters, options.n, target, options.keep_partials)
+
+
+def edit_words(options: Namespace) -> tuple[list[str], list[str]]:
+    """(words of the prompt, images) of an edit: the first word is an image unless it is all the prompt there is."""
+    words, paths = list(options.words), list(options.image)
+    only_the_prompt = len(words) == 1 and paths and not options.prompt_file
+    if words and not only_the_prompt:
+        paths.insert(0, words.pop(0))
+    if not words and not paths and not options.prompt_file:
+        raise usage_failure("the image and the prompt are missing", 'Use: edit IMAGE "what to change"')
+    if len(words) == 1 and (os.path.isfile(words[0]) or re.fullmatch(IMAGE_NAME, words[0])):
+        raise usage_failure(f"{words[0]} is an image, the prompt is missing", 'Use: edit IMAGE "what to change"')
+    return words, paths
 
 
 def read_prompt(words: Sequence[str], prompt_file: str | None) -> str:
@@ -1125,8 +1191,6 @@ def check_combinations(options: Namespace, image_format: str, model: str, api: s
     rules = (
         (api == "azure" and image_format == "webp", "Azure makes png and jpeg only, not webp"),
         (options.partial_images and not options.stream, "--partial-images needs --stream"),
-        ((options.aspect_ratio or options.resolution) and options.size != "auto",
-         "--size already says what --aspect-ratio and --resolution say; leave one of them out"),
         (options.compression is not None and image_format == "png",
          "--compression needs --format jpeg or webp: PNG is always lossless"),
         (options.background == "transparent" and image_format == "jpeg",
@@ -1171,8 +1235,6 @@ def runapi_parameters(options: Namespace, settings: Settings, images: Sequence[U
     missing = [name for name, value in given.items() if value]
     if missing:
         raise usage_failure(f"RunAPI has no {', '.join(missing)}", "Leave it out, or use another endpoint.")
-    if options.size != "auto" and (options.aspect_ratio or options.resolution):
-        raise usage_failure("--size already says what --aspect-ratio and --resolution say; leave one of them out")
     ratio, resolution = options.aspect_ratio, options.resolution
     if options.size != "auto":
         ratio, resolution = runapi_size(SIZE_NAMES.get(options.size.lower(), options.size))
@@ -1292,13 +1354,9 @@ def room_needed(n: int, size: str) -> int:
     return n * width * height * 2
 
 
-def note_existing_target(target: Target, n: int, image_format: str, notes: list[str]) -> None:
-    """Say before paying that the file will get another name."""
-    path = numbered(target, 1 if n > 1 else 0, image_format)
-    if target.overwrite and os.path.isdir(path):
-        raise usage_failure(f"{path} is a folder, which --overwrite cannot replace")
-    if os.path.lexists(path) and not target.overwrite:
-        notes.append(f"{path} exists and stays as it is; the new image gets the next free number")
+def first_path(target: Target, n: int, image_format: str) -> str:
+    """The path for the first of n pictures, if it is free."""
+    return numbered(target, 1 if n > 1 else 0, image_format)
 
 
 # ---- 8. Providers: what to send ------------------------------------------------------------------
@@ -1336,8 +1394,8 @@ def api_request(settings: Settings, key: str, method: str, path: str) -> Request
         base += "" if classic or base.endswith("/v1") else "/openai/v1"
         question, query = "?", query or f"api-version={AZURE_CLASSIC_VERSION if classic else 'preview'}"
     extra = settings.headers.value
-    own = auth.items() if key and not {name.lower() for name in extra} & {name.lower() for name in auth} else ()
-    headers = (*own, *extra.items())
+    replaced = {name.lower() for name in extra} & {name.lower() for name in auth}
+    headers = (*(auth.items() if key and not replaced else ()), *extra.items())
     return Request(method, base + path + question + query, headers, timeout=settings.timeout.value,
                    proxy=settings.proxy.value, cacert=settings.cacert.value, allow_http=settings.allow_http.value,
                    tasks=bool(settings.poll_url.value))
@@ -1438,7 +1496,7 @@ def collect_images(create: Request, response: Response, settings: Settings,
         elif not isinstance(found, str) or not re.match(r"(?i)https?://", found):
             images.append(Image(base64=found))
         elif re.search(r"[\\\x00-\x1f\x7f-\x9f]", found):
-            images.append(broken(f"the address of an image is no URL: {found}"))
+            images.append(broken_image(f"the address of an image is no URL: {found}"))
         else:
             try:
                 file = yield download(web_address(found), settings)
@@ -1510,6 +1568,7 @@ def runapi(job: Job, settings: Settings, key: str, token: str) -> Provider:
                 failure.billed = "no"  # RunAPI does not charge for failed tasks
             if failure.keep or (number == 1 and failure.kind not in ("task_failed", "moderation")):
                 raise
+            failure.keep = failure.retryable  # this one can be asked for again, without those that came
             results.append(failure)
     return results
 
@@ -1520,43 +1579,54 @@ def without_version(settings: Settings) -> Settings:
     return settings._replace(base_url=settings.base_url._replace(value=origin))
 
 
-def runapi_dialects(job: Job) -> list[tuple[str, str, bool]]:
-    """(path, model's name there, whether it honours Idempotency-Key): RunAPI's pages and its SDKs disagree."""
+class Dialect(NamedTuple):
+    """One of the two ways to say the same to RunAPI: its pages and its SDKs disagree."""
+    path: str
+    model: str
+    idempotent: bool  # whether Idempotency-Key is honoured
+
+
+def runapi_dialects(job: Job) -> list[Dialect]:
+    """The pages' way, then the SDKs'."""
     action, long = ("edit_image", "image-to-image") if job.images else ("text_to_image", "text-to-image")
     family = re.sub(r"-(sunburst|flare)$", "", re.sub(DATED, "", job.model))
     folder = {"gpt-image-1.5": "gpt_image"}.get(family, re.sub(r"[-.]", "_", family))
     page, sdk = f"/v1/{action}", f"/api/v1/{folder}/{action}"
-    return [(page, f"{job.model}-{long}", False), (sdk, job.model, True)]
+    return [Dialect(page, f"{job.model}-{long}", False), Dialect(sdk, job.model, True)]
 
 
-def runapi_create(job: Job, settings: Settings, key: str, dialects: list[tuple[str, str, bool]],
-                  sources: Sequence[str], token: str) -> Generator[Request | Wait, Response, tuple[Request, Response]]:
+def runapi_create(job: Job, settings: Settings, key: str, dialects: list[Dialect], sources: Sequence[str],
+                  token: str) -> Generator[Request | Wait, Response, tuple[Request, Response]]:
     """One task. The other dialect is tried where the refusal proves that there is no task; dialects keeps the
     one that works in front."""
-    tries = list(dialects)
-    renamed = False
-    for index in range(4):
-        path, model, idempotent = tries[0]
-        body = {"model": model, "prompt": job.prompt, **job.parameters}
-        if sources:
-            body["source_image_urls"] = list(sources)
-        request = api_request(settings, key, "POST", path)
-        request = request._replace(body=body, idempotent=idempotent, tasks=True,
-                                   headers=(*request.headers, ("Idempotency-Key", f"{token}-{index}")))
+    left, renamed = list(dialects), False
+    for number in range(4):  # two paths, and one other name of the model
+        spoken = left[0]
+        request = runapi_request(job, settings, key, spoken, sources)
+        request = request._replace(headers=(*request.headers, ("Idempotency-Key", f"{token}-{number}")))
         try:
             response = yield request
         except Failure as failure:
-            other = next(name for _, name, _ in runapi_dialects(job) if name != model)
-            if failure.http_status in (404, 405) and len(tries) > 1:
-                tries.pop(0)
+            if failure.http_status in (404, 405) and len(left) > 1:
+                left.pop(0)
             elif failure.http_status in (400, 422) and "model" in failure.message.lower() and not renamed:
-                renamed, tries[0] = True, (path, other, idempotent)
+                other = next(dialect.model for dialect in runapi_dialects(job) if dialect.model != spoken.model)
+                renamed, left[0] = True, spoken._replace(model=other)
             else:
                 raise
         else:
-            dialects[:] = [tries[0], *(dialect for dialect in dialects if dialect[0] != path)]
+            dialects[:] = [spoken, *(dialect for dialect in dialects if dialect.path != spoken.path)]
             return request, response
     raise AssertionError("every branch above leaves the loop in time")
+
+
+def runapi_request(job: Job, settings: Settings, key: str, dialect: Dialect, sources: Sequence[str]) -> Request:
+    """The paid request in one dialect."""
+    body = {"model": dialect.model, "prompt": job.prompt, **job.parameters}
+    if sources:
+        body["source_image_urls"] = list(sources)
+    return api_request(settings, key, "POST", dialect.path)._replace(
+        body=body, idempotent=dialect.idempotent, tasks=True)
 
 
 def runapi_upload(image: Upload, settings: Settings, key: str) -> Generator[Request | Wait, Response, str]:
@@ -1637,14 +1707,16 @@ CURL_FAULTS = {
     92: ("network", "the HTTP/2 connection broke"),
 }
 
+EARLY_FAULTS = (2, 3, 5, 6, 7, 35, 60, 77)  # before anything of the request could leave this machine
+HOPELESS_FAULTS = (1, 2, 3, 26, 60, 77)  # the next try would meet the same
+
 
 class Exchange(NamedTuple):
     """The files of one transfer, side by side in the command's folder, by kind."""
     base: str
-    kept: bool = False  # whether the folder is still there for the next run
 
     def file(self, kind: str) -> str:
-        """The path of body, field-N, lock, answer, headers, outcome or errors."""
+        """The path of body, field-N, lock, answer, headers, outcome, errors, or the empty mark of its purpose."""
         return f"{self.base}.{kind}"
 
 
@@ -1655,6 +1727,17 @@ class Outcome(NamedTuple):
     proxy_status: int
     sent: bool  # whether anything of the request left this machine
     message: str
+
+
+def private_file(path: str) -> BinaryIO:
+    """A new, empty file that only its owner can read."""
+    return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o600), "wb")
+
+
+def discard(path: str) -> None:
+    """Remove a file if it is there."""
+    if os.path.lexists(path):
+        os.unlink(path)
 
 
 def curl_config(request: Request, exchange: Exchange) -> str:
@@ -1732,7 +1815,7 @@ def start_child(argv: Sequence[str], secrets: Sequence[str], **streams: Any) -> 
     umask = os.umask(0o077)
     try:
         return subprocess.Popen(argv, env=child_environment(secrets), start_new_session=True, **streams)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
         raise setup_failure(f"cannot run {argv[0]}: {reason(error)}",
                             "Install curl 7.68 or newer." if argv[0] == "curl" else "", "curl") from None
     finally:
@@ -1791,7 +1874,7 @@ def start_curl(request: Request, exchange: Exchange, secrets: Sequence[str]) -> 
     import tempfile
     write_bodies(request, exchange)
     private_file(exchange.file(request.purpose)).close()
-    lock = take_lock(exchange.file("lock"), create=True)
+    lock = take_lock(exchange.file("lock"), create=True, wait=True)  # others take it only for a look
     try:
         # In the private folder: looking for a temporary one leaves a probe file when it is killed.
         with tempfile.TemporaryFile(dir=os.path.dirname(exchange.base)) as config, \
@@ -1823,12 +1906,10 @@ def stop_curl(child: Popen[bytes] | None, exchange: Exchange) -> None:
     """End a transfer that this run has started, if it has not ended by itself."""
     import signal
     while is_running(child, exchange):
-        with suppress(OSError, ValueError):  # it has just ended
-            if fcntl is None and child is not None:
-                child.terminate()
-            else:
-                with open(exchange.file("lock"), encoding="ascii") as stream:
-                    os.kill(int(stream.read()), signal.SIGTERM)
+        if child is not None:
+            child.terminate()  # without a lock it is curl itself
+        with suppress(OSError, ValueError), open(exchange.file("lock"), encoding="ascii") as stream:
+            os.kill(int(stream.read()), signal.SIGTERM)
         time.sleep(0.01)
 
 
@@ -1872,12 +1953,11 @@ def transport_failure(outcome: Outcome, request: Request) -> Failure | None:
         sentence = f"no answer within {request.timeout:g} s" if outcome.sent else "no connection in time"
     elif outcome.exit_code == 1 and outcome.sent:
         kind, sentence = "network", "what answers there does not speak HTTP"
-    hopeless = outcome.exit_code in (1, 2, 3, 26, 60, 77)  # the next try would meet the same fault
-    never_sent = not outcome.sent or outcome.exit_code in (2, 3, 5, 6, 7, 35, 60, 77)
+    never_sent = not outcome.sent or outcome.exit_code in EARLY_FAULTS
     exit_code = {"config": SETUP, "curl": SETUP, "file": USAGE}.get(kind, NO_ANSWER) if never_sent else NO_ANSWER
     message = f"{host}: {sentence} (curl {outcome.exit_code})" + (f": {outcome.message}" if outcome.message else "")
     return Failure(message, exit_code, kind, transport_hint(kind, never_sent), "no" if never_sent else "maybe",
-                   retryable=never_sent and not hopeless, http_status=outcome.status)
+                   retryable=never_sent and outcome.exit_code not in HOPELESS_FAULTS, http_status=outcome.status)
 
 
 def transport_hint(kind: str, never_sent: bool) -> str:
@@ -1890,8 +1970,10 @@ def transport_hint(kind: str, never_sent: bool) -> str:
     return hints.get(kind, "" if never_sent else ASKS_ANEW)
 
 # ---- 10. Journal: unfinished requests survive everything -----------------------------------------
-# One folder for each command: request.json says what was asked for, N.* are the files of its Nth
-# transfer, saved-N names the Nth picture's file, owner is locked by the program that works on it.
+# One folder for each command: request.json says what was asked for; N.* are the files of its Nth
+# transfer that may cost money (N.create marks those that ask for images), RUN-N.* of those that can be
+# repeated; saved-N names the Nth picture's file, partials the pictures in the making, input-N is a fetched
+# input and input-N.url its address; stuck lets --fresh remove it; owner is locked by the program at work on it.
 # Running the same command again takes the folder over and replays it: answers that are there are
 # read instead of asked for, a transfer that still runs is waited for.
 
@@ -1904,23 +1986,12 @@ class Folder(NamedTuple):
 
     def exchange(self, name: object) -> Exchange:
         """The files of one transfer: 1, 2 ... for those that are never repeated, others are named by their run."""
-        return Exchange(os.path.join(self.path, str(name)), self.kept)
+        return Exchange(os.path.join(self.path, str(name)))
 
     def creates(self) -> list[Exchange]:
         """The transfers that ask for images and were begun."""
         steps = sorted(int(name[:-7]) for name in os.listdir(self.path) if re.fullmatch(r"\d+\.create", name))
         return [self.exchange(step) for step in steps]
-
-
-def private_file(path: str) -> BinaryIO:
-    """A new, empty file that only its owner can read."""
-    return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o600), "wb")
-
-
-def discard(path: str) -> None:
-    """Remove a file if it is there."""
-    if os.path.lexists(path):
-        os.unlink(path)
 
 
 def take_lock(path: str, create: bool = False, wait: bool = False) -> int | None:
@@ -2031,7 +2102,7 @@ def adopt_folder(root: str, name: str, fresh: bool) -> Folder | None:
     try:
         gate = take_lock(os.path.join(root, ".lock"), create=True, wait=True)
         try:
-            return next((found for entry in waiting for found in adopted(os.path.join(root, entry), fresh)), None)
+            return next(filter(None, (take_over(os.path.join(root, entry), fresh) for entry in waiting)), None)
         finally:
             release(gate)
     except OSError as error:  # better no picture than one that is paid for twice
@@ -2042,16 +2113,18 @@ def adopt_folder(root: str, name: str, fresh: bool) -> Folder | None:
                             "state") from None
 
 
-def adopted(path: str, fresh: bool) -> Iterator[Folder]:
-    """The folder, locked, unless another program is at work on it or something new is wanted."""
+def take_over(path: str, fresh: bool) -> Folder | None:
+    """The folder, locked; None when another program is at work on it, or something new is wanted."""
     lock = take_lock(os.path.join(path, "owner"))
+    if lock is None:
+        return None
     folder = Folder(path, lock, True, adopted=True)
-    if lock is not None and not fresh:
-        yield folder
-        return
-    if lock is not None and os.path.exists(os.path.join(path, "stuck")):
+    if not fresh:
+        return folder
+    if os.path.exists(os.path.join(path, "stuck")):
         remove_folder(folder)
     release(lock)
+    return None
 
 
 def make_folder(root: str, name: str, room: int, asked: Mapping[str, Any]) -> Folder:
@@ -2134,7 +2207,7 @@ def journal_folders() -> list[str]:
     return paths
 
 
-def pending_requests() -> list[tuple[float, str, str]]:
+def unfinished_commands() -> list[tuple[float, str, str]]:
     """(age in seconds, state, first words of the prompt) of every unfinished command, oldest first."""
     found = []
     for path in journal_folders():
@@ -2147,17 +2220,63 @@ def pending_requests() -> list[tuple[float, str, str]]:
 
 
 def saved_before(folder: Folder, number: int) -> str:
-    """Where an earlier run saved the Nth picture, if it is still there."""
-    with suppress(FileNotFoundError), open(os.path.join(folder.path, f"saved-{number}"), "rb") as stream:
-        path = os.fsdecode(stream.read())
-        return path if os.path.exists(path) else ""
+    """Where an earlier run saved the Nth picture, if there is still a picture."""
+    with suppress(OSError):
+        with open(os.path.join(folder.path, f"saved-{number}"), "rb") as stream:
+            path = os.fsdecode(stream.read())
+        with open(path, "rb") as stream:
+            return path if inspect_picture(stream) else ""
     return ""
+
+
+def saved_paths(folder: Folder) -> set[str]:
+    """The files of all pictures that this command has saved, in this run or in an earlier one."""
+    return {saved_before(folder, int(name[6:])) for name in os.listdir(folder.path) if re.fullmatch(r"saved-\d+", name)}
 
 
 def remember_saved(folder: Folder, number: int, path: str) -> None:
     """Note where the Nth picture is, so that a later run does not save it again."""
     with private_file(os.path.join(folder.path, f"saved-{number}")) as stream:
         stream.write(os.fsencode(path))
+
+
+def paid_answers(folder: Folder) -> list[Exchange]:
+    """The transfers of a command whose server said yes: something may have been bought there."""
+    ended = [exchange for exchange in folder.creates() if exchange_state(exchange) == "answered"]
+    return [exchange for exchange in ended if 200 <= read_outcome(exchange).status < 300]
+
+
+def mark_stuck(folder: Folder) -> None:
+    """Let --fresh give up a collection that may fail for ever."""
+    with suppress(OSError):  # a full disk: there it stays until it is collected
+        private_file(os.path.join(folder.path, "stuck")).close()
+
+
+def stop_failure(stop: KeyboardInterrupt, folder: Folder) -> Failure:
+    """What a signal leaves behind. kind "stopped": there is something to collect; "interrupted": there is not."""
+    exit_code = 128 + int(stop.args[0] if stop.args else 2)
+    state = folder_state(folder)
+    word = {INTERRUPTED: "interrupted", UNREAD: "nobody reads the result any more"}.get(exit_code, "terminated")
+    again = "Run the same command again (600 s are enough) to collect the image; it is not bought twice."
+    if state == "running":
+        return Failure(f"{word}; the transfer goes on by itself", exit_code, "stopped", again, "maybe")
+    if paid_answers(folder):
+        return Failure(f"{word}; the server's answer is kept", exit_code, "stopped", again, "yes")
+    told, billed = ("the transfer was stopped", "maybe") if state == "lost" else ("nothing was bought", "no")
+    return Failure(f"{word}; {told}", exit_code, "interrupted", ASKS_ANEW, billed)
+
+
+def earlier_input(url: str) -> str:
+    """The copy that an unfinished request has of a URL's image, if there is one."""
+    for folder in journal_folders():
+        with suppress(OSError):
+            for name in os.listdir(folder):
+                path = os.path.join(folder, name)
+                if name.endswith(".url") and os.path.exists(path[:-4]):
+                    with open(path, "rb") as stream:
+                        if stream.read() == url.encode("utf-8", "surrogateescape"):
+                            return path[:-4]
+    return ""
 
 
 # ---- 11. Driver: feed the provider, tell the caller ---------------------------------------------
@@ -2268,15 +2387,14 @@ class Report:
         self.clear_progress()
         self.say("stdout", text)
 
-    def finish(self) -> int:
-        """The result of a command that made everything that was asked for."""
+    def finish(self) -> None:
+        """The result of a command that saved everything that came."""
         if self.as_json:
             self.output(json.dumps(self.result(True)))
-            return OK
+            return
         if self.facts["http_status"] and not self.quiet:
             self.output(f"HTTP {self.facts['http_status']} in {self.facts['elapsed_s']:.1f} s")
         self.output_saved()
-        return OK
 
     def output_saved(self) -> None:
         """The lines that agents parse."""
@@ -2356,14 +2474,10 @@ def drive(provider: Provider, folder: Folder, run: Run) -> list[Image | Failure]
 
 def perform(request: Request, exchange: Exchange, run: Run) -> Response:
     """One request until there is a usable Response; everything else is a Failure."""
-    for attempt in range(1, 100):
-        state = exchange_state(exchange)
-        harmless = request.idempotent or request.purpose != "create"  # sending it again makes nothing twice
-        if state == "unsent" or request.repeatable or (state == "lost" and harmless):
-            transfer(request, exchange, run)
-        elif state == "running":
-            run.report.note("the request is still under way; waiting for it")
-            wait_for(lambda: exchange_state(exchange) != "running", exchange, run)
+    attempt = 0
+    while True:
+        attempt += 1
+        bring_answer(request, exchange, run)
         outcome = read_outcome(exchange)
         response = read_response(exchange, outcome)
         if not request.is_file:
@@ -2374,7 +2488,8 @@ def perform(request: Request, exchange: Exchange, run: Run) -> Response:
         if failure is None:
             if outcome.exit_code:
                 run.report.warn(f"the transfer ended with a fault (curl {outcome.exit_code}) after the whole answer")
-            run.report.bill(*usage_cost(response.document))
+            if task_status(response.document) not in WAITING:  # or each look at a task would be added
+                run.report.bill(*usage_cost(response.document))
             error = None if request.is_file else server_error(response.document)
             if error:
                 run.report.warn(f"the server also says: {error.message or error.code}")
@@ -2384,7 +2499,20 @@ def perform(request: Request, exchange: Exchange, run: Run) -> Response:
         run.report.note(f"{failure.message}; trying again in {delay:.1f} s")
         forget_exchange(exchange)
         time.sleep(delay)
-    raise AssertionError("retry_pause must end")
+
+
+def bring_answer(request: Request, exchange: Exchange, run: Run) -> None:
+    """Let the exchange's files hold an answer: an earlier run's, or one that is asked for now."""
+    state = exchange_state(exchange)
+    harmless = request.idempotent or request.purpose != "create"  # sending it again makes nothing twice
+    if state == "unsent" or request.repeatable or (state == "lost" and harmless):
+        try:
+            transfer(request, exchange, run)
+        except Failure as failure:  # curl could not even be started; what is made already stays to be fetched
+            raise afterwards_failure(request, failure) if request.purpose in AFTERWARDS else failure from None
+    elif state == "running":
+        run.report.note("the request is still under way; waiting for it")
+        wait_for(lambda: exchange_state(exchange) != "running", exchange, run)
 
 
 def pause(wait: Wait, run: Run) -> None:
@@ -2414,7 +2542,8 @@ def judge(request: Request, outcome: Outcome, response: Response, attempt: int,
     failure = transport_failure(outcome, request)
     if failure and not request.is_file and is_complete(response):
         failure = None
-    failure = failure or answer_failure(request, response)
+    if failure is None and response.status:  # 0: curl was killed, but after an image had come
+        failure = answer_failure(request, response)
     if failure is None and spoiled:
         failure = Failure("what came is no whole image", http_status=response.status)
     if failure is None:
@@ -2430,16 +2559,12 @@ def is_complete(response: Response) -> bool:
     """Whether an answer says all that matters, though its transfer ended with a fault."""
     if response.status >= 400:
         return server_error(response.document) is not None
-    return response.status == 200 and bool(find_images(response.document))
+    return response.status in (0, 200) and bool(find_images(response.document))  # 0: curl was killed and said nothing
 
 
 def is_spoiled(request: Request, response: Response) -> bool:
     """Whether a downloaded file is no whole picture; the next try may bring it."""
-    if not request.is_file:
-        return False
-    with open(response.path, "rb") as stream:
-        picture = inspect_picture(stream)
-        return picture is None or not is_whole(stream, picture)
+    return request.is_file and not picture_in(response.path)[1]
 
 
 def afterwards_failure(request: Request, failure: Failure) -> Failure:
@@ -2457,23 +2582,28 @@ def afterwards_failure(request: Request, failure: Failure) -> Failure:
 
 def retry_pause(request: Request, failure: Failure, headers: Mapping[str, str], attempt: int) -> float | None:
     """Seconds until the same request may be sent again; None when it must not: an image may exist already."""
+    limited = failure.retryable and failure.http_status and not request.repeatable
+    if attempt >= (RATE_LIMIT_TRIES if limited else TRIES) or not may_repeat(request, failure):
+        return None
+    asked = pause_asked(headers, "" if request.repeatable else failure.message)
+    if asked is not None:
+        return asked
+    if request.repeatable:
+        return float(NETWORK_PAUSE * 2 ** attempt)
+    return float((RATE_LIMIT_PAUSE if failure.http_status else NETWORK_PAUSE) * 2 ** (attempt - 1))
+
+
+def may_repeat(request: Request, failure: Failure) -> bool:
+    """Whether sending the same request again can help and cannot buy anything twice."""
+    if request.purpose == "input":
+        return failure.retryable or failure.http_status >= 500
     if request.repeatable:
         gone = request.purpose == "poll" and failure.http_status in (404, 405)
-        passing = failure.retryable or failure.http_status >= 500 if request.purpose == "input" else (
-            failure.kind in AFTERWARDS)
-        if attempt >= TRIES or gone or not passing:
-            return None
-        asked = pause_asked(headers, "")
-        return NETWORK_PAUSE * 2 ** attempt if asked is None else asked
-    again = failure.retryable or (request.idempotent and failure.billed == "maybe")
-    if not again or attempt >= (RATE_LIMIT_TRIES if failure.retryable and failure.http_status else TRIES):
-        return None
+        return failure.kind in AFTERWARDS and not gone
     limit = re.search(r"Limit (\d+), Used \d+, Requested (\d+)", failure.message)
     if limit and int(limit.group(2)) > int(limit.group(1)):
-        return None  # more than is ever allowed at once
-    base = RATE_LIMIT_PAUSE if failure.http_status else NETWORK_PAUSE
-    asked = pause_asked(headers, failure.message)
-    return base * 2 ** (attempt - 1) if asked is None else asked
+        return False  # more than is ever allowed at once
+    return failure.retryable or (request.idempotent and failure.billed == "maybe")
 
 
 def pause_asked(headers: Mapping[str, str], message: str) -> float | None:
@@ -2517,7 +2647,7 @@ def transfer(request: Request, exchange: Exchange, run: Run) -> None:
         run.watch(exchange)  # what came since the last look
         stop_curl(child, exchange)  # too large
     except KeyboardInterrupt as stop:
-        if stop.args == (signal.SIGINT,) or not exchange.kept:
+        if stop.args == (signal.SIGINT,) or not run.kept:
             stop_curl(child, exchange)
         raise
     except OSError as error:
@@ -2829,13 +2959,6 @@ def server_error(document: Any) -> ServerError | None:
     return None
 
 
-def as_text(value: Any) -> str:
-    """A JSON value as text for a message."""
-    if isinstance(value, Span):
-        return "(a long text)"
-    return value if isinstance(value, str) else "" if value is None else json.dumps(value)
-
-
 MODERATION_CODES = ("moderation_blocked", "content_policy_violation", "contentfilter", "content_filter")
 MODERATION_WORDS = ("safety system", "safety_violations", "moderation", "content policy")
 QUOTA_CODES = ("insufficient_quota", "credit_balance_exhausted", "organization_spend_limit_exceeded",
@@ -2879,28 +3002,41 @@ def answer_failure(request: Request, response: Response) -> Failure | None:
         page_title(response.text) or task_field(response.document, ("message", "msg", "detail", "errorMessage"))
         or as_text(member(response.document, "detail")) or nothing_usable(response))
     kind = refusal_kind(response, error)
-    exit_code, billed, retryable, hint = REFUSALS[kind]
-    base = re.sub(r"/(images/\w+|models)$", "", request.url)
-    if kind in ("web_page", "not_found") and base != request.url and not re.search(r"/v\d+$", base):
-        billed, hint = "no", f"The base URL may lack /v1. Try: --base-url {base}/v1"
-    if kind == "moderation" and error.stage == "output":
-        billed = "maybe"  # it was looked at after it had been drawn
-    if kind == "web_page" and re.search(r"/v\d+$", base):
-        hint = "Check --base-url: a web server answers there, not an API."
-    if kind == "key" and not any(re.search(SECRET_HEADER, name) for name, _ in request.headers):
-        hint = "None is set: set GPT_IMAGE2_API_KEY, or run: " + command_line("config --init")
-    asked = pause_asked(response.headers, error.message)
-    if kind == "rate_limit" and asked and asked > 60:
-        hint = f"Wait {asked:.0f} s, as the server asks, then run the same command again."
-    if kind == "too_large" and request.form:
-        hint = f"{sum(part.bytes for part in request.form) / 1e6:.1f} MB were sent. {hint}"
-    if "Transparent background is not supported" in error.message:
-        hint = "Leave --background out, or try --model gpt-image-2.5-flare."
     if kind == "redirect":
         error = error._replace(message=f"it points to {response.headers.get('location', 'nowhere')}")
+    exit_code, billed, retryable, hint = REFUSALS[kind]
+    base = base_without_version(request.url) if kind in ("web_page", "not_found") else ""
+    if base:
+        billed, hint = "no", f"The base URL may lack /v1. Try: --base-url {base}/v1"
+    elif kind == "moderation" and error.stage == "output":
+        billed = "maybe"  # it was looked at after it had been drawn
+    else:
+        hint = better_hint(request, response, kind, error) or hint
     message = f"HTTP {response.status} from {host_of(request.url)}: {error.message.strip().rstrip('.')}"
     ids = [response.headers[name] for name in ("x-request-id", "x-runapi-task-id") if name in response.headers]
     return Failure(message, exit_code, kind, hint, billed, retryable, response.status, error.code, " ".join(ids))
+
+
+def base_without_version(url: str) -> str:
+    """The base URL of a request if it does not end in /v1 or the like, else an empty text."""
+    base = re.sub(r"/(images/\w+|models)$", "", url)
+    return "" if base == url or re.search(r"/v\d+$", base) else base
+
+
+def better_hint(request: Request, response: Response, kind: str, error: ServerError) -> str:
+    """What to do, where the request tells more than the kind of refusal; else an empty text."""
+    if "Transparent background is not supported" in error.message:
+        return "Leave --background out, or try --model gpt-image-2.5-flare."
+    if kind == "web_page" and re.search(r"/v\d+/(images/\w+|models)$", request.url):
+        return "Check --base-url: a web server answers there, not an API."
+    if kind == "key" and not any(re.search(SECRET_HEADER, name) for name, _ in request.headers):
+        return "None is set: set GPT_IMAGE2_API_KEY, or run: " + command_line("config --init")
+    asked = pause_asked(response.headers, error.message)
+    if kind == "rate_limit" and asked and asked > 60:
+        return f"Wait {asked:.0f} s, as the server asks, then run the same command again."
+    if kind == "too_large" and request.form:
+        return f"{sum(part.bytes for part in request.form) / 1e6:.1f} MB were sent. {REFUSALS[kind][3]}"
+    return ""
 
 
 def images_beside_error(response: Response) -> bool:
@@ -2992,7 +3128,9 @@ def save_images(images: Sequence[Image | Failure], job: Job, folder: Folder, rep
         except Failure as failure:
             problems.append(failure)
     if problems:
-        raise max(problems, key=lambda failure: failure.exit_code)
+        worst = max(problems, key=lambda failure: failure.exit_code)
+        worst.keep = any(failure.keep for failure in problems)
+        raise worst
     if len(images) < job.n:
         report.warn(f"{job.n} images were asked for, {len(images)} came back")
 
@@ -3005,47 +3143,47 @@ def save_image(image: Image, index: int, target: Target, numbers: Iterator[int],
     part = os.path.join(target.folder, f".{os.path.basename(folder.path)}-{index}.part")
     path = saved_before(folder, index)
     if not path:
-        path = twin(part, target) or save_new(image, part, target, numbers)
+        path = name_before_kill(part, target) or save_new(image, part, target, numbers, saved_paths(folder))
         remember_saved(folder, index, path)
     discard(part)
     sync_folder(target.folder)
-    with open(path, "rb") as stream:
-        picture = inspect_picture(stream) or Picture("", 0, 0)
-        if not is_whole(stream, picture):
-            raise broken(f"the image broke off in the middle; what came is in {path}", "yes")
+    picture, whole = picture_in(path)
+    if picture is None or not whole:
+        raise broken_image(f"the image broke off in the middle; what came is in {path}", "yes")
     return Saved(path, os.path.getsize(path), picture)
 
 
-def save_new(image: Image, part: str, target: Target, numbers: Iterator[int]) -> str:
-    """The path of the picture's new file; the temporary one stays for the caller to remove."""
+def save_new(image: Image, part: str, target: Target, numbers: Iterator[int], siblings: set[str]) -> str:
+    """The path of the picture's new file; the temporary one stays for the caller to remove.
+
+    siblings: the command's other pictures, which --overwrite must not replace.
+    """
     discard(part)
     try:
         with open(part, "xb") as stream:
             copy_image(image, stream)
             stream.flush()
             os.fsync(stream.fileno())
-        with open(part, "rb") as stream:
-            picture = inspect_picture(stream)
+        picture, _ = picture_in(part)
         if picture is None:
-            raise broken("what came back is no image")
+            raise broken_image("what came back is no image")
         paths = (numbered(target, number, picture.format) for number in numbers)
-        return next(path for path in paths if place(part, path, target.overwrite))
+        return next(path for path in paths if give_name(part, path, target.overwrite and path not in siblings))
     except BaseException:
         discard(part)
         raise
 
 
-def twin(part: str, target: Target) -> str:
+def name_before_kill(part: str, target: Target) -> str:
     """The name that a killed run had already given to its temporary file, if it came that far."""
     if not os.path.exists(part) or os.stat(part).st_nlink < 2:
         return ""
-    with open(part, "rb") as stream:
-        picture = inspect_picture(stream)
+    picture, _ = picture_in(part)
     paths = (numbered(target, number, picture.format if picture else "png") for number in range(1000))
     return next((path for path in paths if os.path.exists(path) and os.path.samefile(path, part)), "")
 
 
-def broken(message: str, billed: str = "maybe") -> Failure:
+def broken_image(message: str, billed: str = "maybe") -> Failure:
     """What came back cannot be used."""
     return Failure(message, NO_ANSWER, "broken_image", LOOK_FIRST, billed)
 
@@ -3081,8 +3219,7 @@ class Partials:
         try:
             with open(part, "wb") as sink:
                 copy_image(Image(base64=found[0]) if isinstance(found[0], (str, Span)) else found[0], sink)
-            with open(part, "rb") as stream:
-                picture = inspect_picture(stream)
+            picture, _ = picture_in(part)
             path = os.path.join(target.folder, name + SUFFIXES[picture.format][0]) if picture else ""
             if path and os.path.lexists(path) and path not in self.paths:
                 self.report.warn(f"{path} exists and stays as it is; the partial image is not saved")
@@ -3103,7 +3240,7 @@ class Partials:
             discard(path)
 
 
-def place(part: str, path: str, overwrite: bool) -> bool:
+def give_name(part: str, path: str, overwrite: bool) -> bool:
     """Give the finished file its name in one step. False when the name is taken and stays as it is."""
     if overwrite:
         os.replace(part, path)
@@ -3141,7 +3278,7 @@ def copy_image(image: Image, sink: BinaryIO) -> None:
     try:
         decode_base64(unescaped(base64_blocks(image.base64)), sink)
     except ValueError:
-        raise broken("what came back is no image: broken base64") from None
+        raise broken_image("what came back is no image: broken base64") from None
 
 
 def base64_blocks(source: str | Span) -> Iterator[bytes]:
@@ -3200,9 +3337,56 @@ def decode_base64(blocks: Iterator[bytes], sink: BinaryIO) -> None:
     sink.write(binascii.a2b_base64(rest + b"=" * (-len(rest) % 4)))
 
 
+def compare(job: Job, report: Report) -> None:
+    """Say where the pictures differ from what was asked for; relays ignore sizes and formats."""
+    wanted_format = job.parameters.get("output_format", "png")
+    for saved in report.saved:
+        size = f"{saved.picture.width}x{saved.picture.height}"
+        if job.parameters.get("size", size) != size:
+            report.warn(f"{job.parameters['size']} was asked for, {saved.path} is {size}")
+        if saved.picture.format != wanted_format:
+            report.warn(f"{wanted_format} was asked for, {saved.path} is {saved.picture.format}")
+        if job.images and not {"size", "aspect_ratio"} & set(job.parameters) and not same_shape(
+                job.images[0].picture, saved.picture):
+            report.warn(f"{saved.path} is {size}, another shape than the input's; --size can ask for one")
+
+
+def same_shape(one: Picture, other: Picture) -> bool:
+    """Whether two pictures have the same ratio of width to height, up to rounding; unknown sizes count as the same."""
+    edges = [(one.width, one.height)]
+    if one.format == "jpeg":
+        edges.append((one.height, one.width))  # cameras note beside the pixels that they lie on their side
+    return any(0.95 * width * other.height <= height * other.width <= 1.05 * width * other.height
+               for width, height in edges)
+
+
+def save_answer(answer: str, target: Target, secrets: Sequence[str]) -> str:
+    """The path of a copy of an answer that nobody here could read, beside where its image should be."""
+    import shutil
+    for number in range(1, 1000):
+        path = os.path.join(target.folder, f"{target.stem}-{number}.answer")
+        with suppress(FileExistsError):
+            with open(answer, "rb") as source, open(path, "xb") as copy:
+                shutil.copyfileobj(source, copy, BLOCK)
+            hide_secrets(path, secrets)
+            return path
+    raise OSError("too many answers of that name")
+
+
+def hide_secrets(path: str, secrets: Sequence[str]) -> None:
+    """Overwrite a key that a server echoed, in a copy for people; what is still to be collected stays as it came."""
+    marks = [os.fsencode(secret) for secret in secrets if len(secret) >= 8]  # not a piece of base64 by chance
+    with open(path, "r+b") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        for mark in marks:
+            for found in list(occurrences(stream, mark, 0, size)):
+                stream.seek(found)
+                stream.write(b"*" * len(mark))
+
+
 # ---- 14. Commands, parser, main ------------------------------------------------------------------
 
-def run_image_command(options: Namespace, report: Report) -> int:
+def run_image_command(options: Namespace, report: Report) -> None:
     """generate and edit."""
     settings = read_settings(options, report)
     requested = {"size": options.size, "format": chosen_format(options), "quality": options.quality}
@@ -3219,7 +3403,7 @@ def run_image_command(options: Namespace, report: Report) -> int:
         report.detail(check_curl(report.secrets))
         key = unlock(settings, report)
         folder = open_folder(job, settings, options.fresh, report)
-        return run_job(job, settings, key, folder, inputs, report, hold_signals)
+        run_job(job, settings, key, folder, inputs, report, hold_signals)
     finally:
         inputs.remove()
 
@@ -3277,27 +3461,14 @@ class Inputs:
             remove_folder(self.folder)
 
 
-def earlier_input(url: str) -> str:
-    """The copy that an unfinished request has of a URL's image, if there is one."""
-    for folder in journal_folders():
-        with suppress(OSError):
-            for name in os.listdir(folder):
-                path = os.path.join(folder, name)
-                if name.endswith(".url") and os.path.exists(path[:-4]):
-                    with open(path, "rb") as stream:
-                        if stream.read() == url.encode("utf-8", "surrogateescape"):
-                            return path[:-4]
-    return ""
-
-
 def run_job(job: Job, settings: Settings, key: KeySource, folder: Folder, inputs: Inputs, report: Report,
-            hold_signals: Callable[[], None]) -> int:
+            hold_signals: Callable[[], None]) -> None:
     """One checked job, whatever stops it: its folder stays as long as there is something to collect."""
     keep = True
     try:
         job = inputs.moved(job, folder)
         make_images(choose_provider(job, settings, key, os.path.basename(folder.path)), job, settings, folder, report)
-        exit_code = report.finish()  # the caller knows before the folder goes: killed in between, it asks again
+        report.finish()  # the caller knows before the folder goes: killed in between, it asks again
         hold_signals()
         keep = report.as_json and report.untold  # to a program that has gone; it will ask again
     except Failure as failure:
@@ -3306,7 +3477,7 @@ def run_job(job: Job, settings: Settings, key: KeySource, folder: Folder, inputs
         keep = failure.keep
         raise
     except KeyboardInterrupt as stop:
-        interruption = stopped(stop, folder)
+        interruption = stop_failure(stop, folder)
         keep = interruption.kind == "stopped"
         explain_loss(interruption, folder, job, report.secrets)
         raise interruption from None
@@ -3319,63 +3490,33 @@ def run_job(job: Job, settings: Settings, key: KeySource, folder: Folder, inputs
         if not keep:
             remove_folder(folder)
         release(folder.lock)
-    return exit_code
-
-
-def hide_secrets(path: str, secrets: Sequence[str]) -> None:
-    """Overwrite a key that a server echoed, in a copy for people; what is still to be collected stays as it came."""
-    marks = [os.fsencode(secret) for secret in secrets if len(secret) >= 8]  # not a piece of base64 by chance
-    with open(path, "r+b") as stream:
-        size = os.fstat(stream.fileno()).st_size
-        for mark in marks:
-            for found in list(occurrences(stream, mark, 0, size)):
-                stream.seek(found)
-                stream.write(b"*" * len(mark))
-
-
-def paid_answers(folder: Folder) -> list[Exchange]:
-    """The transfers of a command whose server said yes: something may have been bought there."""
-    ended = [exchange for exchange in folder.creates() if exchange_state(exchange) == "answered"]
-    return [exchange for exchange in ended if 200 <= read_outcome(exchange).status < 300]
-
-
-def mark_stuck(folder: Folder) -> None:
-    """Let --fresh give up a collection that may fail for ever."""
-    with suppress(OSError):  # a full disk: there it stays until it is collected
-        private_file(os.path.join(folder.path, "stuck")).close()
 
 
 def explain_loss(failure: Failure, folder: Folder, job: Job, secrets: Sequence[str]) -> None:
-    """Where the bytes are that came back and could not be used, and that they may have cost money."""
+    """Add to the failure what the folder knows: whether money may be gone, and where the bytes are that came."""
     answers = paid_answers(folder)
     if failure.billed == "no" and answers and failure.exit_code in (USAGE, SETUP, BUG):
         failure.billed = "maybe"
+    if failure.keep:
+        mark_stuck(folder)
     if failure.keep or failure.kind == "stopped":
-        if failure.keep:
-            mark_stuck(folder)
         if not folder.kept:
             failure.hint = f"What came back is kept in {folder.path}"
+    elif failure.kind in ("no_image", "web_page", "broken_image") and failure.billed != "yes":
+        rescue_answer(failure, answers, job, secrets)
+
+
+def rescue_answer(failure: Failure, answers: Sequence[Exchange], job: Job, secrets: Sequence[str]) -> None:
+    """Save an answer that nobody here could read and that is too long for the message; a person may find its image."""
+    shown = LONG_STRING if failure.kind == "web_page" else MAX_MESSAGE
+    cut = len(failure.message) > MAX_MESSAGE - 100  # the line has other words too: the answer's end would be lost
+    long = [path for path in (exchange.file("answer") for exchange in answers) if cut or os.path.getsize(path) > shown]
+    if not long:
         return
-    shown = LONG_STRING if failure.kind == "web_page" else MAX_MESSAGE  # in the message: nothing is lost of that
-    large = [exchange.file("answer") for exchange in answers if os.path.getsize(exchange.file("answer")) > shown]
-    if failure.kind in ("no_image", "web_page", "broken_image") and failure.billed != "yes" and large:
-        try:
-            failure.hint = f"What came back is kept in {save_answer(large[-1], job.target, secrets)}. {failure.hint}"
-        except OSError:
-            failure.hint, failure.keep = f"What came back is kept in {large[-1]}. {failure.hint}", True
-
-
-def save_answer(answer: str, target: Target, secrets: Sequence[str]) -> str:
-    """The path of a copy of an answer that nobody here could read, beside where its image should be."""
-    import shutil
-    for number in range(1, 1000):
-        path = os.path.join(target.folder, f"{target.stem}-{number}.answer")
-        with suppress(FileExistsError):
-            with open(answer, "rb") as source, open(path, "xb") as copy:
-                shutil.copyfileobj(source, copy, BLOCK)
-            hide_secrets(path, secrets)
-            return path
-    raise OSError("too many answers of that name")
+    try:
+        failure.hint = f"What came back is kept in {save_answer(long[-1], job.target, secrets)}. {failure.hint}"
+    except OSError:
+        failure.hint, failure.keep = f"What came back is kept in {long[-1]}. {failure.hint}", True
 
 
 def choose_provider(job: Job, settings: Settings, key: KeySource, token: str) -> Provider:
@@ -3391,6 +3532,9 @@ def make_images(provider: Provider, job: Job, settings: Settings, folder: Folder
     if folder.adopted:
         report.note("collecting an unfinished identical request; nothing is bought twice (--fresh starts a new one)")
     else:
+        path = first_path(job.target, job.n, job.parameters.get("output_format", "png"))
+        if os.path.lexists(path) and not job.target.overwrite:
+            report.warn(f"{path} exists and stays as it is; the new image gets the next free number")
         report.note(f"{'Editing' if job.images else 'Generating'} with {job.model} at "
                     f"{host_of(settings.base_url.value)}, typically {typical}")
     partials = Partials(job, folder, report)
@@ -3423,40 +3567,6 @@ def catch_signals() -> Callable[[], None]:
     return hold
 
 
-def stopped(stop: KeyboardInterrupt, folder: Folder) -> Failure:
-    """What a signal leaves behind. kind "stopped": there is something to collect; "interrupted": there is not."""
-    exit_code = 128 + int(stop.args[0] if stop.args else 2)
-    state = folder_state(folder)
-    word = {INTERRUPTED: "interrupted", UNREAD: "nobody reads the result any more"}.get(exit_code, "terminated")
-    again = "Run the same command again (600 s are enough) to collect the image; it is not bought twice."
-    if state == "running":
-        return Failure(f"{word}; the transfer goes on by itself", exit_code, "stopped", again, "maybe")
-    if paid_answers(folder):
-        return Failure(f"{word}; the server's answer is kept", exit_code, "stopped", again, "yes")
-    told, billed = ("the transfer was stopped", "maybe") if state == "lost" else ("nothing was bought", "no")
-    return Failure(f"{word}; {told}", exit_code, "interrupted", ASKS_ANEW, billed)
-
-
-def read_settings(options: Namespace, report: Report) -> Settings:
-    """The settings, their warnings told, their secrets known to the report."""
-    if options.api_key:
-        report.secrets.append(options.api_key)
-        report.warn("--api-key shows in ps and in the shell's history; prefer --api-key-env NAME or a config file")
-    names = ("config", "api", "base_url", "api_key", "api_key_env", "model", "timeout", "allow_http")
-    flags = {name: getattr(options, name, None) for name in names}
-    settings = load_settings({**flags, "headers": dict(options.header)})
-    report.secrets += [source.value for source in settings.keys if source.value]
-    for name, value in settings.headers.value.items():
-        if value.strip() and (re.search(SECRET_HEADER, name) or re.search(r"\S{16}", value)):
-            report.secrets += [value, value.split()[-1]]  # `Bearer KEY`: the key alone too
-    for proxy in (settings.proxy.value, *map(environment, PROXY_VARIABLES)):
-        login = proxy.rpartition("@")[0]
-        report.secrets += [login, login.rpartition(":")[2], *login.split("//")[1:]] if login else []
-    for warning in settings.warnings:
-        report.warn(warning)
-    return settings
-
-
 def unlock(settings: Settings, report: Report) -> KeySource:
     """The key for the configured host, known to the report before anything can show it."""
     source = choose_key(settings)
@@ -3467,41 +3577,19 @@ def unlock(settings: Settings, report: Report) -> KeySource:
     return source
 
 
-def compare(job: Job, report: Report) -> None:
-    """Say where the pictures differ from what was asked for; relays ignore sizes and formats."""
-    wanted_format = job.parameters.get("output_format", "png")
-    for saved in report.saved:
-        size = f"{saved.picture.width}x{saved.picture.height}"
-        if job.parameters.get("size", size) != size:
-            report.warn(f"{job.parameters['size']} was asked for, {saved.path} is {size}")
-        if saved.picture.format != wanted_format:
-            report.warn(f"{wanted_format} was asked for, {saved.path} is {saved.picture.format}")
-        if job.images and not {"size", "aspect_ratio"} & set(job.parameters) and not same_shape(
-                job.images[0].picture, saved.picture):
-            report.warn(f"{saved.path} is {size}, another shape than the input's; --size can ask for one")
-
-
-def same_shape(one: Picture, other: Picture) -> bool:
-    """Whether two pictures have the same ratio of width to height, up to rounding; unknown sizes count as the same."""
-    edges = [(one.width, one.height)]
-    if one.format == "jpeg":
-        edges.append((one.height, one.width))  # cameras note beside the pixels that they lie on their side
-    return any(0.95 * width * other.height <= height * other.width <= 1.05 * width * other.height
-               for width, height in edges)
-
-
-def run_config_command(options: Namespace, report: Report) -> int:
+def run_config_command(options: Namespace, report: Report) -> None:
     """config: --show (the default), --init or --check."""
     if options.force and not options.init:
         raise usage_failure("--force goes with --init")
     if options.init:
-        return write_template(options, report)
-    settings = read_settings(options, report)
-    return check_setup(settings, report) if options.check else show_settings(settings, report)
+        write_template(options, report)
+    else:
+        (check_setup if options.check else show_settings)(read_settings(options, report), report)
 
 
-def write_template(options: Namespace, report: Report) -> int:
+def write_template(options: Namespace, report: Report) -> None:
     """A config file that only its owner can read, with the two settings that most people need."""
+    from shlex import quote
     if options.api_key:
         raise usage_failure("--init writes no key into a file", "Name a variable: --api-key-env NAME")
     if not options.config and not config_locations():
@@ -3525,17 +3613,18 @@ def write_template(options: Namespace, report: Report) -> int:
         handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(handle, "w", encoding="utf-8") as stream:
             stream.write(json.dumps(content, indent=2) + "\n")
-        placed = place(part, path, options.force)
-        discard(part)
+        placed = give_name(part, path, options.force)
     except OSError as error:
         raise usage_failure(f"cannot write {path}: {reason(error)}") from None
+    finally:
+        discard(part)
     if not placed:
-        raise usage_failure(f"{path} exists", "Replace it with: " + command_line("config --init --force"))
+        anew = "config --init --force" + (f" --config {quote(path)}" if options.config else "")
+        raise usage_failure(f"{path} exists", "Replace it with: " + command_line(anew))
     report.output(json.dumps({"schema": 1, "ok": True, "config_file": path}) if report.as_json else f"Wrote {path}")
-    return OK
 
 
-def show_settings(settings: Settings, report: Report) -> int:
+def show_settings(settings: Settings, report: Report) -> None:
     """Every setting with its value and its source; keys masked."""
     if settings.headers.value:
         masked = ", ".join(f"{name}: ***" for name in settings.headers.value)
@@ -3550,12 +3639,12 @@ def show_settings(settings: Settings, report: Report) -> int:
             shown if usable else f"{shown}, only for {source.host}", source.source)
     if not settings.keys:
         rows["api_key"] = Setting("none", "set GPT_IMAGE2_API_KEY or run: " + command_line("config --init"))
-    pending = [{"age_s": round(age), "state": state, "prompt": prompt} for age, state, prompt in pending_requests()]
+    pending = [{"age_s": round(age), "state": state, "prompt": prompt} for age, state, prompt in unfinished_commands()]
     if report.as_json:
         shown_rows = {name: row._asdict() for name, row in rows.items()}
         report.output(json.dumps({"schema": 1, "ok": True, "settings": shown_rows, "pending": pending,
                                   "config_file": settings.config_path or None, "warnings": report.warnings}))
-        return OK
+        return
     for name, row in rows.items():
         report.output(f"{name:<11} {row.value or '-'}  ({row.source})")
     report.output(f"config file {settings.config_path or 'none; looked for ' + ', '.join(config_locations())}")
@@ -3563,7 +3652,6 @@ def show_settings(settings: Settings, report: Report) -> int:
         report.output(f"unfinished  {request['age_s']} s ago, {request['state']}: {request['prompt']}")
     report.output("An unfinished request is collected by its own command, run again." if pending else
                   "unfinished  none")
-    return OK
 
 
 FREE_CHECKS = {"runapi": "/api/v1/me"}  # others have /models; of Codex nothing free is known
@@ -3577,7 +3665,7 @@ def check_request(settings: Settings, key: str) -> Request:
     return request._replace(timeout=min(60, settings.timeout.value), purpose="models")
 
 
-def check_setup(settings: Settings, report: Report) -> int:
+def check_setup(settings: Settings, report: Report) -> None:
     """The doctor: everything that can be proved without spending money."""
     say = report.note if report.as_json else report.output
     say(f"ok    Python {sys.version.split()[0]}")
@@ -3591,7 +3679,6 @@ def check_setup(settings: Settings, report: Report) -> int:
         try_key(settings, key, report, say)
     if report.as_json:
         report.output(json.dumps({"schema": 1, "ok": True, "warnings": report.warnings}))
-    return OK
 
 
 def try_key(settings: Settings, key: str, report: Report, say: Callable[[str], None]) -> None:
@@ -3848,7 +3935,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         options = parse(arguments)
         report.as_json, report.quiet, report.verbose = options.json, options.quiet, options.verbose
-        return int(options.run(options, report))
+        options.run(options, report)
+        return OK
     except Failure as failure:
         return report.fail(failure)
     except KeyboardInterrupt as stop:

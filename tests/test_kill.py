@@ -20,8 +20,8 @@ from support import KEY, PROGRAM, ProgramCase, Result
 
 KILL_AT = Path(__file__).resolve().parent / "kill_at.py"
 # The functions between the decision to send and the end: everything that a kill could interrupt.
-CRITICAL = ("make_images,drive,perform,transfer,start_curl,write_bodies,take_lock,adopt_folder,adopted,make_folder,exchange_state,"
-            "read_outcome,read_response,save_images,save_image,save_new,place,twin,saved_before,remember_saved,"
+CRITICAL = ("make_images,drive,perform,bring_answer,transfer,start_curl,write_bodies,take_lock,adopt_folder,take_over,make_folder,exchange_state,"
+            "read_outcome,read_response,save_images,save_image,save_new,give_name,name_before_kill,saved_before,saved_paths,remember_saved,"
             "copy_image,remove_folder,remove_tree,discard,run_image_command,collect_images")
 
 
