@@ -364,6 +364,40 @@ class MoneyTest(ProgramCase):
         self.assertEqual((again.exit_code, len(self.server.posts), journal(self.home)), (0, 1, 0), again.stderr)
         self.assertEqual([Path(row["path"]).name for row in again.json["saved"]], ["out-1.png", "out-2.png"])
 
+    def test_overwrite_spares_the_other_pictures_of_the_command(self) -> None:
+        second = draw_png(16, 16, 5)
+        self.server.files["spared-2.png"] = second
+        self.server.plan(self.urls("spared-1.png", "spared-2.png"))
+        self.assertEqual(self.ask("--n", "2", "--overwrite").exit_code, 7)
+        self.server.files["spared-1.png"] = PNG
+        again = self.ask("--n", "2", "--overwrite")
+        self.assertEqual(again.exit_code, 0, again.stderr)
+        self.assertEqual([Path(row["path"]).read_bytes() for row in again.json["saved"]], [PNG, second])
+
+    def test_saved_picture_that_was_changed_meanwhile(self) -> None:
+        self.server.files["changed-1.png"] = PNG
+        self.server.plan(self.urls("changed-1.png", "changed-2.png"))
+        self.assertEqual(self.ask("--n", "2").exit_code, 7)
+        (self.work / "out-1.png").write_text("converted to something else")
+        self.server.files["changed-2.png"] = PNG
+        again = self.ask("--n", "2")
+        self.assertEqual((again.exit_code, len(again.json["saved"]), again.json["warnings"]), (0, 2, []), again.stderr)
+        self.assertEqual((self.work / "out-1.png").read_text(), "converted to something else")
+
+    def test_curl_that_goes_away_before_the_download(self) -> None:
+        folder = self.root / "bin"
+        self.program("curl", f'PATH="{environ.get("PATH", "")}"\ncase "$*" in *-K*) rm "$0";; esac\nexec curl "$@"\n')
+        self.server.files["1.png"] = PNG
+        self.server.plan(self.urls("1.png"))
+        first = self.generate("a fox", "-o", "out.png", "--json", env={"PATH": str(folder)})
+        self.assertEqual((first.exit_code, first.json["error"]["billed"]), (7, "yes"), first.stderr)
+        self.assertEqual((self.ask().exit_code, len(self.server.posts)), (0, 1))
+
+    def test_answer_that_just_fits_is_kept_too(self) -> None:
+        self.server.plan(Answer(body=b'{"picture":"https://cdn.invalid/' + b"p" * 850 + b'"}'))
+        self.assertEqual(self.ask().exit_code, 6)
+        self.assertEqual(len(list(self.work.glob("out-1.answer"))), 1)
+
     def test_fresh_gives_up_what_cannot_be_collected(self) -> None:
         self.server.plan(self.urls("gone.png"))
         self.assertEqual(self.ask().exit_code, 7)

@@ -497,6 +497,13 @@ class TaskTest(TaskCase):
         self.assertEqual((look.header("authorization"), look.header("x-team"), look.body), (f"Bearer {KEY}", "fox", b""))
         self.assertEqual((look.header("content-type"), look.header("content-length")), ("", ""))
 
+    def test_usage_of_a_task_counts_once(self) -> None:
+        usage = {"usage": {"cost": 0.05}}
+        self.server.plan(body({**TOAPIS, **usage}, headers=SOON))
+        self.server.plan_gets(CREATE_2, body({**TOAPIS, "status": "processing", **usage}, headers=SOON),
+                              body({**PLAIN_DONE, **usage}))
+        self.assertEqual(self.ask("a fox", "--json").json["cost_usd"], 0.05)
+
     def test_failed_words(self) -> None:
         for word in ("failed", "FAIL", "error", "generate_failed", "create_task_failed", "canceled", "Cancelled",
                      "timeout"):

@@ -472,6 +472,19 @@ class ModelTest(CreateCase):
         self.assertEqual([model for _, model in self.sent()], [LONG, LONG, SHORT])
 
 
+class PartlyTest(RunApiCase):
+    """Several tasks, and not all of them came about."""
+
+    def test_rate_limit_for_the_second(self) -> None:
+        self.server.dialects = {"sdk"}
+        self.server.plan("create", Order(), Order(), *[order(429)] * 9)
+        first = self.make("--n", "2", reset=False)
+        self.assertEqual((first.exit_code, len(first.json["saved"]), len(self.journal())), (5, 1, 1), first.stderr)
+        self.server._plans.clear()
+        again = self.make("--n", "2", reset=False)
+        self.assertEqual((again.exit_code, len(again.json["saved"]), len(self.server.tasks)), (0, 2, 2), again.stderr)
+
+
 class IdempotencyTest(RunApiCase):
     """A key on every create: the same for a repeat, another for a changed attempt, another image, another run."""
 

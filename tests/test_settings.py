@@ -508,6 +508,8 @@ class InitTest(SettingsCase):
         self.assertTrue((xdg / "gpt-image-2" / "config.json").exists())
         self.assertEqual(self.call_program("config", "--init", "--config", "new folder/mine.json").exit_code, 0)
         self.assertEqual(mine.stat().st_mode & 0o777, 0o600)
+        again = self.call_program("config", "--init", "--config", "new folder/mine.json")
+        self.assertIn(f"config --init --force --config '{mine}'", again.stderr)
         self.assertFalse((self.home / ".config").exists())
 
     def test_existing_file_stays_without_force(self) -> None:

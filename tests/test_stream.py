@@ -261,6 +261,17 @@ class KilledTest(StreamCase):
         self.kill_with_a_partial(stream(whole(), trickle=0.12))
         self.collect()
 
+    @unittest.skipUnless(os.name == "posix", "needs POSIX signals")
+    def test_curl_is_killed_after_the_finished_image(self) -> None:
+        self.server.plan(stream(frame(completed()) + ": keepalive\n\n" * 100, trickle=0.3))
+        child = self.start()
+        folder = self.home / ".local" / "state" / "gpt-image-2" / "requests"
+        self.wait_until(lambda: any(b"keepalive" in path.read_bytes() for path in folder.rglob("1.answer")))
+        os.kill(int(next(folder.rglob("1.lock")).read_text()), signal.SIGKILL)
+        result = self.finish(child)
+        self.assertEqual(self.saved_file(result).read_bytes(), SMALL)
+        self.assertIn("after the whole answer", result.stderr)
+
     def test_after_the_stream_has_ended(self) -> None:
         self.kill_with_a_partial(stream(whole(), trickle=0.08))
         folder = self.home / ".local" / "state" / "gpt-image-2" / "requests"
