@@ -1825,22 +1825,24 @@ def start_child(argv: Sequence[str], secrets: Sequence[str], **streams: Any) -> 
 def child_output(argv: Sequence[str], secrets: Sequence[str], kind: str, timeout: float) -> bytes:
     """A finished program's standard output; a non-zero exit is a failure that names the program only."""
     import subprocess
-    # Its end decides, not its output's: a password agent that it starts may hold that open.
+    deadline = time.monotonic() + timeout
     with start_child(argv, secrets, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                      stderr=subprocess.DEVNULL) as child:
+        output = None
         try:
-            child.wait(timeout)
-            pipe: Any = child.stdout
-            if hasattr(os, "set_blocking"):
-                os.set_blocking(pipe.fileno(), False)
-            output: bytes = pipe.read() or b""
-        except subprocess.TimeoutExpired:
-            raise setup_failure(f"{argv[0]} did not finish within {timeout:g} s", kind=kind) from None
+            while output is None:
+                try:
+                    output = child.communicate(timeout=min(0.5, timeout))[0]
+                except subprocess.TimeoutExpired as late:
+                    if child.poll() is not None:  # what it started, a password agent perhaps, keeps the pipe open
+                        output = late.output or b""
+                    elif time.monotonic() > deadline:
+                        raise setup_failure(f"{argv[0]} did not finish within {timeout:g} s", kind=kind) from None
         finally:
             child.kill()
     if child.returncode:
         raise setup_failure(f"{argv[0]} failed with exit code {child.returncode}", kind=kind)
-    return output
+    return bytes(output)
 
 
 def check_curl(secrets: Sequence[str]) -> str:
