@@ -24,7 +24,7 @@ import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from socketserver import TCPServer
-from typing import Any, Callable, Iterator, NamedTuple, Tuple, Union, final
+from typing import Any, Callable, Iterator, NamedTuple, Tuple, TypeVar, Union, final
 from urllib.parse import parse_qs, urlsplit
 
 # ---- What the real API accepts (November 2026) -------------------------------------------------------------
@@ -789,29 +789,21 @@ def model_reply(path: str) -> Reply:
 
 # ---- Serving -----------------------------------------------------------------------------------------------
 
-@final
-class ApiServer:
-    """The server as tests use it: plan answers, run the client against `url`, look at what arrived."""
+Server = TypeVar("Server", bound="LoopbackServer")
 
-    def __init__(self, key: str = "test-key", port: int = 0) -> None:
-        """Listen at once, so that `url` is known; serve from `with` on."""
-        self.key = key
-        self.requests: list[Recorded] = []
-        self.files: dict[str, bytes] = {}
-        self.answered = 0
-        self.default = Answer()  # for the paid paths when nothing is planned
+
+class LoopbackServer:
+    """Listens from the start and serves from `with` on; a bug in it fails the test."""
+
+    def __init__(self, handler: type[QuietHandler], port: int = 0) -> None:
+        """Listen at once, so that the address is known."""
         self.stopping = threading.Event()
         self.faults: list[str] = []  # tracebacks of bugs in this server
-        self.lock = threading.Lock()
-        self._served = 0
-        self._plans: dict[str, collections.deque[Answer]] = collections.defaultdict(collections.deque)
-        self._gets: dict[str, collections.deque[Answer]] = {}
-        self._listener = Listener(("127.0.0.1", port), Handler)
+        self._listener = Listener(("127.0.0.1", port), handler)
         self._listener.api = self
         self.origin = f"http://127.0.0.1:{self._listener.server_address[1]}"
-        self.url = self.origin + "/v1"
 
-    def __enter__(self) -> ApiServer:
+    def __enter__(self: Server) -> Server:
         """Start serving."""
         threading.Thread(target=self._listener.serve_forever, args=(0.02,), daemon=True).start()
         return self
@@ -823,6 +815,25 @@ class ApiServer:
         self._listener.server_close()
         if self.faults and kind is None:
             raise AssertionError("a bug in the test server:\n" + self.faults[0])
+
+
+@final
+class ApiServer(LoopbackServer):
+    """The server as tests use it: plan answers, run the client against `url`, look at what arrived."""
+
+    def __init__(self, key: str = "test-key", port: int = 0) -> None:
+        """Listen at once, so that `url` is known."""
+        super().__init__(Handler, port)
+        self.key = key
+        self.requests: list[Recorded] = []
+        self.files: dict[str, bytes] = {}
+        self.answered = 0
+        self.default = Answer()  # for the paid paths when nothing is planned
+        self.lock = threading.Lock()
+        self._served = 0
+        self._plans: dict[str, collections.deque[Answer]] = collections.defaultdict(collections.deque)
+        self._gets: dict[str, collections.deque[Answer]] = {}
+        self.url = self.origin + "/v1"
 
     def plan(self, *answers: Answer) -> None:
         """Queue answers for the next POSTs to the two paid paths."""

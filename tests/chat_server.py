@@ -2,32 +2,21 @@
 from __future__ import annotations
 
 import json
-import threading
-from http.server import ThreadingHTTPServer
 from typing import Any, Callable
 
-from api_server import QuietHandler
+from api_server import LoopbackServer, QuietHandler
 
 Turn = Callable[[str], Any]  # the last tool result -> a final text, or (tool name, arguments)
 
 
-class ChatServer:
+class ChatServer(LoopbackServer):
     """Answers /v1/chat/completions, one turn for each tool result that is in the conversation so far."""
 
     def __init__(self, *turns: Turn) -> None:
+        super().__init__(handler_of(self))
         self.turns = turns
         self.requests: list[dict[str, Any]] = []
-        self._listener = ThreadingHTTPServer(("127.0.0.1", 0), handler_of(self))
-        self._listener.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._listener.server_address[1]}/v1"
-
-    def __enter__(self) -> ChatServer:
-        threading.Thread(target=self._listener.serve_forever, args=(0.02,), daemon=True).start()
-        return self
-
-    def __exit__(self, *about: object) -> None:
-        self._listener.shutdown()
-        self._listener.server_close()
+        self.url = self.origin + "/v1"
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """The assistant's message for a conversation."""

@@ -2,26 +2,22 @@
 
 A request is received (Received), checked (Refused when the service would refuse it) and answered (Reply), or
 treated the way a planned Order says. Nothing leaves 127.0.0.1 and nothing is logged.
-As a script it serves until --seconds are over: python3 tests/runapi_server.py --port-file port.txt
 """
 from __future__ import annotations
 
-import argparse
 import base64
 import collections
 import functools
 import hashlib
 import json
 import re
-import sys
 import threading
 import time
 import zlib
-from pathlib import Path
 from typing import Any, Callable, NamedTuple, final
 from urllib.parse import unquote, urlsplit
 
-from api_server import Listener, QuietHandler, draw_png, sniff
+from api_server import Listener, LoopbackServer, QuietHandler, draw_png, sniff
 
 # ---- What the service accepts (November 2026) --------------------------------------------------------------
 
@@ -177,19 +173,16 @@ def check_put(request: Received, ticket: dict[str, Any]) -> None:
 # ---- Serving -----------------------------------------------------------------------------------------------
 
 @final
-class RunApiServer:
+class RunApiServer(LoopbackServer):
     """The server as tests use it: set switches, plan orders, run the client against `url`, look at what arrived."""
 
     def __init__(self, key: str = "test-key", port: int = 0) -> None:
-        """Listen at once, so that `url` is known; serve from `with` on."""
+        """Listen at once, so that `url` is known."""
+        super().__init__(Handler, port)
         self.key = key
-        self.stopping = threading.Event()
-        self.faults: list[str] = []  # tracebacks of bugs in this server
         self.lock = threading.RLock()
         self._served = 0
-        self._listener = Listener(("127.0.0.1", port), Handler)
-        self._listener.api = self
-        self.url = f"http://127.0.0.1:{self._listener.server_address[1]}"
+        self.url = self.origin
         self.reset()
 
     def reset(self) -> None:
@@ -214,19 +207,6 @@ class RunApiServer:
             self.failures: dict[int, str] = {}  # text by the task's number
             self.at_once = False  # a create is answered with the finished task
             self.reshape: Callable[[dict[str, Any]], dict[str, Any]] = dict  # of every answer about a task
-
-    def __enter__(self) -> RunApiServer:
-        """Start serving."""
-        threading.Thread(target=self._listener.serve_forever, args=(0.02,), daemon=True).start()
-        return self
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        """Stop, and report a bug in this server as a failure of the test."""
-        self.stopping.set()
-        self._listener.shutdown()
-        self._listener.server_close()
-        if self.faults and kind is None:
-            raise AssertionError("a bug in the test server:\n" + self.faults[0])
 
     def plan(self, kind: str, *orders: Order) -> None:
         """Queue orders for the next requests of one kind: create, poll, prepare, put, confirm, inline, file, me."""
@@ -519,26 +499,3 @@ def read_object(body: bytes) -> dict[str, Any]:
     except ValueError:
         return {}
     return fields if isinstance(fields, dict) else {}
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Serve until the time is over; the first line of output is the base URL."""
-    parser = argparse.ArgumentParser(description="Serve a loopback RunAPI for tests and demonstrations.")
-    parser.add_argument("--port", type=int, default=0, help="default: any free port")
-    parser.add_argument("--key", default="test-key", help="the key to accept (default: test-key)")
-    parser.add_argument("--seconds", type=float, default=600, help="stop after this time (default: 600)")
-    parser.add_argument("--port-file", type=Path, help="write the port number to this file")
-    args = parser.parse_args(argv)
-    with RunApiServer(args.key, args.port) as server:
-        if args.port_file:
-            args.port_file.write_text(server.url.rpartition(":")[2] + "\n")
-        print(server.url, flush=True)
-        try:
-            time.sleep(args.seconds)
-        except KeyboardInterrupt:
-            pass
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

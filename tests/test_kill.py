@@ -110,16 +110,58 @@ class KillCase(ProgramCase):
             for future in [pool.submit(work, item) for item in items]:
                 future.result()
 
+    def check_trial(self, trial: Any) -> None:
+        """What holds in the end, whatever happened on the way."""
+        self.assertEqual((trial.posts(), trial.pictures()), (1, ["out.png"]))
+
+    def kill_at_moments(self, name: str, kills: Sequence[tuple[float, int]], workers: int = 12) -> None:
+        """Kill a command after so many seconds with this signal, each time another one, and collect its picture."""
+        def kill_and_collect(kill: tuple[float, int]) -> None:
+            moment, number = kill
+            trial = self.trial(f"{name}-{number}-{moment:.2f}")
+            child = trial.start()
+            time.sleep(moment)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, number)  # everything but curl, which has a session of its own
+            if b"Saved: " not in child.communicate()[0]:  # a caller who saw that line has no reason to ask again
+                self.collect(trial, f"killed after {moment:.2f} s")
+            self.check_trial(trial)
+        self.at_once(kill_and_collect, kills, workers)
+        self.assert_no_orphans()
+
+    def kill_at_lines(self, functions: str, lines: Sequence[int]) -> None:
+        """The same at the Nth line that is executed in these functions; the last of the lines are beyond the end."""
+        def kill_and_collect(line: int) -> None:
+            if ended.is_file():
+                return
+            trial = self.trial(f"line-{line}")
+            child = trial.start(str(KILL_AT), str(line), functions)
+            stdout, stderr = child.communicate(timeout=60)
+            if child.returncode == 0:
+                ended.write_text(str(line))
+                return
+            self.assertEqual(child.returncode, -signal.SIGKILL, stderr)
+            if b"Saved: " not in stdout:
+                self.collect(trial, f"killed at line {line}")
+            self.check_trial(trial)
+        ended = self.root / "ended"
+        self.at_once(kill_and_collect, lines, 6)
+        self.assertTrue(ended.is_file(), "the program executes more lines than were tried")
+        self.assertGreater(int(ended.read_text()), 100)
+        self.assert_no_orphans()
+
     def assert_no_orphans(self) -> None:
-        """No process is left that works for one of this test's homes."""
-        if not os.path.exists("/proc/uptime"):
-            return
-        for pid in filter(str.isdigit, os.listdir("/proc")):
-            try:
-                variables = Path("/proc", pid, "environ").read_bytes()
-            except OSError:
-                continue
-            self.assertNotIn(b"HOME=" + os.fsencode(str(self.root)), variables, f"process {pid} is left")
+        """A transfer that was left running ends by itself soon after its answer."""
+        self.wait_until(lambda: not self.at_work())
+
+    def at_work(self) -> list[str]:
+        """The processes that work for one of this test's homes."""
+        found = []
+        for pid in filter(str.isdigit, os.listdir("/proc") if os.path.exists("/proc/uptime") else []):
+            with contextlib.suppress(OSError):
+                if b"HOME=" + os.fsencode(str(self.root)) in Path("/proc", pid, "environ").read_bytes():
+                    found.append(pid)
+        return found
 
 
 @unittest.skipUnless(os.name == "posix", "needs POSIX signals and flock")
@@ -133,39 +175,11 @@ class KillTest(KillCase):
         moments = [(0.02 * step, signal.SIGKILL) for step in range(120)]
         moments += [(0.024 * step, signal.SIGTERM) for step in range(100)]
         random.Random(1).shuffle(moments)
-
-        def kill_and_collect(kill: tuple[float, int]) -> None:
-            moment, number = kill
-            trial = self.trial(f"moment-{number}-{moment:.2f}")
-            child = trial.start()
-            time.sleep(moment)
-            os.killpg(child.pid, number)  # everything but curl, which has a session of its own
-            if b"Saved: " not in child.communicate()[0]:
-                self.collect(trial, f"killed after {moment:.2f} s")
-            self.assertEqual((trial.posts(), trial.pictures()), (1, ["out.png"]))
-        self.at_once(kill_and_collect, moments)
-        self.assert_no_orphans()
+        self.kill_at_moments("moment", moments)
 
     @unittest.skipIf(environ.get("FAST"), "the long kill test")
     def test_killed_at_every_line(self) -> None:
-        def kill_and_collect(line: int) -> None:
-            if ended.is_file():
-                return
-            trial = self.trial(f"line-{line}")
-            child = trial.start(str(KILL_AT), str(line), CRITICAL)
-            stdout, stderr = child.communicate(timeout=60)
-            if child.returncode == 0:
-                ended.write_text(str(line))  # there are fewer lines than that
-                return
-            self.assertEqual(child.returncode, -signal.SIGKILL, stderr)
-            if b"Saved: " not in stdout:  # a caller who saw that line has no reason to ask again
-                self.collect(trial, f"killed at line {line}")
-            self.assertEqual((trial.posts(), trial.pictures()), (1, ["out.png"]))
-        ended = self.root / "ended"
-        self.at_once(kill_and_collect, range(1, 600, STRIDE), 6)
-        self.assertTrue(ended.is_file(), "the program executes more lines than were tried")
-        self.assertGreater(int(ended.read_text()), 100)
-        self.assert_no_orphans()
+        self.kill_at_lines(CRITICAL, range(1, 600, STRIDE))
 
     def test_no_temporary_file_has_a_name(self) -> None:
         """Not even for the moment in which Python's own tempfile tries out a folder."""
@@ -299,7 +313,7 @@ class KillTest(KillCase):
         trial = self.trial("untold")
         with open("/dev/full", "wb") as full:
             subprocess.run([sys.executable, str(PROGRAM), *trial.arguments(), "--json"], env=trial.environment(),
-                           stdout=full, timeout=60)
+                           stdout=full, stderr=subprocess.DEVNULL, timeout=60)
         self.assertEqual(len(trial.journal()), 1)
         self.assertEqual((self.run_json(trial, "out-b.png"), trial.posts()), (["out.png"], 1))
         self.check_end(trial, ["out.png"], "untold")
@@ -351,31 +365,15 @@ class KillTest(KillCase):
         picture = draw_png(1024, 1024, padding=30_000_000)  # 40 MB of base64
         self.server.default = Answer(image=picture, delay=0.2)
         self.addCleanup(setattr, self.server, "default", Answer())
-
-        def kill_and_collect(moment: float) -> None:
-            trial = self.trial(f"large-{moment:.2f}")
-            child = trial.start()
-            time.sleep(moment)
-            child.kill()
-            if b"Saved: " not in child.communicate()[0]:
-                self.collect(trial, f"40 MB, killed after {moment:.2f} s")
-            self.assertEqual((trial.root / "out.png").read_bytes(), picture)
-        self.at_once(kill_and_collect, [0.1 + 0.06 * step for step in range(20)], 3)
+        self.kill_at_moments("large", [(0.1 + 0.06 * step, signal.SIGKILL) for step in range(20)], 3)
+        for path in self.root.glob("large-*/out.png"):
+            self.assertEqual(path.read_bytes(), picture)
 
     @unittest.skipIf(environ.get("FAST"), "the long kill test")
     def test_an_answer_with_a_url(self) -> None:
         self.server.default = Answer(as_url=True, delay=0.2)
         self.addCleanup(setattr, self.server, "default", Answer())
-
-        def kill_and_collect(moment: float) -> None:
-            trial = self.trial(f"url-{moment:.2f}")
-            child = trial.start()
-            time.sleep(moment)
-            child.kill()
-            if b"Saved: " not in child.communicate()[0]:
-                self.collect(trial, f"url, killed after {moment:.2f} s")
-            self.assertEqual((trial.posts(), trial.pictures()), (1, ["out.png"]))
-        self.at_once(kill_and_collect, [0.05 + 0.02 * step for step in range(40)], 6)
+        self.kill_at_moments("url", [(0.05 + 0.02 * step, signal.SIGKILL) for step in range(40)], 6)
 
     def curl_of(self, trial: Trial) -> int:
         """The process that the journal names."""

@@ -17,12 +17,12 @@ import urllib.error
 import urllib.request
 from os import environ
 from pathlib import Path
-from typing import Any, Callable, NamedTuple, Sequence
+from typing import Any, NamedTuple, Sequence
 
 from api_server import draw_jpeg, draw_png, draw_webp
 from runapi_server import RATIOS, Order, Received, RunApiServer, Task
 from support import KEY, PROGRAM, ProgramCase, Result, mask_png, program
-from test_kill import KILL_AT, KillCase
+from test_kill import KillCase
 from test_secrets import helpers
 
 PAGE, SDK = "/v1/text_to_image", "/api/v1/gpt_image_2/text_to_image"
@@ -1135,23 +1135,9 @@ class KillTest(OnRunApi, KillCase):
         stdout, stderr = child.communicate(timeout=30)
         return stdout.decode(), stderr.decode()
 
-    def wait_until(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 20
-        while not condition():
-            self.assertLess(time.monotonic(), deadline, "waited too long")
-            time.sleep(0.005)
-
-    def assert_no_orphans(self) -> None:
-        """A transfer that was left running ends by itself soon after its answer."""
-        deadline = time.monotonic() + 10
-        while True:
-            try:
-                super().assert_no_orphans()
-                return
-            except AssertionError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.05)
+    def check_trial(self, trial: Any) -> None:
+        super().check_trial(trial)
+        self.check_picture(trial)
 
     def check_picture(self, trial: Trial) -> None:
         self.assertEqual((trial.root / "out.png").read_bytes(), self.server.result(trial.tasks()[0]))
@@ -1184,42 +1170,15 @@ class KillTest(OnRunApi, KillCase):
     @unittest.skipIf(environ.get("FAST"), "the long kill test")
     def test_killed_at_any_moment(self) -> None:
         self.server.seconds = 0.6
-        moments = [0.07 * step for step in range(24)]
+        moments = [(0.07 * step, signal.SIGKILL) for step in range(24)]
         random.Random(1).shuffle(moments)
-
-        def kill_and_collect(moment: float) -> None:
-            trial = self.trial(f"moment-{moment:.2f}")
-            child = trial.start()
-            time.sleep(moment)
-            if "Saved: " not in self.kill(child)[0]:
-                self.collect(trial, f"killed after {moment:.2f} s")
-            self.assertEqual((trial.posts(), trial.pictures()), (1, ["out.png"]))
-            self.check_picture(trial)
-        self.at_once(kill_and_collect, moments, 6)
-        self.assert_no_orphans()
+        self.kill_at_moments("moment", moments, 6)
 
     @unittest.skipIf(environ.get("FAST"), "the long kill test")
     def test_killed_at_every_line(self) -> None:
         self.server.dialects = {"sdk"}
         functions = "runapi,runapi_create,runapi_upload,settle,collect_images,drive,start_curl,forget_exchange,pause"
-
-        def kill_and_collect(line: int) -> None:
-            if ended.is_file():
-                return
-            trial = self.trial(f"line-{line}")
-            child = trial.start(str(KILL_AT), str(line), functions)
-            stdout, stderr = child.communicate(timeout=60)
-            if child.returncode == 0:
-                ended.write_text(str(line))  # there are fewer lines than that
-                return
-            self.assertEqual(child.returncode, -signal.SIGKILL, stderr)
-            self.collect(trial, f"killed at line {line}")
-            self.check_picture(trial)
-        ended = self.root / "ended"
-        self.at_once(kill_and_collect, range(1, 900, 3 if environ.get("LONG") else 23), 6)
-        self.assertTrue(ended.is_file(), "the program executes more lines than were tried")
-        self.assertGreater(int(ended.read_text()), 100)
-        self.assert_no_orphans()
+        self.kill_at_lines(functions, range(1, 900, 3 if environ.get("LONG") else 23))
 
     def test_killed_twice(self) -> None:
         self.server.seconds = 3600.0
