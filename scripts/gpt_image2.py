@@ -1983,7 +1983,7 @@ class Folder(NamedTuple):
     """The private folder of one command. lock: the owner's, held while the program runs."""
     path: str
     lock: int | None
-    kept: bool  # in the journal, not a temporary folder
+    journaled: bool  # in the journal, not a temporary folder
     adopted: bool = False
 
     def exchange(self, name: object) -> Exchange:
@@ -2165,7 +2165,7 @@ def prune(root: str) -> None:
 def remove_folder(folder: Folder) -> None:
     """Forget a command. Renamed first, so that a half removed folder is never taken for a request."""
     path = folder.path
-    if folder.kept:
+    if folder.journaled:
         gone = os.path.join(os.path.dirname(path), ".gone-" + os.path.basename(path))
         with suppress(OSError):
             os.rename(path, gone)
@@ -2440,13 +2440,13 @@ class Run(NamedTuple):
     deadline: float  # time.monotonic() after which nothing new begins
     typical: str = ""
     watch: Callable[[Exchange], None] = lambda exchange: None  # looks at an answer while it grows
-    kept: bool = False  # whether the same command can collect what this one leaves
+    collectable: bool = False  # whether the same command can collect what this one leaves
 
     def go_on_waiting(self, status: str = "") -> None:
         """A sign of life; it ends the command, not the transfer, when nobody waits for the result any more."""
         import signal
         self.report.progress(self.typical, status)
-        if self.kept and self.report.is_unread():
+        if self.collectable and self.report.is_unread():
             raise KeyboardInterrupt(signal.SIGPIPE)
 
 
@@ -2649,7 +2649,7 @@ def transfer(request: Request, exchange: Exchange, run: Run) -> None:
         run.watch(exchange)  # what came since the last look
         stop_curl(child, exchange)  # too large
     except KeyboardInterrupt as stop:
-        if stop.args == (signal.SIGINT,) or not run.kept:
+        if stop.args == (signal.SIGINT,) or not run.collectable:
             stop_curl(child, exchange)
         raise
     except OSError as error:
@@ -3502,7 +3502,7 @@ def explain_loss(failure: Failure, folder: Folder, job: Job, secrets: Sequence[s
     if failure.keep:
         mark_stuck(folder)
     if failure.keep or failure.kind == "stopped":
-        if not folder.kept:
+        if not folder.journaled:
             failure.hint = f"What came back is kept in {folder.path}"
     elif failure.kind in ("no_image", "web_page", "broken_image") and failure.billed != "yes":
         rescue_answer(failure, answers, job, secrets)
@@ -3541,7 +3541,7 @@ def make_images(provider: Provider, job: Job, settings: Settings, folder: Folder
                     f"{host_of(settings.base_url.value)}, typically {typical}")
     partials = Partials(job, folder, report)
     deadline = time.monotonic() + settings.timeout.value
-    images = drive(provider, folder, Run(report, deadline, typical, partials.look, folder.kept))
+    images = drive(provider, folder, Run(report, deadline, typical, partials.look, folder.journaled))
     save_images(images, job, folder, report)
     partials.remove()
     compare(job, report)
