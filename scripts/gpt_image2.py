@@ -3132,6 +3132,7 @@ def save_images(images: Sequence[Image | Failure], job: Job, folder: Folder, rep
     if problems:
         worst = max(problems, key=lambda failure: failure.exit_code)
         worst.keep = any(failure.keep for failure in problems)
+        worst.billed = "yes" if report.saved else worst.billed
         raise worst
     if len(images) < job.n:
         report.warn(f"{job.n} images were asked for, {len(images)} came back")

@@ -480,6 +480,7 @@ class PartlyTest(RunApiCase):
         self.server.plan("create", Order(), Order(), *[order(429)] * 9)
         first = self.make("--n", "2", reset=False)
         self.assertEqual((first.exit_code, len(first.json["saved"]), len(self.journal())), (5, 1, 1), first.stderr)
+        self.assertEqual((first.json["error"]["billed"], first.json["error"]["retryable"]), ("yes", True))
         self.server._plans.clear()
         again = self.make("--n", "2", reset=False)
         self.assertEqual((again.exit_code, len(again.json["saved"]), len(self.server.tasks)), (0, 2, 2), again.stderr)
