@@ -3132,7 +3132,6 @@ def save_images(images: Sequence[Image | Failure], job: Job, folder: Folder, rep
     if problems:
         worst = max(problems, key=lambda failure: failure.exit_code)
         worst.keep = any(failure.keep for failure in problems)
-        worst.billed = "yes" if report.saved else worst.billed
         raise worst
     if len(images) < job.n:
         report.warn(f"{job.n} images were asked for, {len(images)} came back")
@@ -3477,6 +3476,7 @@ def run_job(job: Job, settings: Settings, key: KeySource, folder: Folder, inputs
     except Failure as failure:
         hold_signals()
         explain_loss(failure, folder, job, report.secrets)
+        failure.billed = "yes" if report.saved else failure.billed
         keep = failure.keep
         raise
     except KeyboardInterrupt as stop:

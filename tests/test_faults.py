@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import resource
 import shutil
@@ -392,6 +393,14 @@ class MoneyTest(ProgramCase):
         first = self.generate("a fox", "-o", "out.png", "--json", env={"PATH": str(folder)})
         self.assertEqual((first.exit_code, first.json["error"]["billed"]), (7, "yes"), first.stderr)
         self.assertEqual((self.ask().exit_code, len(self.server.posts)), (0, 1))
+
+    def test_unreadable_picture_beside_a_saved_one_is_kept(self) -> None:
+        items = [{"b64_json": base64.b64encode(image).decode()} for image in (PNG, b"no picture" * 200)]
+        body = json.dumps({"data": items}).encode()
+        self.server.plan(Answer(body=body))
+        result = self.ask("--n", "2")
+        self.assertEqual((result.exit_code, result.json["error"]["billed"], len(result.json["saved"])), (6, "yes", 1))
+        self.assertEqual([path.read_bytes() for path in self.work.glob("*.answer")], [body])
 
     def test_answer_that_just_fits_is_kept_too(self) -> None:
         self.server.plan(Answer(body=b'{"picture":"https://cdn.invalid/' + b"p" * 850 + b'"}'))
