@@ -80,6 +80,12 @@ MAX_RATIO = 3
 MIN_PIXELS = 655_360
 MAX_PIXELS = 8_294_400
 MAX_DOWNLOAD_BYTES = 200_000_000  # a 4K PNG stays below 50 MB
+MAX_ANSWER_BYTES = 500_000_000  # ten 4K PNGs as base64
+MAX_UNPACKED = 100  # times its packed size: a picture as base64 shrinks to three quarters, text to a fiftieth
+SPARE_IMAGES = 3  # some servers send more than were asked for
+MAX_DEPTH = 64  # of an answer's JSON
+MAX_MEMBERS = 100  # of one list or object that is told to the caller
+MAX_LINES = 1_000_000  # of an event stream
 
 # Pixels of a resolution, and the ratios that RunAPI takes (its SDKs, read 2026-10).
 RESOLUTIONS = {"1k": 1024 * 1024, "2k": 2048 * 2048, "4k": MAX_PIXELS}
@@ -264,8 +270,13 @@ class Request(NamedTuple):
 
     @property
     def is_file(self) -> bool:
-        """Whether the answer is a picture somewhere in the world, fetched without the key."""
+        """Whether the answer is a picture somewhere in the world."""
         return self.purpose in ("download", "input")
+
+    @property
+    def most_bytes(self) -> int:
+        """How long its answer may be."""
+        return MAX_DOWNLOAD_BYTES if self.is_file else MAX_ANSWER_BYTES
 
     @property
     def repeatable(self) -> bool:
@@ -287,6 +298,8 @@ class Response(NamedTuple):
     headers: Mapping[str, str]
     document: Any = None
     text: str = ""  # the body's first characters, when it is no JSON
+    broken: bool = False  # it broke off: document is what came before
+    url: str = ""  # where it came from
 
 
 class Span(NamedTuple):
@@ -300,6 +313,10 @@ class Span(NamedTuple):
     def is_image(self) -> bool:
         """Whether it may be base64 or a data: URL."""
         return re.match(r"data:image/|(?:[A-Za-z0-9+/_=-]|\\[/nrt]|\\u00[23][bBfFdD]){200}", self.head) is not None
+
+
+class Link(str):
+    """The address of an image, perhaps relative to the answer's own."""
 
 
 class Image(NamedTuple):
@@ -355,11 +372,15 @@ def reason(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
+LONG_TEXT = "(a long text)"
+
+
 def as_text(value: Any) -> str:
     """A JSON value as text for a message."""
     if value is None or isinstance(value, str):
         return value or ""
-    return "(a long text)" if isinstance(value, Span) else json.dumps(value)
+    shown = with_texts(value, lambda text: text if len(text) < 300 else LONG_TEXT)
+    return shown if isinstance(shown, str) else json.dumps(shown, ensure_ascii=False)
 
 
 def mask_key(key: str) -> str:
@@ -382,11 +403,13 @@ def member(node: Any, *names: str) -> Any:
 
 
 def with_texts(value: Any, change: Callable[[str], str]) -> Any:
-    """A JSON value with each of its texts changed, names too."""
+    """A JSON value fit to be told: each of its texts changed, names too, no endless list, no Span."""
     if isinstance(value, dict):
-        return {change(name): with_texts(item, change) for name, item in value.items()}
+        return {change(name): with_texts(item, change) for name, item in list(value.items())[:MAX_MEMBERS]}
     if isinstance(value, list):
-        return [with_texts(item, change) for item in value]
+        return [with_texts(item, change) for item in value[:MAX_MEMBERS]]
+    if isinstance(value, tuple):
+        return LONG_TEXT
     return change(value) if isinstance(value, str) else value
 
 
@@ -579,10 +602,10 @@ def png_rows(passes: Sequence[tuple[int, int]], stride: int,
             del buffer[:length]
 
 
-def unpacked(data: Sequence[bytes]) -> Iterator[bytes]:
-    """The decompressed image data, at most 1 MB a piece however well it was packed."""
+def unpacked(data: Iterable[bytes], bits: int = 15) -> Iterator[bytes]:
+    """The decompressed data, at most 1 MB a piece however well it was packed. bits: zlib's wbits."""
     import zlib
-    unpacker = zlib.decompressobj()
+    unpacker = zlib.decompressobj(bits)
     try:
         for chunk in data:
             for start in range(0, len(chunk), LONG_STRING):
@@ -590,8 +613,11 @@ def unpacked(data: Sequence[bytes]) -> Iterator[bytes]:
                 while packed:
                     yield unpacker.decompress(packed, BLOCK)
                     packed = unpacker.unconsumed_tail
+                    if unpacker.eof and unpacker.unused_data:  # gzip may have several members
+                        packed, unpacker = unpacker.unused_data, zlib.decompressobj(bits)
+        yield unpacker.flush()
     except zlib.error:
-        return  # broken off: let the server judge the file
+        return  # broken off: who reads it notices
 
 
 def png_passes(width: int, height: int) -> list[tuple[int, int]]:
@@ -1371,7 +1397,7 @@ def openai(job: Job, settings: Settings, key: str) -> Provider:
             raise
         request = respelled(request)  # a refused request is not billed
         response = yield request
-    return (yield from collect_images(request, response, settings))
+    return (yield from collect_images(request, response, settings, job.n))
 
 
 def image_request(job: Job, settings: Settings, key: str) -> Request:
@@ -1438,7 +1464,7 @@ def settle(create: Request, response: Response, settings: Settings, places: list
     look = create._replace(method="GET", body=None, form=(), purpose="poll", timeout=min(create.timeout, POLL_TIMEOUT))
     task = task_id(response.document)
     urls = poll_urls(create, response, settings, places) if is_pending(create, response) else []
-    while urls and not find_images(response.document) and task_status(response.document) not in DONE:
+    while urls and not images_in(response.document) and task_status(response.document) not in DONE:
         asked = pause_asked(response.headers, "")
         yield Wait(POLL_PAUSE if asked is None else max(asked, 0.05), task_status(response.document), task)
         try:
@@ -1450,9 +1476,9 @@ def settle(create: Request, response: Response, settings: Settings, places: list
             elif failure.http_status and failure.http_status != 429 and failure.http_status < 500:
                 raise  # anything else says nothing about the task
     url = same_host(task_field(response.document, ("response_url",)), create.url)
-    if url and not find_images(response.document):
+    if url and not images_in(response.document):
         response = yield look._replace(url=url, purpose="result")
-    if not find_images(response.document):
+    if not images_in(response.document):
         raise Failure("the task ended without an image: " + nothing_usable(response), kind="no_image",
                       hint=LOOK_FIRST, billed="maybe")
     return response
@@ -1485,25 +1511,42 @@ def same_host(url: str, base: str) -> str:
     return full if clean else ""
 
 
-def collect_images(create: Request, response: Response, settings: Settings,
+def collect_images(create: Request, response: Response, settings: Settings, wanted: int = 1,
                    places: list[str] | None = None) -> Provider:
-    """The images of an answer; those behind a URL are fetched, without the key. A Failure stands for one that fails."""
+    """The images of an answer; those behind a URL are fetched, without the key. A Failure stands for one that fails.
+
+    Of many more than are wanted, the last ones are not fetched.
+    """
     response = yield from settle(create, response, settings, places)
     images: list[Image | Failure] = []
-    for found in find_images(response.document):
-        if isinstance(found, Image):
-            images.append(found)
-        elif not isinstance(found, str) or not re.match(r"(?i)https?://", found):
-            images.append(Image(base64=found))
-        elif re.search(r"[\\\x00-\x1f\x7f-\x9f]", found):
-            images.append(broken_image(f"the address of an image is no URL: {found}"))
+    for found in images_in(response.document):
+        if isinstance(found, Link) and len(images) < wanted + SPARE_IMAGES:
+            images.append((yield from fetch_image(found, response, create, settings)))
         else:
-            try:
-                file = yield download(web_address(found), settings)
-                images.append(Image(path=file.path))
-            except Failure as failure:
-                images.append(failure)
+            images.append(found if isinstance(found, Image) else Image(base64=found))
     return images
+
+
+def fetch_image(link: Link, response: Response, create: Request,
+                settings: Settings) -> Generator[Request | Wait, Response, Image | Failure]:
+    """The image behind an address: fetched without the key, and once with it where the endpoint itself wants it."""
+    from urllib.parse import urljoin
+    try:
+        if re.search(r"[\\\x00-\x1f\x7f-\x9f]", link):
+            raise ValueError
+        url = web_address(urljoin(response.url or create.url, link) if is_relative(link) else link)
+    except ValueError:
+        return broken_image(f"the address of an image is no URL: {link}")
+    request = download(url, settings)
+    try:
+        return Image(path=(yield request).path)
+    except Failure as failure:
+        if failure.http_status not in (401, 403) or not same_host(url, create.url):
+            return failure
+    try:
+        return Image(path=(yield request._replace(headers=create.headers)).path)
+    except Failure as failure:
+        return failure
 
 
 def web_address(url: str) -> str:
@@ -1535,7 +1578,7 @@ def codex(job: Job, settings: Settings, key: KeySource) -> Provider:
         elif failure.kind == "blocked":
             failure.hint = "chatgpt.com refuses some networks, data centres above all; use an API key there."
         raise
-    return (yield from collect_images(request, response, settings))
+    return (yield from collect_images(request, response, settings, job.n))
 
 
 def data_url(upload: Upload) -> DataUrl:
@@ -1562,7 +1605,7 @@ def runapi(job: Job, settings: Settings, key: str, token: str) -> Provider:
             action = create.url.rpartition("/")[2]
             places = places or [create.url + "/{id}", origin + "/api/v1/tasks/{id}",
                                 f"{origin}/api/v1/gpt_image_2/{action}/{{id}}"]
-            results += yield from collect_images(create, response, settings, places)
+            results += yield from collect_images(create, response, settings, 1, places)
         except Failure as failure:
             if failure.kind == "task_failed":
                 failure.billed = "no"  # RunAPI does not charge for failed tasks
@@ -1701,13 +1744,14 @@ CURL_FAULTS = {
     55: ("network", "the connection broke while sending"),
     56: ("network", "the connection broke while waiting for the answer"),
     60: ("tls", "the server's certificate is not trusted"),
-    63: ("network", "the file is larger than allowed"),
+    63: ("network", "the answer is larger than allowed"),
     65: ("network", "the request would have to be sent again"),
     77: ("config", "the file named as cacert cannot be read"),
     92: ("network", "the HTTP/2 connection broke"),
 }
 
 EARLY_FAULTS = (2, 3, 5, 6, 7, 35, 60, 77)  # before anything of the request could leave this machine
+TOO_LARGE = 63
 HOPELESS_FAULTS = (1, 2, 3, 26, 60, 77)  # the next try would meet the same
 
 
@@ -1758,9 +1802,9 @@ def curl_config(request: Request, exchange: Exchange) -> str:
         lines += [("cacert", os.path.abspath(os.path.expanduser(request.cacert)))]
     if (request.body or {}).get("stream") or any(part.name == "stream" for part in request.form):
         lines += [("no-buffer", "")]
-    if request.is_file:
-        lines += [("location", ""), ("max-redirs", "3"), ("max-filesize", str(MAX_DOWNLOAD_BYTES))]
-    lines += [("url", request.url), ("header", "Expect:"), ("header", "Accept-Encoding: identity")]
+    if request.is_file and not request.headers:  # a key never follows a redirect
+        lines += [("location", ""), ("max-redirs", "3")]
+    lines += [("max-filesize", str(request.most_bytes)), ("url", request.url), ("header", "Expect:"), ("header", "Accept-Encoding: identity")]
     lines += [("header", header_line(name, value)) for name, value in request.headers]
     lines += body_lines(request, exchange)
     lines += [("output", exchange.file("answer")), ("dump-header", exchange.file("headers")), ("write-out", WRITE_OUT)]
@@ -1881,12 +1925,21 @@ def start_curl(request: Request, exchange: Exchange, secrets: Sequence[str]) -> 
         # In the private folder: looking for a temporary one leaves a probe file when it is killed.
         with tempfile.TemporaryFile(dir=os.path.dirname(exchange.base)) as config, \
                 private_file(exchange.file("outcome")) as outcome, private_file(exchange.file("errors")) as errors:
+            reserve_room(outcome, errors)
             config.write(as_bytes(curl_config(request, exchange)))
             config.seek(0)  # the child shares the offset
             more = {} if lock is None or lock < 0 else {"pass_fds": (lock,), "preexec_fn": lambda: leave_family(lock)}
             return start_child(["curl", "-q", "-K", "-"], secrets, stdin=config, stdout=outcome, stderr=errors, **more)
     finally:
         release(lock)
+
+
+def reserve_room(*files: BinaryIO) -> None:
+    """Blanks where curl will write how it ended: on a disk that is full by then it could not say so."""
+    for file in files:
+        file.write(b" " * 4096)
+        file.flush()
+        file.seek(0)  # the child shares the offset
 
 
 def leave_family(lock: int) -> None:
@@ -1922,8 +1975,8 @@ def read_outcome(exchange: Exchange) -> Outcome:
     with open(exchange.file("errors"), encoding="utf-8", errors="replace") as stream:
         match = re.search(r"curl: \((\d+)\) ?(.*)", stream.read(4000))
     exit_code, message = (int(match.group(1)), match.group(2)) if match else (0 if fields else -9, "")
-    if len(fields) != 5:  # no write-out line: a usage error, or curl was killed
-        return Outcome(exit_code, 0, 0, exit_code < 0, message)
+    if len(fields) != 5:  # no write-out line: its options or files are wrong, or curl was stopped
+        return Outcome(exit_code, 0, 0, exit_code not in (2, 26), message)
     return Outcome(exit_code, int(fields[0]), int(fields[1]), float(fields[3]) > 0 or float(fields[2]) > 0, message)
 
 
@@ -1966,7 +2019,7 @@ def transport_hint(kind: str, never_sent: bool) -> str:
     """What to do after a transfer failed."""
     hints = {"tls": 'If your network has its own CA, name its file as "cacert" in the config.',
              "timeout": "Raise --timeout, or try a lower --quality or a smaller --size.",
-             "disk": "Make room on the disk."}
+             "disk": "What came is kept. Make room on the disk; --fresh buys a new image."}
     if kind in ("network", "timeout") and never_sent:
         return "Nothing was sent. Check --base-url, the network and the proxy, then run the same command again."
     return hints.get(kind, "" if never_sent else ASKS_ANEW)
@@ -2179,6 +2232,12 @@ def remove_tree(path: str) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
+def has_text(path: str) -> bool:
+    """Whether there is more than the blanks that were there before curl began."""
+    with open(path, "rb") as stream:
+        return bool(stream.read(4096).strip())
+
+
 def exchange_state(exchange: Exchange) -> str:
     """unsent, running, answered (curl has ended and said how), or lost (curl was killed in the middle)."""
     if not os.path.exists(exchange.file("errors")):
@@ -2187,7 +2246,7 @@ def exchange_state(exchange: Exchange) -> str:
     if lock is None:
         return "running"
     release(lock)
-    if os.path.getsize(exchange.file("outcome")) or os.path.getsize(exchange.file("errors")):
+    if has_text(exchange.file("outcome")) or has_text(exchange.file("errors")):
         return "answered"
     # curl makes this file before it connects
     return "lost" if os.path.exists(exchange.file("headers")) else "unsent"
@@ -2240,6 +2299,15 @@ def remember_saved(folder: Folder, number: int, path: str) -> None:
     """Note where the Nth picture is, so that a later run does not save it again."""
     with private_file(os.path.join(folder.path, f"saved-{number}")) as stream:
         stream.write(os.fsencode(path))
+
+
+def answers_of(folder: Folder) -> list[Exchange]:
+    """The transfers of a command that brought something which may be a picture: not refused, not endless."""
+    ended = [(exchange, read_outcome(exchange)) for exchange in folder.creates()
+             if exchange_state(exchange) in ("answered", "lost")]
+    return [exchange for exchange, outcome in ended
+            if outcome.status < 300 and outcome.exit_code != TOO_LARGE and os.path.exists(exchange.file("answer"))
+            and os.path.getsize(exchange.file("answer"))]
 
 
 def paid_answers(folder: Folder) -> list[Exchange]:
@@ -2481,17 +2549,22 @@ def perform(request: Request, exchange: Exchange, run: Run) -> Response:
         attempt += 1
         bring_answer(request, exchange, run)
         outcome = read_outcome(exchange)
-        response = read_response(exchange, outcome)
+        try:
+            response = read_response(request, exchange, outcome)
+        except OSError as error:
+            raise disk_failure(exchange, reason(error)) from None
         if not request.is_file:
             seconds = run.report.seconds() if request.repeatable else exchange_seconds(exchange)
             run.report.facts.update(http_status=response.status or None, elapsed_s=round(seconds, 1),
                                     request_id=response.headers.get("x-request-id"))
         failure, delay = judge(request, outcome, response, attempt, is_spoiled(request, response))
         if failure is None:
-            if outcome.exit_code:
-                run.report.warn(f"the transfer ended with a fault (curl {outcome.exit_code}) after the whole answer")
+            if outcome.exit_code or response.broken:
+                run.report.warn(f"the answer broke off (curl {outcome.exit_code}) behind what is saved of it")
             if task_status(response.document) not in WAITING:  # or each look at a task would be added
                 run.report.bill(*usage_cost(response.document))
+            if images_in(response.document) and not find_images(response.document):
+                run.report.warn(f"the image was under a name that is not known here: {as_text(response.document)}")
             error = None if request.is_file else server_error(response.document)
             if error:
                 run.report.warn(f"the server also says: {error.message or error.code}")
@@ -2542,7 +2615,7 @@ def judge(request: Request, outcome: Outcome, response: Response, attempt: int,
     spoiled: the answer is a download that is no whole picture. attempt counts from 1.
     """
     failure = transport_failure(outcome, request)
-    if failure and not request.is_file and is_complete(response):
+    if failure and (not spoiled and response.status == 200 if request.is_file else is_complete(response)):
         failure = None
     if failure is None and response.status:  # 0: curl was killed, but after an image had come
         failure = answer_failure(request, response)
@@ -2554,6 +2627,8 @@ def judge(request: Request, outcome: Outcome, response: Response, attempt: int,
         failure.billed = "no"
     if request.purpose in AFTERWARDS:
         failure = afterwards_failure(request, failure)
+    elif failure.kind == "disk" and failure.billed != "no":
+        failure.exit_code, failure.keep = UNSAVED, True
     return failure, retry_pause(request, failure, response.headers, attempt)
 
 
@@ -2561,12 +2636,20 @@ def is_complete(response: Response) -> bool:
     """Whether an answer says all that matters, though its transfer ended with a fault."""
     if response.status >= 400:
         return server_error(response.document) is not None
-    return response.status in (0, 200) and bool(find_images(response.document))  # 0: curl was killed and said nothing
+    return response.status in (0, 200) and bool(images_in(response.document))  # 0: curl was killed and said nothing
 
 
 def is_spoiled(request: Request, response: Response) -> bool:
     """Whether a downloaded file is no whole picture; the next try may bring it."""
     return request.is_file and not picture_in(response.path)[1]
+
+
+def disk_failure(exchange: Exchange, problem: str) -> Failure:
+    """The answer came, and there was no room for it. It is never asked for again by itself."""
+    folder = os.path.dirname(os.path.dirname(exchange.base))
+    return Failure(f"the answer could not be written in {folder}: {problem}", UNSAVED, "disk",
+                   "What came is kept. Make room there and run the same command again: it buys nothing (--fresh does).",
+                   "maybe", keep=True)
 
 
 def afterwards_failure(request: Request, failure: Failure) -> Failure:
@@ -2600,8 +2683,8 @@ def may_repeat(request: Request, failure: Failure) -> bool:
     if request.purpose == "input":
         return failure.retryable or failure.http_status >= 500
     if request.repeatable:
-        gone = request.purpose == "poll" and failure.http_status in (404, 405)
-        return failure.kind in AFTERWARDS and not gone
+        gone = {"poll": (404, 405), "download": (401, 403)}.get(request.purpose, ())
+        return failure.kind in AFTERWARDS and failure.http_status not in gone
     limit = re.search(r"Limit (\d+), Used \d+, Requested (\d+)", failure.message)
     if limit and int(limit.group(2)) > int(limit.group(1)):
         return False  # more than is ever allowed at once
@@ -2640,14 +2723,17 @@ def transfer(request: Request, exchange: Exchange, run: Run) -> None:
     answer = exchange.file("answer")
 
     def too_large() -> bool:  # curl before 8.4 counts only what a Content-Length announces
-        return request.is_file and os.path.exists(answer) and os.path.getsize(answer) > MAX_DOWNLOAD_BYTES
+        return os.path.exists(answer) and os.path.getsize(answer) > request.most_bytes
 
     child = None
     try:
         child = start_curl(request, exchange, run.report.secrets)
         wait_for(lambda: not is_running(child, exchange) or too_large(), exchange, run)
         run.watch(exchange)  # what came since the last look
-        stop_curl(child, exchange)  # too large
+        if is_running(child, exchange):
+            stop_curl(child, exchange)
+            with private_file(exchange.file("errors")) as errors:
+                errors.write(b"curl: (%d) stopped\n" % TOO_LARGE)  # as a newer curl says
     except KeyboardInterrupt as stop:
         if stop.args == (signal.SIGINT,) or not run.collectable:
             stop_curl(child, exchange)
@@ -2674,55 +2760,131 @@ def exchange_seconds(exchange: Exchange) -> float:
 
 # ---- 12. Reading answers: a file -> images or a Failure ------------------------------------------
 
-def read_response(exchange: Exchange, outcome: Outcome) -> Response:
+def read_response(request: Request, exchange: Exchange, outcome: Outcome) -> Response:
     """The answer as data; its body stays in the file."""
     path = exchange.file("answer")
     if not os.path.exists(path):  # curl makes the file with the first byte
         private_file(path).close()
-    document, text = read_document(path)
-    return Response(path, outcome.status, read_headers(exchange.file("headers")), document, text)
+    headers = read_headers(exchange.file("headers"))
+    unpack_file(path, request.most_bytes)
+    return Response(path, outcome.status, headers, *read_document(path), url=request.url)
 
 
-def read_document(path: str) -> tuple[Any, str]:
-    """(JSON with long strings as Spans, "") or, when the file is no JSON, (None, its first characters)."""
+def unpack_file(path: str, limit: int) -> None:
+    """Unpack a compressed answer, whatever its headers say; one that unpacks to far too much stays as it is."""
+    with open(path, "rb") as packed:
+        bits = packing(packed.read(LONG_STRING))
+        if not bits:
+            return
+        size = os.fstat(packed.fileno()).st_size
+        with private_file(path + ".plain") as plain:
+            room = min(limit, MAX_UNPACKED * size + BLOCK)
+            for piece in unpacked((block for _, block in file_blocks(packed, 0, size)), bits):
+                room -= plain.write(piece)
+                if room < 0:
+                    break
+    if room < 0:
+        discard(path + ".plain")
+    else:
+        os.replace(path + ".plain", path)
+
+
+def packing(start: bytes) -> int:
+    """How a file that begins like this is compressed, as zlib's wbits: gzip, zlib or raw deflate; 0 when it is not."""
+    import io
+    import zlib
+    if is_readable(start) or inspect_picture(io.BytesIO(start)):
+        return 0
+    for bits in (31, 15, -15):
+        with suppress(zlib.error):
+            head = zlib.decompressobj(bits).decompress(start, HEAD)
+            if head and (bits == 31 or is_readable(head) or inspect_picture(io.BytesIO(head))):
+                return bits
+    return 0
+
+
+def is_readable(start: bytes) -> bool:
+    """Whether an answer begins like JSON, a page or events."""
+    return re.match(rb"(\xef\xbb\xbf)?\s*([{\[<]|(event|data|id|retry)?:)", start) is not None
+
+
+def read_document(path: str) -> tuple[Any, str, bool]:
+    """(JSON with long strings as Spans, "", whether it broke off) or, when the file is no JSON, (None, its first
+    characters, False)."""
     with open(path, "rb") as stream:
         if inspect_picture(stream):
-            return {"data": [Image(path=path)]}, ""  # some servers answer with the picture itself
+            return {"data": [Image(path=path)]}, "", False  # some servers answer with the picture itself
         stream.seek(0)
         start = stream.read(4000)
         while start.isspace():  # signs of life of a patient gateway
             start = stream.read(4000)
-        try:
-            if re.match(rb"(\xef\xbb\xbf)?\s*(event|data|id|retry)?:", start):
-                return event_document(stream), ""
-            if start.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] not in (b"{", b"["):
-                raise ValueError
-            return parse_json(stream, [(0, os.fstat(stream.fileno()).st_size)]), ""
-        except (ValueError, RecursionError):
-            return None, start.decode("utf-8", "replace")
+        everything = [(0, os.fstat(stream.fileno()).st_size)]
+        if not is_readable(start) or start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
+            return None, start.decode("utf-8", "replace"), False
+        with suppress(ValueError, RecursionError):
+            return parse_json(stream, everything), "", False
+        document, broken = event_document(stream)
+        if document is not None:
+            return document, "", broken
+        with suppress(ValueError, RecursionError):
+            document = parse_json(stream, everything, broken=True)
+            if images_in(document):
+                return document, "", True
+        return None, start.decode("utf-8", "replace"), False
 
 
-def parse_json(stream: BinaryIO, ranges: Sequence[tuple[int, int]]) -> Any:
-    """The JSON text in ranges of a file, long strings as Spans. ValueError, RecursionError when it is none."""
-    size = os.fstat(stream.fileno()).st_size
+# A name and its text, which may be a long one that stays in the file.
+MEMBER = rb'("[^"\\]{1,40}")\s*:\s*("[^"\\]*(?:\\.[^"\\]*)*"|\{"%s":\[\d+,\d+\]\})'
+
+
+def parse_json(stream: BinaryIO, ranges: Sequence[tuple[int, int]], broken: bool = False) -> Any:
+    """The JSON text in ranges of a file, long strings as Spans. ValueError, RecursionError when it is none.
+
+    broken: it breaks off; its whole strings are all of it, and the last one too if it holds a whole picture.
+    """
+    mark = os.urandom(8).hex()  # no server can write a Span into its answer
 
     def revive(item: dict[str, Any]) -> Any:
-        place = item.get("@span")
-        if not (isinstance(place, list) and len(place) == 2 and all(type(edge) is int for edge in place)
-                and 0 <= place[0] <= place[1] <= size):
+        if mark not in item:
             return item
-        stream.seek(place[0])
-        head = stream.read(min(HEAD, place[1] - place[0])).decode("latin-1")
-        links = [found + 2 for found in occurrences(stream, b"](data:image/", *place)] if "](" in head else ()
-        return Span(stream.name, place[0], place[1], head, tuple(links))
+        begin, end = item[mark]
+        if broken and end == ranges[-1][1]:
+            return whole_picture(stream.name, begin, end)
+        stream.seek(begin)
+        head = stream.read(min(HEAD, end - begin)).decode("latin-1")
+        links = [found + 2 for found in occurrences(stream, b"](data:image/", begin, end)] if "](" in head else ()
+        return Span(stream.name, begin, end, head, tuple(links))
 
-    text = json_skeleton(block for begin, end in ranges for block in file_blocks(stream, begin, end))
-    document = json.loads(text.decode("utf-8-sig", "replace"), object_hook=revive, parse_float=finite,
-                          parse_int=lambda digits: int(digits[:40]),  # nobody needs a number of a million digits
-                          parse_constant=lambda name: None)
-    if re.search(rb"\\u[dD][89a-fA-F]", text):  # maybe halves of characters, which no file and no terminal takes
-        document = with_texts(document, lambda text: text.encode("utf-8", "replace").decode("utf-8"))
-    return document
+    blocks = (block for begin, end in ranges for block in file_blocks(stream, begin, end))
+    text = json_skeleton(blocks, mark, broken)
+    if not broken:
+        return load_json(text, revive)
+    members = [load_json(b"{%s:%s}" % pair, revive) for pair in re.findall(MEMBER % mark.encode(), text, re.DOTALL)]
+    return {"type": next((each["type"] for each in members if "type" in each), ""), "data": members}
+
+
+def load_json(text: bytes, revive: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+    """A stranger's JSON made harmless: no half characters, no number that JSON cannot write, no endless depth."""
+    return tidy(json.loads(text.decode("utf-8-sig", "replace"), object_hook=revive, parse_float=finite,
+                           parse_int=lambda digits: int(digits[:40]),  # nobody needs a number of a million digits
+                           parse_constant=lambda name: None))
+
+
+def tidy(value: Any, depth: int = MAX_DEPTH) -> Any:
+    """The value with whole characters only, as no file and no terminal takes halves; cut at a depth."""
+    if isinstance(value, dict):
+        return {tidy(name): tidy(item, depth - 1) for name, item in value.items()} if depth else None
+    if isinstance(value, list):
+        return [tidy(item, depth - 1) for item in value] if depth else None
+    return value.encode("utf-8", "replace").decode("utf-8") if isinstance(value, str) else value
+
+
+def whole_picture(path: str, begin: int, end: int) -> Image | None:
+    """The picture in a base64 text that breaks off, if its end mark came; in a file of its own."""
+    image = Image(path=path + ".picture")
+    with private_file(image.path) as sink, suppress(Failure):  # the text may end inside a group of four
+        copy_image(Image(base64=Span(path, begin, end)), sink)
+    return image if picture_in(image.path)[1] else None
 
 
 def finite(text: str) -> float | None:
@@ -2757,113 +2919,193 @@ def occurrences(stream: BinaryIO, mark: bytes, begin: int, end: int) -> Iterator
 STRING_MARK, OPENING_QUOTE = re.compile(rb'["\\]'), re.compile(rb'"')
 
 
-def json_skeleton(blocks: Iterable[tuple[int, bytes]]) -> bytes:
-    """JSON text in which every string longer than 64 KB is replaced by {"@span": [start, end]} in the file."""
+def json_skeleton(blocks: Iterable[tuple[int, bytes]], mark: str, broken: bool = False) -> bytes:
+    """JSON text in which every string longer than 64 KB is replaced by {mark: [start, end]} in the file; in broken
+    text also the last one, when its closing quote is missing."""
     skeleton, opened = bytearray(), -1  # opened: where the current string begins in the file
     kept = 0  # where the current string begins in the skeleton
     skip = 0  # bytes of an escape that continues in the next block
+    base, block = 0, b""
     for base, block in blocks:
         cursor = skip
         skeleton += block[:skip]
         skip = 0
         while cursor < len(block):
-            mark = (STRING_MARK if opened >= 0 else OPENING_QUOTE).search(block, cursor)
-            end = mark.end() if mark else len(block)
+            sign = (STRING_MARK if opened >= 0 else OPENING_QUOTE).search(block, cursor)
+            end = sign.end() if sign else len(block)
             skeleton += block[cursor:end]
             cursor = end
-            if mark and mark.group() == b"\\":
+            if sign and sign.group() == b"\\":
                 skeleton += block[cursor:cursor + 1]
                 skip = max(0, cursor + 1 - len(block))
                 cursor += 1
-            elif mark and opened < 0:
+            elif sign and opened < 0:
                 opened, kept = base + end, len(skeleton)
-            elif mark:
+            elif sign:
                 if base + end - 1 - opened > LONG_STRING:
-                    skeleton[kept - 1:] = b'{"@span":[%d,%d]}' % (opened, base + end - 1)
+                    skeleton[kept - 1:] = b'{"%s":[%d,%d]}' % (mark.encode(), opened, base + end - 1)
                 opened = -1
             if opened >= 0 and base + cursor - opened > LONG_STRING:
                 del skeleton[kept:]
         if len(skeleton) > MAX_SKELETON:
             raise ValueError("too much JSON beside the images")
+    if broken and opened >= 0:
+        skeleton[kept - 1:] = b'{"%s":[%d,%d]}' % (mark.encode(), opened, base + len(block))
     return bytes(skeleton)
 
 
 class Event(NamedTuple):
-    """One server-sent event. end: where the next one begins in the file."""
+    """One server-sent event, or a line of JSON. end: where the next one begins in the file."""
     name: str
     data: Any
     end: int
+    broken: bool = False
+
+    @property
+    def kind(self) -> str:
+        """What it calls itself."""
+        return as_text(member(self.data, "type")) or self.name
+
+    @property
+    def is_preview(self) -> bool:
+        """Whether its picture is one in the making; any other is a finished one, whatever its vendor calls it."""
+        return self.kind.endswith("partial_image")
 
 
 def read_events(stream: BinaryIO, begin: int = 0, growing: bool = False) -> Iterator[Event]:
     """The events of an answer; of one that still grows only the complete ones."""
-    name, ranges = "", []
+    name, ranges, end = "", [], begin
     for start, end in file_lines(stream, begin, growing):
         stream.seek(start)
-        head = stream.read(min(end - start, 80)).rstrip(b"\r\n")
+        line = stream.read(min(end - start, 80))
+        head = line.strip(b"\xef\xbb\xbf \t\r\n")
         if head.startswith(b"data:"):
-            ranges.append((start + 5, end))
+            ranges.append((start + line.index(b"data:") + 5, end))
         elif head.startswith(b"event:"):
             name = head[6:].strip().decode("utf-8", "replace")
+        elif head.startswith(b"{"):  # JSON lines without a word around
+            yield from events_of(stream, "", [(start, end)], end, not growing)
         elif not head:
-            if ranges:
-                yield Event(name, event_data(stream, ranges), end)
+            yield from events_of(stream, name, ranges, end)
             name, ranges = "", []
-    if ranges and not growing:
-        yield Event(name, event_data(stream, ranges), end)
+    if not growing:
+        yield from events_of(stream, name, ranges, end, True)
 
 
-def event_data(stream: BinaryIO, ranges: Sequence[tuple[int, int]]) -> Any:
-    """An event's JSON; None for [DONE] and for what was cut off."""
+def events_of(stream: BinaryIO, name: str, ranges: Sequence[tuple[int, int]], end: int,
+              last: bool = False) -> Iterator[Event]:
+    """The event of some data lines; each is one of its own where they make no sense together. data is None for
+    [DONE] and for what nobody can read. last: it may have broken off."""
     with suppress(ValueError, RecursionError):
-        return parse_json(stream, ranges)
-    return None
+        yield Event(name, parse_json(stream, ranges), end)
+        return
+    for lines in ranges:
+        data, broken = None, False
+        with suppress(ValueError, RecursionError):
+            data = parse_json(stream, [lines])
+        if data is None and last and lines == ranges[-1]:
+            with suppress(ValueError, RecursionError):
+                data = parse_json(stream, [lines], broken=True)
+                broken = bool(images_in(data))
+        yield Event(name, data, end, broken)
 
 
 def file_lines(stream: BinaryIO, begin: int, growing: bool) -> Iterator[tuple[int, int]]:
     """(start, end) of each line; the last one without a line break only in a file that is complete."""
-    start, size = begin, os.fstat(stream.fileno()).st_size
-    for position in occurrences(stream, b"\n", begin, size):
+    stream.seek(0)
+    mark = b"\r" if re.search(rb"\r[^\n]", stream.read(4000)) else b"\n"
+    start, size, number = begin, os.fstat(stream.fileno()).st_size, 0
+    for number, position in enumerate(occurrences(stream, mark, begin, size)):
         yield start, position + 1
         start = position + 1
+        if number > MAX_LINES:
+            return
     if start < size and not growing:
         yield start, size
 
 
-def event_document(stream: BinaryIO) -> dict[str, Any]:
-    """An event stream as the plain answer that it stands for: the finished images, else its error."""
-    finished, usage, error = [], None, None
+def event_document(stream: BinaryIO) -> tuple[dict[str, Any] | None, bool]:
+    """(an event stream as the plain answer that it stands for: the finished images, else its error, else what came;
+    whether it broke off). (None, False) when there is no event."""
+    finished: list[tuple[str, str | Span | Image]] = []  # with the kinds of their events
+    events, words, usage, error, broken = [], "", None, None, False
     for event in read_events(stream):
-        data = event.data if isinstance(event.data, dict) else {}
-        kind = as_text(data.get("type")) or event.name
-        if data.get("error") or kind == "error":
-            error = data.get("error") or data
-        elif "partial" not in kind and find_images(data):
-            finished.append(data)
-            usage = data.get("usage") or usage
-    if finished:
-        return {"data": finished, "usage": usage}
-    return {"error": error or {"message": "the stream ended without a finished image"}}
+        if not isinstance(event.data, dict):
+            continue
+        data, broken = event.data, broken or event.broken
+        failed = data.get("error") or member(data, "response", "error") or (data if event.kind == "error" else None)
+        error = failed or error
+        if not failed and not event.is_preview:
+            finished += [(event.kind, found) for found in find_images(data)]
+            words += chat_words(data)
+        usage = data.get("usage") or member(data, "response", "usage") or usage
+        events.append({"type": event.kind} if event.is_preview else data)
+    if not events:
+        return None, False
+    finished += [("", found) for found in images_under("content", words, MAX_DEPTH)] if not finished else []
+    if finished or not error:
+        return {"data": told_once(finished), "usage": usage, **({} if finished else {"events": events})}, broken
+    return {"error": error}, broken
+
+
+def chat_words(data: Mapping[str, Any]) -> str:
+    """The piece of text in one event of a chat."""
+    choices = data.get("choices")
+    piece = member(choices[0], "delta", "content") if isinstance(choices, list) and choices else ""
+    return piece if isinstance(piece, str) else ""
+
+
+def told_once(finished: Sequence[tuple[str, str | Span | Image]]) -> list[Any]:
+    """The images of a stream without those that an event of another kind tells again, as a last summary does."""
+    import hashlib
+    kinds: dict[bytes, str] = {}
+    images: list[Any] = []
+    for kind, found in finished:
+        content = found.path.encode() if isinstance(found, Image) else b"".join(
+            hashlib.sha256(block).digest() for block in base64_blocks(found))
+        if kinds.setdefault(content, kind) == kind:
+            images.append({"b64_json": found} if isinstance(found, (str, Span)) else found)
+    return images
 
 
 # Where relays put images, in the order of search; the first place that holds any wins.
 IMAGE_KEYS = ("b64_json", "url", "image_url", "data", "images", "result", "outputs", "output", "resultJson",
-              "resultUrls", "choices", "message", "content", "response", "body")
+              "resultUrls", "choices", "message", "delta", "content", "item", "response", "body")
 # A URL, or base64 that begins like a PNG, JPEG, WebP or GIF.
-PLAIN_IMAGE = r"\s*(?:(?i:https?://|data:image/)|(?:iVBORw0KGgo|/9j/|UklGR|R0lGOD)[A-Za-z0-9+/_=\s-]{20})"
-MARKDOWN_IMAGE = r"!\[[^\]]*\]\(\s*((?:https?://|data:)[^)]+)\)"
+PICTURE_START = r"data:image/|(?:iVBORw0KGgo|/9j/|UklGR|R0lGOD)[A-Za-z0-9+/_=\s-]{20}"
+PLAIN_IMAGE = rf"\s*(?:(?i:https?://)|{PICTURE_START})"
+IMAGE_PATH = r"(?://[^\s/]+/)?[^\s<>\"\\:]*\.(?:png|jpe?g|webp|gif|svg)(?:[?#]\S*)?"  # of an address without a host
+ANY_PATH = r"\.{0,2}/[^\s<>\"\\]+|[^\s<>\"\\:]+/[^\s<>\"\\]*|" + IMAGE_PATH  # where only an address can be
+MARKDOWN_IMAGE = r"!\[[^\]]{0,300}\]\(\s*<?"
+# Under such names an answer repeats what it was asked, or shows what is no result.
+NO_RESULT = r"(?i)input|mask|source_image|init|reference|request|partial|preview|thumb|avatar|logo|icon"
 
 
-def find_images(node: Any, depth: int = 8) -> list[str | Span | Image]:
-    """Base64 texts, data: URLs, URLs or files of the images in an answer; null and empty ones are absent."""
+def images_in(document: Any) -> list[str | Span | Image]:
+    """The images of an answer: under the names that are known, else under any other."""
+    waiting = task_status(document) in WAITING
+    return [found for found in find_images(document) if not waiting or not is_relative(found)] or (
+        [] if waiting else stray_images(document))
+
+
+def is_relative(found: str | Span | Image) -> bool:
+    """Whether it is an address without a host."""
+    return isinstance(found, Link) and not re.match(r"(?i)https?:", found)
+
+
+def find_images(node: Any, depth: int = 8, name: str = "") -> list[str | Span | Image]:
+    """Base64 texts, data: URLs, Links or files of the images in an answer; null and empty ones are absent.
+
+    name: of the member that holds node.
+    """
     if depth and isinstance(node, list):
-        return [found for item in node for found in find_images(item, depth - 1)]
+        return [found for item in node for found in find_images(item, depth - 1, name)]
     if isinstance(node, Image):
         return [node]
     if isinstance(node, Span):
         return [node] if node.is_image() else []
     if isinstance(node, str):
-        return [node.strip()] if re.match(PLAIN_IMAGE, node) else []
+        return image_text(node.strip(), name)
     if not depth or not isinstance(node, dict):
         return []
     for key in IMAGE_KEYS:
@@ -2873,6 +3115,14 @@ def find_images(node: Any, depth: int = 8) -> list[str | Span | Image]:
     return []
 
 
+def image_text(text: str, name: str) -> list[str | Span | Image]:
+    """The image that a text is, or leads to."""
+    if re.match(PLAIN_IMAGE, text):
+        return [Link(text) if text[:1] in "hH" else text]
+    paths = ANY_PATH if name in ("url", "image_url") else IMAGE_PATH
+    return [Link(text)] if name not in ("message", "response", "body") and re.fullmatch(paths, text) else []
+
+
 def images_under(key: str, value: Any, depth: int) -> list[str | Span | Image]:
     """The images of one member of an object."""
     if key == "b64_json" and value and isinstance(value, (str, Span)):
@@ -2880,19 +3130,47 @@ def images_under(key: str, value: Any, depth: int) -> list[str | Span | Image]:
     if key in ("resultJson", "body"):
         return find_images(inner_json(value), depth)
     if key == "content" and isinstance(value, str):
-        return [re.sub(r"\s", "", found) for found in re.findall(MARKDOWN_IMAGE, value)]
+        return [link for _, link in markdown_links(value)]
     if key == "content" and isinstance(value, Span):
         places: dict[int, str | Span | Image] = {start: value._replace(start=start) for start in value.links}
-        places.update((value.start + link.start(1), link.group(1)) for link in re.finditer(MARKDOWN_IMAGE, value.head)
-                      if link.group(1).startswith("http"))
+        places.update((value.start + start, link) for start, link in markdown_links(value.head)
+                      if isinstance(link, Link))
         return [found for _, found in sorted(places.items())]
-    return find_images(value, depth)
+    return find_images(value, depth, key)
+
+
+def markdown_links(text: str) -> Iterator[tuple[int, str]]:
+    """(position, address or data: URL) of each image in a text with Markdown."""
+    for match in re.finditer(MARKDOWN_IMAGE, text):
+        start, end = match.end(), text.find(")", match.end())
+        link = text[start:end] if end >= 0 else ""
+        if link.startswith("data:"):
+            yield start, re.sub(r"\s", "", link)
+        elif link.strip():
+            yield start, Link(link.split()[0].rstrip(">"))
+
+
+def stray_images(node: Any, depth: int = 12) -> list[str | Span | Image]:
+    """Whatever begins like a picture, under names that nobody has told us of; a link needs an image's suffix."""
+    if depth and isinstance(node, list):
+        return [found for item in node for found in stray_images(item, depth - 1)]
+    if isinstance(node, (str, Span)):
+        text = (node.head if isinstance(node, Span) else node.strip()).replace("\\/", "/")
+        if re.match(PICTURE_START, text):
+            return [node]
+        found = isinstance(node, str) and re.fullmatch(rf"(?i)https?://[^\s/]+/(?:{IMAGE_PATH})", text)
+        return [Link(text)] if found else []
+    for name, value in node.items() if depth and isinstance(node, dict) else ():
+        images = [] if re.search(NO_RESULT, name) else stray_images(value, depth - 1)
+        if images:
+            return images
+    return []
 
 
 def inner_json(value: Any) -> Any:
     """JSON inside a string, None when it is none; any other value as it is."""
     with suppress(ValueError, RecursionError):
-        return json.loads(value) if isinstance(value, str) else value
+        return load_json(value.encode()) if isinstance(value, str) else value
     return None
 
 
@@ -2922,7 +3200,7 @@ def task_status(document: Any) -> str:
 
 def is_pending(request: Request, response: Response) -> bool:
     """Whether the images are still to come: no image, but a task and a word (or a 202) that says wait."""
-    if find_images(response.document):
+    if images_in(response.document):
         return False
     task = task_id(response.document) or (response.status == 202 and response.headers.get("location"))
     waiting = response.status == 202 or task_status(response.document) in WAITING
@@ -3051,7 +3329,7 @@ def usable(request: Request, response: Response) -> bool:
     """Whether an answer without an error brings the provider on."""
     if request.purpose == "create":
         waiting = is_pending(request, response) or bool(task_field(response.document, ("response_url",)))
-        return bool(find_images(response.document)) or waiting
+        return bool(images_in(response.document)) or waiting
     return response.document is not None or request.method == "PUT" or request.purpose == "poll"
 
 
@@ -3091,7 +3369,9 @@ def page_title(text: str) -> str:
 
 def nothing_usable(response: Response) -> str:
     """What came instead of an image, shortened."""
-    shown = response.text if response.document is None else json.dumps(response.document, default=as_text)
+    shown = response.text if response.document is None else as_text(response.document)
+    if re.search(UNQUOTABLE + "|\ufffd", shown[:100]):
+        shown = f"{os.path.getsize(response.path)} bytes that are no text"
     return f"no image in the answer: {shown}" if shown.strip() else "an empty answer"
 
 
@@ -3209,7 +3489,7 @@ class Partials:
         with open(path, "rb") as stream:
             for event in read_events(stream, self.position, growing=True):
                 self.position = event.end
-                if isinstance(event.data, dict) and "partial" in (as_text(event.data.get("type")) or event.name):
+                if isinstance(event.data, dict) and event.is_preview:
                     self.save(event.data)
 
     def save(self, data: Mapping[str, Any]) -> None:
@@ -3475,14 +3755,14 @@ def run_job(job: Job, settings: Settings, key: KeySource, folder: Folder, inputs
         keep = report.as_json and report.untold  # to a program that has gone; it will ask again
     except Failure as failure:
         hold_signals()
-        explain_loss(failure, folder, job, report.secrets)
+        explain_loss(failure, folder, job, report)
         failure.billed = "yes" if report.saved else failure.billed
         keep = failure.keep
         raise
     except KeyboardInterrupt as stop:
         interruption = stop_failure(stop, folder)
         keep = interruption.kind == "stopped"
-        explain_loss(interruption, folder, job, report.secrets)
+        explain_loss(interruption, folder, job, report)
         raise interruption from None
     except Exception as error:
         mark_stuck(folder)
@@ -3495,7 +3775,7 @@ def run_job(job: Job, settings: Settings, key: KeySource, folder: Folder, inputs
         release(folder.lock)
 
 
-def explain_loss(failure: Failure, folder: Folder, job: Job, secrets: Sequence[str]) -> None:
+def explain_loss(failure: Failure, folder: Folder, job: Job, report: Report) -> None:
     """Add to the failure what the folder knows: whether money may be gone, and where the bytes are that came."""
     answers = paid_answers(folder)
     if failure.billed == "no" and answers and failure.exit_code in (USAGE, SETUP, BUG):
@@ -3505,21 +3785,33 @@ def explain_loss(failure: Failure, folder: Folder, job: Job, secrets: Sequence[s
     if failure.keep or failure.kind == "stopped":
         if not folder.journaled:
             failure.hint = f"What came back is kept in {folder.path}"
-    elif failure.kind in ("no_image", "web_page", "broken_image") and failure.billed != "yes":
-        rescue_answer(failure, answers, job, secrets)
+    elif failure.kind in UNREAD_KINDS and not report.saved:
+        rescue_answer(failure, folder, job, report.secrets)
 
 
-def rescue_answer(failure: Failure, answers: Sequence[Exchange], job: Job, secrets: Sequence[str]) -> None:
-    """Save an answer that nobody here could read and that is too long for the message; a person may find its image."""
-    shown = LONG_STRING if failure.kind == "web_page" else MAX_MESSAGE
-    cut = len(failure.message) > MAX_MESSAGE - 100  # the line has other words too: the answer's end would be lost
-    long = [path for path in (exchange.file("answer") for exchange in answers) if cut or os.path.getsize(path) > shown]
+# Of what came nothing is saved. What a message shows whole needs no file: pages by their title, short JSON.
+UNREAD_KINDS = {"no_image": MAX_MESSAGE // 2, "web_page": LONG_STRING, "broken_image": 0, "network": 0, "timeout": 0}
+
+
+def rescue_answer(failure: Failure, folder: Folder, job: Job, secrets: Sequence[str]) -> None:
+    """Save an answer that nobody here could read; a person may find its image."""
+    long = [path for path in (exchange.file("answer") for exchange in answers_of(folder))
+            if os.path.getsize(path) > UNREAD_KINDS[failure.kind]]
     if not long:
         return
     try:
         failure.hint = f"What came back is kept in {save_answer(long[-1], job.target, secrets)}. {failure.hint}"
     except OSError:
         failure.hint, failure.keep = f"What came back is kept in {long[-1]}. {failure.hint}", True
+
+
+def keep_rest(images: Sequence[Image | Failure], job: Job, folder: Folder, report: Report) -> None:
+    """Keep an answer that holds many more images than were asked for, or broke off before all had come."""
+    answers = answers_of(folder)
+    broke_off = any(read_outcome(exchange).exit_code for exchange in answers)
+    if answers and (len(images) > job.n + SPARE_IMAGES or (len(images) < job.n and broke_off)):
+        kept = save_answer(answers[-1].file("answer"), job.target, report.secrets)
+        report.warn(f"{job.n} images were asked for, {len(images)} came; the whole answer is kept in {kept}")
 
 
 def choose_provider(job: Job, settings: Settings, key: KeySource, token: str) -> Provider:
@@ -3543,7 +3835,8 @@ def make_images(provider: Provider, job: Job, settings: Settings, folder: Folder
     partials = Partials(job, folder, report)
     deadline = time.monotonic() + settings.timeout.value
     images = drive(provider, folder, Run(report, deadline, typical, partials.look, folder.journaled))
-    save_images(images, job, folder, report)
+    save_images(images[:job.n + SPARE_IMAGES], job, folder, report)
+    keep_rest(images, job, folder, report)
     partials.remove()
     compare(job, report)
 
