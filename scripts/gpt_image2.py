@@ -1995,8 +1995,9 @@ def transport_hint(kind: str, never_sent: bool) -> str:
 # ---- 10. Journal: unfinished requests survive everything -----------------------------------------
 # One folder for each command: request.json says what was asked for; N.* are the files of its Nth
 # transfer that may cost money (N.create marks those that ask for images), RUN-N.* of those that can be
-# repeated; saved-N names the Nth picture's file, partials the pictures in the making, input-N is a fetched
-# input and input-N.url its address; stuck lets --fresh remove it; owner is locked by the program at work on it.
+# repeated; saved-N names the Nth picture's file, partials the pictures in the making; input-N is a copy of an
+# input, input-N.url its address if it has one; stuck lets --fresh remove it; owner is locked by the program
+# at work on it.
 # Running the same command again takes the folder over and replays it: answers that are there are
 # read instead of asked for, a transfer that still runs is waited for.
 
@@ -2077,29 +2078,33 @@ def sandbox_root() -> str:
 def temporary_places() -> list[str]:
     """Where temporary files can go. Python's own search tries each place out with a file, which a kill leaves there."""
     places = [*map(environment, ("TMPDIR", "TEMP", "TMP")), "/tmp", "/var/tmp"]
-    return [place for place in map(os.path.realpath, filter(None, places)) if os.path.isdir(place)
-            and os.access(place, os.W_OK | os.X_OK) and not folder_fault(os.path.join(place, os.urandom(8).hex()))]
+    return [place for place in map(os.path.realpath, filter(None, places))
+            if os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK)
+            and not folder_fault(os.path.join(place, os.urandom(8).hex()))]  # a name that is not there
 
 
 def folder_fault(path: str, closed: int = 0o022) -> str:
-    """Why others may change what is in a folder, or put another in its place; an empty text where they cannot.
+    """Why others may change a folder, which need not exist yet, or put another in its place; or an empty text.
 
-    closed: the rights that nobody else may have. What does not exist yet has no fault.
+    closed: the rights that nobody else may have.
     """
     import stat
     from shlex import quote
-    user, place, below = os.getuid() if hasattr(os, "getuid") else None, path, ""
+    if not hasattr(os, "getuid"):  # Windows
+        return ""
+    user, place, below = os.getuid(), path, ""
     rulers = {0, user, os.stat("/").st_uid, *((1000,) if hasattr(sys, "getandroidapilevel") else ())}
-    while user is not None and place != below:
+    while place != below:
         with suppress(FileNotFoundError):
             status, itself = os.lstat(place), place == path
             mode, owner = status.st_mode, status.st_uid
-            # In a sticky folder nobody replaces what others own; many systems give each user a group of its own.
+            # In a sticky folder nobody replaces what others own; many systems give each user a group alone.
             above = 0 if mode & stat.S_ISVTX else 0o002 if status.st_gid == owner else 0o022
             if not stat.S_ISDIR(mode) or owner not in ({user} if itself else rulers):
                 return f"{place} is a link, or belongs to somebody else"
             if mode & (closed if itself else above):
-                return f"{place} is open to others, fix it with: chmod {'700' if itself else 'go-w'} {quote(place)}"
+                rights = "700" if itself else "go-w"
+                return f"{place} is open to others, fix it with: chmod {rights} {quote(place)}"
         place, below = os.path.dirname(place), place
     return ""
 
@@ -2170,8 +2175,8 @@ def temporary_folder() -> Folder:
 
 def adopt_folder(root: str, name: str, fresh: bool, report: Report) -> Folder | None:
     """Take over what an identical command has left; with fresh only give up what could never be collected."""
-    paths = [os.path.join(root, entry) for entry in sorted(os.listdir(root)) if entry.startswith(name)] if fcntl else []
-    waiting = [path for path in paths if is_safe(path, report, 0o077)]
+    paths = [os.path.join(root, entry) for entry in sorted(os.listdir(root)) if entry.startswith(name)]
+    waiting = [path for path in paths if fcntl and is_safe(path, report, 0o077)]
     if not waiting:
         return None
     try:
@@ -2219,7 +2224,7 @@ def make_folder(root: str, name: str, room: int, asked: Mapping[str, Any]) -> Fo
 
 
 def prune(root: str) -> None:
-    """Remove what was left half made or half removed, and what nobody collected in time. Links are left alone."""
+    """Remove what was left half made or half removed, and what nobody collected in time; never a link."""
     import stat
     for entry in os.listdir(root):
         path = os.path.join(root, entry)
@@ -2283,7 +2288,8 @@ def journal_folders(report: Report) -> list[str]:
         with suppress(OSError):
             root = journal_root(find_root, report)
             paths += [os.path.join(root, entry) for entry in sorted(os.listdir(root)) if entry[0] != "."]
-    return [path for path in paths if os.path.lexists(os.path.join(path, "owner")) and is_safe(path, report, 0o077)]
+    return [path for path in paths
+            if os.path.lexists(os.path.join(path, "owner")) and is_safe(path, report, 0o077)]
 
 
 def unfinished_commands(report: Report) -> list[tuple[float, str, str]]:
@@ -2315,7 +2321,9 @@ def saved_paths(folder: Folder) -> set[str]:
 
 def remember_saved(folder: Folder, number: int, path: str) -> None:
     """Note where the Nth picture is, so that a later run does not save it again."""
-    with private_file(os.path.join(folder.path, f"saved-{number}")) as stream:
+    record = os.path.join(folder.path, f"saved-{number}")
+    discard(record)  # it named no picture
+    with private_file(record) as stream:
         stream.write(os.fsencode(path))
 
 
@@ -2347,8 +2355,8 @@ def stop_failure(stop: KeyboardInterrupt, folder: Folder) -> Failure:
 
 def earlier_input(url: str, report: Report) -> str:
     """The copy that an unfinished request has of a URL's image, if there is one."""
-    wanted, copies = url.encode("utf-8", "surrogateescape"), [f"input-{number}" for number in range(MAX_IMAGES)]
-    for path in (os.path.join(folder, name) for folder in journal_folders(report) for name in copies):
+    wanted, numbers = url.encode("utf-8", "surrogateescape"), range(MAX_IMAGES)
+    for path in (os.path.join(folder, f"input-{n}") for folder in journal_folders(report) for n in numbers):
         with suppress(OSError), plain_file(path + ".url") as stream:
             if stream.read() == wanted and os.path.exists(path):
                 return path
@@ -3325,7 +3333,8 @@ class Partials:
 
     def remove(self) -> None:
         """The final image is there."""
-        for path in [self.part, *(mark.split(" ", 5)[-1] for mark in self.made if not self.job.keep_partials)]:
+        paths = [mark.split(" ", 5)[-1] for mark in self.made if not self.job.keep_partials]
+        for path in [self.part, *paths]:
             with suppress(OSError):
                 if path == self.part or self.is_own(path):
                     discard(path)
@@ -3333,8 +3342,8 @@ class Partials:
 
 def file_mark(path: str, name: str) -> str:
     """A line that tells a file from any other that may ever get its name."""
-    status = os.lstat(path)
-    return " ".join(map(str, (status.st_mode, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, name)))
+    found = os.lstat(path)
+    return f"{found.st_mode} {found.st_dev} {found.st_ino} {found.st_size} {found.st_mtime_ns} {name}"
 
 
 def give_name(part: str, path: str, overwrite: bool) -> bool:
@@ -3526,15 +3535,15 @@ class Inputs:
             request = download(url, self.settings)._replace(allow_http=True, purpose="input")
             path = perform(request, exchange, Run(self.report, time.monotonic() + DOWNLOAD_TIMEOUT)).path
         except Failure as failure:
-            path = earlier_input(url, self.report)  # an unfinished request can be collected although its input is gone
+            path = earlier_input(url, self.report)  # its request can be collected although it is gone
             if not path:
                 raise usage_failure(f"cannot fetch image {url.partition('?')[0]}: {failure.message}") from None
         self.paths[path] = url
         return path
 
     def moved(self, job: Job, folder: Folder) -> Job:
-        """The job with private copies of its files: what was checked is sent, whatever becomes of them meanwhile,
-        and curl finds it even when this program has been killed."""
+        """The job with private copies of its files: what was checked is sent, whatever becomes of the names, and
+        curl finds it even when this program has been killed."""
         uploads = list(job.uploads)
         try:
             for number, upload in enumerate(uploads):
@@ -3562,7 +3571,7 @@ class Inputs:
 def copy_upload(upload: Upload, path: str, masked: Upload | None) -> None:
     """A private copy of a file, which must be what was checked. masked: the image that it is the mask of."""
     import shutil
-    changed = usage_failure(f"{upload.path} changed while this command looked at it", "Run the command again.")
+    changed = usage_failure(f"{upload.path} changed while it was read; nothing was sent", "Run the command again.")
     try:
         source = plain_file(upload.path, follow=True)
     except OSError:
