@@ -2084,7 +2084,7 @@ def temporary_places() -> list[str]:
 
 
 def folder_fault(path: str, closed: int = 0o022) -> str:
-    """Why others may change a folder, which need not exist yet, or put another in its place; or an empty text.
+    """Why others may change a folder (perhaps not made yet) or put another in its place; or an empty text.
 
     closed: the rights that nobody else may have.
     """
@@ -3542,8 +3542,8 @@ class Inputs:
         return path
 
     def moved(self, job: Job, folder: Folder) -> Job:
-        """The job with private copies of its files: what was checked is sent, whatever becomes of the names, and
-        curl finds it even when this program has been killed."""
+        """The job with private copies of its files: what was checked is sent, whatever becomes of the names,
+        and curl finds it even when this program has been killed."""
         uploads = list(job.uploads)
         try:
             for number, upload in enumerate(uploads):
@@ -3571,7 +3571,8 @@ class Inputs:
 def copy_upload(upload: Upload, path: str, masked: Upload | None) -> None:
     """A private copy of a file, which must be what was checked. masked: the image that it is the mask of."""
     import shutil
-    changed = usage_failure(f"{upload.path} changed while it was read; nothing was sent", "Run the command again.")
+    changed = usage_failure(f"{upload.path} changed while it was read; nothing was sent",
+                            "Run the command again.")
     try:
         source = plain_file(upload.path, follow=True)
     except OSError:

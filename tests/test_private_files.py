@@ -368,7 +368,7 @@ class PruneTest(PrivateCase):
     def test_owner_that_is_a_link(self) -> None:
         self.requests.mkdir(parents=True)
         self.requests.chmod(0o700)
-        for number, name in enumerate((".gone-x", "0123-x")):
+        for name in (".gone-x", "0123-x"):
             (self.requests / name).mkdir(mode=0o700)
             (self.requests / name / "owner").symlink_to(self.root / "made")
             os.utime(str(self.requests / name), (0, 0))
@@ -716,7 +716,7 @@ class CoreFileTest(PrivateCase):
         self.assertEqual((self.core_limit(child.pid), self.core_limit(curl)), ("0", "0"))
         child.send_signal(3)  # Ctrl-\
         self.finish(child)
-        self.assertEqual([path for path in self.root.rglob("core*")], [])
+        self.assertEqual(list(self.root.rglob("core*")), [])
         self.assert_succeeded(self.again())
         self.assertEqual(len(self.server.posts), 1)
 
