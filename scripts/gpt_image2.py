@@ -210,6 +210,7 @@ class Upload(NamedTuple):
     picture: Picture
     bytes: int
     checksum: str = ""  # MD5 as base64, where the API wants one
+    digest: str = ""  # SHA-256 of the content; nothing is known of a URL's
 
 
 class Target(NamedTuple):
@@ -231,6 +232,11 @@ class Job(NamedTuple):
     n: int
     target: Target
     keep_partials: bool = False
+
+    @property
+    def uploads(self) -> tuple[Upload, ...]:
+        """The input images and the mask."""
+        return (*self.images, self.mask) if self.mask else self.images
 
 
 class DataUrl:
@@ -1132,7 +1138,7 @@ def file_digest(path: str, kind: str) -> bytes:
     """A file's checksum, a block at a time."""
     import hashlib
     digest = hashlib.new(kind)
-    with open(path, "rb") as stream:
+    with plain_file(path, follow=True) as stream:
         for block in iter(lambda: stream.read(BLOCK), b""):
             digest.update(block)
     return digest.digest()
@@ -1152,6 +1158,7 @@ def read_upload(path: str, role: str) -> Upload:
             raise usage_failure(f"{role} {path} is {'a folder' if stat.S_ISDIR(status.st_mode) else 'not a file'}")
         with open(full, "rb") as stream:
             picture = inspect_picture(stream)
+        digest = file_digest(full, "sha256").hex() if picture and status.st_size < MAX_IMAGE_BYTES else ""
     except (OSError, ValueError) as error:
         hint = "Download it first, then pass the file." if re.match(r"(?i)https?://", path) else ""
         raise usage_failure(f"cannot read {role} {path}: {reason(error)}", hint) from None
@@ -1162,7 +1169,7 @@ def read_upload(path: str, role: str) -> Upload:
                             "Scale it down or save it as JPEG.")
     if picture is None or picture.format not in FORMATS or not picture.width * picture.height:
         raise usage_failure(f"{role} {path} is not a PNG, JPEG or WebP file (its content decides, not its name)")
-    return Upload(full, picture, status.st_size)
+    return Upload(full, picture, status.st_size, digest=digest)
 
 
 def read_mask(path: str, image: Upload, notes: list[str]) -> Upload:
@@ -1773,9 +1780,23 @@ class Outcome(NamedTuple):
     message: str
 
 
-def private_file(path: str) -> BinaryIO:
-    """A new, empty file that only its owner can read."""
-    return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o600), "wb")
+NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # on Windows only an administrator makes links
+BINARY = getattr(os, "O_BINARY", 0)
+
+
+def private_file(path: str, how: int = os.O_TRUNC) -> BinaryIO:
+    """A file to write, an empty one by default, that only its owner can read. No link is followed."""
+    return open(os.open(path, os.O_WRONLY | os.O_CREAT | how | NO_LINK | BINARY, 0o600), "wb")
+
+
+def plain_file(path: str, follow: bool = False) -> BinaryIO:
+    """A file to read. Whatever else has that name, a link or a pipe, is an OSError, and never waited for."""
+    import stat
+    stream = open(os.open(path, getattr(os, "O_NONBLOCK", 0) | BINARY | (0 if follow else NO_LINK)), "rb")
+    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        stream.close()
+        raise OSError("it is not a file")
+    return stream
 
 
 def discard(path: str) -> None:
@@ -1963,7 +1984,7 @@ def stop_curl(child: Popen[bytes] | None, exchange: Exchange) -> None:
     while is_running(child, exchange):
         if child is not None:
             child.terminate()  # without a lock it is curl itself
-        with suppress(OSError, ValueError), open(exchange.file("lock"), encoding="ascii") as stream:
+        with suppress(OSError, ValueError), plain_file(exchange.file("lock")) as stream:
             os.kill(int(stream.read()), signal.SIGTERM)
         time.sleep(0.01)
 
@@ -2027,8 +2048,9 @@ def transport_hint(kind: str, never_sent: bool) -> str:
 # ---- 10. Journal: unfinished requests survive everything -----------------------------------------
 # One folder for each command: request.json says what was asked for; N.* are the files of its Nth
 # transfer that may cost money (N.create marks those that ask for images), RUN-N.* of those that can be
-# repeated; saved-N names the Nth picture's file, partials the pictures in the making, input-N is a fetched
-# input and input-N.url its address; stuck lets --fresh remove it; owner is locked by the program at work on it.
+# repeated; saved-N names the Nth picture's file, partials the pictures in the making; input-N is a copy of an
+# input, input-N.url its address if it has one; stuck lets --fresh remove it; owner is locked by the program
+# at work on it.
 # Running the same command again takes the folder over and replays it: answers that are there are
 # read instead of asked for, a transfer that still runs is waited for.
 
@@ -2059,15 +2081,28 @@ def take_lock(path: str, create: bool = False, wait: bool = False) -> int | None
             private_file(path).close()
         return -1 if os.path.exists(path) else None
     try:
-        handle = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0), 0o600)
+        handle = os.open(path, os.O_RDWR | NO_LINK | (os.O_CREAT if create else 0), 0o600)
     except FileNotFoundError:
         return None
-    with suppress(BlockingIOError, FileNotFoundError):  # held by another, or removed since it was opened
+    lock = None
+    try:
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        if os.path.samestat(os.fstat(handle), os.stat(path)):
+        if os.path.samestat(os.fstat(handle), os.lstat(path)):
             return handle
+    except (BlockingIOError, FileNotFoundError):  # held by another, or removed since it was opened
+        pass
+    except OSError:  # some network file systems have none
+        lock = -1
     os.close(handle)
-    return None
+    return lock
+
+
+def take_gate(root: str) -> int | None:
+    """The lock under which folders are made, adopted and removed."""
+    gate = take_lock(os.path.join(root, ".lock"), create=True, wait=True)
+    if gate == -1 and fcntl:
+        raise OSError("files cannot be locked there")
+    return gate
 
 
 def release(lock: int | None) -> None:
@@ -2082,38 +2117,79 @@ def state_root() -> str:
     base = state if os.path.isabs(state) else os.path.join(os.path.expanduser("~"), ".local", "state")
     if not os.path.isabs(base):
         raise OSError("there is no home folder")
-    return os.path.join(base, "gpt-image-2", "requests")
+    return os.path.join(os.path.realpath(base), "gpt-image-2", "requests")
 
 
-def sandbox_root(create: bool = True) -> str:
+def sandbox_root() -> str:
     """The place for them where a sandbox lets a command write nothing but its workspace and temporary files."""
-    import stat
-    owner = os.getuid() if hasattr(os, "getuid") else None
     places = temporary_places()
     if not places:
         raise OSError("there is no folder for temporary files")  # requests do not belong into a workspace
-    root = os.path.join(places[0], f"gpt-image-2-{owner}")
-    if create:
-        os.makedirs(root, mode=0o700, exist_ok=True)
-    status = os.lstat(root)  # others can make folders there too
-    mine = stat.S_ISDIR(status.st_mode) and status.st_uid == owner and not status.st_mode & 0o077
-    if owner is not None and not mine:
-        raise OSError(f"{root} is not this user's alone")
-    return root
+    return os.path.join(places[0], f"gpt-image-2-{os.getuid() if hasattr(os, 'getuid') else None}")
 
 
 def temporary_places() -> list[str]:
     """Where temporary files can go. Python's own search tries each place out with a file, which a kill leaves there."""
     places = [*map(environment, ("TMPDIR", "TEMP", "TMP")), "/tmp", "/var/tmp"]
-    return [os.path.abspath(place) for place in places
-            if place and os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK)]
+    return [place for place in map(os.path.realpath, filter(None, places))
+            if os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK)
+            and not folder_fault(os.path.join(place, os.urandom(8).hex()))]  # a name that is not there
+
+
+def folder_fault(path: str, closed: int = 0o022) -> str:
+    """Why others may change a folder (perhaps not made yet) or put another in its place; or an empty text.
+
+    closed: the rights that nobody else may have.
+    """
+    import stat
+    from shlex import quote
+    if not hasattr(os, "getuid"):  # Windows
+        return ""
+    user, place, below = os.getuid(), path, ""
+    rulers = {0, user, os.stat("/").st_uid, *((1000,) if hasattr(sys, "getandroidapilevel") else ())}
+    while place != below:
+        with suppress(FileNotFoundError):
+            status, itself = os.lstat(place), place == path
+            mode, owner = status.st_mode, status.st_uid
+            # In a sticky folder nobody replaces what others own; many systems give each user a group alone.
+            above = 0 if mode & stat.S_ISVTX else 0o002 if status.st_gid == owner else 0o022
+            if not stat.S_ISDIR(mode) or owner not in ({user} if itself else rulers):
+                return f"{place} is a link, or belongs to somebody else"
+            if mode & (closed if itself else above):
+                rights = "700" if itself else "go-w"
+                return f"{place} is open to others, fix it with: chmod {rights} {quote(place)}"
+        place, below = os.path.dirname(place), place
+    return ""
+
+
+def is_safe(path: str, report: Report, closed: int = 0o022) -> bool:
+    """Whether a folder is this user's alone; a warning says why it is not."""
+    fault = folder_fault(path, closed)
+    if fault:
+        report.warn(f"{path} is not used, nor what waits there: {fault}")
+    return not fault
+
+
+def journal_root(find_root: Callable[[], str], report: Report, create: bool = False) -> str:
+    """A place of the journal. OSError when it is not there or others could tamper with it."""
+    root = find_root()
+    if not create:
+        os.lstat(root)
+    elif is_safe(root, report):  # as far as it exists
+        umask = os.umask(0o077)  # for those above it, which makedirs gives no mode
+        try:
+            os.makedirs(root, exist_ok=True)
+        finally:
+            os.umask(umask)
+    if not is_safe(root, report):
+        raise OSError("others can change it")
+    return root
 
 
 def fingerprint(job: Job, settings: Settings) -> str:
     """The same for commands that ask for the same images: endpoint, parameters, prompt, bytes of all inputs."""
     import hashlib
-    uploads = [*job.images, *([job.mask] if job.mask else [])]
-    inputs = [file_digest(upload.path, "sha256").hex() if upload.picture.format else upload.path for upload in uploads]
+    inputs = [upload.digest or upload.path for upload in job.uploads]
     asked = [1, job.command, settings.api.value, settings.base_url.value, job.model, job.prompt,
              sorted(job.parameters.items()), job.n, inputs, bool(job.mask)]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:24]
@@ -2121,18 +2197,19 @@ def fingerprint(job: Job, settings: Settings) -> str:
 
 def open_folder(job: Job, settings: Settings, fresh: bool, report: Report) -> Folder:
     """The folder of an unfinished identical command, or a new one."""
-    room = room_needed(job.n, as_text(job.parameters.get("size"))) * 3 // 2  # as base64, and the uploads
+    room = room_needed(job.n, as_text(job.parameters.get("size"))) * 3 // 2  # as base64
+    room += sum(upload.bytes for upload in job.uploads) * (3 if settings.api.value == "codex" else 1)
     name, problem = fingerprint(job, settings), ""
     asked = {"schema": 1, "version": VERSION, "prompt": job.prompt, "model": job.model, "images": len(job.images),
              "endpoint": settings.base_url.value, "parameters": dict(job.parameters)}
-    for find_root in (state_root, lambda: sandbox_root(create=False)):
+    for find_root in (state_root, sandbox_root):
         with suppress(OSError):  # not there, or not this user's
-            found = adopt_folder(find_root(), name, fresh)
+            found = adopt_folder(journal_root(find_root, report), name, fresh, report)
             if found:
                 return found
     for find_root in (state_root, sandbox_root):
         try:
-            return make_folder(find_root(), name, room, asked)
+            return make_folder(journal_root(find_root, report, create=True), name, room, asked)
         except OSError as error:
             problem = problem or reason(error)
     report.warn(f"the state folder cannot be used ({problem}): if this command is cut off, its image is lost")
@@ -2149,15 +2226,16 @@ def temporary_folder() -> Folder:
                         "Set TMPDIR or XDG_STATE_HOME to a folder that can be written.")
 
 
-def adopt_folder(root: str, name: str, fresh: bool) -> Folder | None:
+def adopt_folder(root: str, name: str, fresh: bool, report: Report) -> Folder | None:
     """Take over what an identical command has left; with fresh only give up what could never be collected."""
-    waiting = [entry for entry in sorted(os.listdir(root)) if entry.startswith(name)] if fcntl else []
+    paths = [os.path.join(root, entry) for entry in sorted(os.listdir(root)) if entry.startswith(name)]
+    waiting = [path for path in paths if fcntl and is_safe(path, report, 0o077)]
     if not waiting:
         return None
     try:
-        gate = take_lock(os.path.join(root, ".lock"), create=True, wait=True)
+        gate = take_gate(root)
         try:
-            return next(filter(None, (take_over(os.path.join(root, entry), fresh) for entry in waiting)), None)
+            return next(filter(None, (take_over(path, fresh) for path in waiting)), None)
         finally:
             release(gate)
     except OSError as error:  # better no picture than one that is paid for twice
@@ -2184,8 +2262,7 @@ def take_over(path: str, fresh: bool) -> Folder | None:
 
 def make_folder(root: str, name: str, room: int, asked: Mapping[str, Any]) -> Folder:
     """A new folder. One process at a time does this, so that none is seen half made."""
-    os.makedirs(root, mode=0o700, exist_ok=True)
-    gate = take_lock(os.path.join(root, ".lock"), create=True, wait=True)
+    gate = take_gate(root)
     try:
         prune(root)
         if free_bytes(root) < room:
@@ -2200,19 +2277,21 @@ def make_folder(root: str, name: str, room: int, asked: Mapping[str, Any]) -> Fo
 
 
 def prune(root: str) -> None:
-    """Remove what was left half made or half removed, and what nobody collected in time."""
+    """Remove what was left half made or half removed, and what nobody collected in time; never a link."""
+    import stat
     for entry in os.listdir(root):
         path = os.path.join(root, entry)
-        owner = os.path.join(path, "owner")
-        half = entry.startswith(".gone") or not os.path.exists(owner)
-        try:
-            expired = half or time.time() - os.stat(path).st_mtime > KEEP_DAYS * 86400
-        except FileNotFoundError:
-            continue  # its owner has just removed it
-        lock = take_lock(owner, create=half) if expired and os.path.isdir(path) else None
-        if lock is not None and (half or folder_state(Folder(path, lock, True)) != "running"):
-            remove_tree(path)
-        release(lock)
+        with suppress(OSError):  # its owner has just removed it
+            status = os.lstat(path)
+            if not stat.S_ISDIR(status.st_mode):
+                continue
+            if entry.startswith(".") or not os.path.lexists(os.path.join(path, "owner")):
+                remove_tree(path)
+            elif time.time() - status.st_mtime > KEEP_DAYS * 86400:
+                folder = Folder(path, take_lock(os.path.join(path, "owner")), True)
+                if folder.lock is not None and folder_state(folder) != "running":
+                    remove_folder(folder)
+                release(folder.lock)
 
 
 def remove_folder(folder: Folder) -> None:
@@ -2220,9 +2299,12 @@ def remove_folder(folder: Folder) -> None:
     path = folder.path
     if folder.journaled:
         gone = os.path.join(os.path.dirname(path), ".gone-" + os.path.basename(path))
-        with suppress(OSError):
+        try:
             os.rename(path, gone)
             path = gone
+        except OSError:
+            with suppress(OSError):  # without it a folder is none either
+                discard(os.path.join(path, "owner"))
     remove_tree(path)
 
 
@@ -2258,22 +2340,23 @@ def folder_state(folder: Folder) -> str:
     return next((state for state in ("running", "lost", "answered") if state in states), "unsent")
 
 
-def journal_folders() -> list[str]:
+def journal_folders(report: Report) -> list[str]:
     """The paths of the folders of all unfinished commands, wherever they are."""
     paths: list[str] = []
-    for find_root in (state_root, lambda: sandbox_root(create=False)):
+    for find_root in (state_root, sandbox_root):
         with suppress(OSError):
-            root = find_root()
-            paths += [os.path.join(root, entry) for entry in sorted(os.listdir(root))]
-    return paths
+            root = journal_root(find_root, report)
+            paths += [os.path.join(root, entry) for entry in sorted(os.listdir(root)) if entry[0] != "."]
+    return [path for path in paths
+            if os.path.lexists(os.path.join(path, "owner")) and is_safe(path, report, 0o077)]
 
 
-def unfinished_commands() -> list[tuple[float, str, str]]:
+def unfinished_commands(report: Report) -> list[tuple[float, str, str]]:
     """(age in seconds, state, first words of the prompt) of every unfinished command, oldest first."""
     found = []
-    for path in journal_folders():
+    for path in journal_folders(report):
         with suppress(OSError, ValueError, AttributeError):  # half made, or just removed
-            with open(os.path.join(path, "request.json"), encoding="utf-8") as stream:
+            with plain_file(os.path.join(path, "request.json")) as stream:
                 prompt = as_text(json.load(stream).get("prompt"))
             state = folder_state(Folder(path, None, True))
             found.append((time.time() - os.stat(path).st_mtime, state, one_line(prompt, 60)))
@@ -2283,9 +2366,9 @@ def unfinished_commands() -> list[tuple[float, str, str]]:
 def saved_before(folder: Folder, number: int) -> str:
     """Where an earlier run saved the Nth picture, if there is still a picture."""
     with suppress(OSError):
-        with open(os.path.join(folder.path, f"saved-{number}"), "rb") as stream:
+        with plain_file(os.path.join(folder.path, f"saved-{number}")) as stream:
             path = os.fsdecode(stream.read())
-        with open(path, "rb") as stream:
+        with plain_file(path, follow=True) as stream:
             return path if inspect_picture(stream) else ""
     return ""
 
@@ -2297,7 +2380,9 @@ def saved_paths(folder: Folder) -> set[str]:
 
 def remember_saved(folder: Folder, number: int, path: str) -> None:
     """Note where the Nth picture is, so that a later run does not save it again."""
-    with private_file(os.path.join(folder.path, f"saved-{number}")) as stream:
+    record = os.path.join(folder.path, f"saved-{number}")
+    discard(record)  # it named no picture
+    with private_file(record) as stream:
         stream.write(os.fsencode(path))
 
 
@@ -2336,16 +2421,13 @@ def stop_failure(stop: KeyboardInterrupt, folder: Folder) -> Failure:
     return Failure(f"{word}; {told}", exit_code, "interrupted", ASKS_ANEW, billed)
 
 
-def earlier_input(url: str) -> str:
+def earlier_input(url: str, report: Report) -> str:
     """The copy that an unfinished request has of a URL's image, if there is one."""
-    for folder in journal_folders():
-        with suppress(OSError):
-            for name in os.listdir(folder):
-                path = os.path.join(folder, name)
-                if name.endswith(".url") and os.path.exists(path[:-4]):
-                    with open(path, "rb") as stream:
-                        if stream.read() == url.encode("utf-8", "surrogateescape"):
-                            return path[:-4]
+    wanted, numbers = url.encode("utf-8", "surrogateescape"), range(MAX_IMAGES)
+    for path in (os.path.join(folder, f"input-{n}") for folder in journal_folders(report) for n in numbers):
+        with suppress(OSError), plain_file(path + ".url") as stream:
+            if stream.read() == wanted and os.path.exists(path):
+                return path
     return ""
 
 
@@ -3476,10 +3558,12 @@ class Partials:
     def __init__(self, job: Job, folder: Folder, report: Report) -> None:
         self.job, self.report = job, report
         self.position = 0  # in the growing answer
+        self.part = os.path.join(job.target.folder, f".{os.path.basename(folder.path)}-partial.part")
         self.record = os.path.join(folder.path, "partials")  # for the run that collects what this one leaves
-        self.paths: list[str] = []
-        with suppress(FileNotFoundError), open(self.record, "rb") as stream:
-            self.paths = [os.fsdecode(line) for line in stream.read().splitlines()]
+        self.made: list[str] = []  # the files' marks
+        self.names: set[str] = set()  # of this run
+        with suppress(OSError), plain_file(self.record) as stream:
+            self.made = [os.fsdecode(line) for line in stream.read().splitlines()]
 
     def look(self, exchange: Exchange) -> None:
         """Save what has arrived since the last look."""
@@ -3496,30 +3580,50 @@ class Partials:
         """One partial picture, in place of an older one of the same name; trouble with it is only a warning."""
         target, found = self.job.target, find_images(data)
         index = data.get("partial_image_index")
-        name = f"{target.stem}.partial-{index if type(index) is int else len(self.paths)}"
-        part = os.path.join(target.folder, f".{name}.part")
+        name = f"{target.stem}.partial-{index if type(index) is int else len(self.names)}"
         try:
-            with open(part, "wb") as sink:
+            discard(self.part)
+            with open(self.part, "xb") as sink:
                 copy_image(Image(base64=found[0]) if isinstance(found[0], (str, Span)) else found[0], sink)
-            picture, _ = picture_in(part)
-            path = os.path.join(target.folder, name + SUFFIXES[picture.format][0]) if picture else ""
-            if path and os.path.lexists(path) and path not in self.paths:
-                self.report.warn(f"{path} exists and stays as it is; the partial image is not saved")
-            elif path:
-                if path not in self.paths:
-                    self.paths.append(path)
-                    with open(self.record, "ab") as stream:  # never emptied, not even for a moment
-                        stream.write(os.fsencode(path + "\n"))
-                os.replace(part, path)
-                self.report.note(f"partial image: {path}")
+            picture, _ = picture_in(self.part)
+            if picture:
+                self.publish(os.path.join(target.folder, name + SUFFIXES[picture.format][0]))
         except (OSError, IndexError, Failure) as problem:
             self.report.warn(f"a partial image could not be saved: {problem}")
-        discard(part)
+        with suppress(OSError):
+            discard(self.part)
+
+    def publish(self, path: str) -> None:
+        """Give the finished file its name. What this command did not make stays as it is."""
+        names, asked = self.names | {path}, self.job.parameters["partial_images"]
+        if len(names) > self.job.n * (asked if type(asked) is int else MAX_PARTIALS):
+            raise OSError("more came than were asked for")
+        self.names = names
+        self.made.append(file_mark(self.part, path))
+        with private_file(self.record, os.O_APPEND) as stream:  # never emptied, not even for a moment
+            stream.write(os.fsencode(self.made[-1] + "\n"))
+        if give_name(self.part, path, self.is_own(path)):
+            self.report.note(f"partial image: {path}")
+        else:
+            self.report.warn(f"{path} exists and stays as it is; the partial image is not saved")
+
+    def is_own(self, path: str) -> bool:
+        """Whether there is a file of this command, still as it was made."""
+        return os.path.lexists(path) and file_mark(path, path) in self.made
 
     def remove(self) -> None:
         """The final image is there."""
-        for path in () if self.job.keep_partials else self.paths:
-            discard(path)
+        paths = [mark.split(" ", 5)[-1] for mark in self.made if not self.job.keep_partials]
+        for path in [self.part, *paths]:
+            with suppress(OSError):
+                if path == self.part or self.is_own(path):
+                    discard(path)
+
+
+def file_mark(path: str, name: str) -> str:
+    """A line that tells a file from any other that may ever get its name."""
+    found = os.lstat(path)
+    return f"{found.st_mode} {found.st_dev} {found.st_ino} {found.st_size} {found.st_mtime_ns} {name}"
 
 
 def give_name(part: str, path: str, overwrite: bool) -> bool:
@@ -3711,36 +3815,58 @@ class Inputs:
             request = download(url, self.settings)._replace(allow_http=True, purpose="input")
             path = perform(request, exchange, Run(self.report, time.monotonic() + DOWNLOAD_TIMEOUT)).path
         except Failure as failure:
-            path = earlier_input(url)  # an unfinished request can be collected although its input is gone
+            path = earlier_input(url, self.report)  # its request can be collected although it is gone
             if not path:
                 raise usage_failure(f"cannot fetch image {url.partition('?')[0]}: {failure.message}") from None
         self.paths[path] = url
         return path
 
     def moved(self, job: Job, folder: Folder) -> Job:
-        """The job with the copies where curl finds them even when this program has been killed."""
-        import shutil
-        images = list(job.images)
-        for number, image in enumerate(images):
-            if image.path in self.paths:
+        """The job with private copies of its files: what was checked is sent, whatever becomes of the names,
+        and curl finds it even when this program has been killed."""
+        uploads = list(job.uploads)
+        try:
+            for number, upload in enumerate(uploads):
                 path = os.path.join(folder.path, f"input-{number}")
-                try:
-                    if not os.path.exists(path):  # an adopted request may be reading it
-                        shutil.copyfile(image.path, path + ".part")
+                if upload.digest and not os.path.exists(path):  # an adopted request may be reading it
+                    copy_upload(upload, path + ".part", job.images[0] if upload is job.mask else None)
+                    if upload.path in self.paths:
                         with private_file(path + ".url") as stream:
-                            stream.write(self.paths[image.path].encode("utf-8", "surrogateescape"))
-                        os.replace(path + ".part", path)
-                except OSError as error:
-                    failure = setup_failure(f"cannot write {folder.path}: {reason(error)}", "Make room there.")
-                    failure.keep = folder.adopted
-                    raise failure from None
-                images[number] = image._replace(path=path)
-        return job._replace(images=tuple(images))
+                            stream.write(self.paths[upload.path].encode("utf-8", "surrogateescape"))
+                    os.replace(path + ".part", path)
+                uploads[number] = upload._replace(path=path) if upload.digest else upload
+        except (OSError, Failure) as error:
+            failure = error if isinstance(error, Failure) else setup_failure(
+                f"cannot write {folder.path}: {reason(error)}", "Make room there.")
+            failure.keep = folder.adopted
+            raise failure from None
+        return job._replace(images=tuple(uploads[:len(job.images)]), mask=uploads[-1] if job.mask else None)
 
     def remove(self) -> None:
         """Forget the copies."""
         if self.folder:
             remove_folder(self.folder)
+
+
+def copy_upload(upload: Upload, path: str, masked: Upload | None) -> None:
+    """A private copy of a file, which must be what was checked. masked: the image that it is the mask of."""
+    import shutil
+    changed = usage_failure(f"{upload.path} changed while it was read; nothing was sent",
+                            "Run the command again.")
+    try:
+        source = plain_file(upload.path, follow=True)
+    except OSError:
+        raise changed from None
+    with source, private_file(path) as copy:
+        if os.fstat(source.fileno()).st_size != upload.bytes:
+            raise changed
+        shutil.copyfileobj(source, copy, BLOCK)
+    try:
+        checked = read_mask(path, masked, []) if masked else read_upload(path, "image")
+    except Failure:
+        raise changed from None
+    if checked._replace(path=upload.path, checksum=upload.checksum) != upload:
+        raise changed
 
 
 def run_job(job: Job, settings: Settings, key: KeySource, folder: Folder, inputs: Inputs, report: Report,
@@ -3935,7 +4061,8 @@ def show_settings(settings: Settings, report: Report) -> None:
             shown if usable else f"{shown}, only for {source.host}", source.source)
     if not settings.keys:
         rows["api_key"] = Setting("none", "set GPT_IMAGE2_API_KEY or run: " + command_line("config --init"))
-    pending = [{"age_s": round(age), "state": state, "prompt": prompt} for age, state, prompt in unfinished_commands()]
+    pending = [{"age_s": round(age), "state": state, "prompt": prompt}
+               for age, state, prompt in unfinished_commands(report)]
     if report.as_json:
         shown_rows = {name: row._asdict() for name, row in rows.items()}
         report.output(json.dumps({"schema": 1, "ok": True, "settings": shown_rows, "pending": pending,
@@ -4219,10 +4346,18 @@ def fill_standard_streams() -> None:
     os.close(handle)
 
 
+def forbid_core_files() -> None:
+    """A program that is made to crash writes all its memory to a file, with the key; curl inherits this."""
+    with suppress(ImportError, OSError, ValueError):  # Windows has no such limit
+        import resource
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. The only place that turns failures into exit codes."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     fill_standard_streams()
+    forbid_core_files()
     report = Report(as_json="--json" in arguments)
     help_text = help_for(arguments)
     if help_text:
