@@ -1438,7 +1438,7 @@ def settle(create: Request, response: Response, settings: Settings, places: list
     look = create._replace(method="GET", body=None, form=(), purpose="poll", timeout=min(create.timeout, POLL_TIMEOUT))
     task = task_id(response.document)
     urls = poll_urls(create, response, settings, places) if is_pending(create, response) else []
-    least = 0.05  # seconds; more with each look, or one that is asked to come back at once would do nothing else
+    least = 0.05  # seconds; it grows, for a server may always say: at once
     while urls and not find_images(response.document) and task_status(response.document) not in DONE:
         asked = pause_asked(response.headers, "")
         yield Wait(POLL_PAUSE if asked is None else max(asked, least), task_status(response.document), task)
@@ -1516,8 +1516,8 @@ def web_address(url: str) -> str:
 
 def download(url: str, settings: Settings) -> Request:
     """A request for a file somewhere in the world, without the key."""
-    return Request("GET", url, timeout=min(DOWNLOAD_TIMEOUT, settings.timeout.value), proxy=settings.proxy.value, cacert=settings.cacert.value,
-                   allow_http=settings.allow_http.value, purpose="download")
+    return Request("GET", url, timeout=min(DOWNLOAD_TIMEOUT, settings.timeout.value), proxy=settings.proxy.value,
+                   cacert=settings.cacert.value, allow_http=settings.allow_http.value, purpose="download")
 
 
 def codex(job: Job, settings: Settings, key: KeySource) -> Provider:
@@ -1682,7 +1682,8 @@ def useless_upload(response: Response) -> Failure:
 # The only part that knows curl. Its key travels in a file without a name that is curl's standard
 # input; prompts and bodies travel in files of a private folder, where the answer arrives too.
 
-WRITE_OUT = "%{http_code} %{http_connect} %{size_upload} %{time_pretransfer} %{size_download} %{size_request}\\n"
+WRITE_OUT = ("%{http_code} %{http_connect} %{size_upload} %{time_pretransfer} %{size_download} "
+             "%{size_request}\\n")
 
 # curl's exit code -> (kind, what happened); reference: curl's man page, read 2026-11-01.
 CURL_FAULTS = {
@@ -1842,7 +1843,7 @@ def child_output(argv: Sequence[str], secrets: Sequence[str], kind: str, timeout
                     pipe = child.stdout
                     if (child.poll() is not None and os.name == "posix" and pipe and not pipe.closed
                             and not select.select([pipe], [], [], 0)[0]):
-                        output = late.output or b""  # what it started, a password agent perhaps, keeps the pipe open
+                        output = late.output or b""  # what it started, a password agent perhaps, has the pipe
                     elif time.monotonic() > deadline:
                         raise setup_failure(f"{argv[0]} did not finish within {timeout:g} s", kind=kind) from None
         finally:
@@ -1925,21 +1926,20 @@ def stop_curl(child: Popen[bytes] | None, exchange: Exchange) -> None:
 def read_outcome(exchange: Exchange) -> Outcome:
     """What curl's files say. Its exit code is in its error message, so that any process can read it.
 
-    Nothing was sent where no time before it is told (to 8.16) or no size of it (8.23, which then tells a time).
-    Seen with 7.74 to 8.23; a CONNECT to a proxy has a size to 8.16, but no time.
+    Of what was sent, 8.23 tells the size but not the time, 7.x the time but not the size (a proxy's CONNECT counts).
     """
     with open(exchange.file("outcome"), encoding="ascii", errors="replace") as stream:
         fields = stream.read().split()
     with open(exchange.file("errors"), encoding="utf-8", errors="replace") as stream:
         errors = stream.read(4000)
-    match = re.search(r"^(?:curl: )*\((\d+)\) ?(.*)", errors, re.MULTILINE)  # 7.74 tells of a full disk without its name
-    rejected = "curl --help" in errors  # 8.23 names no code for an option that it cannot use
+    match = re.search(r"^(?:curl: )*\((\d+)\) ?(.*)", errors, re.MULTILINE)  # 7.74: `(23) ...` for a full disk
+    rejected = "" if match or "curl --help" not in errors else errors.partition("\n")[0]  # 8.23 tells no code of it
     exit_code = int(match.group(1)) if match else 2 if rejected else 0 if len(fields) >= 5 else -9
-    message = match.group(2) if match else errors.partition("\n")[0] if rejected else ""
+    message = match.group(2) if match else rejected
     if len(fields) < 5:  # no write-out line, or half of one: a usage error, or curl was killed
         return Outcome(exit_code, 0, 0, exit_code < 0, message)
-    began = float(fields[3]) > 0 and (len(fields) < 6 or float(fields[5]) > 0)  # 5: of an older version of this program
-    return Outcome(exit_code, int(fields[0]), int(fields[1]), began or float(fields[2]) > 0, message)
+    sent = float(fields[3]) > 0 and (len(fields) < 6 or float(fields[5]) > 0)  # 5: this program's, before 1.1
+    return Outcome(exit_code, int(fields[0]), int(fields[1]), sent or float(fields[2]) > 0, message)
 
 
 def read_headers(path: str) -> dict[str, str]:
@@ -1959,7 +1959,7 @@ def transport_failure(outcome: Outcome, request: Request) -> Failure | None:
     """The failure for a transfer without a whole answer, None when there is one."""
     host = host_of(request.url)
     refused = outcome.status or outcome.proxy_status
-    if refused == 407 or (outcome.status == 0 and refused >= 400):  # without TLS the proxy's refusal is the answer
+    if refused == 407 or (not outcome.status and refused >= 400):  # without TLS its refusal is the answer
         return Failure(f"the proxy refused the connection to {host} (HTTP {refused})", kind="network",
                        hint="Check the proxy's address and password.", retryable=True)
     if outcome.exit_code == 0:
@@ -2513,7 +2513,7 @@ def perform(request: Request, exchange: Exchange, run: Run) -> Response:
                 run.report.warn(f"the server also says: {error.message or error.code}")
             return response
         if delay is not None and time.monotonic() + delay > run.deadline:
-            failure.message += f"; the next try would be in {spell_seconds(delay)}, when --timeout is over"
+            failure.message += f"; the next try would be in {delay:.0f} s, when --timeout is over"
             delay = None
         if delay is None:
             raise failure
@@ -2632,10 +2632,10 @@ def may_repeat(request: Request, failure: Failure) -> bool:
     return failure.retryable or (request.idempotent and failure.billed == "maybe")
 
 
-# A pause in words: 20s, 7h12m0s, 51.84 seconds, 1 hour and 5 minutes, a minute; behind what says that it is one.
+# A pause in words: 20s, 7h12m0s, 51.84 seconds, 1 hour and 5 minutes, a minute; what stands before it says so.
 UNITS = {"ms": 0.001, "mil": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
-AMOUNT = (r"(\d+(?:\.\d+)?|\ban?(?=\s))\s{0,3}(ms|mil|[smhd])(?:liseconds?|ec(?:ond)?s?|in(?:ute)?s?|(?:ou)?rs?|ays?)?"
-          r"(?![a-z])")
+AMOUNT = (r"(\d+(?:\.\d+)?|\ban?(?=\s))\s{0,3}(ms|mil|[smhd])"
+          r"(?:liseconds?|ec(?:ond)?s?|in(?:ute)?s?|(?:ou)?rs?|ays?)?(?![a-z])")
 DURATION = rf"((?:{AMOUNT}(?:,?\s{{1,3}}(?:and\s{{1,3}})?)?)+)"
 PAUSE_WORDS = (r"\b(?:again|retry(?:.?(?:after|delay))?|wait|resets?|available|cool.?down)(?![a-z])\W{1,5}"
                r"(?:[a-z]{1,9}\W{1,3}){0,3}?" + DURATION, r"\b(?:in|after)\s{1,3}" + DURATION,
@@ -2646,7 +2646,7 @@ def seconds_told(text: str) -> float | None:
     """The pause that words ask for; a number alone behind `retry after` is seconds."""
     match = next(filter(None, (re.search(words, text, re.IGNORECASE) for words in PAUSE_WORDS)), None)
     parts = re.findall(AMOUNT, match.group(1), re.IGNORECASE) or [(match.group(1), "s")] if match else []
-    amounts = [(float(number) if number[0].isdigit() else 1.0) * UNITS[unit.lower()] for number, unit in parts]
+    amounts = [float(re.sub(r"(?i)an?", "1", number)) * UNITS[unit.lower()] for number, unit in parts]
     return sum(amounts) if match else None
 
 
@@ -2665,11 +2665,6 @@ def pause_asked(headers: Mapping[str, str], message: str) -> float | None:
         return max(0.0, mktime_tz(date) - time.time()) if date else None
     except (ValueError, OverflowError, TypeError, IndexError):  # what it raises differs from Python to Python
         return None
-
-
-def spell_seconds(seconds: float) -> str:
-    """A pause as people say it."""
-    return f"{seconds:.0f} s" + (f" ({seconds / 3600:.1f} h)" if seconds >= 3600 else "")
 
 
 def forget_exchange(exchange: Exchange) -> None:
@@ -3017,10 +3012,10 @@ def error_code(document: Any) -> str:
 
 
 def flagged(error: Mapping[str, Any], stage: str) -> str:
-    """What OpenAI, or Azure as its inner error, says about a moderated picture: the stage and the categories."""
+    """What OpenAI, or Azure inside, says about a moderated picture: the stage and the categories."""
     inner = member(error, "innererror") or member(error, "inner_error")
-    found = member(error, "moderation_details", "categories") or member(inner, "content_filter_result") or member(
-        inner, "content_filter_results")
+    found = (member(error, "moderation_details", "categories") or member(inner, "content_filter_result")
+             or member(inner, "content_filter_results"))
     if isinstance(found, dict):
         found = [name for name, item in found.items() if item is True or member(item, "filtered") is True]
     names = ", ".join(map(as_text, found)) if isinstance(found, list) else as_text(found)
@@ -3030,18 +3025,16 @@ def flagged(error: Mapping[str, Any], stage: str) -> str:
 
 MODERATION_CODES = ("moderation_blocked", "content_policy_violation", "contentfilter", "content_filter")
 MODERATION_WORDS = ("safety system", "safety_violations", "moderation", "content policy")
-QUOTA_CODES = ("credit_balance_exhausted", "organization_spend_limit_exceeded", "project_spend_limit_exceeded",
-               "organization_usage_limit_exceeded", "billing_hard_limit_reached", "quota_exceeded", "quota_exhausted",
-               "pre_consume_token_quota_failed", "free_model_blocked_no_quota")
-# Words of one-api, new-api, sub2api and others, codes too (their sources, 2026-11); a blank stands for all but letters.
+# Codes and words of OpenAI, one-api, new-api, sub2api and others (their sources, 2026-11), with blanks between words.
 QUOTA_WORDS = (r"\binsufficient (\w+ ){0,3}(quota|balance|credits?|funds?)\b|\b(not enough|no|out of) (quota|balance|"
-               r"credits?|funds?)\b|\b(quota|balance|credits?|funds?) (\w+ ){0,3}(not enough|insufficient|exhausted|used up|"
-               r"too low)\b|billing limit|额度不足|余额不足|额度已用尽")
+               r"credits?|funds?)\b|\b(quota|balance|credits?|funds?) (\w+ ){0,3}(not enough|insufficient|exhausted|"
+               r"used up|too low)\b|billing (hard )?limit|(spend|usage) limit exceeded|token quota failed|"
+               r"^quota exceeded\b|额度不足|余额不足")
 # A relay or gateway that asked nobody: the same sources, and Cloudflare's list of 5xx errors, read 2026-11.
 UNREACHED = (521, 523, 525, 526, 530)
-UNREACHED_CODES = ("model_not_found", "get_channel_failed", "channel:no_available_key")
-UNREACHED_WORDS = (r"\bno (available|healthy|live|allowed|enabled) (\w+ ){0,3}(channel|account|provider|deployment|upstream|"
-                   r"server|backend|auth)|\bno (channel|account|provider|deployment|server|auth)s? (is |are )?available|无可用")
+UNREACHED_WORDS = (r"^(model not found|get channel failed|channel no available key)\b|无可用|\bno (channel|account|provider|"
+                   r"deployment|server|auth)s? (is |are )?available|\bno (available|healthy|live|allowed|enabled) "
+                   r"(\w+ ){0,3}(channel|account|provider|deployment|upstream|server|backend|auth)")
 
 LOOK_FIRST = "Look at the account's usage before running the command again."
 ASKS_ANEW = "Running the command again asks for a new image."
@@ -3062,7 +3055,7 @@ REFUSALS: dict[str, tuple[int, str, bool, str]] = {
     "redirect": (NO_ANSWER, "no", False, "Use the address it names as --base-url."),
     "refused": (REFUSED, "no", False, "Change what the message names and run the command again."),
     "overloaded": (NO_ANSWER, "no", True, "Run the same command again in a minute."),
-    "unavailable": (NO_ANSWER, "no", False, "Nobody was asked to draw: check --model, or run the same command later."),
+    "unavailable": (NO_ANSWER, "no", False, "Nobody was asked to draw. Check --model, or try again later."),
     "gateway": (NO_ANSWER, "maybe", False, "The gateway gave up waiting. --stream keeps some of them patient; else use "
                 "a lower --quality or a smaller --size."),
     "task_failed": (NO_ANSWER, "maybe", False, ASKS_ANEW),
@@ -3080,7 +3073,8 @@ def answer_failure(request: Request, response: Response) -> Failure | None:
         return None
     error = error or ServerError(
         page_title(response.text) or task_field(response.document, ("message", "msg", "detail", "errorMessage"))
-        or as_text(member(response.document, "detail")) or nothing_usable(response), error_code(response.document))
+        or as_text(member(response.document, "detail")) or nothing_usable(response),
+        error_code(response.document))
     kind = refusal_kind(response, error)
     if kind == "redirect":
         error = error._replace(message=f"it points to {response.headers.get('location', 'nowhere')}")
@@ -3113,7 +3107,7 @@ def better_hint(request: Request, response: Response, kind: str, error: ServerEr
         return "None is set: set GPT_IMAGE2_API_KEY, or run: " + command_line("config --init")
     asked = pause_asked(response.headers, error.message)
     if REFUSALS[kind][2] and asked and asked > 60:
-        return f"Wait {spell_seconds(asked)}, as the server asks, then run the same command again."
+        return f"Wait {asked:.0f} s, as the server asks, then run the same command again."
     if kind == "too_large" and request.form:
         return f"{sum(part.bytes for part in request.form) / 1e6:.1f} MB were sent. {REFUSALS[kind][3]}"
     return ""
@@ -3144,8 +3138,8 @@ def refusal_kind(response: Response, error: ServerError) -> str:
     if code in MODERATION_CODES or told:
         return "server" if "temporarily blocked" in words else "moderation"
     said = status >= 300 or (task_status(response.document) not in FAILED and server_error(response.document))
-    plain = re.sub(r"[\W_]+", " ", f"{code} {words}") if said else code  # what a good answer tells may be the prompt
-    if code in QUOTA_CODES or re.search(QUOTA_WORDS, plain) or status == 402:
+    plain = re.sub(r"[\W_]+", " ", f"{code} {words}" if said else code)  # a good answer may repeat the prompt
+    if status == 402 or re.search(QUOTA_WORDS, plain):
         return "quota"
     if "organization must be verified" in words:
         return "verification"
@@ -3153,7 +3147,7 @@ def refusal_kind(response: Response, error: ServerError) -> str:
                "unsupported_country_region_territory": "region"}
     if code in by_code:
         return by_code[code]
-    if status in UNREACHED or (status >= 500 and (code in UNREACHED_CODES or re.search(UNREACHED_WORDS, plain))):
+    if status in UNREACHED or (status >= 500 and re.search(UNREACHED_WORDS, plain)):
         return "unavailable"
     if status == 403:
         return "blocked" if page or "error code: 1010" in words else "forbidden"
