@@ -40,7 +40,7 @@ class PauseSpellingsTest(unittest.TestCase):
                 self.assertIsNone(program.pause_asked({}, words))
 
     def test_headers(self) -> None:
-        for value, seconds in (("7", 7), ("2.5", 2.5), ("30s", 30), ("1m12s", 72), ("0", 0), ("9" * 30, 9e29)):
+        for value, seconds in (("7", 7), ("2.5", 2.5), ("30s", 30), ("1m12s", 72), ("0", 0), ("9" * 30, 1e30)):
             with self.subTest(value):
                 self.assertAlmostEqual(program.pause_asked({"retry-after": value}, "again in 1s") / max(1, seconds),
                                        seconds / max(1, seconds))
@@ -125,7 +125,7 @@ class LongPauseTest(ProgramCase):
         self.fails(self.generate("a fox", "--json", "--timeout", "2"), 7, "yes", "20 s")
 
     def test_input_url(self) -> None:
-        self.server.plan_files(*[Answer(status=503, headers=(("Retry-After", "200"),))] * 9)
+        self.server.plan_files(*[Answer(status=503, body=b"later", headers=(("Retry-After", "200"),))] * 9)
         result = self.edit(self.server.origin + "/files/in.png", "a hat", "--json", "--timeout", "5")
         self.fails(result, 2, "no", "200 s")
         self.assertEqual(self.server.posts, [])
@@ -148,7 +148,7 @@ class LongPauseTest(ProgramCase):
         self.server.plan(limited(Retry_After="300"))
         child = self.start_program("generate", "a fox", *self.access(), "--json", env={"GPT_IMAGE2_API_KEY": KEY})
         assert child.stdout and child.stderr
-        self.wait_until(lambda: self.server.answered > 0)
+        self.assertTrue(any(b"trying again" in line for line in child.stderr))
         child.stdout.close()
         try:
             self.assertEqual(child.wait(20), 141)
