@@ -1516,8 +1516,9 @@ def web_address(url: str) -> str:
 
 def download(url: str, settings: Settings) -> Request:
     """A request for a file somewhere in the world, without the key."""
-    return Request("GET", url, timeout=min(DOWNLOAD_TIMEOUT, settings.timeout.value), proxy=settings.proxy.value,
-                   cacert=settings.cacert.value, allow_http=settings.allow_http.value, purpose="download")
+    timeout = min(DOWNLOAD_TIMEOUT, settings.timeout.value)
+    return Request("GET", url, timeout=timeout, proxy=settings.proxy.value, cacert=settings.cacert.value,
+                   allow_http=settings.allow_http.value, purpose="download")
 
 
 def codex(job: Job, settings: Settings, key: KeySource) -> Provider:
@@ -1926,7 +1927,7 @@ def stop_curl(child: Popen[bytes] | None, exchange: Exchange) -> None:
 def read_outcome(exchange: Exchange) -> Outcome:
     """What curl's files say. Its exit code is in its error message, so that any process can read it.
 
-    Of what was sent, 8.23 tells the size but not the time, 7.x the time but not the size (a proxy's CONNECT counts).
+    What was sent has a time and a size; 8.23 gives what was not a time too, 7.x gives a proxy's CONNECT a size.
     """
     with open(exchange.file("outcome"), encoding="ascii", errors="replace") as stream:
         fields = stream.read().split()
@@ -2632,7 +2633,7 @@ def may_repeat(request: Request, failure: Failure) -> bool:
     return failure.retryable or (request.idempotent and failure.billed == "maybe")
 
 
-# A pause in words: 20s, 7h12m0s, 51.84 seconds, 1 hour and 5 minutes, a minute; what stands before it says so.
+# A pause in words: 20s, 7h12m0s, 51.84 seconds, 1 hour and 5 minutes, a minute; and what stands before it.
 UNITS = {"ms": 0.001, "mil": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 AMOUNT = (r"(\d+(?:\.\d+)?|\ban?(?=\s))\s{0,3}(ms|mil|[smhd])"
           r"(?:liseconds?|ec(?:ond)?s?|in(?:ute)?s?|(?:ou)?rs?|ays?)?(?![a-z])")
@@ -3025,16 +3026,16 @@ def flagged(error: Mapping[str, Any], stage: str) -> str:
 
 MODERATION_CODES = ("moderation_blocked", "content_policy_violation", "contentfilter", "content_filter")
 MODERATION_WORDS = ("safety system", "safety_violations", "moderation", "content policy")
-# Codes and words of OpenAI, one-api, new-api, sub2api and others (their sources, 2026-11), with blanks between words.
-QUOTA_WORDS = (r"\binsufficient (\w+ ){0,3}(quota|balance|credits?|funds?)\b|\b(not enough|no|out of) (quota|balance|"
-               r"credits?|funds?)\b|\b(quota|balance|credits?|funds?) (\w+ ){0,3}(not enough|insufficient|exhausted|"
-               r"used up|too low)\b|billing (hard )?limit|(spend|usage) limit exceeded|token quota failed|"
-               r"^quota exceeded\b|额度不足|余额不足")
+# Codes and words of OpenAI, one-api, new-api, sub2api and others (their sources, 2026-11), blanks between words.
+QUOTA_WORDS = (r"\binsufficient (\w+ ){0,3}(quota|balance|credits?|funds?)\b|\b(not enough|no|out of) "
+               r"(quota|balance|credits?|funds?)\b|\b(quota|balance|credits?|funds?) (\w+ ){0,3}"
+               r"(not enough|insufficient|exhausted|used up|too low)\b|billing (hard )?limit|token quota failed|"
+               r"(spend|usage) limit exceeded|^quota exceeded\b|额度不足|余额不足")
 # A relay or gateway that asked nobody: the same sources, and Cloudflare's list of 5xx errors, read 2026-11.
 UNREACHED = (521, 523, 525, 526, 530)
-UNREACHED_WORDS = (r"^(model not found|get channel failed|channel no available key)\b|无可用|\bno (channel|account|provider|"
-                   r"deployment|server|auth)s? (is |are )?available|\bno (available|healthy|live|allowed|enabled) "
-                   r"(\w+ ){0,3}(channel|account|provider|deployment|upstream|server|backend|auth)")
+UNREACHED_WORDS = (r"^(model not found|get channel failed|channel no available key)\b|无可用|\bno (channel|account|"
+                   r"provider|deployment|server|auth)s? (is |are )?available|\bno (available|healthy|live|allowed|"
+                   r"enabled) (\w+ ){0,3}(channel|account|provider|deployment|upstream|server|backend|auth)")
 
 LOOK_FIRST = "Look at the account's usage before running the command again."
 ASKS_ANEW = "Running the command again asks for a new image."
