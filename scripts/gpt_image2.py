@@ -1471,9 +1471,11 @@ def settle(create: Request, response: Response, settings: Settings, places: list
     look = create._replace(method="GET", body=None, form=(), purpose="poll", timeout=min(create.timeout, POLL_TIMEOUT))
     task = task_id(response.document)
     urls = poll_urls(create, response, settings, places) if is_pending(create, response) else []
+    least = 0.05  # seconds; it grows, for a server may always say: at once
     while urls and not images_in(response.document) and task_status(response.document) not in DONE:
         asked = pause_asked(response.headers, "")
-        yield Wait(POLL_PAUSE if asked is None else max(asked, 0.05), task_status(response.document), task)
+        yield Wait(POLL_PAUSE if asked is None else max(asked, least), task_status(response.document), task)
+        least = min(2 * least, 1.0)
         try:
             response = yield look._replace(url=urls[0])
         except Failure as failure:
@@ -1564,7 +1566,8 @@ def web_address(url: str) -> str:
 
 def download(url: str, settings: Settings) -> Request:
     """A request for a file somewhere in the world, without the key."""
-    return Request("GET", url, timeout=DOWNLOAD_TIMEOUT, proxy=settings.proxy.value, cacert=settings.cacert.value,
+    timeout = min(DOWNLOAD_TIMEOUT, settings.timeout.value)
+    return Request("GET", url, timeout=timeout, proxy=settings.proxy.value, cacert=settings.cacert.value,
                    allow_http=settings.allow_http.value, purpose="download")
 
 
@@ -1730,7 +1733,8 @@ def useless_upload(response: Response) -> Failure:
 # The only part that knows curl. Its key travels in a file without a name that is curl's standard
 # input; prompts and bodies travel in files of a private folder, where the answer arrives too.
 
-WRITE_OUT = "%{http_code} %{http_connect} %{size_upload} %{time_pretransfer} %{size_download}\\n"
+WRITE_OUT = ("%{http_code} %{http_connect} %{size_upload} %{time_pretransfer} %{size_download} "
+             "%{size_request}\\n")
 
 # curl's exit code -> (kind, what happened); reference: curl's man page, read 2026-11-01.
 CURL_FAULTS = {
@@ -1740,6 +1744,7 @@ CURL_FAULTS = {
     5: ("network", "the proxy's name cannot be found"),
     6: ("network", "the server's name cannot be found"),
     7: ("network", "nothing answers there"),
+    8: ("network", "what answers there does not speak HTTP"),
     16: ("network", "the HTTP/2 connection broke"),
     18: ("network", "the answer broke off in the middle"),
     23: ("disk", "the answer could not be written to disk"),
@@ -1755,6 +1760,7 @@ CURL_FAULTS = {
     65: ("network", "the request would have to be sent again"),
     77: ("config", "the file named as cacert cannot be read"),
     92: ("network", "the HTTP/2 connection broke"),
+    97: ("network", "the SOCKS proxy refused the connection"),
 }
 
 EARLY_FAULTS = (2, 3, 5, 6, 7, 35, 60, 77)  # before anything of the request could leave this machine
@@ -1889,6 +1895,7 @@ def start_child(argv: Sequence[str], secrets: Sequence[str], **streams: Any) -> 
 
 def child_output(argv: Sequence[str], secrets: Sequence[str], kind: str, timeout: float) -> bytes:
     """A finished program's standard output; a non-zero exit is a failure that names the program only."""
+    import select
     import subprocess
     deadline = time.monotonic() + timeout
     with start_child(argv, secrets, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
@@ -1899,8 +1906,10 @@ def child_output(argv: Sequence[str], secrets: Sequence[str], kind: str, timeout
                 try:
                     output = child.communicate(timeout=min(0.5, timeout))[0]
                 except subprocess.TimeoutExpired as late:
-                    if child.poll() is not None:  # what it started, a password agent perhaps, keeps the pipe open
-                        output = late.output or b""
+                    pipe = child.stdout
+                    if (child.poll() is not None and os.name == "posix" and pipe and not pipe.closed
+                            and not select.select([pipe], [], [], 0)[0]):
+                        output = late.output or b""  # what it started, a password agent perhaps, has the pipe
                     elif time.monotonic() > deadline:
                         raise setup_failure(f"{argv[0]} did not finish within {timeout:g} s", kind=kind) from None
         finally:
@@ -1990,15 +1999,22 @@ def stop_curl(child: Popen[bytes] | None, exchange: Exchange) -> None:
 
 
 def read_outcome(exchange: Exchange) -> Outcome:
-    """What curl's files say. Its exit code is in its error message, so that any process can read it."""
+    """What curl's files say. Its exit code is in its error message, so that any process can read it.
+
+    What was sent has a time and a size; 8.23 gives what was not a time too, 7.x gives a proxy's CONNECT a size.
+    """
     with open(exchange.file("outcome"), encoding="ascii", errors="replace") as stream:
         fields = stream.read().split()
     with open(exchange.file("errors"), encoding="utf-8", errors="replace") as stream:
-        match = re.search(r"curl: \((\d+)\) ?(.*)", stream.read(4000))
-    exit_code, message = (int(match.group(1)), match.group(2)) if match else (0 if fields else -9, "")
-    if len(fields) != 5:  # no write-out line: its options or files are wrong, or curl was stopped
+        errors = stream.read(4000)
+    match = re.search(r"^(?:curl: )*\((\d+)\) ?(.*)", errors, re.MULTILINE)  # 7.74: `(23) ...` for a full disk
+    rejected = "" if match or "curl --help" not in errors else errors.partition("\n")[0]  # 8.23 tells no code of it
+    exit_code = int(match.group(1)) if match else 2 if rejected else 0 if len(fields) >= 5 else -9
+    message = match.group(2) if match else rejected
+    if len(fields) < 5:  # no write-out line, or half of one: a usage error, or curl was killed
         return Outcome(exit_code, 0, 0, exit_code not in (2, 26), message)
-    return Outcome(exit_code, int(fields[0]), int(fields[1]), float(fields[3]) > 0 or float(fields[2]) > 0, message)
+    sent = float(fields[3]) > 0 and (len(fields) < 6 or float(fields[5]) > 0)  # 5: this program's, before 1.1
+    return Outcome(exit_code, int(fields[0]), int(fields[1]), sent or float(fields[2]) > 0, message)
 
 
 def read_headers(path: str) -> dict[str, str]:
@@ -2017,11 +2033,12 @@ def read_headers(path: str) -> dict[str, str]:
 def transport_failure(outcome: Outcome, request: Request) -> Failure | None:
     """The failure for a transfer without a whole answer, None when there is one."""
     host = host_of(request.url)
+    refused = outcome.status or outcome.proxy_status
+    if refused == 407 or (not outcome.status and refused >= 400):  # without TLS its refusal is the answer
+        return Failure(f"the proxy refused the connection to {host} (HTTP {refused})", kind="network",
+                       hint="Check the proxy's address and password.", retryable=True)
     if outcome.exit_code == 0:
         return None
-    if outcome.exit_code == 56 and outcome.proxy_status >= 400:
-        return Failure(f"the proxy refused the connection to {host} (HTTP {outcome.proxy_status})", kind="network",
-                       hint="Check the proxy's address and password.", retryable=True)
     kind, sentence = CURL_FAULTS.get(outcome.exit_code, ("network", "the transfer failed"))
     if outcome.exit_code < 0:
         sentence = "curl was stopped"
@@ -2651,11 +2668,14 @@ def perform(request: Request, exchange: Exchange, run: Run) -> Response:
             if error:
                 run.report.warn(f"the server also says: {error.message or error.code}")
             return response
-        if delay is None or (time.monotonic() + delay > run.deadline and request.purpose != "download"):
+        if delay is not None and time.monotonic() + delay > run.deadline:
+            failure.message += f"; the next try would be in {delay:.0f} s, when --timeout is over"
+            delay = None
+        if delay is None:
             raise failure
         run.report.note(f"{failure.message}; trying again in {delay:.1f} s")
         forget_exchange(exchange)
-        time.sleep(delay)
+        rest(delay, run)
 
 
 def bring_answer(request: Request, exchange: Exchange, run: Run) -> None:
@@ -2674,14 +2694,19 @@ def bring_answer(request: Request, exchange: Exchange, run: Run) -> None:
 
 def pause(wait: Wait, run: Run) -> None:
     """Sleep between two looks at a task; past the deadline it is left to the next run."""
-    ends = min(time.monotonic() + wait.seconds, run.deadline)
     if time.monotonic() >= run.deadline:
         hint = "Run the same command again: it goes on waiting for this task and buys nothing."
         raise Failure(f"task {wait.task} is still {wait.status or 'under way'} after --timeout", kind="timeout",
                       hint=hint, billed="maybe", keep=True)
+    rest(min(wait.seconds, run.deadline - time.monotonic()), run, wait.status)
+
+
+def rest(seconds: float, run: Run, status: str = "") -> None:
+    """Sleep in small steps, with a sign of life; nothing that waits for a server sleeps anywhere else."""
+    ends = time.monotonic() + seconds
     while time.monotonic() < ends:
         time.sleep(min(0.5, max(0.0, ends - time.monotonic())))
-        run.go_on_waiting(wait.status)
+        run.go_on_waiting(status)
 
 
 # purpose -> what could not be done although the picture is made, or being made
@@ -2697,7 +2722,8 @@ def judge(request: Request, outcome: Outcome, response: Response, attempt: int,
     spoiled: the answer is a download that is no whole picture. attempt counts from 1.
     """
     failure = transport_failure(outcome, request)
-    if failure and (not spoiled and response.status == 200 if request.is_file else is_complete(response)):
+    whole = not spoiled and response.status == 200 if request.is_file else is_complete(response)
+    if failure and outcome.status != 407 and whole:
         failure = None
     if failure is None and response.status:  # 0: curl was killed, but after an image had come
         failure = answer_failure(request, response)
@@ -2767,26 +2793,45 @@ def may_repeat(request: Request, failure: Failure) -> bool:
     if request.repeatable:
         gone = {"poll": (404, 405), "download": (401, 403)}.get(request.purpose, ())
         return failure.kind in AFTERWARDS and failure.http_status not in gone
-    limit = re.search(r"Limit (\d+), Used \d+, Requested (\d+)", failure.message)
+    limit = re.search(r"Limit (\d{1,18}), Used \d+, Requested (\d{1,18})", failure.message)
     if limit and int(limit.group(2)) > int(limit.group(1)):
         return False  # more than is ever allowed at once
     return failure.retryable or (request.idempotent and failure.billed == "maybe")
 
 
+# A pause in words: 20s, 7h12m0s, 51.84 seconds, 1 hour and 5 minutes, a minute; and what stands before it.
+UNITS = {"ms": 0.001, "mil": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+AMOUNT = (r"(\d+(?:\.\d+)?|\ban?(?=\s))\s{0,3}(ms|mil|[smhd])"
+          r"(?:liseconds?|ec(?:ond)?s?|in(?:ute)?s?|(?:ou)?rs?|ays?)?(?![a-z])")
+DURATION = rf"((?:{AMOUNT}(?:,?\s{{1,3}}(?:and\s{{1,3}})?)?)+)"
+PAUSE_WORDS = (r"\b(?:again|retry(?:.?(?:after|delay))?|wait|resets?|available|cool.?down)(?![a-z])\W{1,5}"
+               r"(?:[a-z]{1,9}\W{1,3}){0,3}?" + DURATION, r"\b(?:in|after)\s{1,3}" + DURATION,
+               r"\bretry.?after\W{1,4}(\d+(?:\.\d+)?)(?![\w:/-])")
+
+
+def seconds_told(text: str) -> float | None:
+    """The pause that words ask for; a number alone behind `retry after` is seconds."""
+    match = next(filter(None, (re.search(words, text, re.IGNORECASE) for words in PAUSE_WORDS)), None)
+    parts = re.findall(AMOUNT, match.group(1), re.IGNORECASE) or [(match.group(1), "s")] if match else []
+    amounts = [float(re.sub(r"(?i)an?", "1", number)) * UNITS[unit.lower()] for number, unit in parts]
+    return sum(amounts) if match else None
+
+
 def pause_asked(headers: Mapping[str, str], message: str) -> float | None:
     """The pause that a server asks for, in seconds: two headers, or words in its message."""
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        if re.fullmatch(r"\d{1,9}(\.\d+)?", headers.get(name, "")):
+        if re.fullmatch(r"\d+(\.\d+)?", headers.get(name, "")):
             return float(headers[name]) * unit
-    if headers.get("retry-after"):
-        from email.utils import mktime_tz, parsedate_tz
-        try:
-            date = parsedate_tz(headers["retry-after"])
-            return max(0.0, mktime_tz(date) - time.time()) if date else None
-        except (ValueError, OverflowError):
-            return None
-    match = re.search(r"try again in (\d{1,6}(?:\.\d+)?)\s*(ms|s|m)", message, re.IGNORECASE)
-    return float(match.group(1)) * {"ms": 0.001, "s": 1, "m": 60}[match.group(2).lower()] if match else None
+    asked = headers.get("retry-after", "")
+    told = seconds_told(f"in {asked}" if asked else message)
+    if told is not None or not asked:
+        return told
+    from email.utils import mktime_tz, parsedate_tz
+    try:
+        date = parsedate_tz(asked)
+        return max(0.0, mktime_tz(date) - time.time()) if date else None
+    except (ValueError, OverflowError, TypeError, IndexError):  # what it raises differs from Python to Python
+        return None
 
 
 def forget_exchange(exchange: Exchange) -> None:
@@ -2829,10 +2874,9 @@ def wait_for(done: Callable[[], bool], exchange: Exchange, run: Run) -> None:
     """Wait for a transfer's end, with a sign of life."""
     seconds = 0.001
     while not done():
-        time.sleep(seconds)
+        rest(seconds, run)
         seconds = min(seconds * 1.5, 0.1)
         run.watch(exchange)
-        run.go_on_waiting()
 
 
 def exchange_seconds(exchange: Exchange) -> float:
@@ -3310,21 +3354,49 @@ def server_error(document: Any) -> ServerError | None:
     if isinstance(error, dict) and not any(error.values()):
         error = None  # some relays always have the member
     if isinstance(error, dict):
-        return ServerError(as_text(error.get("message") or error.get("msg") or error), as_text(error.get("code")),
-                           as_text(error.get("type")), as_text(member(error, "moderation_details", "moderation_stage")))
+        told = as_text(error.get("message") or error.get("msg") or error)
+        stage = as_text(member(error, "moderation_details", "moderation_stage"))
+        return ServerError(told + flagged(error, stage), as_text(error.get("code")) or error_code(document),
+                           as_text(error.get("type")), stage)
     if isinstance(document.get("errors"), dict):
         error = f"{as_text(error)}: {json.dumps(document['errors'], default=as_text)}"
     told = error or task_field(document, ("failMsg", "errorMessage", "message", "msg", "detail"))
-    code = as_text(document.get("code")) or task_field(document, ("failCode",))
+    code = error_code(document)
     if error or (told and re.fullmatch(r"[45]\d\d", code)) or task_status(document) in FAILED:
         return ServerError(as_text(told) or f"the task ended as {task_status(document)}", code)
     return None
 
 
+def error_code(document: Any) -> str:
+    """The code that stands beside an error's message; what says that all is well is none."""
+    code = task_field(document, ("code", "error_code", "errorCode", "failCode"))
+    return "" if re.fullmatch(r"(?i)0|2\d\d|ok|success", code) else code
+
+
+def flagged(error: Mapping[str, Any], stage: str) -> str:
+    """What OpenAI, or Azure inside, says about a moderated picture: the stage and the categories."""
+    inner = member(error, "innererror") or member(error, "inner_error")
+    found = (member(error, "moderation_details", "categories") or member(inner, "content_filter_result")
+             or member(inner, "content_filter_results"))
+    if isinstance(found, dict):
+        found = [name for name, item in found.items() if item is True or member(item, "filtered") is True]
+    names = ", ".join(map(as_text, found)) if isinstance(found, list) else as_text(found)
+    words = [f"{name}: {text}" for name, text in (("stage", stage), ("categories", names)) if text]
+    return f" ({'; '.join(words)})" if words else ""
+
+
 MODERATION_CODES = ("moderation_blocked", "content_policy_violation", "contentfilter", "content_filter")
 MODERATION_WORDS = ("safety system", "safety_violations", "moderation", "content policy")
-QUOTA_CODES = ("insufficient_quota", "credit_balance_exhausted", "organization_spend_limit_exceeded",
-               "project_spend_limit_exceeded", "organization_usage_limit_exceeded", "billing_hard_limit_reached")
+# Codes and words of OpenAI, one-api, new-api, sub2api and others (their sources, 2026-11), blanks between words.
+QUOTA_WORDS = (r"\binsufficient (\w+ ){0,3}(quota|balance|credits?|funds?)\b|\b(not enough|no|out of) "
+               r"(quota|balance|credits?|funds?)\b|\b(quota|balance|credits?|funds?) (\w+ ){0,3}"
+               r"(not enough|insufficient|exhausted|used up|too low)\b|billing (hard )?limit|token quota failed|"
+               r"(spend|usage) limit exceeded|^quota exceeded\b|额度不足|余额不足")
+# A relay or gateway that asked nobody: the same sources, and Cloudflare's list of 5xx errors, read 2026-11.
+UNREACHED = (521, 523, 525, 526, 530)
+UNREACHED_WORDS = (r"^(model not found|get channel failed|channel no available key)\b|无可用|\bno (channel|account|"
+                   r"provider|deployment|server|auth)s? (is |are )?available|\bno (available|healthy|live|allowed|"
+                   r"enabled) (\w+ ){0,3}(channel|account|provider|deployment|upstream|server|backend|auth)")
 
 LOOK_FIRST = "Look at the account's usage before running the command again."
 ASKS_ANEW = "Running the command again asks for a new image."
@@ -3345,6 +3417,7 @@ REFUSALS: dict[str, tuple[int, str, bool, str]] = {
     "redirect": (NO_ANSWER, "no", False, "Use the address it names as --base-url."),
     "refused": (REFUSED, "no", False, "Change what the message names and run the command again."),
     "overloaded": (NO_ANSWER, "no", True, "Run the same command again in a minute."),
+    "unavailable": (NO_ANSWER, "no", False, "Nobody was asked to draw. Check --model, or try again later."),
     "gateway": (NO_ANSWER, "maybe", False, "The gateway gave up waiting. --stream keeps some of them patient; else use "
                 "a lower --quality or a smaller --size."),
     "task_failed": (NO_ANSWER, "maybe", False, ASKS_ANEW),
@@ -3362,7 +3435,8 @@ def answer_failure(request: Request, response: Response) -> Failure | None:
         return None
     error = error or ServerError(
         page_title(response.text) or task_field(response.document, ("message", "msg", "detail", "errorMessage"))
-        or as_text(member(response.document, "detail")) or nothing_usable(response))
+        or as_text(member(response.document, "detail")) or nothing_usable(response),
+        error_code(response.document))
     kind = refusal_kind(response, error)
     if kind == "redirect":
         error = error._replace(message=f"it points to {response.headers.get('location', 'nowhere')}")
@@ -3394,7 +3468,7 @@ def better_hint(request: Request, response: Response, kind: str, error: ServerEr
     if kind == "key" and not any(re.search(SECRET_HEADER, name) for name, _ in request.headers):
         return "None is set: set GPT_IMAGE2_API_KEY, or run: " + command_line("config --init")
     asked = pause_asked(response.headers, error.message)
-    if kind == "rate_limit" and asked and asked > 60:
+    if REFUSALS[kind][2] and asked and asked > 60:
         return f"Wait {asked:.0f} s, as the server asks, then run the same command again."
     if kind == "too_large" and request.form:
         return f"{sum(part.bytes for part in request.form) / 1e6:.1f} MB were sent. {REFUSALS[kind][3]}"
@@ -3425,7 +3499,9 @@ def refusal_kind(response: Response, error: ServerError) -> str:
     told = status < 500 and "invalid" not in code and any(word in words for word in MODERATION_WORDS)
     if code in MODERATION_CODES or told:
         return "server" if "temporarily blocked" in words else "moderation"
-    if code in QUOTA_CODES or "billing_limit" in words or "insufficient_quota" in words or status == 402:
+    said = status >= 300 or (task_status(response.document) not in FAILED and server_error(response.document))
+    plain = re.sub(r"[\W_]+", " ", f"{code} {words}" if said else code)  # a good answer may repeat the prompt
+    if status == 402 or re.search(QUOTA_WORDS, plain):
         return "quota"
     if "organization must be verified" in words:
         return "verification"
@@ -3433,6 +3509,8 @@ def refusal_kind(response: Response, error: ServerError) -> str:
                "unsupported_country_region_territory": "region"}
     if code in by_code:
         return by_code[code]
+    if status in UNREACHED or (status >= 500 and re.search(UNREACHED_WORDS, plain)):
+        return "unavailable"
     if status == 403:
         return "blocked" if page or "error code: 1010" in words else "forbidden"
     if status < 300:
@@ -3813,7 +3891,8 @@ class Inputs:
         exchange = self.folder.exchange(len(self.paths))
         try:
             request = download(url, self.settings)._replace(allow_http=True, purpose="input")
-            path = perform(request, exchange, Run(self.report, time.monotonic() + DOWNLOAD_TIMEOUT)).path
+            deadline = self.report.started + self.settings.timeout.value
+            path = perform(request, exchange, Run(self.report, deadline)).path
         except Failure as failure:
             path = earlier_input(url, self.report)  # its request can be collected although it is gone
             if not path:
