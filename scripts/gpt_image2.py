@@ -90,9 +90,8 @@ RUNAPI_EDGES = {"1k": (1024, 1536), "2k": (2048, 2560), "4k": (3840, 3840)}  # t
 SIZE_NAMES = {"square": "1024x1024", "landscape": "1536x1024", "portrait": "1024x1536"}
 FORMATS = ("png", "jpeg", "webp")
 SUFFIXES = {"png": (".png",), "jpeg": (".jpg", ".jpeg"), "webp": (".webp",), "gif": (".gif",), "svg": (".svg",),
-            # no model makes these
             "avif": (".avif",), "bmp": (".bmp",), "heic": (".heic", ".heif"), "ico": (".ico",), "jxl": (".jxl",),
-            "pdf": (".pdf",), "psd": (".psd",), "tiff": (".tif", ".tiff"), "mp4": (".mp4",)}
+            "pdf": (".pdf",), "psd": (".psd",), "tiff": (".tif", ".tiff"), "mp4": (".mp4",)}  # no model makes these
 TYPICAL_SECONDS = {"low": "70 s", "medium": "120 s", "high": "276 s"}
 
 # A string longer than this stays in the file when an answer is parsed; the rest must fit in memory.
@@ -536,13 +535,12 @@ def is_whole(stream: BinaryIO, picture: Picture) -> bool:
     return False
 
 
-def is_turned(stream: BinaryIO) -> bool:
+def is_turned(path: str) -> bool:
     """Whether EXIF, near the file's begin or end, says that the pixels lie on their side: orientations 5 to 8."""
-    length = stream.seek(0, os.SEEK_END)
-    stream.seek(0)
-    head = stream.read(3 * LONG_STRING)
-    stream.seek(max(len(head), length - LONG_STRING))
-    exif = re.search(rb"(?s)(?:Exif\0\0|eXIf|EXIF.{4})(?:II\*\0|MM\0\*).*", head + stream.read())
+    with open(path, "rb") as stream:
+        head = stream.read(3 * LONG_STRING)
+        stream.seek(max(len(head), os.path.getsize(path) - LONG_STRING))
+        exif = re.search(rb"(?s)(?:Exif\0\0|eXIf|EXIF.{4})(?:II\*\0|MM\0\*).*", head + stream.read())
     entry = re.search(rb"(?s)\x12\x01\x03\0\x01\0\0\0(.)|\x01\x12\0\x03\0\0\0\x01\0(.)", exif[0]) if exif else None
     return entry is not None and (entry[1] or entry[2]) in b"\5\6\7\x08"
 
@@ -570,9 +568,6 @@ def png_chunks(stream: BinaryIO, skip: bool = False) -> Iterator[tuple[bytes, by
         stream.seek(4 + (length if skip else 0), os.SEEK_CUR)
 
 
-PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type: grey, RGB, palette, grey and RGB with alpha
-
-
 def mask_fault(stream: BinaryIO) -> str:
     """Why this PNG cannot serve as a mask, or an empty text. Transparent (alpha 0) marks what is edited."""
     from struct import unpack
@@ -585,7 +580,7 @@ def mask_fault(stream: BinaryIO) -> str:
         elif name == b"IDAT":
             data.append(content)
     width, height, depth, colour, interlaced = header
-    channels = PNG_CHANNELS.get(colour, 0)
+    channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(colour, 0)  # grey, RGB, palette, grey and RGB with alpha
     if not data or depth not in ((8, 16) if channels > 1 else (1, 2, 4, 8, 16)):
         return "is a broken PNG"
     if colour < 4 and not special:
@@ -611,8 +606,7 @@ def any_clear(rows: Iterator[tuple[int, bool, bytes]], clear: Sequence[tuple[int
               step: int) -> bool:
     """Whether any pixel is clear: has one of these values at each of these places in its bytes, step in number."""
     tables = [bytes(value in values for value in range(256)) for _, values in clear]
-    shifts = range(8 - depth, -1, -depth)  # several pixels may share a byte
-    pixels = [bytes(byte >> shift & (1 << depth) - 1 for shift in shifts) for byte in range(256)]
+    pixels = [bytes(byte >> shift & (1 << depth) - 1 for shift in range(8 - depth, -1, -depth)) for byte in range(256)]
     lines = [b""] * len(clear)
     for width, first_row, row in rows:
         marks = -1
@@ -1137,20 +1131,15 @@ def build_job(options: Namespace, settings: Settings, notes: list[str], fetch: C
 def edit_words(options: Namespace) -> tuple[list[str], list[str]]:
     """(words of the prompt, images) of an edit: the first words are images as long as one is left for the prompt."""
     words, last = list(options.words), 0 if options.prompt_file else 1
-    count = next((at for at, word in enumerate(words) if at and not is_image_word(word)), len(words))
-    cut = max(0, min(count, len(words) - last))
-    words, paths = words[cut:], words[:cut] + options.image
-    if not words and not paths and not options.prompt_file:
+    images = [os.path.isfile(os.path.expanduser(word)) or bool(re.fullmatch(IMAGE_NAME, word)) for word in words]
+    first_other = next((at for at, image in enumerate(images) if at and not image), len(words))
+    count = max(0, min(first_other, len(words) - last))
+    if not words and not options.image and not options.prompt_file:
         raise usage_failure("the image and the prompt are missing", 'Use: edit IMAGE "what to change"')
-    if len(words) == 1 and is_image_word(words[0]):
-        raise usage_failure(f"{shown_input(words[0])} is an image, the prompt is missing",
+    if len(words) == count + 1 and images[-1]:
+        raise usage_failure(f"{shown_input(words[-1])} is an image, the prompt is missing",
                             'Use: edit IMAGE "what to change"')
-    return words, paths
-
-
-def is_image_word(word: str) -> bool:
-    """Whether a word of the command line means an image, and no prompt."""
-    return os.path.isfile(os.path.expanduser(word)) or re.fullmatch(IMAGE_NAME, word) is not None
+    return words[count:], words[:count] + options.image
 
 
 def shown_input(path: str) -> str:
@@ -1253,11 +1242,9 @@ def read_upload(path: str, role: str, fetch: Callable[[str], str]) -> Upload:
             raise usage_failure(f"{who} has {status.st_size // 1000000} MB, less than 50 MB are allowed",
                                 "Scale it down or save it as JPEG.")
         picture = read_input(full, who, full)
-        with open(full, "rb") as stream:
-            turned = is_turned(stream)
+        seen = Picture(picture.format, picture.height, picture.width) if is_turned(full) else picture
     except (OSError, ValueError) as error:
         raise usage_failure(f"cannot read {who}: {reason(error)}") from None
-    seen = Picture(picture.format, picture.height, picture.width) if turned else picture
     return Upload(full, picture, status.st_size, seen=seen)
 
 
@@ -3923,7 +3910,7 @@ gpt_image2 generate PROMPT [options]
 gpt_image2 edit IMAGE [IMAGE ...] PROMPT [--image PATH ...] [--mask PNG] [options]
 
   gpt_image2 edit fox.png "give the fox a hat" -o hat.png
-  gpt_image2 edit room.png "put the chair into the room" --image chair.jpg
+  gpt_image2 edit room.png chair.jpg "put the chair into the room"
 
   IMAGE                  PNG, JPEG or WebP below 50 MB: a file, an http(s) URL, a file: or data: URI
   --image PATH           a further image (16 in all); repeatable
