@@ -89,9 +89,9 @@ RUNAPI_RATIOS = ("1:1", "3:2", "2:3", "4:3", "3:4", "5:4", "4:5", "16:9", "9:16"
 RUNAPI_EDGES = {"1k": (1024, 1536), "2k": (2048, 2560), "4k": (3840, 3840)}  # the longer edge, in pixels
 SIZE_NAMES = {"square": "1024x1024", "landscape": "1536x1024", "portrait": "1024x1536"}
 FORMATS = ("png", "jpeg", "webp")
-SUFFIXES = {"png": (".png",), "jpeg": (".jpg", ".jpeg"), "webp": (".webp",), "gif": (".gif",), "svg": (".svg",),
-            "avif": (".avif",), "bmp": (".bmp",), "heic": (".heic", ".heif"), "ico": (".ico",), "jxl": (".jxl",),
-            "pdf": (".pdf",), "psd": (".psd",), "tiff": (".tif", ".tiff"), "mp4": (".mp4",)}  # no model makes these
+SUFFIXES = {"png": (".png",), "jpeg": (".jpg", ".jpeg"), "webp": (".webp",), "gif": (".gif",),
+            "svg": (".svg",), "tiff": (".tif", ".tiff"),  # no model makes this, nor these
+            **{name: ("." + name,) for name in "avif bmp heic heif ico jxl mp4 pdf psd".split()}}
 TYPICAL_SECONDS = {"low": "70 s", "medium": "120 s", "high": "276 s"}
 
 # A string longer than this stays in the file when an answer is parsed; the rest must fit in memory.
@@ -507,7 +507,7 @@ def svg_picture(head: bytes) -> Picture | None:
     if not root:
         return None
     number = rb"[\s,]*(\d{1,6})(?:\.\d*)?(?:px)?\s*"
-    edges = [re.search(rb"\s%s\s*=\s*[\"']%s[\"']" % (name, number), root[0]) for name in (b"width", b"height")]
+    edges = [re.search(rb"\s%s\s*=\s*[\"']%s[\"']" % (edge, number), root[0]) for edge in (b"width", b"height")]
     box = re.search(rb"\sviewBox\s*=\s*[\"']\s*[-+.\deE]+[\s,]+[-+.\deE]+%s%s" % (number, number), root[0])
     found = [edge[1] for edge in edges if edge]
     return Picture("svg", *map(int, found if len(found) == 2 else box.groups() if box else (0, 0)))
@@ -536,13 +536,13 @@ def is_whole(stream: BinaryIO, picture: Picture) -> bool:
 
 
 def is_turned(path: str) -> bool:
-    """Whether EXIF, near the file's begin or end, says that the pixels lie on their side: orientations 5 to 8."""
+    """Whether EXIF, near the file's begin or end, says that the pixels lie on their side (5 to 8)."""
     with open(path, "rb") as stream:
         head = stream.read(3 * LONG_STRING)
         stream.seek(max(len(head), os.path.getsize(path) - LONG_STRING))
         exif = re.search(rb"(?s)(?:Exif\0\0|eXIf|EXIF.{4})(?:II\*\0|MM\0\*).*", head + stream.read())
-    entry = re.search(rb"(?s)\x12\x01\x03\0\x01\0\0\0(.)|\x01\x12\0\x03\0\0\0\x01\0(.)", exif[0]) if exif else None
-    return entry is not None and (entry[1] or entry[2]) in b"\5\6\7\x08"
+    turned = rb"\x12\x01\x03\0\x01\0\0\0[\x05-\x08]|\x01\x12\0\x03\0\0\0\x01\0[\x05-\x08]"
+    return exif is not None and re.search(turned, exif[0]) is not None
 
 
 def has_alpha(path: str, form: str) -> bool:
@@ -553,7 +553,8 @@ def has_alpha(path: str, form: str) -> bool:
         return head[25] in (4, 6) or b"tRNS" in head
     if form == "webp":
         return head[12:16] != b"VP8 " and bool(head[20 if head[12:16] == b"VP8X" else 24] & 0x10)
-    return form == "svg" or (form == "gif" and any(mark[1][0] & 1 for mark in re.finditer(rb"(?s)!\xf9\x04(.)", head)))
+    marks = re.findall(rb"(?s)!\xf9\x04(.)", head) if form == "gif" else []
+    return form == "svg" or any(mark[0] & 1 for mark in marks)
 
 
 def png_chunks(stream: BinaryIO, skip: bool = False) -> Iterator[tuple[bytes, bytes]]:
@@ -597,16 +598,17 @@ def mask_fault(stream: BinaryIO) -> str:
         clear = [(place, samples[place:place + 1]) for place in range(step)]
     rows = png_rows(png_passes(width, height) if interlaced else [(width, height)], channels * depth, data)
     try:
-        return "" if any_clear(rows, clear, depth, step) else "is fully opaque, or nearly: no pixel has alpha 0"
+        return "" if any_clear(rows, clear, depth, step) else "is fully opaque, or half: no pixel has alpha 0"
     except ValueError:
         return "is a broken PNG"
 
 
 def any_clear(rows: Iterator[tuple[int, bool, bytes]], clear: Sequence[tuple[int, bytes]], depth: int,
               step: int) -> bool:
-    """Whether any pixel is clear: has one of these values at each of these places in its bytes, step in number."""
+    """Whether any pixel (of step bytes) has one of these values at each of these places: is clear."""
     tables = [bytes(value in values for value in range(256)) for _, values in clear]
-    pixels = [bytes(byte >> shift & (1 << depth) - 1 for shift in range(8 - depth, -1, -depth)) for byte in range(256)]
+    shifts = range(8 - depth, -1, -depth)  # several pixels may share a byte
+    pixels = [bytes(byte >> shift & (1 << depth) - 1 for shift in shifts) for byte in range(256)]
     lines = [b""] * len(clear)
     for width, first_row, row in rows:
         marks = -1
@@ -621,7 +623,7 @@ def any_clear(rows: Iterator[tuple[int, bool, bytes]], clear: Sequence[tuple[int
 
 
 def unfiltered(kind: int, line: bytes, above: bytes) -> bytes:
-    """One channel of a PNG's row without its filter (PNG, part 9); above: the same channel of the row above."""
+    """One channel of a PNG's row without its filter (PNG, part 9); above: the same of the row above."""
     if kind == 0:
         return line
     up = above[0]
@@ -633,8 +635,8 @@ def unfiltered(kind: int, line: bytes, above: bytes) -> bytes:
     for value, up in zip(line, above):
         guess = left if kind == 1 else up if kind == 2 else left + up >> 1
         if kind == 4:
-            by_left, by_up, by_corner = abs(up - corner), abs(left - corner), abs(left + up - 2 * corner)
-            guess = left if by_left <= by_up and by_left <= by_corner else up if by_up <= by_corner else corner
+            a, b, c = abs(up - corner), abs(left - corner), abs(left + up - 2 * corner)  # Paeth's distances
+            guess = left if a <= b and a <= c else up if b <= c else corner
             corner = up
         left = value + guess & 255
         result.append(left)
@@ -643,7 +645,7 @@ def unfiltered(kind: int, line: bytes, above: bytes) -> bytes:
 
 def png_rows(passes: Sequence[tuple[int, int]], bits: int,
              data: Sequence[bytes]) -> Iterator[tuple[int, bool, bytes]]:
-    """(pixels, whether first of its pass, filter byte and bytes) of each row; ValueError where they break off."""
+    """(pixels, whether first of its pass, filter byte and bytes) of each row; ValueError if broken."""
     pieces, buffer = unpacked(data), bytearray()
     for width, height in passes:
         length = 1 + (width * bits + 7) // 8
@@ -1095,10 +1097,10 @@ IMAGE_NAME = r"(?is)https?://\S+|file:\S+|data:[^,\s]*,.*|\S+\.(?:png|jpe?g|webp
 # What else people pass, by its first bytes without XML's prolog.
 WEB_PAGE = "a web page"
 OTHER_KINDS = (
-    (rb".{4}ftyp.{,40}avi[fs]", "AVIF"), (rb".{4}ftyp(?:he|mif1|msf1)", "HEIC"), (rb"GIF8", "GIF"), (rb"8BPS", "PSD"),
-    (rb"II[*+]\0|MM\0[*+]", "TIFF"), (rb"BM.{4}\0{4}", "BMP"), (rb"\0\0[\x01\x02]\0", "ICO"), (rb"%PDF-", "PDF"),
-    (rb"\xff\x0a|\0\0\0\x0cJXL ", "JPEG XL"), (rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  ", "JPEG 2000"),
-    (rb"\s*<(?:\w+:)?svg[\s>/]", "SVG"), (rb"\s*<(?:html|head|body|title|meta|script|link)\b", WEB_PAGE))
+    (rb".{4}ftyp.{,40}avi[fs]", "AVIF"), (rb".{4}ftyp(?:he|mif1|msf1)", "HEIC"), (rb"GIF8", "GIF"),
+    (rb"8BPS", "PSD"), (rb"II[*+]\0|MM\0[*+]", "TIFF"), (rb"BM.{4}\0{4}", "BMP"), (rb"%PDF-", "PDF"),
+    (rb"\xff\x0a|\0{3}\x0cJXL ", "JPEG XL"), (rb"\xff\x4f\xff\x51|\0{3}\x0cjP  ", "JPEG 2000"),
+    (rb"\0\0\x01\0", "ICO"), (rb"\s*<(?:\w+:)?svg[\s>/]", "SVG"), (rb"\s*<(?:html|head|body|title|meta|script|link)\b", WEB_PAGE))
 
 
 def build_job(options: Namespace, settings: Settings, notes: list[str], fetch: Callable[[str], str]) -> Job:
@@ -1111,7 +1113,7 @@ def build_job(options: Namespace, settings: Settings, notes: list[str], fetch: C
     image_format = chosen_format(options)
     formats = MODELS.get(re.sub(DATED, "", model), NEWEST).formats
     if image_format not in formats:
-        raise usage_failure(f"{model} makes no {image_format}, only {', '.join(formats)}", "For example: -o NAME.png")
+        raise usage_failure(f"{model} makes no {image_format}, only {', '.join(formats)}", "Use -o NAME.png")
     images = read_images(paths, api, fetch) if options.command == "edit" else ()
     if options.size != "auto" and (options.aspect_ratio or options.resolution):
         raise usage_failure("--size already says what --aspect-ratio and --resolution say; leave one of them out")
@@ -1122,16 +1124,17 @@ def build_job(options: Namespace, settings: Settings, notes: list[str], fetch: C
     probe_folder(target, options.n, as_text(parameters.get("size")))
     path = first_path(target, options.n, image_format)
     if target.suffix.lower() not in SUFFIXES[image_format]:
-        notes.append(f"--format {image_format} counts, not {target.suffix}: the file will be {os.path.basename(path)}")
+        name = os.path.basename(path)
+        notes.append(f"--format {image_format} against {target.suffix}: the file will be {name}")
     if target.overwrite and os.path.isdir(path):
         raise usage_failure(f"{path} is a folder, which --overwrite cannot replace")
     return Job(options.command, model, prompt, images, mask, parameters, options.n, target, options.keep_partials)
 
 
 def edit_words(options: Namespace) -> tuple[list[str], list[str]]:
-    """(words of the prompt, images) of an edit: the first words are images as long as one is left for the prompt."""
+    """(words of the prompt, images) of an edit: the first words are images while one is left to be it."""
     words, last = list(options.words), 0 if options.prompt_file else 1
-    images = [os.path.isfile(os.path.expanduser(word)) or bool(re.fullmatch(IMAGE_NAME, word)) for word in words]
+    images = [os.path.isfile(os.path.expanduser(word)) or re.fullmatch(IMAGE_NAME, word) for word in words]
     first_other = next((at for at, image in enumerate(images) if at and not image), len(words))
     count = max(0, min(first_other, len(words) - last))
     if not words and not options.image and not options.prompt_file:
@@ -1143,7 +1146,7 @@ def edit_words(options: Namespace) -> tuple[list[str], list[str]]:
 
 
 def shown_input(path: str) -> str:
-    """An input as messages name it: a URL without its query, which may be a login, a data: URI without its content."""
+    """An input as messages name it: a URL without its query (a login?), a data: URI without its content."""
     return re.sub(r"(?is)\A(https?://[^?]*|data:[^,;]{,40}).*", r"\1", path)
 
 
@@ -1232,7 +1235,7 @@ def read_upload(path: str, role: str, fetch: Callable[[str], str]) -> Upload:
     try:
         full = fetch(path) if re.match(FETCHED, path) else local_path(path)
         if re.search(UNQUOTABLE, full):
-            raise usage_failure(f"{one_line(who)!r} has a control character in its name, which curl cannot take")
+            raise usage_failure(f"{one_line(who)} has a control character in its name; curl cannot take it")
         status = os.stat(full)
         if not stat.S_ISREG(status.st_mode):
             raise usage_failure(f"{who} is {'a folder' if stat.S_ISDIR(status.st_mode) else 'not a file'}")
@@ -1258,9 +1261,10 @@ def read_input(path: str, who: str, name: str) -> Picture:
     with open(path, "rb") as stream:
         head = XML_NOISE.sub(b"", stream.read(HEAD))
     kind = next((kind for mark, kind in OTHER_KINDS if re.match(b"(?si)" + mark, head)), "")
-    hint = "Name the picture itself." if kind == WEB_PAGE else f"Convert it: {conversion(name)}" if kind else ""
+    hint = "Convert it: " + conversion(name) if kind else ""
     told = f" but {kind}" if kind else " (its content decides, not its name)"
-    raise usage_failure(f"{who} is not a PNG, JPEG or WebP file{told}", hint)
+    raise usage_failure(f"{who} is not a PNG, JPEG or WebP file{told}",
+                        "Name the picture itself." if kind == WEB_PAGE else hint)
 
 
 def conversion(path: str) -> str:
@@ -1270,7 +1274,7 @@ def conversion(path: str) -> str:
     target = quote(os.path.splitext(path)[0] + "-converted.png")
     if sys.platform == "darwin":
         return f"sips -s format png {quote(path)} --out {target}"
-    tool = "magick" if shutil.which("magick") or os.name != "posix" else "convert"  # Windows' own converts disks
+    tool = "magick" if shutil.which("magick") or os.name != "posix" else "convert"  # Windows has another
     return f"{tool} {quote(path + '[0]')} {target}"
 
 
@@ -1282,7 +1286,7 @@ def read_mask(path: str, image: Upload, notes: list[str], fetch: Callable[[str],
     if found.format != "png":
         raise usage_failure(f"{who} is {found.format}, it must be PNG", hint)
     if found[1:] != wanted[1:]:
-        turned = "" if image.seen == wanted else "EXIF turns the first image: save it upright, then draw the mask anew."
+        turned = "" if image.seen == wanted else "EXIF turns the first image; save that upright first."
         raise usage_failure(f"{who} is {found.width}x{found.height}, the first image is "
                             f"{wanted.width}x{wanted.height}; both must be the same size", turned)
     with open(mask.path, "rb") as stream:
@@ -1324,7 +1328,7 @@ def checked_parameters(options: Namespace, settings: Settings, images: Sequence[
 def check_combinations(options: Namespace, image_format: str, model: str, api: str) -> None:
     """Options that contradict each other, with the reason."""
     rules = (
-        (api == "azure" and image_format not in ("png", "jpeg"), f"Azure makes png and jpeg only, not {image_format}"),
+        (api == "azure" and image_format not in FORMATS[:2], f"Azure makes png and jpeg, not {image_format}"),
         (options.partial_images and not options.stream, "--partial-images needs --stream"),
         (options.compression is not None and image_format not in ("jpeg", "webp"),
          f"--compression needs --format jpeg or webp: {image_format.upper()} is always lossless"),
@@ -1420,7 +1424,8 @@ def checked_size(size: str, model: str, rules: ModelRules | None) -> str:
 def chosen_format(options: Namespace) -> str:
     """The asked format, else what the output's suffix says (unless it is a folder's), else png."""
     by_suffix = {suffix: name for name in SUFFIXES for suffix in SUFFIXES[name]}
-    suffix = "" if os.path.isdir(os.path.expanduser(options.output)) else os.path.splitext(options.output)[1].lower()
+    output = os.path.expanduser(options.output)
+    suffix = "" if os.path.isdir(output) else os.path.splitext(output)[1].lower()
     chosen = options.format or by_suffix.get(suffix, "png")
     return "jpeg" if chosen == "jpg" else chosen
 
@@ -1791,7 +1796,8 @@ def runapi_upload(image: Upload, settings: Settings, key: str) -> Generator[Requ
 
 def runapi_upload_inline(image: Upload, request: Request) -> Generator[Request | Wait, Response, str]:
     """The older way: the whole file as base64 in one JSON body."""
-    body = {"source": {"type": "base64", "data": DataUrl(image.path)}, "file_name": f"image.{image.picture.format}"}
+    source = {"type": "base64", "data": DataUrl(image.path)}
+    body = {"source": source, "file_name": f"image.{image.picture.format}"}
     return uploaded_url((yield request._replace(body=body)))
 
 
@@ -3484,7 +3490,8 @@ def compare(job: Job, report: Report) -> None:
         if job.images and not {"size", "aspect_ratio"} & set(job.parameters) and not same_shape(
                 job.images[0].seen, saved.picture):
             report.warn(f"{saved.path} is {size}, another shape than the input's; --size can ask for one")
-        if job.parameters.get("background") == "transparent" and not has_alpha(saved.path, saved.picture.format):
+        clear = job.parameters.get("background") == "transparent"
+        if clear and not has_alpha(saved.path, saved.picture.format):
             report.warn(f"a transparent background was asked for, {saved.path} has no alpha channel")
 
 
@@ -3542,7 +3549,7 @@ def run_image_command(options: Namespace, report: Report) -> None:
 
 
 class Inputs:
-    """Inputs that were given as URLs or data: URIs: copies in a private folder until the request has its own."""
+    """Inputs given as URLs or data: URIs: copies in a private folder until the request has its own."""
 
     def __init__(self, settings: Settings, report: Report) -> None:
         self.settings, self.report = settings, report
