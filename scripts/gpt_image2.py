@@ -91,7 +91,7 @@ SIZE_NAMES = {"square": "1024x1024", "landscape": "1536x1024", "portrait": "1024
 FORMATS = ("png", "jpeg", "webp")
 SUFFIXES = {"png": (".png",), "jpeg": (".jpg", ".jpeg"), "webp": (".webp",), "gif": (".gif",),
             "svg": (".svg",), "tiff": (".tif", ".tiff"),  # no model makes this, nor these
-            **{name: ("." + name,) for name in "avif bmp heic heif ico jxl mp4 pdf psd".split()}}
+            **{name: ("." + name,) for name in ("avif", "bmp", "heic", "heif", "ico", "jp2", "jxl", "pdf", "psd")}}
 TYPICAL_SECONDS = {"low": "70 s", "medium": "120 s", "high": "276 s"}
 
 # A string longer than this stays in the file when an answer is parsed; the rest must fit in memory.
@@ -507,7 +507,7 @@ def svg_picture(head: bytes) -> Picture | None:
     if not root:
         return None
     number = rb"[\s,]*(\d{1,6})(?:\.\d*)?(?:px)?\s*"
-    edges = [re.search(rb"\s%s\s*=\s*[\"']%s[\"']" % (edge, number), root[0]) for edge in (b"width", b"height")]
+    edges = [re.search(rb"\s%s\s*=\s*[\"']%s[\"']" % (name, number), root[0]) for name in (b"width", b"height")]
     box = re.search(rb"\sviewBox\s*=\s*[\"']\s*[-+.\deE]+[\s,]+[-+.\deE]+%s%s" % (number, number), root[0])
     found = [edge[1] for edge in edges if edge]
     return Picture("svg", *map(int, found if len(found) == 2 else box.groups() if box else (0, 0)))
@@ -1100,7 +1100,8 @@ OTHER_KINDS = (
     (rb".{4}ftyp.{,40}avi[fs]", "AVIF"), (rb".{4}ftyp(?:he|mif1|msf1)", "HEIC"), (rb"GIF8", "GIF"),
     (rb"8BPS", "PSD"), (rb"II[*+]\0|MM\0[*+]", "TIFF"), (rb"BM.{4}\0{4}", "BMP"), (rb"%PDF-", "PDF"),
     (rb"\xff\x0a|\0{3}\x0cJXL ", "JPEG XL"), (rb"\xff\x4f\xff\x51|\0{3}\x0cjP  ", "JPEG 2000"),
-    (rb"\0\0\x01\0", "ICO"), (rb"\s*<(?:\w+:)?svg[\s>/]", "SVG"), (rb"\s*<(?:html|head|body|title|meta|script|link)\b", WEB_PAGE))
+    (rb"\0\0\x01\0", "ICO"), (rb"\s*<(?:\w+:)?svg[\s>/]", "SVG"),
+    (rb"\s*<(?:html|head|body|title|meta|script|link)\b", WEB_PAGE))
 
 
 def build_job(options: Namespace, settings: Settings, notes: list[str], fetch: Callable[[str], str]) -> Job:
