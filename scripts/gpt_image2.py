@@ -91,7 +91,7 @@ SIZE_NAMES = {"square": "1024x1024", "landscape": "1536x1024", "portrait": "1024
 FORMATS = ("png", "jpeg", "webp")
 SUFFIXES = {"png": (".png",), "jpeg": (".jpg", ".jpeg"), "webp": (".webp",), "gif": (".gif",),
             "svg": (".svg",), "tiff": (".tif", ".tiff"),  # no model makes this, nor these
-            **{name: ("." + name,) for name in ("avif", "bmp", "heic", "heif", "ico", "jp2", "jxl", "pdf", "psd")}}
+            **{name: ("." + name,) for name in ("avif", "bmp", "heic", "heif", "ico", "jxl", "pdf", "psd")}}
 TYPICAL_SECONDS = {"low": "70 s", "medium": "120 s", "high": "276 s"}
 
 # A string longer than this stays in the file when an answer is parsed; the rest must fit in memory.
@@ -547,14 +547,15 @@ def is_turned(path: str) -> bool:
 
 def has_alpha(path: str, form: str) -> bool:
     """Whether a picture can be transparent anywhere, as its first bytes tell."""
-    with open(path, "rb") as stream:
+    with suppress(OSError), open(path, "rb") as stream:  # it may be gone already
         head = stream.read(LONG_STRING)
-    if form == "png":
-        return head[25] in (4, 6) or b"tRNS" in head
-    if form == "webp":
-        return head[12:16] != b"VP8 " and bool(head[20 if head[12:16] == b"VP8X" else 24] & 0x10)
-    marks = re.findall(rb"(?s)!\xf9\x04(.)", head) if form == "gif" else []
-    return form == "svg" or any(mark[0] & 1 for mark in marks)
+        if form == "png":
+            return head[25] in (4, 6) or b"tRNS" in head
+        if form == "webp":
+            return head[12:16] != b"VP8 " and bool(head[20 if head[12:16] == b"VP8X" else 24] & 0x10)
+        marks = re.findall(rb"(?s)!\xf9\x04(.)", head) if form == "gif" else []
+        return form == "svg" or any(mark[0] & 1 for mark in marks)
+    return True
 
 
 def png_chunks(stream: BinaryIO, skip: bool = False) -> Iterator[tuple[bytes, bytes]]:
@@ -1154,7 +1155,8 @@ def shown_input(path: str) -> str:
 def read_prompt(words: Sequence[str], prompt_file: str | None) -> str:
     """The prompt from the command line, a file or standard input."""
     if len(words) > (0 if prompt_file else 1):
-        raise usage_failure(f"one argument too many: {one_line(words[-1], 60)!r}", "Put the prompt in quotes.")
+        last = one_line(shown_input(words[-1]), 60)
+        raise usage_failure(f"one argument too many: {last!r}", "Put the prompt in quotes.")
     if not words and not prompt_file:
         raise usage_failure("the prompt is missing", 'Add it in quotes: "a red fox in the snow"')
     source = prompt_file or ("-" if words[0] == "-" else "")

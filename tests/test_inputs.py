@@ -195,8 +195,10 @@ class UrisAsInputsTest(InputCase):
                 result = self.refuse(uri, PROMPT, told=told)
                 self.assertNotIn(text[:40], result.stderr)
                 self.assertNotIn(uri[-30:], result.stderr)
-        result = self.refuse(self.file("a.png", PNG), data_uri(PNG), told="is an image, the prompt is missing")
-        self.assertNotIn(data_uri(PNG)[-40:], result.stderr)
+        image = self.file("a.png", PNG)
+        for words, told in (([image, data_uri(PNG)], "is an image, the prompt is missing"), ([image, "a hat", data_uri(PNG)], "one argument too many"),
+                            ([data_uri(PNG).replace(",", ""), PROMPT], "cannot read image data:image/png:")):
+            self.assertNotIn("iVBOR", self.refuse(*words, told=told).stderr)
 
     def test_nothing_is_left_and_a_killed_run_is_collected(self) -> None:
         self.server.plan(Answer(delay=1.5))
