@@ -71,6 +71,7 @@ MAX_PROMPT = 32_000  # characters
 MAX_IMAGES = 16
 MAX_IMAGE_BYTES = 50_000_000
 SAFE_MASK_BYTES = 4_000_000  # the API reference says 4 MB, the guide 50 MB
+MAX_MASK_PIXELS, MAX_MASK_EDGE = 64_000_000, 65_535  # to be looked at; a few bytes may claim any number
 MAX_N = 10
 MAX_PARTIALS = 3
 EDGE_STEP = 16  # both edges are multiples of this
@@ -94,7 +95,9 @@ RUNAPI_RATIOS = ("1:1", "3:2", "2:3", "4:3", "3:4", "5:4", "4:5", "16:9", "9:16"
 RUNAPI_EDGES = {"1k": (1024, 1536), "2k": (2048, 2560), "4k": (3840, 3840)}  # the longer edge, in pixels
 SIZE_NAMES = {"square": "1024x1024", "landscape": "1536x1024", "portrait": "1024x1536"}
 FORMATS = ("png", "jpeg", "webp")
-SUFFIXES = {"png": (".png",), "jpeg": (".jpg", ".jpeg"), "webp": (".webp",), "gif": (".gif",)}
+SUFFIXES = {"png": (".png",), "jpeg": (".jpg", ".jpeg"), "webp": (".webp",), "gif": (".gif",),
+            "svg": (".svg",), "tiff": (".tif", ".tiff"),  # no model makes this, nor these
+            **{name: ("." + name,) for name in ("avif", "bmp", "heic", "heif", "ico", "jxl", "pdf", "psd")}}
 TYPICAL_SECONDS = {"low": "70 s", "medium": "120 s", "high": "276 s"}
 
 # A string longer than this stays in the file when an answer is parsed; the rest must fit in memory.
@@ -112,15 +115,17 @@ class ModelRules(NamedTuple):
     qualities: tuple[str, ...]
     sizes: str | tuple[str, ...] | None
     shutdown: str = ""
+    formats: tuple[str, ...] = FORMATS
 
 
 DATED = r"-20\d\d-\d\d-\d\d$"  # gpt-image-2-2026-04-21 is gpt-image-2
 QUALITIES = ("low", "medium", "high", "auto")
 OLDER = ModelRules(QUALITIES, ("1024x1024", "1536x1024", "1024x1536"), "2026-12-01")
 NEWER = ModelRules(("low", "medium", "high", "xhigh", "max", "auto"), None)
+NEWEST = NEWER._replace(formats=(*FORMATS, "gif", "svg"))
 MODELS = {"gpt-image-2": ModelRules(QUALITIES, "free"),
           "gpt-image-2.5-sunburst": NEWER, "gpt-image-2.5-flare": NEWER,
-          "gpt-image-2.6-sunburst": NEWER, "gpt-image-2.6-flare": NEWER,
+          "gpt-image-2.6-sunburst": NEWEST, "gpt-image-2.6-flare": NEWEST,
           "gpt-image-1.5": OLDER, "gpt-image-1-mini": OLDER, "chatgpt-image-latest": OLDER}
 
 # ---- 3. Failures ---------------------------------------------------------------------------------
@@ -211,6 +216,7 @@ class Upload(NamedTuple):
     bytes: int
     checksum: str = ""  # MD5 as base64, where the API wants one
     digest: str = ""  # SHA-256 of the content; nothing is known of a URL's
+    seen: Picture = Picture("", 0, 0)  # the edges as people see them; EXIF may turn the stored pixels
 
 
 class Target(NamedTuple):
@@ -477,7 +483,7 @@ def size_of_ratio(ratio: float, pixels: int) -> str:
 
 
 def inspect_picture(stream: BinaryIO) -> Picture | None:
-    """Format and pixels from the first bytes, None when they are not PNG, JPEG, WebP or GIF."""
+    """Format and pixels from the first bytes, None when they are not PNG, JPEG, WebP, GIF or SVG."""
     head = stream.read(32)
     if head.startswith(b"\x89PNG\r\n\x1a\n") and head[12:16] == b"IHDR":
         return Picture("png", int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big"))
@@ -487,7 +493,7 @@ def inspect_picture(stream: BinaryIO) -> Picture | None:
         return webp_picture(head)
     if head[:6] in (b"GIF87a", b"GIF89a"):
         return Picture("gif", int.from_bytes(head[6:8], "little"), int.from_bytes(head[8:10], "little"))
-    return None
+    return svg_picture(head + stream.read(HEAD))
 
 
 def picture_in(path: str) -> tuple[Picture | None, bool]:
@@ -521,6 +527,21 @@ def webp_picture(head: bytes) -> Picture:
     return Picture("webp", (bits & mask) + less, (bits >> shift & mask) + less)
 
 
+XML_NOISE = re.compile(rb"(?si)<\?.*?\?>|<!--.*?-->|<!doctype(?:[^\[>]|\[[^\]]*\])*>|\A\xef\xbb\xbf")
+
+
+def svg_picture(head: bytes) -> Picture | None:
+    """An SVG's size, 0x0 where it names none in pixels."""
+    root = re.match(rb"\s*<(?:\w+:)?svg(?=[\s>/])[^>]*", XML_NOISE.sub(b"", head))
+    if not root:
+        return None
+    number = rb"[\s,]*(\d{1,6})(?:\.\d*)?(?:px)?\s*"
+    edges = [re.search(rb"\s%s\s*=\s*[\"']%s[\"']" % (name, number), root[0]) for name in (b"width", b"height")]
+    box = re.search(rb"\sviewBox\s*=\s*[\"']\s*[-+.\deE]+[\s,]+[-+.\deE]+%s%s" % (number, number), root[0])
+    found = [edge[1] for edge in edges if edge]
+    return Picture("svg", *map(int, found if len(found) == 2 else box.groups() if box else (0, 0)))
+
+
 def is_whole(stream: BinaryIO, picture: Picture) -> bool:
     """Whether the file reaches its format's end mark: an answer that broke off does not."""
     length = stream.seek(0, os.SEEK_END)
@@ -529,8 +550,41 @@ def is_whole(stream: BinaryIO, picture: Picture) -> bool:
     if picture.format == "webp":
         stream.seek(4)
         return length >= int.from_bytes(stream.read(4), "little") + 7  # some leave the last, padding byte out
+    if picture.format == "jpeg":  # more may follow: the further pictures of an MPO, the film of a telephone
+        jpeg_picture(stream)
+        return next(occurrences(stream, b"\xff\xd9", stream.tell(), length), None) is not None
     stream.seek(max(0, length - 1024))
-    return {"jpeg": b"\xff\xd9", "gif": b"\x3b"}[picture.format] in stream.read()
+    tail = stream.read()
+    if picture.format == "gif":
+        return tail.rstrip(b"\0\r\n ").endswith(b";")
+    stream.seek(0)
+    with suppress(UnicodeDecodeError):
+        stream.read(MAX_IMAGE_BYTES).decode("utf-8")
+        return re.search(rb"</(\w+:)?svg\s*>\s*\Z", XML_NOISE.sub(b"", tail)) is not None
+    return False
+
+
+def is_turned(path: str) -> bool:
+    """Whether EXIF, near the file's begin or end, says that the pixels lie on their side (5 to 8)."""
+    with open(path, "rb") as stream:
+        head = stream.read(3 * LONG_STRING)
+        stream.seek(max(len(head), os.path.getsize(path) - LONG_STRING))
+        exif = re.search(rb"(?s)(?:Exif\0\0|eXIf|EXIF.{4})(?:II\*\0|MM\0\*).*", head + stream.read())
+    turned = rb"\x12\x01\x03\0\x01\0\0\0[\x05-\x08]|\x01\x12\0\x03\0\0\0\x01\0[\x05-\x08]"
+    return exif is not None and re.search(turned, exif[0]) is not None
+
+
+def has_alpha(path: str, form: str) -> bool:
+    """Whether a picture can be transparent anywhere, as its first bytes tell."""
+    with suppress(OSError), open(path, "rb") as stream:  # it may be gone already
+        head = stream.read(LONG_STRING)
+        if form == "png":
+            return head[25] in (4, 6) or b"tRNS" in head
+        if form == "webp":
+            return head[12:16] != b"VP8 " and bool(head[20 if head[12:16] == b"VP8X" else 24] & 0x10)
+        marks = re.findall(rb"(?s)!\xf9\x04(.)", head) if form == "gif" else []
+        return form == "svg" or any(mark[0] & 1 for mark in marks)
+    return True
 
 
 def png_chunks(stream: BinaryIO, skip: bool = False) -> Iterator[tuple[bytes, bytes]]:
@@ -548,62 +602,91 @@ def png_chunks(stream: BinaryIO, skip: bool = False) -> Iterator[tuple[bytes, by
 def mask_fault(stream: BinaryIO) -> str:
     """Why this PNG cannot serve as a mask, or an empty text. Transparent (alpha 0) marks what is edited."""
     from struct import unpack
-    header, transparency, data = None, None, []
+    header, special, data = (0, 0, 0, 0, 0), b"", []
     for name, content in png_chunks(stream):
         if name == b"IHDR" and len(content) == 13:
             header = unpack(">IIBBxxB", content)
         elif name == b"tRNS":
-            transparency = content
+            special = content
         elif name == b"IDAT":
             data.append(content)
-    if header is None or not data:
-        return "is a broken PNG"
     width, height, depth, colour, interlaced = header
-    if colour == 3 and transparency and min(transparency) == 255:  # a palette with an alpha for each entry
-        return "is fully opaque"
-    if colour not in (4, 6):  # 4: grey with alpha, 6: RGB with alpha
-        return "" if transparency is not None else "has no alpha channel"
-    sample = depth // 8
-    stride = sample * (4 if colour == 6 else 2)
-    rows = png_rows(png_passes(width, height) if interlaced else [(width, height)], stride, data)
-    return "is fully opaque" if alpha_is_opaque(rows, stride, sample) else ""
+    channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(colour, 0)  # grey, RGB, palette, grey and RGB with alpha
+    if not data or depth not in ((8, 16) if channels > 1 else (1, 2, 4, 8, 16)):
+        return "is a broken PNG"
+    if colour < 4 and not special:
+        return "has no alpha channel"
+    if width * height > MAX_MASK_PIXELS or max(width, height) > MAX_MASK_EDGE:
+        return "has too many pixels to be checked"
+    step = max(1, channels * depth // 8)
+    if colour >= 4:
+        clear = [(place, b"\0") for place in range(step - depth // 8, step)]
+    elif colour == 3:  # the clear entries of the palette
+        clear = [(0, bytes(index for index, alpha in enumerate(special) if alpha == 0))]
+    else:  # one colour, two bytes for each of its samples
+        samples = special if depth == 16 else bytes(byte & (1 << depth) - 1 for byte in special[1::2])
+        clear = [(place, samples[place:place + 1]) for place in range(step)]
+    rows = png_rows(png_passes(width, height) if interlaced else [(width, height)], channels * depth, data)
+    try:
+        return "" if any_clear(rows, clear, depth, step) else "is fully opaque, or half: no pixel has alpha 0"
+    except ValueError:
+        return "is a broken PNG"
 
 
-def alpha_is_opaque(rows: Iterator[tuple[int, bool, bytes]], stride: int, sample: int) -> bool:
-    """Whether every alpha value is the largest one. stride and sample: bytes of a pixel, of its alpha.
-
-    While all pixels so far were opaque, each of PNG's filters turns the next opaque row into a known
-    pattern, so rows are compared and never unfiltered; the first other row holds a clear pixel.
-    """
+def any_clear(rows: Iterator[tuple[int, bool, bytes]], clear: Sequence[tuple[int, bytes]], depth: int,
+              step: int) -> bool:
+    """Whether any pixel (of step bytes) has one of these values at each of these places: is clear."""
+    tables = [bytes(value in values for value in range(256)) for _, values in clear]
+    shifts = range(8 - depth, -1, -depth)  # several pixels may share a byte
+    pixels = [bytes(byte >> shift & (1 << depth) - 1 for shift in shifts) for byte in range(256)]
+    lines = [b""] * len(clear)
     for width, first_row, row in rows:
-        if row[0] > 4:
-            return False  # no such filter: let the server judge the file
-        first, others = opaque_row(row[0], first_row)
-        for offset in range(stride - sample, stride):
-            if row[1 + offset::stride] != bytes([first]) + bytes([others]) * (width - 1):
-                return False
-    return True
+        marks = -1
+        for number, (place, _) in enumerate(clear):
+            line = row[1 + place::step]
+            line = lines[number] = unfiltered(row[0], line, bytes(len(line)) if first_row else lines[number])
+            line = b"".join(pixels[byte] for byte in line)[:width] if depth < 8 else line
+            marks &= int.from_bytes(line.translate(tables[number]), "big")
+        if marks:
+            return True
+    return False
 
 
-def opaque_row(filter_type: int, first_row: bool) -> tuple[int, int]:
-    """Filtered alpha bytes (first pixel, all others) of an opaque row under opaque rows (PNG, part 9)."""
-    above = 0 if first_row else 255
-    return ((255, 255), (255, 0), (255 - above, 255 - above),
-            (255 - above // 2, 255 - (255 + above) // 2), (255 - above, 0))[filter_type]
+def unfiltered(kind: int, line: bytes, above: bytes) -> bytes:
+    """One channel of a PNG's row without its filter (PNG, part 9); above: the same of the row above."""
+    if kind == 0:
+        return line
+    up = above[0]
+    value = line[0] + (0, 0, up, up // 2, up)[kind] & 255
+    others = (0, 0, line[0], value - (value + up) // 2 & 255, 0)[kind]
+    if line.count(others, 1) == len(line) - 1 and above.count(up) == len(line):
+        return bytes([value]) * len(line)  # one value under one value, as masks mostly are: no loop
+    result, left, corner = bytearray(), 0, 0
+    for value, up in zip(line, above):
+        guess = left if kind == 1 else up if kind == 2 else left + up >> 1
+        if kind == 4:
+            a, b, c = abs(up - corner), abs(left - corner), abs(left + up - 2 * corner)  # Paeth's distances
+            guess = left if a <= b and a <= c else up if b <= c else corner
+            corner = up
+        left = value + guess & 255
+        result.append(left)
+    return bytes(result)
 
 
-def png_rows(passes: Sequence[tuple[int, int]], stride: int,
+def png_rows(passes: Sequence[tuple[int, int]], bits: int,
              data: Sequence[bytes]) -> Iterator[tuple[int, bool, bytes]]:
-    """(pixels, whether first of its pass, filter byte and bytes) of each row, few in memory at a time."""
+    """(pixels, whether first of its pass, filter byte and bytes) of each row; ValueError if broken."""
     pieces, buffer = unpacked(data), bytearray()
     for width, height in passes:
-        length = 1 + width * stride
+        length = 1 + (width * bits + 7) // 8
         for index in range(height):
             while len(buffer) < length:
                 piece = next(pieces, None)
                 if piece is None:
-                    return
+                    raise ValueError("broken off")
                 buffer += piece
+            if buffer[0] > 4:
+                raise ValueError("no such filter")
             yield width, index == 0, bytes(buffer[:length])
             del buffer[:length]
 
@@ -1041,7 +1124,17 @@ def read_settings(options: Namespace, report: Report) -> Settings:
 
 # ---- 7. Job: what is asked for, checked while it is still free ----------------------------------
 
-IMAGE_NAME = r"(?i)https?://\S+|\S+\.(?:png|jpe?g|webp)"  # as a prompt it is a mistake
+FETCHED = r"(?is)https?://|data:[^,\s]*,"
+# As a prompt it is a mistake.
+IMAGE_NAME = r"(?is)https?://\S+|file:\S+|data:[^,\s]*,.*|\S+\.(?:png|jpe?g|webp|gif|svg|tiff?|avif|hei[cf])"
+# What else people pass, by its first bytes without XML's prolog.
+WEB_PAGE = "a web page"
+OTHER_KINDS = (
+    (rb".{4}ftyp.{,40}avi[fs]", "AVIF"), (rb".{4}ftyp(?:he|mif1|msf1)", "HEIC"), (rb"GIF8", "GIF"),
+    (rb"8BPS", "PSD"), (rb"II[*+]\0|MM\0[*+]", "TIFF"), (rb"BM.{4}\0{4}", "BMP"), (rb"%PDF-", "PDF"),
+    (rb"\xff\x0a|\0{3}\x0cJXL ", "JPEG XL"), (rb"\xff\x4f\xff\x51|\0{3}\x0cjP  ", "JPEG 2000"),
+    (rb"\0\0\x01\0", "ICO"), (rb"\s*<(?:\w+:)?svg[\s>/]", "SVG"),
+    (rb"\s*<(?:html|head|body|title|meta|script|link)\b", WEB_PAGE))
 
 
 def build_job(options: Namespace, settings: Settings, notes: list[str], fetch: Callable[[str], str]) -> Job:
@@ -1051,38 +1144,51 @@ def build_job(options: Namespace, settings: Settings, notes: list[str], fetch: C
     if options.config == "-" and "-" in (options.prompt_file, *words):
         raise usage_failure("standard input cannot hold both the config and the prompt", "Use --prompt-file FILE.")
     prompt = read_prompt(words, options.prompt_file)
+    image_format = chosen_format(options)
+    formats = MODELS.get(re.sub(DATED, "", model), NEWEST).formats
+    if image_format not in formats:
+        raise usage_failure(f"{model} makes no {image_format}, only {', '.join(formats)}", "Use -o NAME.png")
     images = read_images(paths, api, fetch) if options.command == "edit" else ()
     if options.size != "auto" and (options.aspect_ratio or options.resolution):
         raise usage_failure("--size already says what --aspect-ratio and --resolution say; leave one of them out")
     check = runapi_parameters if api == "runapi" else checked_parameters
     parameters = check(options, settings, images, notes)
-    mask = read_mask(options.mask, images[0], notes) if options.mask else None
-    image_format = chosen_format(options)
+    mask = read_mask(options.mask, images[0], notes, fetch) if options.mask else None
     target = checked_target(options.output, image_format, options.overwrite)
     probe_folder(target, options.n, as_text(parameters.get("size")))
     path = first_path(target, options.n, image_format)
+    if target.suffix.lower() not in SUFFIXES[image_format]:
+        name = os.path.basename(path)
+        notes.append(f"--format {image_format} against {target.suffix}: the file will be {name}")
     if target.overwrite and os.path.isdir(path):
         raise usage_failure(f"{path} is a folder, which --overwrite cannot replace")
     return Job(options.command, model, prompt, images, mask, parameters, options.n, target, options.keep_partials)
 
 
 def edit_words(options: Namespace) -> tuple[list[str], list[str]]:
-    """(words of the prompt, images) of an edit: the first word is an image unless it is all the prompt there is."""
-    words, paths = list(options.words), list(options.image)
-    only_the_prompt = len(words) == 1 and paths and not options.prompt_file
-    if words and not only_the_prompt:
-        paths.insert(0, words.pop(0))
-    if not words and not paths and not options.prompt_file:
+    """(words of the prompt, images) of an edit: the first words are images while one is left to be it."""
+    words, last = list(options.words), 0 if options.prompt_file else 1
+    images = [os.path.isfile(os.path.expanduser(word)) or re.fullmatch(IMAGE_NAME, word) for word in words]
+    first_other = next((at for at, image in enumerate(images) if at and not image), len(words))
+    count = max(0, min(first_other, len(words) - last))
+    if not words and not options.image and not options.prompt_file:
         raise usage_failure("the image and the prompt are missing", 'Use: edit IMAGE "what to change"')
-    if len(words) == 1 and (os.path.isfile(words[0]) or re.fullmatch(IMAGE_NAME, words[0])):
-        raise usage_failure(f"{words[0]} is an image, the prompt is missing", 'Use: edit IMAGE "what to change"')
-    return words, paths
+    if len(words) == count + 1 and images[-1]:
+        raise usage_failure(f"{shown_input(words[-1])} is an image, the prompt is missing",
+                            'Use: edit IMAGE "what to change"')
+    return words[count:], words[:count] + options.image
+
+
+def shown_input(path: str) -> str:
+    """An input as messages name it: a URL without its query (a login?), a data: URI without its content."""
+    return re.sub(r"(?is)\A(https?://[^?]*|data:[^,;]{,40}).*", r"\1", path)
 
 
 def read_prompt(words: Sequence[str], prompt_file: str | None) -> str:
     """The prompt from the command line, a file or standard input."""
     if len(words) > (0 if prompt_file else 1):
-        raise usage_failure(f"one argument too many: {one_line(words[-1], 60)!r}", "Put the prompt in quotes.")
+        last = one_line(shown_input(words[-1]), 60)
+        raise usage_failure(f"one argument too many: {last!r}", "Put the prompt in quotes.")
     if not words and not prompt_file:
         raise usage_failure("the prompt is missing", 'Add it in quotes: "a red fox in the snow"')
     source = prompt_file or ("-" if words[0] == "-" else "")
@@ -1123,9 +1229,9 @@ def read_images(paths: Sequence[str], api: str, fetch: Callable[[str], str]) -> 
     if len(paths) > MAX_IMAGES:
         raise usage_failure(f"{len(paths)} images were given, {MAX_IMAGES} are allowed")
     if api == "runapi":
-        return tuple(Upload(path, Picture("", 0, 0), 0) if re.match(r"https?://|data:image/", path)
-                     else with_checksum(read_upload(path, "image")) for path in paths)
-    return tuple(read_upload(fetch(path) if re.match(r"(?i)https?://", path) else path, "image") for path in paths)
+        return tuple(Upload(path, Picture("", 0, 0), 0) if re.match(r"https?://", path)
+                     else with_checksum(read_upload(path, "image", fetch)) for path in paths)
+    return tuple(read_upload(path, "image", fetch) for path in paths)
 
 
 def with_checksum(upload: Upload) -> Upload:
@@ -1144,51 +1250,87 @@ def file_digest(path: str, kind: str) -> bytes:
     return digest.digest()
 
 
-def read_upload(path: str, role: str) -> Upload:
-    """A readable PNG, JPEG or WebP file of at most 50 MB. role: image or mask, for the message."""
+def local_path(path: str) -> str:
+    """The full path of a file that is named by its path or as a file: URI."""
+    uri = re.match(r"(?i)file:(?://(?:localhost)?(?=/))?(?:/(?=[a-z]:))?(?!//)", path)
+    if uri and not os.path.lexists(path):
+        from urllib.parse import unquote_to_bytes
+        raw = path[uri.end():]
+        plain = os.fsdecode(unquote_to_bytes(as_bytes(raw)))
+        path = next(filter(os.path.lexists, (plain, raw)), plain)  # many forget to write %20
+    return os.path.abspath(path if os.path.lexists(path) else os.path.expanduser(path))
+
+
+def read_upload(path: str, role: str, fetch: Callable[[str], str]) -> Upload:
+    """A readable, whole PNG, JPEG or WebP file of at most 50 MB. role: image or mask, for the message."""
     import stat
     if not path:
         raise usage_failure(f"the name of the {role} is empty: perhaps a variable that is not set")
-    if re.search(UNQUOTABLE, path):
-        raise usage_failure(f"{role} {one_line(path)!r} has a control character in its name, which curl cannot take")
+    who = f"{role} {shown_input(path)}"
     try:
-        full = os.path.abspath(path if os.path.lexists(path) else os.path.expanduser(path))
+        full = fetch(path) if re.match(FETCHED, path) else local_path(path)
+        if re.search(UNQUOTABLE, full):
+            raise usage_failure(f"{one_line(who)} has a control character in its name; curl cannot take it")
         status = os.stat(full)
         if not stat.S_ISREG(status.st_mode):
-            raise usage_failure(f"{role} {path} is {'a folder' if stat.S_ISDIR(status.st_mode) else 'not a file'}")
-        with open(full, "rb") as stream:
-            picture = inspect_picture(stream)
-        digest = file_digest(full, "sha256").hex() if picture and status.st_size < MAX_IMAGE_BYTES else ""
+            raise usage_failure(f"{who} is {'a folder' if stat.S_ISDIR(status.st_mode) else 'not a file'}")
+        if status.st_size == 0:
+            raise usage_failure(f"{who} is empty")
+        if status.st_size >= MAX_IMAGE_BYTES:
+            raise usage_failure(f"{who} has {status.st_size // 1000000} MB, less than 50 MB are allowed",
+                                "Scale it down or save it as JPEG.")
+        picture = read_input(full, who, full)
+        digest = file_digest(full, "sha256").hex()
+        seen = Picture(picture.format, picture.height, picture.width) if is_turned(full) else picture
     except (OSError, ValueError) as error:
-        hint = "Download it first, then pass the file." if re.match(r"(?i)https?://", path) else ""
-        raise usage_failure(f"cannot read {role} {path}: {reason(error)}", hint) from None
-    if status.st_size == 0:
-        raise usage_failure(f"{role} {path} is empty")
-    if status.st_size >= MAX_IMAGE_BYTES:
-        raise usage_failure(f"{role} {path} has {status.st_size // 1000000} MB, less than 50 MB are allowed",
-                            "Scale it down or save it as JPEG.")
-    if picture is None or picture.format not in FORMATS or not picture.width * picture.height:
-        raise usage_failure(f"{role} {path} is not a PNG, JPEG or WebP file (its content decides, not its name)")
-    return Upload(full, picture, status.st_size, digest=digest)
+        raise usage_failure(f"cannot read {who}: {reason(error)}") from None
+    return Upload(full, picture, status.st_size, digest=digest, seen=seen)
 
 
-def read_mask(path: str, image: Upload, notes: list[str]) -> Upload:
+def read_input(path: str, who: str, name: str) -> Picture:
+    """The picture of an input file. name: of the file that a person converts when it is no usable one."""
+    picture, whole = picture_in(path)
+    if picture and picture.format in FORMATS and picture.width * picture.height:
+        if not whole:
+            raise usage_failure(f"{who} is cut off in the middle", "Get it or save it once more.")
+        return picture
+    with open(path, "rb") as stream:
+        head = XML_NOISE.sub(b"", stream.read(HEAD))
+    kind = next((kind for mark, kind in OTHER_KINDS if re.match(b"(?si)" + mark, head)), "")
+    hint = "Convert it: " + conversion(name) if kind else ""
+    told = f" but {kind}" if kind else " (its content decides, not its name)"
+    raise usage_failure(f"{who} is not a PNG, JPEG or WebP file{told}",
+                        "Name the picture itself." if kind == WEB_PAGE else hint)
+
+
+def conversion(path: str) -> str:
+    """The command that makes a PNG of a picture's first frame, with a program that is likely to be there."""
+    import shutil
+    from shlex import quote
+    target = quote(os.path.splitext(path)[0] + "-converted.png")
+    if sys.platform == "darwin":
+        return f"sips -s format png {quote(path)} --out {target}"
+    tool = "magick" if shutil.which("magick") or os.name != "posix" else "convert"  # Windows has another
+    return f"{tool} {quote(path + '[0]')} {target}"
+
+
+def read_mask(path: str, image: Upload, notes: list[str], fetch: Callable[[str], str]) -> Upload:
     """A PNG with some transparency and the pixel size of the first image."""
-    mask = read_upload(path, "mask")
-    wanted, found = image.picture, mask.picture
+    mask = read_upload(path, "mask", fetch)
+    who, wanted, found = f"mask {shown_input(path)}", image.picture, mask.picture
     hint = "A mask is a PNG whose transparent pixels (alpha 0) mark the part to change."
     if found.format != "png":
-        raise usage_failure(f"mask {path} is {found.format}, it must be PNG", hint)
+        raise usage_failure(f"{who} is {found.format}, it must be PNG", hint)
     if found[1:] != wanted[1:]:
-        raise usage_failure(f"mask {path} is {found.width}x{found.height}, the first image is "
-                            f"{wanted.width}x{wanted.height}; both must be the same size")
+        turned = "" if image.seen == wanted else "EXIF turns the first image; save that upright first."
+        raise usage_failure(f"{who} is {found.width}x{found.height}, the first image is "
+                            f"{wanted.width}x{wanted.height}; both must be the same size", turned)
     with open(mask.path, "rb") as stream:
-        whole = any(name == b"IEND" for name, _ in png_chunks(stream))
-        problem = mask_fault(stream) if whole else "is cut off in the middle"
+        problem = mask_fault(stream)
     if problem:
-        raise usage_failure(f"mask {path} {problem}", hint)
-    if os.path.getsize(mask.path) >= SAFE_MASK_BYTES:
-        notes.append(f"mask {path} is larger than 4 MB; some servers refuse that")
+        raise usage_failure(f"{who} {problem}", hint)
+    if mask.bytes >= SAFE_MASK_BYTES:
+        notes.append(f"{who} is larger than 4 MB; some servers refuse that")
     return mask
 
 
@@ -1222,10 +1364,10 @@ def checked_parameters(options: Namespace, settings: Settings, images: Sequence[
 def check_combinations(options: Namespace, image_format: str, model: str, api: str) -> None:
     """Options that contradict each other, with the reason."""
     rules = (
-        (api == "azure" and image_format == "webp", "Azure makes png and jpeg only, not webp"),
+        (api == "azure" and image_format not in FORMATS[:2], f"Azure makes png and jpeg, not {image_format}"),
         (options.partial_images and not options.stream, "--partial-images needs --stream"),
-        (options.compression is not None and image_format == "png",
-         "--compression needs --format jpeg or webp: PNG is always lossless"),
+        (options.compression is not None and image_format not in ("jpeg", "webp"),
+         f"--compression needs --format jpeg or webp: {image_format.upper()} is always lossless"),
         (options.background == "transparent" and image_format == "jpeg",
          "--background transparent needs --format png or webp: JPEG has no transparency"),
         (options.input_fidelity and re.sub(DATED, "", model) == DEFAULT_MODEL,
@@ -1237,7 +1379,7 @@ def check_combinations(options: Namespace, image_format: str, model: str, api: s
 
 def computed_size(options: Namespace, rules: ModelRules | None, images: Sequence[Upload]) -> str:
     """The pixel size for --aspect-ratio and --resolution; the ratio may come from the first input image."""
-    width, height = checked_ratio(options.aspect_ratio) or (images[0].picture[1:] if images else (1, 1))
+    width, height = checked_ratio(options.aspect_ratio) or (images[0].seen[1:] if images else (1, 1))
     if max(width, height) > MAX_RATIO * min(width, height):
         raise usage_failure(f"--aspect-ratio {width}:{height}: one edge may be at most {MAX_RATIO} times the other")
     if rules and isinstance(rules.sizes, tuple):
@@ -1316,9 +1458,11 @@ def checked_size(size: str, model: str, rules: ModelRules | None) -> str:
 
 
 def chosen_format(options: Namespace) -> str:
-    """The asked format, else what the output's suffix says, else png."""
-    by_suffix = {suffix: name for name in FORMATS for suffix in SUFFIXES[name]}
-    chosen = options.format or by_suffix.get(os.path.splitext(options.output)[1].lower(), "png")
+    """The asked format, else what the output's suffix says (unless it is a folder's), else png."""
+    by_suffix = {suffix: name for name in SUFFIXES for suffix in SUFFIXES[name]}
+    output = os.path.expanduser(options.output)
+    suffix = "" if os.path.isdir(output) else os.path.splitext(output)[1].lower()
+    chosen = options.format or by_suffix.get(suffix, "png")
     return "jpeg" if chosen == "jpg" else chosen
 
 
@@ -1687,8 +1831,6 @@ def runapi_upload(image: Upload, settings: Settings, key: str) -> Generator[Requ
     if re.match(r"https?://", image.path):
         return image.path
     request = api_request(settings, key, "POST", "/api/v1/files")._replace(purpose="upload")
-    if image.path.startswith("data:"):
-        return (yield from runapi_upload_inline(image, request))
     name = f"image.{image.picture.format}"
     prepare = {"filename": name, "byte_size": image.bytes, "checksum": image.checksum,
                "content_type": f"image/{image.picture.format}"}
@@ -1710,8 +1852,8 @@ def runapi_upload(image: Upload, settings: Settings, key: str) -> Generator[Requ
 
 def runapi_upload_inline(image: Upload, request: Request) -> Generator[Request | Wait, Response, str]:
     """The older way: the whole file as base64 in one JSON body."""
-    data = image.path.partition(",")[2] if image.path.startswith("data:") else DataUrl(image.path)
-    body = {"source": {"type": "base64", "data": data}, "file_name": f"image.{image.picture.format or 'png'}"}
+    source = {"type": "base64", "data": DataUrl(image.path)}
+    body = {"source": source, "file_name": f"image.{image.picture.format}"}
     return uploaded_url((yield request._replace(body=body)))
 
 
@@ -2748,8 +2890,8 @@ def is_complete(response: Response) -> bool:
 
 
 def is_spoiled(request: Request, response: Response) -> bool:
-    """Whether a downloaded file is no whole picture; the next try may bring it."""
-    return request.is_file and not picture_in(response.path)[1]
+    """Whether a downloaded result is no whole picture; the next try may bring it."""
+    return request.purpose == "download" and not picture_in(response.path)[1]
 
 
 def disk_failure(exchange: Exchange, problem: str) -> Failure:
@@ -3197,8 +3339,8 @@ def told_once(finished: Sequence[tuple[str, str | Span | Image]]) -> list[Any]:
 # Where relays put images, in the order of search; the first place that holds any wins.
 IMAGE_KEYS = ("b64_json", "url", "image_url", "data", "images", "result", "outputs", "output", "resultJson",
               "resultUrls", "choices", "message", "delta", "content", "item", "response", "body")
-# A URL, or base64 that begins like a PNG, JPEG, WebP or GIF.
-PICTURE_START = r"data:image/|(?:iVBORw0KGgo|/9j/|UklGR|R0lGOD)[A-Za-z0-9+/_=\s-]{20}"
+# A URL, or base64 that begins like a PNG, JPEG, WebP, GIF or SVG.
+PICTURE_START = r"data:image/|(?:iVBORw0KGgo|/9j/|UklGR|R0lGOD|PHN2Zy|PD94bW)[A-Za-z0-9+/_=\s-]{20}"
 PLAIN_IMAGE = rf"\s*(?:(?i:https?://)|{PICTURE_START})"
 IMAGE_PATH = r"(?://[^\s/]+/)?[^\s<>\"\\:]*\.(?:png|jpe?g|webp|gif|svg)(?:[?#]\S*)?"  # of an address without a host
 ANY_PATH = r"\.{0,2}/[^\s<>\"\\]+|[^\s<>\"\\:]+/[^\s<>\"\\]*|" + IMAGE_PATH  # where only an address can be
@@ -3806,22 +3948,21 @@ def compare(job: Job, report: Report) -> None:
     wanted_format = job.parameters.get("output_format", "png")
     for saved in report.saved:
         size = f"{saved.picture.width}x{saved.picture.height}"
-        if job.parameters.get("size", size) != size:
+        if job.parameters.get("size", size) != size and saved.picture.format != "svg":  # which has any size
             report.warn(f"{job.parameters['size']} was asked for, {saved.path} is {size}")
         if saved.picture.format != wanted_format:
             report.warn(f"{wanted_format} was asked for, {saved.path} is {saved.picture.format}")
         if job.images and not {"size", "aspect_ratio"} & set(job.parameters) and not same_shape(
-                job.images[0].picture, saved.picture):
+                job.images[0].seen, saved.picture):
             report.warn(f"{saved.path} is {size}, another shape than the input's; --size can ask for one")
+        clear = job.parameters.get("background") == "transparent"
+        if clear and not has_alpha(saved.path, saved.picture.format):
+            report.warn(f"a transparent background was asked for, {saved.path} has no alpha channel")
 
 
 def same_shape(one: Picture, other: Picture) -> bool:
     """Whether two pictures have the same ratio of width to height, up to rounding; unknown sizes count as the same."""
-    edges = [(one.width, one.height)]
-    if one.format == "jpeg":
-        edges.append((one.height, one.width))  # cameras note beside the pixels that they lie on their side
-    return any(0.95 * width * other.height <= height * other.width <= 1.05 * width * other.height
-               for width, height in edges)
+    return 0.95 * one.width * other.height <= one.height * other.width <= 1.05 * one.width * other.height
 
 
 def save_answer(answer: str, target: Target, secrets: Sequence[str]) -> str:
@@ -3873,7 +4014,7 @@ def run_image_command(options: Namespace, report: Report) -> None:
 
 
 class Inputs:
-    """Input images that were given as URLs: copies in a private folder until the request has its own."""
+    """Inputs given as URLs or data: URIs: copies in a private folder until the request has its own."""
 
     def __init__(self, settings: Settings, report: Report) -> None:
         self.settings, self.report = settings, report
@@ -3882,21 +4023,33 @@ class Inputs:
 
     def fetch(self, url: str) -> str:
         """The path of a copy. What fails here costs nothing."""
-        url = web_address(url)
-        if not ORIGIN.match(url):
+        from urllib.parse import unquote, unquote_to_bytes
+        inline, shown = url[:5].lower() == "data:", shown_input(url)
+        url = url if inline else web_address(url)
+        if not inline and not ORIGIN.match(url):
             raise usage_failure("an image's URL is not of the form https://HOST/PATH, without a user name")
         if self.folder is None:
             check_curl(self.report.secrets)
             self.folder = temporary_folder()
         exchange = self.folder.exchange(len(self.paths))
+        path = exchange.file("answer")
         try:
-            request = download(url, self.settings)._replace(allow_http=True, purpose="input")
-            deadline = self.report.started + self.settings.timeout.value
-            path = perform(request, exchange, Run(self.report, deadline)).path
+            if inline:
+                head, _, text = url.partition(",")
+                with private_file(path) as stream:
+                    if head.lower().endswith(";base64"):
+                        copy_image(Image(base64=unquote(text)), stream)
+                    else:
+                        stream.write(unquote_to_bytes(as_bytes(text)))
+            else:
+                request = download(url, self.settings)._replace(allow_http=True, purpose="input")
+                perform(request, exchange, Run(self.report, self.report.started + self.settings.timeout.value))
+            read_input(path, "it", os.path.basename(shown) or "picture")
         except Failure as failure:
             path = earlier_input(url, self.report)  # its request can be collected although it is gone
             if not path:
-                raise usage_failure(f"cannot fetch image {url.partition('?')[0]}: {failure.message}") from None
+                raise usage_failure(f"cannot fetch image {shown}: {failure.message}",
+                                    failure.hint if failure.kind == "usage" else "") from None
         self.paths[path] = url
         return path
 
@@ -3941,7 +4094,7 @@ def copy_upload(upload: Upload, path: str, masked: Upload | None) -> None:
             raise changed
         shutil.copyfileobj(source, copy, BLOCK)
     try:
-        checked = read_mask(path, masked, []) if masked else read_upload(path, "image")
+        checked = read_mask(path, masked, [], str) if masked else read_upload(path, "image", str)
     except Failure:
         raise changed from None
     if checked._replace(path=upload.path, checksum=upload.checksum) != upload:
@@ -4227,7 +4380,7 @@ IMAGE_HELP = """
   --resolution 1k|2k|4k  how many pixels it gets (default 1k)
   --quality QUALITY      low (about 70 s), medium (120 s), high (276 s) or auto (default)
   --n 1-10               how many images: name-1.png, name-2.png ...
-  --format FORMAT        png, jpeg or webp (default: from the suffix of -o, else png)
+  --format FORMAT        png, jpeg or webp (default: from the suffix of -o, else png); some models: gif, svg
   --compression 0-100    for jpeg and webp
   --background KIND      auto (default), opaque or transparent
   --moderation LEVEL     auto (default) or low
@@ -4262,12 +4415,12 @@ gpt_image2 generate PROMPT [options]
   gpt_image2 generate "a red fox in the snow" --size landscape --quality low -o fox.png
 """ + IMAGE_HELP + SETTING_HELP,
     "edit": """\
-gpt_image2 edit IMAGE PROMPT [--image PATH ...] [--mask PNG] [options]
+gpt_image2 edit IMAGE [IMAGE ...] PROMPT [--image PATH ...] [--mask PNG] [options]
 
   gpt_image2 edit fox.png "give the fox a hat" -o hat.png
-  gpt_image2 edit room.png "put the chair into the room" --image chair.jpg
+  gpt_image2 edit room.png chair.jpg "put the chair into the room"
 
-  IMAGE                  PNG, JPEG or WebP below 50 MB: a file or an http(s) URL
+  IMAGE                  PNG, JPEG or WebP below 50 MB: a file, an http(s) URL, a file: or data: URI
   --image PATH           a further image (16 in all); repeatable
   --mask PNG             same size as IMAGE; transparent pixels mark the part to change
   --input-fidelity KIND  low or high, for older models only
@@ -4364,7 +4517,7 @@ def add_image_options(parser: ArgumentParser, command: str) -> None:
     for option in ("--stream", "--keep-partials", "--overwrite", "--fresh"):
         add(option, action="store_true")
     add("--resolution", choices=tuple(RESOLUTIONS))
-    add("--format", choices=(*FORMATS, "jpg"))
+    add("--format", choices=(*SUFFIXES, "jpg"))
     add("--background", choices=("auto", "opaque", "transparent"))
     add("--moderation", choices=("auto", "low"))
     add("--n", type=number_option("--n", 1, MAX_N, int), default=1)

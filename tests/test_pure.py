@@ -171,7 +171,7 @@ class TextTest(unittest.TestCase):
 
     def test_same_shape(self) -> None:
         for form, one, other, same in (("png", (640, 480), (1024, 768), True), ("png", (640, 480), (768, 1024), False),
-                                       ("jpeg", (640, 480), (768, 1024), True), ("png", (0, 0), (1, 1), True),
+                                       ("jpeg", (640, 480), (768, 1024), False), ("png", (0, 0), (1, 1), True),
                                        ("png", (640, 480), (1024, 1024), False), ("jpeg", (640, 480), (9, 9), False)):
             with self.subTest(form=form, one=one, other=other):
                 self.assertEqual(program.same_shape(program.Picture(form, *one), program.Picture("png", *other)), same)
@@ -276,7 +276,7 @@ class PictureTest(unittest.TestCase):
 
     def test_other_things(self) -> None:
         for data in (b"", b"a", b"\x89PNG", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\xff\xd8\xff\xe0\0\x10", b"RIFF", b"BM" + bytes(50),
-                     b"RIFF\0\0\0\0WAVE" + bytes(50), b"<svg xmlns=''>", bytes(100), b"\xff" * 100):
+                     b"RIFF\0\0\0\0WAVE" + bytes(50), b"<svgx>", bytes(100), b"\xff" * 100):
             with self.subTest(data[:12]):
                 self.assertIsNone(self.inspect(data))
 
@@ -391,11 +391,11 @@ class MaskTest(unittest.TestCase):
                     hole = with_alpha(opaque, width - 1, height - 1, b"\0")
                     self.assertEqual(self.fault(encode(hole, 6, 8, interlaced, lambda row: row % 5)), "")
 
-    def test_half_transparent_counts(self) -> None:
+    def test_half_transparent_marks_nothing(self) -> None:
         opaque = noise(4, 4, 6, 16, random.Random(1))
         for alpha in (b"\xff\xfe", b"\xfe\xff", b"\x80\0"):
             with self.subTest(alpha):
-                self.assertEqual(self.fault(encode(with_alpha(opaque, 2, 2, alpha), 6, 16, False, lambda row: 4)), "")
+                self.assertIn("alpha 0", self.fault(encode(with_alpha(opaque, 2, 2, alpha), 6, 16, False, lambda row: 4)))
 
     def test_without_alpha(self) -> None:
         for colour in (0, 2, 3):

@@ -1007,7 +1007,7 @@ class UploadTest(RunApiCase):
 
     def test_data_url_is_uploaded(self) -> None:
         self.check_success(self.change("data:image/png;base64," + base64.b64encode(PNG).decode(), "a hat"))
-        self.assertEqual((self.sources(), len(self.server.of_kind("inline"))), ([PNG], 1))
+        self.assertEqual((self.sources(), len(self.server.of_kind("put"))), ([PNG], 1))
 
     def test_inputs_without_a_file_are_journalled(self) -> None:
         for source in ("https://pictures.invalid/a.png", "data:image/png;base64," + base64.b64encode(PNG).decode()):
