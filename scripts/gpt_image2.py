@@ -1062,8 +1062,6 @@ def edit_words(options: Namespace) -> tuple[list[str], list[str]]:
         paths.insert(0, words.pop(0))
     if not words and not paths and not options.prompt_file:
         raise usage_failure("the image and the prompt are missing", 'Use: edit IMAGE "what to change"')
-    if len(words) == 1 and (os.path.isfile(words[0]) or re.fullmatch(IMAGE_NAME, words[0])):
-        raise usage_failure(f"{words[0]} is an image, the prompt is missing", 'Use: edit IMAGE "what to change"')
     return words, paths
 
 
