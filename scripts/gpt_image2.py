@@ -359,7 +359,7 @@ def as_text(value: Any) -> str:
     """A JSON value as text for a message."""
     if value is None or isinstance(value, str):
         return value or ""
-    shown = with_texts(value, str)
+    shown = with_texts(value, str, 50)
     return shown if isinstance(shown, str) else json.dumps(shown)
 
 
@@ -387,9 +387,9 @@ def member(node: Any, *names: str) -> Any:
     return node
 
 
-def with_texts(value: Any, change: Callable[[str], str], depth: int = 50) -> Any:
-    """A JSON value with each of its texts changed, names too; what is long or deep is only named."""
-    if isinstance(value, tuple) or not depth:  # a Span or a file, whose path nobody should see
+def with_texts(value: Any, change: Callable[[str], str], depth: int = -1) -> Any:
+    """A JSON value with each of its texts changed, names too. depth: what is deeper, or long, is only named."""
+    if depth == 0 or (depth > 0 and isinstance(value, tuple)):  # a Span, whose path nobody should see
         return "(a long text)"
     if isinstance(value, dict):
         return {change(name): with_texts(item, change, depth - 1) for name, item in value.items()}
@@ -1070,11 +1070,12 @@ def check_prompt_word(command: str, images: Sequence[str], word: str) -> None:
     from shlex import quote
     path = os.path.expanduser(word if os.path.isfile(word) else re.sub("^@", "", word))
     there, named = os.path.isfile(path), " ".join(map(quote, images))
+    shown = quote(path) if len(path) < MAX_MESSAGE // 3 else "IMAGE"  # a data: URL
     if re.fullmatch(IMAGE_NAME, path) or (there and os.access(path, os.R_OK) and picture_in(path)[0]):
-        raise usage_failure(f"{one_line(path)} is an image, the prompt is missing", "To change it: " + command_line(
-            f'edit {named or quote(path)} "what to change"'))
+        raise usage_failure(f"{one_line(path, 80)} is an image, the prompt is missing",
+                            "To change it: " + command_line(f'edit {named or shown} "what to change"'))
     if there or word.strip().lower() == "help":
-        words = f"{command} {named} --prompt-file {quote(path)}" if there else f"{command} --help"
+        words = f"{command} {named} --prompt-file {shown}" if there else f"{command} --help"
         raise usage_failure(f"{one_line(path)} is {'a file' if there else 'a command'}, not a prompt",
                             "Use: " + command_line(" ".join(words.split("  "))))
 
@@ -1895,9 +1896,10 @@ QUOTE = r"[\"'`\u2018-\u201f\u00ab\u00bb]"
 # What is no key -> what it is; the first that fits counts.
 NO_KEYS = {
     "": "is empty", r".*[\r\n].*": "holds a line break", rf"{QUOTE}.*|.*{QUOTE}": "stands in quotes: remove them",
-    r".*(\.\.\.|\u2026|\*\*\*).*|<.*>|\[.*\]|\$?\{.*\}|\$?[A-Z0-9]+(_[A-Z0-9]+)*_KEY|%\w+%|(?i:(.*[-_ ])?(your|insert|"
-    r"replace|change)[-_ ]?(.*(key|token|secret|here)|me|this)|.*(key|token)[-_ ]?here|(my[-_ ]?)?api[-_ ]?key|"
-    r"([srp]k-)?(proj-)?[x-]*xxx[x-]*|[srp]k-(proj-)?)": "is only a placeholder: put the real one there",
+    r".*(\.\.\.|\u2026|\*\*\*).*|<.*>|\[.*\]|\$?\{.*\}|\$?[A-Z0-9]+(_[A-Z0-9]+)*_KEY|%\w+%|"
+    r"(?i:(.*[-_ ])?(your|insert|replace|change)[-_ ]?(([a-z0-9]+[-_ ])*(api)?(key|token|secret|here)|me|this)|"
+    r".*(key|token)[-_ ]here|(my[-_ ]?)?api[-_ ]?key|([srp]k-)?(proj-)?[x-]*xxx[x-]*|[srp]k-(proj-)?)":
+        "is only a placeholder: put the real one there",
     r".*[^\x21-\x7e].*": "holds a blank or a character that is not ASCII"}
 
 
@@ -3766,7 +3768,8 @@ def try_key(settings: Settings, key: str, report: Report, say: Callable[[str], N
     except Failure as failure:
         if failure.http_status not in (404, 405, 501):
             raise
-        note = f"{failure.message}: nothing free proves address and key. {REFUSALS['not_found'][3]}"
+        note = f"{failure.message}: nothing free proves address and key. "
+        note += failure.hint if failure.kind == "not_found" else ""
     finally:
         remove_folder(folder)
     if note:
@@ -3991,8 +3994,9 @@ def parse(arguments: list[str]) -> Namespace:
     unknown = next((word for word in left if word.startswith("-") and word != "-"), "").split("=")[0]
     if unknown:
         known = [word for word in COMMAND_HELP[command].replace(",", " ").split() if word.startswith("--")]
-        advice = next((f" {advice}" for names, advice in STRANGERS.items() if unknown.lower() in names.split()),
-                      nearest(unknown.lower(), known, 0.75))
+        plain = unknown.lower().replace("_", "-")
+        advice = next((f" {advice}" for names, advice in STRANGERS.items() if plain in names.split()),
+                      nearest(plain, known, 0.75))
         raise usage_failure(f"unknown option {one_line(unknown, 40)}.{advice}",
                             "See: " + command_line(f"{command} --help"))
     check_texts(options)

@@ -1,6 +1,7 @@
 """What people and agents type, paste and set up wrongly is understood, or answered with the command that is right."""
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -74,6 +75,9 @@ class PromptThatIsNoneTest(AdviceCase):
                 self.assertEqual(self.proposed("generate", word), ["edit", word, "what to change"])
         self.assertEqual(self.proposed("generate", "photo.png", "give it a hat")[:2], ["edit", "photo.png"])
         self.assertEqual(self.proposed("generate", "@photo.png")[:2], ["edit", "photo.png"])
+        text = self.refused("generate", "data:image/png;base64," + "iVBORw0KGgo" * 500)
+        self.assertIn('edit IMAGE "what to change"', text)
+        self.assertLess(len(text), 400)
 
     def test_through_the_front_door(self) -> None:
         self.file("notes.txt", "a red fox")
@@ -151,7 +155,7 @@ class PastedKeyTest(AdviceCase):
 
     def test_real_looking_ones_pass(self) -> None:
         for key in (KEY, "none", "EMPTY", "dummy", "sk-1234", "ollama", "test-your", "Abc.def-ghi_jkl+mno/pqr==", "a$b{c}",
-                    "YouR9here8", "key-1"):
+                    "YouR9here8", "key-1", "dont-change-monkey", "relay-yourself-key9"):
             with self.subTest(key):
                 self.assertEqual(program.read_key(program.KeySource("x", "", key), []), key)
 
@@ -307,6 +311,13 @@ class WrongKindOfFileTest(AdviceCase):
                 self.assertNotIn("iVBOR", text)
                 self.assertNotIn(os.sep + "requests" + os.sep, text)
 
+    def test_half_a_character_beside_a_picture_costs_no_picture(self) -> None:
+        long = base64.b64encode(draw_png(1024, 1024)).decode()
+        self.assertGreater(len(long), program.LONG_STRING)
+        self.server.plan(Answer(body=b'{"note": "\\ud800", "data": [{"b64_json": "' + long.encode() + b'"}]}'))
+        result = self.try_command("generate", "a fox")
+        self.assertEqual((result.exit_code, len(result.saved)), (0, 1), result.stderr)
+
     def test_deep_answers_are_no_crash(self) -> None:
         for depth in (60, 400, 900):
             self.server.plan(Answer(body=b'{"a":' * depth + b"1" + b"}" * depth))
@@ -376,7 +387,7 @@ class StrangersTest(AdviceCase):
     def test_known_strangers(self) -> None:
         table = {"--n.": ("--count", "--num-images", "--batch-size"), "--overwrite.": ("--force", "-f", "-y"),
                  "--size WIDTHxHEIGHT": ("--width", "--height"), "needs no option": ("--prompt", "-p"),
-                 "no such parameter": ("--seed", "--negative-prompt", "--style", "--steps", "--response-format"),
+                 "no such parameter": ("--seed", "--negative-prompt", "--negative_prompt", "--style", "--steps", "--response-format"),
                  "--format.": ("--output-format",), "--output PATH": ("--out", "--output-dir"),
                  "--aspect-ratio W:H": ("--ar",), "edit --help": ("--image", "--mask", "-i"),
                  "--api-key-env NAME": ("--key",), "--base-url.": ("--endpoint",)}
