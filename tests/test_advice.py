@@ -13,7 +13,7 @@ from unittest import mock
 
 from api_server import Answer, draw_png
 from runapi_server import RunApiServer
-from support import KEY, ProgramCase, Result, program
+from support import KEY, ProgramCase, Result, png_file, program
 
 PNG = draw_png(64, 48)
 USAGE, SETUP, REFUSED, NO_ANSWER = 2, 3, 4, 6
@@ -312,7 +312,8 @@ class WrongKindOfFileTest(AdviceCase):
                 self.assertNotIn(os.sep + "requests" + os.sep, text)
 
     def test_half_a_character_beside_a_picture_costs_no_picture(self) -> None:
-        long = base64.b64encode(draw_png(1024, 1024)).decode()
+        rows = b"".join(b"\0" + os.urandom(3 * 256) for _ in range(256))
+        long = base64.b64encode(png_file(256, 256, rows, 2)).decode()
         self.assertGreater(len(long), program.LONG_STRING)
         self.server.plan(Answer(body=b'{"note": "\\ud800", "data": [{"b64_json": "' + long.encode() + b'"}]}'))
         result = self.try_command("generate", "a fox")
