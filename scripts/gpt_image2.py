@@ -400,11 +400,16 @@ def mask_key(key: str) -> str:
     return "***" + (key[-4:] if len(key) >= 20 else "")
 
 
-def nearest(word: str, words: Iterable[str]) -> str:
+def nearest(word: str, words: Iterable[str], cutoff: float = 0.6) -> str:
     """` Did you mean X?` for a typo, or an empty text."""
     from difflib import get_close_matches
-    found = get_close_matches(word, list(words), 1)
+    found = get_close_matches(word, list(words), 1, cutoff)
     return f" Did you mean {found[0]}?" if found else ""
+
+
+def pasted(text: str) -> str:
+    """A pasted text without what cannot be seen: white space around it, a BOM and zero-width characters."""
+    return re.sub("[\u00ad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]", "", text).strip()
 
 
 def member(node: Any, *names: str) -> Any:
@@ -447,20 +452,18 @@ def split_size(text: str) -> tuple[int, int] | None:
 
 
 def size_fault(width: int, height: int) -> str:
-    """Why gpt-image-2 refuses this size, or an empty text."""
-    if width % EDGE_STEP or height % EDGE_STEP:
-        return f"width and height must both be multiples of {EDGE_STEP}"
-    if max(width, height) > MAX_EDGE:
-        return f"the longest edge may be {MAX_EDGE} pixels at most"
-    if max(width, height) > MAX_RATIO * min(width, height):
-        return f"one edge may be at most {MAX_RATIO} times the other"
-    if not MIN_PIXELS <= width * height <= MAX_PIXELS:
-        return f"width x height must lie between {MIN_PIXELS} and {MAX_PIXELS} pixels, this is {width * height}"
-    return ""
+    """Every rule of gpt-image-2 that this size breaks, or an empty text."""
+    longest, shortest, step = max(width, height), min(width, height), EDGE_STEP
+    rules = ((width % step or height % step, f"width and height must both be multiples of {step}"),
+             (longest > MAX_EDGE, f"the longest edge may be {MAX_EDGE} pixels at most"),
+             (longest > MAX_RATIO * shortest, f"one edge may be at most {MAX_RATIO} times the other"),
+             (not MIN_PIXELS <= width * height <= MAX_PIXELS,
+              f"width x height must lie between {MIN_PIXELS} and {MAX_PIXELS} pixels, this is {width * height}"))
+    return "; ".join(text for broken, text in rules if broken)
 
 
-def nearest_size(width: int, height: int) -> str:
-    """The legal size that is nearest in edges and shape; the larger one on a tie."""
+def nearest_size(width: int, height: int, exact: bool = False) -> str:
+    """The legal size that is nearest in edges and shape; the larger one on a tie. exact: of the same shape, or ""."""
     from math import log
     width, height = max(width, 1), max(height, 1)
 
@@ -469,7 +472,8 @@ def nearest_size(width: int, height: int) -> str:
         shape = abs(log(size[0] / size[1] * height / width))
         return (round(edges + shape, 3), -size[0] * size[1])
 
-    return "%dx%d" % min(((w, h) for w in EDGES for h in EDGES if not size_fault(w, h)), key=distance)
+    fitting = [(w, h) for w in EDGES for h in EDGES if not (exact and w * height != h * width) and not size_fault(w, h)]
+    return "%dx%d" % min(fitting, key=distance) if fitting else ""
 
 
 def size_of_ratio(ratio: float, pixels: int) -> str:
@@ -732,8 +736,11 @@ KEY_VARIABLES = ("GPT_IMAGE2_API_KEY", "OPENAI_API_KEY", "RUNAPI_API_KEY")
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "HTTPS_PROXY", "ALL_PROXY")
 
 # Scheme, host and port, up to the path; no user name, blank or backslash, which curl and others read differently.
-ORIGIN = re.compile(r"(https?)://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(\d{1,5}))?(?=[/?]|\Z)")
+ORIGIN = re.compile(r"((?i:https?))://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(\d{1,5}))?(?=[/?]|\Z)")
 LOOPBACK = r"localhost|\[::1\]|127(\.(25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)){3}"  # 127.999.1.1 would be a name
+# What people paste behind a base URL: paths of OpenAI's API reference, read 2026-10-08.
+API_PATH = (r"(?i)(/(chat|completions|responses|models(/[^/]+)?|images|generations|edits|variations|embeddings|audio|"
+            r"speech|transcriptions|moderations|files|batches|realtime|videos|assistants|threads))+$")
 # Azure's addresses carry their version as the only query.
 PATH_AND_VERSION = r"(?:/[^\s\\?#\x00-\x1f\x7f]*)?(\?api-version=[\w.-]+)?"
 
@@ -780,6 +787,9 @@ def read_config(path: str, warnings: list[str]) -> dict[str, Any]:
         with open(0 if piped else path, encoding="utf-8-sig", closefd=not piped) as stream:
             content = json.load(stream)
             mode = 0 if piped else os.fstat(stream.fileno()).st_mode
+    except UnicodeDecodeError as error:
+        found = "UTF-16" if error.object[:2] in (b"\xff\xfe", b"\xfe\xff") else "in another encoding"
+        raise setup_failure(f"cannot read the config file {path}: it is {found}", "Save it as UTF-8.") from None
     except json.JSONDecodeError as error:
         anew = command_line(f"config --init --force --config {quote(path)}")
         raise setup_failure(f"{path} is not valid JSON: line {error.lineno} column {error.colno}: {error.msg}",
@@ -929,8 +939,11 @@ def setting_failure(setting: Setting, message: str, hint: str = "") -> Failure:
 
 def checked_base_url(setting: Setting, allow_http: bool) -> str:
     """The base URL without a trailing slash; anything that could send a key astray is refused."""
-    url: str = setting.value.strip().rstrip("/").replace("/?", "?")
-    url = re.sub(r"/images/(generations|edits)(?=\?|\Z)", "", url)  # pasted whole
+    url, question, query = pasted(setting.value).rstrip("/").partition("?")
+    url = re.sub(r"(?<=[^:/])//+", "/", re.sub("(?i)^https?:", lambda scheme: scheme.group().lower(), url)).rstrip("/")
+    cut = re.sub(API_PATH, "", url)  # pasted whole; one word alone may be a relay's folder
+    sure = re.search(r"/v\d\w*$|/openai$", cut) or re.search("(?i)/(chat/completions|images/[a-z]+)$", url)
+    url = (cut if sure else url) + question + query
     shown = redact(one_line(re.sub(r"(?s)^(.*?//)?.*@", r"\1***@", url).partition("?")[0]), ())
     if "://" not in url:
         raise setting_failure(setting, f"the base URL {shown!r} has no scheme", "Write https:// in front.")
@@ -954,11 +967,11 @@ def is_loopback(url: str) -> bool:
 
 def host_of(url: str) -> str:
     """What a key is bound to: the host in lower case with its port, both as short as https allows."""
-    match = ORIGIN.match(url)
+    match = ORIGIN.match(pasted(url))
     if not match:
         return "no host"  # equal to no host that a request may go to
     host, port = match.group(2).lower(), match.group(3)
-    if match.group(1) == "http":
+    if match.group(1).lower() == "http":
         return f"http://{host}:{port or 80}"
     return host if port in (None, "443") else f"{host}:{port}"
 
@@ -1063,7 +1076,8 @@ def codex_login() -> KeySource:
     """The access token of the Codex command line, for chatgpt.com only. It is never refreshed here: the refresh
     token works once and belongs to Codex."""
     path = os.path.join(environment("CODEX_HOME") or os.path.join(os.path.expanduser("~"), ".codex"), "auth.json")
-    hint = "Run codex once (codex login, if it asks for it), then this command again."
+    hint = ("Run codex once (codex login, if it asks for it), then this command again. If Codex keeps its sign-in in a "
+            f'keyring, put cli_auth_credentials_store = "file" into {os.path.dirname(path)}/config.toml before.')
     tokens = member(read_login(path, hint), "tokens")
     token = member(tokens, "access_token")
     if not isinstance(token, str) or not token:
@@ -1126,7 +1140,7 @@ def read_settings(options: Namespace, report: Report) -> Settings:
 
 FETCHED = r"(?is)https?://|data:[^,\s]*,"
 # As a prompt it is a mistake.
-IMAGE_NAME = r"(?is)https?://\S+|file:\S+|data:[^,\s]*,.*|\S+\.(?:png|jpe?g|webp|gif|svg|tiff?|avif|hei[cf])"
+IMAGE_NAME = r"(?is)https?://\S+|file:\S+|data:[^,\s]*,.*|\S+\.(?:png|jpe?g|webp|gif|svg|tiff?|avif|hei[cf]|bmp|psd)"
 # What else people pass, by its first bytes without XML's prolog.
 WEB_PAGE = "a web page"
 OTHER_KINDS = (
@@ -1143,6 +1157,8 @@ def build_job(options: Namespace, settings: Settings, notes: list[str], fetch: C
     words, paths = edit_words(options) if options.command == "edit" else (options.words, [])
     if options.config == "-" and "-" in (options.prompt_file, *words):
         raise usage_failure("standard input cannot hold both the config and the prompt", "Use --prompt-file FILE.")
+    if words:
+        check_prompt_word(options.command, paths, words[0])
     prompt = read_prompt(words, options.prompt_file)
     image_format = chosen_format(options)
     formats = MODELS.get(re.sub(DATED, "", model), NEWEST).formats
@@ -1173,15 +1189,27 @@ def edit_words(options: Namespace) -> tuple[list[str], list[str]]:
     count = max(0, min(first_other, len(words) - last))
     if not words and not options.image and not options.prompt_file:
         raise usage_failure("the image and the prompt are missing", 'Use: edit IMAGE "what to change"')
-    if len(words) == count + 1 and images[-1]:
-        raise usage_failure(f"{shown_input(words[-1])} is an image, the prompt is missing",
-                            'Use: edit IMAGE "what to change"')
     return words[count:], words[:count] + options.image
 
 
 def shown_input(path: str) -> str:
     """An input as messages name it: a URL without its query (a login?), a data: URI without its content."""
     return re.sub(r"(?is)\A(https?://[^?]*|data:[^,;]{,40}).*", r"\1", path)
+
+
+def check_prompt_word(command: str, images: Sequence[str], word: str) -> None:
+    """Refuse a prompt that is only the name of a file, or a call for help: it would be drawn and billed."""
+    from shlex import quote
+    path = os.path.expanduser(word if os.path.isfile(word) else re.sub("^@", "", word))
+    there, named = os.path.isfile(path), " ".join(map(quote, images))
+    shown = quote(path) if len(path) < MAX_MESSAGE // 3 else "IMAGE"  # a data: URL
+    if re.fullmatch(IMAGE_NAME, path) or (there and os.access(path, os.R_OK) and picture_in(path)[0]):
+        raise usage_failure(f"{one_line(shown_input(path), 80)} is an image, the prompt is missing",
+                            "To change it: " + command_line(f'edit {named or shown} "what to change"'))
+    if there or word.strip().lower() == "help":
+        words = f"{command} {named} --prompt-file {shown}" if there else f"{command} --help"
+        raise usage_failure(f"{one_line(path)} is {'a file' if there else 'a command'}, not a prompt",
+                            "Use: " + command_line(" ".join(words.split("  "))))
 
 
 def read_prompt(words: Sequence[str], prompt_file: str | None) -> str:
@@ -1219,7 +1247,7 @@ def read_prompt_from(source: str) -> str:
     except OSError as error:
         raise usage_failure(f"cannot read the prompt from {source}: {reason(error)}") from None
     except UnicodeDecodeError:
-        raise usage_failure(f"the prompt in {source} is not UTF-8 text") from None
+        raise usage_failure(f"the prompt in {source} is not UTF-8 text", "Save it as UTF-8.") from None
 
 
 def read_images(paths: Sequence[str], api: str, fetch: Callable[[str], str]) -> tuple[Upload, ...]:
@@ -1453,7 +1481,9 @@ def checked_size(size: str, model: str, rules: ModelRules | None) -> str:
         raise usage_failure(f"{model} makes only {', '.join(rules.sizes)} or auto, not {size}")
     problem = size_fault(*edges) if rules and rules.sizes == "free" else ""
     if problem:
-        raise usage_failure(f"size {size} is not possible: {problem}", f"The nearest: --size {nearest_size(*edges)}")
+        near, exact = nearest_size(*edges), nearest_size(*edges, exact=True)
+        same_shape_too = f"; of exactly this shape: --size {exact}" if exact not in ("", near) else ""
+        raise usage_failure(f"size {size} is not possible: {problem}", f"The nearest: --size {near}{same_shape_too}")
     return "%dx%d" % edges
 
 
@@ -1497,6 +1527,7 @@ def numbered(target: Target, number: int, image_format: str) -> str:
 def probe_folder(target: Target, n: int, size: str) -> None:
     """Prove by doing it that pictures can be written there: a paid image must find its place."""
     import tempfile
+    from errno import EPERM, EROFS
     hint = "Choose another place with -o."
     if os.path.exists(target.folder) and not os.path.isdir(target.folder):
         raise usage_failure(f"cannot save in {target.folder}: it is a file, not a folder", hint)
@@ -1507,6 +1538,7 @@ def probe_folder(target: Target, n: int, size: str) -> None:
         with suppress(FileNotFoundError):  # a name may be free, but not too long
             os.lstat(numbered(target, 999, "jpeg"))
     except (OSError, ValueError) as error:
+        hint += f" {SANDBOX}" if getattr(error, "errno", 0) in (EROFS, EPERM) else ""
         raise usage_failure(f"cannot save in {target.folder}: {reason(error)}", hint) from None
     needed = room_needed(n, size)
     if free < needed:
@@ -1568,7 +1600,7 @@ def api_request(settings: Settings, key: str, method: str, path: str) -> Request
     if settings.api.value == "azure":
         auth = {"api-key": key}
         classic = "/deployments/" in base
-        base += "" if classic or base.endswith("/v1") else "/openai/v1"
+        base += "" if classic or base.endswith("/v1") else "/v1" if base.endswith("/openai") else "/openai/v1"
         question, query = "?", query or f"api-version={AZURE_CLASSIC_VERSION if classic else 'preview'}"
     extra = settings.headers.value
     replaced = {name.lower() for name in extra} & {name.lower() for name in auth}
@@ -2071,6 +2103,17 @@ def check_curl(secrets: Sequence[str]) -> str:
     return match.group(0)
 
 
+QUOTE = r"[\"'`\u2018-\u201f\u00ab\u00bb]"
+# What is no key -> what it is; the first that fits counts.
+NO_KEYS = {
+    "": "is empty", r".*[\r\n].*": "holds a line break", rf"{QUOTE}.*|.*{QUOTE}": "stands in quotes: remove them",
+    r".*(\.\.\.|\u2026|\*\*\*).*|<.*>|\[.*\]|\$?\{.*\}|\$?[A-Z0-9]+(_[A-Z0-9]+)*_KEY|%\w+%|"
+    r"(?i:(.*[-_ ])?(your|insert|replace|change)[-_ ]?(([a-z0-9]+[-_ ])*(api)?(key|token|secret|here)|me|this)|"
+    r".*(key|token)[-_ ]here|(my[-_ ]?)?api[-_ ]?key|([srp]k-)?(proj-)?[x-]*xxx[x-]*|[srp]k-(proj-)?)":
+        "is only a placeholder: put the real one there",
+    r".*[^\x21-\x7e].*": "holds a blank or a character that is not ASCII"}
+
+
 def read_key(source: KeySource, secrets: Sequence[str]) -> str:
     """The key itself, from its source or as the first line that its command prints; it fits into a header line."""
     key = source.value
@@ -2080,10 +2123,11 @@ def read_key(source: KeySource, secrets: Sequence[str]) -> str:
         except Failure as failure:
             raise setup_failure(f"{source.source}: {failure.message}", "Run that command by hand to see why.",
                                 "key") from None
-        key = (output.splitlines() or [""])[0].strip()
-    if not re.fullmatch(r"[\x21-\x7e]+", key):
-        fault_name = "a line break" if re.search(r"[\r\n]", key) else "a blank or a character that is not ASCII"
-        raise setup_failure(f"the key from {source.source} {'holds ' + fault_name if key else 'is empty'}", kind="key")
+        key = (output.splitlines() or [""])[0]
+    key = pasted(key)
+    fault = next((name for pattern, name in NO_KEYS.items() if re.fullmatch(pattern, key, re.DOTALL)), "")
+    if fault:
+        raise setup_failure(f"the key from {source.source} {fault}", kind="key")
     return key
 
 
@@ -2149,6 +2193,7 @@ def read_outcome(exchange: Exchange) -> Outcome:
         fields = stream.read().split()
     with open(exchange.file("errors"), encoding="utf-8", errors="replace") as stream:
         errors = stream.read(4000)
+    errors = errors.replace(os.path.dirname(exchange.base) + os.sep, "")  # some curls name the files
     match = re.search(r"^(?:curl: )*\((\d+)\) ?(.*)", errors, re.MULTILINE)  # 7.74: `(23) ...` for a full disk
     rejected = "" if match or "curl --help" not in errors else errors.partition("\n")[0]  # 8.23 tells no code of it
     exit_code = int(match.group(1)) if match else 2 if rejected else 0 if len(fields) >= 5 else -9
@@ -2191,17 +2236,37 @@ def transport_failure(outcome: Outcome, request: Request) -> Failure | None:
     never_sent = not outcome.sent or outcome.exit_code in EARLY_FAULTS
     exit_code = {"config": SETUP, "curl": SETUP, "file": USAGE}.get(kind, NO_ANSWER) if never_sent else NO_ANSWER
     message = f"{host}: {sentence} (curl {outcome.exit_code})" + (f": {outcome.message}" if outcome.message else "")
-    return Failure(message, exit_code, kind, transport_hint(kind, never_sent), "no" if never_sent else "maybe",
+    hint = transport_hint(kind, never_sent, request.url)
+    return Failure(message, exit_code, kind, hint, "no" if never_sent else "maybe",
                    retryable=never_sent and outcome.exit_code not in HOPELESS_FAULTS, http_status=outcome.status)
 
 
-def transport_hint(kind: str, never_sent: bool) -> str:
+# Codex's words, read in 0.169. It sets CODEX_SANDBOX_NETWORK_DISABLED where a command has no network.
+SANDBOX = ("If this is a sandbox, ask for more or to run outside it (Codex: sandbox_permissions require_escalated; or "
+           'sandbox_mode = "workspace-write", and network_access = true under [sandbox_workspace_write]).')
+
+
+def network_is_closed(url: str) -> bool:
+    """Whether this machine reaches no other one, as in a sandbox. Connecting a datagram socket sends nothing."""
+    import socket
+    closed = bool(environment("CODEX_SANDBOX_NETWORK_DISABLED"))
+    if closed or is_loopback(url):
+        return closed
+    for family, address in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):  # RFC 5737, 3849
+        with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((address, 9))
+            return False
+    return True
+
+
+def transport_hint(kind: str, never_sent: bool, url: str) -> str:
     """What to do after a transfer failed."""
     hints = {"tls": 'If your network has its own CA, name its file as "cacert" in the config.',
              "timeout": "Raise --timeout, or try a lower --quality or a smaller --size.",
              "disk": "What came is kept. Make room on the disk; --fresh buys a new image."}
     if kind in ("network", "timeout") and never_sent:
-        return "Nothing was sent. Check --base-url, the network and the proxy, then run the same command again."
+        return f"Nothing was sent: there is no network here. {SANDBOX}" if network_is_closed(url) else (
+            "Nothing was sent. Check --base-url, the network and the proxy, then run the same command again.")
     return hints.get(kind, "" if never_sent else ASKS_ANEW)
 
 # ---- 10. Journal: unfinished requests survive everything -----------------------------------------
@@ -2382,7 +2447,7 @@ def temporary_folder() -> Folder:
         with suppress(OSError):
             return Folder(tempfile.mkdtemp(prefix=PROGRAM + "-", dir=place), None, False)
     raise setup_failure("there is no place for temporary files",
-                        "Set TMPDIR or XDG_STATE_HOME to a folder that can be written.")
+                        "Set TMPDIR or XDG_STATE_HOME to a folder that can be written. " + SANDBOX)
 
 
 def adopt_folder(root: str, name: str, fresh: bool, report: Report) -> Folder | None:
@@ -3501,7 +3566,7 @@ def server_error(document: Any) -> ServerError | None:
         return ServerError(told + flagged(error, stage), as_text(error.get("code")) or error_code(document),
                            as_text(error.get("type")), stage)
     if isinstance(document.get("errors"), dict):
-        error = f"{as_text(error)}: {json.dumps(document['errors'], default=as_text)}"
+        error = f"{as_text(error)}: {as_text(document['errors'])}"
     told = error or task_field(document, ("failMsg", "errorMessage", "message", "msg", "detail"))
     code = error_code(document)
     if error or (told and re.fullmatch(r"[45]\d\d", code)) or task_status(document) in FAILED:
@@ -3597,7 +3662,7 @@ def answer_failure(request: Request, response: Response) -> Failure | None:
 
 def base_without_version(url: str) -> str:
     """The base URL of a request if it does not end in /v1 or the like, else an empty text."""
-    base = re.sub(r"/(images/\w+|models)$", "", url)
+    base = re.sub(API_PATH, "", url)
     return "" if base == url or re.search(r"/v\d+$", base) else base
 
 
@@ -4048,8 +4113,9 @@ class Inputs:
         except Failure as failure:
             path = earlier_input(url, self.report)  # its request can be collected although it is gone
             if not path:
+                hint = SANDBOX if failure.kind == "network" and network_is_closed(url) else failure.hint
                 raise usage_failure(f"cannot fetch image {shown}: {failure.message}",
-                                    failure.hint if failure.kind == "usage" else "") from None
+                                    hint if hint == SANDBOX or failure.kind == "usage" else "") from None
         self.paths[path] = url
         return path
 
@@ -4337,15 +4403,27 @@ def check_setup(settings: Settings, report: Report) -> None:
 
 
 def try_key(settings: Settings, key: str, report: Report, say: Callable[[str], None]) -> None:
-    """One free request that proves host and key."""
-    folder = temporary_folder()
+    """One free request that proves host and key, and one without the key, that it was the key which proved it."""
+    request, folder = check_request(settings, key), temporary_folder()
+    bare = [pair for pair in request.headers if not re.search(SECRET_HEADER, pair[0])]
+    run, host, note, response = Run(report, time.monotonic() + request.timeout), host_of(request.url), "", None
     try:
-        request = check_request(settings, key)
-        response = perform(request, folder.exchange(1), Run(report, time.monotonic() + request.timeout))
+        response = perform(request, folder.exchange(1), run)
+        with suppress(Failure):
+            if key and perform(request._replace(headers=tuple(bare)), folder.exchange(2), run):
+                note = f"{host} answers without the key too: this proves the address, not the key"
+    except Failure as failure:
+        if failure.http_status not in (404, 405, 501):
+            raise
+        note = f"{failure.message}: nothing free proves address and key. "
+        note += failure.hint if failure.kind == "not_found" else ""
     finally:
         remove_folder(folder)
-    say(f"ok    {host_of(request.url)} {'takes the key' if key else 'answers'} (HTTP {response.status})")
-    if settings.api.value not in FREE_CHECKS:
+    if note:
+        report.warn(note) if report.as_json else say(f"note  {note}")
+    elif response:
+        say(f"ok    {host} {'takes the key' if key else 'answers'} (HTTP {response.status})")
+    if response and settings.api.value not in FREE_CHECKS:
         say(model_line(response.document, settings.model.value))
 
 
@@ -4379,7 +4457,7 @@ IMAGE_HELP = """
   --aspect-ratio W:H     instead of --size: a shape such as 16:9; the nearest legal size is computed
   --resolution 1k|2k|4k  how many pixels it gets (default 1k)
   --quality QUALITY      low (about 70 s), medium (120 s), high (276 s) or auto (default)
-  --n 1-10               how many images: name-1.png, name-2.png ...
+  -n, --n 1-10           how many images: name-1.png, name-2.png ...
   --format FORMAT        png, jpeg or webp (default: from the suffix of -o, else png); some models: gif, svg
   --compression 0-100    for jpeg and webp
   --background KIND      auto (default), opaque or transparent
@@ -4435,6 +4513,20 @@ gpt_image2 config [--show | --init [--force] | --check] [options]
 """ + SETTING_HELP}
 
 
+# What other image tools call it -> what to write here.
+STRANGERS = {
+    "-n -c --count --num --number --num-images --batch --batch-size --samples": "Use --n.",
+    "-f -y --force --yes --clobber --replace": "Use --overwrite.", "--ar --aspect --ratio": "Use --aspect-ratio W:H.",
+    "-s -w --width --height --dimensions --image-size": "Use --size WIDTHxHEIGHT.", "--output-format": "Use --format.",
+    "-p --prompt --text --description": "The prompt needs no option, only quotes.",
+    "-k --key --token": "Use --api-key-env NAME.", "--url --endpoint --api-base": "Use --base-url.",
+    "-o --out --outfile --output-file --output-dir --outdir --save --file --filename --path": "Use --output PATH.",
+    "-i -m --image --mask --input --input-image --init-image --input-fidelity": "Images go with edit, see edit --help.",
+    "--seed --negative-prompt --negative --no --steps --cfg --cfg-scale --guidance --guidance-scale --sampler --style"
+    " --stylize --strength --chaos --hd --vivid --natural --response-format --user":
+        "The API has no such parameter: leave it out, or say it in the prompt."}
+
+
 def number_option(option: str, low: int, high: int, convert: Callable[[str], Any]) -> Callable[[str], Any]:
     """A converter for the parser: a number in a range."""
     def parse(text: str) -> Any:
@@ -4472,6 +4564,13 @@ def parameter_pair(text: str) -> tuple[str, Any]:
         return name, value
 
 
+def pair(text: str) -> str:
+    """A size or a shape as people write it, in one spelling: `1024 × 1024`, `16/9`, `LANDSCAPE`."""
+    text = text.strip().lower()
+    edges = re.fullmatch(r"([0-9]+) *(?:px)? *([x×х*:：∶/]|by) *([0-9]+) *(?:px)?", text)  # a Cyrillic one too
+    return f"{edges[1]}{':' if edges[2] in ':：∶/' and len(edges[1]) < 3 else 'x'}{edges[3]}" if edges else text
+
+
 def build_parser(command: str) -> ArgumentParser:
     """The options of one command; HELP describes them."""
     from argparse import ArgumentParser
@@ -4485,7 +4584,7 @@ def build_parser(command: str) -> ArgumentParser:
     add("words", nargs="*")
     for option in ("--base-url", "--api-key-env", "--api-key", "--config"):
         add(option)
-    add("--api", choices=APIS)
+    add("--api", choices=APIS, type=str.lower)
     for flags in (("--allow-http",), ("--json",), ("-q", "--quiet"), ("-v", "--verbose")):
         add(*flags, action="store_true")
     add("--header", action="append", type=header_pair, default=[])
@@ -4506,21 +4605,22 @@ def add_image_options(parser: ArgumentParser, command: str) -> None:
     if command == "edit":
         add("--image", action="append", default=[])
         add("--mask")
-        add("--input-fidelity", choices=("low", "high"))
+        add("--input-fidelity", choices=("low", "high"), type=str.lower)
     else:
         parser.set_defaults(image=[], mask=None, input_fidelity=None)
     # OpenClaw delivers files of its workspace, in which it runs commands
     add("-o", "--output", default=os.path.basename(DEFAULT_OUTPUT) if environment("OPENCLAW_SHELL") else DEFAULT_OUTPUT)
-    for option, default in (("--size", "auto"), ("--aspect-ratio", None), ("--quality", "auto"),
-                            ("--prompt-file", None), ("--model", None)):
-        add(option, default=default)
+    for option, kind, default in (
+            ("--size", lambda text: pair(re.sub(r"^ *([0-9]{3,5})( *px)? *$", r"\1x\1", text)), "auto"),
+            ("--aspect-ratio", lambda text: pair(text).replace("x", ":"), None), ("--quality", str.lower, "auto"),
+            ("--prompt-file", str, None), ("--model", str, None)):
+        add(option, type=kind, default=default)
     for option in ("--stream", "--keep-partials", "--overwrite", "--fresh"):
         add(option, action="store_true")
-    add("--resolution", choices=tuple(RESOLUTIONS))
-    add("--format", choices=(*SUFFIXES, "jpg"))
-    add("--background", choices=("auto", "opaque", "transparent"))
-    add("--moderation", choices=("auto", "low"))
-    add("--n", type=number_option("--n", 1, MAX_N, int), default=1)
+    for option, choices in (("--resolution", tuple(RESOLUTIONS)), ("--format", (*SUFFIXES, "jpg")),
+                            ("--background", ("auto", "opaque", "transparent")), ("--moderation", ("auto", "low"))):
+        add(option, choices=choices, type=str.lower)
+    add("-n", "--n", type=number_option("--n", 1, MAX_N, int), default=1)
     add("--partial-images", type=number_option("--partial-images", 0, MAX_PARTIALS, int))
     add("--compression", type=number_option("--compression", 0, 100, int))
     add("--timeout", type=number_option("--timeout", 1, MAX_TIMEOUT, float))
@@ -4541,9 +4641,16 @@ def parse(arguments: list[str]) -> Namespace:
     unknown = next((word for word in left if word.startswith("-") and word != "-"), "").split("=")[0]
     if unknown:
         known = [word for word in COMMAND_HELP[command].replace(",", " ").split() if word.startswith("--")]
-        raise usage_failure(f"unknown option {one_line(unknown, 40)}.{nearest(unknown, known)}",
+        plain = unknown.lower().replace("_", "-")
+        advice = next((f" {advice}" for names, advice in STRANGERS.items() if plain in names.split()),
+                      nearest(plain, known, 0.75))
+        raise usage_failure(f"unknown option {one_line(unknown, 40)}.{advice}",
                             "See: " + command_line(f"{command} --help"))
     check_texts(options)
+    for name, fitting in (("aspect_ratio", "[0-9]+:[0-9]+"), ("resolution", "[124]k")):
+        if command != "config" and re.fullmatch(fitting, options.size) and not getattr(options, name):
+            setattr(options, name, options.size)  # --size may say what these two say
+            options.size = "auto"
     options.command, options.words = command, options.words + left + arguments[cut + 1:]
     if command == "config" and options.words:
         raise usage_failure(f"config takes no argument {one_line(options.words[0], 40)!r}")
@@ -4565,9 +4672,10 @@ def check_texts(options: Namespace) -> None:
 def help_for(arguments: list[str]) -> str:
     """The help or version that is asked for, or an empty text."""
     asked = arguments[:arguments.index("--")] if "--" in arguments else arguments
-    if "-h" in asked or "--help" in asked:
-        return COMMAND_HELP.get(asked[0], HELP).replace(PROGRAM + " ", command_line(""))
-    return f"{PROGRAM} {VERSION}\n" if asked[:1] == ["--version"] else ""
+    if {"-h", "--help"} & set(asked) or asked[:1] == ["help"] or asked[1:2] == ["help"]:
+        topic = next((word for word in asked[:2] if word in COMMAND_HELP), "")
+        return COMMAND_HELP.get(topic, HELP).replace(PROGRAM + " ", command_line(""))
+    return f"{PROGRAM} {VERSION}\n" if asked[:1] in (["--version"], ["-V"], ["version"]) else ""
 
 
 def fill_standard_streams() -> None:

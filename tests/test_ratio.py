@@ -149,13 +149,12 @@ class RefusalTest(RatioCase):
                 self.assertIn("3 times", self.refuses("--aspect-ratio", ratio))
 
     def test_garbage(self) -> None:
-        for ratio in ("16x9", "16/9", "16:9:1", "16:", ":9", "0:1", "1:0", "-1:1", "1.5:1", "wide", "", " 16:9",
-                      "16:9\n", "\u0661:\u0661", "99999:99999", "1e1:1"):
+        for ratio in ("16-9", "16:9:1", "16:", ":9", "0:1", "1:0", "-1:1", "1.5:1", "wide", "", "16", "1024", "\u0661:\u0661", "99999:99999", "1e1:1"):
             with self.subTest(ratio):
                 self.assertIn("--aspect-ratio", self.refuses(f"--aspect-ratio={ratio}"))
 
     def test_unknown_resolution(self) -> None:
-        for resolution in ("3k", "1K", "hd", "", "1024", "8k"):
+        for resolution in ("3k", "1 K", "hd", "", "1024", "8k"):
             with self.subTest(resolution):
                 self.refuses(f"--resolution={resolution}")
 

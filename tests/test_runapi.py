@@ -567,7 +567,7 @@ REFUSALS = (  # options, a word of the message or hint
     (("--resolution", "2k", "--aspect-ratio", "auto"), "ratio"),
     (("--resolution", "4k", "--aspect-ratio", "1:1"), "2k"),
     (("--aspect-ratio", "7:5"), "16:9"), (("--aspect-ratio", "4:1"), "3:1"), (("--aspect-ratio", "wide"), "16:9"),
-    (("--aspect-ratio", "16x9"), "16:9"), (("--aspect-ratio", ""), "--aspect-ratio"),
+    (("--aspect-ratio", "16-9"), "16:9"), (("--aspect-ratio", ""), "--aspect-ratio"),
     (("--size", "1024x1024", "--aspect-ratio", "1:1"), "--size"),
     (("--size", "square", "--resolution", "1k"), "--size"),
     (("--size", "1920x1088"), "--aspect-ratio 16:9"), (("--size", "640x640"), "--aspect-ratio 1:1"),

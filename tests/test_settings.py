@@ -547,7 +547,7 @@ class InitTest(SettingsCase):
 
 
 class CheckTest(SettingsCase):
-    """config --check proves host and key with one free request."""
+    """config --check proves host and key with free requests: one with the key, and one that must fail without it."""
 
     def check(self, *arguments: str, key: str = KEY, env: dict[str, str | None] | None = None) -> Result:
         """Run config --check against the server."""
@@ -561,9 +561,11 @@ class CheckTest(SettingsCase):
         self.assertRegex(result.stdout, r"Python \d")
         self.assertIn("gpt-image-2", result.stdout)
         self.assertNotIn(KEY, result.stdout + result.stderr)
-        request, = self.server.requests
-        self.assertTrue(request.path.startswith("/v1/models"), request.path)
-        self.assertEqual((request.method, request.body), ("GET", b""))
+        first, bare = self.server.requests
+        self.assertEqual([first.header("Authorization"), bare.header("Authorization")], [f"Bearer {KEY}", ""])
+        for request in (first, bare):
+            self.assertTrue(request.path.startswith("/v1/models"), request.path)
+            self.assertEqual((request.method, request.body), ("GET", b""))
 
     def test_json(self) -> None:
         document = self.check("--json").json
