@@ -946,10 +946,7 @@ def place_fault(url: str, named_by: str) -> str:
         return "is not of the form https://HOST/PATH"
     here, near = own_place(match.group(2)), author is not None and own_place(author.group(2))
     same = author is not None and author.group(2).lower() == match.group(2).lower()
-    return "" if same or not here or here == near == OWN_MACHINE else f"leads to {here}, which the server must not reach"
-
-
-OWN_MACHINE = "this machine"
+    return "" if same or not here or here == near == "this machine" else f"leads to {here}, which the server must not reach"
 
 
 def own_place(host: str) -> str:
@@ -958,7 +955,7 @@ def own_place(host: str) -> str:
     import socket
     host = host.lower().rstrip(".")
     if re.fullmatch(OWN_NAMES, host):
-        return OWN_MACHINE
+        return "this machine"
     try:
         octets = ipaddress.ip_address(host[1:-1]).packed if host.startswith("[") else socket.inet_aton(host)
     except (OSError, ValueError):
@@ -967,7 +964,7 @@ def own_place(host: str) -> str:
         octets = octets[-4:]
     address = ipaddress.ip_address(octets)
     own = address.is_loopback or (len(octets) == 4 and octets[0] == 0)
-    return OWN_MACHINE if own else "a link-local address" if address.is_link_local else ""
+    return "this machine" if own else "a link-local address" if address.is_link_local else ""
 
 
 def host_of(url: str) -> str:
@@ -1115,13 +1112,9 @@ def choose_key(settings: Settings) -> KeySource | None:
         return chosen
     if keys:
         source = keys[0]
-        if source.source == "$GPT_IMAGE2_API_KEY":
-            raise setup_failure(f"GPT_IMAGE2_API_KEY is not sent to {host_of(base_url)}, which only "
-                                f"{settings.base_url.source} names", "If that is where it belongs, set "
-                                "GPT_IMAGE2_BASE_URL (or --base-url, or base_url in a config file) to that address.", "key")
-        raise setup_failure(f"the key from {source.source} belongs to {source.host}, not to {host_of(base_url)}",
-                            "Put key and base_url into one config file, or set GPT_IMAGE2_API_KEY for this host.",
-                            kind="key")
+        raise setup_failure(f"the key from {source.source} belongs to {source.host}, not to {host_of(base_url)} (from "
+                            f"{settings.base_url.source})", "If it is meant for this host, put key and base_url into one "
+                            "config file, or set GPT_IMAGE2_API_KEY and GPT_IMAGE2_BASE_URL.", kind="key")
     unset = "".join(f": {source.source}, is not set" for source in settings.keys[:1])
     other = (f"name its variable as api_key_env in {settings.config_path}" if settings.config_path
              else "run: " + command_line("config --init"))
@@ -1143,7 +1136,8 @@ def read_settings(options: Namespace, report: Report) -> Settings:
             (report.keys if secret else report.secrets).extend((value, value.split()[-1]))  # `Bearer KEY`: the key too
     for proxy in (settings.proxy.value, *map(environment, PROXY_VARIABLES)):
         login = re.sub(r"^\w*:?//", "", proxy.rpartition("@")[0])
-        report.keys += filter(None, [login, login.partition(":")[2]])
+        report.secrets += filter(None, [login])
+        report.keys += filter(None, [login.partition(":")[2]])
     report.secrets += report.keys
     for warning in settings.warnings:
         report.warn(warning)
@@ -1801,7 +1795,7 @@ def runapi_upload(image: Upload, settings: Settings, key: str) -> Generator[Requ
     if not isinstance(place, str) or re.search(r"[\s\x00-\x20\x7f-\x9f]", place) or place_fault(place, request.url):
         raise useless_upload(response)
     pairs = [(name, as_text(value)) for name, value in headers.items()] if isinstance(headers, dict) else []
-    if any(header_fault(name, value) for name, value in pairs if name.lower() != "content-type" or CONTROL.search(value)):
+    if any(header_fault(name, value) for name, value in pairs if name.lower() != "content-type"):
         raise useless_upload(response)
     yield Request("PUT", place, tuple(pairs), file=image.path, timeout=request.timeout, proxy=request.proxy, cacert=request.cacert,
         allow_http=request.allow_http, purpose="upload")
@@ -1968,7 +1962,7 @@ def start_child(argv: Sequence[str], secrets: Sequence[str], **streams: Any) -> 
     try:
         return subprocess.Popen(argv, env=child_environment(secrets), start_new_session=True, **streams)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
-        raise setup_failure(f"cannot run {argv[0]}: {reason(error)}",
+        raise setup_failure(f"cannot run {quoted(argv[0])}: {reason(error)}",
                             "Install curl 7.68 or newer." if argv[0] == "curl" else "", "curl") from None
     finally:
         os.umask(umask)
@@ -1989,11 +1983,11 @@ def child_output(argv: Sequence[str], secrets: Sequence[str], kind: str, timeout
                     if child.poll() is not None:  # what it started, a password agent perhaps, keeps the pipe open
                         output = late.output or b""
                     elif time.monotonic() > deadline:
-                        raise setup_failure(f"{argv[0]} did not finish within {timeout:g} s", kind=kind) from None
+                        raise setup_failure(f"{quoted(argv[0])} did not finish within {timeout:g} s", kind=kind) from None
         finally:
             child.kill()
     if child.returncode:
-        raise setup_failure(f"{argv[0]} failed with exit code {child.returncode}", kind=kind)
+        raise setup_failure(f"{quoted(argv[0])} failed with exit code {child.returncode}", kind=kind)
     return bytes(output)
 
 
@@ -3793,8 +3787,8 @@ def write_template(options: Namespace, report: Report) -> None:
     base_url = pick([{"base_url": Setting(options.base_url, "--base-url")} if options.base_url else {},
                      environment_layer(""), default_layer("openai")], "base_url")
     own_endpoint = base_url.source in ("--base-url", "$GPT_IMAGE2_BASE_URL")  # not OPENAI_API_KEY's, perhaps
-    variable = ("OPENAI_API_KEY" if environment("OPENAI_API_KEY") and not environment("GPT_IMAGE2_API_KEY")
-                and not own_endpoint else "GPT_IMAGE2_API_KEY")
+    variable = ("OPENAI_API_KEY" if base_url.source == "$OPENAI_BASE_URL" or environment("OPENAI_API_KEY")
+                and not environment("GPT_IMAGE2_API_KEY") and not own_endpoint else "GPT_IMAGE2_API_KEY")
     hidden = [place for place in config_locations() if os.path.lexists(place) and place != path]
     if hidden and not options.config:
         report.warn(f"{hidden[0]} will no longer be read")
@@ -3825,7 +3819,7 @@ def show_settings(settings: Settings, report: Report) -> None:
     rows = {name: Setting(report.clean(as_text(setting.value)), setting.source)
             for name, setting in settings._asdict().items() if isinstance(setting, Setting)}
     for number, source in enumerate(settings.keys):
-        shown = f"the output of {source.command[0]}" if source.command else mask_key(source.value)
+        shown = f"the output of {quoted(source.command[0])}" if source.command else mask_key(source.value)
         shown = shown if source.is_set else "not set"
         usable = may_go(source.host, settings.base_url.value)
         rows["api_key" if number == 0 else f"api_key {number + 1}"] = Setting(
