@@ -157,9 +157,9 @@ def find_config() -> dict[str, Any]:
     if variable("GPT_IMAGE2_API_KEY") or own_url:
         stray = not own_url and not program.may_go(program.host_of(program.DEFAULT_BASE_URL), openai["base_url"])
         if stray and not openai["api_key"]:
-            raise program.setup_failure(f"GPT_IMAGE2_API_KEY is not sent to {program.host_of(openai['base_url'])}, which "
-                                        "only OPENAI_BASE_URL names", "If that is where it belongs: hermes config set "
-                                        "GPT_IMAGE2_BASE_URL with that address.", "key")
+            raise program.setup_failure(f"GPT_IMAGE2_API_KEY is not sent to {program.host_of(openai['base_url'])}, "
+                                        "which only OPENAI_BASE_URL names", "If it belongs there, run: hermes config "
+                                        "set GPT_IMAGE2_BASE_URL with that address.", "key")
         return with_key({**common, **ours}, "" if stray else own_key(ours), openai)
     model = settings_of(hermes_section("model"))
     if "base_url" in model and ("api_key" in model or not openai["api_key"]):

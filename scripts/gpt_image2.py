@@ -326,14 +326,15 @@ if TYPE_CHECKING:
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\udc80-\udc9f]")
 SHORTEST_KEY = 8  # characters; what is shorter may be an ordinary word
 CUT_MARK = "\u2026"  # ends a text that is not all there
-# The next two read UTF-8 byte by byte: what ends a text that was cut, perhaps in an escape; and the escapes of JSON,
-# URLs and HTML, with what takes no room between two letters.
-CUT = re.compile(r"(?:u[\da-f]{0,3}|%[\da-f]?|&#?\w{0,3})?(?:\xe2\x80\xa6|\.{3}|\Z)")
-ESCAPE = re.compile(r"\\{1,8}(?:u([\da-fA-F]{4}))?|%(?:25){0,4}([\da-fA-F]{2})|&#(?:x0{0,4}([\da-fA-F]{2})|(\d{2,3}));|"
-                    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\xc2\xad|\xe2\x80[\x8b-\x8f\xaa-\xae]|\xe2\x81[\xa0-\xaf]|\xef\xbb\xbf")
+# For UTF-8 byte by byte: how a text ends that was cut, perhaps in an escape; and the escapes of JSON and URLs, with
+# what takes no room between two letters.
+CUT = re.compile(r"(?:u[\da-f]{0,3}|%[\da-f]?)?(?:\xe2\x80\xa6|\.{3}|\Z)")
+ESCAPE = re.compile(r"\\{1,8}(?:u([\da-fA-F]{4}))?|%(?:25){0,4}([\da-fA-F]{2})|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]"
+                    r"|\xc2\xad|\xe2\x80[\x8b-\x8f\xaa-\xae]|\xe2\x81[\xa0-\xaf]|\xef\xbb\xbf")
 # Also what a server shows of a key it masked itself.
 KEY_LIKE = r"\b(?:sk|rk|pk)-[\w*.-]{6,}|\b[Bb]earer\s+[^\s\"']{6,}|[\w.-]{0,40}\*{4,}[\w*.\u2026-]*"
-MISPLACED_KEY = r"(?<![\w./~-])(?=\w*\d)(?=\w*[A-Za-z])\w{20,}(?![\w./-])"  # on the command line; or any other long word
+# On the command line; it may also be another long word, but no part of a path.
+MISPLACED_KEY = r"(?<![\w./~-])(?=\w*\d)(?=\w*[A-Za-z])\w{20,}(?![\w./-])"
 SECRET_HEADER = r"(?i)auth|key|token|secret|cookie|session|pass|pwd|pin\b|login|access|cred|signature"
 
 
@@ -346,35 +347,31 @@ def redact(text: str, secrets: Sequence[str]) -> str:
 
 
 def secret_places(text: str, secrets: Sequence[str]) -> list[tuple[int, int]]:
-    """(start, end) of every secret in a text of bytes, however it is escaped; where the text was cut, of six characters
-    or more of one. A short secret counts as a word of its own only, and not in a path."""
+    """(start, end) of every secret in a text of bytes, in order, however it is escaped; where the text was cut, of
+    six characters or more of one. A short secret counts as a word of its own only, and not in a path."""
     plain, found = ESCAPE.sub(resolved, text).lower(), []
     for secret in secrets:
         wanted = ESCAPE.sub(resolved, utf8(secret).decode("latin-1")).lower()
+        short = len(wanted) < SHORTEST_KEY
         at = plain.find(wanted[:6]) if len(wanted) >= 4 else -1
         while at >= 0:
             end = at + len(os.path.commonprefix([wanted, plain[at:at + len(wanted)]]))
-            hit = end - at == len(wanted)
-            if len(wanted) < SHORTEST_KEY:
-                hit = hit and not re.search(r"[\w/.-]\Z", plain[:at][-1:]) and not re.match(r"\.?\w|[/-]", plain[end:end + 2])
-            if hit or (len(wanted) >= SHORTEST_KEY and CUT.match(plain, end)):
+            inside = re.match(r"[\w/.-]", plain[max(0, at - 1):at]) or re.match(r"\.?\w|[/-]", plain[end:end + 2])
+            if not (short and inside) if end == at + len(wanted) else not short and CUT.match(plain, end):
                 found.append((at, end))
             at = plain.find(wanted[:6], at + 1)
-    merged: list[tuple[int, int]] = []
+    places, merged = letter_places(text) if found else [], found[:0]
     for at, end in sorted(found):
         if merged and at <= merged[-1][1]:
             at, end = merged[-1][0], max(end, merged.pop()[1])
         merged.append((at, end))
-    places = letter_places(text) if merged else []
     return [(places[at][0], places[end - 1][1]) for at, end in merged]
 
 
 def resolved(escape: re.Match[str]) -> str:
     """What an escape stands for, in UTF-8's bytes."""
-    wide, percent, entity, decimal = escape.groups()
-    if wide:
-        return utf8(chr(int(wide, 16))).decode("latin-1")
-    return chr(int(percent or entity or "0", 16) or int(decimal or "0") % 256) if percent or entity or decimal else ""
+    wide, percent = escape.groups()
+    return utf8(chr(int(wide, 16))).decode("latin-1") if wide else chr(int(percent, 16)) if percent else ""
 
 
 def letter_places(text: str) -> list[tuple[int, int]]:
@@ -382,9 +379,9 @@ def letter_places(text: str) -> list[tuple[int, int]]:
     places: list[tuple[int, int]] = []
     last = 0
     for escape in ESCAPE.finditer(text):
-        places += [*((at, at + 1) for at in range(last, escape.start())), *[escape.span()] * len(resolved(escape))]
+        places += [(at, at + 1) for at in range(last, escape.start())] + [escape.span()] * len(resolved(escape))
         last = escape.end()
-    return [*places, *((at, at + 1) for at in range(last, len(text)))]
+    return places + [(at, at + 1) for at in range(last, len(text))]
 
 
 def one_line(text: str, limit: int = 300) -> str:
@@ -407,12 +404,12 @@ def utf8(text: str) -> bytes:
 
 
 def whole_characters(text: str) -> str:
-    """A text in which bytes that make up a character are one; where the system's encoding is poor, all are single."""
+    """A text in which bytes that form a character are one; where the system's encoding is poor, none are."""
     return as_bytes(text).decode("utf-8", "surrogateescape") if re.search(r"[\udc80-\udcff]", text) else text
 
 
 def quoted(text: str) -> str:
-    """What somebody typed, as it may be repeated: a long word without a blank may be a key in the wrong place."""
+    """What somebody typed, as it may be repeated: a long word may be a key in the wrong place."""
     harmless = len(text) < SHORTEST_KEY or re.search(r"\s|^[\d.:x]{1,12}$", text)
     return repr(one_line(text, 40) if harmless else one_line(text[:2]) + "***")
 
@@ -767,7 +764,8 @@ def read_config(path: str, warnings: list[str]) -> dict[str, Any]:
     for name in content:
         if name not in CONFIG_TYPES:
             found = nearest(name, CONFIG_TYPES)
-            warnings.append(f"{path}: unknown setting {repr(name) if found else quoted(name)} is ignored.{found}")
+            shown = repr(name) if found else quoted(name)
+            warnings.append(f"{path}: unknown setting {shown} is ignored.{found}")
         elif name in NOT_YET:
             warnings.append(f"{path}: {name} has no effect in this version")
     return {name: checked_value(path, name, value) for name, value in content.items()
@@ -782,7 +780,7 @@ def check_owner(path: str, status: os.stat_result, ruling: Sequence[str], warnin
         whose = "belongs to another user" if foreign else "can be changed by every user"
         fix = f"sudo chown {os.getuid()} {quote(path)}; " if foreign else ""
         raise setup_failure(f"{path} {whose}, and it sets {', '.join(ruling)}",
-                            f"If you know what is in it: {fix}chmod 600 {quote(path)} (or --config - < {quote(path)})")
+                            f"If you trust it: {fix}chmod 600 {quote(path)} (or --config - < {quote(path)})")
     if foreign or status.st_mode & 0o077:
         done = "changed" if foreign or status.st_mode & 0o022 else "read"
         warnings.append(f"{path} can be {done} by other users; fix it with: chmod 600 {quote(path)}")
@@ -919,7 +917,8 @@ def checked_base_url(setting: Setting, allow_http: bool) -> str:
     url = re.sub(r"/images/(generations|edits)(?=\?|\Z)", "", url)  # pasted whole
     shown = redact(one_line(re.sub(r"(?s)^(.*?//)?.*@", r"\1***@", url).partition("?")[0]), ())
     if "://" not in url:
-        raise setting_failure(setting, f"the base URL {quoted(shown)} has no scheme", "Write https:// in front.")
+        raise setting_failure(setting, f"the base URL {quoted(shown)} has no scheme",
+                              "Write https:// in front.")
     if "@" in url:
         raise setting_failure(setting, f"the base URL {shown} holds a user name or password",
                               "Pass the key as a setting.")
@@ -939,18 +938,22 @@ def is_loopback(url: str) -> bool:
 
 
 def place_fault(url: str, named_by: str) -> str:
-    """Why a URL that the server at named_by chose is not asked, or an empty text: it could reach what only this machine
-    can. By its host alone: a name may lead here too, and private networks are allowed, for companies have relays there."""
+    """Why a URL that the server at named_by chose is not asked, or an empty text: only this machine may reach it.
+
+    Judged by the host alone: a name can lead anywhere, and companies have their relays in private networks.
+    """
     match, author = ORIGIN.match(url), ORIGIN.match(named_by)
-    if not match:
+    if not match or not author:
         return "is not of the form https://HOST/PATH"
-    here, near = own_place(match.group(2)), author is not None and own_place(author.group(2))
-    same = author is not None and author.group(2).lower() == match.group(2).lower()
-    return "" if same or not here or here == near == "this machine" else f"leads to {here}, which the server must not reach"
+    host, own_host = match.group(2).lower(), author.group(2).lower()
+    place = "" if host == own_host else own_place(host)
+    if not place or place == own_place(own_host) == "this machine":
+        return ""
+    return f"leads to {place}, which that server must not reach"
 
 
 def own_place(host: str) -> str:
-    """`this machine` or `a link-local address` for hosts that mean that, in every spelling that curl takes."""
+    """`this machine` or `a link-local address` for a host that is one, in every spelling that curl takes."""
     import ipaddress
     import socket
     host = host.lower().rstrip(".")
@@ -1048,10 +1051,11 @@ def variable_name(text: str) -> str:
 
 
 def environment_keys(api: str, address: str) -> list[KeySource]:
-    """Our own variable may go anywhere, but where only a vendor's variable names the address; a vendor's belongs to
-    the host configured beside it. address: where the base URL comes from."""
-    own = {"$OPENAI_BASE_URL": "openai", "$RUNAPI_BASE_URL": "runapi"}.get(address)
-    hosts = {"GPT_IMAGE2_API_KEY": host_of(BASE_URLS[own]) if own else "", "OPENAI_API_KEY": host_of(environment("OPENAI_BASE_URL") or DEFAULT_BASE_URL),
+    """Our own variable may go anywhere, but not where only a vendor's variable leads (address: where the base URL
+    comes from); a vendor's key belongs to the host configured beside it."""
+    vendor = {"$OPENAI_BASE_URL": "openai", "$RUNAPI_BASE_URL": "runapi"}.get(address)
+    hosts = {"GPT_IMAGE2_API_KEY": host_of(BASE_URLS[vendor]) if vendor else "",
+             "OPENAI_API_KEY": host_of(environment("OPENAI_BASE_URL") or DEFAULT_BASE_URL),
              "RUNAPI_API_KEY": host_of(environment("RUNAPI_BASE_URL") or BASE_URLS["runapi"])}
     names = ("RUNAPI_API_KEY", "GPT_IMAGE2_API_KEY") if api == "runapi" else ("GPT_IMAGE2_API_KEY", "OPENAI_API_KEY")
     return [KeySource(f"${name}", hosts[name], environment(name)) for name in names if environment(name)]
@@ -1112,9 +1116,9 @@ def choose_key(settings: Settings) -> KeySource | None:
         return chosen
     if keys:
         source = keys[0]
-        raise setup_failure(f"the key from {source.source} belongs to {source.host}, not to {host_of(base_url)} (from "
-                            f"{settings.base_url.source})", "If it is meant for this host, put key and base_url into one "
-                            "config file, or set GPT_IMAGE2_API_KEY and GPT_IMAGE2_BASE_URL.", kind="key")
+        raise setup_failure(f"the key from {source.source} belongs to {source.host}, not to {host_of(base_url)} "
+                            f"(from {settings.base_url.source})", "For this host set GPT_IMAGE2_API_KEY and "
+                            "GPT_IMAGE2_BASE_URL, or put key and base_url into one config file.", kind="key")
     unset = "".join(f": {source.source}, is not set" for source in settings.keys[:1])
     other = (f"name its variable as api_key_env in {settings.config_path}" if settings.config_path
              else "run: " + command_line("config --init"))
@@ -1133,7 +1137,8 @@ def read_settings(options: Namespace, report: Report) -> Settings:
     for name, value in (*settings.headers.value.items(), *parameters):
         secret = re.search(SECRET_HEADER, name)
         if value.strip() and (secret or re.search(r"\S{16}", value)):
-            (report.keys if secret else report.secrets).extend((value, value.split()[-1]))  # `Bearer KEY`: the key too
+            whose = report.keys if secret else report.secrets
+            whose += [value, value.split()[-1]]  # `Bearer KEY`: the key alone too
     for proxy in (settings.proxy.value, *map(environment, PROXY_VARIABLES)):
         login = re.sub(r"^\w*:?//", "", proxy.rpartition("@")[0])
         report.secrets += filter(None, [login])
@@ -1650,7 +1655,7 @@ def web_address(url: str) -> str:
 
 
 def download(url: str, settings: Settings, named_by: str = "") -> Request:
-    """A request for a file somewhere in the world, without the key. named_by: the endpoint names it unless said."""
+    """A request for a file somewhere in the world, without the key. named_by: a URL, the endpoint's by default."""
     check_place(url, named_by or settings.base_url.value)
     return Request("GET", url, timeout=DOWNLOAD_TIMEOUT, proxy=settings.proxy.value, cacert=settings.cacert.value,
                    allow_http=settings.allow_http.value, purpose="download")
@@ -1660,8 +1665,8 @@ def check_place(url: str, named_by: str) -> None:
     """Refuse a result's address for good: no other try can make it right."""
     fault = place_fault(url, named_by)
     if fault:
-        raise Failure(f"the image's address {url} {fault}", kind="place", billed="yes", hint="Tell the people who run "
-                      "that service. Running the command again asks for a new image, which may end the same way.")
+        raise Failure(f"the image's address {url} {fault}", kind="place", billed="yes", hint="Tell those who run the "
+                      "service. " + ASKS_ANEW)
 
 
 def codex(job: Job, settings: Settings, key: KeySource) -> Provider:
@@ -1792,13 +1797,14 @@ def runapi_upload(image: Upload, settings: Settings, key: str) -> Generator[Requ
             raise
         return (yield from runapi_upload_inline(image, request))
     place, headers, signed = (member(response.document, name) for name in ("upload_url", "headers", "signed_id"))
-    if not isinstance(place, str) or re.search(r"[\s\x00-\x20\x7f-\x9f]", place) or place_fault(place, request.url):
+    bad = not isinstance(place, str) or re.search(r"[\s\x00-\x20\x7f-\x9f]", place)
+    if bad or place_fault(place, request.url):
         raise useless_upload(response)
     pairs = [(name, as_text(value)) for name, value in headers.items()] if isinstance(headers, dict) else []
     if any(header_fault(name, value) for name, value in pairs if name.lower() != "content-type"):
         raise useless_upload(response)
-    yield Request("PUT", place, tuple(pairs), file=image.path, timeout=request.timeout, proxy=request.proxy, cacert=request.cacert,
-        allow_http=request.allow_http, purpose="upload")
+    yield Request("PUT", place, tuple(pairs), file=image.path, timeout=request.timeout, proxy=request.proxy,
+                  cacert=request.cacert, allow_http=request.allow_http, purpose="upload")
     return uploaded_url((yield request._replace(url=request.url + "/confirm", body={"signed_id": signed})))
 
 
@@ -1983,7 +1989,8 @@ def child_output(argv: Sequence[str], secrets: Sequence[str], kind: str, timeout
                     if child.poll() is not None:  # what it started, a password agent perhaps, keeps the pipe open
                         output = late.output or b""
                     elif time.monotonic() > deadline:
-                        raise setup_failure(f"{quoted(argv[0])} did not finish within {timeout:g} s", kind=kind) from None
+                        raise setup_failure(f"{quoted(argv[0])} did not finish within {timeout:g} s",
+                                            kind=kind) from None
         finally:
             child.kill()
     if child.returncode:
@@ -3550,7 +3557,7 @@ def hide_secrets(path: str, secrets: Sequence[str]) -> None:
     with open(path, "r+b") as stream:
         for begin in range(0, os.fstat(stream.fileno()).st_size, LONG_STRING):
             stream.seek(begin)
-            text = stream.read(2 * LONG_STRING).decode("latin-1")  # every secret that begins in the first half is whole
+            text = stream.read(2 * LONG_STRING).decode("latin-1")  # what begins in the first half is whole
             for start, end in secret_places(text, secrets):
                 if start < LONG_STRING:
                     stream.seek(begin + start)
@@ -3615,7 +3622,8 @@ class Inputs:
         except Failure as failure:
             path = earlier_input(url)  # an unfinished request can be collected although its input is gone
             if not path:
-                told = f"HTTP {failure.http_status}" if failure.http_status else failure.message  # no word of what came
+                # No word of what came: it may be another service's secret.
+                told = f"HTTP {failure.http_status}" if failure.http_status else failure.message
                 raise usage_failure(f"cannot fetch image {url.partition('?')[0]}: {told}") from None
         self.paths[path] = url
         return path
@@ -3688,14 +3696,16 @@ def explain_loss(failure: Failure, folder: Folder, job: Job, secrets: Sequence[s
     if failure.keep or failure.kind == "stopped":
         if not folder.journaled:
             failure.hint = f"What came back is kept in {folder.path}"
-    elif failure.kind in ("no_image", "web_page", "broken_image") and failure.billed != "yes" or failure.kind == "place":
+    elif failure.kind == "place" or (failure.kind in ("no_image", "web_page", "broken_image")
+                                     and failure.billed != "yes"):
         rescue_answer(failure, answers, job, secrets)
 
 
 def rescue_answer(failure: Failure, answers: Sequence[Exchange], job: Job, secrets: Sequence[str]) -> None:
     """Save an answer that nobody here could read and that is too long for the message; a person may find its image."""
     shown = LONG_STRING if failure.kind == "web_page" else MAX_MESSAGE
-    cut = len(failure.message) > MAX_MESSAGE - 100 or failure.kind == "place"  # the line has other words too: the answer's end would be lost
+    # The line has other words too: the answer's end would be lost.
+    cut = failure.kind == "place" or len(failure.message) > MAX_MESSAGE - 100
     long = [path for path in (exchange.file("answer") for exchange in answers) if cut or os.path.getsize(path) > shown]
     if not long:
         return
@@ -3826,7 +3836,8 @@ def show_settings(settings: Settings, report: Report) -> None:
             shown if usable else f"{shown}, only for {source.host}", source.source)
     if not settings.keys:
         rows["api_key"] = Setting("none", "set GPT_IMAGE2_API_KEY or run: " + command_line("config --init"))
-    pending = [{"age_s": round(age), "state": state, "prompt": report.clean(prompt)} for age, state, prompt in unfinished_commands()]
+    pending = [{"age_s": round(age), "state": state, "prompt": report.clean(prompt)}
+               for age, state, prompt in unfinished_commands()]
     if report.as_json:
         shown_rows = {name: row._asdict() for name, row in rows.items()}
         report.output(json.dumps({"schema": 1, "ok": True, "settings": shown_rows, "pending": pending,
