@@ -2704,6 +2704,8 @@ def judge(request: Request, outcome: Outcome, response: Response, attempt: int,
         failure = None
     if failure is None and response.status:  # 0: curl was killed, but after an image had come
         failure = answer_failure(request, response)
+        if failure and request.purpose == "input":  # no word of what came: it may be another service's secret
+            failure.message = f"HTTP {response.status} from {host_of(request.url)}"
     if failure is None and spoiled:
         failure = Failure("what came is no whole image", http_status=response.status)
     if failure is None:
@@ -3622,9 +3624,7 @@ class Inputs:
         except Failure as failure:
             path = earlier_input(url)  # an unfinished request can be collected although its input is gone
             if not path:
-                # No word of what came: it may be another service's secret.
-                told = f"HTTP {failure.http_status}" if failure.http_status else failure.message
-                raise usage_failure(f"cannot fetch image {url.partition('?')[0]}: {told}") from None
+                raise usage_failure(f"cannot fetch image {url.partition('?')[0]}: {failure.message}") from None
         self.paths[path] = url
         return path
 
