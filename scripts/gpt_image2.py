@@ -328,7 +328,7 @@ SHORTEST_KEY = 8  # characters; what is shorter may be an ordinary word
 CUT_MARK = "\u2026"  # ends a text that is not all there
 # For UTF-8 byte by byte: how a text ends that was cut, perhaps in an escape; and the escapes of JSON and URLs, with
 # what takes no room between two letters.
-CUT = re.compile(r"(?:u[\da-f]{0,3}|%[\da-f]?)?(?:\xe2\x80\xa6|\.{3}|\Z)")
+CUT = re.compile(r"(?:u[\da-f]{0,3}|%[\da-f]?|[\xc2-\xf4][\x80-\xbf]{0,2})?(?:\xe2\x80\xa6|\.{3}|\Z)")
 ESCAPE = re.compile(r"\\{1,8}(?:u([\da-fA-F]{4}))?|%(?:25){0,4}([\da-fA-F]{2})|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]"
                     r"|\xc2\xad|\xe2\x80[\x8b-\x8f\xaa-\xae]|\xe2\x81[\xa0-\xaf]|\xef\xbb\xbf")
 # Also what a server shows of a key it masked itself.
