@@ -326,11 +326,11 @@ if TYPE_CHECKING:
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\udc80-\udc9f]")
 SHORTEST_KEY = 8  # characters; what is shorter may be an ordinary word
 CUT_MARK = "\u2026"  # ends a text that is not all there
-# For UTF-8 byte by byte: how a text ends that was cut, perhaps in an escape; and the escapes of JSON and URLs, with
-# what takes no room between two letters.
+# For UTF-8 byte by byte: how a text ends that was cut, perhaps in an escape; and the escapes of JSON and URLs,
+# with what takes no room between two letters.
 CUT = re.compile(r"(?:u[\da-f]{0,3}|%[\da-f]?|[\xc2-\xf4][\x80-\xbf]{0,2})?(?:\xe2\x80\xa6|\.{3}|\Z)")
-ESCAPE = re.compile(r"\\{1,8}(?:u([\da-fA-F]{4}))?|%(?:25){0,4}([\da-fA-F]{2})|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]"
-                    r"|\xc2\xad|\xe2\x80[\x8b-\x8f\xaa-\xae]|\xe2\x81[\xa0-\xaf]|\xef\xbb\xbf")
+ESCAPE = re.compile(r"\\{1,8}(?:u([\da-fA-F]{4}))?|%(?:25){0,4}([\da-fA-F]{2})"
+                    r"|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\xc2\xad|\xe2\x80[\x8b-\x8f\xaa-\xae]|\xe2\x81[\xa0-\xaf]|\xef\xbb\xbf")
 # Also what a server shows of a key it masked itself.
 KEY_LIKE = r"\b(?:sk|rk|pk)-[\w*.-]{6,}|\b[Bb]earer\s+[^\s\"']{6,}|[\w.-]{0,40}\*{4,}[\w*.\u2026-]*"
 # On the command line; it may also be another long word, but no part of a path.
@@ -340,32 +340,30 @@ SECRET_HEADER = r"(?i)auth|key|token|secret|cookie|session|pass|pwd|pin\b|login|
 
 def redact(text: str, secrets: Sequence[str]) -> str:
     """The text without any secret, and without anything that looks like a key."""
-    octets = utf8(text).decode("latin-1")
-    for start, end in reversed(secret_places(octets, secrets)):
-        octets = octets[:start] + "***" + octets[end:]
+    octets = re.sub("\x7f+", "***", blanked(utf8(text).decode("latin-1"), secrets, "\x7f"))
     return re.sub(KEY_LIKE, "***", octets.encode("latin-1").decode("utf-8", "surrogateescape"))
 
 
-def secret_places(text: str, secrets: Sequence[str]) -> list[tuple[int, int]]:
-    """(start, end) of every secret in a text of bytes, in order, however it is escaped; where the text was cut, of
-    six characters or more of one. A short secret counts as a word of its own only, and not in a path."""
-    plain, found = ESCAPE.sub(resolved, text).lower(), []
+def blanked(text: str, secrets: Sequence[str], mark: str) -> str:
+    """A text of bytes, as long as before, with every secret overwritten, however it is escaped; where the text was
+    cut, six characters or more of one. A short secret counts as a word of its own only, and not in a path."""
+    plain = ESCAPE.sub(resolved, text).lower()
+    places: list[tuple[int, int]] = []
+    octets = bytearray(text, "latin-1")
     for secret in secrets:
         wanted = ESCAPE.sub(resolved, utf8(secret).decode("latin-1")).lower()
         short = len(wanted) < SHORTEST_KEY
         at = plain.find(wanted[:6]) if len(wanted) >= 4 else -1
         while at >= 0:
             end = at + len(os.path.commonprefix([wanted, plain[at:at + len(wanted)]]))
-            inside = re.match(r"[\w/.-]", plain[max(0, at - 1):at]) or re.match(r"\.?\w|[/-]", plain[end:end + 2])
-            if not (short and inside) if end == at + len(wanted) else not short and CUT.match(plain, end):
-                found.append((at, end))
+            near = plain[max(0, at - 1):at], plain[end:end + 2]
+            inside = short and (re.match(r"[\w/.-]", near[0]) or re.match(r"\.?\w|[/-]", near[1]))
+            if not inside if end == at + len(wanted) else not short and CUT.match(plain, end):
+                places = places or letter_places(text)
+                first, last = places[at][0], places[end - 1][1]
+                octets[first:last] = mark.encode() * (last - first)
             at = plain.find(wanted[:6], at + 1)
-    places, merged = letter_places(text) if found else [], found[:0]
-    for at, end in sorted(found):
-        if merged and at <= merged[-1][1]:
-            at, end = merged[-1][0], max(end, merged.pop()[1])
-        merged.append((at, end))
-    return [(places[at][0], places[end - 1][1]) for at, end in merged]
+    return octets.decode("latin-1")
 
 
 def resolved(escape: re.Match[str]) -> str:
@@ -376,10 +374,10 @@ def resolved(escape: re.Match[str]) -> str:
 
 def letter_places(text: str) -> list[tuple[int, int]]:
     """(start, end) of each character that a text has without its escapes."""
-    places: list[tuple[int, int]] = []
-    last = 0
+    places, last = [(0, 0)][:0], 0
     for escape in ESCAPE.finditer(text):
-        places += [(at, at + 1) for at in range(last, escape.start())] + [escape.span()] * len(resolved(escape))
+        places += [(at, at + 1) for at in range(last, escape.start())]
+        places += [escape.span()] * len(resolved(escape))
         last = escape.end()
     return places + [(at, at + 1) for at in range(last, len(text))]
 
@@ -938,7 +936,7 @@ def is_loopback(url: str) -> bool:
 
 
 def place_fault(url: str, named_by: str) -> str:
-    """Why a URL that the server at named_by chose is not asked, or an empty text: only this machine may reach it.
+    """Why a URL that the server at named_by chose is not asked: only this machine may reach it. Empty otherwise.
 
     Judged by the host alone: a name can lead anywhere, and companies have their relays in private networks.
     """
@@ -1051,8 +1049,8 @@ def variable_name(text: str) -> str:
 
 
 def environment_keys(api: str, address: str) -> list[KeySource]:
-    """Our own variable may go anywhere, but not where only a vendor's variable leads (address: where the base URL
-    comes from); a vendor's key belongs to the host configured beside it."""
+    """Our own variable may go anywhere, but not where only a vendor's variable leads; a vendor's belongs to the host
+    configured beside it. address: where the base URL comes from."""
     vendor = {"$OPENAI_BASE_URL": "openai", "$RUNAPI_BASE_URL": "runapi"}.get(address)
     hosts = {"GPT_IMAGE2_API_KEY": host_of(BASE_URLS[vendor]) if vendor else "",
              "OPENAI_API_KEY": host_of(environment("OPENAI_BASE_URL") or DEFAULT_BASE_URL),
@@ -1116,9 +1114,10 @@ def choose_key(settings: Settings) -> KeySource | None:
         return chosen
     if keys:
         source = keys[0]
-        raise setup_failure(f"the key from {source.source} belongs to {source.host}, not to {host_of(base_url)} "
-                            f"(from {settings.base_url.source})", "For this host set GPT_IMAGE2_API_KEY and "
-                            "GPT_IMAGE2_BASE_URL, or put key and base_url into one config file.", kind="key")
+        raise setup_failure(f"the key from {source.source} belongs to {source.host}, not to "
+                            f"{host_of(base_url)} (from {settings.base_url.source})", "For this host set "
+                            "GPT_IMAGE2_API_KEY and GPT_IMAGE2_BASE_URL, or put key and base_url into one config file.",
+                            kind="key")
     unset = "".join(f": {source.source}, is not set" for source in settings.keys[:1])
     other = (f"name its variable as api_key_env in {settings.config_path}" if settings.config_path
              else "run: " + command_line("config --init"))
@@ -1655,7 +1654,7 @@ def web_address(url: str) -> str:
 
 
 def download(url: str, settings: Settings, named_by: str = "") -> Request:
-    """A request for a file somewhere in the world, without the key. named_by: a URL, the endpoint's by default."""
+    """A request for a file somewhere in the world, without the key. named_by: a URL; the endpoint's if none."""
     check_place(url, named_by or settings.base_url.value)
     return Request("GET", url, timeout=DOWNLOAD_TIMEOUT, proxy=settings.proxy.value, cacert=settings.cacert.value,
                    allow_http=settings.allow_http.value, purpose="download")
@@ -1665,8 +1664,8 @@ def check_place(url: str, named_by: str) -> None:
     """Refuse a result's address for good: no other try can make it right."""
     fault = place_fault(url, named_by)
     if fault:
-        raise Failure(f"the image's address {url} {fault}", kind="place", billed="yes", hint="Tell those who run the "
-                      "service. " + ASKS_ANEW)
+        raise Failure(f"the image's address {url} {fault}", kind="place", billed="yes",
+                      hint="Tell those who run the service. " + ASKS_ANEW)
 
 
 def codex(job: Job, settings: Settings, key: KeySource) -> Provider:
@@ -3559,11 +3558,9 @@ def hide_secrets(path: str, secrets: Sequence[str]) -> None:
     with open(path, "r+b") as stream:
         for begin in range(0, os.fstat(stream.fileno()).st_size, LONG_STRING):
             stream.seek(begin)
-            text = stream.read(2 * LONG_STRING).decode("latin-1")  # what begins in the first half is whole
-            for start, end in secret_places(text, secrets):
-                if start < LONG_STRING:
-                    stream.seek(begin + start)
-                    stream.write(b"*" * (end - start))
+            text = blanked(stream.read(2 * LONG_STRING).decode("latin-1"), secrets, "*")
+            stream.seek(begin)  # what begins near the end may go on behind it, and is whole in the next piece
+            stream.write(text[:LONG_STRING * 3 // 2].encode("latin-1"))
 
 
 # ---- 14. Commands, parser, main ------------------------------------------------------------------
@@ -3596,7 +3593,8 @@ def run_image_command(options: Namespace, report: Report) -> None:
 def refuse_keys(job: Job, keys: Sequence[str]) -> None:
     """A key in what is asked for would go to the server as text, and into the journal."""
     asked = json.dumps([job.prompt, job.model, *job.parameters.items()], ensure_ascii=False)
-    if secret_places(utf8(asked).decode("latin-1"), [key for key in keys if len(key) >= SHORTEST_KEY]):
+    text = utf8(asked).decode("latin-1")
+    if blanked(text, [key for key in keys if len(key) >= SHORTEST_KEY], "*") != text:
         raise usage_failure("the prompt or a parameter holds a key or password that this program knows",
                             "Take it out; nothing was sent.")
 

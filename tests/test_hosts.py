@@ -13,9 +13,8 @@ from types import ModuleType
 from typing import Any
 from unittest import mock
 
-from api_server import Answer, ApiServer, LoopbackServer, QuietHandler, draw_png
+from api_server import Answer, LoopbackServer, QuietHandler, draw_png
 from support import KEY, PROGRAM, ProgramCase, Result, program
-from runapi_server import RunApiServer
 
 PROMPT = "a red fox"
 SMALL = draw_png(64, 48)
