@@ -708,7 +708,7 @@ def child_environment(secrets: Sequence[str]) -> dict[str, str]:
     dropped = (*KEY_VARIABLES, "SSLKEYLOGFILE")
     kept = {name: value for name, value in environ.items() if re.fullmatch(NEEDED_VARIABLES, name) or (
         name not in dropped and not any(secret == value or (len(secret) >= SHORTEST_KEY and secret in value)
-                                        for secret in secrets))}
+                                        for secret in secrets if len(secret) >= 4))}
     return {**kept, "LC_ALL": "C"}
 
 
@@ -778,7 +778,7 @@ def check_owner(path: str, status: os.stat_result, ruling: Sequence[str], warnin
         whose = "belongs to another user" if foreign else "can be changed by every user"
         fix = f"sudo chown {os.getuid()} {quote(path)}; " if foreign else ""
         raise setup_failure(f"{path} {whose}, and it sets {', '.join(ruling)}",
-                            f"If you trust it: {fix}chmod 600 {quote(path)} (or --config - < {quote(path)})")
+                            f"Read it. Only if it is yours: {fix}chmod 600 {quote(path)}")
     if foreign or status.st_mode & 0o077:
         done = "changed" if foreign or status.st_mode & 0o022 else "read"
         warnings.append(f"{path} can be {done} by other users; fix it with: chmod 600 {quote(path)}")
@@ -4127,7 +4127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     fill_standard_streams()
     report = Report(as_json="--json" in arguments)
-    report.secrets += re.findall(MISPLACED_KEY, "\n".join(arguments))
+    report.secrets += [*re.findall(MISPLACED_KEY, "\n".join(arguments)), *map(environment, KEY_VARIABLES)]
     help_text = help_for(arguments)
     if help_text:
         report.output(help_text.rstrip())

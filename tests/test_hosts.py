@@ -147,8 +147,8 @@ class ChildEnvironmentTest(unittest.TestCase):
         self.assertEqual({**self.kept(["test-key"], **needed), "LC_ALL": ""}, {**needed, "LC_ALL": ""})
 
     def test_copies_of_a_key_go(self) -> None:
-        env = self.kept(["test-key", "abc"], A="test-key", B="x test-key", C="abc", D="abcd", GPT_IMAGE2_API_KEY="z", SSLKEYLOGFILE="/x")
-        self.assertEqual(sorted(env), ["D", "LC_ALL"])
+        env = self.kept(["test-key", "abcd", "1"], A="test-key", B="x test-key", C="abcd", D="abcde", E="1", GPT_IMAGE2_API_KEY="z", SSLKEYLOGFILE="/x")
+        self.assertEqual(sorted(env), ["D", "E", "LC_ALL"])
 
 
 class HeaderValueIsNoKeyTest(ProgramCase):
