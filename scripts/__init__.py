@@ -41,7 +41,8 @@ SET_KEY = ("Set one with: hermes config set GPT_IMAGE2_API_KEY ... (or give the 
 ERROR_TYPES = {  # by the program's kind of failure, else by its exit code
     "curl": "missing_dependency", "moderation": "moderation_blocked", "timeout": "timeout", "stopped": "timeout",
     "network": "connection_error", "tls": "connection_error", "no_image": "empty_response", "save": "io_error",
-    "broken_image": "invalid_response", "web_page": "invalid_response", "quota": "quota_exceeded",
+    "broken_image": "invalid_response", "web_page": "invalid_response", "place": "invalid_response",
+    "quota": "quota_exceeded",
     "rate_limit": "rate_limited", "interrupted": "timeout", "config": "configuration_error", "state": "io_error",
     "disk": "io_error", "bug": "provider_error"}
 ERROR_TYPES_BY_EXIT = {2: "invalid_argument", 3: "auth_required", 7: "io_error"}
