@@ -41,7 +41,8 @@ SET_KEY = ("Set one with: hermes config set GPT_IMAGE2_API_KEY ... (or give the 
 ERROR_TYPES = {  # by the program's kind of failure, else by its exit code
     "curl": "missing_dependency", "moderation": "moderation_blocked", "timeout": "timeout", "stopped": "timeout",
     "network": "connection_error", "tls": "connection_error", "no_image": "empty_response", "save": "io_error",
-    "broken_image": "invalid_response", "web_page": "invalid_response", "quota": "quota_exceeded",
+    "broken_image": "invalid_response", "web_page": "invalid_response", "place": "invalid_response",
+    "quota": "quota_exceeded",
     "rate_limit": "rate_limited", "interrupted": "timeout", "config": "configuration_error", "state": "io_error",
     "disk": "io_error", "bug": "provider_error"}
 ERROR_TYPES_BY_EXIT = {2: "invalid_argument", 3: "auth_required", 7: "io_error"}
@@ -97,9 +98,13 @@ def settings_of(section: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value}
 
 
-def own_key(api: str) -> str:
-    """The key that is meant for this program: it goes to whatever endpoint is configured."""
-    return (variable("RUNAPI_API_KEY") if api == "runapi" else "") or variable("GPT_IMAGE2_API_KEY")
+def own_key(config: Mapping[str, Any]) -> str:
+    """The key that is meant for this program: it goes to whatever endpoint is configured, but not to one that only
+    a vendor's variable names."""
+    if protocol(config) != "runapi":
+        return variable("GPT_IMAGE2_API_KEY")
+    stray = config["base_url"] == variable("RUNAPI_BASE_URL") and program.api_of(config["base_url"]) != "runapi"
+    return variable("RUNAPI_API_KEY") or ("" if stray else variable("GPT_IMAGE2_API_KEY"))
 
 
 def default_url(api: str) -> str:
@@ -147,10 +152,16 @@ def find_config() -> dict[str, Any]:
             bound = place is file and {"api_key", "api_key_command"} & set(place)  # to the address in the file
             url = program.BASE_URLS.get(api or "openai", "") if bound else default_url(api)
             config = {"base_url": url, **common, **place}
-            return with_key(config, own_key(protocol(config)), openai)
-    ours = {"base_url": variable("GPT_IMAGE2_BASE_URL") or openai["base_url"]}
-    if variable("GPT_IMAGE2_API_KEY") or variable("GPT_IMAGE2_BASE_URL"):
-        return with_key({**common, **ours}, own_key(protocol(ours)), openai)
+            return with_key(config, own_key(config), openai)
+    own_url = variable("GPT_IMAGE2_BASE_URL")
+    ours = {"base_url": own_url or openai["base_url"]}
+    if variable("GPT_IMAGE2_API_KEY") or own_url:
+        stray = not own_url and not program.may_go(program.host_of(program.DEFAULT_BASE_URL), openai["base_url"])
+        if stray and not openai["api_key"]:
+            raise program.setup_failure(f"GPT_IMAGE2_API_KEY is not sent to {program.host_of(openai['base_url'])}, "
+                                        "which only OPENAI_BASE_URL names", "If it belongs there, run: hermes config "
+                                        "set GPT_IMAGE2_BASE_URL with that address.", "key")
+        return with_key({**common, **ours}, "" if stray else own_key(ours), openai)
     model = settings_of(hermes_section("model"))
     if "base_url" in model and ("api_key" in model or not openai["api_key"]):
         borrowed = {name: model[name] for name in ("base_url", "api_key") if name in model}
@@ -337,13 +348,17 @@ def words_of_a_tool(advice: re.Match[str]) -> str:
 
 
 def failure_of(error: Exception) -> dict[str, str]:
-    """The same for an exception."""
+    """The same for an exception, cleaned as the program cleans what it says."""
     if isinstance(error, program.Failure):
-        return error_of(error.kind, error.message, error.hint, error.billed, error.exit_code)
-    if isinstance(error, BadSource):
-        return {"error": f"an input image cannot be used: {error}", "error_type": "invalid_image_input"}
-    error_type = "io_error" if isinstance(error, OSError) else "provider_error"
-    return {"error": program.one_line(f"{type(error).__name__}: {error}"), "error_type": error_type}
+        told = error_of(error.kind, error.message, error.hint, error.billed, error.exit_code)
+    elif isinstance(error, BadSource):
+        told = {"error": f"an input image cannot be used: {error}", "error_type": "invalid_image_input"}
+    else:
+        error_type = "io_error" if isinstance(error, OSError) else "provider_error"
+        told = {"error": f"{type(error).__name__}: {error}", "error_type": error_type}
+    report = program.Report()
+    report.secrets += filter(None, map(variable, program.KEY_VARIABLES))
+    return {**told, "error": report.clean(told["error"])}
 
 
 def time_limit(section: Mapping[str, Any]) -> float:

@@ -54,6 +54,7 @@ DEFAULT_OUTPUT = "~/gpt-image2-output.png"
 DEFAULT_TIMEOUT = 600  # seconds; the official SDK's own limit for one request
 MAX_TIMEOUT = 1_000_000  # seconds; more overflows in curl
 CONNECT_TIMEOUT = 30  # seconds
+MAX_REDIRECTS = 3  # of a file
 DOWNLOAD_TIMEOUT = 300  # seconds; relays serve results slowly
 MINIMUM_CURL = (7, 68)
 HEARTBEAT = 30  # seconds between two lines while waiting, off a terminal
@@ -350,24 +351,69 @@ if TYPE_CHECKING:
 
 # ---- 5. Text and pictures ------------------------------------------------------------------------
 
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+# Controls, stray bytes that are some in older encodings, and what starts a line or turns a text around.
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\udc80-\udc9f]")
+SHORTEST_KEY = 8  # characters; what is shorter may be an ordinary word
+CUT_MARK = "\u2026"  # ends a text that is not all there
+# For UTF-8 byte by byte: how a text ends that was cut, perhaps in an escape; and the escapes of JSON and URLs,
+# with what takes no room between two letters.
+CUT = re.compile(r"(?:u[\da-f]{0,3}|%[\da-f]?|[\xc2-\xf4][\x80-\xbf]{0,2})?(?:\xe2\x80\xa6|\.{3}|\Z)")
+ESCAPE = re.compile(r"\\{1,8}(?:u([\da-fA-F]{4}))?|%(?:25){0,4}([\da-fA-F]{2})"
+                    r"|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\xc2\xad|\xe2\x80[\x8b-\x8f\xaa-\xae]|\xe2\x81[\xa0-\xaf]|\xef\xbb\xbf")
 # Also what a server shows of a key it masked itself.
 KEY_LIKE = r"\b(?:sk|rk|pk)-[\w*.-]{6,}|\b[Bb]earer\s+[^\s\"']{6,}|[\w.-]{0,40}\*{4,}[\w*.\u2026-]*"
+# On the command line; it may also be another long word, but no part of a path.
+MISPLACED_KEY = r"(?<![\w./~-])(?=\w*\d)(?=\w*[A-Za-z])\w{20,}(?![\w./-])"
 SECRET_HEADER = r"(?i)auth|key|token|secret|cookie|session|pass|pwd|pin\b|login|access|cred|signature"
 
 
 def redact(text: str, secrets: Sequence[str]) -> str:
     """The text without any secret, and without anything that looks like a key."""
-    for secret in sorted(secrets, key=len, reverse=True):
-        if len(secret) >= 4:  # shorter ones would blank ordinary words
-            for spelling in (secret, json.dumps(secret)[1:-1], secret.replace("\\", "\\\\").replace('"', '\\"')):
-                text = text.replace(spelling, "***")
-    return re.sub(KEY_LIKE, "***", text)
+    octets = re.sub("\x7f+", "***", blanked(utf8(text).decode("latin-1"), secrets, "\x7f"))
+    return re.sub(KEY_LIKE, "***", octets.encode("latin-1").decode("utf-8", "surrogateescape"))
+
+
+def blanked(text: str, secrets: Sequence[str], mark: str) -> str:
+    """A text of bytes, as long as before, with every secret overwritten, however it is escaped; where the text was
+    cut, six characters or more of one. A short secret counts as a word of its own only, and not in a path."""
+    plain = ESCAPE.sub(resolved, text).lower()
+    places: list[tuple[int, int]] = []
+    octets = bytearray(text, "latin-1")
+    for secret in secrets:
+        wanted = ESCAPE.sub(resolved, utf8(secret).decode("latin-1")).lower()
+        short = len(wanted) < SHORTEST_KEY
+        at = plain.find(wanted[:6]) if len(wanted) >= 4 else -1
+        while at >= 0:
+            end = at + len(os.path.commonprefix([wanted, plain[at:at + len(wanted)]]))
+            near = plain[max(0, at - 1):at], plain[end:end + 2]
+            inside = short and (re.match(r"[\w/.-]", near[0]) or re.match(r"\.?\w|[/-]", near[1]))
+            if not inside if end == at + len(wanted) else not short and CUT.match(plain, end):
+                places = places or letter_places(text)
+                first, last = places[at][0], places[end - 1][1]
+                octets[first:last] = mark.encode() * (last - first)
+            at = plain.find(wanted[:6], at + 1)
+    return octets.decode("latin-1")
+
+
+def resolved(escape: re.Match[str]) -> str:
+    """What an escape stands for, in UTF-8's bytes."""
+    wide, percent = escape.groups()
+    return utf8(chr(int(wide, 16))).decode("latin-1") if wide else chr(int(percent, 16)) if percent else ""
+
+
+def letter_places(text: str) -> list[tuple[int, int]]:
+    """(start, end) of each character that a text has without its escapes."""
+    places, last = [(0, 0)][:0], 0
+    for escape in ESCAPE.finditer(text):
+        places += [(at, at + 1) for at in range(last, escape.start())]
+        places += [escape.span()] * len(resolved(escape))
+        last = escape.end()
+    return places + [(at, at + 1) for at in range(last, len(text))]
 
 
 def one_line(text: str, limit: int = 300) -> str:
     """Outside text made safe for a terminal: no control characters, one line, a bounded length."""
-    text = " ".join(CONTROL.sub(" ", text).split())
+    text = " ".join(CONTROL.sub(" ", whole_characters(text)).split())
     return text if len(text) <= limit else text[:limit - 3] + "..."
 
 
@@ -376,7 +422,23 @@ def as_bytes(text: str) -> bytes:
     try:
         return os.fsencode(text)
     except UnicodeEncodeError:
-        return text.encode("utf-8", "surrogateescape")
+        return utf8(text)
+
+
+def utf8(text: str) -> bytes:
+    """The text in UTF-8, its stray bytes as they are; half a character is lost."""
+    return re.sub(r"[\ud800-\udc7f\udd00-\udfff]", "?", text).encode("utf-8", "surrogateescape")
+
+
+def whole_characters(text: str) -> str:
+    """A text in which bytes that form a character are one; where the system's encoding is poor, none are."""
+    return as_bytes(text).decode("utf-8", "surrogateescape") if re.search(r"[\udc80-\udcff]", text) else text
+
+
+def quoted(text: str) -> str:
+    """What somebody typed, as it may be repeated: a long word may be a key in the wrong place."""
+    harmless = len(text) < SHORTEST_KEY or re.search(r"\s|^[\d.:x]{1,12}$", text)
+    return repr(one_line(text, 40) if harmless else one_line(text[:2]) + "***")
 
 
 def reason(error: BaseException) -> str:
@@ -733,7 +795,13 @@ KEY_SETTINGS = ("api_key", "api_key_env", "api_key_command")
 # The variables that are read as keys: none of them reaches a child process.
 KEY_VARIABLES = ("GPT_IMAGE2_API_KEY", "OPENAI_API_KEY", "RUNAPI_API_KEY")
 # What curl reads besides the proxy setting; a password may be in them.
-PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "HTTPS_PROXY", "ALL_PROXY")
+PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+# A child needs these, whatever is in them: its way to files, to the network and to whom to trust.
+NEEDED_VARIABLES = r"(?i)(.*_)?(path|home|proxy|ca_bundle|cert_file|cert_dir|tmpdir|temp|tmp|systemroot)"
+MAX_CONFIG_BYTES = 1_000_000
+# They run a program, or say where a key goes and who can listen.
+OWNER_SETTINGS = ("api_key_command", "base_url", "headers", "proxy", "cacert")
+VARIABLE_NAME = r"[A-Z]{1,12}\d?(_[A-Z]{1,12}\d?)+"  # as people write them; a key is not like that
 
 # Scheme, host and port, up to the path; no user name, blank or backslash, which curl and others read differently.
 ORIGIN = re.compile(r"((?i:https?))://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(\d{1,5}))?(?=[/?]|\Z)")
@@ -741,6 +809,7 @@ LOOPBACK = r"localhost|\[::1\]|127(\.(25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)){3}"  # 1
 # What people paste behind a base URL: paths of OpenAI's API reference, read 2026-10-08.
 API_PATH = (r"(?i)(/(chat|completions|responses|models(/[^/]+)?|images|generations|edits|variations|embeddings|audio|"
             r"speech|transcriptions|moderations|files|batches|realtime|videos|assistants|threads))+$")
+OWN_NAMES = r"(.+\.)?localhost[46]?(\.localdomain[46]?)?|ip6-(localhost|loopback)"
 # Azure's addresses carry their version as the only query.
 PATH_AND_VERSION = r"(?:/[^\s\\?#\x00-\x1f\x7f]*)?(\?api-version=[\w.-]+)?"
 
@@ -757,10 +826,11 @@ def environment(name: str) -> str:
 
 
 def child_environment(secrets: Sequence[str]) -> dict[str, str]:
-    """The environment for a child process: no key in it, C messages, no TLS key log."""
+    """The environment for a child process: no key in it, C messages, no TLS key log. secrets: keys only."""
     dropped = (*KEY_VARIABLES, "SSLKEYLOGFILE")
-    kept = {name: value for name, value in environ.items() if name not in dropped and not any(
-        secret == value or (len(secret) >= 8 and secret in value) for secret in secrets)}
+    kept = {name: value for name, value in environ.items() if re.fullmatch(NEEDED_VARIABLES, name) or (
+        name not in dropped and not any(secret == value or (len(secret) >= SHORTEST_KEY and secret in value)
+                                        for secret in secrets if len(secret) >= 4))}
     return {**kept, "LC_ALL": "C"}
 
 
@@ -771,22 +841,32 @@ def config_locations() -> list[str]:
               os.path.join(home, ".config", "gpt-image-2", "config.json"),
               os.path.join(home, ".gpt-image-2-config.json"),
               os.path.join(home, ".hermes", "gpt-image-2-config.json")]
+    places = [place for place in places if not CONTROL.search(whole_characters(place))]
     return [place for place in places if os.path.isabs(place)]  # XDG's rule for its own; and there may be no home
 
 
 def config_path(named: str) -> str:
     """The full path of the file that --config names; `-` is standard input."""
-    return STANDARD_INPUT if named == "-" else os.path.abspath(os.path.expanduser(named)) if named else ""
+    path = STANDARD_INPUT if named == "-" else os.path.abspath(os.path.expanduser(named)) if named else ""
+    if CONTROL.search(whole_characters(path)):
+        raise usage_failure("the config's path holds a control character")
+    return path
 
 
 def read_config(path: str, warnings: list[str]) -> dict[str, Any]:
     """The checked content of a config file."""
+    import stat
     from shlex import quote
     piped = path == STANDARD_INPUT
     try:
-        with open(0 if piped else path, encoding="utf-8-sig", closefd=not piped) as stream:
-            content = json.load(stream)
-            mode = 0 if piped else os.fstat(stream.fileno()).st_mode
+        with open(0 if piped else path, "rb", closefd=not piped) as stream:
+            status = os.fstat(stream.fileno())
+            if not piped and not stat.S_ISREG(status.st_mode) and not stat.S_ISFIFO(status.st_mode):
+                raise ValueError("it is neither a file nor a pipe")
+            text = stream.read(MAX_CONFIG_BYTES + 1)
+        if len(text) > MAX_CONFIG_BYTES:
+            raise ValueError(f"it is larger than {MAX_CONFIG_BYTES // 1_000_000} MB")
+        content = json.loads(text.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         found = "UTF-16" if error.object[:2] in (b"\xff\xfe", b"\xfe\xff") else "in another encoding"
         raise setup_failure(f"cannot read the config file {path}: it is {found}", "Save it as UTF-8.") from None
@@ -802,15 +882,31 @@ def read_config(path: str, warnings: list[str]) -> dict[str, Any]:
         json.dumps(content, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
         raise setup_failure(f"{path} holds half a character (\\ud800 to \\udfff alone)") from None
-    if os.name == "posix" and mode & 0o077:
-        warnings.append(f"{path} can be read by other users; mend it with: chmod 600 {quote(path)}")
+    if os.name == "posix" and not piped:
+        check_owner(path, status, [name for name in OWNER_SETTINGS if content.get(name)], warnings)
     for name in content:
         if name not in CONFIG_TYPES:
-            warnings.append(f"{path}: unknown setting {name!r} is ignored.{nearest(name, CONFIG_TYPES)}")
+            found = nearest(name, CONFIG_TYPES)
+            shown = repr(name) if found else quoted(name)
+            warnings.append(f"{path}: unknown setting {shown} is ignored.{found}")
         elif name in NOT_YET:
             warnings.append(f"{path}: {name} has no effect in this version")
     return {name: checked_value(path, name, value) for name, value in content.items()
             if name in CONFIG_TYPES and value not in (None, "", [])}
+
+
+def check_owner(path: str, status: os.stat_result, ruling: Sequence[str], warnings: list[str]) -> None:
+    """Refuse a config that another user can write, where it decides what is run or where a key goes."""
+    from shlex import quote
+    foreign = status.st_uid not in (0, os.getuid())
+    if ruling and (foreign or status.st_mode & 0o002):
+        whose = "belongs to another user" if foreign else "can be changed by every user"
+        fix = f"sudo chown {os.getuid()} {quote(path)}; " if foreign else ""
+        raise setup_failure(f"{path} {whose}, and it sets {', '.join(ruling)}",
+                            f"Read it. Only if it is yours: {fix}chmod 600 {quote(path)}")
+    if foreign or status.st_mode & 0o077:
+        done = "changed" if foreign or status.st_mode & 0o022 else "read"
+        warnings.append(f"{path} can be {done} by other users; fix it with: chmod 600 {quote(path)}")
 
 
 def checked_value(path: str, name: str, value: Any) -> Any:
@@ -856,14 +952,15 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
     return Settings(api, base_url, pick(layers, "model"), checked_timeout(pick(layers, "timeout")),
                     merged_headers(layers, content, base_url.value, warnings), pick(layers, "proxy"),
                     pick(layers, "cacert"), allow_http, poll_url,
-                    tuple(key_sources(api.value, flags, content, path, explicit)), path, tuple(warnings))
+                    tuple(key_sources(api.value, flags, content, path, explicit, base_url.source)), path,
+                    tuple(warnings))
 
 
 def asked_api(layers: Sequence[Layer]) -> Setting:
     """The protocol that a flag or a file names; empty when none does."""
     api = next((layer["api"] for layer in layers if "api" in layer), Setting("", "default"))
     if api.value and api.value not in APIS:
-        raise setting_failure(api, f"api {one_line(api.value, 40)!r} is not known, only {', '.join(APIS)}")
+        raise setting_failure(api, f"api {quoted(api.value)} is not known, only {', '.join(APIS)}")
     return api
 
 
@@ -873,13 +970,13 @@ def file_api(content: Mapping[str, Any]) -> str:
 
 
 def key_sources(api: str, flags: Mapping[str, Any], content: Mapping[str, Any], path: str,
-                explicit: str) -> list[KeySource]:
+                explicit: str, address: str) -> list[KeySource]:
     """Every place that may hold the key, the first that counts in front."""
     from_flags, from_file = named_keys(flags), named_keys(content, path) if path else []
     if api == "codex":
         return [codex_login()]
     named = [*from_file, *from_flags] if explicit else [*from_flags, *from_file]
-    named += environment_keys(api)
+    named += environment_keys(api, address)
     if api == "runapi" and not any(source.is_set for source in named):
         return runapi_tool_key() or named
     return named
@@ -946,7 +1043,8 @@ def checked_base_url(setting: Setting, allow_http: bool) -> str:
     url = (cut if sure else url) + question + query
     shown = redact(one_line(re.sub(r"(?s)^(.*?//)?.*@", r"\1***@", url).partition("?")[0]), ())
     if "://" not in url:
-        raise setting_failure(setting, f"the base URL {shown!r} has no scheme", "Write https:// in front.")
+        raise setting_failure(setting, f"the base URL {quoted(shown)} has no scheme",
+                              "Write https:// in front.")
     if "@" in url:
         raise setting_failure(setting, f"the base URL {shown} holds a user name or password",
                               "Pass the key as a setting.")
@@ -963,6 +1061,39 @@ def is_loopback(url: str) -> bool:
     """Whether a URL leads to this machine."""
     match = ORIGIN.match(url)
     return bool(match and re.fullmatch(LOOPBACK, match.group(2), re.IGNORECASE))
+
+
+def place_fault(url: str, named_by: str) -> str:
+    """Why a URL that the server at named_by chose is not asked: only this machine may reach it. Empty otherwise.
+
+    Judged by the host alone: a name can lead anywhere, and companies have their relays in private networks.
+    """
+    match, author = ORIGIN.match(url), ORIGIN.match(named_by)
+    if not match or not author:
+        return "is not of the form https://HOST/PATH"
+    host, own_host = match.group(2).lower(), author.group(2).lower()
+    place = "" if host == own_host else own_place(host)
+    if not place or place == own_place(own_host) == "this machine":
+        return ""
+    return f"leads to {place}, which that server must not reach"
+
+
+def own_place(host: str) -> str:
+    """`this machine` or `a link-local address` for a host that is one, in every spelling that curl takes."""
+    import ipaddress
+    import socket
+    host = host.lower().rstrip(".")
+    if re.fullmatch(OWN_NAMES, host):
+        return "this machine"
+    try:
+        octets = ipaddress.ip_address(host[1:-1]).packed if host.startswith("[") else socket.inet_aton(host)
+    except (OSError, ValueError):
+        return ""  # a name, or nothing that curl could reach
+    if octets[:-4] in (bytes(12), bytes(10) + b"\xff\xff", b"\0\x64\xff\x9b" + bytes(8)):  # IPv4 inside IPv6
+        octets = octets[-4:]
+    address = ipaddress.ip_address(octets)
+    own = address.is_loopback or (len(octets) == 4 and octets[0] == 0)
+    return "this machine" if own else "a link-local address" if address.is_link_local else ""
 
 
 def host_of(url: str) -> str:
@@ -1005,8 +1136,8 @@ def header_fault(name: str, value: str) -> str:
     """Why this cannot be a further header, or an empty text."""
     if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or CONTROL.search(value):
         return f"the header {one_line(name)!r} has an illegal name or a control character"
-    if name.lower() in ("content-type", "content-length", "transfer-encoding", "expect"):
-        return f"the header {name} follows from what is sent and cannot be set"
+    if name.lower() in ("host", "content-type", "content-length", "transfer-encoding", "expect"):
+        return f"the header {name} follows from the address and from what is sent, and cannot be set"
     return ""
 
 
@@ -1027,10 +1158,11 @@ def named_keys(values: Mapping[str, Any], path: str = "") -> list[KeySource]:
     if values.get("api_key") is not None:
         found.append(KeySource(path or "--api-key", host, values["api_key"]))
     if name and not path and not environment(variable_name(name)):
-        raise setup_failure(f"--api-key-env names {name}, which is not set", kind="key")
+        shown = name if re.fullmatch(VARIABLE_NAME, name) else "a variable"
+        raise setup_failure(f"--api-key-env names {shown}, which is not set", kind="key")
     if name:
         place = f"in {path}" if path else "by --api-key-env"
-        shown = f"${name}" if re.fullmatch(r"[A-Z_][A-Z0-9_]*", name) else "a variable"  # a key by mistake, perhaps
+        shown = f"${name}" if environment(name) or re.fullmatch(VARIABLE_NAME, name) else "a variable"
         found.append(KeySource(f"{shown}, named {place}", host, environment(name)))
     if "api_key_command" in values:
         found.append(KeySource(f"api_key_command in {path}", host, "", tuple(values["api_key_command"])))
@@ -1044,9 +1176,12 @@ def variable_name(text: str) -> str:
     return text
 
 
-def environment_keys(api: str) -> list[KeySource]:
-    """Our own variable may go anywhere; a vendor's belongs to the host configured beside it."""
-    hosts = {"GPT_IMAGE2_API_KEY": "", "OPENAI_API_KEY": host_of(environment("OPENAI_BASE_URL") or DEFAULT_BASE_URL),
+def environment_keys(api: str, address: str) -> list[KeySource]:
+    """Our own variable may go anywhere, but not where only a vendor's variable leads; a vendor's belongs to the host
+    configured beside it. address: where the base URL comes from."""
+    vendor = {"$OPENAI_BASE_URL": "openai", "$RUNAPI_BASE_URL": "runapi"}.get(address)
+    hosts = {"GPT_IMAGE2_API_KEY": host_of(BASE_URLS[vendor]) if vendor else "",
+             "OPENAI_API_KEY": host_of(environment("OPENAI_BASE_URL") or DEFAULT_BASE_URL),
              "RUNAPI_API_KEY": host_of(environment("RUNAPI_BASE_URL") or BASE_URLS["runapi"])}
     names = ("RUNAPI_API_KEY", "GPT_IMAGE2_API_KEY") if api == "runapi" else ("GPT_IMAGE2_API_KEY", "OPENAI_API_KEY")
     return [KeySource(f"${name}", hosts[name], environment(name)) for name in names if environment(name)]
@@ -1108,8 +1243,9 @@ def choose_key(settings: Settings) -> KeySource | None:
         return chosen
     if keys:
         source = keys[0]
-        raise setup_failure(f"the key from {source.source} belongs to {source.host}, not to {host_of(base_url)}",
-                            "Put key and base_url into one config file, or set GPT_IMAGE2_API_KEY for this host.",
+        raise setup_failure(f"the key from {source.source} belongs to {source.host}, not to "
+                            f"{host_of(base_url)} (from {settings.base_url.source})", "For this host set "
+                            "GPT_IMAGE2_API_KEY and GPT_IMAGE2_BASE_URL, or put key and base_url into one config file.",
                             kind="key")
     unset = "".join(f": {source.source}, is not set" for source in settings.keys[:1])
     other = (f"name its variable as api_key_env in {settings.config_path}" if settings.config_path
@@ -1124,13 +1260,18 @@ def read_settings(options: Namespace, report: Report) -> Settings:
         report.secrets.append(options.api_key)
         report.warn("--api-key shows in ps and in the shell's history; prefer --api-key-env NAME or a config file")
     settings = load_settings({**vars(options), "headers": dict(options.header)})
-    report.secrets += [source.value for source in settings.keys if source.value]
-    for name, value in settings.headers.value.items():
-        if value.strip() and (re.search(SECRET_HEADER, name) or re.search(r"\S{16}", value)):
-            report.secrets += [value, value.split()[-1]]  # `Bearer KEY`: the key alone too
+    report.keys += [source.value for source in settings.keys if source.value]
+    parameters = re.findall(r"[?&]([^=&]+)=([^&]+)", settings.poll_url.value)
+    for name, value in (*settings.headers.value.items(), *parameters):
+        secret = re.search(SECRET_HEADER, name)
+        if value.strip() and (secret or re.search(r"\S{16}", value)):
+            whose = report.keys if secret else report.secrets
+            whose += [value, value.split()[-1]]  # `Bearer KEY`: the key alone too
     for proxy in (settings.proxy.value, *map(environment, PROXY_VARIABLES)):
-        login = proxy.rpartition("@")[0]
-        report.secrets += [login, login.rpartition(":")[2], *login.split("//")[1:]] if login else []
+        login = re.sub(r"^\w*:?//", "", proxy.rpartition("@")[0])
+        report.secrets += filter(None, [login])
+        report.keys += filter(None, [login.partition(":")[2]])
+    report.secrets += report.keys
     for warning in settings.warnings:
         report.warn(warning)
     return settings
@@ -1215,8 +1356,7 @@ def check_prompt_word(command: str, images: Sequence[str], word: str) -> None:
 def read_prompt(words: Sequence[str], prompt_file: str | None) -> str:
     """The prompt from the command line, a file or standard input."""
     if len(words) > (0 if prompt_file else 1):
-        last = one_line(shown_input(words[-1]), 60)
-        raise usage_failure(f"one argument too many: {last!r}", "Put the prompt in quotes.")
+        raise usage_failure(f"one argument too many: {quoted(shown_input(words[-1]))}", "Put the prompt in quotes.")
     if not words and not prompt_file:
         raise usage_failure("the prompt is missing", 'Add it in quotes: "a red fox in the snow"')
     source = prompt_file or ("-" if words[0] == "-" else "")
@@ -1372,7 +1512,7 @@ def checked_parameters(options: Namespace, settings: Settings, images: Sequence[
     elif rules.shutdown:
         notes.append(f"{model} is shut down on {rules.shutdown}")
     if rules and options.quality not in rules.qualities:
-        raise usage_failure(f"{model} has no quality {one_line(options.quality, 40)!r}, only "
+        raise usage_failure(f"{model} has no quality {quoted(options.quality)}, only "
                             f"{', '.join(rules.qualities)}", nearest(options.quality, rules.qualities).strip())
     image_format = chosen_format(options)
     check_combinations(options, image_format, model, settings.api.value)
@@ -1424,7 +1564,7 @@ def checked_ratio(text: str | None) -> tuple[int, int] | None:
         return None
     match = re.fullmatch(r"([1-9]\d{0,3}):([1-9]\d{0,3})", text)
     if not match:
-        raise usage_failure(f"--aspect-ratio {one_line(text, 40)!r} is not of the form 16:9")
+        raise usage_failure(f"--aspect-ratio {quoted(text)} is not of the form 16:9")
     return int(match.group(1)), int(match.group(2))
 
 
@@ -1442,7 +1582,7 @@ def runapi_parameters(options: Namespace, settings: Settings, images: Sequence[U
     if options.size != "auto":
         ratio, resolution = runapi_size(SIZE_NAMES.get(options.size.lower(), options.size))
     if ratio not in (None, "auto", *RUNAPI_RATIOS):
-        raise usage_failure(f"RunAPI has no ratio {one_line(ratio, 40)!r}, only {', '.join(RUNAPI_RATIOS)}")
+        raise usage_failure(f"RunAPI has no ratio {quoted(ratio)}, only {', '.join(RUNAPI_RATIOS)}")
     if resolution in ("2k", "4k") and ratio in (None, "auto"):
         raise usage_failure(f"RunAPI makes {resolution} only with a ratio", "Add for example --aspect-ratio 16:9")
     if ratio == "1:1" and resolution == "4k":
@@ -1456,7 +1596,7 @@ def runapi_size(size: str) -> tuple[str, str]:
     from math import log
     edges = split_size(size)
     if not edges or not min(edges):
-        raise usage_failure(f"size {one_line(size, 40)!r} is not WIDTHxHEIGHT, auto, {', '.join(SIZE_NAMES)}")
+        raise usage_failure(f"size {quoted(size)} is not WIDTHxHEIGHT, auto, {', '.join(SIZE_NAMES)}")
     shapes = {ratio: abs(log(edges[0] / edges[1] * int(ratio.split(":")[1]) / int(ratio.split(":")[0])))
               for ratio in RUNAPI_RATIOS}
     best = min(shapes, key=lambda ratio: shapes[ratio])
@@ -1475,7 +1615,7 @@ def checked_size(size: str, model: str, rules: ModelRules | None) -> str:
     if size == "auto":
         return size
     if edges is None:
-        raise usage_failure(f"size {one_line(size, 40)!r} is not WIDTHxHEIGHT, auto, {', '.join(SIZE_NAMES)}",
+        raise usage_failure(f"size {quoted(size)} is not WIDTHxHEIGHT, auto, {', '.join(SIZE_NAMES)}",
                             "For example --size 1536x1024")
     if rules and isinstance(rules.sizes, tuple) and size not in rules.sizes:
         raise usage_failure(f"{model} makes only {', '.join(rules.sizes)} or auto, not {size}")
@@ -1504,7 +1644,7 @@ def checked_target(output: str, image_format: str, overwrite: bool) -> Target:
         path = os.path.abspath(os.path.expanduser(output))
     except OSError as error:
         raise usage_failure(f"cannot save in this folder: {reason(error)}", "Name a full path with -o.") from None
-    if CONTROL.search(path):
+    if CONTROL.search(whole_characters(path)):
         raise usage_failure("the output path holds a control character, which would break the Saved: line")
     if output.startswith("~") and os.path.expanduser(output) == output:
         raise usage_failure(f"cannot save in {output}: there is no home folder", "Name a full path with -o.")
@@ -1722,8 +1862,8 @@ def fetch_image(link: Link, response: Response, create: Request,
         url = web_address(urljoin(response.url or create.url, link) if is_relative(link) else link)
     except ValueError:
         return broken_image(f"the address of an image is no URL: {link}")
-    request = download(url, settings)
     try:
+        request = download(url, settings)
         return Image(path=(yield request).path)
     except Failure as failure:
         if failure.http_status not in (401, 403) or not same_host(url, create.url):
@@ -1740,11 +1880,20 @@ def web_address(url: str) -> str:
     return (scheme.lower() + colon + rest).replace(" ", "%20")
 
 
-def download(url: str, settings: Settings) -> Request:
-    """A request for a file somewhere in the world, without the key."""
+def download(url: str, settings: Settings, named_by: str = "") -> Request:
+    """A request for a file somewhere in the world, without the key. named_by: a URL; the endpoint's if none."""
+    check_place(url, named_by or settings.base_url.value)
     timeout = min(DOWNLOAD_TIMEOUT, settings.timeout.value)
     return Request("GET", url, timeout=timeout, proxy=settings.proxy.value, cacert=settings.cacert.value,
                    allow_http=settings.allow_http.value, purpose="download")
+
+
+def check_place(url: str, named_by: str) -> None:
+    """Refuse a result's address for good: no other try can make it right."""
+    fault = place_fault(url, named_by)
+    if fault:
+        raise Failure(f"the image's address {url} {fault}", kind="place", billed="yes",
+                      hint="Tell those who run the service. " + ASKS_ANEW)
 
 
 def codex(job: Job, settings: Settings, key: KeySource) -> Provider:
@@ -1873,12 +2022,14 @@ def runapi_upload(image: Upload, settings: Settings, key: str) -> Generator[Requ
             raise
         return (yield from runapi_upload_inline(image, request))
     place, headers, signed = (member(response.document, name) for name in ("upload_url", "headers", "signed_id"))
-    if not (isinstance(place, str) and ORIGIN.match(place) and not re.search(r"[\s\x00-\x20\x7f-\x9f]", place)):
+    bad = not isinstance(place, str) or re.search(r"[\s\x00-\x20\x7f-\x9f]", place)
+    if bad or place_fault(place, request.url):
         raise useless_upload(response)
-    yield Request("PUT", place, tuple(
-        (name, as_text(value)) for name, value in headers.items()) if isinstance(headers, dict) else (),
-        file=image.path, timeout=request.timeout, proxy=request.proxy, cacert=request.cacert,
-        allow_http=request.allow_http, purpose="upload")
+    pairs = [(name, as_text(value)) for name, value in headers.items()] if isinstance(headers, dict) else []
+    if any(header_fault(name, value) for name, value in pairs if name.lower() != "content-type"):
+        raise useless_upload(response)
+    yield Request("PUT", place, tuple(pairs), file=image.path, timeout=request.timeout, proxy=request.proxy,
+                  cacert=request.cacert, allow_http=request.allow_http, purpose="upload")
     return uploaded_url((yield request._replace(url=request.url + "/confirm", body={"signed_id": signed})))
 
 
@@ -1991,8 +2142,7 @@ def curl_config(request: Request, exchange: Exchange) -> str:
     All its options exist in curl 7.68 (checked with 7.68 to 8.16).
     """
     plain = request.url.startswith("http:") and (request.allow_http or is_loopback(request.url))
-    both = request.is_file and (plain or request.allow_http)  # a redirect may lead from one to the other
-    protocols = "=http,https" if both else "=http" if plain else "=https"
+    protocols = "=http" if plain else "=https"
     lines = [("globoff", ""), ("silent", ""), ("show-error", ""), ("proto", protocols),
              ("connect-timeout", f"{min(CONNECT_TIMEOUT, request.timeout):g}"), ("max-time", f"{request.timeout:.3f}")]
     if is_loopback(request.url):
@@ -2003,9 +2153,8 @@ def curl_config(request: Request, exchange: Exchange) -> str:
         lines += [("cacert", os.path.abspath(os.path.expanduser(request.cacert)))]
     if (request.body or {}).get("stream") or any(part.name == "stream" for part in request.form):
         lines += [("no-buffer", "")]
-    if request.is_file and not request.headers:  # a key never follows a redirect
-        lines += [("location", ""), ("max-redirs", "3")]
-    lines += [("max-filesize", str(request.most_bytes)), ("url", request.url), ("header", "Expect:"), ("header", "Accept-Encoding: identity")]
+    lines += [("max-filesize", str(request.most_bytes)), ("url", request.url), ("header", "Expect:"),
+              ("header", "Accept-Encoding: identity")]
     lines += [("header", header_line(name, value)) for name, value in request.headers]
     lines += body_lines(request, exchange)
     lines += [("output", exchange.file("answer")), ("dump-header", exchange.file("headers")), ("write-out", WRITE_OUT)]
@@ -2061,7 +2210,7 @@ def start_child(argv: Sequence[str], secrets: Sequence[str], **streams: Any) -> 
     try:
         return subprocess.Popen(argv, env=child_environment(secrets), start_new_session=True, **streams)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
-        raise setup_failure(f"cannot run {argv[0]}: {reason(error)}",
+        raise setup_failure(f"cannot run {quoted(argv[0])}: {reason(error)}",
                             "Install curl 7.68 or newer." if argv[0] == "curl" else "", "curl") from None
     finally:
         os.umask(umask)
@@ -2085,11 +2234,12 @@ def child_output(argv: Sequence[str], secrets: Sequence[str], kind: str, timeout
                             and not select.select([pipe], [], [], 0)[0]):
                         output = late.output or b""  # what it started, a password agent perhaps, has the pipe
                     elif time.monotonic() > deadline:
-                        raise setup_failure(f"{argv[0]} did not finish within {timeout:g} s", kind=kind) from None
+                        raise setup_failure(f"{quoted(argv[0])} did not finish within {timeout:g} s",
+                                            kind=kind) from None
         finally:
             child.kill()
     if child.returncode:
-        raise setup_failure(f"{argv[0]} failed with exit code {child.returncode}", kind=kind)
+        raise setup_failure(f"{quoted(argv[0])} failed with exit code {child.returncode}", kind=kind)
     return bytes(output)
 
 
@@ -2663,6 +2813,8 @@ class Report:
     def __init__(self, as_json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
         self.as_json, self.quiet, self.verbose = as_json, quiet, verbose
         self.secrets: list[str] = []
+        self.keys: list[str] = []  # those of them that no child's environment and no prompt may hold
+        self.places: list[str] = []  # patterns of paths that are shown whatever they look like
         self.warnings: list[str] = []
         self.saved: list[Saved] = []
         self.facts: dict[str, Any] = dict.fromkeys(
@@ -2672,7 +2824,10 @@ class Report:
 
     def clean(self, text: str) -> str:
         """Text that is fit to be shown: no secret, one line, not endless. Cut last, or half a key would stay."""
-        return one_line(redact(text, self.secrets), MAX_MESSAGE)
+        text = text if len(text) <= LONG_STRING else text[:LONG_STRING] + CUT_MARK
+        pieces = re.split(f"({'|'.join(self.places) or '(?!)'})", text)
+        pieces[::2] = [redact(piece, self.secrets) for piece in pieces[::2]]
+        return one_line("".join(pieces), MAX_MESSAGE)
 
     def say(self, stream: str, text: str, end: str = "\n") -> None:
         """Write to sys.stdout or sys.stderr at once. A reader that went away must not cost an image."""
@@ -2791,8 +2946,8 @@ class Report:
             self.output_saved()
         if failure.exit_code == BUG:
             import traceback
-            for line in traceback.format_exc().splitlines():
-                self.error_line(line)
+            for line in traceback.format_exc().split("\n"):
+                self.error_line(line, "  ")
         money = {"no": "", "maybe": " The image may have been drawn and billed.", "yes": " It was billed."}
         end = "" if failure.message.endswith(("?", "!", ".")) else "."
         ids = f" ({failure.request_id})" if failure.request_id else ""
@@ -2891,7 +3046,7 @@ def bring_answer(request: Request, exchange: Exchange, run: Run) -> None:
     harmless = request.idempotent or request.purpose != "create"  # sending it again makes nothing twice
     if state == "unsent" or request.repeatable or (state == "lost" and harmless):
         try:
-            transfer(request, exchange, run)
+            fetch(request, exchange, run)
         except Failure as failure:  # curl could not even be started; what is made already stays to be fetched
             raise afterwards_failure(request, failure) if request.purpose in AFTERWARDS else failure from None
     elif state == "running":
@@ -2934,6 +3089,8 @@ def judge(request: Request, outcome: Outcome, response: Response, attempt: int,
         failure = None
     if failure is None and response.status:  # 0: curl was killed, but after an image had come
         failure = answer_failure(request, response)
+        if failure and request.purpose == "input":  # no word of what came: it may be another service's secret
+            failure.message = f"HTTP {response.status} from {host_of(request.url)}"
     if failure is None and spoiled:
         failure = Failure("what came is no whole image", http_status=response.status)
     if failure is None:
@@ -2969,7 +3126,7 @@ def disk_failure(exchange: Exchange, problem: str) -> Failure:
 
 def afterwards_failure(request: Request, failure: Failure) -> Failure:
     """A failure after the paid request: the same command can go on from there."""
-    if failure.kind in ("task_failed", "moderation"):
+    if failure.kind in ("task_failed", "moderation", "place"):
         return failure
     made = request.purpose == "download"
     hint = "Run the same command again: it goes on from here and buys nothing (--fresh gives this image up)."
@@ -3047,12 +3204,29 @@ def forget_exchange(exchange: Exchange) -> None:
         discard(exchange.file(kind))
 
 
+def fetch(request: Request, exchange: Exchange, run: Run) -> None:
+    """Send one request; a file is followed to where it has moved, and each place is looked at first."""
+    from urllib.parse import urljoin
+    transfer(request, exchange, run)
+    for _ in range(MAX_REDIRECTS):
+        place = read_headers(exchange.file("headers")).get("location")
+        if not request.is_file or request.headers or not place or not 300 <= read_outcome(exchange).status < 400:
+            return
+        try:
+            url = web_address(urljoin(request.url, place))
+        except ValueError:
+            return
+        check_place(url, request.url)
+        request = request._replace(url=url, headers=())
+        transfer(request, exchange, run)
+
+
 def transfer(request: Request, exchange: Exchange, run: Run) -> None:
     """Send one request and wait for curl's end. Ctrl-C ends curl; a SIGTERM leaves it at work."""
     import signal
     run.report.detail(f"{request.method} {request.url}")
-    for line in curl_config(request, exchange).splitlines():
-        run.report.detail("  " + re.sub(r'^(header = "(?!Expect|Content-Type)[^:]+: ).*', r'\1***"', line))
+    for line in curl_config(request, exchange).split("\n"):
+        run.report.detail("  " + re.sub(r'^(header = "[^:]+: ).*', r'\1***"', line))
     forget_exchange(exchange)
     answer = exchange.file("answer")
 
@@ -3061,7 +3235,7 @@ def transfer(request: Request, exchange: Exchange, run: Run) -> None:
 
     child = None
     try:
-        child = start_curl(request, exchange, run.report.secrets)
+        child = start_curl(request, exchange, run.report.keys)
         wait_for(lambda: not is_running(child, exchange) or too_large(), exchange, run)
         run.watch(exchange)  # what came since the last look
         if is_running(child, exchange):
@@ -3151,9 +3325,10 @@ def read_document(path: str) -> tuple[Any, str, bool]:
         start = stream.read(4000)
         while start.isspace():  # signs of life of a patient gateway
             start = stream.read(4000)
+        shown = start.decode("utf-8", "replace") + (CUT_MARK if len(start) == 4000 else "")
         everything = [(0, os.fstat(stream.fileno()).st_size)]
         if not is_readable(start) or start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
-            return None, start.decode("utf-8", "replace"), False
+            return None, shown, False
         with suppress(ValueError, RecursionError):
             return parse_json(stream, everything), "", False
         document, broken = event_document(stream)
@@ -3163,7 +3338,7 @@ def read_document(path: str) -> tuple[Any, str, bool]:
             document = parse_json(stream, everything, broken=True)
             if images_in(document):
                 return document, "", True
-        return None, start.decode("utf-8", "replace"), False
+        return None, shown, False
 
 
 # A name and its text, which may be a long one that stays in the file.
@@ -4036,7 +4211,8 @@ def save_answer(answer: str, target: Target, secrets: Sequence[str]) -> str:
     for number in range(1, 1000):
         path = os.path.join(target.folder, f"{target.stem}-{number}.answer")
         with suppress(FileExistsError):
-            with open(answer, "rb") as source, open(path, "xb") as copy:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+            with open(answer, "rb") as source, open(os.open(path, flags, 0o600), "wb") as copy:
                 shutil.copyfileobj(source, copy, BLOCK)
             hide_secrets(path, secrets)
             return path
@@ -4045,13 +4221,13 @@ def save_answer(answer: str, target: Target, secrets: Sequence[str]) -> str:
 
 def hide_secrets(path: str, secrets: Sequence[str]) -> None:
     """Overwrite a key that a server echoed, in a copy for people; what is still to be collected stays as it came."""
-    marks = [os.fsencode(secret) for secret in secrets if len(secret) >= 8]  # not a piece of base64 by chance
+    secrets = [secret for secret in secrets if len(secret) >= SHORTEST_KEY]  # not a piece of base64 by chance
     with open(path, "r+b") as stream:
-        size = os.fstat(stream.fileno()).st_size
-        for mark in marks:
-            for found in list(occurrences(stream, mark, 0, size)):
-                stream.seek(found)
-                stream.write(b"*" * len(mark))
+        for begin in range(0, os.fstat(stream.fileno()).st_size, LONG_STRING):
+            stream.seek(begin)
+            text = blanked(stream.read(2 * LONG_STRING).decode("latin-1"), secrets, "*")
+            stream.seek(begin)  # what begins near the end may go on behind it, and is whole in the next piece
+            stream.write(text[:LONG_STRING * 3 // 2].encode("latin-1"))
 
 
 # ---- 14. Commands, parser, main ------------------------------------------------------------------
@@ -4070,12 +4246,24 @@ def run_image_command(options: Namespace, report: Report) -> None:
             report.warn(note)
         if (options.aspect_ratio or options.resolution) and "size" in job.parameters:
             report.note(f"--size {requested['size']} is what the shape and resolution come to")
-        report.detail(check_curl(report.secrets))
+        report.detail(check_curl(report.keys))
         key = unlock(settings, report)
+        refuse_keys(job, report.keys)
         folder = open_folder(job, settings, options.fresh, report)
+        own = re.escape(os.path.join(job.target.folder, job.target.stem))
+        report.places = [own + r"(?:\.partial-\d+|-\d+)?\.\w+", re.escape(folder.path) + r"(?:/\d+\.answer)?"]
         run_job(job, settings, key, folder, inputs, report, hold_signals)
     finally:
         inputs.remove()
+
+
+def refuse_keys(job: Job, keys: Sequence[str]) -> None:
+    """A key in what is asked for would go to the server as text, and into the journal."""
+    asked = json.dumps([job.prompt, job.model, *job.parameters.items()], ensure_ascii=False)
+    text = utf8(asked).decode("latin-1")
+    if blanked(text, [key for key in keys if len(key) >= SHORTEST_KEY], "*") != text:
+        raise usage_failure("the prompt or a parameter holds a key or password that this program knows",
+                            "Take it out; nothing was sent.")
 
 
 class Inputs:
@@ -4094,7 +4282,7 @@ class Inputs:
         if not inline and not ORIGIN.match(url):
             raise usage_failure("an image's URL is not of the form https://HOST/PATH, without a user name")
         if self.folder is None:
-            check_curl(self.report.secrets)
+            check_curl(self.report.keys)
             self.folder = temporary_folder()
         exchange = self.folder.exchange(len(self.paths))
         path = exchange.file("answer")
@@ -4107,7 +4295,7 @@ class Inputs:
                     else:
                         stream.write(unquote_to_bytes(as_bytes(text)))
             else:
-                request = download(url, self.settings)._replace(allow_http=True, purpose="input")
+                request = download(url, self.settings, url)._replace(allow_http=True, purpose="input")
                 perform(request, exchange, Run(self.report, self.report.started + self.settings.timeout.value))
             read_input(path, "it", os.path.basename(shown) or "picture")
         except Failure as failure:
@@ -4209,12 +4397,13 @@ def explain_loss(failure: Failure, folder: Folder, job: Job, report: Report) -> 
     if failure.keep or failure.kind == "stopped":
         if not folder.journaled:
             failure.hint = f"What came back is kept in {folder.path}"
-    elif failure.kind in UNREAD_KINDS and not report.saved:
+    elif failure.kind == "place" or (failure.kind in UNREAD_KINDS and failure.billed != "yes"):
         rescue_answer(failure, folder, job, report.secrets)
 
 
 # Of what came nothing is saved. What a message shows whole needs no file: pages by their title, short JSON.
-UNREAD_KINDS = {"no_image": MAX_MESSAGE // 2, "web_page": LONG_STRING, "broken_image": 0, "network": 0, "timeout": 0}
+UNREAD_KINDS = {"no_image": MAX_MESSAGE // 2, "web_page": LONG_STRING, "broken_image": 0, "place": 0, "network": 0,
+                "timeout": 0}
 
 
 def rescue_answer(failure: Failure, folder: Folder, job: Job, secrets: Sequence[str]) -> None:
@@ -4292,8 +4481,9 @@ def unlock(settings: Settings, report: Report) -> KeySource:
     source = choose_key(settings)
     if source is None:
         return KeySource("nothing", "")  # this machine needs no key
-    source = source._replace(value=read_key(source, report.secrets))
+    source = source._replace(value=read_key(source, report.keys))
     report.secrets.append(source.value)
+    report.keys.append(source.value)
     return source
 
 
@@ -4320,8 +4510,8 @@ def write_template(options: Namespace, report: Report) -> None:
     base_url = pick([{"base_url": Setting(options.base_url, "--base-url")} if options.base_url else {},
                      environment_layer(""), default_layer("openai")], "base_url")
     own_endpoint = base_url.source in ("--base-url", "$GPT_IMAGE2_BASE_URL")  # not OPENAI_API_KEY's, perhaps
-    variable = ("OPENAI_API_KEY" if environment("OPENAI_API_KEY") and not environment("GPT_IMAGE2_API_KEY")
-                and not own_endpoint else "GPT_IMAGE2_API_KEY")
+    variable = ("OPENAI_API_KEY" if base_url.source == "$OPENAI_BASE_URL" or environment("OPENAI_API_KEY")
+                and not environment("GPT_IMAGE2_API_KEY") and not own_endpoint else "GPT_IMAGE2_API_KEY")
     hidden = [place for place in config_locations() if os.path.lexists(place) and place != path]
     if hidden and not options.config:
         report.warn(f"{hidden[0]} will no longer be read")
@@ -4352,14 +4542,14 @@ def show_settings(settings: Settings, report: Report) -> None:
     rows = {name: Setting(report.clean(as_text(setting.value)), setting.source)
             for name, setting in settings._asdict().items() if isinstance(setting, Setting)}
     for number, source in enumerate(settings.keys):
-        shown = f"the output of {source.command[0]}" if source.command else mask_key(source.value)
+        shown = f"the output of {quoted(source.command[0])}" if source.command else mask_key(source.value)
         shown = shown if source.is_set else "not set"
         usable = may_go(source.host, settings.base_url.value)
         rows["api_key" if number == 0 else f"api_key {number + 1}"] = Setting(
             shown if usable else f"{shown}, only for {source.host}", source.source)
     if not settings.keys:
         rows["api_key"] = Setting("none", "set GPT_IMAGE2_API_KEY or run: " + command_line("config --init"))
-    pending = [{"age_s": round(age), "state": state, "prompt": prompt}
+    pending = [{"age_s": round(age), "state": state, "prompt": report.clean(prompt)}
                for age, state, prompt in unfinished_commands(report)]
     if report.as_json:
         shown_rows = {name: row._asdict() for name, row in rows.items()}
@@ -4390,7 +4580,7 @@ def check_setup(settings: Settings, report: Report) -> None:
     """The doctor: everything that can be proved without spending money."""
     say = report.note if report.as_json else report.output
     say(f"ok    Python {sys.version.split()[0]}")
-    say(f"ok    {check_curl(report.secrets)}")
+    say(f"ok    {check_curl(report.keys)}")
     say(f"ok    config file {settings.config_path or 'none'}")
     key = unlock(settings, report).value
     say(f"{'ok   ' if key else 'note '} key {mask_key(key) if key else 'none'}, endpoint {settings.base_url.value}")
@@ -4536,7 +4726,7 @@ def number_option(option: str, low: int, high: int, convert: Callable[[str], Any
             value = convert(text)
         except ValueError:
             kind = "a whole number" if convert is int else "a number"
-            raise usage_failure(f"{option} needs {kind}, not {one_line(text, 40)!r}") from None
+            raise usage_failure(f"{option} needs {kind}, not {quoted(text)}") from None
         if not low <= value <= high:
             raise usage_failure(f"{option} must be between {low} and {high}, not {text}")
         return value
@@ -4557,7 +4747,7 @@ def parameter_pair(text: str) -> tuple[str, Any]:
     """`key=value` as a pair, the value read as JSON where it is JSON."""
     name, equals, value = text.partition("=")
     if not equals or not name:
-        raise usage_failure(f"--param must look like key=value, not {one_line(text, 40)!r}")
+        raise usage_failure(f"--param must look like key=value, not {quoted(text)}")
     try:
         return name, json.loads(value, parse_constant=str)
     except (ValueError, RecursionError):
@@ -4576,7 +4766,9 @@ def build_parser(command: str) -> ArgumentParser:
     from argparse import ArgumentParser
 
     def fail(message: str) -> NoReturn:
-        raise usage_failure(message, "See: " + command_line(f"{command} --help"))
+        told, choices, rest = message.partition(" (choose from ")
+        told = re.sub(r"(['\"])(.*)\1", lambda word: quoted(word.group(2)), told)
+        raise usage_failure(told + choices + rest, "See: " + command_line(f"{command} --help"))
 
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.error = fail  # type: ignore[method-assign]  # one form and exit code for all failures
@@ -4634,7 +4826,7 @@ def parse(arguments: list[str]) -> Namespace:
     if not command or command.startswith("-"):
         raise usage_failure("a command is missing: generate, edit or config", "See: " + command_line("--help"))
     if command not in COMMAND_HELP:
-        raise usage_failure(f"{one_line(command, 40)!r} is no command.{nearest(command, COMMAND_HELP)}",
+        raise usage_failure(f"{quoted(command)} is no command.{nearest(command, COMMAND_HELP)}",
                             "See: " + command_line("--help"))
     parser = build_parser(command)
     options, left = parser.parse_known_args(arguments[1:cut])
@@ -4644,7 +4836,8 @@ def parse(arguments: list[str]) -> Namespace:
         plain = unknown.lower().replace("_", "-")
         advice = next((f" {advice}" for names, advice in STRANGERS.items() if plain in names.split()),
                       nearest(plain, known, 0.75))
-        raise usage_failure(f"unknown option {one_line(unknown, 40)}.{advice}",
+        shown = unknown if re.fullmatch("--[a-z]{1,12}(-[a-z]{1,12})*", unknown) else unknown[:2]
+        raise usage_failure(f"unknown option {shown}.{advice}",
                             "See: " + command_line(f"{command} --help"))
     check_texts(options)
     for name, fitting in (("aspect_ratio", "[0-9]+:[0-9]+"), ("resolution", "[124]k")):
@@ -4653,7 +4846,7 @@ def parse(arguments: list[str]) -> Namespace:
             options.size = "auto"
     options.command, options.words = command, options.words + left + arguments[cut + 1:]
     if command == "config" and options.words:
-        raise usage_failure(f"config takes no argument {one_line(options.words[0], 40)!r}")
+        raise usage_failure(f"config takes no argument {quoted(options.words[0])}")
     return options
 
 
@@ -4699,6 +4892,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     fill_standard_streams()
     forbid_core_files()
     report = Report(as_json="--json" in arguments)
+    report.secrets += [*re.findall(MISPLACED_KEY, "\n".join(arguments)), *map(environment, KEY_VARIABLES)]
     help_text = help_for(arguments)
     if help_text:
         report.output(help_text.rstrip())
