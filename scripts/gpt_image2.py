@@ -3010,25 +3010,14 @@ def perform(request: Request, exchange: Exchange, run: Run) -> Response:
         attempt += 1
         bring_answer(request, exchange, run)
         outcome = read_outcome(exchange)
-        try:
-            response = read_response(request, exchange, outcome)
-        except OSError as error:
-            raise disk_failure(exchange, reason(error)) from None
+        response = read_response(request, exchange, outcome)
         if not request.is_file:
             seconds = run.report.seconds() if request.repeatable else exchange_seconds(exchange)
             run.report.facts.update(http_status=response.status or None, elapsed_s=round(seconds, 1),
                                     request_id=response.headers.get("x-request-id"))
         failure, delay = judge(request, outcome, response, attempt, is_spoiled(request, response))
         if failure is None:
-            if outcome.exit_code or response.broken:
-                run.report.warn(f"the answer broke off (curl {outcome.exit_code}) behind what is saved of it")
-            if task_status(response.document) not in WAITING:  # or each look at a task would be added
-                run.report.bill(*usage_cost(response.document))
-            if images_in(response.document) and not find_images(response.document):
-                run.report.warn(f"the image was under a name that is not known here: {as_text(response.document)}")
-            error = None if request.is_file else server_error(response.document)
-            if error:
-                run.report.warn(f"the server also says: {error.message or error.code}")
+            tell_beside(request, outcome, response, run.report)
             return response
         if delay is not None and time.monotonic() + delay > run.deadline:
             failure.message += f"; the next try would be in {delay:.0f} s, when --timeout is over"
@@ -3038,6 +3027,21 @@ def perform(request: Request, exchange: Exchange, run: Run) -> Response:
         run.report.note(f"{failure.message}; trying again in {delay:.1f} s")
         forget_exchange(exchange)
         rest(delay, run)
+
+
+def tell_beside(request: Request, outcome: Outcome, response: Response, report: Report) -> None:
+    """What a usable answer says besides its images."""
+    if outcome.exit_code or response.broken:
+        report.warn(f"the answer broke off (curl {outcome.exit_code}) behind what is saved of it")
+    if request.is_file:
+        return
+    if task_status(response.document) not in WAITING:  # or each look at a task would be added
+        report.bill(*usage_cost(response.document))
+    if images_in(response.document) and not find_images(response.document):
+        report.warn(f"the image was under a name that is not known here: {as_text(response.document)}")
+    error = server_error(response.document)
+    if error:
+        report.warn(f"the server also says: {error.message or error.code}")
 
 
 def bring_answer(request: Request, exchange: Exchange, run: Run) -> None:
@@ -3270,11 +3274,13 @@ def exchange_seconds(exchange: Exchange) -> float:
 def read_response(request: Request, exchange: Exchange, outcome: Outcome) -> Response:
     """The answer as data; its body stays in the file."""
     path = exchange.file("answer")
-    if not os.path.exists(path):  # curl makes the file with the first byte
-        private_file(path).close()
-    headers = read_headers(exchange.file("headers"))
-    unpack_file(path, request.most_bytes)
-    return Response(path, outcome.status, headers, *read_document(path), url=request.url)
+    try:
+        if not os.path.exists(path):  # curl makes the file with the first byte
+            private_file(path).close()
+        unpack_file(path, request.most_bytes)
+        return Response(path, outcome.status, read_headers(exchange.file("headers")), *read_document(path), request.url)
+    except OSError as error:
+        raise disk_failure(exchange, reason(error)) from None
 
 
 def unpack_file(path: str, limit: int) -> None:
