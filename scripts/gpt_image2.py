@@ -2471,12 +2471,12 @@ def take_lock(path: str, create: bool = False, wait: bool = False) -> int | None
     return lock
 
 
-def take_gate(root: str) -> int | None:
-    """The lock under which folders are made, adopted and removed."""
-    gate = take_lock(os.path.join(root, ".lock"), create=True, wait=True)
-    if gate == -1 and fcntl:
+def journal_lock(folder: str, name: str, create: bool = False, wait: bool = False) -> int | None:
+    """The lock of the journal or of one request: without it two programs could buy the same, but on Windows."""
+    lock = take_lock(os.path.join(folder, name), create, wait)
+    if lock == -1 and fcntl:
         raise OSError("files cannot be locked there")
-    return gate
+    return lock
 
 
 def release(lock: int | None) -> None:
@@ -2607,7 +2607,7 @@ def adopt_folder(root: str, name: str, fresh: bool, report: Report) -> Folder | 
     if not waiting:
         return None
     try:
-        gate = take_gate(root)
+        gate = journal_lock(root, ".lock", create=True, wait=True)
         try:
             return next(filter(None, (take_over(path, fresh) for path in waiting)), None)
         finally:
@@ -2622,7 +2622,7 @@ def adopt_folder(root: str, name: str, fresh: bool, report: Report) -> Folder | 
 
 def take_over(path: str, fresh: bool) -> Folder | None:
     """The folder, locked; None when another program is at work on it, or something new is wanted."""
-    lock = take_lock(os.path.join(path, "owner"))
+    lock = journal_lock(path, "owner")
     if lock is None:
         return None
     folder = Folder(path, lock, True, adopted=True)
@@ -2636,7 +2636,7 @@ def take_over(path: str, fresh: bool) -> Folder | None:
 
 def make_folder(root: str, name: str, room: int, asked: Mapping[str, Any]) -> Folder:
     """A new folder. One process at a time does this, so that none is seen half made."""
-    gate = take_gate(root)
+    gate = journal_lock(root, ".lock", create=True, wait=True)
     try:
         prune(root)
         if free_bytes(root) < room:
@@ -2645,7 +2645,7 @@ def make_folder(root: str, name: str, room: int, asked: Mapping[str, Any]) -> Fo
         os.mkdir(path, 0o700)
         with private_file(os.path.join(path, "request.json")) as stream:
             stream.write(json.dumps(asked, ensure_ascii=False).encode())
-        return Folder(path, take_lock(os.path.join(path, "owner"), create=True), True)
+        return Folder(path, journal_lock(path, "owner", create=True), True)
     finally:
         release(gate)
 
@@ -2662,7 +2662,7 @@ def prune(root: str) -> None:
             if entry.startswith(".") or not os.path.lexists(os.path.join(path, "owner")):
                 remove_tree(path)
             elif time.time() - status.st_mtime > KEEP_DAYS * 86400:
-                folder = Folder(path, take_lock(os.path.join(path, "owner")), True)
+                folder = Folder(path, journal_lock(path, "owner"), True)
                 if folder.lock is not None and folder_state(folder) != "running":
                     remove_folder(folder)
                 release(folder.lock)

@@ -688,6 +688,24 @@ class NoLocksTest(PrivateCase):
             self.assert_succeeded(self.call_program("generate", "a fox", *self.access(), "-o", "x.png", env=ACCESS))
         self.assertEqual(len(self.server.posts), 1)
 
+    def test_locks_that_go_away_buy_nothing_twice(self) -> None:
+        """A request of another time waits there, and nobody can tell whether a program is at work on it."""
+        real = self.flock_of_this_machine()
+        self.leave_unfinished()
+        for name in (".lock", "owner"):
+            def flock(handle: int, operation: int) -> None:
+                if os.readlink(f"/proc/self/fd/{handle}").endswith(name):
+                    raise OSError(errno.ENOLCK, "No locks available")
+                real(handle, operation)
+            if not os.path.exists("/proc/self/fd"):
+                self.skipTest("needs /proc")
+            with mock.patch.object(program.fcntl, "flock", flock):
+                result = self.call_program("generate", "a fox", *self.access(), "-o", "out.png", env=ACCESS)
+            self.assertEqual((result.exit_code, len(self.server.posts)), (3, 1), result.stderr)
+            self.assertIn("--fresh", result.stderr)
+        self.assert_succeeded(self.again())
+        self.assertEqual(len(self.server.posts), 1)
+
     def flock_of_this_machine(self) -> Callable[[int, int], None]:
         mock.patch.stopall()
         import fcntl
