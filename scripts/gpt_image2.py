@@ -3031,8 +3031,10 @@ def perform(request: Request, exchange: Exchange, run: Run) -> Response:
 
 def tell_beside(request: Request, outcome: Outcome, response: Response, report: Report) -> None:
     """What a usable answer says besides its images."""
-    if outcome.exit_code or response.broken:
+    if response.broken:
         report.warn(f"the answer broke off (curl {outcome.exit_code}) behind what is saved of it")
+    elif outcome.exit_code:
+        report.warn(f"the transfer ended with a fault (curl {outcome.exit_code}) after the whole answer")
     if request.is_file:
         return
     if task_status(response.document) not in WAITING:  # or each look at a task would be added
@@ -3338,8 +3340,8 @@ def read_document(path: str) -> tuple[Any, str, bool]:
         with suppress(ValueError, RecursionError):
             return parse_json(stream, everything), "", False
         document, broken = event_document(stream)
-        if document is not None:
-            return document, "", broken
+        if document["events"] or not start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"{", b"[")):
+            return document, shown, broken
         with suppress(ValueError, RecursionError):
             document = parse_json(stream, everything, broken=True)
             if images_in(document):
@@ -3519,8 +3521,9 @@ def events_of(stream: BinaryIO, name: str, ranges: Sequence[tuple[int, int]], en
             data = parse_json(stream, [lines])
         if data is None and last and lines == ranges[-1]:
             with suppress(ValueError, RecursionError):
-                data = parse_json(stream, [lines], broken=True)
-                broken = bool(images_in(data))
+                pieces = parse_json(stream, [lines], broken=True)
+                broken = bool(images_in(pieces))
+                data = pieces if broken else None
         yield Event(name, data, end, broken)
 
 
@@ -3538,28 +3541,25 @@ def file_lines(stream: BinaryIO, begin: int, growing: bool) -> Iterator[tuple[in
         yield start, size
 
 
-def event_document(stream: BinaryIO) -> tuple[dict[str, Any] | None, bool]:
-    """(an event stream as the plain answer that it stands for: the finished images, else its error, else what came;
-    whether it broke off). (None, False) when there is no event."""
+def event_document(stream: BinaryIO) -> tuple[dict[str, Any], bool]:
+    """(an event stream as the plain answer that it stands for: the finished images, else its error, and all events;
+    whether it broke off)."""
     finished: list[tuple[str, str | Span | Image]] = []  # with the kinds of their events
-    events, words, usage, error, broken = [], "", None, None, False
+    events: list[Any] = []
+    words, usage, error, broken = "", None, None, False
     for event in read_events(stream):
-        if not isinstance(event.data, dict):
-            continue
-        data, broken = event.data, broken or event.broken
+        data, broken = event.data if isinstance(event.data, dict) else {}, broken or event.broken
         failed = data.get("error") or member(data, "response", "error") or (data if event.kind == "error" else None)
         error = failed or error
         if not failed and not event.is_preview:
-            finished += [(event.kind, found) for found in find_images(data)]
+            finished += [(event.kind, found) for found in find_images(event.data)]
             words += chat_words(data)
         usage = data.get("usage") or member(data, "response", "usage") or usage
-        events.append({"type": event.kind} if event.is_preview else data)
-    if not events:
-        return None, False
+        events += [] if event.data is None else [{"type": event.kind} if event.is_preview else event.data]
     finished += [("", found) for found in images_under("content", words, MAX_DEPTH)] if not finished else []
-    if finished or not error:
-        return {"data": told_once(finished), "usage": usage, **({} if finished else {"events": events})}, broken
-    return {"error": error}, broken
+    if error and not finished:
+        return {"error": error, "events": events}, broken
+    return {"data": told_once(finished), "usage": usage, "events": events}, broken
 
 
 def chat_words(data: Mapping[str, Any]) -> str:
@@ -3917,10 +3917,12 @@ def page_title(text: str) -> str:
 
 def nothing_usable(response: Response) -> str:
     """What came instead of an image, shortened."""
-    shown = response.text if response.document is None else as_text(response.document)
+    events = member(response.document, "events")
+    shown = as_text(response.document if events is None else events or response.text) or response.text
     if re.search(UNQUOTABLE + "|\ufffd", shown[:100]):
         shown = f"{os.path.getsize(response.path)} bytes that are no text"
-    return f"no image in the answer: {shown}" if shown.strip() else "an empty answer"
+    told = "no image in the answer" if events is None else "the stream ended without a finished image"
+    return f"{told}: {shown}" if shown.strip() else "an empty answer"
 
 
 def usage_cost(document: Any) -> tuple[dict[str, Any] | None, float | None]:

@@ -94,7 +94,7 @@ class CurlConfigTest(unittest.TestCase):
     def test_nothing_dangerous_on_a_paid_request(self) -> None:
         for fields in self.requests()[:2]:
             names = {name for name, _ in self.config(**fields)}
-            self.assertEqual(names & {"location", "retry", "fail", "verbose", "trace", "max-filesize", "next", "insecure"}, set())
+            self.assertEqual(names & {"location", "retry", "fail", "verbose", "trace", "next", "insecure"}, set())
 
     def test_guards_come_first(self) -> None:
         for fields in self.requests():

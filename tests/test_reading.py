@@ -260,7 +260,7 @@ class BrokenAnswerTest(ReadingCase):
             quote = body.index(b'", "revised')
             for length in (len(body), len(body) - 1, len(body) - 3, quote + 1, quote + 5, quote, quote - 1):
                 with self.subTest(f"{len(image)} {body[:length][-20:]!r}"):
-                    self.saves(self.cut(body[:length]), image, warned="warning: the answer broke off (curl 18)")
+                    self.saves(self.cut(body[:length]), image, warned="(curl 18)")
 
     def test_without_a_length(self) -> None:
         body = data({"b64_json": text(SMALL)}, usage={"total_tokens": 1234})
@@ -274,7 +274,7 @@ class BrokenAnswerTest(ReadingCase):
             quote = body.index(b'", "usage')
             for length in (len(body) - 1, len(body) - 4, quote + 1, quote):
                 with self.subTest(f"{len(image)} {body[:length][-20:]!r}"):
-                    self.saves(self.cut(body[:length], content_type=EVENTS), image, warned="broke off")
+                    self.saves(self.cut(body[:length], content_type=EVENTS), image, warned="(curl 18)")
 
     def test_first_of_two(self) -> None:
         body = data({"b64_json": text(SMALL)}, {"b64_json": text(LARGE)})
