@@ -2350,6 +2350,10 @@ def read_outcome(exchange: Exchange) -> Outcome:
     message = match.group(2) if match else rejected
     if len(fields) < 5:  # no write-out line, or half of one: a usage error, or curl was killed
         return Outcome(exit_code, 0, 0, exit_code not in (2, 26), message)
+    # curl 8.14 says nothing of a full disk. An unpacked answer is hardly ever shorter than it was.
+    if not exit_code and os.path.exists(exchange.file("answer")) and (
+            float(fields[4]) > os.path.getsize(exchange.file("answer")) * 1.01 + 100):
+        exit_code = 23
     sent = float(fields[3]) > 0 and (len(fields) < 6 or float(fields[5]) > 0)  # 5: this program's, before 1.1
     return Outcome(exit_code, int(fields[0]), int(fields[1]), sent or float(fields[2]) > 0, message)
 
