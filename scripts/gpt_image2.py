@@ -4854,7 +4854,7 @@ def parse(arguments: list[str]) -> Namespace:
         plain = unknown.lower().replace("_", "-")
         advice = next((f" {advice}" for names, advice in STRANGERS.items() if plain in names.split()),
                       nearest(plain, known, 0.75))
-        shown = unknown if re.fullmatch("--[a-z]{1,12}(-[a-z]{1,12})*", unknown) else unknown[:2]
+        shown = unknown if re.fullmatch("--[a-z]{1,12}([-_][a-z]{1,12})*", unknown) else unknown[:2]
         raise usage_failure(f"unknown option {shown}.{advice}",
                             "See: " + command_line(f"{command} --help"))
     check_texts(options)
