@@ -18,10 +18,14 @@ key, config or curl, or the key was refused, 4 the request was refused, 5 rate l
 """
 from __future__ import annotations
 
+import sys
+
+if __name__ == "__main__" and not sys.flags.isolated and not getattr(sys.flags, "safe_path", False):
+    sys.path.pop(0)  # the folder of this file, where a shlex.py or json.py may lie that is none of ours
+
 import json
 import os
 import re
-import sys
 import time
 from contextlib import suppress
 from os import environ
