@@ -905,7 +905,7 @@ def check_owner(path: str, status: os.stat_result, ruling: Sequence[str], warnin
     foreign = status.st_uid not in (0, os.getuid())
     if ruling and (foreign or status.st_mode & 0o002):
         whose = "belongs to another user" if foreign else "can be changed by every user"
-        fix = f"sudo chown {os.getuid()} {quote(path)}; " if foreign else ""
+        fix = f"chown {os.getuid()} {quote(path)} && " if foreign else ""
         raise setup_failure(f"{path} {whose}, and it sets {', '.join(ruling)}",
                             f"Read it. Only if it is yours: {fix}chmod 600 {quote(path)}")
     if foreign or status.st_mode & 0o077:
