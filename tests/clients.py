@@ -593,7 +593,7 @@ class HermesTest(OlderHermesChecks, HermesCase):
                 "if each.severity in ('critical', 'high') and each.category != 'structural'])")
         result = self.run_client(self.bin / "python", "-c", code, self.skill)
         self.assertIn("VERDICT safe", result.stdout)
-        everything = self.folder / "everything"
+        everything = self.root / "everything"
         copy_project(everything)
         (everything / ".skillignore").unlink()
         self.assertIn("ALARMS []", self.run_client(self.bin / "python", "-c", code, everything).stdout)
