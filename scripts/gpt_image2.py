@@ -2530,7 +2530,6 @@ def folder_fault(path: str, closed: int = 0o022) -> str:
     closed: the rights that nobody else may have.
     """
     import stat
-    from shlex import quote
     if not hasattr(os, "getuid"):  # Windows
         return ""
     user, place, below = os.getuid(), path, ""
@@ -2544,6 +2543,7 @@ def folder_fault(path: str, closed: int = 0o022) -> str:
             if not stat.S_ISDIR(mode) or owner not in ({user} if itself else rulers):
                 return f"{place} is a link, or belongs to somebody else"
             if mode & (closed if itself else above):
+                from shlex import quote
                 rights = "700" if itself else "go-w"
                 return f"{place} is open to others, fix it with: chmod {rights} {quote(place)}"
         place, below = os.path.dirname(place), place
