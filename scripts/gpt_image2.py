@@ -3353,14 +3353,14 @@ def read_document(path: str) -> tuple[Any, str, bool]:
         return None, shown, False
 
 
-# A name and its text, which may be a long one that stays in the file.
-MEMBER = rb'("[^"\\]{1,40}")\s*:\s*("[^"\\]*(?:\\.[^"\\]*)*"|\{"%s":\[\d+,\d+\]\})'
+# A text, which may be a long one that stays in the file.
+TEXT = rb'"[^"\\]*(?:\\.[^"\\]*)*"|\{"%s":\[\d+,\d+\]\}'
 
 
 def parse_json(stream: BinaryIO, ranges: Sequence[tuple[int, int]], broken: bool = False) -> Any:
     """The JSON text in ranges of a file, long strings as Spans. ValueError, RecursionError when it is none.
 
-    broken: it breaks off; its whole strings are all of it, and the last one too if it holds a whole picture.
+    broken: it breaks off, or is no proper JSON; of its last string only whole pictures are left.
     """
     mark = os.urandom(8).hex()  # no server can write a Span into its answer
 
@@ -3369,7 +3369,7 @@ def parse_json(stream: BinaryIO, ranges: Sequence[tuple[int, int]], broken: bool
             return item
         begin, end = item[mark]
         if broken and end == ranges[-1][1]:
-            return whole_picture(stream.name, begin, end)
+            return whole_pictures(stream, begin, end)
         stream.seek(begin)
         head = stream.read(min(HEAD, end - begin)).decode("latin-1")
         links = [found + 2 for found in occurrences(stream, b"](data:image/", begin, end)] if "](" in head else ()
@@ -3379,8 +3379,28 @@ def parse_json(stream: BinaryIO, ranges: Sequence[tuple[int, int]], broken: bool
     text = json_skeleton(blocks, mark, broken)
     if not broken:
         return load_json(text, revive)
-    members = [load_json(b"{%s:%s}" % pair, revive) for pair in re.findall(MEMBER % mark.encode(), text, re.DOTALL)]
-    return {"type": next((each["type"] for each in members if "type" in each), ""), "data": members}
+    one = TEXT % mark.encode()
+    for whole in completed(text, one):
+        with suppress(ValueError):
+            return load_json(whole, revive)
+    members = re.findall(rb'("[^"\\]{1,40}")\s*:\s*(' + one + b")", text, re.DOTALL)
+    return {"data": [load_json(b"{%s:%s}" % pair, revive) for pair in members]}
+
+
+def completed(text: bytes, one: bytes) -> tuple[bytes, bytes]:
+    """JSON text that breaks off, or goes on behind its end, with what closes it: all of it, or up to its last
+    member that is whole. one: what a text looks like."""
+    closing, last = bytearray(), 0
+    for token in re.finditer(one + rb"|[][{},]", text, re.DOTALL):
+        sign = token.group()
+        closing += {b"{": b"}", b"[": b"]"}.get(sign, b"")
+        if sign in (b"}", b"]"):
+            del closing[-1:]
+        if len(sign) == 1:
+            last = token.start() if sign == b"," else token.end()
+        if not closing:
+            break
+    return text + closing[::-1], text[:last] + closing[::-1]
 
 
 def load_json(text: bytes, revive: Callable[[dict[str, Any]], Any] | None = None) -> Any:
@@ -3399,12 +3419,14 @@ def tidy(value: Any, depth: int = MAX_DEPTH) -> Any:
     return value.encode("utf-8", "replace").decode("utf-8") if isinstance(value, str) else value
 
 
-def whole_picture(path: str, begin: int, end: int) -> Image | None:
-    """The picture in a base64 text that breaks off, if its end mark came; in a file of its own."""
-    image = Image(path=path + ".picture")
-    with private_file(image.path) as sink, suppress(Failure):  # the text may end inside a group of four
-        copy_image(Image(base64=Span(path, begin, end)), sink)
-    return image if picture_in(image.path)[1] else None
+def whole_pictures(stream: BinaryIO, begin: int, end: int) -> list[Image]:
+    """The pictures in a text that breaks off, base64 or Markdown, whose end marks came; in files of their own."""
+    starts = [found + 2 for found in occurrences(stream, b"](data:image/", begin, end)][:MAX_MEMBERS] or [begin]
+    images = [Image(path=f"{stream.name}.picture-{start}") for start in starts]
+    for start, image in zip(starts, images):
+        with private_file(image.path) as sink, suppress(Failure):  # the text may end inside a group of four
+            copy_image(Image(base64=Span(stream.name, start, end)), sink)
+    return [image for image in images if picture_in(image.path)[1]]
 
 
 def finite(text: str) -> float | None:
@@ -3672,6 +3694,8 @@ def stray_images(node: Any, depth: int = 12) -> list[str | Span | Image]:
     """Whatever begins like a picture, under names that nobody has told us of; a link needs an image's suffix."""
     if depth and isinstance(node, list):
         return [found for item in node for found in stray_images(item, depth - 1)]
+    if isinstance(node, Image):
+        return [node]
     if isinstance(node, (str, Span)):
         text = (node.head if isinstance(node, Span) else node.strip()).replace("\\/", "/")
         if re.match(PICTURE_START, text):
