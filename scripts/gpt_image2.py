@@ -3018,7 +3018,8 @@ def perform(request: Request, exchange: Exchange, run: Run) -> Response:
             seconds = run.report.seconds() if request.repeatable else exchange_seconds(exchange)
             run.report.facts.update(http_status=response.status or None, elapsed_s=round(seconds, 1),
                                     request_id=response.headers.get("x-request-id"))
-        failure, delay = judge(request, outcome, response, attempt, is_spoiled(request, response))
+        spoiled = request.purpose == "download" and not picture_in(response.path)[1]
+        failure, delay = judge(request, outcome, response, attempt, spoiled)
         if failure is None:
             tell_beside(request, outcome, response, run.report)
             return response
@@ -3119,11 +3120,6 @@ def is_complete(response: Response) -> bool:
     if response.status >= 400:
         return server_error(response.document) is not None
     return response.status in (0, 200) and bool(images_in(response.document))  # 0: curl was killed and said nothing
-
-
-def is_spoiled(request: Request, response: Response) -> bool:
-    """Whether a downloaded result is no whole picture; the next try may bring it."""
-    return request.purpose == "download" and not picture_in(response.path)[1]
 
 
 def disk_failure(exchange: Exchange, problem: str) -> Failure:
@@ -3361,9 +3357,7 @@ TEXT = rb'"[^"\\]*(?:\\.[^"\\]*)*"|\{"%s":\[\d+,\d+\]\}'
 
 def parse_json(stream: BinaryIO, ranges: Sequence[tuple[int, int]], broken: bool = False) -> Any:
     """The JSON text in ranges of a file, long strings as Spans. ValueError, RecursionError when it is none.
-
-    broken: it breaks off, or is no proper JSON; of its last string only whole pictures are left.
-    """
+    broken: it breaks off, or is no proper JSON; of its last string only whole pictures are left."""
     mark = os.urandom(8).hex()  # no server can write a Span into its answer
 
     def revive(item: dict[str, Any]) -> Any:
@@ -3409,7 +3403,9 @@ def completed(text: bytes, one: bytes) -> tuple[bytes, bytes]:
 
 def load_json(text: bytes, revive: Callable[[dict[str, Any]], Any] | None = None) -> Any:
     """A stranger's JSON made harmless: no half characters, no number that JSON cannot write, no endless depth."""
-    return tidy(json.loads(text.decode("utf-8-sig", "replace"), object_hook=revive, parse_float=finite,
+    from math import inf
+    return tidy(json.loads(text.decode("utf-8-sig", "replace"), strict=False, object_hook=revive,
+                           parse_float=lambda text: None if float(text) in (inf, -inf) else float(text),
                            parse_int=lambda digits: int(digits[:40]),  # nobody needs a number of a million digits
                            parse_constant=lambda name: None))
 
@@ -3431,12 +3427,6 @@ def whole_pictures(stream: BinaryIO, begin: int, end: int) -> list[Image]:
         with private_file(image.path) as sink, suppress(Failure):  # the text may end inside a group of four
             copy_image(Image(base64=Span(stream.name, start, end)), sink)
     return [image for image in images if picture_in(image.path)[1]]
-
-
-def finite(text: str) -> float | None:
-    """A number; JSON can write larger ones than it can read."""
-    value = float(text)
-    return value if value - value == 0 else None
 
 
 def file_blocks(stream: BinaryIO, begin: int, end: int) -> Iterator[tuple[int, bytes]]:

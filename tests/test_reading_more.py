@@ -75,6 +75,65 @@ class BrokenShapesTest(ReadingCase):
                 self.saves(self.cut(told + summary, len(told) + left)._replace(content_type=EVENTS), SMALL, OTHER,
                            options=("--n", "2"))
 
+    def test_second_of_two_is_kept(self) -> None:
+        """Where nothing but the answer itself says that it is not all there."""
+        told = [event("image_generation.completed", b64_json=text(image)) for image in (SMALL, LARGE)]
+        lines = [json.dumps({"b64_json": text(image)}).encode() for image in (SMALL, LARGE)]
+        for body in (b"".join(told)[:-9000], b"\n".join(lines)[:-9000], b"".join(lines)):
+            with self.subTest(body[:20]):
+                self.saves(Answer(body=body), SMALL, options=("--n", "2"), warned="2 images were asked for, 1 came")
+                self.assertEqual(self.kept(), [body])
+
+
+class PicturesInWordsTest(ReadingCase):
+    """Pictures that chats show in their texts, as people and models write them."""
+
+    def shown(self, words: str) -> tuple[Any, ...]:
+        """Return the answers that hold these words: of a chat, with parts, of the Responses API, under an odd name."""
+        return ({"choices": [{"message": {"content": words}}]},
+                {"choices": [{"message": {"content": [{"type": "text", "text": words}]}}]},
+                {"output": [{"type": "message", "content": [{"type": "output_text", "text": words}]}]}, {"said": words})
+
+    def test_links(self) -> None:
+        for name, words in (
+                ("a_(1).png", "![a fox]({})"), ("a.png", '![a fox]({} "A title (x)")'), ("a b.png", "![a fox](<{}>)"),
+                ("a.png", "![a [red] fox]({})"), ("a.png", "![" + "a red fox " * 90 + "]({})"), ("a.png", "![a][1]\n\n[1]: {}"),
+                ("a.png", '<img src="{}">'), ("a.png", "[Download]({}). Enjoy!"), ("a.png", "Here: {}?x=1, and so on"),
+                ("a.png", "[![fox]({})](https://example.test/full)"), ("id", "See [this](https://a.test/b) ![fox]({})")):
+            for document in self.shown(words.replace("{}", f"{self.server.origin}/files/{name}")):
+                with self.subTest(words, document=document):
+                    self.server.files[name.replace(" ", "%20")] = SMALL
+                    self.saves(Answer(body=json.dumps(document).encode()), SMALL)
+
+    def test_inline(self) -> None:
+        for image in (SMALL, LARGE):
+            for words in ('![a]({} "a title")', "![a](<{}>)", '<img src="{}">', "Well, " * 1000 + "![a]({})"):
+                if image is SMALL and "<img" in words:
+                    continue
+                link = "data:image/png;base64," + text(image)
+                for document in self.shown(words.replace("{}", link)):
+                    with self.subTest(words[:40], document=str(document)[:60]):
+                        self.saves(Answer(body=json.dumps(document).encode()), image)
+
+    def test_data_urls(self) -> None:
+        for image in (SMALL, LARGE):
+            for head in ("DATA:image/png;base64,", "data:application/octet-stream;base64,", "data:;base64,",
+                         "data:image/png;charset=utf-8;base64,"):
+                with self.subTest(head):
+                    self.saves(Answer(body=data({"url": head + text(image)})), image)
+
+    def test_query_alone(self) -> None:
+        self.server.plan_gets("/v1/images/generations?id=7", Answer(body=SMALL, content_type="image/png", check=False))
+        self.server.plan(Answer(body=data({"url": "?id=7"})))
+        self.assertEqual(self.saved_file(self.ask("a red fox")).read_bytes(), SMALL)
+
+    def test_hostile_words(self) -> None:
+        for words in ("](data:image/" * 5000, "](<" * 20_000, "](a(" * 15_000, "https://a/" * 6000, ".png" * 15_000,
+                      "![a](" + "b" * 60_000):
+            with self.subTest(words[:20]):
+                self.fails(Answer(body=json.dumps({"choices": [{"message": {"content": words}}]}).encode()), NO_ANSWER, "no_image")
+                self.kept()
+
 
 if __name__ == "__main__":
     unittest.main()
