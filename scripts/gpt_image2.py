@@ -4195,12 +4195,10 @@ def decode_base64(blocks: Iterator[bytes], sink: BinaryIO) -> None:
         if ended:
             continue
         text = rest + block.translate(URL_SAFE, b" \t\r\n")
-        odd = text.translate(None, BASE64)
-        if odd:
-            ended = odd[:1] in b")>\"'\\"  # the end of a link in words
-            if not ended:
+        if text.translate(None, BASE64):
+            text, ended = re.split(rb"\\?[)>\"']", text, 1)[0], True  # the end of a link in words
+            if text.translate(None, BASE64):
                 raise ValueError("not base64")
-            text = text.partition(odd[:1])[0]
         usable = len(text) // 4 * 4
         sink.write(binascii.a2b_base64(text[:usable]))
         rest = text[usable:]
