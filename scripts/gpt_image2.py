@@ -1780,9 +1780,7 @@ def respelled(request: Request) -> Request:
 
 def settle(create: Request, response: Response, settings: Settings, places: list[str] | None = None) -> Steps:
     """Look after the task behind an answer until it has images. An answer with images is settled.
-
-    places: the URLs, with {id}, where this service's tasks may be found; those that are not there are taken out.
-    """
+    places: the URLs, with {id}, where this service's tasks may be found; those that are not there are taken out."""
     places = [] if places is None else places
     look = create._replace(method="GET", body=None, form=(), purpose="poll", timeout=min(create.timeout, POLL_TIMEOUT))
     task = task_id(response.document)
@@ -1839,9 +1837,7 @@ def same_host(url: str, base: str) -> str:
 def collect_images(create: Request, response: Response, settings: Settings, wanted: int = 1,
                    places: list[str] | None = None) -> Provider:
     """The images of an answer; those behind a URL are fetched, without the key. A Failure stands for one that fails.
-
-    Of many more than are wanted, the last ones are not fetched.
-    """
+    Of many more than are wanted, the last ones are not fetched."""
     response = yield from settle(create, response, settings, places)
     images: list[Image | Failure] = []
     for found in images_in(response.document):
@@ -3091,9 +3087,7 @@ def judge(request: Request, outcome: Outcome, response: Response, attempt: int,
           spoiled: bool = False) -> tuple[Failure | None, float | None]:
     """The retry rule: (None, None) for a usable answer, else what is wrong (with what it cost) and the seconds
     until the same request may be sent again, None when it must not be: an image may exist already.
-
-    spoiled: the answer is a download that is no whole picture. attempt counts from 1.
-    """
+    spoiled: the answer is a download that is no whole picture. attempt counts from 1."""
     failure = transport_failure(outcome, request)
     whole = not spoiled and response.status == 200 if request.is_file else is_complete(response)
     if failure and outcome.status != 407 and whole:
@@ -3386,8 +3380,7 @@ def parse_json(stream: BinaryIO, ranges: Sequence[tuple[int, int]], broken: bool
 
 
 def completed(text: bytes, one: bytes) -> tuple[bytes, bytes]:
-    """JSON text that breaks off, or goes on behind its end, with what closes it: all of it, or up to its last
-    member that is whole. one: what a text looks like."""
+    """JSON text that breaks off or goes on behind its end (one: a text in it), closed: all, or its whole members."""
     closing, last = bytearray(), 0
     for token in re.finditer(one + rb"|[][{},]", text, re.DOTALL):
         sign = token.group()
@@ -4001,9 +3994,7 @@ def save_image(image: Image, index: int, target: Target, numbers: Iterator[int],
 
 def save_new(image: Image, part: str, target: Target, numbers: Iterator[int], siblings: set[str]) -> str:
     """The path of the picture's new file; the temporary one stays for the caller to remove.
-
-    siblings: the command's other pictures, which --overwrite must not replace.
-    """
+    siblings: the command's other pictures, which --overwrite must not replace."""
     discard(part)
     try:
         with open(part, "xb") as stream:
@@ -4196,7 +4187,7 @@ def decode_base64(blocks: Iterator[bytes], sink: BinaryIO) -> None:
             continue
         text = rest + block.translate(URL_SAFE, b" \t\r\n")
         if text.translate(None, BASE64):
-            text, ended = re.split(rb"\\?[)>\"']", text, 1)[0], True  # the end of a link in words
+            text, ended = re.split(rb"\\?[)>\"']", text, maxsplit=1)[0], True  # the end of a link in words
             if text.translate(None, BASE64):
                 raise ValueError("not base64")
         usable = len(text) // 4 * 4
