@@ -325,11 +325,11 @@ class Span(NamedTuple):
     start: int
     end: int
     head: str = ""  # the first of them
-    links: tuple[int, ...] = ()  # where data: URLs begin in a text with Markdown images
+    links: tuple[int, ...] = ()  # where data: URLs begin in a text with images
 
     def is_image(self) -> bool:
         """Whether it may be base64 or a data: URL."""
-        return re.match(r"data:image/|(?:[A-Za-z0-9+/_=-]|\\[/nrt]|\\u00[23][bBfFdD]){200}", self.head) is not None
+        return re.match(DATA_URL + r"|(?:[A-Za-z0-9+/_=-]|\\[/nrt]|\\u00[23][bBfFdD]){200}", self.head) is not None
 
 
 class Link(str):
@@ -1784,9 +1784,7 @@ def respelled(request: Request) -> Request:
 
 def settle(create: Request, response: Response, settings: Settings, places: list[str] | None = None) -> Steps:
     """Look after the task behind an answer until it has images. An answer with images is settled.
-
-    places: the URLs, with {id}, where this service's tasks may be found; those that are not there are taken out.
-    """
+    places: the URLs, with {id}, where this service's tasks may be found; those that are not there are taken out."""
     places = [] if places is None else places
     look = create._replace(method="GET", body=None, form=(), purpose="poll", timeout=min(create.timeout, POLL_TIMEOUT))
     task = task_id(response.document)
@@ -1843,9 +1841,7 @@ def same_host(url: str, base: str) -> str:
 def collect_images(create: Request, response: Response, settings: Settings, wanted: int = 1,
                    places: list[str] | None = None) -> Provider:
     """The images of an answer; those behind a URL are fetched, without the key. A Failure stands for one that fails.
-
-    Of many more than are wanted, the last ones are not fetched.
-    """
+    Of many more than are wanted, the last ones are not fetched."""
     response = yield from settle(create, response, settings, places)
     images: list[Image | Failure] = []
     for found in images_in(response.document):
@@ -1864,16 +1860,15 @@ def fetch_image(link: Link, response: Response, create: Request,
         if re.search(r"[\\\x00-\x1f\x7f-\x9f]", link):
             raise ValueError
         url = web_address(urljoin(response.url or create.url, link) if is_relative(link) else link)
+        request = download(url, settings)
+        try:
+            return Image(path=(yield request).path)
+        except Failure as failure:
+            if failure.http_status not in (401, 403) or not same_host(url, create.url):
+                raise
+        return Image(path=(yield request._replace(headers=create.headers)).path)
     except ValueError:
         return broken_image(f"the address of an image is no URL: {link}")
-    try:
-        request = download(url, settings)
-        return Image(path=(yield request).path)
-    except Failure as failure:
-        if failure.http_status not in (401, 403) or not same_host(url, create.url):
-            return failure
-    try:
-        return Image(path=(yield request._replace(headers=create.headers)).path)
     except Failure as failure:
         return failure
 
@@ -2833,7 +2828,7 @@ class Report:
         self.saved: list[Saved] = []
         self.facts: dict[str, Any] = dict.fromkeys(
             ("requested", "http_status", "elapsed_s", "model", "usage", "cost_usd", "request_id"))
-        self.progress_shown, self.untold, self.cost = False, False, 0.0
+        self.progress_shown, self.untold, self.broken, self.cost = False, False, False, 0.0
         self.started = self.told = time.monotonic()
 
     def clean(self, text: str) -> str:
@@ -3029,7 +3024,8 @@ def perform(request: Request, exchange: Exchange, run: Run) -> Response:
             seconds = run.report.seconds() if request.repeatable else exchange_seconds(exchange)
             run.report.facts.update(http_status=response.status or None, elapsed_s=round(seconds, 1),
                                     request_id=response.headers.get("x-request-id"))
-        failure, delay = judge(request, outcome, response, attempt, is_spoiled(request, response))
+        spoiled = request.purpose == "download" and not picture_in(response.path)[1]
+        failure, delay = judge(request, outcome, response, attempt, spoiled)
         if failure is None:
             tell_beside(request, outcome, response, run.report)
             return response
@@ -3045,6 +3041,7 @@ def perform(request: Request, exchange: Exchange, run: Run) -> Response:
 
 def tell_beside(request: Request, outcome: Outcome, response: Response, report: Report) -> None:
     """What a usable answer says besides its images."""
+    report.broken |= response.broken or bool(outcome.exit_code)
     if response.broken:
         report.warn(f"the answer broke off (curl {outcome.exit_code}) behind what is saved of it")
     elif outcome.exit_code:
@@ -3100,9 +3097,7 @@ def judge(request: Request, outcome: Outcome, response: Response, attempt: int,
           spoiled: bool = False) -> tuple[Failure | None, float | None]:
     """The retry rule: (None, None) for a usable answer, else what is wrong (with what it cost) and the seconds
     until the same request may be sent again, None when it must not be: an image may exist already.
-
-    spoiled: the answer is a download that is no whole picture. attempt counts from 1.
-    """
+    spoiled: the answer is a download that is no whole picture. attempt counts from 1."""
     failure = transport_failure(outcome, request)
     whole = not spoiled and response.status == 200 if request.is_file else is_complete(response)
     if failure and outcome.status != 407 and whole:
@@ -3129,11 +3124,6 @@ def is_complete(response: Response) -> bool:
     if response.status >= 400:
         return server_error(response.document) is not None
     return response.status in (0, 200) and bool(images_in(response.document))  # 0: curl was killed and said nothing
-
-
-def is_spoiled(request: Request, response: Response) -> bool:
-    """Whether a downloaded result is no whole picture; the next try may bring it."""
-    return request.purpose == "download" and not picture_in(response.path)[1]
 
 
 def disk_failure(exchange: Exchange, problem: str) -> Failure:
@@ -3349,12 +3339,14 @@ def read_document(path: str) -> tuple[Any, str, bool]:
             start = stream.read(4000)
         shown = start.decode("utf-8", "replace") + (CUT_MARK if len(start) == 4000 else "")
         everything = [(0, os.fstat(stream.fileno()).st_size)]
-        if not is_readable(start) or start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
+        sign = start.lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
+        if not is_readable(start) or sign == b"<":
             return None, shown, False
-        with suppress(ValueError, RecursionError):
-            return parse_json(stream, everything), "", False
+        if sign in (b"{", b"["):
+            with suppress(ValueError, RecursionError):
+                return parse_json(stream, everything), "", False
         document, broken = event_document(stream)
-        if document["events"] or not start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"{", b"[")):
+        if document["events"] or sign not in (b"{", b"["):
             return document, shown, broken
         with suppress(ValueError, RecursionError):
             document = parse_json(stream, everything, broken=True)
@@ -3363,15 +3355,13 @@ def read_document(path: str) -> tuple[Any, str, bool]:
         return None, shown, False
 
 
-# A name and its text, which may be a long one that stays in the file.
-MEMBER = rb'("[^"\\]{1,40}")\s*:\s*("[^"\\]*(?:\\.[^"\\]*)*"|\{"%s":\[\d+,\d+\]\})'
+# A text, which may be a long one that stays in the file.
+TEXT = rb'"[^"\\]*(?:\\.[^"\\]*)*"|\{"%s":\[\d+,\d+\]\}'
 
 
 def parse_json(stream: BinaryIO, ranges: Sequence[tuple[int, int]], broken: bool = False) -> Any:
     """The JSON text in ranges of a file, long strings as Spans. ValueError, RecursionError when it is none.
-
-    broken: it breaks off; its whole strings are all of it, and the last one too if it holds a whole picture.
-    """
+    broken: it breaks off, or is no proper JSON; of its last string only whole pictures are left."""
     mark = os.urandom(8).hex()  # no server can write a Span into its answer
 
     def revive(item: dict[str, Any]) -> Any:
@@ -3379,23 +3369,46 @@ def parse_json(stream: BinaryIO, ranges: Sequence[tuple[int, int]], broken: bool
             return item
         begin, end = item[mark]
         if broken and end == ranges[-1][1]:
-            return whole_picture(stream.name, begin, end)
+            return whole_pictures(stream, begin, end)
         stream.seek(begin)
-        head = stream.read(min(HEAD, end - begin)).decode("latin-1")
-        links = [found + 2 for found in occurrences(stream, b"](data:image/", begin, end)] if "](" in head else ()
-        return Span(stream.name, begin, end, head, tuple(links))
+        span = Span(stream.name, begin, end, stream.read(min(HEAD, end - begin)).decode("latin-1"))
+        links = () if span.is_image() else occurrences(stream, b"data:image", begin, end)
+        return span._replace(links=tuple(links)[:MAX_MEMBERS])
 
     blocks = (block for begin, end in ranges for block in file_blocks(stream, begin, end))
     text = json_skeleton(blocks, mark, broken)
     if not broken:
         return load_json(text, revive)
-    members = [load_json(b"{%s:%s}" % pair, revive) for pair in re.findall(MEMBER % mark.encode(), text, re.DOTALL)]
-    return {"type": next((each["type"] for each in members if "type" in each), ""), "data": members}
+    one = TEXT % mark.encode()
+    for whole in completed(text, one):
+        with suppress(ValueError):
+            return load_json(whole, revive)
+    members = re.findall(rb'("[^"\\]{1,40}")\s*:\s*(' + one + b")", text, re.DOTALL)
+    if not members:
+        raise ValueError("no JSON")
+    return {"data": [load_json(b"{%s:%s}" % pair, revive) for pair in members]}
+
+
+def completed(text: bytes, one: bytes) -> tuple[bytes, bytes]:
+    """JSON text that breaks off or goes on behind its end (one: a text in it), closed: all, or its whole members."""
+    closing, last = bytearray(), 0
+    for token in re.finditer(one + rb"|[][{},]", text, re.DOTALL):
+        sign = token.group()
+        closing += {b"{": b"}", b"[": b"]"}.get(sign, b"")
+        if sign in (b"}", b"]"):
+            del closing[-1:]
+        if len(sign) == 1:
+            last = token.start() if sign == b"," else token.end()
+        if not closing:
+            break
+    return text + closing[::-1], text[:last] + closing[::-1]
 
 
 def load_json(text: bytes, revive: Callable[[dict[str, Any]], Any] | None = None) -> Any:
     """A stranger's JSON made harmless: no half characters, no number that JSON cannot write, no endless depth."""
-    return tidy(json.loads(text.decode("utf-8-sig", "replace"), object_hook=revive, parse_float=finite,
+    from math import inf
+    return tidy(json.loads(text.decode("utf-8-sig", "replace"), strict=False, object_hook=revive,
+                           parse_float=lambda text: None if float(text) in (inf, -inf) else float(text),
                            parse_int=lambda digits: int(digits[:40]),  # nobody needs a number of a million digits
                            parse_constant=lambda name: None))
 
@@ -3409,18 +3422,14 @@ def tidy(value: Any, depth: int = MAX_DEPTH) -> Any:
     return value.encode("utf-8", "replace").decode("utf-8") if isinstance(value, str) else value
 
 
-def whole_picture(path: str, begin: int, end: int) -> Image | None:
-    """The picture in a base64 text that breaks off, if its end mark came; in a file of its own."""
-    image = Image(path=path + ".picture")
-    with private_file(image.path) as sink, suppress(Failure):  # the text may end inside a group of four
-        copy_image(Image(base64=Span(path, begin, end)), sink)
-    return image if picture_in(image.path)[1] else None
-
-
-def finite(text: str) -> float | None:
-    """A number; JSON can write larger ones than it can read."""
-    value = float(text)
-    return value if value - value == 0 else None
+def whole_pictures(stream: BinaryIO, begin: int, end: int) -> list[Image]:
+    """The pictures in a text that breaks off, base64 or Markdown, whose end marks came; in files of their own."""
+    starts = list(occurrences(stream, b"data:image", begin, end))[:MAX_MEMBERS] or [begin]
+    images = [Image(path=f"{stream.name}.picture-{start}") for start in starts]
+    for start, image in zip(starts, images):
+        with private_file(image.path) as sink, suppress(Failure):  # the text may end inside a group of four
+            copy_image(Image(base64=Span(stream.name, start, end)), sink)
+    return [image for image in images if picture_in(image.path)[1]]
 
 
 def file_blocks(stream: BinaryIO, begin: int, end: int) -> Iterator[tuple[int, bytes]]:
@@ -3530,15 +3539,13 @@ def events_of(stream: BinaryIO, name: str, ranges: Sequence[tuple[int, int]], en
         yield Event(name, parse_json(stream, ranges), end)
         return
     for lines in ranges:
-        data, broken = None, False
-        with suppress(ValueError, RecursionError):
-            data = parse_json(stream, [lines])
-        if data is None and last and lines == ranges[-1]:
+        for broken in (False, True) if last and lines == ranges[-1] else (False,):
             with suppress(ValueError, RecursionError):
-                pieces = parse_json(stream, [lines], broken=True)
-                broken = bool(images_in(pieces))
-                data = pieces if broken else None
-        yield Event(name, data, end, broken)
+                data = parse_json(stream, [lines], broken)
+                yield Event(name, data if not broken or images_in(data) else None, end, broken)
+                break
+        else:
+            yield Event(name, None, end)
 
 
 def file_lines(stream: BinaryIO, begin: int, growing: bool) -> Iterator[tuple[int, int]]:
@@ -3570,7 +3577,7 @@ def event_document(stream: BinaryIO) -> tuple[dict[str, Any], bool]:
             words += chat_words(data)
         usage = data.get("usage") or member(data, "response", "usage") or usage
         events += [] if event.data is None else [{"type": event.kind} if event.is_preview else event.data]
-    finished += [("", found) for found in images_under("content", words, MAX_DEPTH)] if not finished else []
+    finished += [("", found) for found in pictures_in_words(words)] if not finished else []
     if error and not finished:
         return {"error": error, "events": events}, broken
     return {"data": told_once(finished), "usage": usage, "events": events}, broken
@@ -3588,9 +3595,10 @@ def told_once(finished: Sequence[tuple[str, str | Span | Image]]) -> list[Any]:
     import hashlib
     kinds: dict[bytes, str] = {}
     images: list[Any] = []
+    several = len({kind for kind, _ in finished}) > 1
     for kind, found in finished:
         content = found.path.encode() if isinstance(found, Image) else b"".join(
-            hashlib.sha256(block).digest() for block in base64_blocks(found))
+            hashlib.sha256(block).digest() for block in base64_blocks(found) if several)
         if kinds.setdefault(content, kind) == kind:
             images.append({"b64_json": found} if isinstance(found, (str, Span)) else found)
     return images
@@ -3598,22 +3606,27 @@ def told_once(finished: Sequence[tuple[str, str | Span | Image]]) -> list[Any]:
 
 # Where relays put images, in the order of search; the first place that holds any wins.
 IMAGE_KEYS = ("b64_json", "url", "image_url", "data", "images", "result", "outputs", "output", "resultJson",
-              "resultUrls", "choices", "message", "delta", "content", "item", "response", "body")
+              "resultUrls", "choices", "message", "delta", "content", "text", "item", "response", "body")
 # A URL, or base64 that begins like a PNG, JPEG, WebP, GIF or SVG.
-PICTURE_START = r"data:image/|(?:iVBORw0KGgo|/9j/|UklGR|R0lGOD|PHN2Zy|PD94bW)[A-Za-z0-9+/_=\s-]{20}"
+DATA_URL = r"(?i:data:[\w./+-]*[;,])"
+PICTURE_START = DATA_URL + r"|(?:iVBORw0KGgo|/9j/|UklGR|R0lGOD|PHN2Zy|PD94bW)[A-Za-z0-9+/_=\s-]{20}"
 PLAIN_IMAGE = rf"\s*(?:(?i:https?://)|{PICTURE_START})"
-IMAGE_PATH = r"(?://[^\s/]+/)?[^\s<>\"\\:]*\.(?:png|jpe?g|webp|gif|svg)(?:[?#]\S*)?"  # of an address without a host
-ANY_PATH = r"\.{0,2}/[^\s<>\"\\]+|[^\s<>\"\\:]+/[^\s<>\"\\]*|" + IMAGE_PATH  # where only an address can be
-MARKDOWN_IMAGE = r"!\[[^\]]{0,300}\]\(\s*<?"
+IMAGE_END = r"\.(?:png|jpe?g|webp|gif|svg)(?![\w/.-])(?:[?#][^\s<>()\"'\\]*)?"
+IMAGE_PATH = r"(?://[^\s/]+/)?[^\s<>\"\\:]*" + IMAGE_END  # of an address without a host
+ANY_PATH = r"\.{0,2}[/?][^\s<>\"\\]+|[^\s<>\"\\:]+/[^\s<>\"\\]*|" + IMAGE_PATH  # where only an address can be
+# A data: URL, an address in angle brackets, or a plain one, which may hold brackets.
+MARKDOWN_LINK = (r"\]\(\s{0,9}(?:<?(data:image/[^()>\"'\\]*)(?=[)>\"'])|<([^<>\s][^<>\r\n]*)>|"
+                 r"((?:[^\s()<>]|\([^\s()<>]*\))+)(?=[\s)]))")
+PICTURE_ADDRESS = r"(?i)https?://[^\s/<>()\"'\\]+/[^\s<>()\"'\\:]*" + IMAGE_END  # in words
 # Under such names an answer repeats what it was asked, or shows what is no result.
-NO_RESULT = r"(?i)input|mask|source_image|init|reference|request|partial|preview|thumb|avatar|logo|icon"
+NO_RESULT = r"(?i)prompt|input|mask|source_image|init|reference|request|partial|preview|thumb|avatar|logo|icon"
 
 
 def images_in(document: Any) -> list[str | Span | Image]:
     """The images of an answer: under the names that are known, else under any other."""
     waiting = task_status(document) in WAITING
     return [found for found in find_images(document) if not waiting or not is_relative(found)] or (
-        [] if waiting else stray_images(document))
+        [] if waiting else find_images(document, stray=True))
 
 
 def is_relative(found: str | Span | Image) -> bool:
@@ -3621,78 +3634,68 @@ def is_relative(found: str | Span | Image) -> bool:
     return isinstance(found, Link) and not re.match(r"(?i)https?:", found)
 
 
-def find_images(node: Any, depth: int = 8, name: str = "") -> list[str | Span | Image]:
+def find_images(node: Any, depth: int = 12, name: str = "", stray: bool = False) -> list[str | Span | Image]:
     """Base64 texts, data: URLs, Links or files of the images in an answer; null and empty ones are absent.
-
-    name: of the member that holds node.
-    """
+    name: of the member that holds node. stray: look under names that nobody has told us of, too."""
     if depth and isinstance(node, list):
-        return [found for item in node for found in find_images(item, depth - 1, name)]
+        return [found for item in node for found in find_images(item, depth - 1, name, stray)]
     if isinstance(node, Image):
         return [node]
-    if isinstance(node, Span):
-        return [node] if node.is_image() else []
-    if isinstance(node, str):
-        return image_text(node.strip(), name)
+    if isinstance(node, (str, Span)):
+        return stray_images(node) if stray else image_text(node, name)
     if not depth or not isinstance(node, dict):
         return []
-    for key in IMAGE_KEYS:
-        found = images_under(key, node.get(key), depth - 1)
-        if found:
-            return found
-    return []
+    names = [key for key in node if not re.search(NO_RESULT, key)] if stray else IMAGE_KEYS
+    return next(filter(None, (images_under(key, node.get(key), depth - 1, stray) for key in names)), [])
 
 
-def image_text(text: str, name: str) -> list[str | Span | Image]:
+def image_text(text: str | Span, name: str) -> list[str | Span | Image]:
     """The image that a text is, or leads to."""
+    if isinstance(text, Span):
+        return [text] if text.is_image() else []
+    text = text.strip()
     if re.match(PLAIN_IMAGE, text):
         return [Link(text) if text[:1] in "hH" else text]
     paths = ANY_PATH if name in ("url", "image_url") else IMAGE_PATH
     return [Link(text)] if name not in ("message", "response", "body") and re.fullmatch(paths, text) else []
 
 
-def images_under(key: str, value: Any, depth: int) -> list[str | Span | Image]:
+def images_under(key: str, value: Any, depth: int, stray: bool = False) -> list[str | Span | Image]:
     """The images of one member of an object."""
     if key == "b64_json" and value and isinstance(value, (str, Span)):
         return [value]
-    if key in ("resultJson", "body"):
-        return find_images(inner_json(value), depth)
-    if key == "content" and isinstance(value, str):
-        return [link for _, link in markdown_links(value)]
-    if key == "content" and isinstance(value, Span):
-        places: dict[int, str | Span | Image] = {start: value._replace(start=start) for start in value.links}
-        places.update((value.start + start, link) for start, link in markdown_links(value.head)
-                      if isinstance(link, Link))
-        return [found for _, found in sorted(places.items())]
-    return find_images(value, depth, key)
+    if key in ("content", "text") and isinstance(value, (str, Span)) and not stray:
+        return pictures_in_words(value)
+    return find_images(inner_json(value) if key in ("resultJson", "body") else value, depth, key, stray)
+
+
+def pictures_in_words(text: str | Span) -> list[str | Span | Image]:
+    """The images that a text with Markdown shows, in their order."""
+    if isinstance(text, str):
+        return [link for _, link in markdown_links(text)]
+    places: dict[int, str | Span | Image] = {start: text._replace(start=start) for start in text.links}
+    places.update((text.start + start, link) for start, link in markdown_links(text.head) if isinstance(link, Link))
+    return [found for _, found in sorted(places.items())]
 
 
 def markdown_links(text: str) -> Iterator[tuple[int, str]]:
-    """(position, address or data: URL) of each image in a text with Markdown."""
-    for match in re.finditer(MARKDOWN_IMAGE, text):
-        start, end = match.end(), text.find(")", match.end())
-        link = text[start:end] if end >= 0 else ""
-        if link.startswith("data:"):
-            yield start, re.sub(r"\s", "", link)
-        elif link.strip():
-            yield start, Link(link.split()[0].rstrip(">"))
+    """(position, address or data: URL) of each image in a text with Markdown; its description may hold brackets."""
+    last = 0
+    for match in re.finditer(MARKDOWN_LINK, text):
+        image, last = "![" in text[last:match.start()], match.end()
+        inline, angled, plain = match.groups()
+        if inline:
+            yield match.start(1), re.sub(r"\s", "", inline)
+        elif image:
+            yield match.start(), Link(angled or plain)
 
 
-def stray_images(node: Any, depth: int = 12) -> list[str | Span | Image]:
-    """Whatever begins like a picture, under names that nobody has told us of; a link needs an image's suffix."""
-    if depth and isinstance(node, list):
-        return [found for item in node for found in stray_images(item, depth - 1)]
-    if isinstance(node, (str, Span)):
-        text = (node.head if isinstance(node, Span) else node.strip()).replace("\\/", "/")
-        if re.match(PICTURE_START, text):
-            return [node]
-        found = isinstance(node, str) and re.fullmatch(rf"(?i)https?://[^\s/]+/(?:{IMAGE_PATH})", text)
-        return [Link(text)] if found else []
-    for name, value in node.items() if depth and isinstance(node, dict) else ():
-        images = [] if re.search(NO_RESULT, name) else stray_images(value, depth - 1)
-        if images:
-            return images
-    return []
+def stray_images(text: str | Span) -> list[str | Span | Image]:
+    """Whatever begins like a picture; a link needs an image's suffix."""
+    shown = (text.head if isinstance(text, Span) else text.strip()).replace("\\/", "/")
+    if re.match(PICTURE_START, shown):
+        return [text]
+    return pictures_in_words(text) or [Link(link) for link in dict.fromkeys(re.findall(PICTURE_ADDRESS, shown))]
 
 
 def inner_json(value: Any) -> Any:
@@ -4001,9 +4004,7 @@ def save_image(image: Image, index: int, target: Target, numbers: Iterator[int],
 
 def save_new(image: Image, part: str, target: Target, numbers: Iterator[int], siblings: set[str]) -> str:
     """The path of the picture's new file; the temporary one stays for the caller to remove.
-
-    siblings: the command's other pictures, which --overwrite must not replace.
-    """
+    siblings: the command's other pictures, which --overwrite must not replace."""
     discard(part)
     try:
         with open(part, "xb") as stream:
@@ -4189,16 +4190,16 @@ def decode_base64(blocks: Iterator[bytes], sink: BinaryIO) -> None:
     import binascii
     rest, first, ended = b"", True, False
     for block in blocks:
-        if first and block.startswith(b"data:"):
+        if first and block[:5].lower() == b"data:":
             block = block.partition(b",")[2]
         first = first and not block
         if ended:
             continue
-        block, bracket, _ = block.partition(b")")  # the end of a Markdown link
-        ended = bool(bracket)
         text = rest + block.translate(URL_SAFE, b" \t\r\n")
         if text.translate(None, BASE64):
-            raise ValueError("not base64")
+            text, ended = re.split(rb"\\?[)>\"']", text, maxsplit=1)[0], True  # the end of a link in words
+            if text.translate(None, BASE64):
+                raise ValueError("not base64")
         usable = len(text) // 4 * 4
         sink.write(binascii.a2b_base64(text[:usable]))
         rest = text[usable:]
@@ -4443,8 +4444,7 @@ def rescue_answer(failure: Failure, folder: Folder, job: Job, secrets: Sequence[
 def keep_rest(images: Sequence[Image | Failure], job: Job, folder: Folder, report: Report) -> None:
     """Keep an answer that holds many more images than were asked for, or broke off before all had come."""
     answers = answers_of(folder)
-    broke_off = any(read_outcome(exchange).exit_code for exchange in answers)
-    if answers and (len(images) > job.n + SPARE_IMAGES or (len(images) < job.n and broke_off)):
+    if answers and (len(images) > job.n + SPARE_IMAGES or (len(images) < job.n and report.broken)):
         kept = save_answer(answers[-1].file("answer"), job.target, report.secrets)
         report.warn(f"{job.n} images were asked for, {len(images)} came; the whole answer is kept in {kept}")
 
