@@ -355,15 +355,19 @@ if TYPE_CHECKING:
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\udc80-\udc9f]")
 SHORTEST_KEY = 8  # characters; what is shorter may be an ordinary word
 CUT_MARK = "\u2026"  # ends a text that is not all there
-# For UTF-8 byte by byte: how a text ends that was cut, perhaps in an escape; and the escapes of JSON and URLs,
-# with what takes no room between two letters.
-CUT = re.compile(r"(?:u[\da-f]{0,3}|%[\da-f]?|[\xc2-\xf4][\x80-\xbf]{0,2})?(?:\xe2\x80\xa6|\.{3}|\Z)")
-ESCAPE = re.compile(r"\\{1,8}(?:u([\da-fA-F]{4}))?|%(?:25){0,4}([\da-fA-F]{2})"
-                    r"|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\xc2\xad|\xe2\x80[\x8b-\x8f\xaa-\xae]|\xe2\x81[\xa0-\xaf]|\xef\xbb\xbf")
-# Also what a server shows of a key it masked itself.
-KEY_LIKE = r"\b(?:sk|rk|pk)-[\w*.-]{6,}|\b[Bb]earer\s+[^\s\"']{6,}|[\w.-]{0,40}\*{4,}[\w*.\u2026-]*"
-# On the command line; it may also be another long word, but no part of a path.
-MISPLACED_KEY = r"(?<![\w./~-])(?=\w*\d)(?=\w*[A-Za-z])\w{20,}(?![\w./-])"
+# For UTF-8 byte by byte: how a text ends that was cut, perhaps in an escape; the escapes of URLs, HTML and JSON, with
+# what takes no room between two letters; and these or a letter.
+CUT = re.compile(r"(?:[ux][\da-f]{0,3}|%[\da-f]?|&#?x?[\da-f]{0,6}|[\xc2-\xf4][\x80-\xbf]{0,2})?(?:\xe2\x80\xa6|\.{3}|\Z)")
+ESCAPE = re.compile(r"(?:\\{1,8}x|%(?:25){0,4})([\da-fA-F]{2})|&#[xX]0{0,4}([2-7][\da-fA-F]);|&#0{0,4}(\d{2,3});"
+                    r"|\\{1,8}(?:u([\da-fA-F]{4}))?|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\xc2\xad|\xe2\x80[\x8b-\x8f\xaa-\xae]"
+                    r"|\xe2\x81[\xa0-\xaf]|\xef\xbb\xbf")
+LETTER = re.compile(ESCAPE.pattern + r"|((?s:.))")
+# Also what a server shows of a key it masked itself, a login in an address, and a JSON web token.
+KEY_LIKE = (r"\b(?:sk|rk|pk)-[\w*.-]{6,}|\b[Bb]earer\s+(?=\S*\d|\S{16})[^\s\"']{6,}|[\w.-]{0,40}\*{4,}[\w*.\u2026-]*|"
+            r"(?<=//)[^\s/:@\"']{0,200}(?::(?!\d+/)[^\s@\"']{0,200})?(?=@)|\beyJ[\w-]{5,}\.[\w-]{5,}\.[\w-]*")
+# On the command line; it may also be another long word, but no part of a path and not words_with_numbers_2.
+MISPLACED_KEY = (r"(?<![\w./~-])(?:(?!([A-Za-z]+\d?|\d{1,4})(_([A-Za-z]+\d?|\d{1,4}))+\b)(?=\w*\d)(?=\w*[A-Za-z])\w{20,}|"
+                 r"[\da-fA-F]{8}(-[\da-fA-F]{4}){3}-[\da-fA-F]{12})(?![\w./-])")
 SECRET_HEADER = r"(?i)auth|key|token|secret|cookie|session|pass|pwd|pin\b|login|access|cred|signature"
 
 
@@ -388,7 +392,7 @@ def blanked(text: str, secrets: Sequence[str], mark: str) -> str:
             near = plain[max(0, at - 1):at], plain[end:end + 2]
             inside = short and (re.match(r"[\w/.-]", near[0]) or re.match(r"\.?\w|[/-]", near[1]))
             if not inside if end == at + len(wanted) else not short and CUT.match(plain, end):
-                places = places or letter_places(text)
+                places = places or [each.span() for each in LETTER.finditer(text) for _ in resolved(each)]
                 first, last = places[at][0], places[end - 1][1]
                 octets[first:last] = mark.encode() * (last - first)
             at = plain.find(wanted[:6], at + 1)
@@ -396,19 +400,12 @@ def blanked(text: str, secrets: Sequence[str], mark: str) -> str:
 
 
 def resolved(escape: re.Match[str]) -> str:
-    """What an escape stands for, in UTF-8's bytes."""
-    wide, percent = escape.groups()
-    return utf8(chr(int(wide, 16))).decode("latin-1") if wide else chr(int(percent, 16)) if percent else ""
-
-
-def letter_places(text: str) -> list[tuple[int, int]]:
-    """(start, end) of each character that a text has without its escapes."""
-    places, last = [(0, 0)][:0], 0
-    for escape in ESCAPE.finditer(text):
-        places += [(at, at + 1) for at in range(last, escape.start())]
-        places += [escape.span()] * len(resolved(escape))
-        last = escape.end()
-    return places + [(at, at + 1) for at in range(last, len(text))]
+    """What an escape, or a letter, stands for, in UTF-8's bytes."""
+    kind = escape.lastindex or 0
+    if kind in (0, 5):
+        return escape[5] if kind else ""
+    number = int(escape[kind], 10 if kind == 3 else 16)
+    return chr(number) if kind == 1 else utf8(chr(number)).decode("latin-1")
 
 
 def one_line(text: str, limit: int = 300) -> str:
@@ -436,8 +433,8 @@ def whole_characters(text: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """What somebody typed, as it may be repeated: a long word may be a key in the wrong place."""
-    harmless = len(text) < SHORTEST_KEY or re.search(r"\s|^[\d.:x]{1,12}$", text)
+    """What somebody typed, as it may be repeated: a long word, or one with a digit, may be a key in the wrong place."""
+    harmless = len(text) < SHORTEST_KEY or re.search(HARMLESS, text)
     return repr(one_line(text, 40) if harmless else one_line(text[:2]) + "***")
 
 
@@ -446,6 +443,8 @@ def reason(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
+# Several words, a size, a short word without digits, a path, a host's name.
+HARMLESS = r"\s|^([\d.:x]{1,12}|\D{1,15}|~?/.*|[a-z\d-]+(\.[a-z\d-]+)*\.[a-z]{2,8}(:\d+)?(/v\d)?)$"
 LONG_TEXT = "(a long text)"
 
 
@@ -883,7 +882,7 @@ def read_config(path: str, warnings: list[str]) -> dict[str, Any]:
     except UnicodeEncodeError:
         raise setup_failure(f"{path} holds half a character (\\ud800 to \\udfff alone)") from None
     if os.name == "posix" and not piped:
-        check_owner(path, status, [name for name in OWNER_SETTINGS if content.get(name)], warnings)
+        check_owner(path, status, {name for name in content if content[name]}, warnings)
     for name in content:
         if name not in CONFIG_TYPES:
             found = nearest(name, CONFIG_TYPES)
@@ -895,17 +894,18 @@ def read_config(path: str, warnings: list[str]) -> dict[str, Any]:
             if name in CONFIG_TYPES and value not in (None, "", [])}
 
 
-def check_owner(path: str, status: os.stat_result, ruling: Sequence[str], warnings: list[str]) -> None:
+def check_owner(path: str, status: os.stat_result, names: set[str], warnings: list[str]) -> None:
     """Refuse a config that another user can write, where it decides what is run or where a key goes."""
     from shlex import quote
-    foreign = status.st_uid not in (0, os.getuid())
+    foreign, ruling = status.st_uid not in (0, os.getuid()), [name for name in OWNER_SETTINGS if name in names]
     if ruling and (foreign or status.st_mode & 0o002):
         whose = "belongs to another user" if foreign else "can be changed by every user"
         fix = f"sudo chown {os.getuid()} {quote(path)}; " if foreign else ""
         raise setup_failure(f"{path} {whose}, and it sets {', '.join(ruling)}",
-                            f"Read it. Only if it is yours: {fix}chmod 600 {quote(path)}")
-    if foreign or status.st_mode & 0o077:
-        done = "changed" if foreign or status.st_mode & 0o022 else "read"
+                            f"Read it. Only if it is yours: {fix}chmod 600 {quote(path)} (or, on a disk "
+                            f"without rights, hand it over: --config - < {quote(path)})")
+    done = "changed" if foreign or status.st_mode & 0o022 else "read"
+    if done == "changed" or (status.st_mode & 0o044 and names & {"api_key", "headers", "proxy"}):
         warnings.append(f"{path} can be {done} by other users; fix it with: chmod 600 {quote(path)}")
 
 
@@ -1260,7 +1260,7 @@ def read_settings(options: Namespace, report: Report) -> Settings:
         report.secrets.append(options.api_key)
         report.warn("--api-key shows in ps and in the shell's history; prefer --api-key-env NAME or a config file")
     settings = load_settings({**vars(options), "headers": dict(options.header)})
-    report.keys += [source.value for source in settings.keys if source.value]
+    report.keys += [pasted(source.value) for source in settings.keys if source.value]
     parameters = re.findall(r"[?&]([^=&]+)=([^&]+)", settings.poll_url.value)
     for name, value in (*settings.headers.value.items(), *parameters):
         secret = re.search(SECRET_HEADER, name)
@@ -1335,7 +1335,7 @@ def edit_words(options: Namespace) -> tuple[list[str], list[str]]:
 
 def shown_input(path: str) -> str:
     """An input as messages name it: a URL without its query (a login?), a data: URI without its content."""
-    return re.sub(r"(?is)\A(https?://[^?]*|data:[^,;]{,40}).*", r"\1", path)
+    return re.sub(r"(?is)\A(https?://[^?#]*|data:[^,;]{,40}).*", r"\1", path)
 
 
 def check_prompt_word(command: str, images: Sequence[str], word: str) -> None:
@@ -2548,17 +2548,22 @@ def is_safe(path: str, report: Report, closed: int = 0o022) -> bool:
     return not fault
 
 
+def make_private(path: str) -> None:
+    """A folder and those above it, as far as they are not there: closed to others whatever the umask."""
+    umask = os.umask(0o077)  # for those above it, which makedirs gives no mode
+    try:
+        os.makedirs(path, exist_ok=True)
+    finally:
+        os.umask(umask)
+
+
 def journal_root(find_root: Callable[[], str], report: Report, create: bool = False) -> str:
     """A place of the journal. OSError when it is not there or others could tamper with it."""
     root = find_root()
     if not create:
         os.lstat(root)
     elif is_safe(root, report):  # as far as it exists
-        umask = os.umask(0o077)  # for those above it, which makedirs gives no mode
-        try:
-            os.makedirs(root, exist_ok=True)
-        finally:
-            os.umask(umask)
+        make_private(root)
     if not is_safe(root, report):
         raise OSError("others can change it")
     return root
@@ -4263,7 +4268,7 @@ def run_image_command(options: Namespace, report: Report) -> None:
         refuse_keys(job, report.keys)
         folder = open_folder(job, settings, options.fresh, report)
         own = re.escape(os.path.join(job.target.folder, job.target.stem))
-        report.places = [own + r"(?:\.partial-\d+|-\d+)?\.\w+", re.escape(folder.path) + r"(?:/\d+\.answer)?"]
+        report.places += [own + r"(?:\.partial-\d+|-\d+)?\.\w+", re.escape(folder.path) + r"(?:/\d+\.answer)?"]
         run_job(job, settings, key, folder, inputs, report, hold_signals)
     finally:
         inputs.remove()
@@ -4273,7 +4278,8 @@ def refuse_keys(job: Job, keys: Sequence[str]) -> None:
     """A key in what is asked for would go to the server as text, and into the journal."""
     asked = json.dumps([job.prompt, job.model, *job.parameters.items()], ensure_ascii=False)
     text = utf8(asked).decode("latin-1")
-    if blanked(text, [key for key in keys if len(key) >= SHORTEST_KEY], "*") != text:
+    known = [key for key in keys if len(key) >= SHORTEST_KEY and not key.isalpha()]  # "password" is a word as well
+    if blanked(text, known, "*") != text:
         raise usage_failure("the prompt or a parameter holds a key or password that this program knows",
                             "Take it out; nothing was sent.")
 
@@ -4531,7 +4537,7 @@ def write_template(options: Namespace, report: Report) -> None:
                "api_key_env": variable_name(options.api_key_env or variable)}
     part = f"{path}.{os.getpid()}.part"
     try:
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        make_private(os.path.dirname(path))
         handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(handle, "w", encoding="utf-8") as stream:
             stream.write(json.dumps(content, indent=2) + "\n")
@@ -4816,7 +4822,7 @@ def add_image_options(parser: ArgumentParser, command: str) -> None:
     add("-o", "--output", default=os.path.basename(DEFAULT_OUTPUT) if environment("OPENCLAW_SHELL") else DEFAULT_OUTPUT)
     for option, kind, default in (
             ("--size", lambda text: pair(re.sub(r"^ *([0-9]{3,5})( *px)? *$", r"\1x\1", text)), "auto"),
-            ("--aspect-ratio", lambda text: pair(text).replace("x", ":"), None), ("--quality", str.lower, "auto"),
+            ("--aspect-ratio", lambda text: re.sub(r"(?<=\d)x", ":", pair(text)), None), ("--quality", str.lower, "auto"),
             ("--prompt-file", str, None), ("--model", str, None)):
         add(option, type=kind, default=default)
     for option in ("--stream", "--keep-partials", "--overwrite", "--fresh"):
@@ -4904,7 +4910,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     fill_standard_streams()
     forbid_core_files()
     report = Report(as_json="--json" in arguments)
-    report.secrets += [*re.findall(MISPLACED_KEY, "\n".join(arguments)), *map(environment, KEY_VARIABLES)]
+    report.secrets += [found[0] for found in re.finditer(MISPLACED_KEY, "\n".join(arguments))]
+    report.secrets += map(environment, KEY_VARIABLES)
+    named = [os.path.splitext(word)[0] for word in arguments if os.path.lexists(word)]
+    report.places = [re.escape(stem) + r"(?:-converted)?(?![\w-])" for stem in named if re.search(KEY_LIKE, stem)]
     help_text = help_for(arguments)
     if help_text:
         report.output(help_text.rstrip())
