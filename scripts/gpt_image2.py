@@ -2203,6 +2203,12 @@ def inline_file(item: DataUrl) -> str:
         return item.prefix + base64.b64encode(stream.read()).decode("ascii")
 
 
+def program_name(argv: Sequence[str]) -> str:
+    """A command as it may be named: a key in its place is no program, and has digits."""
+    known = os.path.exists(argv[0]) or re.fullmatch(r"[a-z]{1,12}(-[a-z]{1,12})*", argv[0])
+    return argv[0] if known else quoted(argv[0])
+
+
 def start_child(argv: Sequence[str], secrets: Sequence[str], **streams: Any) -> Popen[bytes]:
     """Start a program: no shell, no key in its environment, private files, out of reach of a terminal's Ctrl-C."""
     import subprocess
@@ -2210,7 +2216,7 @@ def start_child(argv: Sequence[str], secrets: Sequence[str], **streams: Any) -> 
     try:
         return subprocess.Popen(argv, env=child_environment(secrets), start_new_session=True, **streams)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
-        raise setup_failure(f"cannot run {quoted(argv[0])}: {reason(error)}",
+        raise setup_failure(f"cannot run {program_name(argv)}: {reason(error)}",
                             "Install curl 7.68 or newer." if argv[0] == "curl" else "", "curl") from None
     finally:
         os.umask(umask)
@@ -2234,12 +2240,12 @@ def child_output(argv: Sequence[str], secrets: Sequence[str], kind: str, timeout
                             and not select.select([pipe], [], [], 0)[0]):
                         output = late.output or b""  # what it started, a password agent perhaps, has the pipe
                     elif time.monotonic() > deadline:
-                        raise setup_failure(f"{quoted(argv[0])} did not finish within {timeout:g} s",
+                        raise setup_failure(f"{program_name(argv)} did not finish within {timeout:g} s",
                                             kind=kind) from None
         finally:
             child.kill()
     if child.returncode:
-        raise setup_failure(f"{quoted(argv[0])} failed with exit code {child.returncode}", kind=kind)
+        raise setup_failure(f"{program_name(argv)} failed with exit code {child.returncode}", kind=kind)
     return bytes(output)
 
 
@@ -4560,7 +4566,7 @@ def show_settings(settings: Settings, report: Report) -> None:
     rows = {name: Setting(report.clean(as_text(setting.value)), setting.source)
             for name, setting in settings._asdict().items() if isinstance(setting, Setting)}
     for number, source in enumerate(settings.keys):
-        shown = f"the output of {quoted(source.command[0])}" if source.command else mask_key(source.value)
+        shown = f"the output of {program_name(source.command)}" if source.command else mask_key(source.value)
         shown = shown if source.is_set else "not set"
         usable = may_go(source.host, settings.base_url.value)
         rows["api_key" if number == 0 else f"api_key {number + 1}"] = Setting(
@@ -4854,7 +4860,7 @@ def parse(arguments: list[str]) -> Namespace:
         plain = unknown.lower().replace("_", "-")
         advice = next((f" {advice}" for names, advice in STRANGERS.items() if plain in names.split()),
                       nearest(plain, known, 0.75))
-        shown = unknown if re.fullmatch("--[a-z]{1,12}(-[a-z]{1,12})*", unknown) else unknown[:2]
+        shown = unknown if re.fullmatch("--[a-z]{1,12}([-_][a-z]{1,12})*", unknown) else unknown[:2]
         raise usage_failure(f"unknown option {shown}.{advice}",
                             "See: " + command_line(f"{command} --help"))
     check_texts(options)

@@ -8,6 +8,7 @@ import base64
 import contextlib
 import copy
 import faulthandler
+import gzip
 import io
 import json
 import os
@@ -17,6 +18,7 @@ import sys
 import time
 import traceback
 import unittest
+import zlib
 from os import environ
 from pathlib import Path
 from typing import Any, Callable
@@ -36,7 +38,9 @@ ODD_VALUES: list[Any] = [
     None, True, False, 0, -1, 10 ** 30, 1e308, "", " ", "\ud800", "\0", "x" * 300, [], {}, [[]], [None], {"": None},
     {"@span": [0, 9]}, {"@span": [-1, 5]}, {"@span": [10 ** 25, 10 ** 26]}, {"@span": [5, 1]}, {"@span": ["0", 1]},
     "http://", "https://relay.example/\ud800", "data:image/png;base64,", "data:,", "../..", "![x](http://x",
-    "{\"a\":", "[" * 2000, float("inf"), float("nan"), "429", 404, "queued", "completed", "failed", TEXT, [TEXT] * 3]
+    "{\"a\":", "[" * 2000, float("inf"), float("nan"), "429", 404, "queued", "completed", "failed", TEXT, [TEXT] * 3, "/a/b.png", "b.png?x=1",
+    "//127.0.0.1:9/x.png", "http://169.254.169.254/x", "http://[::1]/x.png", "https://2130706433/x.png", "../" * 50 + "x.png",
+    "![" * 5000, "![](" * 3000, {"image": TEXT}, {"inlineData": {"data": TEXT}}, {"item": {"result": TEXT}}]
 ODD_TEXTS = [b"1e999", b"-1e999", b"9" * 5000, b"NaN", b"-Infinity", b"\"\\ud800\"", b"\"\\u0000\"", b"\"\\", b"\xff\xfe",
              b"\xed\xa0\x80", b"\xc0\xaf", b"\xef\xbb\xbf", b"\0", b"\r", b"\r\n\r\n", b"\n\n", b"\ndata: ", b"\nevent: error\n",
              b"[" * 3000, b"{\"a\":" * 3000, b"]" * 50, b"}" * 50, b"\\/", b"\\n", b"\"", b"data:", b": keepalive\n"]
@@ -54,9 +58,16 @@ def seed_answers() -> list[bytes]:
     documents += [APIMART, FAL, KIE_DONE, TOAPIS, WAVESPEED, chat(content="no"), {"data": [{"b64_json": TEXT}] * 3},
                   {"data": [{"b64_json": TEXT}], "usage": USAGE}, {"code": 500, "msg": "broken"}, {"detail": [{"msg": "x"}]},
                   {"data": [{"b64_json": TEXT}], "usage": {"cost": 0.04}}, {"status": "failed", "error": {"message": "x"}}]
+    documents += [{"data": [{"url": "/files/1.png"}]}, [{"url": "files/1/content"}], {"image_base64": TEXT},
+                  {"predictions": [{"bytesBase64Encoded": TEXT}]}, {"data": {"picture": "https://cdn.example/x/1.webp"}}]
     stream = events()
     failed = b"event: error\ndata: " + error_body("rejected", "moderation_blocked") + b"\n\n"
+    call = {"type": "image_generation_call", "result": TEXT}
+    answers = [{"type": "response.output_item.done", "item": call},
+               {"type": "response.completed", "response": {"output": [call], "usage": USAGE}}]
+    lines = "\n".join(map(json.dumps, answers)).encode()
     return [json.dumps(each).encode() for each in documents] + [
+        lines, b"data: " + lines.replace(b"\n", b"\n\ndata: "), stream.replace(b"\n", b"\r"), b"\xef\xbb\xbf " + stream,
         stream, stream.replace(b"\n", b"\r\n"), b": keepalive\n\n" + stream + b"data: [DONE]\n\n", failed, stream + failed,
         error_body("no", "invalid_value"), b"<html><title>502</title></html>", b"error code: 524", b""]
 
@@ -134,8 +145,23 @@ def as_events(draw: random.Random, data: bytes) -> bytes:
     return b"event: " + draw.choice((b"x.completed", b"error", b"", b"\xff")) + end + b"data:" + data + end * draw.randint(0, 3)
 
 
+def pack(draw: random.Random, data: bytes) -> bytes:
+    """Compress it in one of the three ways; sometimes to a bomb, sometimes broken."""
+    if draw.random() < 0.05:
+        data += b" " * 3_000_000
+    raw = zlib.compressobj(9, zlib.DEFLATED, -15)
+    packed = draw.choice((gzip.compress(data), zlib.compress(data), raw.compress(data) + raw.flush()))
+    return draw.choice((packed, packed, packed, packed[:-5], flip(draw, packed), packed + packed))
+
+
+def as_lines(draw: random.Random, data: bytes) -> bytes:
+    """JSON lines around it."""
+    return b'{"type": "start"}\n' + data.replace(b"\n", b" ") + draw.choice((b"", b"\n", b'\n{"usage": {"cost": 1}}\n'))
+
+
 MUTATIONS: tuple[Callable[[random.Random, bytes], bytes], ...] = (
-    flip, flip, cut, insert, insert, splice, nest, retype, retype, retype, as_events)
+    flip, flip, cut, insert, insert, splice, nest, retype, retype, retype, as_events,
+    pack, as_lines, cut)
 
 
 def mutant(number: int) -> tuple[bytes, int, dict[str, str]]:
@@ -163,7 +189,7 @@ class FuzzTest(ProgramCase):
         self.picture = self.file("picture.png", PICTURE)
 
     def test_mutated_answers(self) -> None:
-        faulthandler.dump_traceback_later(300, exit=True)  # a hang ends the test, and shows where
+        faulthandler.dump_traceback_later(900, exit=True)  # a hang ends the test, and shows where
         self.addCleanup(faulthandler.cancel_dump_traceback_later)
         outcomes: dict[str, int] = {}
         problems: dict[str, str] = {}
@@ -198,7 +224,9 @@ class FuzzTest(ProgramCase):
 
     def read(self, status: int, headers: dict[str, str]) -> str:
         """Read the file as the driver does, follow what it leads to, decode the pictures."""
-        response = program.Response(self.path, status, headers, *program.read_document(self.path))
+        program.unpack_file(self.path, program.MAX_ANSWER_BYTES)
+        self.assertLess(os.path.getsize(self.path), 20_000_000)
+        response = program.Response(self.path, status, headers, *program.read_document(self.path), CREATE.url)
         report = program.Report(as_json=True, quiet=True)
         try:
             failure = program.answer_failure(CREATE, response)
@@ -241,6 +269,7 @@ class FuzzTest(ProgramCase):
         """A request carries the key to the relay only, and stays one line of curl's config."""
         if request.purpose == "download":
             self.assertEqual(request.headers, ())
+            self.assertEqual(program.own_place(program.ORIGIN.match(request.url)[2]), "", request.url)
         else:
             self.assertTrue(request.url.startswith(ORIGIN + "/"), request.url)
         lines = [line.split(b" ")[0] for line in config.splitlines()]

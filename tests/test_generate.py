@@ -179,14 +179,14 @@ class OutputTest(ProgramCase):
 
     def check_places(self, *table: Place) -> None:
         """Save to each place and check the file's name, its format and the request."""
-        commands = [["generate", place.output, *self.access(), "-o", place.output, *place.options] for place in table]
+        commands = [["generate", f"for {place.output}", *self.access(), "-o", place.output, *place.options] for place in table]
         results = self.run_all(commands, env={"GPT_IMAGE2_API_KEY": KEY})
         arrived = self.posts_by_prompt()
         for place, result in zip(table, results):
             with self.subTest(place):
                 path = self.saved_file(result)
                 self.assertEqual(path, self.work / place.file)
-                self.assertEqual(arrived[place.output].fields.get("output_format"), place.sent)
+                self.assertEqual(arrived[f"for {place.output}"].fields.get("output_format"), place.sent)
                 self.assertEqual(sniff(path.read_bytes()), (place.sent or "png", 1024, 1024))
 
     def test_suffix_and_format(self) -> None:

@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 import unittest
 from concurrent.futures import ThreadPoolExecutor
@@ -192,7 +193,9 @@ class KillTest(KillCase):
         self.assertTrue([path for path in made if path.startswith(str(trial.root / ".local"))], made)
 
     def test_journal_is_private_and_shown(self) -> None:
-        self.server.plan(Answer(delay=2.0))
+        answered = threading.Event()
+        self.addCleanup(answered.set)
+        self.server.plan(Answer(event=answered))
         trial = self.trial("private")
         child = trial.start()
         self.wait_until(lambda: trial.posts() == 1)
@@ -207,6 +210,7 @@ class KillTest(KillCase):
         pending = json.loads(shown)["pending"]
         self.assertEqual([(row["state"], row["prompt"]) for row in pending], [("running", trial.prompt)])
         self.assertLess(pending[0]["age_s"], 60)
+        answered.set()
         self.collect(trial, "private")
 
     def test_what_nobody_collects_is_forgotten_after_30_days(self) -> None:
