@@ -357,17 +357,19 @@ SHORTEST_KEY = 8  # characters; what is shorter may be an ordinary word
 CUT_MARK = "\u2026"  # ends a text that is not all there
 # For UTF-8 byte by byte: how a text ends that was cut, perhaps in an escape; the escapes of URLs, HTML and JSON, with
 # what takes no room between two letters; and these or a letter.
-CUT = re.compile(r"(?:[ux][\da-f]{0,3}|%[\da-f]?|&#?x?[\da-f]{0,6}|[\xc2-\xf4][\x80-\xbf]{0,2})?(?:\xe2\x80\xa6|\.{3}|\Z)")
+CUT = re.compile(r"(?:[ux][\da-f]{0,3}|%[\da-f]?|&#?x?[\da-f]{0,6}|[\xc2-\xf4][\x80-\xbf]{0,2})?"
+                 r"(?:\xe2\x80\xa6|\.{3}|\Z)")
 ESCAPE = re.compile(r"(?:\\{1,8}x|%(?:25){0,4})([\da-fA-F]{2})|&#[xX]0{0,4}([2-7][\da-fA-F]);|&#0{0,4}(\d{2,3});"
-                    r"|\\{1,8}(?:u([\da-fA-F]{4}))?|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\xc2\xad|\xe2\x80[\x8b-\x8f\xaa-\xae]"
-                    r"|\xe2\x81[\xa0-\xaf]|\xef\xbb\xbf")
+                    r"|\\{1,8}(?:u([\da-fA-F]{4}))?|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\xc2\xad"
+                    r"|\xe2\x80[\x8b-\x8f\xaa-\xae]|\xe2\x81[\xa0-\xaf]|\xef\xbb\xbf")
 LETTER = re.compile(ESCAPE.pattern + r"|((?s:.))")
 # Also what a server shows of a key it masked itself, a login in an address, and a JSON web token.
-KEY_LIKE = (r"\b(?:sk|rk|pk)-[\w*.-]{6,}|\b[Bb]earer\s+(?=\S*\d|\S{16})[^\s\"']{6,}|[\w.-]{0,40}\*{4,}[\w*.\u2026-]*|"
-            r"(?<=//)[^\s/:@\"']{0,200}(?::(?!\d+/)[^\s@\"']{0,200})?(?=@)|\beyJ[\w-]{5,}\.[\w-]{5,}\.[\w-]*")
+KEY_LIKE = (r"\b(?:sk|rk|pk)-[\w*.-]{6,}|[\w.-]{0,40}\*{4,}[\w*.\u2026-]*|\beyJ[\w-]{5,}\.[\w-]{5,}\.[\w-]*|"
+            r"\b[Bb]earer\s+(?!(?:auth|cred|token|scheme|header)[a-z]*(?![\w-]))[^\s\"']{6,}|"
+            r"(?<=//)[^\s/:@\"']{0,200}(?::(?!\d+/)[^\s@\"']{0,200})?(?=@)")
 # On the command line; it may also be another long word, but no part of a path and not words_with_numbers_2.
-MISPLACED_KEY = (r"(?<![\w./~-])(?:(?!([A-Za-z]+\d?|\d{1,4})(_([A-Za-z]+\d?|\d{1,4}))+\b)(?=\w*\d)(?=\w*[A-Za-z])\w{20,}|"
-                 r"[\da-fA-F]{8}(-[\da-fA-F]{4}){3}-[\da-fA-F]{12})(?![\w./-])")
+MISPLACED_KEY = (r"(?<![\w./~-])(?:(?!([A-Za-z]+\d?|\d{1,4})(_([A-Za-z]+\d?|\d{1,4}))+\b)(?=\w*\d)(?=\w*[A-Za-z])\w{20,}"
+                 r"|[\da-fA-F]{8}(-[\da-fA-F]{4}){3}-[\da-fA-F]{12})(?![\w./-])")
 SECRET_HEADER = r"(?i)auth|key|token|secret|cookie|session|pass|pwd|pin\b|login|access|cred|signature"
 
 
@@ -443,8 +445,9 @@ def reason(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-# Several words, a size, a short word without digits, a path, a host's name.
-HARMLESS = r"\s|^([\d.:x]{1,12}|\D{1,15}|~?/.*|[a-z\d-]+(\.[a-z\d-]+)*\.[a-z]{2,8}(:\d+)?(/v\d)?)$"
+# Several words, a size, a short word or a word-of-words without digits, a path, a host's name.
+HARMLESS = (r"\s|^([\d.:x]{1,12}|\D{1,15}|(--)?[a-z]{1,12}([-_][a-z]{1,12})*|~?/.*|"
+            r"[a-z\d-]+(\.[a-z\d-]+)*\.[a-z]{2,8}(:\d+)?(/v\d)?)$")
 LONG_TEXT = "(a long text)"
 
 
@@ -2203,12 +2206,6 @@ def inline_file(item: DataUrl) -> str:
         return item.prefix + base64.b64encode(stream.read()).decode("ascii")
 
 
-def program_name(argv: Sequence[str]) -> str:
-    """A command as it may be named: a key in its place is no program, and has digits."""
-    known = os.path.exists(argv[0]) or re.fullmatch(r"[a-z]{1,12}(-[a-z]{1,12})*", argv[0])
-    return argv[0] if known else quoted(argv[0])
-
-
 def start_child(argv: Sequence[str], secrets: Sequence[str], **streams: Any) -> Popen[bytes]:
     """Start a program: no shell, no key in its environment, private files, out of reach of a terminal's Ctrl-C."""
     import subprocess
@@ -2216,7 +2213,7 @@ def start_child(argv: Sequence[str], secrets: Sequence[str], **streams: Any) -> 
     try:
         return subprocess.Popen(argv, env=child_environment(secrets), start_new_session=True, **streams)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
-        raise setup_failure(f"cannot run {program_name(argv)}: {reason(error)}",
+        raise setup_failure(f"cannot run {quoted(argv[0])}: {reason(error)}",
                             "Install curl 7.68 or newer." if argv[0] == "curl" else "", "curl") from None
     finally:
         os.umask(umask)
@@ -2240,12 +2237,12 @@ def child_output(argv: Sequence[str], secrets: Sequence[str], kind: str, timeout
                             and not select.select([pipe], [], [], 0)[0]):
                         output = late.output or b""  # what it started, a password agent perhaps, has the pipe
                     elif time.monotonic() > deadline:
-                        raise setup_failure(f"{program_name(argv)} did not finish within {timeout:g} s",
+                        raise setup_failure(f"{quoted(argv[0])} did not finish within {timeout:g} s",
                                             kind=kind) from None
         finally:
             child.kill()
     if child.returncode:
-        raise setup_failure(f"{program_name(argv)} failed with exit code {child.returncode}", kind=kind)
+        raise setup_failure(f"{quoted(argv[0])} failed with exit code {child.returncode}", kind=kind)
     return bytes(output)
 
 
@@ -4234,23 +4231,22 @@ def save_answer(answer: str, target: Target, secrets: Sequence[str]) -> str:
     for number in range(1, 1000):
         path = os.path.join(target.folder, f"{target.stem}-{number}.answer")
         with suppress(FileExistsError):
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-            with open(answer, "rb") as source, open(os.open(path, flags, 0o600), "wb") as copy:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | BINARY, 0o600)
+            with open(handle, "w+b") as copy, open(answer, "rb") as source:
                 shutil.copyfileobj(source, copy, BLOCK)
-            hide_secrets(path, secrets)
+                hide_secrets(copy, secrets)
             return path
     raise OSError("too many answers of that name")
 
 
-def hide_secrets(path: str, secrets: Sequence[str]) -> None:
+def hide_secrets(stream: BinaryIO, secrets: Sequence[str]) -> None:
     """Overwrite a key that a server echoed, in a copy for people; what is still to be collected stays as it came."""
     secrets = [secret for secret in secrets if len(secret) >= SHORTEST_KEY]  # not a piece of base64 by chance
-    with open(path, "r+b") as stream:
-        for begin in range(0, os.fstat(stream.fileno()).st_size, LONG_STRING):
-            stream.seek(begin)
-            text = blanked(stream.read(2 * LONG_STRING).decode("latin-1"), secrets, "*")
-            stream.seek(begin)  # what begins near the end may go on behind it, and is whole in the next piece
-            stream.write(text[:LONG_STRING * 3 // 2].encode("latin-1"))
+    for begin in range(0, stream.seek(0, os.SEEK_END), LONG_STRING):
+        stream.seek(begin)
+        text = blanked(stream.read(2 * LONG_STRING).decode("latin-1"), secrets, "*")
+        stream.seek(begin)  # what begins near the end may go on behind it, and is whole in the next piece
+        stream.write(text[:LONG_STRING * 3 // 2].encode("latin-1"))
 
 
 # ---- 14. Commands, parser, main ------------------------------------------------------------------
@@ -4566,7 +4562,7 @@ def show_settings(settings: Settings, report: Report) -> None:
     rows = {name: Setting(report.clean(as_text(setting.value)), setting.source)
             for name, setting in settings._asdict().items() if isinstance(setting, Setting)}
     for number, source in enumerate(settings.keys):
-        shown = f"the output of {program_name(source.command)}" if source.command else mask_key(source.value)
+        shown = f"the output of {quoted(source.command[0])}" if source.command else mask_key(source.value)
         shown = shown if source.is_set else "not set"
         usable = may_go(source.host, settings.base_url.value)
         rows["api_key" if number == 0 else f"api_key {number + 1}"] = Setting(
@@ -4828,8 +4824,8 @@ def add_image_options(parser: ArgumentParser, command: str) -> None:
     add("-o", "--output", default=os.path.basename(DEFAULT_OUTPUT) if environment("OPENCLAW_SHELL") else DEFAULT_OUTPUT)
     for option, kind, default in (
             ("--size", lambda text: pair(re.sub(r"^ *([0-9]{3,5})( *px)? *$", r"\1x\1", text)), "auto"),
-            ("--aspect-ratio", lambda text: re.sub(r"(?<=\d)x", ":", pair(text)), None), ("--quality", str.lower, "auto"),
-            ("--prompt-file", str, None), ("--model", str, None)):
+            ("--aspect-ratio", lambda text: re.sub(r"(?<=\d)x", ":", pair(text)), None),
+            ("--quality", str.lower, "auto"), ("--prompt-file", str, None), ("--model", str, None)):
         add(option, type=kind, default=default)
     for option in ("--stream", "--keep-partials", "--overwrite", "--fresh"):
         add(option, action="store_true")
@@ -4860,9 +4856,8 @@ def parse(arguments: list[str]) -> Namespace:
         plain = unknown.lower().replace("_", "-")
         advice = next((f" {advice}" for names, advice in STRANGERS.items() if plain in names.split()),
                       nearest(plain, known, 0.75))
-        shown = unknown if re.fullmatch("--[a-z]{1,12}([-_][a-z]{1,12})*", unknown) else unknown[:2]
-        raise usage_failure(f"unknown option {shown}.{advice}",
-                            "See: " + command_line(f"{command} --help"))
+        shown = unknown if re.search(HARMLESS, unknown) else unknown[:2]
+        raise usage_failure(f"unknown option {shown}.{advice}", "See: " + command_line(f"{command} --help"))
     check_texts(options)
     for name, fitting in (("aspect_ratio", "[0-9]+:[0-9]+"), ("resolution", "[124]k")):
         if command != "config" and re.fullmatch(fitting, options.size) and not getattr(options, name):
