@@ -368,8 +368,8 @@ KEY_LIKE = (r"\b(?:sk|rk|pk)-[\w*.-]{6,}|[\w.-]{0,40}\*{4,}[\w*.\u2026-]*|\beyJ[
             r"\b[Bb]earer\s+(?!(?:auth|cred|token|scheme|header)[a-z]*(?![\w-]))[^\s\"']{6,}|"
             r"(?<=//)[^\s/:@\"']{0,200}(?::(?!\d+/)[^\s@\"']{0,200})?(?=@)")
 # On the command line; it may also be another long word, but no part of a path and not words_with_numbers_2.
-MISPLACED_KEY = (r"(?<![\w./~-])(?:(?!([A-Za-z]+\d?|\d{1,4})(_([A-Za-z]+\d?|\d{1,4}))+\b)(?=\w*\d)(?=\w*[A-Za-z])\w{20,}"
-                 r"|[\da-fA-F]{8}(-[\da-fA-F]{4}){3}-[\da-fA-F]{12})(?![\w./-])")
+MISPLACED_KEY = (r"(?<![\w./~-])(?:(?!(?:[A-Za-z]*\d{0,4}_)+[A-Za-z]*\d{0,4}\b)(?=\w*\d)(?=\w*[A-Za-z])\w{20,}|"
+                 r"[\da-fA-F]{8}(?:-[\da-fA-F]{4}){3}-[\da-fA-F]{12})(?![\w./-])")
 SECRET_HEADER = r"(?i)auth|key|token|secret|cookie|session|pass|pwd|pin\b|login|access|cred|signature"
 
 
@@ -4540,9 +4540,8 @@ def write_template(options: Namespace, report: Report) -> None:
     part = f"{path}.{os.getpid()}.part"
     try:
         make_private(os.path.dirname(path))
-        handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(handle, "w", encoding="utf-8") as stream:
-            stream.write(json.dumps(content, indent=2) + "\n")
+        with private_file(part, os.O_EXCL) as stream:
+            stream.write(json.dumps(content, indent=2).encode() + b"\n")
         placed = give_name(part, path, options.force)
     except OSError as error:
         raise usage_failure(f"cannot write {path}: {reason(error)}") from None
@@ -4755,12 +4754,11 @@ def number_option(option: str, low: int, high: int, convert: Callable[[str], Any
 
 def header_pair(text: str) -> tuple[str, str]:
     """`Name: value` as a pair."""
-    name, colon, value = text.partition(":")
-    if not colon or not name.strip():
-        raise usage_failure("--header must look like 'Name: value'")
-    if header_fault(name.strip(), value.strip()):
-        raise usage_failure(header_fault(name.strip(), value.strip()))
-    return name.strip(), value.strip()
+    name, colon, value = (piece.strip() for piece in text.partition(":"))
+    fault = header_fault(name, value) if colon and name else "--header must look like 'Name: value'"
+    if fault:
+        raise usage_failure(fault)
+    return name, value
 
 
 def parameter_pair(text: str) -> tuple[str, Any]:
@@ -4911,8 +4909,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     fill_standard_streams()
     forbid_core_files()
     report = Report(as_json="--json" in arguments)
-    report.secrets += [found[0] for found in re.finditer(MISPLACED_KEY, "\n".join(arguments))]
-    report.secrets += map(environment, KEY_VARIABLES)
+    report.secrets += [*re.findall(MISPLACED_KEY, "\n".join(arguments)), *map(environment, KEY_VARIABLES)]
     named = [os.path.splitext(word)[0] for word in arguments if os.path.lexists(word)]
     report.places = [re.escape(stem) + r"(?:-converted)?(?![\w-])" for stem in named if re.search(KEY_LIKE, stem)]
     help_text = help_for(arguments)
