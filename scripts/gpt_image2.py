@@ -18,10 +18,14 @@ key, config or curl, or the key was refused, 4 the request was refused, 5 rate l
 """
 from __future__ import annotations
 
+import sys
+
+if __name__ == "__main__" and not sys.flags.isolated and not getattr(sys.flags, "safe_path", False):
+    sys.path.pop(0)  # the folder of this file, where a shlex.py or json.py may lie that is none of ours
+
 import json
 import os
 import re
-import sys
 import time
 from contextlib import suppress
 from os import environ
@@ -359,9 +363,10 @@ CUT_MARK = "\u2026"  # ends a text that is not all there
 # what takes no room between two letters; and these or a letter.
 CUT = re.compile(r"(?:[ux][\da-f]{0,3}|%[\da-f]?|&#?x?[\da-f]{0,6}|[\xc2-\xf4][\x80-\xbf]{0,2})?"
                  r"(?:\xe2\x80\xa6|\.{3}|\Z)")
-ESCAPE = re.compile(r"(?:\\{1,8}x|%(?:25){0,4})([\da-fA-F]{2})|&#[xX]0{0,4}([2-7][\da-fA-F]);|&#0{0,4}(\d{2,3});"
-                    r"|\\{1,8}(?:u([\da-fA-F]{4}))?|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\xc2\xad"
-                    r"|\xe2\x80[\x8b-\x8f\xaa-\xae]|\xe2\x81[\xa0-\xaf]|\xef\xbb\xbf")
+ESCAPE = re.compile(r"(?=[\\%&\x00-\x08\x0b\x0c\x0e-\x1f\x7f\xc2\xe2\xef])(?:"  # at once past what is none
+                    r"\\{1,8}(?:x([\da-fA-F]{2})|u([\da-fA-F]{4}))?|%(?:25){0,4}([\da-fA-F]{2})|"
+                    r"&#(?:[xX]0{0,4}([2-7][\da-fA-F])|0{0,4}(\d{2,3}));|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|"
+                    r"\xc2\xad|\xe2\x80[\x8b-\x8f\xaa-\xae]|\xe2\x81[\xa0-\xaf]|\xef\xbb\xbf)")
 LETTER = re.compile(ESCAPE.pattern + r"|((?s:.))")
 # Also what a server shows of a key it masked itself, a login in an address, and a JSON web token.
 KEY_LIKE = (r"\b(?:sk|rk|pk)-[\w*.-]{6,}|[\w.-]{0,40}\*{4,}[\w*.\u2026-]*|\beyJ[\w-]{5,}\.[\w-]{5,}\.[\w-]*|"
@@ -403,11 +408,11 @@ def blanked(text: str, secrets: Sequence[str], mark: str) -> str:
 
 def resolved(escape: re.Match[str]) -> str:
     """What an escape, or a letter, stands for, in UTF-8's bytes."""
-    kind = escape.lastindex or 0
-    if kind in (0, 5):
-        return escape[5] if kind else ""
-    number = int(escape[kind], 10 if kind == 3 else 16)
-    return chr(number) if kind == 1 else utf8(chr(number)).decode("latin-1")
+    kind = escape.lastindex  # of the groups in ESCAPE
+    if kind is None or kind == 6:
+        return escape[kind] if kind else ""
+    number = int(escape[kind], 10 if kind == 5 else 16)
+    return chr(number) if kind == 3 else utf8(chr(number)).decode("latin-1")
 
 
 def one_line(text: str, limit: int = 300) -> str:
@@ -1046,8 +1051,7 @@ def checked_base_url(setting: Setting, allow_http: bool) -> str:
     url = (cut if sure else url) + question + query
     shown = redact(one_line(re.sub(r"(?s)^(.*?//)?.*@", r"\1***@", url).partition("?")[0]), ())
     if "://" not in url:
-        raise setting_failure(setting, f"the base URL {quoted(shown)} has no scheme",
-                              "Write https:// in front.")
+        raise setting_failure(setting, f"the base URL {quoted(shown)} has no scheme", "Write https:// in front.")
     if "@" in url:
         raise setting_failure(setting, f"the base URL {shown} holds a user name or password",
                               "Pass the key as a setting.")
@@ -4357,8 +4361,7 @@ class Inputs:
 def copy_upload(upload: Upload, path: str, masked: Upload | None) -> None:
     """A private copy of a file, which must be what was checked. masked: the image that it is the mask of."""
     import shutil
-    changed = usage_failure(f"{upload.path} changed while it was read; nothing was sent",
-                            "Run the command again.")
+    changed = usage_failure(f"{upload.path} changed while it was read; nothing was sent", "Run the command again.")
     try:
         source = plain_file(upload.path, follow=True)
     except OSError:

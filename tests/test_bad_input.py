@@ -4,18 +4,33 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
+import sys
 import unittest
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
 from api_server import draw_jpeg, draw_png
-from support import ERROR_FIELDS, KEY, RESULT_FIELDS, ProgramCase, Result, mask_png, plain_png, png_chunk
+from support import ERROR_FIELDS, KEY, PROGRAM, RESULT_FIELDS, ProgramCase, Result, mask_png, plain_png, png_chunk
 
 PROMPT = "a red fox"
 SMALL = plain_png(64, 48)
 GIF = b"GIF89a" + (64).to_bytes(2, "little") + (48).to_bytes(2, "little") + b"\0\0\0;"
 USAGE, SETUP = 2, 3
+
+
+class StrangeModulesTest(ProgramCase):
+    """A copy of the program runs no other file that lies beside it."""
+
+    def test_modules_beside_a_copy(self) -> None:
+        copy = self.file("tool/gpt_image2.py", PROGRAM.read_bytes())
+        for name in ("shlex", "json", "tempfile", "subprocess", "argparse", "re", "time", "difflib"):
+            self.file(f"tool/{name}.py", "raise SystemExit('a stranger')\n")
+        for folder in (self.work, self.work / "tool"):
+            child = subprocess.run([sys.executable, copy, "generate", "a fox", *self.access(), "-o", "a.png"], cwd=str(folder),
+                                   env=self.environment({"GPT_IMAGE2_API_KEY": KEY}), stderr=subprocess.PIPE)
+            self.assertEqual((child.returncode, b"stranger" in child.stderr), (0, False), child.stderr)
 
 
 class Bad(NamedTuple):
