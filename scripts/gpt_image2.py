@@ -452,7 +452,7 @@ def reason(error: BaseException) -> str:
 
 # Several words, a size, a short word or a word-of-words without digits, a path, a host's name.
 HARMLESS = (r"\s|^([\d.:x]{1,12}|\D{1,15}|(--)?[a-z]{1,12}([-_][a-z]{1,12})*|~?/.*|"
-            r"[a-z\d-]+(\.[a-z\d-]+)*\.[a-z]{2,8}(:\d+)?(/v\d)?)$")
+            r"(https?:?/+)?(([a-z\d-]+\.)+[a-z]{2,8}|localhost|\d+(\.\d+){3})(:\d+)?(/v\d)?)$")
 LONG_TEXT = "(a long text)"
 
 
@@ -945,7 +945,8 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
         warnings += overridden_flags(from_file, from_flags)
     said = [from_file, from_flags] if explicit else [from_flags, from_file]
     api = asked_api(said)
-    if api.source == "--api" and "base_url" in content and api.value != file_api(content):
+    address = content.get("base_url", "")
+    if api.source == "--api" and address and api.value != (content.get("api") or api_of(address)):
         del from_file["base_url"]  # it is another service's
     layers = [*said, environment_layer(api.value), default_layer(api.value or "openai")]
     allow_http, base_url = pick(layers, "allow_http"), pick(layers, "base_url")
@@ -970,11 +971,6 @@ def asked_api(layers: Sequence[Layer]) -> Setting:
     if api.value and api.value not in APIS:
         raise setting_failure(api, f"api {quoted(api.value)} is not known, only {', '.join(APIS)}")
     return api
-
-
-def file_api(content: Mapping[str, Any]) -> str:
-    """The protocol of the base_url in a config file."""
-    return str(content.get("api") or api_of(content["base_url"]))
 
 
 def key_sources(api: str, flags: Mapping[str, Any], content: Mapping[str, Any], path: str,
@@ -1051,13 +1047,16 @@ def checked_base_url(setting: Setting, allow_http: bool) -> str:
     url = (cut if sure else url) + question + query
     shown = redact(one_line(re.sub(r"(?s)^(.*?//)?.*@", r"\1***@", url).partition("?")[0]), ())
     if "://" not in url:
-        raise setting_failure(setting, f"the base URL {quoted(shown)} has no scheme", "Write https:// in front.")
+        host = re.split("[:/]", re.sub("^https?:?/+", "", url))[0]
+        raise setting_failure(setting, f"the base URL {quoted(shown)} has no scheme",
+                              f"Write http{'' if own_place(host) else 's'}:// in front of the host.")
     if "@" in url:
         raise setting_failure(setting, f"the base URL {shown} holds a user name or password",
                               "Pass the key as a setting.")
     match = ORIGIN.match(url)
     if not match or not re.fullmatch(PATH_AND_VERSION, url[match.end():]) or int(match.group(3) or 443) > 65535:
-        raise setting_failure(setting, f"the base URL {shown!r} is not of the form https://HOST[:PORT][/PATH]")
+        raise setting_failure(setting, f"the base URL {shown!r} is not of the form https://HOST[:PORT][/PATH]"
+                              + " without a query" * bool(query))
     if url.startswith("http:") and not is_loopback(url) and not allow_http:
         raise setting_failure(setting, f"{shown} would send the key unencrypted",
                     "Use https://, or --allow-http for a server on a network you trust.")
@@ -2268,6 +2267,7 @@ NO_KEYS = {
     r"(?i:(.*[-_ ])?(your|insert|replace|change)[-_ ]?(([a-z0-9]+[-_ ])*(api)?(key|token|secret|here)|me|this)|"
     r".*(key|token)[-_ ]here|(my[-_ ]?)?api[-_ ]?key|([srp]k-)?(proj-)?[x-]*xxx[x-]*|[srp]k-(proj-)?)":
         "is only a placeholder: put the real one there",
+    r"(?i:bearer\s.*)|[A-Z_\d]+_KEY=.*": "has a word in front: put the key alone there",
     r".*[^\x21-\x7e].*": "holds a blank or a character that is not ASCII"}
 
 

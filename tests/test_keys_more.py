@@ -105,6 +105,26 @@ class TypoTest(ProgramCase):
         for words in (["generaet"], ["config", "showsettings"], ["config", "/home/me/config2.json"], ["config", "~/config2.json"]):
             self.assertIn(repr(words[-1]), self.said(*words))
 
+    def test_addresses(self) -> None:
+        for url, hint in (("localhost:8080", "http:// "), ("localhost:8080/v1", "http:// "), ("127.0.0.1:8080/v1", "http:// "), ("relay.example/v1", "https:// "),
+                          ("https//relay.example/v1", "https:// "), ("https:/relay.example/v1", "https:// "), ("http:/localhost:1/v1", "http:// ")):
+            said = self.said("generate", PROMPT, "--base-url", url)
+            self.assertIn(repr(url.replace("//", "/")), said)
+            self.assertIn("Write " + hint, said)
+        said = self.said("generate", PROMPT, "--base-url", "https://relay.example/v1?key=fake1234")
+        self.assertRegex(said, "without a query")
+        self.assertNotIn("fake1234", said)
+
+    def test_ratio_as_typed(self) -> None:
+        self.assertIn("'4max3'", self.said("generate", PROMPT, "--aspect-ratio", "4max3"))
+
+    def test_key_with_a_word_in_front(self) -> None:
+        for key in (f"Bearer {KEY}", f"bearer  {KEY}", f"OPENAI_API_KEY={KEY}"):
+            result = self.ask(PROMPT, env={"GPT_IMAGE2_API_KEY": key})
+            self.assertEqual(result.exit_code, 3)
+            self.assertIn("alone", result.stderr)
+            self.assertNotIn(KEY, result.stderr)
+
     def test_what_may_be_a_key(self) -> None:
         for word in ("abcd1234", "a" * 16, "test-key-1", "Abcdefgh1", "abc.def.gh1", "1234567890123", "relay.example1/Key", "a@b.example/key1"):
             for words in (["--quality", word], ["--base-url", word]):
