@@ -371,7 +371,7 @@ LETTER = re.compile(ESCAPE.pattern + r"|((?s:.))")
 # Also what a server shows of a key it masked itself, a login in an address, and a JSON web token.
 KEY_LIKE = (r"\b(?:sk|rk|pk)-[\w*.-]{6,}|[\w.-]{0,40}\*{4,}[\w*.\u2026-]*|\beyJ[\w-]{5,}\.[\w-]{5,}\.[\w-]*|"
             r"\b[Bb]earer\s+(?!(?:auth|cred|token|scheme|header)[a-z]*(?![\w-]))[^\s\"']{6,}|"
-            r"(?<=//)[^\s/:@\"']{0,200}(?::(?!\d+/)[^\s@\"']{0,200})?(?=@)")
+            r"(?<=//)[^\s/:@\[\"']{0,200}(?::(?!\d+[/?#])[^\s@\"']{0,200})?(?=@)")
 # On the command line; it may also be another long word, but no part of a path and not words_with_numbers_2.
 MISPLACED_KEY = (r"(?<![\w./~-])(?:(?!(?:[A-Za-z]*\d{0,4}_)+[A-Za-z]*\d{0,4}\b)(?=\w*\d)(?=\w*[A-Za-z])\w{20,}|"
                  r"[\da-fA-F]{8}(?:-[\da-fA-F]{4}){3}-[\da-fA-F]{12})(?![\w./-])")
@@ -910,8 +910,8 @@ def check_owner(path: str, status: os.stat_result, names: set[str], warnings: li
         whose = "belongs to another user" if foreign else "can be changed by every user"
         fix = f"sudo chown {os.getuid()} {quote(path)}; " if foreign else ""
         raise setup_failure(f"{path} {whose}, and it sets {', '.join(ruling)}",
-                            f"Read it. Only if it is yours: {fix}chmod 600 {quote(path)} (or, on a disk "
-                            f"without rights, hand it over: --config - < {quote(path)})")
+                            f"Read it. Only if it is yours: {fix}chmod 600 {quote(path)} (where that "
+                            f"has no effect: --config - < {quote(path)})")
     done = "changed" if foreign or status.st_mode & 0o022 else "read"
     if done == "changed" or (status.st_mode & 0o044 and names & {"api_key", "headers", "proxy"}):
         warnings.append(f"{path} can be {done} by other users; fix it with: chmod 600 {quote(path)}")
@@ -2542,7 +2542,7 @@ def folder_fault(path: str, closed: int = 0o022) -> str:
                 return f"{place} is a link, or belongs to somebody else"
             if mode & (closed if itself else above):
                 rights = "700" if itself else "go-w"
-                return f"{place} is open to others, fix it with: chmod {rights} {quote(place)}"
+                return f"{place} is open to others, fix it with: chmod {rights} {quote(place)} (or set XDG_STATE_HOME)"
         place, below = os.path.dirname(place), place
     return ""
 

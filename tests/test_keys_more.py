@@ -53,7 +53,7 @@ class LoginInAddressTest(ProgramCase):
     def test_texts(self) -> None:
         for text, shown in (("see http://me:pw1@h:1/x", "see http://***@h:1/x"), ("socks5h://me:abc@h", "socks5h://***@h"), ("//a:b@h", "//***@h"),
                             ("https://tok@h/v1", "https://***@h/v1"), ("http://u:p/w@h:1", "http://***@h:1"), ("http://a:b%2f@h", "http://***@h"),
-                            ("https://x.example/@user", "https://x.example/@user"), ("http://127.0.0.1:80/a@b", "http://127.0.0.1:80/a@b"),
+                            ("https://x.example/@user", "https://x.example/@user"), ("http://127.0.0.1:80/a@b", "http://127.0.0.1:80/a@b"), ("http://[::1]:80/a@b", "http://[::1]:80/a@b"), ("http://h:80?x@b", "http://h:80?x@b"),
                             ("me@x.example", "me@x.example"), ("https://x.example/a a@b", "https://x.example/a a@b")):
             self.assertEqual(program.redact(text, ()), shown)
 
