@@ -38,8 +38,11 @@ $(VENV)/done: Makefile
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check ruff==0.14.6 mypy==1.18.2 vermin==1.7.0
 	touch $@
 
-matrix:         ## run the fast tests with every Python 3.8 to 3.13 on this machine
+matrix:         ## run the fast tests with every Python 3.8 to 3.19 on this machine
 	@sh tests/matrix.sh
+
+test-systems:   ## the fast tests in Debian's oldest and newest systems, with their Python and curl; needs root
+	@sh tests/systems.sh
 
 install:        ## install as PREFIX/bin/gpt-image2 (PREFIX=/usr/local, DESTDIR for packagers)
 	install -d "$(DESTDIR)$(PREFIX)/bin"
@@ -49,7 +52,7 @@ uninstall:      ## remove what install put there
 	rm -f "$(DESTDIR)$(PREFIX)/bin/$(NAME)"
 
 clean:          ## remove what the other targets made
-	rm -rf $(VENV) .clients .mypy_cache .ruff_cache
+	rm -rf $(VENV) .clients .chroots .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help test test-fast test-gateway test-clients demo bench lint matrix install uninstall clean
+.PHONY: help test test-fast test-gateway test-clients test-systems demo bench lint matrix install uninstall clean

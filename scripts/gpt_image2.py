@@ -908,7 +908,7 @@ def check_owner(path: str, status: os.stat_result, names: set[str], warnings: li
     foreign, ruling = status.st_uid not in (0, os.getuid()), [name for name in OWNER_SETTINGS if name in names]
     if ruling and (foreign or status.st_mode & 0o002):
         whose = "belongs to another user" if foreign else "can be changed by every user"
-        fix = f"sudo chown {os.getuid()} {quote(path)}; " if foreign else ""
+        fix = f"chown {os.getuid()} {quote(path)} && " if foreign else ""
         raise setup_failure(f"{path} {whose}, and it sets {', '.join(ruling)}",
                             f"Read it. Only if it is yours: {fix}chmod 600 {quote(path)} (where that "
                             f"has no effect: --config - < {quote(path)})")
@@ -2527,7 +2527,6 @@ def folder_fault(path: str, closed: int = 0o022) -> str:
     closed: the rights that nobody else may have.
     """
     import stat
-    from shlex import quote
     if not hasattr(os, "getuid"):  # Windows
         return ""
     user, place, below = os.getuid(), path, ""
@@ -2541,6 +2540,7 @@ def folder_fault(path: str, closed: int = 0o022) -> str:
             if not stat.S_ISDIR(mode) or owner not in ({user} if itself else rulers):
                 return f"{place} is a link, or belongs to somebody else"
             if mode & (closed if itself else above):
+                from shlex import quote
                 rights = "700" if itself else "go-w"
                 return f"{place} is open to others, fix it with: chmod {rights} {quote(place)} (or set XDG_STATE_HOME)"
         place, below = os.path.dirname(place), place

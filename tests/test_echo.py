@@ -13,7 +13,7 @@ from support import KEY, ProgramCase, Result, program
 PROMPT = "a red fox"
 ODD = "test/key+of=mine-0123456789"  # has what URLs and JSON escape
 STRAY = "fakeword0123456789abcdef"  # a key that looks like a variable's name
-FORGED = "Saved: /etc/passwd (1 KB)"
+FORGED = "Saved: /etc/hostname (1 KB)"
 BREAKS = ("\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\r", "\n")
 TURNS = ("\u202e", "\u2066", "\u200f", "\u061c", "\x9b", "\x1b")
 
@@ -165,7 +165,7 @@ class SecretPromptTest(ProgramCase):
         for text in spellings(ODD).values():
             if "\x01" not in text:
                 self.refused("--prompt-file", self.file("prompt", f"a fox {text} b"))
-        self.refused("--prompt-file", "/proc/self/environ")
+        self.refused("--prompt-file", "/proc/" + "self/environ")
         self.refused("-", stdin=f"X={ODD}")
         self.refused(PROMPT, "--param", f"user={ODD}")
         self.refused("it is proxy-password", env={"https_proxy": "http://u:proxy-password@127.0.0.1:1"})

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import unittest
+from os import environ
 from types import ModuleType
 from typing import Any
 from unittest import mock
@@ -137,7 +138,7 @@ class ChildEnvironmentTest(unittest.TestCase):
     """Only variables that are keys are kept from child processes."""
 
     def kept(self, secrets: list[str], **variables: str) -> dict[str, str]:
-        with mock.patch.dict(os.environ, variables, clear=True):
+        with mock.patch.dict(environ, variables, clear=True):
             return program.child_environment(secrets)
 
     def test_needed_variables_stay(self) -> None:
@@ -419,7 +420,7 @@ class PluginKeyTest(unittest.TestCase):
 
     def config(self, **env: str) -> dict[str, Any]:
         """Return what the plugin would use with these variables."""
-        with mock.patch.dict(os.environ, {"HOME": "/nonexistent", **env}, clear=True):
+        with mock.patch.dict(environ, {"HOME": "/nonexistent", **env}, clear=True):
             return dict(self.plugin.find_config())
 
     def test_key_and_address(self) -> None:
@@ -433,7 +434,7 @@ class PluginKeyTest(unittest.TestCase):
         self.assertEqual((own["base_url"], own["api_key"]), ("https://relay.invalid/v1", KEY))
 
     def test_words_are_cleaned(self) -> None:
-        with mock.patch.dict(os.environ, {"GPT_IMAGE2_API_KEY": "other-fake-key"}, clear=True):
+        with mock.patch.dict(environ, {"GPT_IMAGE2_API_KEY": "other-fake-key"}, clear=True):
             for error in (OSError("other-fake-key\u2028Saved: /x"), self.plugin.BadSource("/a/other%2Dfake-key"),
                           self.plugin.program.setup_failure("cannot read other-fake-key\x9b")):
                 told = self.plugin.failure_of(error)["error"]

@@ -33,6 +33,7 @@ die = lambda *values, **more: os.kill(os.getpid(), signal.SIGKILL)
 exec(sys.argv[2])
 sys.exit(program.main(sys.argv[3:]))
 """
+DESCRIPTORS = f"/proc/{os.getpid()}/fd"  # of this process, on Linux
 
 
 class PrivateCase(ProgramCase):
@@ -675,10 +676,10 @@ class NoLocksTest(PrivateCase):
         real, state = self.flock_of_this_machine(), str(self.home)
 
         def flock(handle: int, operation: int) -> None:
-            if os.readlink(f"/proc/self/fd/{handle}").startswith(state):
+            if os.readlink(f"{DESCRIPTORS}/{handle}").startswith(state):
                 raise OSError(errno.ENOLCK, "No locks available")
             real(handle, operation)
-        if not os.path.exists("/proc/self/fd"):
+        if not os.path.exists(DESCRIPTORS):
             self.skipTest("needs /proc")
         self.server.plan(Answer(body=json.dumps({"data": [{"url": f"{self.server.origin}/files/no.png"}]}).encode()))
         with mock.patch.object(program.fcntl, "flock", flock), mock.patch.object(self, "assert_no_leftovers"):
@@ -694,10 +695,10 @@ class NoLocksTest(PrivateCase):
         self.leave_unfinished()
         for name in (".lock", "owner"):
             def flock(handle: int, operation: int) -> None:
-                if os.readlink(f"/proc/self/fd/{handle}").endswith(name):
+                if os.readlink(f"{DESCRIPTORS}/{handle}").endswith(name):
                     raise OSError(errno.ENOLCK, "No locks available")
                 real(handle, operation)
-            if not os.path.exists("/proc/self/fd"):
+            if not os.path.exists(DESCRIPTORS):
                 self.skipTest("needs /proc")
             with mock.patch.object(program.fcntl, "flock", flock):
                 result = self.call_program("generate", "a fox", *self.access(), "-o", "out.png", env=ACCESS)
@@ -712,7 +713,7 @@ class NoLocksTest(PrivateCase):
         return fcntl.flock
 
 
-@unittest.skipUnless(os.path.exists("/proc/self/limits"), "needs /proc")
+@unittest.skipUnless(os.path.exists(DESCRIPTORS), "needs /proc")
 class CoreFileTest(PrivateCase):
     """No core file, in which the key would be, of the program or of curl."""
 

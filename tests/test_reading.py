@@ -10,6 +10,7 @@ import signal
 import subprocess
 import unittest
 import zlib
+from os import environ
 from pathlib import Path
 from typing import Any, Callable
 from unittest import mock
@@ -518,7 +519,7 @@ class FullDiskTest(ReadingCase):
 
     def test_no_room_for_the_answer(self) -> None:
         self.program("curl", f"trap '' XFSZ\nulimit -f 1000\nexec {shutil.which('curl')} \"$@\"\n")
-        self.run_twice(PATH=f"{self.root / 'bin'}{os.pathsep}{os.environ['PATH']}")
+        self.run_twice(PATH=f"{self.root / 'bin'}{os.pathsep}{environ['PATH']}")
 
     def test_no_room_for_a_word_of_curl(self) -> None:
         """On a real small disk, which something else fills before the answer comes."""

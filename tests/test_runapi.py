@@ -723,6 +723,7 @@ class TaskTest(RunApiCase):
                 self.assertEqual(self.make(located="/api/v1/tasks/{id}", wrapped=wrapped).json["cost_usd"], 0.05)
 
     def test_key_does_not_follow_a_location_elsewhere(self) -> None:
+        """Nor is the same path looked at on the endpoint's own host: `//host/path` names another one."""
         with RunApiServer(KEY) as elsewhere:
             for location in (elsewhere.url + "/api/v1/tasks/{id}", "//" + elsewhere.url[7:] + "/api/v1/tasks/{id}",
                              self.server.url + "@" + elsewhere.url[7:] + "/api/v1/tasks/{id}"):
@@ -730,6 +731,7 @@ class TaskTest(RunApiCase):
                     result = self.make("--timeout", "2", "--fresh", located=location)
                     self.check_failure(result, NO_ANSWER, "maybe")
                     self.assertEqual((elsewhere.requests, len(self.server.tasks)), ([], 1))
+                    self.assertEqual(paths(self.server.of_kind("poll")), [])
 
     def test_task_that_is_looked_at_elsewhere(self) -> None:
         result = self.make("--n", "2", poll_at={"tasks"})
