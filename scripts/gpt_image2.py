@@ -359,15 +359,22 @@ if TYPE_CHECKING:
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\udc80-\udc9f]")
 SHORTEST_KEY = 8  # characters; what is shorter may be an ordinary word
 CUT_MARK = "\u2026"  # ends a text that is not all there
-# For UTF-8 byte by byte: how a text ends that was cut, perhaps in an escape; and the escapes of JSON and URLs,
-# with what takes no room between two letters.
-CUT = re.compile(r"(?:u[\da-f]{0,3}|%[\da-f]?|[\xc2-\xf4][\x80-\xbf]{0,2})?(?:\xe2\x80\xa6|\.{3}|\Z)")
-ESCAPE = re.compile(r"\\{1,8}(?:u([\da-fA-F]{4}))?|%(?:25){0,4}([\da-fA-F]{2})"
-                    r"|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\xc2\xad|\xe2\x80[\x8b-\x8f\xaa-\xae]|\xe2\x81[\xa0-\xaf]|\xef\xbb\xbf")
-# Also what a server shows of a key it masked itself.
-KEY_LIKE = r"\b(?:sk|rk|pk)-[\w*.-]{6,}|\b[Bb]earer\s+[^\s\"']{6,}|[\w.-]{0,40}\*{4,}[\w*.\u2026-]*"
-# On the command line; it may also be another long word, but no part of a path.
-MISPLACED_KEY = r"(?<![\w./~-])(?=\w*\d)(?=\w*[A-Za-z])\w{20,}(?![\w./-])"
+# For UTF-8 byte by byte: how a text ends that was cut, perhaps in an escape; the escapes of URLs, HTML and JSON, with
+# what takes no room between two letters; and these or a letter.
+CUT = re.compile(r"(?:[ux][\da-f]{0,3}|%[\da-f]?|&#?x?[\da-f]{0,6}|[\xc2-\xf4][\x80-\xbf]{0,2})?"
+                 r"(?:\xe2\x80\xa6|\.{3}|\Z)")
+ESCAPE = re.compile(r"(?=[\\%&\x00-\x08\x0b\x0c\x0e-\x1f\x7f\xc2\xe2\xef])(?:"  # at once past what is none
+                    r"\\{1,8}(?:x([\da-fA-F]{2})|u([\da-fA-F]{4}))?|%(?:25){0,4}([\da-fA-F]{2})|"
+                    r"&#(?:[xX]0{0,4}([2-7][\da-fA-F])|0{0,4}(\d{2,3}));|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|"
+                    r"\xc2\xad|\xe2\x80[\x8b-\x8f\xaa-\xae]|\xe2\x81[\xa0-\xaf]|\xef\xbb\xbf)")
+LETTER = re.compile(ESCAPE.pattern + r"|((?s:.))")
+# Also what a server shows of a key it masked itself, a login in an address, and a JSON web token.
+KEY_LIKE = (r"\b(?:sk|rk|pk)-[\w*.-]{6,}|[\w.-]{0,40}\*{4,}[\w*.\u2026-]*|\beyJ[\w-]{5,}\.[\w-]{5,}\.[\w-]*|"
+            r"\b[Bb]earer\s+(?!(?:auth|cred|token|scheme|header)[a-z]*(?![\w-]))[^\s\"']{6,}|"
+            r"(?<=//)[^\s/:@\[\"']{0,200}(?::(?!\d+[/?#])[^\s@\"']{0,200})?(?=@)")
+# On the command line; it may also be another long word, but no part of a path and not words_with_numbers_2.
+MISPLACED_KEY = (r"(?<![\w./~-])(?:(?!(?:[A-Za-z]*\d{0,4}_)+[A-Za-z]*\d{0,4}\b)(?=\w*\d)(?=\w*[A-Za-z])\w{20,}|"
+                 r"[\da-fA-F]{8}(?:-[\da-fA-F]{4}){3}-[\da-fA-F]{12})(?![\w./-])")
 SECRET_HEADER = r"(?i)auth|key|token|secret|cookie|session|pass|pwd|pin\b|login|access|cred|signature"
 
 
@@ -392,7 +399,7 @@ def blanked(text: str, secrets: Sequence[str], mark: str) -> str:
             near = plain[max(0, at - 1):at], plain[end:end + 2]
             inside = short and (re.match(r"[\w/.-]", near[0]) or re.match(r"\.?\w|[/-]", near[1]))
             if not inside if end == at + len(wanted) else not short and CUT.match(plain, end):
-                places = places or letter_places(text)
+                places = places or [each.span() for each in LETTER.finditer(text) for _ in resolved(each)]
                 first, last = places[at][0], places[end - 1][1]
                 octets[first:last] = mark.encode() * (last - first)
             at = plain.find(wanted[:6], at + 1)
@@ -400,19 +407,12 @@ def blanked(text: str, secrets: Sequence[str], mark: str) -> str:
 
 
 def resolved(escape: re.Match[str]) -> str:
-    """What an escape stands for, in UTF-8's bytes."""
-    wide, percent = escape.groups()
-    return utf8(chr(int(wide, 16))).decode("latin-1") if wide else chr(int(percent, 16)) if percent else ""
-
-
-def letter_places(text: str) -> list[tuple[int, int]]:
-    """(start, end) of each character that a text has without its escapes."""
-    places, last = [(0, 0)][:0], 0
-    for escape in ESCAPE.finditer(text):
-        places += [(at, at + 1) for at in range(last, escape.start())]
-        places += [escape.span()] * len(resolved(escape))
-        last = escape.end()
-    return places + [(at, at + 1) for at in range(last, len(text))]
+    """What an escape, or a letter, stands for, in UTF-8's bytes."""
+    kind = escape.lastindex  # of the groups in ESCAPE
+    if kind is None or kind == 6:
+        return escape[kind] if kind else ""
+    number = int(escape[kind], 10 if kind == 5 else 16)
+    return chr(number) if kind == 3 else utf8(chr(number)).decode("latin-1")
 
 
 def one_line(text: str, limit: int = 300) -> str:
@@ -440,8 +440,8 @@ def whole_characters(text: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """What somebody typed, as it may be repeated: a long word may be a key in the wrong place."""
-    harmless = len(text) < SHORTEST_KEY or re.search(r"\s|^[\d.:x]{1,12}$", text)
+    """What somebody typed, as it may be repeated: a long word, or one with a digit, may be a key in the wrong place."""
+    harmless = len(text) < SHORTEST_KEY or re.search(HARMLESS, text)
     return repr(one_line(text, 40) if harmless else one_line(text[:2]) + "***")
 
 
@@ -450,6 +450,9 @@ def reason(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
+# Several words, a size, a short word or a word-of-words without digits, a path, a host's name.
+HARMLESS = (r"\s|^([\d.:x]{1,12}|\D{1,15}|(--)?[a-z]{1,12}([-_][a-z]{1,12})*|~?/.*|"
+            r"(https?:?/+)?(([a-z\d-]+\.)+[a-z]{2,8}|localhost|\d+(\.\d+){3})(:\d+)?(/v\d)?)$")
 LONG_TEXT = "(a long text)"
 
 
@@ -887,7 +890,7 @@ def read_config(path: str, warnings: list[str]) -> dict[str, Any]:
     except UnicodeEncodeError:
         raise setup_failure(f"{path} holds half a character (\\ud800 to \\udfff alone)") from None
     if os.name == "posix" and not piped:
-        check_owner(path, status, [name for name in OWNER_SETTINGS if content.get(name)], warnings)
+        check_owner(path, status, {name for name in content if content[name]}, warnings)
     for name in content:
         if name not in CONFIG_TYPES:
             found = nearest(name, CONFIG_TYPES)
@@ -899,17 +902,18 @@ def read_config(path: str, warnings: list[str]) -> dict[str, Any]:
             if name in CONFIG_TYPES and value not in (None, "", [])}
 
 
-def check_owner(path: str, status: os.stat_result, ruling: Sequence[str], warnings: list[str]) -> None:
+def check_owner(path: str, status: os.stat_result, names: set[str], warnings: list[str]) -> None:
     """Refuse a config that another user can write, where it decides what is run or where a key goes."""
     from shlex import quote
-    foreign = status.st_uid not in (0, os.getuid())
+    foreign, ruling = status.st_uid not in (0, os.getuid()), [name for name in OWNER_SETTINGS if name in names]
     if ruling and (foreign or status.st_mode & 0o002):
         whose = "belongs to another user" if foreign else "can be changed by every user"
         fix = f"chown {os.getuid()} {quote(path)} && " if foreign else ""
         raise setup_failure(f"{path} {whose}, and it sets {', '.join(ruling)}",
-                            f"Read it. Only if it is yours: {fix}chmod 600 {quote(path)}")
-    if foreign or status.st_mode & 0o077:
-        done = "changed" if foreign or status.st_mode & 0o022 else "read"
+                            f"Read it. Only if it is yours: {fix}chmod 600 {quote(path)} (where that "
+                            f"has no effect: --config - < {quote(path)})")
+    done = "changed" if foreign or status.st_mode & 0o022 else "read"
+    if done == "changed" or (status.st_mode & 0o044 and names & {"api_key", "headers", "proxy"}):
         warnings.append(f"{path} can be {done} by other users; fix it with: chmod 600 {quote(path)}")
 
 
@@ -941,7 +945,8 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
         warnings += overridden_flags(from_file, from_flags)
     said = [from_file, from_flags] if explicit else [from_flags, from_file]
     api = asked_api(said)
-    if api.source == "--api" and "base_url" in content and api.value != file_api(content):
+    address = content.get("base_url", "")
+    if api.source == "--api" and address and api.value != (content.get("api") or api_of(address)):
         del from_file["base_url"]  # it is another service's
     layers = [*said, environment_layer(api.value), default_layer(api.value or "openai")]
     allow_http, base_url = pick(layers, "allow_http"), pick(layers, "base_url")
@@ -966,11 +971,6 @@ def asked_api(layers: Sequence[Layer]) -> Setting:
     if api.value and api.value not in APIS:
         raise setting_failure(api, f"api {quoted(api.value)} is not known, only {', '.join(APIS)}")
     return api
-
-
-def file_api(content: Mapping[str, Any]) -> str:
-    """The protocol of the base_url in a config file."""
-    return str(content.get("api") or api_of(content["base_url"]))
 
 
 def key_sources(api: str, flags: Mapping[str, Any], content: Mapping[str, Any], path: str,
@@ -1047,14 +1047,16 @@ def checked_base_url(setting: Setting, allow_http: bool) -> str:
     url = (cut if sure else url) + question + query
     shown = redact(one_line(re.sub(r"(?s)^(.*?//)?.*@", r"\1***@", url).partition("?")[0]), ())
     if "://" not in url:
+        host = re.split("[:/]", re.sub("^https?:?/+", "", url))[0]
         raise setting_failure(setting, f"the base URL {quoted(shown)} has no scheme",
-                              "Write https:// in front.")
+                              f"Write http{'' if own_place(host) else 's'}:// in front of the host.")
     if "@" in url:
         raise setting_failure(setting, f"the base URL {shown} holds a user name or password",
                               "Pass the key as a setting.")
     match = ORIGIN.match(url)
     if not match or not re.fullmatch(PATH_AND_VERSION, url[match.end():]) or int(match.group(3) or 443) > 65535:
-        raise setting_failure(setting, f"the base URL {shown!r} is not of the form https://HOST[:PORT][/PATH]")
+        raise setting_failure(setting, f"the base URL {shown!r} is not of the form https://HOST[:PORT][/PATH]"
+                              + " without a query" * bool(query))
     if url.startswith("http:") and not is_loopback(url) and not allow_http:
         raise setting_failure(setting, f"{shown} would send the key unencrypted",
                     "Use https://, or --allow-http for a server on a network you trust.")
@@ -1264,7 +1266,7 @@ def read_settings(options: Namespace, report: Report) -> Settings:
         report.secrets.append(options.api_key)
         report.warn("--api-key shows in ps and in the shell's history; prefer --api-key-env NAME or a config file")
     settings = load_settings({**vars(options), "headers": dict(options.header)})
-    report.keys += [source.value for source in settings.keys if source.value]
+    report.keys += [pasted(source.value) for source in settings.keys if source.value]
     parameters = re.findall(r"[?&]([^=&]+)=([^&]+)", settings.poll_url.value)
     for name, value in (*settings.headers.value.items(), *parameters):
         secret = re.search(SECRET_HEADER, name)
@@ -1339,7 +1341,7 @@ def edit_words(options: Namespace) -> tuple[list[str], list[str]]:
 
 def shown_input(path: str) -> str:
     """An input as messages name it: a URL without its query (a login?), a data: URI without its content."""
-    return re.sub(r"(?is)\A(https?://[^?]*|data:[^,;]{,40}).*", r"\1", path)
+    return re.sub(r"(?is)\A(https?://[^?#]*|data:[^,;]{,40}).*", r"\1", path)
 
 
 def check_prompt_word(command: str, images: Sequence[str], word: str) -> None:
@@ -2202,12 +2204,6 @@ def inline_file(item: DataUrl) -> str:
         return item.prefix + base64.b64encode(stream.read()).decode("ascii")
 
 
-def program_name(argv: Sequence[str]) -> str:
-    """A command as it may be named: a key in its place is no program, and has digits."""
-    known = os.path.exists(argv[0]) or re.fullmatch(r"[a-z]{1,12}(-[a-z]{1,12})*", argv[0])
-    return argv[0] if known else quoted(argv[0])
-
-
 def start_child(argv: Sequence[str], secrets: Sequence[str], **streams: Any) -> Popen[bytes]:
     """Start a program: no shell, no key in its environment, private files, out of reach of a terminal's Ctrl-C."""
     import subprocess
@@ -2215,7 +2211,7 @@ def start_child(argv: Sequence[str], secrets: Sequence[str], **streams: Any) -> 
     try:
         return subprocess.Popen(argv, env=child_environment(secrets), start_new_session=True, **streams)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
-        raise setup_failure(f"cannot run {program_name(argv)}: {reason(error)}",
+        raise setup_failure(f"cannot run {quoted(argv[0])}: {reason(error)}",
                             "Install curl 7.68 or newer." if argv[0] == "curl" else "", "curl") from None
     finally:
         os.umask(umask)
@@ -2239,12 +2235,12 @@ def child_output(argv: Sequence[str], secrets: Sequence[str], kind: str, timeout
                             and not select.select([pipe], [], [], 0)[0]):
                         output = late.output or b""  # what it started, a password agent perhaps, has the pipe
                     elif time.monotonic() > deadline:
-                        raise setup_failure(f"{program_name(argv)} did not finish within {timeout:g} s",
+                        raise setup_failure(f"{quoted(argv[0])} did not finish within {timeout:g} s",
                                             kind=kind) from None
         finally:
             child.kill()
     if child.returncode:
-        raise setup_failure(f"{program_name(argv)} failed with exit code {child.returncode}", kind=kind)
+        raise setup_failure(f"{quoted(argv[0])} failed with exit code {child.returncode}", kind=kind)
     return bytes(output)
 
 
@@ -2266,6 +2262,7 @@ NO_KEYS = {
     r"(?i:(.*[-_ ])?(your|insert|replace|change)[-_ ]?(([a-z0-9]+[-_ ])*(api)?(key|token|secret|here)|me|this)|"
     r".*(key|token)[-_ ]here|(my[-_ ]?)?api[-_ ]?key|([srp]k-)?(proj-)?[x-]*xxx[x-]*|[srp]k-(proj-)?)":
         "is only a placeholder: put the real one there",
+    r"(?i:bearer\s.*)|[A-Z_\d]+_KEY=.*": "has a word in front: put the key alone there",
     r".*[^\x21-\x7e].*": "holds a blank or a character that is not ASCII"}
 
 
@@ -2540,7 +2537,7 @@ def folder_fault(path: str, closed: int = 0o022) -> str:
             if mode & (closed if itself else above):
                 from shlex import quote
                 rights = "700" if itself else "go-w"
-                return f"{place} is open to others, fix it with: chmod {rights} {quote(place)}"
+                return f"{place} is open to others, fix it with: chmod {rights} {quote(place)} (or set XDG_STATE_HOME)"
         place, below = os.path.dirname(place), place
     return ""
 
@@ -2553,17 +2550,22 @@ def is_safe(path: str, report: Report, closed: int = 0o022) -> bool:
     return not fault
 
 
+def make_private(path: str) -> None:
+    """A folder and those above it, as far as they are not there: closed to others whatever the umask."""
+    umask = os.umask(0o077)  # for those above it, which makedirs gives no mode
+    try:
+        os.makedirs(path, exist_ok=True)
+    finally:
+        os.umask(umask)
+
+
 def journal_root(find_root: Callable[[], str], report: Report, create: bool = False) -> str:
     """A place of the journal. OSError when it is not there or others could tamper with it."""
     root = find_root()
     if not create:
         os.lstat(root)
     elif is_safe(root, report):  # as far as it exists
-        umask = os.umask(0o077)  # for those above it, which makedirs gives no mode
-        try:
-            os.makedirs(root, exist_ok=True)
-        finally:
-            os.umask(umask)
+        make_private(root)
     if not is_safe(root, report):
         raise OSError("others can change it")
     return root
@@ -4234,23 +4236,22 @@ def save_answer(answer: str, target: Target, secrets: Sequence[str]) -> str:
     for number in range(1, 1000):
         path = os.path.join(target.folder, f"{target.stem}-{number}.answer")
         with suppress(FileExistsError):
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-            with open(answer, "rb") as source, open(os.open(path, flags, 0o600), "wb") as copy:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | BINARY, 0o600)
+            with open(handle, "w+b") as copy, open(answer, "rb") as source:
                 shutil.copyfileobj(source, copy, BLOCK)
-            hide_secrets(path, secrets)
+                hide_secrets(copy, secrets)
             return path
     raise OSError("too many answers of that name")
 
 
-def hide_secrets(path: str, secrets: Sequence[str]) -> None:
+def hide_secrets(stream: BinaryIO, secrets: Sequence[str]) -> None:
     """Overwrite a key that a server echoed, in a copy for people; what is still to be collected stays as it came."""
     secrets = [secret for secret in secrets if len(secret) >= SHORTEST_KEY]  # not a piece of base64 by chance
-    with open(path, "r+b") as stream:
-        for begin in range(0, os.fstat(stream.fileno()).st_size, LONG_STRING):
-            stream.seek(begin)
-            text = blanked(stream.read(2 * LONG_STRING).decode("latin-1"), secrets, "*")
-            stream.seek(begin)  # what begins near the end may go on behind it, and is whole in the next piece
-            stream.write(text[:LONG_STRING * 3 // 2].encode("latin-1"))
+    for begin in range(0, stream.seek(0, os.SEEK_END), LONG_STRING):
+        stream.seek(begin)
+        text = blanked(stream.read(2 * LONG_STRING).decode("latin-1"), secrets, "*")
+        stream.seek(begin)  # what begins near the end may go on behind it, and is whole in the next piece
+        stream.write(text[:LONG_STRING * 3 // 2].encode("latin-1"))
 
 
 # ---- 14. Commands, parser, main ------------------------------------------------------------------
@@ -4274,7 +4275,7 @@ def run_image_command(options: Namespace, report: Report) -> None:
         refuse_keys(job, report.keys)
         folder = open_folder(job, settings, options.fresh, report)
         own = re.escape(os.path.join(job.target.folder, job.target.stem))
-        report.places = [own + r"(?:\.partial-\d+|-\d+)?\.\w+", re.escape(folder.path) + r"(?:/\d+\.answer)?"]
+        report.places += [own + r"(?:\.partial-\d+|-\d+)?\.\w+", re.escape(folder.path) + r"(?:/\d+\.answer)?"]
         run_job(job, settings, key, folder, inputs, report, hold_signals)
     finally:
         inputs.remove()
@@ -4284,7 +4285,8 @@ def refuse_keys(job: Job, keys: Sequence[str]) -> None:
     """A key in what is asked for would go to the server as text, and into the journal."""
     asked = json.dumps([job.prompt, job.model, *job.parameters.items()], ensure_ascii=False)
     text = utf8(asked).decode("latin-1")
-    if blanked(text, [key for key in keys if len(key) >= SHORTEST_KEY], "*") != text:
+    known = [key for key in keys if len(key) >= SHORTEST_KEY and not key.isalpha()]  # "password" is a word as well
+    if blanked(text, known, "*") != text:
         raise usage_failure("the prompt or a parameter holds a key or password that this program knows",
                             "Take it out; nothing was sent.")
 
@@ -4360,8 +4362,7 @@ class Inputs:
 def copy_upload(upload: Upload, path: str, masked: Upload | None) -> None:
     """A private copy of a file, which must be what was checked. masked: the image that it is the mask of."""
     import shutil
-    changed = usage_failure(f"{upload.path} changed while it was read; nothing was sent",
-                            "Run the command again.")
+    changed = usage_failure(f"{upload.path} changed while it was read; nothing was sent", "Run the command again.")
     try:
         source = plain_file(upload.path, follow=True)
     except OSError:
@@ -4541,10 +4542,9 @@ def write_template(options: Namespace, report: Report) -> None:
                "api_key_env": variable_name(options.api_key_env or variable)}
     part = f"{path}.{os.getpid()}.part"
     try:
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(handle, "w", encoding="utf-8") as stream:
-            stream.write(json.dumps(content, indent=2) + "\n")
+        make_private(os.path.dirname(path))
+        with private_file(part, os.O_EXCL) as stream:
+            stream.write(json.dumps(content, indent=2).encode() + b"\n")
         placed = give_name(part, path, options.force)
     except OSError as error:
         raise usage_failure(f"cannot write {path}: {reason(error)}") from None
@@ -4564,7 +4564,7 @@ def show_settings(settings: Settings, report: Report) -> None:
     rows = {name: Setting(report.clean(as_text(setting.value)), setting.source)
             for name, setting in settings._asdict().items() if isinstance(setting, Setting)}
     for number, source in enumerate(settings.keys):
-        shown = f"the output of {program_name(source.command)}" if source.command else mask_key(source.value)
+        shown = f"the output of {quoted(source.command[0])}" if source.command else mask_key(source.value)
         shown = shown if source.is_set else "not set"
         usable = may_go(source.host, settings.base_url.value)
         rows["api_key" if number == 0 else f"api_key {number + 1}"] = Setting(
@@ -4757,12 +4757,11 @@ def number_option(option: str, low: int, high: int, convert: Callable[[str], Any
 
 def header_pair(text: str) -> tuple[str, str]:
     """`Name: value` as a pair."""
-    name, colon, value = text.partition(":")
-    if not colon or not name.strip():
-        raise usage_failure("--header must look like 'Name: value'")
-    if header_fault(name.strip(), value.strip()):
-        raise usage_failure(header_fault(name.strip(), value.strip()))
-    return name.strip(), value.strip()
+    name, colon, value = (piece.strip() for piece in text.partition(":"))
+    fault = header_fault(name, value) if colon and name else "--header must look like 'Name: value'"
+    if fault:
+        raise usage_failure(fault)
+    return name, value
 
 
 def parameter_pair(text: str) -> tuple[str, Any]:
@@ -4826,8 +4825,8 @@ def add_image_options(parser: ArgumentParser, command: str) -> None:
     add("-o", "--output", default=os.path.basename(DEFAULT_OUTPUT) if environment("OPENCLAW_SHELL") else DEFAULT_OUTPUT)
     for option, kind, default in (
             ("--size", lambda text: pair(re.sub(r"^ *([0-9]{3,5})( *px)? *$", r"\1x\1", text)), "auto"),
-            ("--aspect-ratio", lambda text: pair(text).replace("x", ":"), None), ("--quality", str.lower, "auto"),
-            ("--prompt-file", str, None), ("--model", str, None)):
+            ("--aspect-ratio", lambda text: re.sub(r"(?<=\d)x", ":", pair(text)), None),
+            ("--quality", str.lower, "auto"), ("--prompt-file", str, None), ("--model", str, None)):
         add(option, type=kind, default=default)
     for option in ("--stream", "--keep-partials", "--overwrite", "--fresh"):
         add(option, action="store_true")
@@ -4858,9 +4857,8 @@ def parse(arguments: list[str]) -> Namespace:
         plain = unknown.lower().replace("_", "-")
         advice = next((f" {advice}" for names, advice in STRANGERS.items() if plain in names.split()),
                       nearest(plain, known, 0.75))
-        shown = unknown if re.fullmatch("--[a-z]{1,12}([-_][a-z]{1,12})*", unknown) else unknown[:2]
-        raise usage_failure(f"unknown option {shown}.{advice}",
-                            "See: " + command_line(f"{command} --help"))
+        shown = unknown if re.search(HARMLESS, unknown) else unknown[:2]
+        raise usage_failure(f"unknown option {shown}.{advice}", "See: " + command_line(f"{command} --help"))
     check_texts(options)
     for name, fitting in (("aspect_ratio", "[0-9]+:[0-9]+"), ("resolution", "[124]k")):
         if command != "config" and re.fullmatch(fitting, options.size) and not getattr(options, name):
@@ -4915,6 +4913,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     forbid_core_files()
     report = Report(as_json="--json" in arguments)
     report.secrets += [*re.findall(MISPLACED_KEY, "\n".join(arguments)), *map(environment, KEY_VARIABLES)]
+    named = [os.path.splitext(word)[0] for word in arguments if os.path.lexists(word)]
+    report.places = [re.escape(stem) + r"(?:-converted)?(?![\w-])" for stem in named if re.search(KEY_LIKE, stem)]
     help_text = help_for(arguments)
     if help_text:
         report.output(help_text.rstrip())

@@ -356,7 +356,7 @@ class KeyCommandTest(SettingsCase):
         self.assert_succeeded(self.with_command(vault, "show", 'a b;c "$HOME'))
 
     def test_failures(self) -> None:
-        for name, script, message in (("exit code", "echo hidden-text; exit 3", "vault failed with exit code 3"),
+        for name, script, message in (("exit code", "echo hidden-text; exit 3", "vault' failed with exit code 3"),
                                       ("silence", "exit 0", "api_key_command"),
                                       ("blank", "echo; echo hidden-text", "api_key_command"),
                                       ("not ASCII", "echo hidden-text-\u00fc", "not ASCII")):
