@@ -153,7 +153,7 @@ def copy_project(target: Path) -> None:
     """The files that git knows, or everything that no tool has made."""
     if not (PROJECT / ".git").exists() or not shutil.which("git"):
         shutil.copytree(str(PROJECT), str(target), ignore=shutil.ignore_patterns(
-            ".git", ".venv", ".clients", "__pycache__", ".*_cache"))
+            ".git", ".venv", ".clients", ".chroots", "__pycache__", ".*_cache"))
         return
     for name in filter(None, run(["git", "ls-files", "-z"], cwd=str(PROJECT)).stdout.split("\0")):
         if (PROJECT / name).exists():
