@@ -1835,7 +1835,8 @@ def same_host(url: str, base: str) -> str:
     """The absolute URL if it leads to base's host, else an empty text: a key never follows it elsewhere."""
     match = ORIGIN.match(base)
     origin = match.group() if match else "no host"
-    full = origin + url if url.startswith("/") else url
+    start = origin.partition("//")[0] if url.startswith("//") else origin if url.startswith("/") else ""
+    full = start + url
     clean = full.startswith((origin + "/", origin + "?")) and not re.search(r"[\s\\\x00-\x20\x7f-\x9f]", full)
     return full if clean else ""
 

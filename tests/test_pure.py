@@ -659,7 +659,8 @@ class OriginTest(unittest.TestCase):
         base = "https://relay.invalid/v1/images/generations"
         for url, found in (("/tasks/1", "https://relay.invalid/tasks/1"), ("https://relay.invalid/t", "https://relay.invalid/t"),
                            ("https://relay.invalid:443/t", ""), ("https://relay.invalid.evil.invalid/t", ""),
-                           ("//evil.invalid/t", "https://relay.invalid//evil.invalid/t"), ("http://relay.invalid/t", ""),
+                           ("//evil.invalid/t", ""), ("//relay.invalid/t", "https://relay.invalid/t"), ("///t", ""),
+                           ("http://relay.invalid/t", ""),
                            ("https://relay.invalid@evil.invalid/t", ""), ("/a b", ""), ("/a\nb", ""), ("", "")):
             with self.subTest(url):
                 self.assertEqual(program.same_host(url, base), found)
