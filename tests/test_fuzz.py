@@ -27,7 +27,7 @@ from api_server import draw_png, error_body
 from support import KEY, ProgramCase, program
 from test_relays import APIMART, FAL, KIE_DONE, TOAPIS, WAVESPEED, chat, shapes
 
-ANSWERS = 2_000 if environ.get("FAST") else 20_000
+ANSWERS = 1_200 if environ.get("FAST") else 12_000
 PICTURE = draw_png(4, 4)
 TEXT = base64.b64encode(PICTURE).decode()
 ORIGIN = "https://relay.example"

@@ -105,6 +105,12 @@ class OtherPythonsTest(ScriptCase):
         self.assertEqual((code, lines[:-1]), (0, [f"python3.{n}: Ran {n} tests in 1s" for n in (8, 14, 19)]))
         self.assertEqual(lines[-1].partition(":")[2].split(), [f"python3.{n}" for n in (9, 10, 11, 12, 13, 15, 16, 17, 18)])
 
+    def test_one_can_be_left_out(self) -> None:
+        self.python("python3.8", self.bin, ran=8)
+        self.python("python3.9", self.bin, ran=9)
+        code, lines = self.script("matrix", WITHOUT="3.8")
+        self.assertEqual((code, lines[:-1]), (0, ["python3.9: Ran 9 tests in 1s"]))
+
     def test_failure_fails(self) -> None:
         self.python("python3.16", self.bin, ran=16, code=1)
         code, lines = self.script("matrix")
