@@ -3091,6 +3091,7 @@ def rest(seconds: float, run: Run, status: str = "") -> None:
         run.go_on_waiting(status)
 
 
+FREE = ("upload", "models", "input")  # purposes that come before the paid request, or do without one
 # purpose -> what could not be done although the picture is made, or being made
 AFTERWARDS = {"download": "the image could not be fetched", "poll": "the task could not be looked at",
               "result": "the task's result could not be fetched"}
@@ -3113,7 +3114,7 @@ def judge(request: Request, outcome: Outcome, response: Response, attempt: int,
         failure = Failure("what came is no whole image", http_status=response.status)
     if failure is None:
         return None, None
-    if request.purpose in ("upload", "models", "input"):
+    if request.purpose in FREE:
         failure.billed = "no"
     if request.purpose in AFTERWARDS:
         failure = afterwards_failure(request, failure)
@@ -3289,6 +3290,8 @@ def read_response(request: Request, exchange: Exchange, outcome: Outcome) -> Res
         unpack_file(path, request.most_bytes)
         return Response(path, outcome.status, read_headers(exchange.file("headers")), *read_document(path), request.url)
     except OSError as error:
+        if request.purpose in FREE:
+            raise setup_failure(f"cannot write {os.path.dirname(path)}: {reason(error)}", "Make room there.") from None
         raise disk_failure(exchange, reason(error)) from None
 
 
@@ -4447,8 +4450,11 @@ def keep_rest(images: Sequence[Image | Failure], job: Job, folder: Folder, repor
     """Keep an answer that holds many more images than were asked for, or broke off before all had come."""
     answers = answers_of(folder)
     if answers and (len(images) > job.n + SPARE_IMAGES or (len(images) < job.n and report.broken)):
-        kept = save_answer(answers[-1].file("answer"), job.target, report.secrets)
-        report.warn(f"{job.n} images were asked for, {len(images)} came; the whole answer is kept in {kept}")
+        try:
+            kept = "is kept in " + save_answer(answers[-1].file("answer"), job.target, report.secrets)
+        except OSError as error:  # the pictures are saved, and must be told
+            kept = f"could not be kept: {reason(error)}"
+        report.warn(f"{job.n} images were asked for, {len(images)} came; the whole answer {kept}")
 
 
 def choose_provider(job: Job, settings: Settings, key: KeySource, token: str) -> Provider:

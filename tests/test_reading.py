@@ -486,6 +486,18 @@ class LimitsTest(ReadingCase):
         self.saves(Answer(body=body), *images[:4], warned="1 images were asked for, 9 came")
         self.assertEqual(sum(each.method == "GET" for each in self.server.requests), 4)
 
+    def test_pictures_are_told_when_their_answer_cannot_be_kept(self) -> None:
+        images = [draw_png(16 + number, 16) for number in range(9)]
+        body = data(*({"b64_json": text(image)} for image in images))
+        with mock.patch.object(program, "save_answer", side_effect=OSError(28, "No space left on device")):
+            self.saves(Answer(body=body), *images[:4], warned="could not be kept: No space left on device")
+
+    def test_disk_full_in_the_free_check(self) -> None:
+        with mock.patch.object(program, "unpack_file", side_effect=OSError(28, "No space left on device")):
+            result = self.call_program("config", "--check", "--json", *self.access(), env={"GPT_IMAGE2_API_KEY": KEY})
+        error = result.json["error"]
+        self.assertEqual((result.exit_code, error["billed"]), (SETUP, "no"), error)
+
     def test_bytes(self) -> None:
         with mock.patch.object(program, "MAX_ANSWER_BYTES", 2_000_000):
             for answer in (Answer(endless=True), Answer(body=b"x" * 3_000_000)):
