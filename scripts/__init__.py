@@ -42,10 +42,20 @@ ERROR_TYPES = {  # by the program's kind of failure, else by its exit code
     "curl": "missing_dependency", "moderation": "moderation_blocked", "timeout": "timeout", "stopped": "timeout",
     "network": "connection_error", "tls": "connection_error", "no_image": "empty_response", "save": "io_error",
     "broken_image": "invalid_response", "web_page": "invalid_response", "place": "invalid_response",
-    "quota": "quota_exceeded",
-    "rate_limit": "rate_limited", "interrupted": "timeout", "config": "configuration_error", "state": "io_error",
-    "disk": "io_error", "bug": "provider_error"}
+    "quota": "quota_exceeded", "rate_limit": "rate_limited", "interrupted": "timeout",
+    "config": "configuration_error", "state": "io_error", "disk": "io_error", "bug": "provider_error",
+    "input": "invalid_image_input", "target": "io_error"}
 ERROR_TYPES_BY_EXIT = {2: "invalid_argument", 3: "auth_required", 7: "io_error"}
+# What the agent should do, by the program's `next`. Its own hints speak of a command line.
+ADVICE = {"again": COLLECT, "later": "Call image_generate again with exactly the same arguments in a minute or two.",
+          "fix": "Change what the message names, then call image_generate again.",
+          "ask": "Ask the user before calling image_generate again, which may buy another image.",
+          "stop": "Do not call image_generate again; tell the user."}
+ADVICE_BY_KIND = {"key": SET_KEY, "moderation": "Reword the prompt; the same one will be refused again.",
+                  "state": "Make that folder writable, or change the prompt, which starts a new picture.",
+                  "interrupted": "Call image_generate again.", "task_failed": "Call image_generate again.",
+                  **{kind: program.KINDS[kind].hint for kind in ("quota", "verification", "region", "blocked",
+                                                                 "forbidden")}}
 
 
 # ---- Settings: own ones first, then those that Hermes has for its model -------------------------------------
@@ -287,9 +297,9 @@ def run_program(arguments: Sequence[str], config: Mapping[str, Any], seconds: fl
         return {**json.loads(output), "exit_code": child.returncode}
     except ValueError:
         if in_time:
-            raise program.Failure(f"the image program died (exit code {child.returncode})", program.BUG, "bug",
-                                  COLLECT, "maybe") from None
-        raise program.Failure("time is up", kind="timeout", hint=COLLECT, billed="maybe") from None
+            raise program.Failure("bug", f"the image program died (exit code {child.returncode})", COLLECT,
+                                  "maybe") from None
+        raise program.Failure("timeout", "time is up", COLLECT) from None
 
 
 def last_words(child: subprocess.Popen[bytes]) -> bytes:
@@ -319,46 +329,27 @@ def make_image(prompt: str, size: str, quality: str, sources: Sequence[str], dea
         return run_program(arguments, config, deadline - time.monotonic())
 
 
-def error_of(kind: str, message: str, hint: str, billed: str, exit_code: int) -> dict[str, str]:
+def error_of(kind: str, message: str, advice: str, billed: str, exit_code: int) -> dict[str, str]:
     """Message and type of a failure of the program, in words that fit a tool call."""
     error_type = ERROR_TYPES.get(kind) or ERROR_TYPES_BY_EXIT.get(exit_code, "api_error")
-    if kind == "stopped":
-        message, hint = "the image is still being made", COLLECT
-    if exit_code == program.USAGE and re.match(r"(cannot (read|fetch) )?image |an image's URL ", message):
-        error_type = "invalid_image_input"
-    if exit_code == program.USAGE and re.match(r"cannot save in |only \d+ MB are free ", message):
-        error_type = "io_error"
-    if kind == "state":
-        hint = "Make that folder writable, or change the prompt, which starts a new picture."
-    hint = hint.replace("(--fresh gives this image up)", "(a changed prompt starts a new one)")
-    hint = re.sub(r"\b([Rr])un(ning)? (the|the same|this) command again", words_of_a_tool, hint)
-    if re.search(r" --?[a-z]", hint):  # advice for a command line
-        hint = SET_KEY if kind == "key" else ""
-    message = message.replace(f"(from {program.STANDARD_INPUT})", "(from the settings of the image backend)")
+    message = "the image is still being made" if kind == "stopped" else message
     message = re.sub(r"[A-Za-z0-9+/_=-]{200,}", "...", message)  # a picture, perhaps
     money = {"maybe": " The image may have been billed.", "yes": " The image was billed."}.get(billed, "")
-    return {"error": f"{message.rstrip('.')}.{money} {hint}".strip(), "error_type": error_type}
-
-
-def words_of_a_tool(advice: re.Match[str]) -> str:
-    """`Run the same command again` as a call of the tool."""
-    capital, running, which = advice.groups()
-    call = f"{'c' if capital == 'r' else 'C'}all{'ing' if running else ''} image_generate again"
-    return call if which == "the" else call + " with exactly the same arguments"
+    return {"error": f"{message.rstrip('.')}.{money} {advice}".strip(), "error_type": error_type}
 
 
 def failure_of(error: Exception) -> dict[str, str]:
     """The same for an exception, cleaned as the program cleans what it says."""
     if isinstance(error, program.Failure):
-        told = error_of(error.kind, error.message, error.hint, error.billed, error.exit_code)
+        advice = ADVICE["fix"] if error.kind == "config" else error.hint  # the others' are written for this tool
+        told = error_of(error.kind, error.message, advice, error.billed, error.exit_code)
     elif isinstance(error, BadSource):
         told = {"error": f"an input image cannot be used: {error}", "error_type": "invalid_image_input"}
     else:
         error_type = "io_error" if isinstance(error, OSError) else "provider_error"
         told = {"error": f"{type(error).__name__}: {error}", "error_type": error_type}
-    report = program.Report()
-    report.secrets += filter(None, map(variable, program.KEY_VARIABLES))
-    return {**told, "error": report.clean(told["error"])}
+    secrets = program.Secrets(filter(None, map(variable, program.KEY_VARIABLES)))
+    return {**told, "error": secrets.clean(told["error"])}
 
 
 def time_limit(section: Mapping[str, Any]) -> float:
@@ -377,7 +368,8 @@ def answer_call(hermes: ModuleType, facts: dict[str, str], image_url: Any, refer
     result = make_image(facts["prompt"], size, quality, sources[:program.MAX_IMAGES], deadline)
     if not result["ok"]:
         error = result["error"]
-        told = error_of(error["kind"], error["message"], error["hint"], error["billed"], result["exit_code"])
+        advice = ADVICE_BY_KIND.get(error["kind"]) or ADVICE[error["next"]]
+        told = error_of(error["kind"], error["message"], advice, error["billed"], result["exit_code"])
         return dict(hermes.error_response(**told, **facts))
     saved = result["saved"][0]
     if len(sources) > program.MAX_IMAGES:

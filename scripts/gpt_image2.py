@@ -138,32 +138,113 @@ MODELS = {"gpt-image-2": ModelRules(QUALITIES, "free"),
 OK, BUG, USAGE, SETUP, REFUSED, LIMITED, NO_ANSWER, UNSAVED = range(8)
 INTERRUPTED, UNREAD = 130, 141  # 128 + the signal's number, like the others
 
+LOOK_FIRST = "Look at the account's usage before running the command again."
+ASKS_ANEW = "Running the command again asks for a new image."
+
+
+class Kind(NamedTuple):
+    """What a kind of failure means; a Failure may know better. next: what the caller should do.
+
+    fix: change the command, a file or a setting. again: run the same command again, nothing is paid twice.
+    later: the same after a pause. ask: a person has to act or to decide. stop: another try cannot help.
+    """
+    exit_code: int
+    billed: str  # no, maybe or yes
+    next: str
+    hint: str = ""
+    retryable: bool = False  # the same request may be sent again: it made no image
+
+
+KINDS = {
+    # Before anything is asked for.
+    "usage": Kind(USAGE, "no", "fix"),
+    "input": Kind(USAGE, "no", "fix"),
+    "target": Kind(USAGE, "no", "fix"),
+    "config": Kind(SETUP, "no", "fix"),
+    "curl": Kind(SETUP, "no", "fix"),
+    "state": Kind(SETUP, "no", "ask"),
+    "key": Kind(SETUP, "no", "ask", "Check the key: config --show says where it comes from, config --check tries it."),
+    # On the way.
+    "network": Kind(NO_ANSWER, "maybe", "ask", ASKS_ANEW),
+    "tls": Kind(NO_ANSWER, "no", "fix", 'If your network has its own CA, name its file as "cacert" in the config.'),
+    "timeout": Kind(NO_ANSWER, "maybe", "ask", "Raise --timeout, or try a lower --quality or a smaller --size."),
+    "upload": Kind(NO_ANSWER, "no", "again", "Run the command again; nothing was bought."),
+    # The server said no.
+    "moderation": Kind(REFUSED, "no", "fix", "Reword the prompt; the same one will be refused again."),
+    "refused": Kind(REFUSED, "no", "fix", "Change what the message names and run the command again."),
+    "not_found": Kind(REFUSED, "no", "fix", "Check --base-url for a missing or doubled /v1, and --model."),
+    "too_large": Kind(REFUSED, "no", "fix", "Scale the input images down or save them as JPEG."),
+    "redirect": Kind(NO_ANSWER, "no", "fix", "Use the address it names as --base-url."),
+    "forbidden": Kind(SETUP, "no", "ask", "This key may not use this model or endpoint."),
+    "verification": Kind(SETUP, "no", "ask", "Verify the organization in the settings of platform.openai.com; it "
+                         "may take 15 minutes to work."),
+    "region": Kind(SETUP, "no", "stop", "The service is not offered in this region."),
+    "blocked": Kind(SETUP, "no", "ask", "A firewall in front of the server refused this computer; try another "
+                    "network."),
+    "quota": Kind(LIMITED, "no", "ask", "Add credit or raise the spending limit of the account; waiting does not "
+                  "help."),
+    "rate_limit": Kind(LIMITED, "no", "later", "Wait a minute, then run the same command again.", True),
+    "overloaded": Kind(NO_ANSWER, "no", "later", "Run the same command again in a minute.", True),
+    "unavailable": Kind(NO_ANSWER, "no", "later", "Nobody was asked to draw. Check --model, or try again later."),
+    # Nothing usable came.
+    "gateway": Kind(NO_ANSWER, "maybe", "ask", "The gateway gave up waiting. --stream keeps some of them patient; "
+                    "else use a lower --quality or a smaller --size."),
+    "server": Kind(NO_ANSWER, "maybe", "ask", LOOK_FIRST),
+    "task_failed": Kind(NO_ANSWER, "maybe", "ask", ASKS_ANEW),
+    "web_page": Kind(NO_ANSWER, "maybe", "fix", "Check --base-url: it should end in /v1."),
+    "no_image": Kind(NO_ANSWER, "maybe", "ask", LOOK_FIRST),
+    "broken_image": Kind(NO_ANSWER, "maybe", "ask", LOOK_FIRST),
+    "place": Kind(NO_ANSWER, "yes", "stop", "Tell those who run the service. " + ASKS_ANEW),
+    # The image is made, or being made: the same command goes on from there. The first three are purposes.
+    "poll": Kind(NO_ANSWER, "maybe", "again"),
+    "result": Kind(NO_ANSWER, "maybe", "again"),
+    "download": Kind(UNSAVED, "yes", "again"),
+    "disk": Kind(UNSAVED, "maybe", "again", "What came is kept. Make room on the disk; --fresh buys a new image."),
+    "save": Kind(UNSAVED, "yes", "again", "The answer is kept: make room (or choose another -o) and run the same "
+                 "command again; it is not bought twice."),
+    "stopped": Kind(INTERRUPTED, "maybe", "again", "Run the same command again (600 s are enough) to collect the "
+                    "image; it is not bought twice."),
+    "interrupted": Kind(INTERRUPTED, "no", "again", ASKS_ANEW),
+    "bug": Kind(BUG, "no", "stop", "Please report it."),
+}
+
 
 class Failure(Exception):
-    """The only expected exception: what happened, whether money may be gone, and what to do next."""
+    """The only expected exception: what happened, whether money may be gone, and what to do next.
 
-    def __init__(self, message: str, exit_code: int = NO_ANSWER, kind: str = "answer", hint: str = "",
-                 billed: str = "no", retryable: bool = False, http_status: int = 0, code: str = "",
-                 request_id: str = "", keep: bool = False) -> None:
+    What is not given follows from its kind. `billed` is what this one request cost; run_job decides at the end.
+    """
+
+    def __init__(self, kind: str, message: str, hint: str | None = None, billed: str = "", exit_code: int = -1,
+                 retryable: bool | None = None, next_step: str = "", collectable: bool = False,
+                 http_status: int = 0, code: str = "", request_id: str = "") -> None:
         super().__init__(message)
-        self.message, self.exit_code, self.kind, self.hint = message, exit_code, kind, hint
-        self.billed, self.retryable = billed, retryable
+        rules = KINDS[kind]
+        self.kind, self.message, self.hint = kind, message, rules.hint if hint is None else hint
+        self.billed, self.exit_code = billed or rules.billed, rules.exit_code if exit_code < 0 else exit_code
+        self.retryable = rules.retryable if retryable is None else retryable
+        self.collectable = collectable  # the same command can still get its image, without buying
+        self.next_step = next_step or ("later" if self.retryable else rules.next)
         self.http_status, self.code, self.request_id = http_status, code, request_id
-        self.keep = keep  # there is something left that the same command can collect
+
+    @property
+    def next(self) -> str:
+        """What the caller should do, as in KINDS."""
+        return "again" if self.collectable else self.next_step
 
 
-def usage_failure(message: str, hint: str = "") -> Failure:
+def usage_failure(message: str, hint: str = "", kind: str = "usage") -> Failure:
     """The command or a local file is wrong, nothing was sent."""
-    return Failure(message, USAGE, "usage", hint)
+    return Failure(kind, message, hint)
 
 
 def setup_failure(message: str, hint: str = "", kind: str = "config") -> Failure:
     """Key, config file or curl is missing or unusable, nothing was sent."""
-    return Failure(message, SETUP, kind, hint)
+    return Failure(kind, message, hint)
 
 
 def command_line(words: str) -> str:
-    """The command to run this program with other words, as it was started now."""
+    """The shell command that runs this program with these arguments, spelled the way it was started this time."""
     from shlex import quote
     name = sys.argv[0] or PROGRAM
     return f"{'python3 ' if name.endswith('.py') else ''}{quote(name)} {words}"
@@ -269,6 +350,26 @@ class Part(NamedTuple):
     bytes: int = 0
 
 
+class Purpose(NamedTuple):
+    """What a request is for decides what may be done with it."""
+    repeatable: bool  # asking again costs nothing, and an old answer is worth nothing
+    is_file: bool  # the answer is a picture somewhere in the world
+    is_free: bool  # comes before the paid request, or does without one
+    cannot: str = ""  # what failed, where an image is made or being made by then; also a kind of failure
+    final: tuple[int, ...] = ()  # HTTP statuses that will be the same at the next try
+
+
+PURPOSES = {
+    "create": Purpose(False, False, False),  # makes images
+    "upload": Purpose(False, False, True),
+    "poll": Purpose(True, False, False, "the task could not be looked at", (404, 405)),
+    "result": Purpose(True, False, False, "the task's result could not be fetched"),
+    "download": Purpose(True, True, False, "the image could not be fetched", (401, 403)),
+    "models": Purpose(True, False, True),
+    "input": Purpose(True, True, True),  # an image to edit
+}
+
+
 class Request(NamedTuple):
     """One HTTP request, without a word about curl."""
     method: str
@@ -281,24 +382,20 @@ class Request(NamedTuple):
     proxy: str = ""
     cacert: str = ""
     allow_http: bool = False
-    purpose: str = "create"  # create: makes images. upload. poll, result, models: asks. download, input: a file
+    purpose: str = "create"
     tasks: bool = False  # an id alone in an answer means a task: poll_url is set, or it is RunAPI
+    free_failures: bool = False  # a task that failed is not charged
     idempotent: bool = False  # the server makes nothing twice for the same Idempotency-Key
 
     @property
-    def is_file(self) -> bool:
-        """Whether the answer is a picture somewhere in the world."""
-        return self.purpose in ("download", "input")
+    def rules(self) -> Purpose:
+        """What follows from its purpose."""
+        return PURPOSES[self.purpose]
 
     @property
     def most_bytes(self) -> int:
         """How long its answer may be."""
-        return MAX_DOWNLOAD_BYTES if self.is_file else MAX_ANSWER_BYTES
-
-    @property
-    def repeatable(self) -> bool:
-        """Whether asking again cannot cost anything and an old answer is worth nothing."""
-        return self.purpose not in ("create", "upload")
+        return MAX_DOWNLOAD_BYTES if self.rules.is_file else MAX_ANSWER_BYTES
 
 
 class Wait(NamedTuple):
@@ -317,6 +414,10 @@ class Response(NamedTuple):
     text: str = ""  # the body's first characters, when it is no JSON
     broken: bool = False  # it broke off: document is what came before
     url: str = ""  # where it came from
+    images: tuple[Image, ...] = ()
+    stray: bool = False  # they were under a name that nobody has told us of
+    error: ServerError | None = None
+    meaning: str = "nothing"  # or images, pending (a task), linked (images elsewhere), error; see with_meaning
 
 
 class Span(NamedTuple):
@@ -332,14 +433,23 @@ class Span(NamedTuple):
         return re.match(DATA_URL + r"|(?:[A-Za-z0-9+/_=-]|\\[/nrt]|\\u00[23][bBfFdD]){200}", self.head) is not None
 
 
-class Link(str):
-    """The address of an image, perhaps relative to the answer's own."""
-
-
 class Image(NamedTuple):
-    """One picture that came back: base64 (in the answer's file or short), or a downloaded file."""
+    """One picture that came back: an address, base64 (in the answer's file or short), or a file."""
+    url: str = ""  # perhaps relative to the answer's own
     base64: Span | str = ""
     path: str = ""
+
+    def is_relative(self) -> bool:
+        """Whether it is an address without a host."""
+        return bool(self.url) and not re.match(r"(?i)https?:", self.url)
+
+
+class ServerError(NamedTuple):
+    """The error inside an answer, whatever its envelope."""
+    message: str
+    code: str = ""
+    type: str = ""
+    stage: str = ""  # of moderation: input or output
 
 
 class Saved(NamedTuple):
@@ -349,6 +459,11 @@ class Saved(NamedTuple):
     picture: Picture
 
 
+# How a provider works: it is a generator that knows its service's protocol and does no input or output.
+# It yields a Request and is sent the Response, or has a Failure thrown in, which it may know a way around.
+# It yields a Wait between two looks at a task; nothing is sent for that. It returns one Image, or the Failure
+# that stands for it, for each image that came. Run again with the same Job it yields the same paid requests
+# in the same order: that is how an unfinished command finds its answers.
 if TYPE_CHECKING:
     Provider = Generator["Request | Wait", Response, list["Image | Failure"]]
     Steps = Generator["Request | Wait", Response, Response]
@@ -460,7 +575,7 @@ def as_text(value: Any) -> str:
     """A JSON value as text for a message."""
     if value is None or isinstance(value, str):
         return value or ""
-    shown = with_texts(value, lambda text: text if len(text) < 300 else LONG_TEXT)
+    shown = map_texts(value, lambda text: text if len(text) < 300 else LONG_TEXT)
     return shown if isinstance(shown, str) else json.dumps(shown, ensure_ascii=False)
 
 
@@ -488,12 +603,12 @@ def member(node: Any, *names: str) -> Any:
     return node
 
 
-def with_texts(value: Any, change: Callable[[str], str]) -> Any:
+def map_texts(value: Any, change: Callable[[str], str]) -> Any:
     """A JSON value fit to be told: each of its texts changed, names too, no endless list, no Span."""
     if isinstance(value, dict):
-        return {change(name): with_texts(item, change) for name, item in list(value.items())[:MAX_MEMBERS]}
+        return {change(name): map_texts(item, change) for name, item in list(value.items())[:MAX_MEMBERS]}
     if isinstance(value, list):
-        return [with_texts(item, change) for item in value[:MAX_MEMBERS]]
+        return [map_texts(item, change) for item in value[:MAX_MEMBERS]]
     if isinstance(value, tuple):
         return LONG_TEXT
     return change(value) if isinstance(value, str) else value
@@ -956,7 +1071,7 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
         warnings.append(f"$GPT_IMAGE2_BASE_URL is overridden by {path}")
     api = api if api.value else Setting(api_of(base_url.value), "from the host")
     poll_url = pick(layers, "poll_url")
-    if poll_url.value and not same_host(fill_in(poll_url.value, base_url.value, "id"), base_url.value):
+    if poll_url.value and not url_on_host(fill_in(poll_url.value, base_url.value, "id"), base_url.value):
         raise setting_failure(poll_url, f"poll_url must lead to {host_of(base_url.value)}, the host of the key")
     return Settings(api, base_url, pick(layers, "model"), checked_timeout(pick(layers, "timeout")),
                     merged_headers(layers, content, base_url.value, warnings), pick(layers, "proxy"),
@@ -1260,26 +1375,47 @@ def choose_key(settings: Settings) -> KeySource | None:
                         f"Set GPT_IMAGE2_API_KEY (agents may hide OPENAI_API_KEY), or {other}", kind="key")
 
 
-def read_settings(options: Namespace, report: Report) -> Settings:
-    """The settings, their warnings told, their secrets known to the report."""
+class Secrets:
+    """What must never be shown, as far as it is known by now."""
+
+    def __init__(self, texts: Iterable[str] = ()) -> None:
+        self.texts = list(texts)
+        self.keys: list[str] = []  # those of them that no child's environment and no prompt may hold
+        self.paths: list[str] = []  # patterns of paths that are shown whatever they look like
+
+    def add_keys(self, *keys: str) -> None:
+        """More of them."""
+        self.keys += filter(None, keys)
+        self.texts += filter(None, keys)
+
+    def clean(self, text: str) -> str:
+        """Text that is fit to be shown: no secret, one line, not endless. Cut after that, or half a key could stay."""
+        text = text if len(text) <= LONG_STRING else text[:LONG_STRING] + CUT_MARK
+        pieces = re.split(f"({'|'.join(self.paths) or '(?!)'})", text)
+        pieces[::2] = [redact(piece, self.texts) for piece in pieces[::2]]
+        return one_line("".join(pieces), MAX_MESSAGE)
+
+
+def read_settings(options: Namespace, console: Console) -> Settings:
+    """The settings, their warnings told, their secrets known."""
+    secrets = console.secrets
     if options.api_key:
-        report.secrets.append(options.api_key)
-        report.warn("--api-key shows in ps and in the shell's history; prefer --api-key-env NAME or a config file")
+        secrets.texts.append(options.api_key)
+        console.warn("--api-key shows in ps and in the shell's history; prefer --api-key-env NAME or a config file")
     settings = load_settings({**vars(options), "headers": dict(options.header)})
-    report.keys += [pasted(source.value) for source in settings.keys if source.value]
+    secrets.add_keys(*(pasted(source.value) for source in settings.keys))
     parameters = re.findall(r"[?&]([^=&]+)=([^&]+)", settings.poll_url.value)
     for name, value in (*settings.headers.value.items(), *parameters):
-        secret = re.search(SECRET_HEADER, name)
-        if value.strip() and (secret or re.search(r"\S{16}", value)):
-            whose = report.keys if secret else report.secrets
-            whose += [value, value.split()[-1]]  # `Bearer KEY`: the key alone too
+        if value.strip() and re.search(SECRET_HEADER, name):
+            secrets.add_keys(value, value.split()[-1])  # `Bearer KEY`: the key alone too
+        elif re.search(r"\S{16}", value):
+            secrets.texts += [value, value.split()[-1]]
     for proxy in (settings.proxy.value, *map(environment, PROXY_VARIABLES)):
         login = re.sub(r"^\w*:?//", "", proxy.rpartition("@")[0])
-        report.secrets += filter(None, [login])
-        report.keys += filter(None, [login.partition(":")[2]])
-    report.secrets += report.keys
+        secrets.texts += filter(None, [login])
+        secrets.add_keys(login.partition(":")[2])
     for warning in settings.warnings:
-        report.warn(warning)
+        console.warn(warning)
     return settings
 
 
@@ -1784,15 +1920,16 @@ def respelled(request: Request) -> Request:
     return request._replace(form=tuple(part._replace(name=names.get(part.name, part.name)) for part in request.form))
 
 
-def settle(create: Request, response: Response, settings: Settings, places: list[str] | None = None) -> Steps:
-    """Look after the task behind an answer until it has images. An answer with images is settled.
-    places: the URLs, with {id}, where this service's tasks may be found; those that are not there are taken out."""
-    places = [] if places is None else places
+def poll_until_done(create: Request, response: Response, settings: Settings, templates: list[str]) -> Steps:
+    """Poll the task an answer refers to until it has images; an answer that has some is returned at once.
+
+    templates: the URLs, with {id}, at which this service's tasks may be; one that is not there is taken out.
+    """
     look = create._replace(method="GET", body=None, form=(), purpose="poll", timeout=min(create.timeout, POLL_TIMEOUT))
     task = task_id(response.document)
-    urls = poll_urls(create, response, settings, places) if is_pending(create, response) else []
+    urls = poll_urls(create, response, settings, templates) if response.meaning == "pending" else []
     least = 0.05  # seconds; it grows, for a server may always say: at once
-    while urls and not images_in(response.document) and task_status(response.document) not in DONE:
+    while urls and not response.images and task_status(response.document) not in DONE:
         asked = pause_asked(response.headers, "")
         yield Wait(POLL_PAUSE if asked is None else max(asked, least), task_status(response.document), task)
         least = min(2 * least, 1.0)
@@ -1801,37 +1938,36 @@ def settle(create: Request, response: Response, settings: Settings, places: list
         except Failure as failure:
             if failure.http_status == 404 and len(urls) > 1:
                 missing = urls.pop(0)
-                places[:] = [place for place in places if not missing.startswith(place.partition("{id}")[0])]
+                templates[:] = [each for each in templates if not missing.startswith(each.partition("{id}")[0])]
             elif failure.http_status and failure.http_status != 429 and failure.http_status < 500:
                 raise  # anything else says nothing about the task
-    url = same_host(task_field(response.document, ("response_url",)), create.url)
-    if url and not images_in(response.document):
+    url = url_on_host(task_field(response.document, ("response_url",)), create.url)
+    if url and not response.images:
         response = yield look._replace(url=url, purpose="result")
-    if not images_in(response.document):
-        raise Failure("the task ended without an image: " + nothing_usable(response), kind="no_image",
-                      hint=LOOK_FIRST, billed="maybe")
+    if not response.images:
+        raise Failure("no_image", "the task ended without an image: " + nothing_usable(response))
     return response
 
 
-def poll_urls(create: Request, response: Response, settings: Settings, places: Sequence[str]) -> list[str]:
+def poll_urls(create: Request, response: Response, settings: Settings, templates: Sequence[str]) -> list[str]:
     """Where a task may be looked at, the most certain place first; only on the host that has the key."""
     from urllib.parse import quote
     document, task = response.document, quote(task_id(response.document), safe="")
     base = re.sub(r"/images/\w+$", "", create.url)
-    template = same_host(fill_in(settings.poll_url.value, settings.base_url.value, task), create.url)
+    template = url_on_host(fill_in(settings.poll_url.value, settings.base_url.value, task), create.url)
     data = member(document, "data")
-    named = [same_host(as_text(link), create.url) for link in (
+    named = [url_on_host(as_text(link), create.url) for link in (
         response.headers.get("location"), task_field(document, ("status_url",)),
         member(document, "urls", "get"), member(data, "urls", "get"))]
     known = [f"{base}/tasks/{task}", f"{create.url}/{task}"]
     if not isinstance(data, list):
         known.reverse()
-    if places:
-        known = [place.replace("{id}", task) for place in places]
+    if templates:
+        known = [each.replace("{id}", task) for each in templates]
     return [url for url in (template, *named, *(known if task.strip(".") else ())) if url]
 
 
-def same_host(url: str, base: str) -> str:
+def url_on_host(url: str, base: str) -> str:
     """The absolute URL if it leads to base's host, else an empty text: a key never follows it elsewhere."""
     match = ORIGIN.match(base)
     origin = match.group() if match else "no host"
@@ -1842,36 +1978,36 @@ def same_host(url: str, base: str) -> str:
 
 
 def collect_images(create: Request, response: Response, settings: Settings, wanted: int = 1,
-                   places: list[str] | None = None) -> Provider:
-    """The images of an answer; those behind a URL are fetched, without the key. A Failure stands for one that fails.
-    Of many more than are wanted, the last ones are not fetched."""
-    response = yield from settle(create, response, settings, places)
+                   templates: list[str] | None = None) -> Provider:
+    """The images of an answer; those behind a URL are fetched. One that cannot be fetched is represented by its
+    Failure. Of many more than are wanted, the last ones are not fetched."""
+    response = yield from poll_until_done(create, response, settings, [] if templates is None else templates)
     images: list[Image | Failure] = []
-    for found in images_in(response.document):
-        if isinstance(found, Link) and len(images) < wanted + SPARE_IMAGES:
-            images.append((yield from fetch_image(found, response, create, settings)))
+    for image in response.images:
+        if image.url and len(images) < wanted + SPARE_IMAGES:
+            images.append((yield from fetch_image(image, response, create, settings)))
         else:
-            images.append(found if isinstance(found, Image) else Image(base64=found))
+            images.append(image)
     return images
 
 
-def fetch_image(link: Link, response: Response, create: Request,
+def fetch_image(image: Image, response: Response, create: Request,
                 settings: Settings) -> Generator[Request | Wait, Response, Image | Failure]:
     """The image behind an address: fetched without the key, and once with it where the endpoint itself wants it."""
     from urllib.parse import urljoin
     try:
-        if re.search(r"[\\\x00-\x1f\x7f-\x9f]", link):
+        if re.search(r"[\\\x00-\x1f\x7f-\x9f]", image.url):
             raise ValueError
-        url = web_address(urljoin(response.url or create.url, link) if is_relative(link) else link)
+        url = web_address(urljoin(response.url or create.url, image.url) if image.is_relative() else image.url)
         request = download(url, settings)
         try:
             return Image(path=(yield request).path)
         except Failure as failure:
-            if failure.http_status not in (401, 403) or not same_host(url, create.url):
+            if failure.http_status not in (401, 403) or not url_on_host(url, create.url):
                 raise
         return Image(path=(yield request._replace(headers=create.headers)).path)
     except ValueError:
-        return broken_image(f"the address of an image is no URL: {link}")
+        return Failure("broken_image", f"the address of an image is no URL: {image.url}")
     except Failure as failure:
         return failure
 
@@ -1894,8 +2030,7 @@ def check_place(url: str, named_by: str) -> None:
     """Refuse a result's address for good: no other try can make it right."""
     fault = place_fault(url, named_by)
     if fault:
-        raise Failure(f"the image's address {url} {fault}", kind="place", billed="yes",
-                      hint="Tell those who run the service. " + ASKS_ANEW)
+        raise Failure("place", f"the image's address {url} {fault}")
 
 
 def codex(job: Job, settings: Settings, key: KeySource) -> Provider:
@@ -1928,32 +2063,31 @@ def runapi(job: Job, settings: Settings, key: str, token: str) -> Provider:
 
     token: the same for every run of one command, so that a repeated create makes nothing twice.
     """
-    root = without_version(settings)
+    root = runapi_root(settings)
     origin = root.base_url.value
     sources = []
     for image in job.images:
         sources.append((yield from runapi_upload(image, root, key)))
     dialects = runapi_dialects(job)
-    places: list[str] = []
+    templates: list[str] = []
     results: list[Image | Failure] = []
     for number in range(1, job.n + 1):
         try:
             create, response = yield from runapi_create(job, root, key, dialects, sources, f"{token}-{number}")
             action = create.url.rpartition("/")[2]
-            places = places or [create.url + "/{id}", origin + "/api/v1/tasks/{id}",
-                                f"{origin}/api/v1/gpt_image_2/{action}/{{id}}"]
-            results += yield from collect_images(create, response, settings, 1, places)
+            templates = templates or [create.url + "/{id}", origin + "/api/v1/tasks/{id}",
+                                      f"{origin}/api/v1/gpt_image_2/{action}/{{id}}"]
+            results += yield from collect_images(create, response, settings, 1, templates)
         except Failure as failure:
-            if failure.kind == "task_failed":
-                failure.billed = "no"  # RunAPI does not charge for failed tasks
-            if failure.keep or (number == 1 and failure.kind not in ("task_failed", "moderation")):
+            failed_alone = failure.kind in ("task_failed", "moderation")
+            if failure.collectable or (number == 1 and not failed_alone):
                 raise
-            failure.keep = failure.retryable  # this one can be asked for again, without those that came
+            failure.collectable = failure.retryable  # it can be asked for again, without those that came
             results.append(failure)
     return results
 
 
-def without_version(settings: Settings) -> Settings:
+def runapi_root(settings: Settings) -> Settings:
     """RunAPI's base URL as its paths need it; people set it with /v1 for chat."""
     origin = re.sub(r"(/api)?(/v1)?$", "", settings.base_url.value)
     return settings._replace(base_url=settings.base_url._replace(value=origin))
@@ -2006,7 +2140,7 @@ def runapi_request(job: Job, settings: Settings, key: str, dialect: Dialect, sou
     if sources:
         body["source_image_urls"] = list(sources)
     return api_request(settings, key, "POST", dialect.path)._replace(
-        body=body, idempotent=dialect.idempotent, tasks=True)
+        body=body, idempotent=dialect.idempotent, tasks=True, free_failures=True)
 
 
 def runapi_upload(image: Upload, settings: Settings, key: str) -> Generator[Request | Wait, Response, str]:
@@ -2052,8 +2186,7 @@ def uploaded_url(response: Response) -> str:
 
 def useless_upload(response: Response) -> Failure:
     """An upload that leads nowhere."""
-    return Failure("the upload brought no URL: " + nothing_usable(response), kind="upload",
-                   hint="Run the command again; nothing was bought.")
+    return Failure("upload", "the upload brought no URL: " + nothing_usable(response))
 
 
 # ---- 9. Transport: how to send -------------------------------------------------------------------
@@ -2063,36 +2196,41 @@ def useless_upload(response: Response) -> Failure:
 WRITE_OUT = ("%{http_code} %{http_connect} %{size_upload} %{time_pretransfer} %{size_download} "
              "%{size_request}\\n")
 
-# curl's exit code -> (kind, what happened); reference: curl's man page, read 2026-11-01.
-CURL_FAULTS = {
-    1: ("config", "curl cannot use this kind of URL"),
-    2: ("curl", "curl rejected its options; it may be too old"),
-    3: ("config", "curl rejected the URL"),
-    5: ("network", "the proxy's name cannot be found"),
-    6: ("network", "the server's name cannot be found"),
-    7: ("network", "nothing answers there"),
-    8: ("network", "what answers there does not speak HTTP"),
-    16: ("network", "the HTTP/2 connection broke"),
-    18: ("network", "the answer broke off in the middle"),
-    23: ("disk", "the answer could not be written to disk"),
-    26: ("file", "a file to send could not be read"),
-    28: ("timeout", "no answer in time"),
-    35: ("tls", "the TLS handshake failed: a wrong port, or a proxy in between"),
-    47: ("network", "too many redirects"),
-    52: ("network", "the server closed the connection without an answer"),
-    55: ("network", "the connection broke while sending"),
-    56: ("network", "the connection broke while waiting for the answer"),
-    60: ("tls", "the server's certificate is not trusted"),
-    63: ("network", "the answer is larger than allowed"),
-    65: ("network", "the request would have to be sent again"),
-    77: ("config", "the file named as cacert cannot be read"),
-    92: ("network", "the HTTP/2 connection broke"),
-    97: ("network", "the SOCKS proxy refused the connection"),
-}
+class CurlFault(NamedTuple):
+    """What one of curl's exit codes means."""
+    kind: str
+    sentence: str
+    early: bool = False  # before anything of the request could leave this machine
+    hopeless: bool = False  # the next try would meet the same
 
-EARLY_FAULTS = (2, 3, 5, 6, 7, 35, 60, 77)  # before anything of the request could leave this machine
+
 TOO_LARGE = 63
-HOPELESS_FAULTS = (1, 2, 3, 26, 60, 77)  # the next try would meet the same
+CURL_FAULTS = {  # by exit code; curl's man page, read 2026-11-01
+    1: CurlFault("config", "curl cannot use this kind of URL", hopeless=True),
+    2: CurlFault("curl", "curl rejected its options; it may be too old", early=True, hopeless=True),
+    3: CurlFault("config", "curl rejected the URL", early=True, hopeless=True),
+    5: CurlFault("network", "the proxy's name cannot be found", early=True),
+    6: CurlFault("network", "the server's name cannot be found", early=True),
+    7: CurlFault("network", "nothing answers there", early=True),
+    8: CurlFault("network", "what answers there does not speak HTTP"),
+    16: CurlFault("network", "the HTTP/2 connection broke"),
+    18: CurlFault("network", "the answer broke off in the middle"),
+    23: CurlFault("disk", "the answer could not be written to disk"),
+    26: CurlFault("input", "a file to send could not be read", hopeless=True),
+    28: CurlFault("timeout", "no answer in time"),
+    35: CurlFault("tls", "the TLS handshake failed: a wrong port, or a proxy in between", early=True),
+    47: CurlFault("network", "too many redirects"),
+    52: CurlFault("network", "the server closed the connection without an answer"),
+    55: CurlFault("network", "the connection broke while sending"),
+    56: CurlFault("network", "the connection broke while waiting for the answer"),
+    60: CurlFault("tls", "the server's certificate is not trusted", early=True, hopeless=True),
+    TOO_LARGE: CurlFault("network", "the answer is larger than allowed"),
+    65: CurlFault("network", "the request would have to be sent again"),
+    77: CurlFault("config", "the file named as cacert cannot be read", early=True, hopeless=True),
+    92: CurlFault("network", "the HTTP/2 connection broke"),
+    97: CurlFault("network", "the SOCKS proxy refused the connection"),
+}
+OTHER_FAULT = CurlFault("network", "the transfer failed")
 
 
 class Exchange(NamedTuple):
@@ -2100,7 +2238,7 @@ class Exchange(NamedTuple):
     base: str
 
     def file(self, kind: str) -> str:
-        """The path of body, field-N, lock, answer, headers, outcome, errors, or the empty mark of its purpose."""
+        """The path of one of the kinds that stand in the journal's table."""
         return f"{self.base}.{kind}"
 
 
@@ -2288,7 +2426,8 @@ def start_curl(request: Request, exchange: Exchange, secrets: Sequence[str]) -> 
     """curl at work on one request; all it has to say goes to files, and its end frees the exchange's lock."""
     import tempfile
     write_bodies(request, exchange)
-    private_file(exchange.file(request.purpose)).close()
+    if request.purpose == "create":
+        private_file(exchange.file("create")).close()
     lock = take_lock(exchange.file("lock"), create=True, wait=True)  # others take it only for a look
     try:
         # In the private folder: looking for a temporary one leaves a probe file when it is killed.
@@ -2297,7 +2436,8 @@ def start_curl(request: Request, exchange: Exchange, secrets: Sequence[str]) -> 
             reserve_room(outcome, errors)
             config.write(as_bytes(curl_config(request, exchange)))
             config.seek(0)  # the child shares the offset
-            more = {} if lock is None or lock < 0 else {"pass_fds": (lock,), "preexec_fn": lambda: leave_family(lock)}
+            more = {} if lock is None or lock == NO_LOCKS else {
+                "pass_fds": (lock,), "preexec_fn": lambda: detach_from_tree(lock)}
             return start_child(["curl", "-q", "-K", "-"], secrets, stdin=config, stdout=outcome, stderr=errors, **more)
     finally:
         release(lock)
@@ -2311,8 +2451,8 @@ def reserve_room(*files: BinaryIO) -> None:
         file.seek(0)  # the child shares the offset
 
 
-def leave_family(lock: int) -> None:
-    """Go on as an orphan, just before curl begins: some callers kill a program together with all its descendants.
+def detach_from_tree(lock: int) -> None:
+    """Fork once more before curl begins, so that init adopts it: some agents kill a program's whole process tree.
 
     The orphan's process id is in the lock file, and true as long as the lock is held.
     """
@@ -2323,7 +2463,7 @@ def leave_family(lock: int) -> None:
 
 def is_running(child: Popen[bytes] | None, exchange: Exchange) -> bool:
     """Whether curl is still at work. child is its short-lived parent; where there are no locks it is curl itself."""
-    return (child is not None and child.poll() is None) or exchange_state(exchange) == "running"
+    return (child is not None and child.poll() is None) or exchange_state(exchange) == RUNNING
 
 
 def stop_curl(child: Popen[bytes] | None, exchange: Exchange) -> None:
@@ -2379,23 +2519,25 @@ def transport_failure(outcome: Outcome, request: Request) -> Failure | None:
     host = host_of(request.url)
     refused = outcome.status or outcome.proxy_status
     if refused == 407 or (not outcome.status and refused >= 400):  # without TLS its refusal is the answer
-        return Failure(f"the proxy refused the connection to {host} (HTTP {refused})", kind="network",
-                       hint="Check the proxy's address and password.", retryable=True)
+        return Failure("network", f"the proxy refused the connection to {host} (HTTP {refused})",
+                       "Check the proxy's address and password.", "no", retryable=True, next_step="fix")
     if outcome.exit_code == 0:
         return None
-    kind, sentence = CURL_FAULTS.get(outcome.exit_code, ("network", "the transfer failed"))
+    fault = CURL_FAULTS.get(outcome.exit_code, OTHER_FAULT)
+    never_sent = not outcome.sent or fault.early
+    kind, sentence = fault.kind, fault.sentence
     if outcome.exit_code < 0:
         sentence = "curl was stopped"
     elif outcome.exit_code == 28:
         sentence = f"no answer within {request.timeout:g} s" if outcome.sent else "no connection in time"
     elif outcome.exit_code == 1 and outcome.sent:
         kind, sentence = "network", "what answers there does not speak HTTP"
-    never_sent = not outcome.sent or outcome.exit_code in EARLY_FAULTS
-    exit_code = {"config": SETUP, "curl": SETUP, "file": USAGE}.get(kind, NO_ANSWER) if never_sent else NO_ANSWER
     message = f"{host}: {sentence} (curl {outcome.exit_code})" + (f": {outcome.message}" if outcome.message else "")
-    hint = transport_hint(kind, never_sent, request.url)
-    return Failure(message, exit_code, kind, hint, "no" if never_sent else "maybe",
-                   retryable=never_sent and outcome.exit_code not in HOPELESS_FAULTS, http_status=outcome.status)
+    billed = "no" if never_sent or request.rules.is_free else "maybe"
+    kept = kind == "disk" and billed == "maybe"
+    return Failure(kind, message, unsent_hint(kind, request.url) if never_sent else None, billed,
+                   -1 if kept or (never_sent and kind != "disk") else NO_ANSWER, never_sent and not fault.hopeless,
+                   "ask" if billed == "maybe" else "", kept, outcome.status)
 
 
 # Codex's words, read in 0.169. It sets CODEX_SANDBOX_NETWORK_DISABLED where a command has no network.
@@ -2416,24 +2558,43 @@ def network_is_closed(url: str) -> bool:
     return True
 
 
-def transport_hint(kind: str, never_sent: bool, url: str) -> str:
-    """What to do after a transfer failed."""
-    hints = {"tls": 'If your network has its own CA, name its file as "cacert" in the config.',
-             "timeout": "Raise --timeout, or try a lower --quality or a smaller --size.",
-             "disk": "What came is kept. Make room on the disk; --fresh buys a new image."}
-    if kind in ("network", "timeout") and never_sent:
-        return f"Nothing was sent: there is no network here. {SANDBOX}" if network_is_closed(url) else (
-            "Nothing was sent. Check --base-url, the network and the proxy, then run the same command again.")
-    return hints.get(kind, "" if never_sent else ASKS_ANEW)
+def unsent_hint(kind: str, url: str) -> str:
+    """What to do where nothing left this machine."""
+    if kind not in ("network", "timeout"):
+        return KINDS[kind].hint
+    return f"Nothing was sent: there is no network here. {SANDBOX}" if network_is_closed(url) else (
+        "Nothing was sent. Check --base-url, the network and the proxy, then run the same command again.")
 
 # ---- 10. Journal: unfinished requests survive everything -----------------------------------------
-# One folder for each command: request.json says what was asked for; N.* are the files of its Nth
-# transfer that may cost money (N.create marks those that ask for images), RUN-N.* of those that can be
-# repeated; saved-N names the Nth picture's file, partials the pictures in the making; input-N is a copy of an
-# input, input-N.url its address if it has one; stuck lets --fresh remove it; owner is locked by the program
-# at work on it.
-# Running the same command again takes the folder over and replays it: answers that are there are
-# read instead of asked for, a transfer that still runs is waited for.
+# One folder for each command, FINGERPRINT-RANDOM. Running the same command again takes it over and replays the
+# provider: a paid step that has an answer is read instead of sent, one that still runs is waited for.
+#
+#   file                 written by           read by           meaning
+#   request.json         make_folder          request_record    what was asked for, without a key; its schema
+#   owner                make_folder          take_lock         locked by the program at work on the folder
+#   droppable            let_fresh_drop       take_over         --fresh may remove it: it may fail for ever
+#   input-K, input-K.url Inputs.moved         curl, Inputs      the Kth input image, and its address if it has one
+#   N.create             start_curl           Folder.creates    the Nth paid step asks for images
+#   N.body, N.field-K    write_bodies         curl              what is sent
+#   N.lock               curl's parent        exchange_state    locked by curl while it is at work; its process id
+#   N.answer, N.headers  curl                 read_response     what came, as it came
+#   N.outcome, N.errors  curl                 read_outcome      how it ended; errors is there before curl starts
+#   RUN-K.*              as N.*               as N.*            a step that is repeated by every run, not replayed
+#   saved-N              remember_saved       saved_before      the path of the Nth picture
+#   partials             Partials.publish     Partials          the files of pictures in the making
+#
+# The state of a transfer, from what is there:
+#   errors   lock held   text in outcome or errors   headers   state
+#   no       -           -                           -         UNSENT
+#   yes      yes         -                           -         RUNNING
+#   yes      no          yes                         -         ANSWERED: curl has ended and said how
+#   yes      no          no                          yes       LOST: curl was killed in the middle
+#   yes      no          no                          no        UNSENT: killed before it could connect
+
+SCHEMA = 1  # of request.json; a folder with a newer one is left alone
+UNSENT, RUNNING, ANSWERED, LOST = "unsent", "running", "answered", "lost"
+NO_LOCKS = -1  # in place of a lock's descriptor, where there are none: nothing is running then, as far as is known
+
 
 class Folder(NamedTuple):
     """The private folder of one command. lock: the owner's, held while the program runs."""
@@ -2455,12 +2616,12 @@ class Folder(NamedTuple):
 def take_lock(path: str, create: bool = False, wait: bool = False) -> int | None:
     """A descriptor that holds the file's lock, None when another process holds it or there is no file.
 
-    Locks end with the last process that has the descriptor, however it ends. -1 where there are none.
+    The lock is released when the last process that has the descriptor exits, for whatever reason.
     """
     if fcntl is None:
         if create:
             private_file(path).close()
-        return -1 if os.path.exists(path) else None
+        return NO_LOCKS if os.path.exists(path) else None
     try:
         handle = os.open(path, os.O_RDWR | NO_LINK | (os.O_CREAT if create else 0), 0o600)
     except FileNotFoundError:
@@ -2473,7 +2634,7 @@ def take_lock(path: str, create: bool = False, wait: bool = False) -> int | None
     except (BlockingIOError, FileNotFoundError):  # held by another, or removed since it was opened
         pass
     except OSError:  # some network file systems have none
-        lock = -1
+        lock = NO_LOCKS
     os.close(handle)
     return lock
 
@@ -2481,14 +2642,14 @@ def take_lock(path: str, create: bool = False, wait: bool = False) -> int | None
 def journal_lock(folder: str, name: str, create: bool = False, wait: bool = False) -> int | None:
     """The lock of the journal or of one request: without it two programs could buy the same, but on Windows."""
     lock = take_lock(os.path.join(folder, name), create, wait)
-    if lock == -1 and fcntl:
+    if lock == NO_LOCKS and fcntl:
         raise OSError("files cannot be locked there")
     return lock
 
 
 def release(lock: int | None) -> None:
     """Give a lock back."""
-    if lock is not None and lock >= 0:
+    if lock is not None and lock != NO_LOCKS:
         os.close(lock)
 
 
@@ -2543,11 +2704,11 @@ def folder_fault(path: str, closed: int = 0o022) -> str:
     return ""
 
 
-def is_safe(path: str, report: Report, closed: int = 0o022) -> bool:
+def is_safe(path: str, console: Console, closed: int = 0o022) -> bool:
     """Whether a folder is this user's alone; a warning says why it is not."""
     fault = folder_fault(path, closed)
     if fault:
-        report.warn(f"{path} is not used, nor what waits there: {fault}")
+        console.warn(f"{path} is not used, nor what waits there: {fault}")
     return not fault
 
 
@@ -2560,16 +2721,34 @@ def make_private(path: str) -> None:
         os.umask(umask)
 
 
-def journal_root(find_root: Callable[[], str], report: Report, create: bool = False) -> str:
+def journal_root(find_root: Callable[[], str], console: Console, create: bool = False) -> str:
     """A place of the journal. OSError when it is not there or others could tamper with it."""
     root = find_root()
     if not create:
         os.lstat(root)
-    elif is_safe(root, report):  # as far as it exists
+    elif is_safe(root, console):  # as far as it exists
         make_private(root)
-    if not is_safe(root, report):
+    if not is_safe(root, console):
         raise OSError("others can change it")
     return root
+
+
+def journal_roots(console: Console) -> Iterator[str]:
+    """The places of the journal that are there and this user's."""
+    for find_root in (state_root, sandbox_root):
+        with suppress(OSError):
+            yield journal_root(find_root, console)
+
+
+def request_record(path: str, console: Console) -> dict[str, Any] | None:
+    """What request.json says, empty where it cannot be read; None for one of a newer program, which is left alone."""
+    record: dict[str, Any] = {}
+    with suppress(OSError, ValueError, TypeError), plain_file(os.path.join(path, "request.json")) as stream:
+        record = dict(json.load(stream))
+    if record.get("schema", SCHEMA) == SCHEMA:
+        return record
+    console.warn(f"{path} was made by a newer version of this program and is left alone")
+    return None
 
 
 def fingerprint(job: Job, settings: Settings) -> str:
@@ -2581,24 +2760,24 @@ def fingerprint(job: Job, settings: Settings) -> str:
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:24]
 
 
-def open_folder(job: Job, settings: Settings, fresh: bool, report: Report) -> Folder:
+def open_folder(job: Job, settings: Settings, fresh: bool, console: Console) -> Folder:
     """The folder of an unfinished identical command, or a new one."""
     room = room_needed(job.n, as_text(job.parameters.get("size"))) * 3 // 2  # as base64
     room += sum(upload.bytes for upload in job.uploads) * (3 if settings.api.value == "codex" else 1)
     name, problem = fingerprint(job, settings), ""
-    asked = {"schema": 1, "version": VERSION, "prompt": job.prompt, "model": job.model, "images": len(job.images),
-             "endpoint": settings.base_url.value, "parameters": dict(job.parameters)}
-    for find_root in (state_root, sandbox_root):
-        with suppress(OSError):  # not there, or not this user's
-            found = adopt_folder(journal_root(find_root, report), name, fresh, report)
+    record = {"schema": SCHEMA, "version": VERSION, "prompt": job.prompt, "model": job.model,
+              "images": len(job.images), "endpoint": settings.base_url.value, "parameters": dict(job.parameters)}
+    for root in journal_roots(console):
+        with suppress(OSError):  # not there any more, or not to be read
+            found = adopt_folder(root, name, fresh, console)
             if found:
                 return found
     for find_root in (state_root, sandbox_root):
         try:
-            return make_folder(journal_root(find_root, report, create=True), name, room, asked)
+            return make_folder(journal_root(find_root, console, create=True), name, room, record, console)
         except OSError as error:
             problem = problem or reason(error)
-    report.warn(f"the state folder cannot be used ({problem}): if this command is cut off, its image is lost")
+    console.warn(f"the state folder cannot be used ({problem}): if this command is cut off, its image is lost")
     return temporary_folder()
 
 
@@ -2612,10 +2791,11 @@ def temporary_folder() -> Folder:
                         "Set TMPDIR or XDG_STATE_HOME to a folder that can be written. " + SANDBOX)
 
 
-def adopt_folder(root: str, name: str, fresh: bool, report: Report) -> Folder | None:
-    """Take over what an identical command has left; with fresh only give up what could never be collected."""
+def adopt_folder(root: str, name: str, fresh: bool, console: Console) -> Folder | None:
+    """Take over what an identical command has left; with fresh only remove what may be dropped."""
     paths = [os.path.join(root, entry) for entry in sorted(os.listdir(root)) if entry.startswith(name)]
-    waiting = [path for path in paths if fcntl and is_safe(path, report, 0o077)]
+    waiting = [path for path in paths if fcntl and is_safe(path, console, 0o077)
+               and request_record(path, console) is not None]
     if not waiting:
         return None
     try:
@@ -2640,29 +2820,29 @@ def take_over(path: str, fresh: bool) -> Folder | None:
     folder = Folder(path, lock, True, adopted=True)
     if not fresh:
         return folder
-    if os.path.exists(os.path.join(path, "stuck")):
+    if os.path.exists(os.path.join(path, "droppable")):
         remove_folder(folder)
     release(lock)
     return None
 
 
-def make_folder(root: str, name: str, room: int, asked: Mapping[str, Any]) -> Folder:
+def make_folder(root: str, name: str, room: int, record: Mapping[str, Any], console: Console) -> Folder:
     """A new folder. One process at a time does this, so that none is seen half made."""
     gate = journal_lock(root, ".lock", create=True, wait=True)
     try:
-        prune(root)
+        prune(root, console)
         if free_bytes(root) < room:
             raise OSError(f"less than {room // 1_000_000} MB are free there")
         path = os.path.join(root, f"{name}-{os.urandom(4).hex()}")
         os.mkdir(path, 0o700)
         with private_file(os.path.join(path, "request.json")) as stream:
-            stream.write(json.dumps(asked, ensure_ascii=False).encode())
+            stream.write(json.dumps(record, ensure_ascii=False).encode())
         return Folder(path, journal_lock(path, "owner", create=True), True)
     finally:
         release(gate)
 
 
-def prune(root: str) -> None:
+def prune(root: str, console: Console) -> None:
     """Remove what was left half made or half removed, and what nobody collected in time; never a link."""
     import stat
     for entry in os.listdir(root):
@@ -2673,9 +2853,9 @@ def prune(root: str) -> None:
                 continue
             if entry.startswith(".") or not os.path.lexists(os.path.join(path, "owner")):
                 remove_tree(path)
-            elif time.time() - status.st_mtime > KEEP_DAYS * 86400:
+            elif time.time() - status.st_mtime > KEEP_DAYS * 86400 and request_record(path, console) is not None:
                 folder = Folder(path, journal_lock(path, "owner"), True)
-                if folder.lock is not None and folder_state(folder) != "running":
+                if folder.lock is not None and folder_state(folder) != RUNNING:
                     remove_folder(folder)
                 release(folder.lock)
 
@@ -2707,45 +2887,41 @@ def has_text(path: str) -> bool:
 
 
 def exchange_state(exchange: Exchange) -> str:
-    """unsent, running, answered (curl has ended and said how), or lost (curl was killed in the middle)."""
+    """The state of a transfer, as the journal's table has it."""
     if not os.path.exists(exchange.file("errors")):
-        return "unsent"
+        return UNSENT
     lock = take_lock(exchange.file("lock"))
     if lock is None:
-        return "running"
+        return RUNNING
     release(lock)
     if has_text(exchange.file("outcome")) or has_text(exchange.file("errors")):
-        return "answered"
-    # curl makes this file before it connects
-    return "lost" if os.path.exists(exchange.file("headers")) else "unsent"
+        return ANSWERED
+    return LOST if os.path.exists(exchange.file("headers")) else UNSENT
 
 
 def folder_state(folder: Folder) -> str:
-    """running while an image is asked for, then lost or answered; unsent when nothing was asked."""
+    """RUNNING while an image is asked for, then LOST or ANSWERED; UNSENT when nothing was asked."""
     states = [exchange_state(exchange) for exchange in folder.creates()]
-    return next((state for state in ("running", "lost", "answered") if state in states), "unsent")
+    return next((state for state in (RUNNING, LOST, ANSWERED) if state in states), UNSENT)
 
 
-def journal_folders(report: Report) -> list[str]:
+def journal_folders(console: Console) -> list[str]:
     """The paths of the folders of all unfinished commands, wherever they are."""
-    paths: list[str] = []
-    for find_root in (state_root, sandbox_root):
-        with suppress(OSError):
-            root = journal_root(find_root, report)
-            paths += [os.path.join(root, entry) for entry in sorted(os.listdir(root)) if entry[0] != "."]
+    paths = [os.path.join(root, entry) for root in journal_roots(console) for entry in sorted(os.listdir(root))
+             if not entry.startswith(".")]
     return [path for path in paths
-            if os.path.lexists(os.path.join(path, "owner")) and is_safe(path, report, 0o077)]
+            if os.path.lexists(os.path.join(path, "owner")) and is_safe(path, console, 0o077)]
 
 
-def unfinished_commands(report: Report) -> list[tuple[float, str, str]]:
+def unfinished_commands(console: Console) -> list[tuple[float, str, str]]:
     """(age in seconds, state, first words of the prompt) of every unfinished command, oldest first."""
     found = []
-    for path in journal_folders(report):
-        with suppress(OSError, ValueError, AttributeError):  # half made, or just removed
-            with plain_file(os.path.join(path, "request.json")) as stream:
-                prompt = as_text(json.load(stream).get("prompt"))
-            state = folder_state(Folder(path, None, True))
-            found.append((time.time() - os.stat(path).st_mtime, state, one_line(prompt, 60)))
+    for path in journal_folders(console):
+        record = request_record(path, console)
+        with suppress(OSError):  # just removed
+            if record:
+                state = folder_state(Folder(path, None, True))
+                found.append((time.time() - os.stat(path).st_mtime, state, one_line(as_text(record.get("prompt")), 60)))
     return sorted(found, reverse=True)
 
 
@@ -2775,7 +2951,7 @@ def remember_saved(folder: Folder, number: int, path: str) -> None:
 def answers_of(folder: Folder) -> list[Exchange]:
     """The transfers of a command that brought something which may be a picture: not refused, not endless."""
     ended = [(exchange, read_outcome(exchange)) for exchange in folder.creates()
-             if exchange_state(exchange) in ("answered", "lost")]
+             if exchange_state(exchange) in (ANSWERED, LOST)]
     return [exchange for exchange, outcome in ended
             if outcome.status < 300 and outcome.exit_code != TOO_LARGE and os.path.exists(exchange.file("answer"))
             and os.path.getsize(exchange.file("answer"))]
@@ -2783,202 +2959,50 @@ def answers_of(folder: Folder) -> list[Exchange]:
 
 def paid_answers(folder: Folder) -> list[Exchange]:
     """The transfers of a command whose server said yes: something may have been bought there."""
-    ended = [exchange for exchange in folder.creates() if exchange_state(exchange) == "answered"]
+    ended = [exchange for exchange in folder.creates() if exchange_state(exchange) == ANSWERED]
     return [exchange for exchange in ended if 200 <= read_outcome(exchange).status < 300]
 
 
-def mark_stuck(folder: Folder) -> None:
-    """Let --fresh give up a collection that may fail for ever."""
+def let_fresh_drop(folder: Folder) -> None:
+    """Let --fresh remove the folder: collecting it may fail for ever."""
     with suppress(OSError):  # a full disk: there it stays until it is collected
-        private_file(os.path.join(folder.path, "stuck")).close()
+        private_file(os.path.join(folder.path, "droppable")).close()
+
+
+def signal_exit_code(stop: KeyboardInterrupt) -> int:
+    """128 and the number of the signal that came."""
+    return 128 + int(stop.args[0] if stop.args else 2)
 
 
 def stop_failure(stop: KeyboardInterrupt, folder: Folder) -> Failure:
-    """What a signal leaves behind. kind "stopped": there is something to collect; "interrupted": there is not."""
-    exit_code = 128 + int(stop.args[0] if stop.args else 2)
-    state = folder_state(folder)
+    """What a signal leaves behind: something to collect, or nothing."""
+    exit_code, state = signal_exit_code(stop), folder_state(folder)
     word = {INTERRUPTED: "interrupted", UNREAD: "nobody reads the result any more"}.get(exit_code, "terminated")
-    again = "Run the same command again (600 s are enough) to collect the image; it is not bought twice."
-    if state == "running":
-        return Failure(f"{word}; the transfer goes on by itself", exit_code, "stopped", again, "maybe")
-    if paid_answers(folder):
-        return Failure(f"{word}; the server's answer is kept", exit_code, "stopped", again, "yes")
-    told, billed = ("the transfer was stopped", "maybe") if state == "lost" else ("nothing was bought", "no")
-    return Failure(f"{word}; {told}", exit_code, "interrupted", ASKS_ANEW, billed)
+    if state == RUNNING or paid_answers(folder):
+        told = "the transfer goes on by itself" if state == RUNNING else "the server's answer is kept"
+        return Failure("stopped", f"{word}; {told}", exit_code=exit_code, collectable=True)
+    told, billed = ("the transfer was stopped", "maybe") if state == LOST else ("nothing was bought", "no")
+    return Failure("interrupted", f"{word}; {told}", billed=billed, exit_code=exit_code,
+                   next_step="ask" if billed == "maybe" else "")
 
 
-def earlier_input(url: str, report: Report) -> str:
+def earlier_input(url: str, console: Console) -> str:
     """The copy that an unfinished request has of a URL's image, if there is one."""
     wanted, numbers = url.encode("utf-8", "surrogateescape"), range(MAX_IMAGES)
-    for path in (os.path.join(folder, f"input-{n}") for folder in journal_folders(report) for n in numbers):
+    for path in (os.path.join(folder, f"input-{n}") for folder in journal_folders(console) for n in numbers):
         with suppress(OSError), plain_file(path + ".url") as stream:
             if stream.read() == wanted and os.path.exists(path):
                 return path
     return ""
 
 
-# ---- 11. Driver: feed the provider, tell the caller ---------------------------------------------
-
-class Report:
-    """Everything the caller is told: notes while it happens, then one result, as text or as JSON."""
-
-    def __init__(self, as_json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
-        self.as_json, self.quiet, self.verbose = as_json, quiet, verbose
-        self.secrets: list[str] = []
-        self.keys: list[str] = []  # those of them that no child's environment and no prompt may hold
-        self.places: list[str] = []  # patterns of paths that are shown whatever they look like
-        self.warnings: list[str] = []
-        self.saved: list[Saved] = []
-        self.facts: dict[str, Any] = dict.fromkeys(
-            ("requested", "http_status", "elapsed_s", "model", "usage", "cost_usd", "request_id"))
-        self.progress_shown, self.untold, self.broken, self.cost = False, False, False, 0.0
-        self.started = self.told = time.monotonic()
-
-    def clean(self, text: str) -> str:
-        """Text that is fit to be shown: no secret, one line, not endless. Cut last, or half a key would stay."""
-        text = text if len(text) <= LONG_STRING else text[:LONG_STRING] + CUT_MARK
-        pieces = re.split(f"({'|'.join(self.places) or '(?!)'})", text)
-        pieces[::2] = [redact(piece, self.secrets) for piece in pieces[::2]]
-        return one_line("".join(pieces), MAX_MESSAGE)
-
-    def say(self, stream: str, text: str, end: str = "\n") -> None:
-        """Write to sys.stdout or sys.stderr at once. A reader that went away must not cost an image."""
-        sink = getattr(sys, stream)
-        if sink is None:  # closed from the start; print would take standard output for it
-            return
-        try:
-            try:
-                print(text, end=end, file=sink, flush=True)
-            except UnicodeEncodeError:  # a file name that the terminal's encoding cannot say is said in its bytes
-                sink.buffer.write(as_bytes(text + end))
-                sink.flush()
-        except (OSError, ValueError):
-            self.untold |= stream == "stdout"
-            setattr(sys, stream, open(os.devnull, "w"))  # or Python complains again at its exit
-
-    def error_line(self, text: str, indent: str = "") -> None:
-        """One line on standard error, in place of a progress line."""
-        self.clear_progress()
-        self.say("stderr", indent + self.clean(text))
-
-    def clear_progress(self) -> None:
-        """Take the progress line off the terminal."""
-        if self.progress_shown:
-            self.progress_shown = False
-            self.say("stderr", "\r\033[K", end="")
-
-    def note(self, text: str) -> None:
-        """Something good to know while it happens."""
-        if not self.quiet:
-            self.error_line(text)
-
-    def detail(self, text: str) -> None:
-        """Something only -v wants to know."""
-        if self.verbose:
-            self.error_line(text)
-
-    def warn(self, text: str) -> None:
-        """Something that may not be as the caller expects; also part of the JSON result. Once each."""
-        text = self.clean(text)
-        if text not in self.warnings:
-            self.warnings.append(text)
-            self.error_line(f"warning: {text}")
-
-    def seconds(self) -> float:
-        """How long this program has been running."""
-        return time.monotonic() - self.started
-
-    def is_unread(self) -> bool:
-        """Whether nobody will take the JSON object: the program that wanted it has gone. People want the file."""
-        import select
-        if not self.as_json or not hasattr(select, "poll"):
-            return False
-        with suppress(AttributeError, OSError, ValueError):  # no file behind it
-            poll = select.poll()
-            poll.register(sys.stdout.fileno(), 0)
-            return bool(poll.poll(0))  # nothing was asked about, so all it tells of are faults
-        return False
-
-    def on_terminal(self) -> bool:
-        """Whether a person may be watching."""
-        return sys.stderr is not None and sys.stderr.isatty()
-
-    def bill(self, usage: dict[str, Any] | None, cost: float | None) -> None:
-        """What an answer says about tokens and money, if it does."""
-        if usage is not None:
-            self.facts.update(usage=usage, cost_usd=cost)
-        if cost is not None:
-            self.cost += cost  # RunAPI bills each of several tasks
-            self.facts["cost_usd"] = round(self.cost, 4)
-            self.note(f"cost: about ${self.cost:.3f}")
-
-    def progress(self, typical: str, status: str = "") -> None:
-        """While waiting, as often as wanted: a line refreshed every second on a terminal, one every 30 s elsewhere."""
-        if time.monotonic() - self.told < (1 if self.on_terminal() else HEARTBEAT):
-            return
-        self.told = time.monotonic()
-        text = f"waiting: {self.seconds():.0f} s" + (f" (typically {typical})" if typical else "")
-        text += f", {one_line(status, 40)}" if status else ""
-        if not self.on_terminal():
-            self.note(text)
-        elif not self.quiet:
-            self.progress_shown = True
-            self.say("stderr", "\r\033[K" + self.clean(text), end="")
-
-    def output(self, text: str) -> None:
-        """One line on standard output."""
-        self.clear_progress()
-        self.say("stdout", text)
-
-    def finish(self) -> None:
-        """The result of a command that saved everything that came."""
-        if self.as_json:
-            self.output(json.dumps(self.result(True)))
-            return
-        if self.facts["http_status"] and not self.quiet:
-            self.output(f"HTTP {self.facts['http_status']} in {self.facts['elapsed_s']:.1f} s")
-        self.output_saved()
-
-    def output_saved(self) -> None:
-        """The lines that agents parse."""
-        for saved in self.saved:
-            self.output(f"Saved: {saved.path} ({max(1, round(saved.bytes / 1024))} KB)")
-        if environment("OPENCLAW_SHELL"):
-            for saved in self.saved:
-                self.output(f"MEDIA:{saved.path}")
-
-    def fail(self, failure: Failure) -> int:
-        """The result of a command that did not."""
-        if self.as_json:
-            error = {"kind": failure.kind, "message": failure.message, "http_status": failure.http_status or None,
-                     "code": failure.code or None, "request_id": failure.request_id or None,
-                     "billed": failure.billed, "retryable": failure.retryable, "hint": failure.hint}
-            self.output(json.dumps({**self.result(False), "error": with_texts(error, self.clean)}))
-        else:
-            self.output_saved()
-        if failure.exit_code == BUG:
-            import traceback
-            for line in traceback.format_exc().split("\n"):
-                self.error_line(line, "  ")
-        money = {"no": "", "maybe": " The image may have been drawn and billed.", "yes": " It was billed."}
-        end = "" if failure.message.endswith(("?", "!", ".")) else "."
-        ids = f" ({failure.request_id})" if failure.request_id else ""
-        self.error_line(f"{PROGRAM}: error: {failure.message}{ids}{end}{money[failure.billed]}")
-        if failure.hint:
-            self.error_line(failure.hint, "  ")
-        return failure.exit_code
-
-    def result(self, ok: bool) -> dict[str, Any]:
-        """The JSON object; schema rises when a field changes its meaning."""
-        saved = [{"path": saved.path, "bytes": saved.bytes, **saved.picture._asdict()} for saved in self.saved]
-        facts = with_texts(self.facts, self.clean)
-        return {"schema": 1, "ok": ok, "saved": saved, **facts, "warnings": self.warnings}
-
+# ---- 11. Driver: feed the provider ---------------------------------------------------------------
 
 class Run(NamedTuple):
     """What goes with every step of one command."""
-    report: Report
-    deadline: float  # time.monotonic() after which nothing new begins
+    console: Console
+    result: Result
+    deadline: float = float("inf")  # time.monotonic() after which nothing new begins
     typical: str = ""
     watch: Callable[[Exchange], None] = lambda exchange: None  # looks at an answer while it grows
     collectable: bool = False  # whether the same command can collect what this one leaves
@@ -2986,14 +3010,17 @@ class Run(NamedTuple):
     def go_on_waiting(self, status: str = "") -> None:
         """A sign of life; it ends the command, not the transfer, when nobody waits for the result any more."""
         import signal
-        self.report.progress(self.typical, status)
-        if self.collectable and self.report.is_unread():
+        self.console.progress(self.typical, status)
+        if self.collectable and self.console.is_unread():
             raise KeyboardInterrupt(signal.SIGPIPE)
 
 
-def drive(provider: Provider, folder: Folder, run: Run) -> list[Image | Failure]:
-    """Send each Request that the provider yields, hand it the Response, return its Images."""
-    previous, steps, looks, response = None, 0, 0, None
+def run_provider(provider: Provider, folder: Folder, run: Run) -> list[Image | Failure]:
+    """Send each Request that the provider yields, hand it the Response, return its Images.
+
+    Paid steps are numbered, so that a replay finds their answers; repeatable ones are named by the run.
+    """
+    previous, paid_steps, repeats, response = None, 0, 0, None
     run_name = os.urandom(4).hex()  # a killed run's curl may still be about to open its files
     try:
         item = next(provider)
@@ -3001,85 +3028,88 @@ def drive(provider: Provider, folder: Folder, run: Run) -> list[Image | Failure]
             try:
                 if isinstance(item, Wait):
                     pause(item, run)
-                elif item.repeatable:
-                    looks += item != previous  # looking at a task again needs no new files
-                    previous, response = item, perform(item, folder.exchange(f"{run_name}-{looks}"), run)
+                elif item.rules.repeatable:
+                    if item != previous:  # looking at a task again needs no new files
+                        repeats += 1
+                    previous, response = item, send_with_retries(item, folder.exchange(f"{run_name}-{repeats}"), run)
                 else:
-                    steps += 1  # counted apart: a command that is collected finds its paid answers by these numbers
-                    response = perform(item, folder.exchange(steps), run)
+                    paid_steps += 1
+                    response = send_with_retries(item, folder.exchange(paid_steps), run)
             except Failure as failure:
-                item = provider.throw(failure)  # a provider may know another way
+                item = provider.throw(failure)
             else:
                 item = provider.send(response)  # type: ignore[arg-type]  # nobody reads what a Wait returns
     except StopIteration as finished:
         return list(finished.value)
 
 
-def perform(request: Request, exchange: Exchange, run: Run) -> Response:
+def send_with_retries(request: Request, exchange: Exchange, run: Run) -> Response:
     """One request until there is a usable Response; everything else is a Failure."""
     attempt = 0
     while True:
         attempt += 1
-        bring_answer(request, exchange, run)
+        send_or_resume(request, exchange, run)
         outcome = read_outcome(exchange)
         response = read_response(request, exchange, outcome)
-        if not request.is_file:
-            seconds = run.report.seconds() if request.repeatable else exchange_seconds(exchange)
-            run.report.facts.update(http_status=response.status or None, elapsed_s=round(seconds, 1),
+        if not request.rules.is_file:
+            seconds = run.console.seconds() if request.rules.repeatable else exchange_seconds(exchange)
+            run.result.facts.update(http_status=response.status or None, elapsed_s=round(seconds, 1),
                                     request_id=response.headers.get("x-request-id"))
-        spoiled = request.purpose == "download" and not picture_in(response.path)[1]
-        failure, delay = judge(request, outcome, response, attempt, spoiled)
+        failure = failure_of(request, outcome, response)
         if failure is None:
-            tell_beside(request, outcome, response, run.report)
+            tell_beside(request, outcome, response, run)
             return response
+        delay = retry_pause(request, failure, response.headers, attempt)
         if delay is not None and time.monotonic() + delay > run.deadline:
             failure.message += f"; the next try would be in {delay:.0f} s, when --timeout is over"
             delay = None
         if delay is None:
             raise failure
-        run.report.note(f"{failure.message}; trying again in {delay:.1f} s")
+        run.console.note(f"{failure.message}; trying again in {delay:.1f} s")
         forget_exchange(exchange)
         rest(delay, run)
 
 
-def tell_beside(request: Request, outcome: Outcome, response: Response, report: Report) -> None:
+def tell_beside(request: Request, outcome: Outcome, response: Response, run: Run) -> None:
     """What a usable answer says besides its images."""
-    report.broken |= response.broken or bool(outcome.exit_code)
+    run.result.is_cut_off |= response.broken or bool(outcome.exit_code)
     if response.broken:
-        report.warn(f"the answer broke off (curl {outcome.exit_code}) behind what is saved of it")
+        run.console.warn(f"the answer broke off (curl {outcome.exit_code}) behind what is saved of it")
     elif outcome.exit_code:
-        report.warn(f"the transfer ended with a fault (curl {outcome.exit_code}) after the whole answer")
-    if request.is_file:
+        run.console.warn(f"the transfer ended with a fault (curl {outcome.exit_code}) after the whole answer")
+    if request.rules.is_file:
         return
     if task_status(response.document) not in WAITING:  # or each look at a task would be added
-        report.bill(*usage_cost(response.document))
-    if images_in(response.document) and not find_images(response.document):
-        report.warn(f"the image was under a name that is not known here: {as_text(response.document)}")
-    error = server_error(response.document)
-    if error:
-        report.warn(f"the server also says: {error.message or error.code}")
+        usage, dollars = usage_cost(response.document)
+        run.result.add_cost(usage, dollars)
+        if dollars is not None:
+            run.console.note(f"cost: about ${run.result.dollars:.3f}")
+    if response.stray:
+        run.console.warn(f"the image was under a name that is not known here: {as_text(response.document)}")
+    if response.error:
+        run.console.warn(f"the server also says: {response.error.message or response.error.code}")
 
 
-def bring_answer(request: Request, exchange: Exchange, run: Run) -> None:
+def send_or_resume(request: Request, exchange: Exchange, run: Run) -> None:
     """Let the exchange's files hold an answer: an earlier run's, or one that is asked for now."""
     state = exchange_state(exchange)
     harmless = request.idempotent or request.purpose != "create"  # sending it again makes nothing twice
-    if state == "unsent" or request.repeatable or (state == "lost" and harmless):
+    if state == UNSENT or request.rules.repeatable or (state == LOST and harmless):
         try:
-            fetch(request, exchange, run)
+            send(request, exchange, run)
         except Failure as failure:  # curl could not even be started; what is made already stays to be fetched
-            raise afterwards_failure(request, failure) if request.purpose in AFTERWARDS else failure from None
-    elif state == "running":
-        run.report.note("the request is still under way; waiting for it")
-        wait_for(lambda: exchange_state(exchange) != "running", exchange, run)
+            raise afterwards_failure(request, failure) from None
+    elif state == RUNNING:
+        run.console.note("the request is still under way; waiting for it")
+        wait_for(lambda: exchange_state(exchange) != RUNNING, exchange, run)
 
 
 def pause(wait: Wait, run: Run) -> None:
     """Sleep between two looks at a task; past the deadline it is left to the next run."""
     if time.monotonic() >= run.deadline:
-        hint = "Run the same command again: it goes on waiting for this task and buys nothing."
-        raise Failure(f"task {wait.task} is still {wait.status or 'under way'} after --timeout", kind="timeout",
-                      hint=hint, billed="maybe", keep=True)
+        raise Failure("timeout", f"task {wait.task} is still {wait.status or 'under way'} after --timeout",
+                      "Run the same command again: it goes on waiting for this task and buys nothing.",
+                      collectable=True)
     rest(min(wait.seconds, run.deadline - time.monotonic()), run, wait.status)
 
 
@@ -3091,75 +3121,54 @@ def rest(seconds: float, run: Run, status: str = "") -> None:
         run.go_on_waiting(status)
 
 
-FREE = ("upload", "models", "input")  # purposes that come before the paid request, or do without one
-# purpose -> what could not be done although the picture is made, or being made
-AFTERWARDS = {"download": "the image could not be fetched", "poll": "the task could not be looked at",
-              "result": "the task's result could not be fetched"}
-
-
-def judge(request: Request, outcome: Outcome, response: Response, attempt: int,
-          spoiled: bool = False) -> tuple[Failure | None, float | None]:
-    """The retry rule: (None, None) for a usable answer, else what is wrong (with what it cost) and the seconds
-    until the same request may be sent again, None when it must not be: an image may exist already.
-    spoiled: the answer is a download that is no whole picture. attempt counts from 1."""
+def failure_of(request: Request, outcome: Outcome, response: Response) -> Failure | None:
+    """What is wrong with an answer, None for a usable one."""
     failure = transport_failure(outcome, request)
-    whole = not spoiled and response.status == 200 if request.is_file else is_complete(response)
-    if failure and outcome.status != 407 and whole:
+    if failure and outcome.status != 407 and says_enough(request, response):
         failure = None
     if failure is None and response.status:  # 0: curl was killed, but after an image had come
         failure = answer_failure(request, response)
         if failure and request.purpose == "input":  # no word of what came: it may be another service's secret
             failure.message = f"HTTP {response.status} from {host_of(request.url)}"
-    if failure is None and spoiled:
-        failure = Failure("what came is no whole image", http_status=response.status)
-    if failure is None:
-        return None, None
-    if request.purpose in FREE:
-        failure.billed = "no"
-    if request.purpose in AFTERWARDS:
-        failure = afterwards_failure(request, failure)
-    elif failure.kind == "disk" and failure.billed != "no":
-        failure.exit_code, failure.keep = UNSAVED, True
-    return failure, retry_pause(request, failure, response.headers, attempt)
+    if failure is None and request.rules.is_file and response.meaning != "images":
+        failure = Failure("broken_image", "what came is no whole image", http_status=response.status)
+    return afterwards_failure(request, failure) if failure else None
 
 
-def is_complete(response: Response) -> bool:
+def says_enough(request: Request, response: Response) -> bool:
     """Whether an answer says all that matters, though its transfer ended with a fault."""
+    if request.rules.is_file:
+        return response.status == 200 and response.meaning == "images"
     if response.status >= 400:
-        return server_error(response.document) is not None
-    return response.status in (0, 200) and bool(images_in(response.document))  # 0: curl was killed and said nothing
-
-
-def disk_failure(exchange: Exchange, problem: str) -> Failure:
-    """The answer came, and there was no room for it. It is never asked for again by itself."""
-    folder = os.path.dirname(os.path.dirname(exchange.base))
-    return Failure(f"the answer could not be written in {folder}: {problem}", UNSAVED, "disk",
-                   "What came is kept. Make room there and run the same command again: it buys nothing (--fresh does).",
-                   "maybe", keep=True)
+        return response.error is not None
+    return response.status in (0, 200) and bool(response.images)  # 0: curl was killed and said nothing
 
 
 def afterwards_failure(request: Request, failure: Failure) -> Failure:
-    """A failure after the paid request: the same command can go on from there."""
-    if failure.kind in ("task_failed", "moderation", "place"):
+    """The failure of a step after the paid request: the same command can go on from there. Others stay as they are."""
+    if not request.rules.cannot or failure.kind in ("task_failed", "moderation", "place"):
         return failure
-    made = request.purpose == "download"
     hint = "Run the same command again: it goes on from here and buys nothing (--fresh gives this image up)."
     if request.url.startswith("http:") and failure.kind == "config":
         hint = "The address is not encrypted; the same command with --allow-http fetches it and buys nothing."
-    return Failure(f"{AFTERWARDS[request.purpose]} from {request.url}: {failure.message}",
-                   UNSAVED if made else NO_ANSWER, request.purpose, hint, "yes" if made else "maybe",
-                   failure.retryable, failure.http_status, failure.code, failure.request_id, keep=True)
+    return Failure(request.purpose, f"{request.rules.cannot} from {request.url}: {failure.message}", hint,
+                   retryable=failure.retryable, collectable=True, http_status=failure.http_status,
+                   code=failure.code, request_id=failure.request_id)
 
 
 def retry_pause(request: Request, failure: Failure, headers: Mapping[str, str], attempt: int) -> float | None:
-    """Seconds until the same request may be sent again; None when it must not: an image may exist already."""
-    limited = failure.retryable and failure.http_status and not request.repeatable
+    """Seconds until the same request may be sent again; None when it must not: an image may exist already.
+
+    attempt counts from 1.
+    """
+    repeatable = request.rules.repeatable
+    limited = failure.retryable and failure.http_status and not repeatable
     if attempt >= (RATE_LIMIT_TRIES if limited else TRIES) or not may_repeat(request, failure):
         return None
-    asked = pause_asked(headers, "" if request.repeatable else failure.message)
+    asked = pause_asked(headers, "" if repeatable else failure.message)
     if asked is not None:
         return asked
-    if request.repeatable:
+    if repeatable:
         return float(NETWORK_PAUSE * 2 ** attempt)
     return float((RATE_LIMIT_PAUSE if failure.http_status else NETWORK_PAUSE) * 2 ** (attempt - 1))
 
@@ -3168,9 +3177,8 @@ def may_repeat(request: Request, failure: Failure) -> bool:
     """Whether sending the same request again can help and cannot buy anything twice."""
     if request.purpose == "input":
         return failure.retryable or failure.http_status >= 500
-    if request.repeatable:
-        gone = {"poll": (404, 405), "download": (401, 403)}.get(request.purpose, ())
-        return failure.kind in AFTERWARDS and failure.http_status not in gone
+    if request.rules.repeatable:
+        return failure.kind == request.purpose and failure.http_status not in request.rules.final
     limit = re.search(r"Limit (\d{1,18}), Used \d+, Requested (\d{1,18})", failure.message)
     if limit and int(limit.group(2)) > int(limit.group(1)):
         return False  # more than is ever allowed at once
@@ -3218,13 +3226,14 @@ def forget_exchange(exchange: Exchange) -> None:
         discard(exchange.file(kind))
 
 
-def fetch(request: Request, exchange: Exchange, run: Run) -> None:
+def send(request: Request, exchange: Exchange, run: Run) -> None:
     """Send one request; a file is followed to where it has moved, and each place is looked at first."""
     from urllib.parse import urljoin
-    transfer(request, exchange, run)
+    run_curl(request, exchange, run)
     for _ in range(MAX_REDIRECTS):
         place = read_headers(exchange.file("headers")).get("location")
-        if not request.is_file or request.headers or not place or not 300 <= read_outcome(exchange).status < 400:
+        moved = request.rules.is_file and place and 300 <= read_outcome(exchange).status < 400
+        if not moved or request.headers:
             return
         try:
             url = web_address(urljoin(request.url, place))
@@ -3232,15 +3241,15 @@ def fetch(request: Request, exchange: Exchange, run: Run) -> None:
             return
         check_place(url, request.url)
         request = request._replace(url=url, headers=())
-        transfer(request, exchange, run)
+        run_curl(request, exchange, run)
 
 
-def transfer(request: Request, exchange: Exchange, run: Run) -> None:
-    """Send one request and wait for curl's end. Ctrl-C ends curl; a SIGTERM leaves it at work."""
+def run_curl(request: Request, exchange: Exchange, run: Run) -> None:
+    """Run curl on one request and wait for its end. Ctrl-C ends curl; a SIGTERM leaves it at work."""
     import signal
-    run.report.detail(f"{request.method} {request.url}")
+    run.console.detail(f"{request.method} {request.url}")
     for line in curl_config(request, exchange).split("\n"):
-        run.report.detail("  " + re.sub(r'^(header = "[^:]+: ).*', r'\1***"', line))
+        run.console.detail("  " + re.sub(r'^(header = "[^:]+: ).*', r'\1***"', line))
     forget_exchange(exchange)
     answer = exchange.file("answer")
 
@@ -3249,7 +3258,7 @@ def transfer(request: Request, exchange: Exchange, run: Run) -> None:
 
     child = None
     try:
-        child = start_curl(request, exchange, run.report.keys)
+        child = start_curl(request, exchange, run.console.secrets.keys)
         wait_for(lambda: not is_running(child, exchange) or too_large(), exchange, run)
         run.watch(exchange)  # what came since the last look
         if is_running(child, exchange):
@@ -3282,17 +3291,43 @@ def exchange_seconds(exchange: Exchange) -> float:
 # ---- 12. Reading answers: a file -> images or a Failure ------------------------------------------
 
 def read_response(request: Request, exchange: Exchange, outcome: Outcome) -> Response:
-    """The answer as data; its body stays in the file."""
+    """The answer as data, with what it means; its body stays in the file."""
     path = exchange.file("answer")
     try:
         if not os.path.exists(path):  # curl makes the file with the first byte
             private_file(path).close()
         unpack_file(path, request.most_bytes)
-        return Response(path, outcome.status, read_headers(exchange.file("headers")), *read_document(path), request.url)
+        return with_meaning(request, Response(path, outcome.status, read_headers(exchange.file("headers")),
+                                              *read_document(path), request.url))
     except OSError as error:
-        if request.purpose in FREE:
-            raise setup_failure(f"cannot write {os.path.dirname(path)}: {reason(error)}", "Make room there.") from None
-        raise disk_failure(exchange, reason(error)) from None
+        folder = os.path.dirname(path)
+        if request.rules.is_free:
+            raise setup_failure(f"cannot write {folder}: {reason(error)}", "Make room there.") from None
+        raise Failure("disk", f"the answer could not be written in {os.path.dirname(folder)}: {reason(error)}",
+                      "What came is kept. Make room there and run the same command again: it buys nothing (--fresh "
+                      "does).", collectable=True) from None
+
+
+def with_meaning(request: Request, response: Response) -> Response:
+    """The answer with what it means. Nothing else judges it: the driver and the providers read this result."""
+    if request.rules.is_file:
+        usable = request.purpose == "input" or picture_in(response.path)[1]
+        found = "images" if usable else "nothing"
+        return response._replace(meaning=found if 200 <= response.status < 300 else "error")
+    document = response.document
+    images, stray = images_in(document)
+    error = server_error(document)
+    beside = {name: member(document, name) for name in ("b64_json", "data", "images", "outputs")}
+    meaning = "nothing"
+    if not 200 <= response.status < 300 or (error and not find_images(beside)):
+        meaning = "error"  # where images stand beside it, it is only a warning
+    elif images:
+        meaning = "images"
+    elif is_pending(request, response):
+        meaning = "pending"
+    elif task_field(document, ("response_url",)):
+        meaning = "linked"
+    return response._replace(images=tuple(images), stray=stray, error=error, meaning=meaning)
 
 
 def unpack_file(path: str, limit: int) -> None:
@@ -3356,7 +3391,7 @@ def read_document(path: str) -> tuple[Any, str, bool]:
             return document, shown, broken
         with suppress(ValueError, RecursionError):
             document = parse_json(stream, everything, broken=True)
-            if images_in(document):
+            if images_in(document)[0]:
                 return document, "", True
         return None, shown, False
 
@@ -3548,7 +3583,7 @@ def events_of(stream: BinaryIO, name: str, ranges: Sequence[tuple[int, int]], en
         for broken in (False, True) if last and lines == ranges[-1] else (False,):
             with suppress(ValueError, RecursionError):
                 data = parse_json(stream, [lines], broken)
-                yield Event(name, data if not broken or images_in(data) else None, end, broken)
+                yield Event(name, data if not broken or images_in(data)[0] else None, end, broken)
                 break
         else:
             yield Event(name, None, end)
@@ -3571,7 +3606,7 @@ def file_lines(stream: BinaryIO, begin: int, growing: bool) -> Iterator[tuple[in
 def event_document(stream: BinaryIO) -> tuple[dict[str, Any], bool]:
     """(an event stream as the plain answer that it stands for: the finished images, else its error, and all events;
     whether it broke off)."""
-    finished: list[tuple[str, str | Span | Image]] = []  # with the kinds of their events
+    finished: list[tuple[str, Image]] = []  # with the kinds of their events
     events: list[Any] = []
     words, usage, error, broken = "", None, None, False
     for event in read_events(stream):
@@ -3583,7 +3618,8 @@ def event_document(stream: BinaryIO) -> tuple[dict[str, Any], bool]:
             words += chat_words(data)
         usage = data.get("usage") or member(data, "response", "usage") or usage
         events += [] if event.data is None else [{"type": event.kind} if event.is_preview else event.data]
-    finished += [("", found) for found in pictures_in_words(words)] if not finished else []
+    if not finished:
+        finished = [("", found) for found in pictures_in_words(words)]
     if error and not finished:
         return {"error": error, "events": events}, broken
     return {"data": told_once(finished), "usage": usage, "events": events}, broken
@@ -3596,17 +3632,17 @@ def chat_words(data: Mapping[str, Any]) -> str:
     return piece if isinstance(piece, str) else ""
 
 
-def told_once(finished: Sequence[tuple[str, str | Span | Image]]) -> list[Any]:
+def told_once(finished: Sequence[tuple[str, Image]]) -> list[Image]:
     """The images of a stream without those that an event of another kind tells again, as a last summary does."""
     import hashlib
     kinds: dict[bytes, str] = {}
-    images: list[Any] = []
+    images = []
     several = len({kind for kind, _ in finished}) > 1
-    for kind, found in finished:
-        content = found.path.encode() if isinstance(found, Image) else b"".join(
-            hashlib.sha256(block).digest() for block in base64_blocks(found) if several)
+    for kind, image in finished:
+        content = (image.path or image.url).encode() or b"".join(
+            hashlib.sha256(block).digest() for block in base64_blocks(image.base64) if several)
         if kinds.setdefault(content, kind) == kind:
-            images.append({"b64_json": found} if isinstance(found, (str, Span)) else found)
+            images.append(image)
     return images
 
 
@@ -3628,23 +3664,19 @@ PICTURE_ADDRESS = r"(?i)https?://[^\s/<>()\"'\\]+/[^\s<>()\"'\\:]*" + IMAGE_END 
 NO_RESULT = r"(?i)prompt|input|mask|source_image|init|reference|request|partial|preview|thumb|avatar|logo|icon"
 
 
-def images_in(document: Any) -> list[str | Span | Image]:
-    """The images of an answer: under the names that are known, else under any other."""
+def images_in(document: Any) -> tuple[list[Image], bool]:
+    """(the images of an answer, whether they stood under names that are not known)."""
     waiting = task_status(document) in WAITING
-    return [found for found in find_images(document) if not waiting or not is_relative(found)] or (
-        [] if waiting else find_images(document, stray=True))
+    images = [image for image in find_images(document) if not waiting or not image.is_relative()]
+    strays = [] if images or waiting else find_images(document, stray=True)
+    return images or strays, bool(strays)
 
 
-def is_relative(found: str | Span | Image) -> bool:
-    """Whether it is an address without a host."""
-    return isinstance(found, Link) and not re.match(r"(?i)https?:", found)
-
-
-def find_images(node: Any, depth: int = 12, name: str = "", stray: bool = False) -> list[str | Span | Image]:
-    """Base64 texts, data: URLs, Links or files of the images in an answer; null and empty ones are absent.
-    name: of the member that holds node. stray: look under names that nobody has told us of, too."""
+def find_images(node: Any, depth: int = 12, name: str = "", stray: bool = False) -> list[Image]:
+    """The images in an answer; null and empty ones are absent. name: of the member that holds node. stray: look
+    under names that nobody has told us of, too."""
     if depth and isinstance(node, list):
-        return [found for item in node for found in find_images(item, depth - 1, name, stray)]
+        return [image for item in node for image in find_images(item, depth - 1, name, stray)]
     if isinstance(node, Image):
         return [node]
     if isinstance(node, (str, Span)):
@@ -3655,53 +3687,55 @@ def find_images(node: Any, depth: int = 12, name: str = "", stray: bool = False)
     return next(filter(None, (images_under(key, node.get(key), depth - 1, stray) for key in names)), [])
 
 
-def image_text(text: str | Span, name: str) -> list[str | Span | Image]:
+def image_text(text: str | Span, name: str) -> list[Image]:
     """The image that a text is, or leads to."""
     if isinstance(text, Span):
-        return [text] if text.is_image() else []
+        return [Image(base64=text)] if text.is_image() else []
     text = text.strip()
     if re.match(PLAIN_IMAGE, text):
-        return [Link(text) if text[:1] in "hH" else text]
+        return [Image(url=text) if text[:1] in "hH" else Image(base64=text)]
     paths = ANY_PATH if name in ("url", "image_url") else IMAGE_PATH
-    return [Link(text)] if name not in ("message", "response", "body") and re.fullmatch(paths, text) else []
+    is_path = name not in ("message", "response", "body") and re.fullmatch(paths, text)
+    return [Image(url=text)] if is_path else []
 
 
-def images_under(key: str, value: Any, depth: int, stray: bool = False) -> list[str | Span | Image]:
+def images_under(key: str, value: Any, depth: int, stray: bool = False) -> list[Image]:
     """The images of one member of an object."""
     if key == "b64_json" and value and isinstance(value, (str, Span)):
-        return [value]
+        return [Image(base64=value)]
     if key in ("content", "text") and isinstance(value, (str, Span)) and not stray:
         return pictures_in_words(value)
     return find_images(inner_json(value) if key in ("resultJson", "body") else value, depth, key, stray)
 
 
-def pictures_in_words(text: str | Span) -> list[str | Span | Image]:
+def pictures_in_words(text: str | Span) -> list[Image]:
     """The images that a text with Markdown shows, in their order."""
     if isinstance(text, str):
-        return [link for _, link in markdown_links(text)]
-    places: dict[int, str | Span | Image] = {start: text._replace(start=start) for start in text.links}
-    places.update((text.start + start, link) for start, link in markdown_links(text.head) if isinstance(link, Link))
-    return [found for _, found in sorted(places.items())]
+        return [image for _, image in markdown_images(text)]
+    found = {start: Image(base64=text._replace(start=start)) for start in text.links}
+    found.update((text.start + start, image) for start, image in markdown_images(text.head) if image.url)
+    return [image for _, image in sorted(found.items())]
 
 
-def markdown_links(text: str) -> Iterator[tuple[int, str]]:
-    """(position, address or data: URL) of each image in a text with Markdown; its description may hold brackets."""
+def markdown_images(text: str) -> Iterator[tuple[int, Image]]:
+    """(position, image) of each image in a text with Markdown; its description may hold brackets."""
     last = 0
     for match in re.finditer(MARKDOWN_LINK, text):
-        image, last = "![" in text[last:match.start()], match.end()
+        is_image, last = "![" in text[last:match.start()], match.end()
         inline, angled, plain = match.groups()
         if inline:
-            yield match.start(1), re.sub(r"\s", "", inline)
-        elif image:
-            yield match.start(), Link(angled or plain)
+            yield match.start(1), Image(base64=re.sub(r"\s", "", inline))
+        elif is_image:
+            yield match.start(), Image(url=angled or plain)
 
 
-def stray_images(text: str | Span) -> list[str | Span | Image]:
+def stray_images(text: str | Span) -> list[Image]:
     """Whatever begins like a picture; a link needs an image's suffix."""
     shown = (text.head if isinstance(text, Span) else text.strip()).replace("\\/", "/")
     if re.match(PICTURE_START, shown):
-        return [text]
-    return pictures_in_words(text) or [Link(link) for link in dict.fromkeys(re.findall(PICTURE_ADDRESS, shown))]
+        return [Image(base64=text)]
+    links = dict.fromkeys(re.findall(PICTURE_ADDRESS, shown))
+    return pictures_in_words(text) or [Image(url=link) for link in links]
 
 
 def inner_json(value: Any) -> Any:
@@ -3736,46 +3770,57 @@ def task_status(document: Any) -> str:
 
 
 def is_pending(request: Request, response: Response) -> bool:
-    """Whether the images are still to come: no image, but a task and a word (or a 202) that says wait."""
-    if images_in(response.document):
-        return False
+    """Whether an answer without images speaks of a task, with a word (or a 202) that says wait."""
     task = task_id(response.document) or (response.status == 202 and response.headers.get("location"))
     waiting = response.status == 202 or task_status(response.document) in WAITING
     return bool(task) and (waiting or request.tasks)
-
-
-class ServerError(NamedTuple):
-    """The error inside an answer, whatever its envelope."""
-    message: str
-    code: str = ""
-    type: str = ""
-    stage: str = ""  # of moderation: input or output
 
 
 def server_error(document: Any) -> ServerError | None:
     """The error of an answer, None when it holds none."""
     if not isinstance(document, dict):
         return None
-    # RunAPI's envelope around an answer
+    return next(filter(None, (envelope(document) for envelope in ENVELOPES)), None)
+
+
+def forwarded_error(document: dict[str, Any]) -> ServerError | None:
+    """RunAPI: `{"response": {"status": 400, "body": ...}}` around another server's answer."""
     status, body = member(document, "response", "status"), member(document, "response", "body")
-    if isinstance(status, int) and status >= 400:
-        inner_error = server_error(body) or ServerError(as_text(body))
-        return inner_error._replace(code=inner_error.code or "task_failed")
+    if not isinstance(status, int) or status < 400:
+        return None
+    error = server_error(body) or ServerError(as_text(body))
+    return error._replace(code=error.code or "task_failed")
+
+
+def error_object(document: dict[str, Any]) -> ServerError | None:
+    """OpenAI, Azure and most relays: `{"error": {"message": ..., "code": ...}}`, some inside data."""
     error = document.get("error") or member(document, "data", "error")
-    if isinstance(error, dict) and not any(error.values()):
-        error = None  # some relays always have the member
-    if isinstance(error, dict):
-        told = as_text(error.get("message") or error.get("msg") or error)
-        stage = as_text(member(error, "moderation_details", "moderation_stage"))
-        return ServerError(told + flagged(error, stage), as_text(error.get("code")) or error_code(document),
-                           as_text(error.get("type")), stage)
+    if not isinstance(error, dict) or not any(error.values()):  # some relays always have the member
+        return None
+    told = as_text(error.get("message") or error.get("msg") or error)
+    stage = as_text(member(error, "moderation_details", "moderation_stage"))
+    return ServerError(told + flagged(error, stage), as_text(error.get("code")) or error_code(document),
+                       as_text(error.get("type")), stage)
+
+
+def error_text(document: dict[str, Any]) -> ServerError | None:
+    """`{"error": "..."}`, with details in an object `errors` (both RunAPI), or a text inside data."""
+    error = document.get("error") or member(document, "data", "error")
     if isinstance(document.get("errors"), dict):
-        error = f"{as_text(error)}: {as_text(document['errors'])}"
-    told = error or task_field(document, ("failMsg", "errorMessage", "message", "msg", "detail"))
-    code = error_code(document)
-    if error or (told and re.fullmatch(r"[45]\d\d", code)) or task_status(document) in FAILED:
-        return ServerError(as_text(told) or f"the task ended as {task_status(document)}", code)
+        error = f"{as_text(None if isinstance(error, dict) else error)}: {as_text(document['errors'])}"
+    told = "" if isinstance(error, dict) else as_text(error)
+    return ServerError(told, error_code(document)) if told else None
+
+
+def error_status(document: dict[str, Any]) -> ServerError | None:
+    """Kie, one-api and others: `{"code": 422, "msg": "..."}`, or a task whose status says that it failed."""
+    told, code = task_field(document, ("failMsg", "errorMessage", "message", "msg", "detail")), error_code(document)
+    if (told and re.fullmatch(r"[45]\d\d", code)) or task_status(document) in FAILED:
+        return ServerError(told or f"the task ended as {task_status(document)}", code)
     return None
+
+
+ENVELOPES = (forwarded_error, error_object, error_text, error_status)  # the first that finds an error counts
 
 
 def error_code(document: Any) -> str:
@@ -3809,59 +3854,40 @@ UNREACHED_WORDS = (r"^(model not found|get channel failed|channel no available k
                    r"provider|deployment|server|auth)s? (is |are )?available|\bno (available|healthy|live|allowed|"
                    r"enabled) (\w+ ){0,3}(channel|account|provider|deployment|upstream|server|backend|auth)")
 
-LOOK_FIRST = "Look at the account's usage before running the command again."
-ASKS_ANEW = "Running the command again asks for a new image."
-
-# kind -> (exit code, billed, retryable, what to do)
-REFUSALS: dict[str, tuple[int, str, bool, str]] = {
-    "moderation": (REFUSED, "no", False, "Reword the prompt; the same one will be refused again."),
-    "quota": (LIMITED, "no", False, "Add credit or raise the spending limit of the account; waiting does not help."),
-    "verification": (SETUP, "no", False, "Verify the organization in the settings of platform.openai.com; it may "
-                     "take 15 minutes to work."),
-    "key": (SETUP, "no", False, "Check the key: config --show says where it comes from, config --check tries it."),
-    "region": (SETUP, "no", False, "The service is not offered in this region."),
-    "blocked": (SETUP, "no", False, "A firewall in front of the server refused this computer; try another network."),
-    "forbidden": (SETUP, "no", False, "This key may not use this model or endpoint."),
-    "rate_limit": (LIMITED, "no", True, "Wait a minute, then run the same command again."),
-    "not_found": (REFUSED, "no", False, "Check --base-url for a missing or doubled /v1, and --model."),
-    "too_large": (REFUSED, "no", False, "Scale the input images down or save them as JPEG."),
-    "redirect": (NO_ANSWER, "no", False, "Use the address it names as --base-url."),
-    "refused": (REFUSED, "no", False, "Change what the message names and run the command again."),
-    "overloaded": (NO_ANSWER, "no", True, "Run the same command again in a minute."),
-    "unavailable": (NO_ANSWER, "no", False, "Nobody was asked to draw. Check --model, or try again later."),
-    "gateway": (NO_ANSWER, "maybe", False, "The gateway gave up waiting. --stream keeps some of them patient; else use "
-                "a lower --quality or a smaller --size."),
-    "task_failed": (NO_ANSWER, "maybe", False, ASKS_ANEW),
-    "server": (NO_ANSWER, "maybe", False, LOOK_FIRST),
-    "web_page": (NO_ANSWER, "maybe", False, "Check --base-url: it should end in /v1."),
-    "no_image": (NO_ANSWER, "maybe", False, LOOK_FIRST),
-}
-
 
 def answer_failure(request: Request, response: Response) -> Failure | None:
     """The failure that an answer means, None for a usable one."""
-    error = server_error(response.document)
-    good = 200 <= response.status < 300
-    if good and (request.is_file or images_beside_error(response) or (error is None and usable(request, response))):
+    if is_usable(request, response):
         return None
-    error = error or ServerError(
+    error = response.error or ServerError(
         page_title(response.text) or task_field(response.document, ("message", "msg", "detail", "errorMessage"))
         or as_text(member(response.document, "detail")) or nothing_usable(response),
         error_code(response.document))
     kind = refusal_kind(response, error)
     if kind == "redirect":
         error = error._replace(message=f"it points to {response.headers.get('location', 'nowhere')}")
-    exit_code, billed, retryable, hint = REFUSALS[kind]
+    billed, next_step, hint = "", "", better_hint(request, response, kind, error) or None
     base = base_without_version(request.url) if kind in ("web_page", "not_found") else ""
     if base:
         billed, hint = "no", f"The base URL may lack /v1. Try: --base-url {base}/v1"
     elif kind == "moderation" and error.stage == "output":
-        billed = "maybe"  # it was looked at after it had been drawn
-    else:
-        hint = better_hint(request, response, kind, error) or hint
+        billed, next_step, hint = "maybe", "", None  # it was looked at after it had been drawn
+    if request.rules.is_free or (kind == "task_failed" and request.free_failures):
+        billed, next_step = "no", "again" if kind == "task_failed" else ""
     message = f"HTTP {response.status} from {host_of(request.url)}: {error.message.strip().rstrip('.')}"
     ids = [response.headers[name] for name in ("x-request-id", "x-runapi-task-id") if name in response.headers]
-    return Failure(message, exit_code, kind, hint, billed, retryable, response.status, error.code, " ".join(ids))
+    return Failure(kind, message, hint, billed, next_step=next_step, http_status=response.status, code=error.code,
+                   request_id=" ".join(ids))
+
+
+def is_usable(request: Request, response: Response) -> bool:
+    """Whether an answer brings the provider on."""
+    if response.meaning != "nothing":
+        return response.meaning != "error"
+    if request.rules.is_file:
+        return True  # failure_of says what is wrong with it
+    told = response.document is not None or request.method == "PUT" or request.purpose == "poll"
+    return request.purpose != "create" and told
 
 
 def base_without_version(url: str) -> str:
@@ -3879,29 +3905,15 @@ def better_hint(request: Request, response: Response, kind: str, error: ServerEr
     if kind == "key" and not any(re.search(SECRET_HEADER, name) for name, _ in request.headers):
         return "None is set: set GPT_IMAGE2_API_KEY, or run: " + command_line("config --init")
     asked = pause_asked(response.headers, error.message)
-    if REFUSALS[kind][2] and asked and asked > 60:
+    if KINDS[kind].retryable and asked and asked > 60:
         return f"Wait {asked:.0f} s, as the server asks, then run the same command again."
     if kind == "too_large" and request.form:
-        return f"{sum(part.bytes for part in request.form) / 1e6:.1f} MB were sent. {REFUSALS[kind][3]}"
+        return f"{sum(part.bytes for part in request.form) / 1e6:.1f} MB were sent. {KINDS[kind].hint}"
     return ""
 
 
-def images_beside_error(response: Response) -> bool:
-    """Whether there are images although the answer speaks of an error: then that is only a warning."""
-    document = response.document if isinstance(response.document, dict) else {}
-    return bool(find_images({name: document.get(name) for name in ("b64_json", "data", "images", "outputs")}))
-
-
-def usable(request: Request, response: Response) -> bool:
-    """Whether an answer without an error brings the provider on."""
-    if request.purpose == "create":
-        waiting = is_pending(request, response) or bool(task_field(response.document, ("response_url",)))
-        return bool(images_in(response.document)) or waiting
-    return response.document is not None or request.method == "PUT" or request.purpose == "poll"
-
-
 def refusal_kind(response: Response, error: ServerError) -> str:
-    """The row of REFUSALS for an answer: codes and words first, the HTTP status last."""
+    """The kind of failure that an answer is: codes and words first, the HTTP status last."""
     status, code = response.status, error.code.lower()
     if status == 200 and re.fullmatch(r"[45]\d\d", code):
         status = int(code)  # some relays put the status there
@@ -3910,7 +3922,7 @@ def refusal_kind(response: Response, error: ServerError) -> str:
     told = status < 500 and "invalid" not in code and any(word in words for word in MODERATION_WORDS)
     if code in MODERATION_CODES or told:
         return "server" if "temporarily blocked" in words else "moderation"
-    said = status >= 300 or (task_status(response.document) not in FAILED and server_error(response.document))
+    said = status >= 300 or (task_status(response.document) not in FAILED and response.error)
     plain = re.sub(r"[\W_]+", " ", f"{code} {words}" if said else code)  # a good answer may repeat the prompt
     if status == 402 or re.search(QUOTA_WORDS, plain):
         return "quota"
@@ -3966,8 +3978,8 @@ def usage_cost(document: Any) -> tuple[dict[str, Any] | None, float | None]:
 
 # ---- 13. Saving ----------------------------------------------------------------------------------
 
-def save_images(images: Sequence[Image | Failure], job: Job, folder: Folder, report: Report) -> None:
-    """Every image under its own name; one that cannot be saved does not keep the others from it."""
+def save_images(images: Sequence[Image | Failure], job: Job, folder: Folder, run: Run) -> None:
+    """Every image under its own name; one that cannot be saved does not stop the others."""
     from itertools import chain, count
     numbers = count(1) if len(images) > 1 else chain([0], count(2))
     problems = []
@@ -3975,19 +3987,18 @@ def save_images(images: Sequence[Image | Failure], job: Job, folder: Folder, rep
         try:
             if isinstance(image, Failure):
                 raise image
-            report.saved.append(save_image(image, index, job.target, numbers, folder))
+            run.result.saved.append(save_image(image, index, job.target, numbers, folder))
         except OSError as error:
-            problems.append(Failure(f"an image could not be saved in {job.target.folder}: {reason(error)}", UNSAVED,
-                                    "save", "The answer is kept: make room (or choose another -o) and run the same "
-                                    "command again; it is not bought twice.", "yes", keep=True))
+            problems.append(Failure("save", f"an image could not be saved in {job.target.folder}: {reason(error)}",
+                                    collectable=True))
         except Failure as failure:
             problems.append(failure)
     if problems:
         worst = max(problems, key=lambda failure: failure.exit_code)
-        worst.keep = any(failure.keep for failure in problems)
+        worst.collectable = any(failure.collectable for failure in problems)
         raise worst
     if len(images) < job.n:
-        report.warn(f"{job.n} images were asked for, {len(images)} came back")
+        run.console.warn(f"{job.n} images were asked for, {len(images)} came back")
 
 
 def save_image(image: Image, index: int, target: Target, numbers: Iterator[int], folder: Folder) -> Saved:
@@ -4004,7 +4015,7 @@ def save_image(image: Image, index: int, target: Target, numbers: Iterator[int],
     sync_folder(target.folder)
     picture, whole = picture_in(path)
     if picture is None or not whole:
-        raise broken_image(f"the image broke off in the middle; what came is in {path}", "yes")
+        raise Failure("broken_image", f"the image broke off in the middle; what came is in {path}", billed="yes")
     return Saved(path, os.path.getsize(path), picture)
 
 
@@ -4019,7 +4030,7 @@ def save_new(image: Image, part: str, target: Target, numbers: Iterator[int], si
             os.fsync(stream.fileno())
         picture, _ = picture_in(part)
         if picture is None:
-            raise broken_image("what came back is no image")
+            raise Failure("broken_image", "what came back is no image")
         paths = (numbered(target, number, picture.format) for number in numbers)
         return next(path for path in paths if give_name(part, path, target.overwrite and path not in siblings))
     except BaseException:
@@ -4036,16 +4047,11 @@ def name_before_kill(part: str, target: Target) -> str:
     return next((path for path in paths if os.path.exists(path) and os.path.samefile(path, part)), "")
 
 
-def broken_image(message: str, billed: str = "maybe") -> Failure:
-    """What came back cannot be used."""
-    return Failure(message, NO_ANSWER, "broken_image", LOOK_FIRST, billed)
-
-
 class Partials:
     """Pictures in the making, saved beside the target while a stream arrives."""
 
-    def __init__(self, job: Job, folder: Folder, report: Report) -> None:
-        self.job, self.report = job, report
+    def __init__(self, job: Job, folder: Folder, console: Console) -> None:
+        self.job, self.console = job, console
         self.position = 0  # in the growing answer
         self.part = os.path.join(job.target.folder, f".{os.path.basename(folder.path)}-partial.part")
         self.record = os.path.join(folder.path, "partials")  # for the run that collects what this one leaves
@@ -4073,12 +4079,12 @@ class Partials:
         try:
             discard(self.part)
             with open(self.part, "xb") as sink:
-                copy_image(Image(base64=found[0]) if isinstance(found[0], (str, Span)) else found[0], sink)
+                copy_image(found[0], sink)
             picture, _ = picture_in(self.part)
             if picture:
                 self.publish(os.path.join(target.folder, name + SUFFIXES[picture.format][0]))
         except (OSError, IndexError, Failure) as problem:
-            self.report.warn(f"a partial image could not be saved: {problem}")
+            self.console.warn(f"a partial image could not be saved: {problem}")
         with suppress(OSError):
             discard(self.part)
 
@@ -4092,9 +4098,9 @@ class Partials:
         with private_file(self.record, os.O_APPEND) as stream:  # never emptied, not even for a moment
             stream.write(os.fsencode(self.made[-1] + "\n"))
         if give_name(self.part, path, self.is_own(path)):
-            self.report.note(f"partial image: {path}")
+            self.console.note(f"partial image: {path}")
         else:
-            self.report.warn(f"{path} exists and stays as it is; the partial image is not saved")
+            self.console.warn(f"{path} exists and stays as it is; the partial image is not saved")
 
     def is_own(self, path: str) -> bool:
         """Whether there is a file of this command, still as it was made."""
@@ -4153,7 +4159,7 @@ def copy_image(image: Image, sink: BinaryIO) -> None:
     try:
         decode_base64(unescaped(base64_blocks(image.base64)), sink)
     except ValueError:
-        raise broken_image("what came back is no image: broken base64") from None
+        raise Failure("broken_image", "what came back is no image: broken base64") from None
 
 
 def base64_blocks(source: str | Span) -> Iterator[bytes]:
@@ -4212,21 +4218,21 @@ def decode_base64(blocks: Iterator[bytes], sink: BinaryIO) -> None:
     sink.write(binascii.a2b_base64(rest + b"=" * (-len(rest) % 4)))
 
 
-def compare(job: Job, report: Report) -> None:
+def warn_about_differences(job: Job, run: Run) -> None:
     """Say where the pictures differ from what was asked for; relays ignore sizes and formats."""
-    wanted_format = job.parameters.get("output_format", "png")
-    for saved in report.saved:
+    warn, wanted_format = run.console.warn, job.parameters.get("output_format", "png")
+    for saved in run.result.saved:
         size = f"{saved.picture.width}x{saved.picture.height}"
         if job.parameters.get("size", size) != size and saved.picture.format != "svg":  # which has any size
-            report.warn(f"{job.parameters['size']} was asked for, {saved.path} is {size}")
+            warn(f"{job.parameters['size']} was asked for, {saved.path} is {size}")
         if saved.picture.format != wanted_format:
-            report.warn(f"{wanted_format} was asked for, {saved.path} is {saved.picture.format}")
+            warn(f"{wanted_format} was asked for, {saved.path} is {saved.picture.format}")
         if job.images and not {"size", "aspect_ratio"} & set(job.parameters) and not same_shape(
                 job.images[0].seen, saved.picture):
-            report.warn(f"{saved.path} is {size}, another shape than the input's; --size can ask for one")
+            warn(f"{saved.path} is {size}, another shape than the input's; --size can ask for one")
         clear = job.parameters.get("background") == "transparent"
         if clear and not has_alpha(saved.path, saved.picture.format):
-            report.warn(f"a transparent background was asked for, {saved.path} has no alpha channel")
+            warn(f"a transparent background was asked for, {saved.path} has no alpha channel")
 
 
 def same_shape(one: Picture, other: Picture) -> bool:
@@ -4258,29 +4264,180 @@ def hide_secrets(stream: BinaryIO, secrets: Sequence[str]) -> None:
         stream.write(text[:LONG_STRING * 3 // 2].encode("latin-1"))
 
 
-# ---- 14. Commands, parser, main ------------------------------------------------------------------
+# ---- 14. Telling: while it happens, and at the end -----------------------------------------------
 
-def run_image_command(options: Namespace, report: Report) -> None:
+class Console:
+    """What a person sees: notes, warnings, progress, and every line that is written. Nothing shows a secret."""
+
+    def __init__(self, secrets: Secrets) -> None:
+        self.secrets = secrets
+        self.as_json, self.quiet, self.verbose = False, False, False
+        self.warnings: list[str] = []
+        self.progress_shown = False
+        self.untold = False  # something written to standard output reached nobody
+        self.started = self.told = time.monotonic()
+
+    def say(self, stream: str, text: str, end: str = "\n") -> None:
+        """Write to sys.stdout or sys.stderr at once. A reader that went away must not cost an image."""
+        sink = getattr(sys, stream)
+        if sink is None:  # closed from the start; print would take standard output for it
+            return
+        try:
+            try:
+                print(text, end=end, file=sink, flush=True)
+            except UnicodeEncodeError:  # a file name that the terminal's encoding cannot say is said in its bytes
+                sink.buffer.write(as_bytes(text + end))
+                sink.flush()
+        except (OSError, ValueError):
+            self.untold |= stream == "stdout"
+            setattr(sys, stream, open(os.devnull, "w"))  # or Python complains again at its exit
+
+    def output(self, text: str) -> None:
+        """One line on standard output."""
+        self.clear_progress()
+        self.say("stdout", text)
+
+    def error_line(self, text: str, indent: str = "") -> None:
+        """One line on standard error, in place of a progress line."""
+        self.clear_progress()
+        self.say("stderr", indent + self.secrets.clean(text))
+
+    def clear_progress(self) -> None:
+        """Take the progress line off the terminal."""
+        if self.progress_shown:
+            self.progress_shown = False
+            self.say("stderr", "\r\033[K", end="")
+
+    def note(self, text: str) -> None:
+        """Something good to know while it happens."""
+        if not self.quiet:
+            self.error_line(text)
+
+    def detail(self, text: str) -> None:
+        """Something only -v wants to know."""
+        if self.verbose:
+            self.error_line(text)
+
+    def warn(self, text: str) -> None:
+        """Something that may not be as the caller expects; also part of the JSON result. Once each."""
+        text = self.secrets.clean(text)
+        if text not in self.warnings:
+            self.warnings.append(text)
+            self.error_line(f"warning: {text}")
+
+    def seconds(self) -> float:
+        """How long this program has been running."""
+        return time.monotonic() - self.started
+
+    def is_unread(self) -> bool:
+        """True when --json was asked for and the reader of stdout has closed it. People want the file all the same."""
+        import select
+        if not self.as_json or not hasattr(select, "poll"):
+            return False
+        with suppress(AttributeError, OSError, ValueError):  # no file behind it
+            poll = select.poll()
+            poll.register(sys.stdout.fileno(), 0)  # no events are asked for: poll tells of errors and hang-ups only
+            return bool(poll.poll(0))
+        return False
+
+    def on_terminal(self) -> bool:
+        """Whether a person may be watching."""
+        return sys.stderr is not None and sys.stderr.isatty()
+
+    def progress(self, typical: str, status: str = "") -> None:
+        """While waiting, as often as wanted: a line refreshed every second on a terminal, one every 30 s elsewhere."""
+        if time.monotonic() - self.told < (1 if self.on_terminal() else HEARTBEAT):
+            return
+        self.told = time.monotonic()
+        text = f"waiting: {self.seconds():.0f} s" + (f" (typically {typical})" if typical else "")
+        text += f", {one_line(status, 40)}" if status else ""
+        if not self.on_terminal():
+            self.note(text)
+        elif not self.quiet:
+            self.progress_shown = True
+            self.say("stderr", "\r\033[K" + self.secrets.clean(text), end="")
+
+    def finish(self, record: Mapping[str, Any]) -> None:
+        """Tell the result of a command; record: Result.record."""
+        if self.as_json:
+            self.output(json.dumps(record))
+            return
+        if record["http_status"] and record["ok"] and not self.quiet:
+            self.output(f"HTTP {record['http_status']} in {record['elapsed_s']:.1f} s")
+        for saved in record["saved"]:
+            self.output(f"Saved: {saved['path']} ({max(1, round(saved['bytes'] / 1024))} KB)")
+        if environment("OPENCLAW_SHELL"):
+            for saved in record["saved"]:
+                self.output(f"MEDIA:{saved['path']}")
+
+    def explain(self, failure: Failure) -> None:
+        """What went wrong, whether money may be gone, and what to do next."""
+        if failure.exit_code == BUG:
+            import traceback
+            for line in traceback.format_exc().split("\n"):
+                self.error_line(line, "  ")
+        money = {"no": "", "maybe": " The image may have been drawn and billed.", "yes": " It was billed."}
+        end = "" if failure.message.endswith(("?", "!", ".")) else "."
+        ids = f" ({failure.request_id})" if failure.request_id else ""
+        self.error_line(f"{PROGRAM}: error: {failure.message}{ids}{end}{money[failure.billed]}")
+        if failure.hint:
+            self.error_line(failure.hint, "  ")
+
+
+class Result:
+    """What a command has made: all that its caller is told at the end, as text or as JSON."""
+
+    def __init__(self) -> None:
+        self.saved: list[Saved] = []
+        self.facts: dict[str, Any] = dict.fromkeys(
+            ("requested", "http_status", "elapsed_s", "model", "usage", "cost_usd", "request_id"))
+        self.dollars = 0.0
+        self.is_cut_off = False  # an answer broke off, or its transfer ended with a fault
+
+    def add_cost(self, usage: dict[str, Any] | None, dollars: float | None) -> None:
+        """What an answer says about tokens and money, if it does; RunAPI bills each of several tasks."""
+        if usage is not None:
+            self.facts.update(usage=usage, cost_usd=dollars)
+        if dollars is not None:
+            self.dollars += dollars
+            self.facts["cost_usd"] = round(self.dollars, 4)
+
+    def record(self, console: Console, failure: Failure | None = None) -> dict[str, Any]:
+        """The JSON object; schema rises when a field changes its meaning."""
+        error = {} if failure is None else {"error": map_texts({
+            "kind": failure.kind, "message": failure.message, "http_status": failure.http_status or None,
+            "code": failure.code or None, "request_id": failure.request_id or None, "billed": failure.billed,
+            "retryable": failure.retryable, "next": failure.next, "hint": failure.hint}, console.secrets.clean)}
+        return {"schema": 1, "ok": failure is None,
+                "saved": [{"path": saved.path, "bytes": saved.bytes, **saved.picture._asdict()}
+                          for saved in self.saved],
+                **map_texts(self.facts, console.secrets.clean), "warnings": console.warnings, **error}
+
+
+# ---- 15. Commands --------------------------------------------------------------------------------
+
+def run_image_command(options: Namespace, run: Run) -> None:
     """generate and edit."""
-    settings = read_settings(options, report)
+    console = run.console
+    settings = read_settings(options, console)
     requested = {"size": options.size, "format": chosen_format(options), "quality": options.quality}
-    report.facts.update(model=settings.model.value, requested=requested)
+    run.result.facts.update(model=settings.model.value, requested=requested)
     notes: list[str] = []
-    inputs, hold_signals = Inputs(settings, report), catch_signals()
+    inputs, hold_signals = Inputs(settings, run), catch_signals()
     try:
         job = build_job(options, settings, notes, inputs.fetch)
         requested["size"] = job.parameters.get("size", "auto")
         for note in notes:
-            report.warn(note)
+            console.warn(note)
         if (options.aspect_ratio or options.resolution) and "size" in job.parameters:
-            report.note(f"--size {requested['size']} is what the shape and resolution come to")
-        report.detail(check_curl(report.keys))
-        key = unlock(settings, report)
-        refuse_keys(job, report.keys)
-        folder = open_folder(job, settings, options.fresh, report)
+            console.note(f"--size {requested['size']} is what the shape and resolution come to")
+        console.detail(check_curl(console.secrets.keys))
+        key = find_key(settings, console)
+        refuse_keys(job, console.secrets.keys)
+        folder = open_folder(job, settings, options.fresh, console)
         own = re.escape(os.path.join(job.target.folder, job.target.stem))
-        report.places += [own + r"(?:\.partial-\d+|-\d+)?\.\w+", re.escape(folder.path) + r"(?:/\d+\.answer)?"]
-        run_job(job, settings, key, folder, inputs, report, hold_signals)
+        console.secrets.paths += [own + r"(?:\.partial-\d+|-\d+)?\.\w+", re.escape(folder.path) + r"(?:/\d+\.answer)?"]
+        run_job(job, settings, key, folder, inputs, run, hold_signals)
     finally:
         inputs.remove()
 
@@ -4298,8 +4455,8 @@ def refuse_keys(job: Job, keys: Sequence[str]) -> None:
 class Inputs:
     """Inputs given as URLs or data: URIs: copies in a private folder until the request has its own."""
 
-    def __init__(self, settings: Settings, report: Report) -> None:
-        self.settings, self.report = settings, report
+    def __init__(self, settings: Settings, run: Run) -> None:
+        self.settings, self.run = settings, run
         self.folder: Folder | None = None
         self.paths: dict[str, str] = {}  # path of a copy -> its URL
 
@@ -4311,7 +4468,7 @@ class Inputs:
         if not inline and not ORIGIN.match(url):
             raise usage_failure("an image's URL is not of the form https://HOST/PATH, without a user name")
         if self.folder is None:
-            check_curl(self.report.keys)
+            check_curl(self.run.console.secrets.keys)
             self.folder = temporary_folder()
         exchange = self.folder.exchange(len(self.paths))
         path = exchange.file("answer")
@@ -4325,10 +4482,11 @@ class Inputs:
                         stream.write(unquote_to_bytes(as_bytes(text)))
             else:
                 request = download(url, self.settings, url)._replace(allow_http=True, purpose="input")
-                perform(request, exchange, Run(self.report, self.report.started + self.settings.timeout.value))
+                deadline = self.run.console.started + self.settings.timeout.value
+                send_with_retries(request, exchange, Run(self.run.console, Result(), deadline))
             read_input(path, "it", os.path.basename(shown) or "picture")
         except Failure as failure:
-            path = earlier_input(url, self.report)  # its request can be collected although it is gone
+            path = earlier_input(url, self.run.console)  # its request can be collected although it is gone
             if not path:
                 hint = SANDBOX if failure.kind == "network" and network_is_closed(url) else failure.hint
                 raise usage_failure(f"cannot fetch image {shown}: {failure.message}",
@@ -4353,7 +4511,7 @@ class Inputs:
         except (OSError, Failure) as error:
             failure = error if isinstance(error, Failure) else setup_failure(
                 f"cannot write {folder.path}: {reason(error)}", "Make room there.")
-            failure.keep = folder.adopted
+            failure.collectable = folder.adopted
             raise failure from None
         return job._replace(images=tuple(uploads[:len(job.images)]), mask=uploads[-1] if job.mask else None)
 
@@ -4383,50 +4541,69 @@ def copy_upload(upload: Upload, path: str, masked: Upload | None) -> None:
         raise changed
 
 
-def run_job(job: Job, settings: Settings, key: KeySource, folder: Folder, inputs: Inputs, report: Report,
+# How a job ended              can be collected   folder stays   billed                    --fresh may drop it
+# everything is saved           -                  unless told    -                         no
+# refused, or failed for good   no                 no             no or maybe               -
+# the rest can still come       yes                yes            maybe or yes              yes
+# an answer nobody can read     no                 if no copy     maybe                     yes
+# stopped while it is made      yes                yes            maybe, yes if it came     no
+# stopped before or in between  no                 no             no, maybe if curl died    -
+# a bug in this program         yes                yes            maybe if an answer came   yes
+
+def run_job(job: Job, settings: Settings, key: KeySource, folder: Folder, inputs: Inputs, run: Run,
             hold_signals: Callable[[], None]) -> None:
     """One checked job, whatever stops it: its folder stays as long as there is something to collect."""
-    keep = True
+    keep_folder = True
     try:
         job = inputs.moved(job, folder)
-        make_images(choose_provider(job, settings, key, os.path.basename(folder.path)), job, settings, folder, report)
-        report.finish()  # the caller knows before the folder goes: killed in between, it asks again
+        make_images(choose_provider(job, settings, key, os.path.basename(folder.path)), job, settings, folder, run)
+        run.console.finish(run.result.record(run.console))  # before the folder goes: killed in between, it asks again
         hold_signals()
-        keep = report.as_json and report.untold  # to a program that has gone; it will ask again
-    except Failure as failure:
+        keep_folder = run.console.as_json and run.console.untold  # to a program that has gone; it will ask again
+    except (Exception, KeyboardInterrupt) as error:
+        failure = what_ended(error, folder)
         hold_signals()
-        explain_loss(failure, folder, job, report)
-        failure.billed = "yes" if report.saved else failure.billed
-        keep = failure.keep
-        raise
-    except KeyboardInterrupt as stop:
-        interruption = stop_failure(stop, folder)
-        keep = interruption.kind == "stopped"
-        explain_loss(interruption, folder, job, report)
-        raise interruption from None
-    except Exception as error:
-        mark_stuck(folder)
-        hint = "What came back is kept; the same command tries again to read it, and --fresh gives it up."
-        raise Failure(f"a bug in this program: {error!r}", BUG, "bug", hint,
-                      "maybe" if paid_answers(folder) else "no") from error
+        keep_folder = add_what_is_known(failure, folder, job, run)
+        failure.billed = billed_in_the_end(failure, folder, run.result)
+        raise failure from (error if failure.kind == "bug" else None)
     finally:
-        if not keep:
+        if not keep_folder:
             remove_folder(folder)
         release(folder.lock)
 
 
-def explain_loss(failure: Failure, folder: Folder, job: Job, report: Report) -> None:
-    """Add to the failure what the folder knows: whether money may be gone, and where the bytes are that came."""
-    answers = paid_answers(folder)
-    if failure.billed == "no" and answers and failure.exit_code in (USAGE, SETUP, BUG):
-        failure.billed = "maybe"
-    if failure.keep:
-        mark_stuck(folder)
-    if failure.keep or failure.kind == "stopped":
+def what_ended(error: BaseException, folder: Folder) -> Failure:
+    """Whatever ended a job, as a Failure."""
+    if isinstance(error, Failure):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        return stop_failure(error, folder)
+    return Failure("bug", f"a bug in this program: {error!r}", "What came back is kept; the same command tries again "
+                   "to read it, and --fresh gives it up.", collectable=True)
+
+
+def billed_in_the_end(failure: Failure, folder: Folder, result: Result) -> str:
+    """Whether money is gone, now that all is known. Nothing else decides it: a Failure only says what the request
+    that it speaks of cost."""
+    answered = bool(paid_answers(folder))
+    if result.saved or (failure.kind == "stopped" and answered):
+        return "yes"
+    late = failure.billed == "no" and failure.exit_code in (USAGE, SETUP, BUG)  # it came after a paid request
+    return "maybe" if late and answered else failure.billed
+
+
+def add_what_is_known(failure: Failure, folder: Folder, job: Job, run: Run) -> bool:
+    """Add to the failure where the bytes are that came; whether the folder has to stay."""
+    if failure.collectable:
         if not folder.journaled:
             failure.hint = f"What came back is kept in {folder.path}"
-    elif failure.kind == "place" or (failure.kind in UNREAD_KINDS and failure.billed != "yes"):
-        rescue_answer(failure, folder, job, report.secrets)
+        keep_folder = True
+    else:
+        unread = failure.kind == "place" or (failure.kind in UNREAD_KINDS and failure.billed != "yes")
+        keep_folder = unread and rescue_answer(failure, folder, job, run.console.secrets.texts)
+    if keep_folder and failure.kind != "stopped":
+        let_fresh_drop(folder)
+    return keep_folder
 
 
 # Of what came nothing is saved. What a message shows whole needs no file: pages by their title, short JSON.
@@ -4434,27 +4611,29 @@ UNREAD_KINDS = {"no_image": MAX_MESSAGE // 2, "web_page": LONG_STRING, "broken_i
                 "timeout": 0}
 
 
-def rescue_answer(failure: Failure, folder: Folder, job: Job, secrets: Sequence[str]) -> None:
-    """Save an answer that nobody here could read; a person may find its image."""
+def rescue_answer(failure: Failure, folder: Folder, job: Job, secrets: Sequence[str]) -> bool:
+    """Save an answer that nobody here could read; a person may find its image. True when it stays in the folder."""
     long = [path for path in (exchange.file("answer") for exchange in answers_of(folder))
             if os.path.getsize(path) > UNREAD_KINDS[failure.kind]]
     if not long:
-        return
-    try:
-        failure.hint = f"What came back is kept in {save_answer(long[-1], job.target, secrets)}. {failure.hint}"
-    except OSError:
-        failure.hint, failure.keep = f"What came back is kept in {long[-1]}. {failure.hint}", True
+        return False
+    kept, copied = long[-1], False
+    with suppress(OSError):
+        kept, copied = save_answer(long[-1], job.target, secrets), True
+    failure.hint = f"What came back is kept in {kept}. {failure.hint}"
+    return not copied
 
 
-def keep_rest(images: Sequence[Image | Failure], job: Job, folder: Folder, report: Report) -> None:
+def keep_rest(images: Sequence[Image | Failure], job: Job, folder: Folder, run: Run) -> None:
     """Keep an answer that holds many more images than were asked for, or broke off before all had come."""
     answers = answers_of(folder)
-    if answers and (len(images) > job.n + SPARE_IMAGES or (len(images) < job.n and report.broken)):
+    if answers and (len(images) > job.n + SPARE_IMAGES or (len(images) < job.n and run.result.is_cut_off)):
         try:
-            kept = "is kept in " + save_answer(answers[-1].file("answer"), job.target, report.secrets)
+            path = save_answer(answers[-1].file("answer"), job.target, run.console.secrets.texts)
+            kept = "is kept in " + path
         except OSError as error:  # the pictures are saved, and must be told
             kept = f"could not be kept: {reason(error)}"
-        report.warn(f"{job.n} images were asked for, {len(images)} came; the whole answer {kept}")
+        run.console.warn(f"{job.n} images were asked for, {len(images)} came; the whole answer {kept}")
 
 
 def choose_provider(job: Job, settings: Settings, key: KeySource, token: str) -> Provider:
@@ -4464,24 +4643,26 @@ def choose_provider(job: Job, settings: Settings, key: KeySource, token: str) ->
     return codex(job, settings, key) if settings.api.value == "codex" else openai(job, settings, key.value)
 
 
-def make_images(provider: Provider, job: Job, settings: Settings, folder: Folder, report: Report) -> None:
+def make_images(provider: Provider, job: Job, settings: Settings, folder: Folder, run: Run) -> None:
     """From the request to the files."""
+    console = run.console
     typical = TYPICAL_SECONDS.get(as_text(job.parameters.get("quality")), "70 to 280 s")
     if folder.adopted:
-        report.note("collecting an unfinished identical request; nothing is bought twice (--fresh starts a new one)")
+        console.note("collecting an unfinished identical request; nothing is bought twice (--fresh starts a new one)")
     else:
         path = first_path(job.target, job.n, job.parameters.get("output_format", "png"))
         if os.path.lexists(path) and not job.target.overwrite:
-            report.warn(f"{path} exists and stays as it is; the new image gets the next free number")
-        report.note(f"{'Editing' if job.images else 'Generating'} with {job.model} at "
-                    f"{host_of(settings.base_url.value)}, typically {typical}")
-    partials = Partials(job, folder, report)
+            console.warn(f"{path} exists and stays as it is; the new image gets the next free number")
+        console.note(f"{'Editing' if job.images else 'Generating'} with {job.model} at "
+                     f"{host_of(settings.base_url.value)}, typically {typical}")
+    partials = Partials(job, folder, console)
     deadline = time.monotonic() + settings.timeout.value
-    images = drive(provider, folder, Run(report, deadline, typical, partials.look, folder.journaled))
-    save_images(images[:job.n + SPARE_IMAGES], job, folder, report)
-    keep_rest(images, job, folder, report)
+    run = run._replace(deadline=deadline, typical=typical, watch=partials.look, collectable=folder.journaled)
+    images = run_provider(provider, folder, run)
+    save_images(images[:job.n + SPARE_IMAGES], job, folder, run)
+    keep_rest(images, job, folder, run)
     partials.remove()
-    compare(job, report)
+    warn_about_differences(job, run)
 
 
 def catch_signals() -> Callable[[], None]:
@@ -4506,28 +4687,30 @@ def catch_signals() -> Callable[[], None]:
     return hold
 
 
-def unlock(settings: Settings, report: Report) -> KeySource:
-    """The key for the configured host, known to the report before anything can show it."""
+def find_key(settings: Settings, console: Console) -> KeySource:
+    """The key for the configured host, known as a secret before anything can show it."""
     source = choose_key(settings)
     if source is None:
         return KeySource("nothing", "")  # this machine needs no key
-    source = source._replace(value=read_key(source, report.keys))
-    report.secrets.append(source.value)
-    report.keys.append(source.value)
+    source = source._replace(value=read_key(source, console.secrets.keys))
+    console.secrets.add_keys(source.value)
     return source
 
 
-def run_config_command(options: Namespace, report: Report) -> None:
+def run_config_command(options: Namespace, run: Run) -> None:
     """config: --show (the default), --init or --check."""
+    console = run.console
     if options.force and not options.init:
         raise usage_failure("--force goes with --init")
     if options.init:
-        write_template(options, report)
+        write_template(options, console)
+    elif options.check:
+        check_setup(read_settings(options, console), run)
     else:
-        (check_setup if options.check else show_settings)(read_settings(options, report), report)
+        show_settings(read_settings(options, console), console)
 
 
-def write_template(options: Namespace, report: Report) -> None:
+def write_template(options: Namespace, console: Console) -> None:
     """A config file that only its owner can read, with the two settings that most people need."""
     from shlex import quote
     if options.api_key:
@@ -4544,7 +4727,7 @@ def write_template(options: Namespace, report: Report) -> None:
                 and not environment("GPT_IMAGE2_API_KEY") and not own_endpoint else "GPT_IMAGE2_API_KEY")
     hidden = [place for place in config_locations() if os.path.lexists(place) and place != path]
     if hidden and not options.config:
-        report.warn(f"{hidden[0]} will no longer be read")
+        console.warn(f"{hidden[0]} will no longer be read")
     content = {"base_url": checked_base_url(base_url, options.allow_http),
                "api_key_env": variable_name(options.api_key_env or variable)}
     part = f"{path}.{os.getpid()}.part"
@@ -4560,15 +4743,15 @@ def write_template(options: Namespace, report: Report) -> None:
     if not placed:
         anew = "config --init --force" + (f" --config {quote(path)}" if options.config else "")
         raise usage_failure(f"{path} exists", "Replace it with: " + command_line(anew))
-    report.output(json.dumps({"schema": 1, "ok": True, "config_file": path}) if report.as_json else f"Wrote {path}")
+    console.output(json.dumps({"schema": 1, "ok": True, "config_file": path}) if console.as_json else f"Wrote {path}")
 
 
-def show_settings(settings: Settings, report: Report) -> None:
+def show_settings(settings: Settings, console: Console) -> None:
     """Every setting with its value and its source; keys masked."""
     if settings.headers.value:
         masked = ", ".join(f"{name}: ***" for name in settings.headers.value)
         settings = settings._replace(headers=settings.headers._replace(value=masked))
-    rows = {name: Setting(report.clean(as_text(setting.value)), setting.source)
+    rows = {name: Setting(console.secrets.clean(as_text(setting.value)), setting.source)
             for name, setting in settings._asdict().items() if isinstance(setting, Setting)}
     for number, source in enumerate(settings.keys):
         shown = f"the output of {quoted(source.command[0])}" if source.command else mask_key(source.value)
@@ -4578,19 +4761,19 @@ def show_settings(settings: Settings, report: Report) -> None:
             shown if usable else f"{shown}, only for {source.host}", source.source)
     if not settings.keys:
         rows["api_key"] = Setting("none", "set GPT_IMAGE2_API_KEY or run: " + command_line("config --init"))
-    pending = [{"age_s": round(age), "state": state, "prompt": report.clean(prompt)}
-               for age, state, prompt in unfinished_commands(report)]
-    if report.as_json:
+    pending = [{"age_s": round(age), "state": state, "prompt": console.secrets.clean(prompt)}
+               for age, state, prompt in unfinished_commands(console)]
+    if console.as_json:
         shown_rows = {name: row._asdict() for name, row in rows.items()}
-        report.output(json.dumps({"schema": 1, "ok": True, "settings": shown_rows, "pending": pending,
-                                  "config_file": settings.config_path or None, "warnings": report.warnings}))
+        console.output(json.dumps({"schema": 1, "ok": True, "settings": shown_rows, "pending": pending,
+                                  "config_file": settings.config_path or None, "warnings": console.warnings}))
         return
     for name, row in rows.items():
-        report.output(f"{name:<11} {row.value or '-'}  ({row.source})")
-    report.output(f"config file {settings.config_path or 'none; looked for ' + ', '.join(config_locations())}")
+        console.output(f"{name:<11} {row.value or '-'}  ({row.source})")
+    console.output(f"config file {settings.config_path or 'none; looked for ' + ', '.join(config_locations())}")
     for request in pending:
-        report.output(f"unfinished  {request['age_s']} s ago, {request['state']}: {request['prompt']}")
-    report.output("An unfinished request is collected by its own command, run again." if pending else
+        console.output(f"unfinished  {request['age_s']} s ago, {request['state']}: {request['prompt']}")
+    console.output("An unfinished request is collected by its own command, run again." if pending else
                   "unfinished  none")
 
 
@@ -4600,36 +4783,38 @@ FREE_CHECKS = {"runapi": "/api/v1/me"}  # others have /models; of Codex nothing 
 def check_request(settings: Settings, key: str) -> Request:
     """A request that costs nothing and proves the key."""
     if settings.api.value == "runapi":
-        settings = without_version(settings)
+        settings = runapi_root(settings)
     request = api_request(settings, key, "GET", FREE_CHECKS.get(settings.api.value, "/models"))
     return request._replace(timeout=min(60, settings.timeout.value), purpose="models")
 
 
-def check_setup(settings: Settings, report: Report) -> None:
+def check_setup(settings: Settings, run: Run) -> None:
     """The doctor: everything that can be proved without spending money."""
-    say = report.note if report.as_json else report.output
+    console = run.console
+    say = console.note if console.as_json else console.output
     say(f"ok    Python {sys.version.split()[0]}")
-    say(f"ok    {check_curl(report.keys)}")
+    say(f"ok    {check_curl(console.secrets.keys)}")
     say(f"ok    config file {settings.config_path or 'none'}")
-    key = unlock(settings, report).value
+    key = find_key(settings, console).value
     say(f"{'ok   ' if key else 'note '} key {mask_key(key) if key else 'none'}, endpoint {settings.base_url.value}")
     if settings.api.value == "codex":
         say("note  nothing free can try a Codex sign-in")
     else:
-        try_key(settings, key, report, say)
-    if report.as_json:
-        report.output(json.dumps({"schema": 1, "ok": True, "warnings": report.warnings}))
+        try_key(settings, key, run, say)
+    if console.as_json:
+        console.output(json.dumps({"schema": 1, "ok": True, "warnings": console.warnings}))
 
 
-def try_key(settings: Settings, key: str, report: Report, say: Callable[[str], None]) -> None:
+def try_key(settings: Settings, key: str, run: Run, say: Callable[[str], None]) -> None:
     """One free request that proves host and key, and one without the key, that it was the key which proved it."""
     request, folder = check_request(settings, key), temporary_folder()
     bare = [pair for pair in request.headers if not re.search(SECRET_HEADER, pair[0])]
-    run, host, note, response = Run(report, time.monotonic() + request.timeout), host_of(request.url), "", None
+    run = run._replace(deadline=time.monotonic() + request.timeout)
+    host, note, response = host_of(request.url), "", None
     try:
-        response = perform(request, folder.exchange(1), run)
+        response = send_with_retries(request, folder.exchange(1), run)
         with suppress(Failure):
-            if key and perform(request._replace(headers=tuple(bare)), folder.exchange(2), run):
+            if key and send_with_retries(request._replace(headers=tuple(bare)), folder.exchange(2), run):
                 note = f"{host} answers without the key too: this proves the address, not the key"
     except Failure as failure:
         if failure.http_status not in (404, 405, 501):
@@ -4639,7 +4824,7 @@ def try_key(settings: Settings, key: str, report: Report, say: Callable[[str], N
     finally:
         remove_folder(folder)
     if note:
-        report.warn(note) if report.as_json else say(f"note  {note}")
+        run.console.warn(note) if run.console.as_json else say(f"note  {note}")
     elif response:
         say(f"ok    {host} {'takes the key' if key else 'answers'} (HTTP {response.status})")
     if response and settings.api.value not in FREE_CHECKS:
@@ -4918,26 +5103,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     fill_standard_streams()
     forbid_core_files()
-    report = Report(as_json="--json" in arguments)
-    report.secrets += [*re.findall(MISPLACED_KEY, "\n".join(arguments)), *map(environment, KEY_VARIABLES)]
-    named = [os.path.splitext(word)[0] for word in arguments if os.path.lexists(word)]
-    report.places = [re.escape(stem) + r"(?:-converted)?(?![\w-])" for stem in named if re.search(KEY_LIKE, stem)]
+    run = Run(console_for(arguments), Result())
     help_text = help_for(arguments)
     if help_text:
-        report.output(help_text.rstrip())
+        run.console.output(help_text.rstrip())
         return OK
     try:
         options = parse(arguments)
-        report.as_json, report.quiet, report.verbose = options.json, options.quiet, options.verbose
-        options.run(options, report)
+        run.console.as_json, run.console.quiet, run.console.verbose = options.json, options.quiet, options.verbose
+        options.run(options, run)
         return OK
     except Failure as failure:
-        return report.fail(failure)
+        return tell_failure(failure, run)
     except KeyboardInterrupt as stop:
-        exit_code = 128 + int(stop.args[0] if stop.args else 2)
-        return report.fail(Failure("stopped; nothing was sent", exit_code, "interrupted"))
+        stopped = Failure("interrupted", "stopped; nothing was sent", "", exit_code=signal_exit_code(stop))
+        return tell_failure(stopped, run)
     except Exception as error:
-        return report.fail(Failure(f"a bug in this program: {error!r}", BUG, "bug", "Please report it."))
+        return tell_failure(Failure("bug", f"a bug in this program: {error!r}"), run)
+
+
+def console_for(arguments: Sequence[str]) -> Console:
+    """The console, which knows the secrets of the command line and the environment before anything is read."""
+    console = Console(Secrets([*re.findall(MISPLACED_KEY, "\n".join(arguments)), *map(environment, KEY_VARIABLES)]))
+    console.as_json = "--json" in arguments
+    named = [os.path.splitext(word)[0] for word in arguments if os.path.lexists(word)]
+    console.secrets.paths = [re.escape(stem) + r"(?:-converted)?(?![\w-])" for stem in named
+                             if re.search(KEY_LIKE, stem)]
+    return console
+
+
+def tell_failure(failure: Failure, run: Run) -> int:
+    """Tell the result of a command that failed; its exit code."""
+    record = run.result.record(run.console, failure)
+    run.console.finish(record)
+    run.console.explain(failure)
+    return failure.exit_code
 
 
 if __name__ == "__main__":
