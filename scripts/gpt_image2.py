@@ -3310,16 +3310,16 @@ def read_response(request: Request, exchange: Exchange, outcome: Outcome) -> Res
 
 def with_meaning(request: Request, response: Response) -> Response:
     """The answer with what it means. Nothing else judges it: the driver and the providers read this result."""
+    is_good = 200 <= response.status < 300
     if request.rules.is_file:
-        usable = request.purpose == "input" or picture_in(response.path)[1]
-        found = "images" if usable else "nothing"
-        return response._replace(meaning=found if 200 <= response.status < 300 else "error")
+        whole = is_good and (request.purpose == "input" or picture_in(response.path)[1])
+        return response._replace(meaning="images" if whole else "nothing" if is_good else "error")
     document = response.document
     images, stray = images_in(document)
     error = server_error(document)
     beside = {name: member(document, name) for name in ("b64_json", "data", "images", "outputs")}
     meaning = "nothing"
-    if not 200 <= response.status < 300 or (error and not find_images(beside)):
+    if not is_good or (error and not find_images(beside)):
         meaning = "error"  # where images stand beside it, it is only a warning
     elif images:
         meaning = "images"

@@ -274,6 +274,13 @@ def plain_png(width: int, height: int, colour: int = 2, value: int = 128, extra:
     return png_file(width, height, row * height, colour, extra=extra)
 
 
+def judged(request: Any, outcome: Any, response: Any, attempt: int = 1) -> Any:
+    """Return (failure, pause) of one transfer, as the program's driver finds them."""
+    response = program.with_meaning(request, response)
+    failure = program.failure_of(request, outcome, response)
+    return failure, program.retry_pause(request, failure, response.headers, attempt) if failure else None
+
+
 def mask_png(width: int, height: int, clear: bool = True) -> bytes:
     """Return an RGBA mask, opaque but for (when `clear`) one pixel in the middle."""
     row = b"\0" + b"\xff" * (4 * width)

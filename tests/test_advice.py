@@ -359,12 +359,12 @@ class SandboxTest(AdviceCase):
         with mock.patch("socket.socket.connect", side_effect=OSError(101, "Network is unreachable")):
             self.assertTrue(program.network_is_closed("https://relay.invalid/v1"))
             self.assertFalse(program.network_is_closed("http://127.0.0.1:9/v1"))
-            self.assertIn("sandbox", program.transport_hint("network", True, "https://relay.invalid/v1"))
+            self.assertIn("sandbox", program.unsent_hint("network", "https://relay.invalid/v1"))
         with mock.patch("socket.socket", side_effect=PermissionError(1, "Operation not permitted")):
             self.assertTrue(program.network_is_closed("https://relay.invalid/v1"))
         with mock.patch("socket.socket.connect"):
             self.assertFalse(program.network_is_closed("https://relay.invalid/v1"))
-            self.assertIn("--base-url", program.transport_hint("network", True, "https://relay.invalid/v1"))
+            self.assertIn("--base-url", program.unsent_hint("network", "https://relay.invalid/v1"))
 
     def test_an_ordinary_dead_server_is_none(self) -> None:
         result = self.try_command("generate", "a fox", "--base-url", self.dead())

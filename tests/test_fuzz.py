@@ -227,24 +227,26 @@ class FuzzTest(ProgramCase):
         program.unpack_file(self.path, program.MAX_ANSWER_BYTES)
         self.assertLess(os.path.getsize(self.path), 20_000_000)
         response = program.Response(self.path, status, headers, *program.read_document(self.path), CREATE.url)
-        report = program.Report(as_json=True, quiet=True)
+        response = program.with_meaning(CREATE, response)
+        run = program.Run(program.Console(program.Secrets()), program.Result())
+        run.console.as_json = run.console.quiet = True
         try:
             failure = program.answer_failure(CREATE, response)
             if failure is not None:
                 raise failure
-            report.bill(*program.usage_cost(response.document))
-            settled = self.follow(program.settle(CREATE, response, self.settings), response)
+            run.result.add_cost(*program.usage_cost(response.document))
+            settled = self.follow(program.poll_until_done(CREATE, response, self.settings, []), response)
             if settled is None:
                 return "task"
             images = self.follow(program.collect_images(CREATE, settled, self.settings), response)
             pictures = [self.decode(image) for image in images]
-            self.check_json(report.finish, True)
+            self.check_json(lambda: run.console.finish(run.result.record(run.console)), True)
             self.assertTrue(pictures)
             return "images"
         except program.Failure as failure:
             told = failure
         self.assertNotIn(told.exit_code, (0, 1, 2, 7))
-        self.check_json(lambda: report.fail(told), False)
+        self.check_json(lambda: program.tell_failure(told, run), False)
         return "failure"
 
     def follow(self, steps: Any, response: Any) -> Any:

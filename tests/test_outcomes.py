@@ -12,7 +12,7 @@ import threading
 import unittest
 from pathlib import Path
 
-from support import KEY, ProgramCase, program
+from support import KEY, ProgramCase, judged, program
 
 RECORDED = """
 # name not found
@@ -296,7 +296,7 @@ class RecordedOutcomesTest(unittest.TestCase):
         for scenario, version, _, outcome in self.rows():
             with self.subTest(scenario, curl=version):
                 response = program.Response("/answer", outcome.status, {}, {} if outcome.status else None)
-                failure, _ = program.judge(asked, outcome, response, 1)
+                failure, _ = judged(asked, outcome, response, 1)
                 free = scenario in NEVER_SENT or scenario == "plain proxy 407"
                 self.assertEqual(failure.billed, "no" if free else "maybe", failure.message)
                 self.assertEqual("the proxy refused" in failure.message, scenario in REFUSED_BY_PROXY, failure.message)

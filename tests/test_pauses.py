@@ -9,7 +9,7 @@ from typing import Any
 from unittest import mock
 
 from api_server import Answer, error_body
-from support import KEY, ProgramCase, program
+from support import KEY, ProgramCase, judged, program
 
 SPELLINGS = (
     ("Please try again in 20s.", 20), ("Please try again in 1m12s.", 72), ("Please try again in 28m48s.", 1728),
@@ -212,14 +212,14 @@ class RefusalKindsTest(unittest.TestCase):
     """What an answer means, from its status and body."""
 
     def refusal(self, status: int, body: bytes) -> Any:
-        """The failure that judge() makes of it."""
+        """The failure that the program makes of it."""
         try:
             document, text = json.loads(body), ""
         except ValueError:
             document, text = None, body.decode()
         asked = program.Request("POST", "https://relay.invalid/v1/images/generations")
         response = program.Response("/answer", status, {}, document, text)
-        return program.judge(asked, program.Outcome(0, status, 0, True, ""), response, 1)[0]
+        return judged(asked, program.Outcome(0, status, 0, True, ""), response, 1)[0]
 
     def test_nobody_was_asked(self) -> None:
         for status, body in NOBODY_ASKED:

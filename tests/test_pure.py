@@ -602,7 +602,8 @@ class ProviderTest(unittest.TestCase):
 
     def response(self, document: Any, path: str = "/answer") -> Any:
         """Return a canned response."""
-        return program.Response(path, 200, {}, document=document)
+        request = program.Request("POST", "https://relay.invalid/v1/images/generations")
+        return program.with_meaning(request, program.Response(path, 200, {}, document=document))
 
     def test_generate(self) -> None:
         provider, request = self.start("generate")
@@ -663,7 +664,7 @@ class OriginTest(unittest.TestCase):
                            ("http://relay.invalid/t", ""),
                            ("https://relay.invalid@evil.invalid/t", ""), ("/a b", ""), ("/a\nb", ""), ("", "")):
             with self.subTest(url):
-                self.assertEqual(program.same_host(url, base), found)
+                self.assertEqual(program.url_on_host(url, base), found)
 
 
 class ReportTest(unittest.TestCase):
@@ -678,7 +679,8 @@ class ReportTest(unittest.TestCase):
     def wait(self, stream: io.StringIO, seconds: int, **options: bool) -> str:
         """Return what is written to standard error during this time, when progress is reported ten times a second."""
         with contextlib.redirect_stderr(stream):
-            report = program.Report(**options)
+            report = program.Console(program.Secrets())
+            vars(report).update(options)
             for _ in range(seconds * 10):
                 self.now += 0.1
                 report.progress("120 s")
@@ -704,7 +706,7 @@ class ReportTest(unittest.TestCase):
     def test_the_same_warning_once(self) -> None:
         stream = io.StringIO()
         with contextlib.redirect_stderr(stream):
-            report = program.Report()
+            report = program.Console(program.Secrets())
             report.warn("odd")
             report.warn("odd")
         self.assertEqual(stream.getvalue().count("odd"), 1)

@@ -5,7 +5,7 @@ import unittest
 from typing import Any, Mapping, NamedTuple
 
 from api_server import error_body
-from support import program
+from support import judged, program
 
 NEVER = None
 
@@ -66,14 +66,14 @@ ANSWERS = (
 
 
 class RuleTest(unittest.TestCase):
-    """judge() alone: nothing is sent and nothing is opened."""
+    """The retry rule alone: nothing is sent and nothing is opened."""
 
     def judge(self, row: Row, **request: Any) -> Any:
         document = program.json.loads(error_body(row.message, row.code or None, None, row.kind)) if row.status else None
         outcome = program.Outcome(row.exit_code, row.status, row.proxy, row.sent, "")
         response = program.Response("/answer", row.status, row.headers, document)
         asked = program.Request("POST", "https://relay.invalid/v1/images/generations", **request)
-        return program.judge(asked, outcome, response, row.attempt)
+        return judged(asked, outcome, response, row.attempt)
 
     def test_table(self) -> None:
         for row in (*CURL, *ANSWERS):
@@ -103,14 +103,14 @@ class RuleTest(unittest.TestCase):
     def test_downloads_are_tried_three_times_and_kept(self) -> None:
         for attempt, again in ((1, True), (2, True), (3, False)):
             failure, pause = self.judge(Row(status=404, attempt=attempt), purpose="download")
-            self.assertEqual((failure.exit_code, failure.billed, failure.keep, pause is not None), (7, "yes", True, again))
+            self.assertEqual((failure.exit_code, failure.billed, failure.collectable, pause is not None), (7, "yes", True, again))
 
     def test_image_is_an_image_whatever_comes_after_it(self) -> None:
         response = program.Response("/answer", 200, {}, {"data": [{"b64_json": "QUJD"}]})
         for exit_code in (0, 18, 28, 56):
             outcome = program.Outcome(exit_code, 200, 0, True, "")
             asked = program.Request("POST", "https://relay.invalid/v1/images/generations")
-            self.assertEqual(program.judge(asked, outcome, response, 1), (None, None))
+            self.assertEqual(judged(asked, outcome, response, 1), (None, None))
 
 
 if __name__ == "__main__":

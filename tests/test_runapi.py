@@ -753,7 +753,7 @@ class TaskTest(RunApiCase):
 
     def test_rate_limit_of_looking_is_respected(self) -> None:
         look = program.Request("GET", self.server.url, purpose="poll")
-        refused = program.Failure("x", kind="rate_limit", http_status=429, retryable=True)
+        refused = program.Failure("rate_limit", "x", http_status=429)
         failure = program.afterwards_failure(look, refused)
         self.assertEqual(program.retry_pause(look, failure, {"retry-after": "7"}, 1), 7.0)
 
