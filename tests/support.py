@@ -36,7 +36,7 @@ for _signal in (getattr(signal, _name) for _name in ("SIGINT", "SIGHUP") if hasa
 KEY = "test-key"
 RESULT_FIELDS = {"schema", "ok", "saved", "requested", "http_status", "elapsed_s", "model", "usage", "cost_usd",
                  "request_id", "warnings"}
-ERROR_FIELDS = {"kind", "message", "http_status", "code", "request_id", "billed", "retryable", "hint"}
+ERROR_FIELDS = {"kind", "message", "http_status", "code", "request_id", "billed", "retryable", "next", "hint"}
 SAVED_LINE = re.compile(r"Saved: (/.+) \((\d+) KB\)")
 
 Argument = Union[str, bytes]

@@ -314,7 +314,7 @@ class AdoptedFolderTest(PrivateCase):
         return self.finish(self.start_program("generate", *self.access(), "a fox", "-o", "out.png", env=ACCESS), 20)
 
     def test_links_in_it_lead_nowhere(self) -> None:
-        for name in ("saved-1", "partials", "stuck", "request.json"):
+        for name in ("saved-1", "partials", "droppable", "request.json"):
             with self.subTest(name):
                 self.server.reset()
                 shutil.rmtree(str(self.home / ".local"), True)
