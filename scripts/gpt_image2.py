@@ -1854,7 +1854,13 @@ def first_path(target: Target, n: int, image_format: str) -> str:
 
 def openai(job: Job, settings: Settings, key: str) -> Provider:
     """The OpenAI Images API and what resembles it, Azure too: one POST, on some relays a task behind it."""
-    request = image_request(job, settings, key)
+    body = {"model": job.model, "prompt": job.prompt, **job.parameters}
+    if "/deployments/" in settings.base_url.value:
+        del body["model"]  # Azure's older addresses name the deployment in the path and refuse it here
+    if job.command == "generate":
+        request = api_request(settings, key, "POST", "/images/generations")._replace(body=body)
+    else:
+        request = api_request(settings, key, "POST", "/images/edits")._replace(form=edit_form(job, body))
     try:
         response = yield request
     except Failure as failure:
@@ -1863,16 +1869,6 @@ def openai(job: Job, settings: Settings, key: str) -> Provider:
         request = respelled(request)  # a refused request is not billed
         response = yield request
     return (yield from collect_images(request, response, settings, job.n))
-
-
-def image_request(job: Job, settings: Settings, key: str) -> Request:
-    """The paid request."""
-    body = {"model": job.model, "prompt": job.prompt, **job.parameters}
-    if "/deployments/" in settings.base_url.value:
-        del body["model"]  # Azure's older addresses name the deployment in the path and refuse it here
-    if job.command == "generate":
-        return api_request(settings, key, "POST", "/images/generations")._replace(body=body)
-    return api_request(settings, key, "POST", "/images/edits")._replace(form=edit_form(job, body))
 
 
 def api_request(settings: Settings, key: str, method: str, path: str) -> Request:
@@ -2114,10 +2110,13 @@ def runapi_create(job: Job, settings: Settings, key: str, dialects: list[Dialect
     """One task. The other dialect is tried where the refusal proves that there is no task; dialects keeps the
     one that works in front."""
     left, renamed = list(dialects), False
+    images = {"source_image_urls": list(sources)} if sources else {}
     for number in range(4):  # two paths, and one other name of the model
         spoken = left[0]
-        request = runapi_request(job, settings, key, spoken, sources)
-        request = request._replace(headers=(*request.headers, ("Idempotency-Key", f"{token}-{number}")))
+        body = {"model": spoken.model, "prompt": job.prompt, **job.parameters, **images}
+        request = api_request(settings, key, "POST", spoken.path)
+        request = request._replace(headers=(*request.headers, ("Idempotency-Key", f"{token}-{number}")), body=body,
+                                   idempotent=spoken.idempotent, tasks=True, free_failures=True)
         try:
             response = yield request
         except Failure as failure:
@@ -2132,15 +2131,6 @@ def runapi_create(job: Job, settings: Settings, key: str, dialects: list[Dialect
             dialects[:] = [spoken, *(dialect for dialect in dialects if dialect.path != spoken.path)]
             return request, response
     raise AssertionError("every branch above leaves the loop in time")
-
-
-def runapi_request(job: Job, settings: Settings, key: str, dialect: Dialect, sources: Sequence[str]) -> Request:
-    """The paid request in one dialect."""
-    body = {"model": dialect.model, "prompt": job.prompt, **job.parameters}
-    if sources:
-        body["source_image_urls"] = list(sources)
-    return api_request(settings, key, "POST", dialect.path)._replace(
-        body=body, idempotent=dialect.idempotent, tasks=True, free_failures=True)
 
 
 def runapi_upload(image: Upload, settings: Settings, key: str) -> Generator[Request | Wait, Response, str]:
@@ -2572,7 +2562,7 @@ def unsent_hint(kind: str, url: str) -> str:
 #   file                 written by           read by           meaning
 #   request.json         make_folder          request_record    what was asked for, without a key; its schema
 #   owner                make_folder          take_lock         locked by the program at work on the folder
-#   droppable            let_fresh_drop       take_over         --fresh may remove it: it may fail for ever
+#   droppable            Folder.let_fresh_drop take_over         --fresh may remove it: it may fail for ever
 #   input-K, input-K.url Inputs.moved         curl, Inputs      the Kth input image, and its address if it has one
 #   N.create             start_curl           Folder.creates    the Nth paid step asks for images
 #   N.body, N.field-K    write_bodies         curl              what is sent
@@ -2580,7 +2570,7 @@ def unsent_hint(kind: str, url: str) -> str:
 #   N.answer, N.headers  curl                 read_response     what came, as it came
 #   N.outcome, N.errors  curl                 read_outcome      how it ended; errors is there before curl starts
 #   RUN-K.*              as N.*               as N.*            a step that is repeated by every run, not replayed
-#   saved-N              remember_saved       saved_before      the path of the Nth picture
+#   saved-N              Folder.remember_saved Folder.saved_before      the path of the Nth picture
 #   partials             Partials.publish     Partials          the files of pictures in the making
 #
 # The state of a transfer, from what is there:
@@ -2605,12 +2595,71 @@ class Folder(NamedTuple):
 
     def exchange(self, name: object) -> Exchange:
         """The files of one transfer: 1, 2 ... for those that are never repeated, others are named by their run."""
-        return Exchange(os.path.join(self.path, str(name)))
+        return Exchange(self.file(str(name)))
+
+    def file(self, name: str) -> str:
+        """The path of one of its own files."""
+        return os.path.join(self.path, name)
 
     def creates(self) -> list[Exchange]:
         """The transfers that ask for images and were begun."""
         steps = sorted(int(name[:-7]) for name in os.listdir(self.path) if re.fullmatch(r"\d+\.create", name))
         return [self.exchange(step) for step in steps]
+
+    def state(self) -> str:
+        """RUNNING while an image is asked for, then LOST or ANSWERED; UNSENT when nothing was asked."""
+        states = [exchange_state(exchange) for exchange in self.creates()]
+        return next((state for state in (RUNNING, LOST, ANSWERED) if state in states), UNSENT)
+
+    def paid_answers(self) -> list[Exchange]:
+        """The transfers whose server said yes: something may have been bought there."""
+        ended = [exchange for exchange in self.creates() if exchange_state(exchange) == ANSWERED]
+        return [exchange for exchange in ended if 200 <= read_outcome(exchange).status < 300]
+
+    def answers(self) -> list[str]:
+        """The files that came and may hold an image: not refused, not endless."""
+        ended = [(exchange.file("answer"), read_outcome(exchange)) for exchange in self.creates()
+                 if exchange_state(exchange) in (ANSWERED, LOST)]
+        return [path for path, outcome in ended if outcome.status < 300 and outcome.exit_code != TOO_LARGE
+                and os.path.exists(path) and os.path.getsize(path)]
+
+    def saved_before(self, number: int) -> str:
+        """Where an earlier run saved the Nth picture, if there is still a picture."""
+        with suppress(OSError):
+            with plain_file(self.file(f"saved-{number}")) as stream:
+                path = os.fsdecode(stream.read())
+            with plain_file(path, follow=True) as stream:
+                return path if inspect_picture(stream) else ""
+        return ""
+
+    def saved_paths(self) -> set[str]:
+        """The files of all pictures that this command has saved, in this run or in an earlier one."""
+        numbers = [int(name[6:]) for name in os.listdir(self.path) if re.fullmatch(r"saved-\d+", name)]
+        return {self.saved_before(number) for number in numbers}
+
+    def remember_saved(self, number: int, path: str) -> None:
+        """Note where the Nth picture is, so that a later run does not save it again."""
+        discard(self.file(f"saved-{number}"))  # it named no picture
+        with private_file(self.file(f"saved-{number}")) as stream:
+            stream.write(os.fsencode(path))
+
+    def let_fresh_drop(self) -> None:
+        """Let --fresh remove the folder: collecting it may fail for ever."""
+        with suppress(OSError):  # a full disk: there it stays until it is collected
+            private_file(self.file("droppable")).close()
+
+    def remove(self) -> None:
+        """Forget the command. Renamed first, so that a half removed folder is never taken for a request."""
+        path = self.path
+        if self.journaled:
+            gone = os.path.join(os.path.dirname(path), ".gone-" + os.path.basename(path))
+            try:
+                os.rename(path, gone)
+                path = gone
+            except OSError:
+                with suppress(OSError):  # without it a folder is none either
+                    discard(os.path.join(path, "owner"))
+        remove_tree(path)
 
 
 def take_lock(path: str, create: bool = False, wait: bool = False) -> int | None:
@@ -2821,7 +2870,7 @@ def take_over(path: str, fresh: bool) -> Folder | None:
     if not fresh:
         return folder
     if os.path.exists(os.path.join(path, "droppable")):
-        remove_folder(folder)
+        folder.remove()
     release(lock)
     return None
 
@@ -2855,23 +2904,9 @@ def prune(root: str, console: Console) -> None:
                 remove_tree(path)
             elif time.time() - status.st_mtime > KEEP_DAYS * 86400 and request_record(path, console) is not None:
                 folder = Folder(path, journal_lock(path, "owner"), True)
-                if folder.lock is not None and folder_state(folder) != RUNNING:
-                    remove_folder(folder)
+                if folder.lock is not None and folder.state() != RUNNING:
+                    folder.remove()
                 release(folder.lock)
-
-
-def remove_folder(folder: Folder) -> None:
-    """Forget a command. Renamed first, so that a half removed folder is never taken for a request."""
-    path = folder.path
-    if folder.journaled:
-        gone = os.path.join(os.path.dirname(path), ".gone-" + os.path.basename(path))
-        try:
-            os.rename(path, gone)
-            path = gone
-        except OSError:
-            with suppress(OSError):  # without it a folder is none either
-                discard(os.path.join(path, "owner"))
-    remove_tree(path)
 
 
 def remove_tree(path: str) -> None:
@@ -2899,12 +2934,6 @@ def exchange_state(exchange: Exchange) -> str:
     return LOST if os.path.exists(exchange.file("headers")) else UNSENT
 
 
-def folder_state(folder: Folder) -> str:
-    """RUNNING while an image is asked for, then LOST or ANSWERED; UNSENT when nothing was asked."""
-    states = [exchange_state(exchange) for exchange in folder.creates()]
-    return next((state for state in (RUNNING, LOST, ANSWERED) if state in states), UNSENT)
-
-
 def journal_folders(console: Console) -> list[str]:
     """The paths of the folders of all unfinished commands, wherever they are."""
     paths = [os.path.join(root, entry) for root in journal_roots(console) for entry in sorted(os.listdir(root))
@@ -2920,53 +2949,9 @@ def unfinished_commands(console: Console) -> list[tuple[float, str, str]]:
         record = request_record(path, console)
         with suppress(OSError):  # just removed
             if record:
-                state = folder_state(Folder(path, None, True))
+                state = Folder(path, None, True).state()
                 found.append((time.time() - os.stat(path).st_mtime, state, one_line(as_text(record.get("prompt")), 60)))
     return sorted(found, reverse=True)
-
-
-def saved_before(folder: Folder, number: int) -> str:
-    """Where an earlier run saved the Nth picture, if there is still a picture."""
-    with suppress(OSError):
-        with plain_file(os.path.join(folder.path, f"saved-{number}")) as stream:
-            path = os.fsdecode(stream.read())
-        with plain_file(path, follow=True) as stream:
-            return path if inspect_picture(stream) else ""
-    return ""
-
-
-def saved_paths(folder: Folder) -> set[str]:
-    """The files of all pictures that this command has saved, in this run or in an earlier one."""
-    return {saved_before(folder, int(name[6:])) for name in os.listdir(folder.path) if re.fullmatch(r"saved-\d+", name)}
-
-
-def remember_saved(folder: Folder, number: int, path: str) -> None:
-    """Note where the Nth picture is, so that a later run does not save it again."""
-    record = os.path.join(folder.path, f"saved-{number}")
-    discard(record)  # it named no picture
-    with private_file(record) as stream:
-        stream.write(os.fsencode(path))
-
-
-def answers_of(folder: Folder) -> list[Exchange]:
-    """The transfers of a command that brought something which may be a picture: not refused, not endless."""
-    ended = [(exchange, read_outcome(exchange)) for exchange in folder.creates()
-             if exchange_state(exchange) in (ANSWERED, LOST)]
-    return [exchange for exchange, outcome in ended
-            if outcome.status < 300 and outcome.exit_code != TOO_LARGE and os.path.exists(exchange.file("answer"))
-            and os.path.getsize(exchange.file("answer"))]
-
-
-def paid_answers(folder: Folder) -> list[Exchange]:
-    """The transfers of a command whose server said yes: something may have been bought there."""
-    ended = [exchange for exchange in folder.creates() if exchange_state(exchange) == ANSWERED]
-    return [exchange for exchange in ended if 200 <= read_outcome(exchange).status < 300]
-
-
-def let_fresh_drop(folder: Folder) -> None:
-    """Let --fresh remove the folder: collecting it may fail for ever."""
-    with suppress(OSError):  # a full disk: there it stays until it is collected
-        private_file(os.path.join(folder.path, "droppable")).close()
 
 
 def signal_exit_code(stop: KeyboardInterrupt) -> int:
@@ -2976,9 +2961,9 @@ def signal_exit_code(stop: KeyboardInterrupt) -> int:
 
 def stop_failure(stop: KeyboardInterrupt, folder: Folder) -> Failure:
     """What a signal leaves behind: something to collect, or nothing."""
-    exit_code, state = signal_exit_code(stop), folder_state(folder)
+    exit_code, state = signal_exit_code(stop), folder.state()
     word = {INTERRUPTED: "interrupted", UNREAD: "nobody reads the result any more"}.get(exit_code, "terminated")
-    if state == RUNNING or paid_answers(folder):
+    if state == RUNNING or folder.paid_answers():
         told = "the transfer goes on by itself" if state == RUNNING else "the server's answer is kept"
         return Failure("stopped", f"{word}; {told}", exit_code=exit_code, collectable=True)
     told, billed = ("the transfer was stopped", "maybe") if state == LOST else ("nothing was bought", "no")
@@ -3052,7 +3037,9 @@ def send_with_retries(request: Request, exchange: Exchange, run: Run) -> Respons
         outcome = read_outcome(exchange)
         response = read_response(request, exchange, outcome)
         if not request.rules.is_file:
-            seconds = run.console.seconds() if request.rules.repeatable else exchange_seconds(exchange)
+            seconds = run.console.seconds()
+            if not request.rules.repeatable:  # whoever started it
+                seconds = max(0.0, os.stat(exchange.file("outcome")).st_mtime - os.stat(exchange.file("lock")).st_mtime)
             run.result.facts.update(http_status=response.status or None, elapsed_s=round(seconds, 1),
                                     request_id=response.headers.get("x-request-id"))
         failure = failure_of(request, outcome, response)
@@ -3281,11 +3268,6 @@ def wait_for(done: Callable[[], bool], exchange: Exchange, run: Run) -> None:
         rest(seconds, run)
         seconds = min(seconds * 1.5, 0.1)
         run.watch(exchange)
-
-
-def exchange_seconds(exchange: Exchange) -> float:
-    """How long a transfer took, whoever started it."""
-    return max(0.0, os.stat(exchange.file("outcome")).st_mtime - os.stat(exchange.file("lock")).st_mtime)
 
 
 # ---- 12. Reading answers: a file -> images or a Failure ------------------------------------------
@@ -4007,10 +3989,10 @@ def save_image(image: Image, index: int, target: Target, numbers: Iterator[int],
     An earlier run may have been killed at any line of this: what it has finished is found, not done again.
     """
     part = os.path.join(target.folder, f".{os.path.basename(folder.path)}-{index}.part")
-    path = saved_before(folder, index)
+    path = folder.saved_before(index)
     if not path:
-        path = name_before_kill(part, target) or save_new(image, part, target, numbers, saved_paths(folder))
-        remember_saved(folder, index, path)
+        path = name_before_kill(part, target) or save_new(image, part, target, numbers, folder.saved_paths())
+        folder.remember_saved(index, path)
     discard(part)
     sync_folder(target.folder)
     picture, whole = picture_in(path)
@@ -4518,7 +4500,7 @@ class Inputs:
     def remove(self) -> None:
         """Forget the copies."""
         if self.folder:
-            remove_folder(self.folder)
+            self.folder.remove()
 
 
 def copy_upload(upload: Upload, path: str, masked: Upload | None) -> None:
@@ -4568,7 +4550,7 @@ def run_job(job: Job, settings: Settings, key: KeySource, folder: Folder, inputs
         raise failure from (error if failure.kind == "bug" else None)
     finally:
         if not keep_folder:
-            remove_folder(folder)
+            folder.remove()
         release(folder.lock)
 
 
@@ -4585,7 +4567,7 @@ def what_ended(error: BaseException, folder: Folder) -> Failure:
 def billed_in_the_end(failure: Failure, folder: Folder, result: Result) -> str:
     """Whether money is gone, now that all is known. Nothing else decides it: a Failure only says what the request
     that it speaks of cost."""
-    answered = bool(paid_answers(folder))
+    answered = bool(folder.paid_answers())
     if result.saved or (failure.kind == "stopped" and answered):
         return "yes"
     late = failure.billed == "no" and failure.exit_code in (USAGE, SETUP, BUG)  # it came after a paid request
@@ -4602,7 +4584,7 @@ def add_what_is_known(failure: Failure, folder: Folder, job: Job, run: Run) -> b
         unread = failure.kind == "place" or (failure.kind in UNREAD_KINDS and failure.billed != "yes")
         keep_folder = unread and rescue_answer(failure, folder, job, run.console.secrets.texts)
     if keep_folder and failure.kind != "stopped":
-        let_fresh_drop(folder)
+        folder.let_fresh_drop()
     return keep_folder
 
 
@@ -4613,8 +4595,7 @@ UNREAD_KINDS = {"no_image": MAX_MESSAGE // 2, "web_page": LONG_STRING, "broken_i
 
 def rescue_answer(failure: Failure, folder: Folder, job: Job, secrets: Sequence[str]) -> bool:
     """Save an answer that nobody here could read; a person may find its image. True when it stays in the folder."""
-    long = [path for path in (exchange.file("answer") for exchange in answers_of(folder))
-            if os.path.getsize(path) > UNREAD_KINDS[failure.kind]]
+    long = [path for path in folder.answers() if os.path.getsize(path) > UNREAD_KINDS[failure.kind]]
     if not long:
         return False
     kept, copied = long[-1], False
@@ -4626,10 +4607,10 @@ def rescue_answer(failure: Failure, folder: Folder, job: Job, secrets: Sequence[
 
 def keep_rest(images: Sequence[Image | Failure], job: Job, folder: Folder, run: Run) -> None:
     """Keep an answer that holds many more images than were asked for, or broke off before all had come."""
-    answers = answers_of(folder)
+    answers = folder.answers()
     if answers and (len(images) > job.n + SPARE_IMAGES or (len(images) < job.n and run.result.is_cut_off)):
         try:
-            path = save_answer(answers[-1].file("answer"), job.target, run.console.secrets.texts)
+            path = save_answer(answers[-1], job.target, run.console.secrets.texts)
             kept = "is kept in " + path
         except OSError as error:  # the pictures are saved, and must be told
             kept = f"could not be kept: {reason(error)}"
@@ -4822,7 +4803,7 @@ def try_key(settings: Settings, key: str, run: Run, say: Callable[[str], None]) 
         note = f"{failure.message}: nothing free proves address and key. "
         note += failure.hint if failure.kind == "not_found" else ""
     finally:
-        remove_folder(folder)
+        folder.remove()
     if note:
         run.console.warn(note) if run.console.as_json else say(f"note  {note}")
     elif response:
