@@ -119,9 +119,9 @@ def own_key(config: Mapping[str, Any]) -> str:
 
 def default_url(api: str) -> str:
     """Where a protocol is spoken when nothing but variables tells."""
-    names = {"runapi": "RUNAPI_BASE_URL", "codex": ""}
-    name = names.get(api, "GPT_IMAGE2_BASE_URL")
-    return (variable(name) if name else "") or program.BASE_URLS.get(api or "openai", "")
+    service = program.SERVICES.get(api or "openai")
+    addresses = map(variable, service.address_variables[:1] if service else ())
+    return next(filter(None, addresses), program.default_address(api))
 
 
 def protocol(config: Mapping[str, Any]) -> str:
@@ -160,7 +160,7 @@ def find_config() -> dict[str, Any]:
         if {"base_url", "api", "api_key", "api_key_command"} & set(place):
             api = place.get("api", "")
             bound = place is file and {"api_key", "api_key_command"} & set(place)  # to the address in the file
-            url = program.BASE_URLS.get(api or "openai", "") if bound else default_url(api)
+            url = program.default_address(api) if bound else default_url(api)
             config = {"base_url": url, **common, **place}
             return with_key(config, own_key(config), openai)
     own_url = variable("GPT_IMAGE2_BASE_URL")

@@ -51,8 +51,6 @@ VERSION = "1.0.0"
 PROGRAM = "gpt_image2"
 AZURE_CLASSIC_VERSION = "2025-04-01-preview"  # Azure's image documentation, read 2026-07
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
-BASE_URLS = {"openai": DEFAULT_BASE_URL, "azure": "", "runapi": "https://runapi.ai",
-             "codex": "https://chatgpt.com/backend-api/codex"}
 DEFAULT_MODEL = "gpt-image-2"
 DEFAULT_OUTPUT = "~/gpt-image2-output.png"
 DEFAULT_TIMEOUT = 600  # seconds; the official SDK's own limit for one request
@@ -287,6 +285,11 @@ class Settings(NamedTuple):
     config_path: str
     warnings: tuple[str, ...]
 
+    @property
+    def service(self) -> Service:
+        """The row of its protocol."""
+        return SERVICES[self.api.value]
+
 
 class Picture(NamedTuple):
     """What the first bytes of a file tell: format name and size in pixels."""
@@ -296,13 +299,15 @@ class Picture(NamedTuple):
 
 
 class Upload(NamedTuple):
-    """A checked local image; for RunAPI also the URL of one (then without a picture)."""
+    """An input image or mask. Until its file is read, only path, origin and name are known."""
     path: str
-    picture: Picture
-    bytes: int
+    picture: Picture = Picture("", 0, 0)
+    bytes: int = 0
     checksum: str = ""  # MD5 as base64, where the API wants one
-    digest: str = ""  # SHA-256 of the content; nothing is known of a URL's
+    digest: str = ""  # SHA-256 of the content
     seen: Picture = Picture("", 0, 0)  # the edges as people see them; EXIF may turn the stored pixels
+    origin: str = "file"  # "file" or "url", as path is one; "data": path is a data: URI
+    name: str = ""  # as messages call it
 
 
 class Target(NamedTuple):
@@ -324,6 +329,7 @@ class Job(NamedTuple):
     n: int
     target: Target
     keep_partials: bool = False
+    resolution: str = ""  # of a size that gets its shape from the first image
 
     @property
     def uploads(self) -> tuple[Upload, ...]:
@@ -903,19 +909,197 @@ def png_passes(width: int, height: int) -> list[tuple[int, int]]:
     sizes = [((width - x + dx - 1) // dx, (height - y + dy - 1) // dy) for x, y, dx, dy in adam7]
     return [size for size in sizes if min(size) > 0]
 
+# ---- Services ------------------------------------------------------------------------------------
+
+class Service(NamedTuple):
+    """One protocol and who speaks it. Functions that stand further down are named by a lambda."""
+    base_url: str
+    key_variables: tuple[str, ...]  # the first that is set counts
+    address_variables: tuple[str, ...]
+    provider: Callable[..., Provider]  # (job, settings, key, token) -> what to send
+    values: Callable[..., dict[str, Any]]  # (options, settings, notes) -> what options come to; checks them
+    free_check: str = "/models"  # what a GET proves address and key with, free of charge; "" where nothing can
+    takes_urls: bool = False  # it fetches inputs itself, from its own storage or from anywhere
+    formats: tuple[str, ...] = tuple(SUFFIXES)
+
+
+OPENAI_KEYS, OPENAI_ADDRESSES = ("GPT_IMAGE2_API_KEY", "OPENAI_API_KEY"), ("GPT_IMAGE2_BASE_URL", "OPENAI_BASE_URL")
+SERVICES = {
+    "openai": Service(DEFAULT_BASE_URL, OPENAI_KEYS, OPENAI_ADDRESSES,
+                      lambda *call: openai(*call), lambda *call: openai_values(*call)),
+    "azure": Service("", OPENAI_KEYS, OPENAI_ADDRESSES, lambda *call: openai(*call),
+                     lambda *call: openai_values(*call), formats=("png", "jpeg")),
+    "runapi": Service("https://runapi.ai", ("RUNAPI_API_KEY", "GPT_IMAGE2_API_KEY"), ("RUNAPI_BASE_URL",),
+                      lambda *call: runapi(*call), lambda *call: runapi_shape(*call), "/api/v1/me", takes_urls=True),
+    "codex": Service("https://chatgpt.com/backend-api/codex", (), (), lambda *call: codex(*call),
+                     lambda *call: openai_values(*call), free_check=""),
+}
+# The variables that are read as keys: none of them reaches a child process.
+KEY_VARIABLES = tuple(dict.fromkeys(name for service in SERVICES.values() for name in service.key_variables))
+
+
+# ---- Options -------------------------------------------------------------------------------------
+# Parser, help, advice, what is sent, what RunAPI lacks and what a config file may hold come from this table.
+
+class Option(NamedTuple):
+    """One row of OPTIONS."""
+    commands: tuple[str, ...]
+    flags: str
+    value: str  # its value's name in the help; a switch has none
+    help: str
+    convert: Callable[[str], Any] = str
+    default: Any = None  # what holds when nobody says anything
+    choices: Sequence[str] = ()
+    limits: tuple[int, int] | None = None  # of a number
+    wire: str = ""  # OpenAI's name for it, if it is sent
+    runapi: str | None = ""  # RunAPI's name for it, if it is sent; None: RunAPI has no such thing
+    config: str = ""  # its key in a config file, if it may be there
+    repeatable: bool = False
+    alone: bool = False  # it excludes the others that are
+
+    @property
+    def flag(self) -> str:
+        """Its long flag."""
+        return self.flags.split(", ")[-1]
+
+    @property
+    def name(self) -> str:
+        """What the program calls it."""
+        return self.flag[2:].replace("-", "_")
+
+    @property
+    def types(self) -> tuple[type, ...]:
+        """What its value may be in a config file."""
+        number = (int, float) if self.convert is float else (int,)
+        return number if self.limits else (dict,) if self.repeatable else (str,) if self.value else (bool,)
+
+    def is_set(self, values: Mapping[str, Any]) -> bool:
+        """Whether it asks for something else than what happens anyway."""
+        value = values[self.name]
+        return value is not None and value is not False and value != self.default
+
+
+def as_pair(text: str) -> str:
+    """A size or a shape as people write it, in one spelling: `1024 × 1024`, `16/9`, `LANDSCAPE`."""
+    text = text.strip().lower()
+    edges = re.fullmatch(r"([0-9]+) *(?:px)? *([x×х*:：∶/]|by) *([0-9]+) *(?:px)?", text)  # a Cyrillic one too
+    return f"{edges[1]}{':' if edges[2] in ':：∶/' and len(edges[1]) < 3 else 'x'}{edges[3]}" if edges else text
+
+
+def as_size(text: str) -> str:
+    """A size; one number is a square's."""
+    return as_pair(re.sub(r"^ *([0-9]{3,5})( *px)? *$", r"\1x\1", text))
+
+
+def as_ratio(text: str) -> str:
+    """A shape; `16x9` is one here."""
+    return re.sub(r"(?<=\d)x", ":", as_pair(text))
+
+
+def as_header(text: str) -> tuple[str, str]:
+    """`Name: value` as a pair."""
+    name, colon, value = (piece.strip() for piece in text.partition(":"))
+    fault = header_fault(name, value) if colon and name else "--header must look like 'Name: value'"
+    if fault:
+        raise usage_failure(fault)
+    return name, value
+
+
+def as_parameter(text: str) -> tuple[str, Any]:
+    """`key=value` as a pair, the value read as JSON where it is JSON."""
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise usage_failure(f"--param must look like key=value, not {quoted(text)}")
+    try:
+        return name, json.loads(value, parse_constant=str)
+    except (ValueError, RecursionError):
+        return name, value
+
+
+PATH = os.fspath  # a path's bytes need not be UTF-8
+CONFIG, EDIT, IMAGES, ALL = ("config",), ("edit",), ("generate", "edit"), ("generate", "edit", "config")
+OPTIONS = (
+    Option(CONFIG, "--show", "", "every setting and where it comes from (default)", alone=True),
+    Option(CONFIG, "--init", "", "write a config file that only you can read", alone=True),
+    Option(CONFIG, "--force", "", "with --init: overwrite an existing file"),
+    Option(CONFIG, "--check", "", "test curl, the key and the endpoint (free)", alone=True),
+
+    Option(EDIT, "--image", "PATH", "another image, 16 in all; can be repeated", PATH, repeatable=True),
+    Option(EDIT, "--mask", "PNG", "as large as IMAGE, transparent where it is to change", PATH, runapi=None),
+    Option(EDIT, "--input-fidelity", "KIND", "low or high; older models only", str.lower, None, ("low", "high"),
+           wire="input_fidelity", runapi=None),
+
+    Option(IMAGES, "-o, --output", "PATH", f"file or folder (default {DEFAULT_OUTPUT})", PATH, DEFAULT_OUTPUT),
+    Option(IMAGES, "--size", "WIDTHxHEIGHT", "or square, landscape, portrait, auto (default)", as_size, "auto",
+           wire="size"),
+    Option(IMAGES, "--aspect-ratio", "W:H", "a shape such as 16:9; the closest allowed size is used", as_ratio,
+           runapi="aspect_ratio"),
+    Option(IMAGES, "--resolution", "1k|2k|4k", "how many pixels that shape gets (default 1k)", str.lower,
+           choices=tuple(RESOLUTIONS), runapi="output_resolution"),
+    Option(IMAGES, "--quality", "LEVEL", "low (about 70 s), medium (120 s), high (276 s)\nor auto (default)",
+           str.lower, "auto", wire="quality", runapi=None),
+    Option(IMAGES, "-n, --n", "1-10", "how many images: NAME-1.png, NAME-2.png, ...", int, 1, limits=(1, MAX_N),
+           wire="n"),
+    Option(IMAGES, "--format", "FORMAT", "png, jpeg or webp (default: as -o ends, else png);\nsome models: gif, svg",
+           str.lower, None, (*SUFFIXES, "jpg"), wire="output_format", runapi=None),
+    Option(IMAGES, "--compression", "0-100", "for jpeg and webp", int, None, limits=(0, 100),
+           wire="output_compression", runapi=None),
+    Option(IMAGES, "--background", "KIND", "opaque, transparent or auto (default)", str.lower, None,
+           ("auto", "opaque", "transparent"), wire="background", runapi=None),
+    Option(IMAGES, "--moderation", "LEVEL", "low or auto (default)", str.lower, None, ("auto", "low"),
+           wire="moderation", runapi=None),
+    Option(IMAGES, "--prompt-file", "FILE", "read the prompt from FILE; a PROMPT of - reads stdin", PATH),
+    Option(IMAGES, "--overwrite", "", "replace existing files (default: pick a free name)"),
+    Option(IMAGES, "--fresh", "", "ignore an unfinished request and buy a new image"),
+    Option(IMAGES, "--model", "MODEL", f"default {DEFAULT_MODEL}", str, DEFAULT_MODEL, config="model"),
+    Option(IMAGES, "--timeout", "SECONDS", f"time limit for the whole request (default {DEFAULT_TIMEOUT})", float,
+           DEFAULT_TIMEOUT, limits=(1, MAX_TIMEOUT), config="timeout"),
+    Option(IMAGES, "--stream", "", "stream the reply; helps if a gateway times out", wire="stream", runapi=None),
+    Option(IMAGES, "--partial-images", "0-3", "with --stream: save previews as NAME.partial-K.EXT", int, 0,
+           limits=(0, MAX_PARTIALS), wire="partial_images", runapi=None),
+    Option(IMAGES, "--keep-partials", "", "keep the previews when the final image is saved"),
+    Option(IMAGES, "--param", "KEY=VALUE", "any other API parameter, not checked; can be repeated", as_parameter,
+           repeatable=True),
+
+    Option(ALL, "--base-url", "URL", f"default {DEFAULT_BASE_URL}", str, DEFAULT_BASE_URL, config="base_url"),
+    Option(ALL, "--api", "NAME", "openai, azure, runapi or codex (default: by the host;\ncodex must be asked for)",
+           str.lower, choices=tuple(SERVICES), config="api"),
+    Option(ALL, "--api-key-env", "NAME", "the variable that holds the key", config="api_key_env"),
+    Option(ALL, "--api-key", "KEY", "the key itself (visible in ps and shell history; avoid)", config="api_key"),
+    Option(ALL, "--header", "'NAME: VALUE'", "an extra header; can be repeated", as_header, {}, config="headers",
+           repeatable=True),
+    Option(ALL, "--allow-http", "", "send the key unencrypted to another machine", config="allow_http"),
+    Option(ALL, "--config", "PATH", "read the settings from this file; - means stdin", PATH),
+    Option(ALL, "--json", "", "print the result as one JSON object"),
+    Option(ALL, "-q, --quiet", "", "print only warnings, errors and Saved: lines"),
+    Option(ALL, "-v, --verbose", "", "also show what is sent (keys are hidden)"))
+
+# What may stand in a config file: name -> (types, default).
+CONFIG_KEYS: dict[str, tuple[tuple[type, ...], Any]] = {
+    **{row.config: (row.types, row.default) for row in OPTIONS if row.config},
+    "api_key_command": ((list,), None), "proxy": ((str,), ""), "cacert": ((str,), ""), "poll_url": ((str,), ""),
+    "max_cost": ((int, float), None)}
+
+# What other image tools call it -> what to write here.
+STRANGERS = {
+    "-n -c --count --num --number --num-images --batch --batch-size --samples": "Use --n.",
+    "-f -y --force --yes --clobber --replace": "Use --overwrite.", "--ar --aspect --ratio": "Use --aspect-ratio W:H.",
+    "-s -w --width --height --dimensions --image-size": "Use --size WIDTHxHEIGHT.", "--output-format": "Use --format.",
+    "-p --prompt --text --description": "The prompt needs no option, only quotes.",
+    "-k --key --token": "Use --api-key-env NAME.", "--url --endpoint --api-base": "Use --base-url.",
+    "-o --out --outfile --output-file --output-dir --outdir --save --file --filename --path": "Use --output PATH.",
+    "-i -m --image --mask --input --input-image --init-image --input-fidelity": "Images go with edit, see edit --help.",
+    "--seed --negative-prompt --negative --no --steps --cfg --cfg-scale --guidance --guidance-scale --sampler --style"
+    " --stylize --strength --chaos --hd --vivid --natural --response-format --user":
+        "The API has no such parameter: leave it out, or say it in the prompt."}
+
+
 # ---- 6. Settings ---------------------------------------------------------------------------------
 
-CONFIG_TYPES: dict[str, tuple[type, ...]] = {
-    "base_url": (str,), "api_key": (str,), "api_key_env": (str,), "api_key_command": (list,), "api": (str,),
-    "model": (str,), "timeout": (int, float), "headers": (dict,), "proxy": (str,), "cacert": (str,),
-    "allow_http": (bool,), "max_cost": (int, float), "poll_url": (str,)}
 NOT_YET = ("max_cost",)  # known, but nothing reads it in this version
-APIS = tuple(BASE_URLS)
 STANDARD_INPUT = "standard input"  # stands for the path of a config that comes from there
 AZURE_HOSTS = (".openai.azure.com", ".services.ai.azure.com", ".cognitiveservices.azure.com")
 KEY_SETTINGS = ("api_key", "api_key_env", "api_key_command")
-# The variables that are read as keys: none of them reaches a child process.
-KEY_VARIABLES = ("GPT_IMAGE2_API_KEY", "OPENAI_API_KEY", "RUNAPI_API_KEY")
 # What curl reads besides the proxy setting; a password may be in them.
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 # A child needs these, whatever is in them: its way to files, to the network and to whom to trust.
@@ -1007,14 +1191,14 @@ def read_config(path: str, warnings: list[str]) -> dict[str, Any]:
     if os.name == "posix" and not piped:
         check_owner(path, status, {name for name in content if content[name]}, warnings)
     for name in content:
-        if name not in CONFIG_TYPES:
-            found = nearest(name, CONFIG_TYPES)
+        if name not in CONFIG_KEYS:
+            found = nearest(name, CONFIG_KEYS)
             shown = repr(name) if found else quoted(name)
             warnings.append(f"{path}: unknown setting {shown} is ignored.{found}")
         elif name in NOT_YET:
             warnings.append(f"{path}: {name} has no effect in this version")
     return {name: checked_value(path, name, value) for name, value in content.items()
-            if name in CONFIG_TYPES and value not in (None, "", [])}
+            if name in CONFIG_KEYS and value not in (None, "", [])}
 
 
 def check_owner(path: str, status: os.stat_result, names: set[str], warnings: list[str]) -> None:
@@ -1034,7 +1218,7 @@ def check_owner(path: str, status: os.stat_result, names: set[str], warnings: li
 
 def checked_value(path: str, name: str, value: Any) -> Any:
     """The value, which has the type of its setting."""
-    types = CONFIG_TYPES[name]
+    types = CONFIG_KEYS[name][0]
     items = value if isinstance(value, list) else value.values() if isinstance(value, dict) else ()
     if type(value) in types and all(isinstance(item, str) for item in items):  # True is no number
         return value
@@ -1083,8 +1267,8 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
 def asked_api(layers: Sequence[Layer]) -> Setting:
     """The protocol that a flag or a file names; empty when none does."""
     api = next((layer["api"] for layer in layers if "api" in layer), Setting("", "default"))
-    if api.value and api.value not in APIS:
-        raise setting_failure(api, f"api {quoted(api.value)} is not known, only {', '.join(APIS)}")
+    if api.value and api.value not in SERVICES:
+        raise setting_failure(api, f"api {quoted(api.value)} is not known, only {', '.join(SERVICES)}")
     return api
 
 
@@ -1125,7 +1309,7 @@ def overridden_flags(from_file: Layer, from_flags: Layer) -> list[str]:
 def flag_layer(flags: Mapping[str, Any]) -> Layer:
     """The settings given on the command line."""
     return {name: Setting(value, "--" + name.replace("_", "-")) for name, value in flags.items()
-            if name in CONFIG_TYPES and value not in (None, False, {})}
+            if name in CONFIG_KEYS and value not in (None, False, {})}
 
 
 def pick(layers: Sequence[Layer], name: str) -> Setting:
@@ -1133,18 +1317,22 @@ def pick(layers: Sequence[Layer], name: str) -> Setting:
     return next(layer[name] for layer in layers if name in layer)
 
 
+def default_address(api: str) -> str:
+    """Where a protocol is spoken by default; "" for one that has no such place."""
+    service = SERVICES.get(api or "openai")
+    return service.base_url if service else ""
+
+
 def environment_layer(api: str) -> Layer:
     """The base URL, from our own variable or from the one that the vendor's tools use."""
-    names = {"runapi": ("RUNAPI_BASE_URL",), "codex": ()}.get(api, ("GPT_IMAGE2_BASE_URL", "OPENAI_BASE_URL"))
-    name = next((name for name in names if environment(name)), "")
+    name = next((name for name in SERVICES[api or "openai"].address_variables if environment(name)), "")
     return {"base_url": Setting(environment(name), f"${name}")} if name else {}
 
 
 def default_layer(api: str) -> Layer:
     """What holds when nobody says anything."""
-    values = {"base_url": BASE_URLS[api], "model": DEFAULT_MODEL, "timeout": DEFAULT_TIMEOUT, "headers": {},
-              "proxy": "", "cacert": "", "allow_http": False, "poll_url": ""}
-    return {name: Setting(value, "default") for name, value in values.items()}
+    values = {name: default for name, (_, default) in CONFIG_KEYS.items()}
+    return {name: Setting(value, "default") for name, value in {**values, "base_url": SERVICES[api].base_url}.items()}
 
 
 def setting_failure(setting: Setting, message: str, hint: str = "") -> Failure:
@@ -1264,7 +1452,7 @@ def header_fault(name: str, value: str) -> str:
 
 def file_host(content: Mapping[str, Any]) -> str:
     """The host that a config file's secrets belong to."""
-    return host_of(content.get("base_url") or BASE_URLS.get(content.get("api", "openai"), ""))
+    return host_of(content.get("base_url") or default_address(content.get("api", "")))
 
 
 def may_go(host: str, base_url: str) -> bool:
@@ -1301,11 +1489,11 @@ def environment_keys(api: str, address: str) -> list[KeySource]:
     """Our own variable may go anywhere, but not where only a vendor's variable leads; a vendor's belongs to the host
     configured beside it. address: where the base URL comes from."""
     vendor = {"$OPENAI_BASE_URL": "openai", "$RUNAPI_BASE_URL": "runapi"}.get(address)
-    hosts = {"GPT_IMAGE2_API_KEY": host_of(BASE_URLS[vendor]) if vendor else "",
+    hosts = {"GPT_IMAGE2_API_KEY": host_of(SERVICES[vendor].base_url) if vendor else "",
              "OPENAI_API_KEY": host_of(environment("OPENAI_BASE_URL") or DEFAULT_BASE_URL),
-             "RUNAPI_API_KEY": host_of(environment("RUNAPI_BASE_URL") or BASE_URLS["runapi"])}
-    names = ("RUNAPI_API_KEY", "GPT_IMAGE2_API_KEY") if api == "runapi" else ("GPT_IMAGE2_API_KEY", "OPENAI_API_KEY")
-    return [KeySource(f"${name}", hosts[name], environment(name)) for name in names if environment(name)]
+             "RUNAPI_API_KEY": host_of(environment("RUNAPI_BASE_URL") or SERVICES["runapi"].base_url)}
+    return [KeySource(f"${name}", hosts[name], environment(name)) for name in SERVICES[api or "openai"].key_variables
+            if environment(name)]
 
 
 def runapi_tool_key() -> list[KeySource]:
@@ -1315,7 +1503,7 @@ def runapi_tool_key() -> list[KeySource]:
     path = os.path.join(folder, "runapi", "config.json")
     content = read_login(path) if os.path.exists(path) else None
     key = member(content, "api_key") or member(content, "apiKey")
-    base_url = member(content, "base_url") or member(content, "baseUrl") or BASE_URLS["runapi"]
+    base_url = member(content, "base_url") or member(content, "baseUrl") or SERVICES["runapi"].base_url
     return [KeySource(path, host_of(as_text(base_url)), key)] if isinstance(key, str) and key else []
 
 
@@ -1421,7 +1609,7 @@ def read_settings(options: Namespace, console: Console) -> Settings:
 
 # ---- 7. Job: what is asked for, checked while it is still free ----------------------------------
 
-FETCHED = r"(?is)https?://|data:[^,\s]*,"
+ORIGINS = {"url": r"(?i)https?://", "data": r"(?i)data:[^,\s]*,"}
 # As a prompt it is a mistake.
 IMAGE_NAME = r"(?is)https?://\S+|file:\S+|data:[^,\s]*,.*|\S+\.(?:png|jpe?g|webp|gif|svg|tiff?|avif|hei[cf]|bmp|psd)"
 # What else people pass, by its first bytes without XML's prolog.
@@ -1434,34 +1622,88 @@ OTHER_KINDS = (
     (rb"\s*<(?:html|head|body|title|meta|script|link)\b", WEB_PAGE))
 
 
-def build_job(options: Namespace, settings: Settings, notes: list[str], fetch: Callable[[str], str]) -> Job:
-    """A checked Job from the command line; raises before anything is sent. fetch: URL -> path of a local copy."""
-    model, api = settings.model.value, settings.api.value
+def read_words(options: Namespace) -> tuple[str, list[str]]:
+    """(prompt, images) that the words of a command mean. Here files and standard input are read, in plan none."""
     words, paths = edit_words(options) if options.command == "edit" else (options.words, [])
     if options.config == "-" and "-" in (options.prompt_file, *words):
         raise usage_failure("standard input cannot hold both the config and the prompt", "Use --prompt-file FILE.")
     if words:
         check_prompt_word(options.command, paths, words[0])
-    prompt = read_prompt(words, options.prompt_file)
-    image_format = chosen_format(options)
-    formats = MODELS.get(re.sub(DATED, "", model), NEWEST).formats
+    if len(words) > (0 if options.prompt_file else 1):
+        raise usage_failure(f"one argument too many: {quoted(shown_input(words[-1]))}", "Put the prompt in quotes.")
+    if not words and not options.prompt_file:
+        raise usage_failure("the prompt is missing", 'Add it in quotes: "a red fox in the snow"')
+    source = options.prompt_file or ("-" if words[0] == "-" else "")
+    try:
+        return read_prompt(source) if source else os.fsencode(words[0]).decode("utf-8"), paths
+    except UnicodeError:
+        raise usage_failure("the prompt is not valid UTF-8") from None
+
+
+def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[str], notes: list[str]) -> Job:
+    """The job that is asked for, checked as far as words and settings decide: neither disk nor network is touched."""
+    model, image_format = settings.model.value, chosen_format(options)
+    if not prompt.strip():
+        raise usage_failure("the prompt is empty")
+    if len(prompt) > MAX_PROMPT:
+        raise usage_failure(f"the prompt has {len(prompt)} characters, {MAX_PROMPT} are allowed",
+                            f"Shorten it by {len(prompt) - MAX_PROMPT}.")
+    formats = (model_rules(model) or NEWEST).formats
     if image_format not in formats:
         raise usage_failure(f"{model} makes no {image_format}, only {', '.join(formats)}", "Use -o NAME.png")
-    images = read_images(paths, api, fetch) if options.command == "edit" else ()
-    if options.size != "auto" and (options.aspect_ratio or options.resolution):
-        raise usage_failure("--size already says what --aspect-ratio and --resolution say; leave one of them out")
-    check = runapi_parameters if api == "runapi" else checked_parameters
-    parameters = check(options, settings, images, notes)
-    mask = read_mask(options.mask, images[0], notes, fetch) if options.mask else None
+    images = tuple(unread_input("image", path) for path in paths)
+    if options.command == "edit" and not images:
+        raise usage_failure("the image to edit is missing", 'Use: edit IMAGE "what to change"')
+    if len(images) > MAX_IMAGES:
+        raise usage_failure(f"{len(images)} images were given, {MAX_IMAGES} are allowed")
+    mask = unread_input("mask", options.mask) if options.mask else None
+    parameters, resolution = planned_parameters(options, settings, notes)
     target = checked_target(options.output, image_format, options.overwrite)
-    probe_folder(target, options.n, as_text(parameters.get("size")))
-    path = first_path(target, options.n, image_format)
     if target.suffix.lower() not in SUFFIXES[image_format]:
-        name = os.path.basename(path)
+        name = os.path.basename(first_path(target, options.n, image_format))
         notes.append(f"--format {image_format} against {target.suffix}: the file will be {name}")
-    if target.overwrite and os.path.isdir(path):
+    return Job(options.command, model, prompt, images, mask, parameters, options.n, target,
+               options.keep_partials, resolution)
+
+
+def prove(job: Job, settings: Settings, notes: list[str], fetch: Callable[[str], str]) -> Job:
+    """The planned job with its inputs fetched and read, and its folder tried. fetch: URL -> path of a local copy."""
+    job = read_inputs(fetch_inputs(job, settings, fetch), settings, notes)
+    probe_folder(job.target, job.n, as_text(job.parameters.get("size")))
+    return job
+
+
+def fetch_inputs(job: Job, settings: Settings, fetch: Callable[[str], str]) -> Job:
+    """The job with a local copy of each input that is not a file; RunAPI fetches URLs itself."""
+    ready = ("file", "url") if settings.service.takes_urls else ("file",)
+    return with_inputs(job, lambda upload: upload if upload.origin in ready else upload._replace(
+        path=fetch(upload.path), origin="file"))
+
+
+def read_inputs(job: Job, settings: Settings, notes: list[str]) -> Job:
+    """The job with what its local files hold, checked, and with the size that follows from it."""
+    job = with_inputs(job, lambda upload: read_upload(upload, md5=settings.service.takes_urls))
+    first = job.images[0] if job.images else None
+    if job.mask and job.mask.digest and first:
+        check_mask(job.mask, first, notes)
+    if job.resolution and first and first.digest:
+        size = size_of_shape(job.model, first.seen.width, first.seen.height, job.resolution)
+        job = job._replace(parameters={"size": size, **job.parameters})
+    path = first_path(job.target, job.n, job.parameters.get("output_format", "png"))
+    if job.target.overwrite and os.path.isdir(path):
         raise usage_failure(f"{path} is a folder, which --overwrite cannot replace")
-    return Job(options.command, model, prompt, images, mask, parameters, options.n, target, options.keep_partials)
+    return job
+
+
+def with_inputs(job: Job, change: Callable[[Upload], Upload]) -> Job:
+    """The job with each input changed; one that cannot be read is told."""
+    uploads = []
+    for upload in job.uploads:
+        try:
+            uploads.append(change(upload))
+        except (OSError, ValueError) as error:
+            raise usage_failure(f"cannot read {upload.name}: {reason(error)}") from None
+    return job._replace(images=tuple(uploads[:len(job.images)]), mask=uploads[-1] if job.mask else None)
 
 
 def edit_words(options: Namespace) -> tuple[list[str], list[str]]:
@@ -1495,26 +1737,7 @@ def check_prompt_word(command: str, images: Sequence[str], word: str) -> None:
                             "Use: " + command_line(" ".join(words.split("  "))))
 
 
-def read_prompt(words: Sequence[str], prompt_file: str | None) -> str:
-    """The prompt from the command line, a file or standard input."""
-    if len(words) > (0 if prompt_file else 1):
-        raise usage_failure(f"one argument too many: {quoted(shown_input(words[-1]))}", "Put the prompt in quotes.")
-    if not words and not prompt_file:
-        raise usage_failure("the prompt is missing", 'Add it in quotes: "a red fox in the snow"')
-    source = prompt_file or ("-" if words[0] == "-" else "")
-    try:
-        prompt = read_prompt_from(source) if source else os.fsencode(words[0]).decode("utf-8")
-    except UnicodeError:
-        raise usage_failure("the prompt is not valid UTF-8") from None
-    if not prompt.strip():
-        raise usage_failure("the prompt is empty")
-    if len(prompt) > MAX_PROMPT:
-        raise usage_failure(f"the prompt has {len(prompt)} characters, {MAX_PROMPT} are allowed",
-                            f"Shorten it by {len(prompt) - MAX_PROMPT}.")
-    return prompt
-
-
-def read_prompt_from(source: str) -> str:
+def read_prompt(source: str) -> str:
     """Text of a file, or of standard input for `-`; the line break that editors and echo add is dropped."""
     try:
         if source == "-":
@@ -1530,24 +1753,6 @@ def read_prompt_from(source: str) -> str:
         raise usage_failure(f"cannot read the prompt from {source}: {reason(error)}") from None
     except UnicodeDecodeError:
         raise usage_failure(f"the prompt in {source} is not UTF-8 text", "Save it as UTF-8.") from None
-
-
-def read_images(paths: Sequence[str], api: str, fetch: Callable[[str], str]) -> tuple[Upload, ...]:
-    """The input images of an edit. RunAPI fetches those that are URLs itself, others get a local copy."""
-    if not paths:
-        raise usage_failure("the image to edit is missing", 'Use: edit IMAGE "what to change"')
-    if len(paths) > MAX_IMAGES:
-        raise usage_failure(f"{len(paths)} images were given, {MAX_IMAGES} are allowed")
-    if api == "runapi":
-        return tuple(Upload(path, Picture("", 0, 0), 0) if re.match(r"https?://", path)
-                     else with_checksum(read_upload(path, "image", fetch)) for path in paths)
-    return tuple(read_upload(path, "image", fetch) for path in paths)
-
-
-def with_checksum(upload: Upload) -> Upload:
-    """The same, with the MD5 that RunAPI's storage wants against broken transfers, not for safety."""
-    import base64
-    return upload._replace(checksum=base64.b64encode(file_digest(upload.path, "md5")).decode("ascii"))
 
 
 def file_digest(path: str, kind: str) -> bytes:
@@ -1571,30 +1776,39 @@ def local_path(path: str) -> str:
     return os.path.abspath(path if os.path.lexists(path) else os.path.expanduser(path))
 
 
-def read_upload(path: str, role: str, fetch: Callable[[str], str]) -> Upload:
-    """A readable, whole PNG, JPEG or WebP file of at most 50 MB. role: image or mask, for the message."""
-    import stat
+def unread_input(role: str, path: str) -> Upload:
+    """An input as it is named on the command line. role: image or mask, for messages."""
     if not path:
         raise usage_failure(f"the name of the {role} is empty: perhaps a variable that is not set")
-    who = f"{role} {shown_input(path)}"
-    try:
-        full = fetch(path) if re.match(FETCHED, path) else local_path(path)
-        if re.search(UNQUOTABLE, full):
-            raise usage_failure(f"{one_line(who)} has a control character in its name; curl cannot take it")
-        status = os.stat(full)
-        if not stat.S_ISREG(status.st_mode):
-            raise usage_failure(f"{who} is {'a folder' if stat.S_ISDIR(status.st_mode) else 'not a file'}")
-        if status.st_size == 0:
-            raise usage_failure(f"{who} is empty")
-        if status.st_size >= MAX_IMAGE_BYTES:
-            raise usage_failure(f"{who} has {status.st_size // 1000000} MB, less than 50 MB are allowed",
-                                "Scale it down or save it as JPEG.")
-        picture = read_input(full, who, full)
-        digest = file_digest(full, "sha256").hex()
-        seen = Picture(picture.format, picture.height, picture.width) if is_turned(full) else picture
-    except (OSError, ValueError) as error:
-        raise usage_failure(f"cannot read {who}: {reason(error)}") from None
-    return Upload(full, picture, status.st_size, digest=digest, seen=seen)
+    origin = next((origin for origin, pattern in ORIGINS.items() if re.match(pattern, path)), "file")
+    return Upload(path, origin=origin, name=f"{role} {shown_input(path)}")
+
+
+def read_upload(upload: Upload, md5: bool = False) -> Upload:
+    """The input with what its file holds, a whole PNG, JPEG or WebP below 50 MB; of others nothing is known here.
+
+    md5: RunAPI's storage wants it against broken transfers, not for safety.
+    """
+    import base64
+    import stat
+    if upload.origin != "file":
+        return upload
+    who, path = upload.name, local_path(upload.path)
+    if re.search(UNQUOTABLE, path):
+        raise usage_failure(f"{one_line(who)} has a control character in its name; curl cannot take it")
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise usage_failure(f"{who} is {'a folder' if stat.S_ISDIR(status.st_mode) else 'not a file'}")
+    if status.st_size == 0:
+        raise usage_failure(f"{who} is empty")
+    if status.st_size >= MAX_IMAGE_BYTES:
+        raise usage_failure(f"{who} has {status.st_size // 1000000} MB, less than 50 MB are allowed",
+                            "Scale it down or save it as JPEG.")
+    picture = read_input(path, who, path)
+    checksum = base64.b64encode(file_digest(path, "md5")).decode("ascii") if md5 else upload.checksum
+    seen = Picture(picture.format, picture.height, picture.width) if is_turned(path) else picture
+    return upload._replace(path=path, picture=picture, bytes=status.st_size, checksum=checksum,
+                           digest=file_digest(path, "sha256").hex(), seen=seen)
 
 
 def read_input(path: str, who: str, name: str) -> Picture:
@@ -1624,31 +1838,47 @@ def conversion(path: str) -> str:
     return f"{tool} {quote(path + '[0]')} {target}"
 
 
-def read_mask(path: str, image: Upload, notes: list[str], fetch: Callable[[str], str]) -> Upload:
-    """A PNG with some transparency and the pixel size of the first image."""
-    mask = read_upload(path, "mask", fetch)
-    who, wanted, found = f"mask {shown_input(path)}", image.picture, mask.picture
+def check_mask(mask: Upload, image: Upload, notes: list[str]) -> None:
+    """A mask is a PNG with some transparency and the pixel size of the first image."""
+    wanted, found = image.picture, mask.picture
     hint = "A mask is a PNG whose transparent pixels (alpha 0) mark the part to change."
     if found.format != "png":
-        raise usage_failure(f"{who} is {found.format}, it must be PNG", hint)
-    if found[1:] != wanted[1:]:
+        raise usage_failure(f"{mask.name} is {found.format}, it must be PNG", hint)
+    if image.digest and found[1:] != wanted[1:]:
         turned = "" if image.seen == wanted else "EXIF turns the first image; save that upright first."
-        raise usage_failure(f"{who} is {found.width}x{found.height}, the first image is "
+        raise usage_failure(f"{mask.name} is {found.width}x{found.height}, the first image is "
                             f"{wanted.width}x{wanted.height}; both must be the same size", turned)
     with open(mask.path, "rb") as stream:
         problem = mask_fault(stream)
     if problem:
-        raise usage_failure(f"{who} {problem}", hint)
+        raise usage_failure(f"{mask.name} {problem}", hint)
     if mask.bytes >= SAFE_MASK_BYTES:
-        notes.append(f"{who} is larger than 4 MB; some servers refuse that")
-    return mask
+        notes.append(f"{mask.name} is larger than 4 MB; some servers refuse that")
 
 
-def checked_parameters(options: Namespace, settings: Settings, images: Sequence[Upload],
-                       notes: list[str]) -> dict[str, Any]:
-    """What is sent besides model and prompt: nothing that is left at its default."""
-    model = settings.model.value
-    rules = MODELS.get(re.sub(DATED, "", model))
+def model_rules(model: str) -> ModelRules | None:
+    """What is known of a model, also of one with a date."""
+    return MODELS.get(re.sub(DATED, "", model))
+
+
+def planned_parameters(options: Namespace, settings: Settings, notes: list[str]) -> tuple[dict[str, Any], str]:
+    """What is sent besides model and prompt: nothing that is left at its default. Then the resolution of a size
+    that waits for the first image's shape."""
+    shaped, runapi = options.aspect_ratio or options.resolution, settings.api.value == "runapi"
+    if options.size != "auto" and shaped:
+        raise usage_failure("--size already says what --aspect-ratio and --resolution say; leave one of them out")
+    values = {**vars(options), **settings.service.values(options, settings, notes)}
+    rows = [(row, row.runapi if runapi else row.wire) for row in OPTIONS]
+    sent = {wire: values[row.name] for row, wire in rows
+            if wire and row.is_set(values) and (runapi or values[row.name] != "auto")}
+    waits = shaped and not runapi and values["size"] == "auto"
+    return {**sent, **dict(options.param)}, (options.resolution or "1k") if waits else ""
+
+
+def openai_values(options: Namespace, settings: Settings, notes: list[str]) -> dict[str, Any]:
+    """The size and format that OpenAI's API gets, with all checks that its rules allow."""
+    model, image_format, size = settings.model.value, chosen_format(options), options.size
+    rules = model_rules(model)
     if rules is None:
         notes.append(f"{model} is not a model this program knows: size and quality are not checked")
     elif rules.shutdown:
@@ -1656,25 +1886,18 @@ def checked_parameters(options: Namespace, settings: Settings, images: Sequence[
     if rules and options.quality not in rules.qualities:
         raise usage_failure(f"{model} has no quality {quoted(options.quality)}, only "
                             f"{', '.join(rules.qualities)}", nearest(options.quality, rules.qualities).strip())
-    image_format = chosen_format(options)
-    check_combinations(options, image_format, model, settings.api.value)
-    size = options.size
+    check_combinations(options, image_format, settings)
     if options.aspect_ratio or options.resolution:
-        size = computed_size(options, rules, images)
-    values = {"n": options.n, "size": checked_size(size, model, rules), "quality": options.quality,
-              "output_format": image_format, "output_compression": options.compression,
-              "background": options.background, "moderation": options.moderation,
-              "input_fidelity": options.input_fidelity, "stream": options.stream or None,
-              "partial_images": options.partial_images}
-    defaults = {"n": 1, "output_format": "png"}
-    sent = {name: value for name, value in values.items() if value not in (None, "auto", defaults.get(name))}
-    return {**sent, **dict(options.param)}  # --param may say what no check here knows
+        ratio = checked_ratio(options.aspect_ratio) or ((1, 1) if options.command == "generate" else None)
+        size = size_of_shape(model, *ratio, options.resolution or "1k") if ratio else "auto"
+    return {"size": checked_size(size, model, rules), "format": None if image_format == "png" else image_format}
 
 
-def check_combinations(options: Namespace, image_format: str, model: str, api: str) -> None:
+def check_combinations(options: Namespace, image_format: str, settings: Settings) -> None:
     """Options that contradict each other, with the reason."""
+    model, formats = settings.model.value, settings.service.formats
     rules = (
-        (api == "azure" and image_format not in FORMATS[:2], f"Azure makes png and jpeg, not {image_format}"),
+        (image_format not in formats, f"{settings.api.value} makes {' and '.join(formats)}, not {image_format}"),
         (options.partial_images and not options.stream, "--partial-images needs --stream"),
         (options.compression is not None and image_format not in ("jpeg", "webp"),
          f"--compression needs --format jpeg or webp: {image_format.upper()} is always lossless"),
@@ -1687,17 +1910,15 @@ def check_combinations(options: Namespace, image_format: str, model: str, api: s
             raise usage_failure(message)
 
 
-def computed_size(options: Namespace, rules: ModelRules | None, images: Sequence[Upload]) -> str:
-    """The pixel size for --aspect-ratio and --resolution; the ratio may come from the first input image."""
-    width, height = checked_ratio(options.aspect_ratio) or (images[0].seen[1:] if images else (1, 1))
+def size_of_shape(model: str, width: int, height: int, resolution: str) -> str:
+    """The model's size that comes nearest to a shape and a resolution."""
+    rules = model_rules(model)
     if max(width, height) > MAX_RATIO * min(width, height):
         raise usage_failure(f"--aspect-ratio {width}:{height}: one edge may be at most {MAX_RATIO} times the other")
     if rules and isinstance(rules.sizes, tuple):
         edges = [split_size(size) or (1, 1) for size in rules.sizes]
-        size = "%dx%d" % min(edges, key=lambda edge: abs(edge[0] / edge[1] - width / height))
-    else:
-        size = size_of_ratio(width / height, RESOLUTIONS[options.resolution or "1k"])
-    return size
+        return "%dx%d" % min(edges, key=lambda edge: abs(edge[0] / edge[1] - width / height))
+    return size_of_ratio(width / height, RESOLUTIONS[resolution])
 
 
 def checked_ratio(text: str | None) -> tuple[int, int] | None:
@@ -1710,27 +1931,21 @@ def checked_ratio(text: str | None) -> tuple[int, int] | None:
     return int(match.group(1)), int(match.group(2))
 
 
-def runapi_parameters(options: Namespace, settings: Settings, images: Sequence[Upload],
-                      notes: list[str]) -> dict[str, Any]:
-    """RunAPI's two parameters; what it has not is refused, or people would believe in it."""
-    given = {"--quality": options.quality != "auto", "--format": options.format,
-             "--stream": options.stream, "--partial-images": options.partial_images,
-             "--compression": options.compression is not None, "--background": options.background,
-             "--moderation": options.moderation, "--mask": options.mask, "--input-fidelity": options.input_fidelity}
-    missing = [name for name, value in given.items() if value]
+def runapi_shape(options: Namespace, settings: Settings, notes: list[str]) -> dict[str, Any]:
+    """The shape that RunAPI gets; what it has not is refused, or people would believe in it."""
+    missing = [row.flag for row in OPTIONS if row.runapi is None and row.is_set(vars(options))]
     if missing:
         raise usage_failure(f"RunAPI has no {', '.join(missing)}", "Leave it out, or use another endpoint.")
     ratio, resolution = options.aspect_ratio, options.resolution
     if options.size != "auto":
-        ratio, resolution = runapi_size(SIZE_NAMES.get(options.size.lower(), options.size))
+        ratio, resolution = runapi_size(SIZE_NAMES.get(options.size, options.size))
     if ratio not in (None, "auto", *RUNAPI_RATIOS):
         raise usage_failure(f"RunAPI has no ratio {quoted(ratio)}, only {', '.join(RUNAPI_RATIOS)}")
     if resolution in ("2k", "4k") and ratio in (None, "auto"):
         raise usage_failure(f"RunAPI makes {resolution} only with a ratio", "Add for example --aspect-ratio 16:9")
     if ratio == "1:1" and resolution == "4k":
         raise usage_failure("RunAPI makes 1:1 at 2k at most", "Use --resolution 2k, or another ratio.")
-    values = {"aspect_ratio": ratio, "output_resolution": resolution}
-    return {**{name: value for name, value in values.items() if value}, **dict(options.param)}
+    return {"aspect_ratio": ratio, "resolution": resolution}
 
 
 def runapi_size(size: str) -> tuple[str, str]:
@@ -1752,7 +1967,7 @@ def runapi_size(size: str) -> tuple[str, str]:
 
 def checked_size(size: str, model: str, rules: ModelRules | None) -> str:
     """A size the model takes, or auto."""
-    size = SIZE_NAMES.get(size.lower(), size.lower())
+    size = SIZE_NAMES.get(size, size)
     edges = split_size(size)
     if size == "auto":
         return size
@@ -1769,12 +1984,15 @@ def checked_size(size: str, model: str, rules: ModelRules | None) -> str:
     return "%dx%d" % edges
 
 
+def folder_marked(output: str) -> str:
+    """The value of -o, with a slash behind it where it is a folder."""
+    return os.path.join(output, "") if output != "-" and os.path.isdir(os.path.expanduser(output)) else output
+
+
 def chosen_format(options: Namespace) -> str:
-    """The asked format, else what the output's suffix says (unless it is a folder's), else png."""
+    """The asked format, else what the output's suffix says, else png."""
     by_suffix = {suffix: name for name in SUFFIXES for suffix in SUFFIXES[name]}
-    output = os.path.expanduser(options.output)
-    suffix = "" if os.path.isdir(output) else os.path.splitext(output)[1].lower()
-    chosen = options.format or by_suffix.get(suffix, "png")
+    chosen = options.format or by_suffix.get(os.path.splitext(options.output)[1].lower(), "png")
     return "jpeg" if chosen == "jpg" else chosen
 
 
@@ -1790,7 +2008,7 @@ def checked_target(output: str, image_format: str, overwrite: bool) -> Target:
         raise usage_failure("the output path holds a control character, which would break the Saved: line")
     if output.startswith("~") and os.path.expanduser(output) == output:
         raise usage_failure(f"cannot save in {output}: there is no home folder", "Name a full path with -o.")
-    if os.path.isdir(path) or output.endswith(("/", os.sep)):
+    if output.endswith(("/", os.sep)):
         path = os.path.join(path, os.path.basename(DEFAULT_OUTPUT))
     folder, name = os.path.split(path)
     stem, suffix = os.path.splitext(name)
@@ -1852,15 +2070,15 @@ def first_path(target: Target, n: int, image_format: str) -> str:
 
 # ---- 8. Providers: what to send ------------------------------------------------------------------
 
-def openai(job: Job, settings: Settings, key: str) -> Provider:
+def openai(job: Job, settings: Settings, key: KeySource, token: str) -> Provider:
     """The OpenAI Images API and what resembles it, Azure too: one POST, on some relays a task behind it."""
     body = {"model": job.model, "prompt": job.prompt, **job.parameters}
     if "/deployments/" in settings.base_url.value:
         del body["model"]  # Azure's older addresses name the deployment in the path and refuse it here
     if job.command == "generate":
-        request = api_request(settings, key, "POST", "/images/generations")._replace(body=body)
+        request = api_request(settings, key.value, "POST", "/images/generations")._replace(body=body)
     else:
-        request = api_request(settings, key, "POST", "/images/edits")._replace(form=edit_form(job, body))
+        request = api_request(settings, key.value, "POST", "/images/edits")._replace(form=edit_form(job, body))
     try:
         response = yield request
     except Failure as failure:
@@ -2029,7 +2247,7 @@ def check_place(url: str, named_by: str) -> None:
         raise Failure("place", f"the image's address {url} {fault}")
 
 
-def codex(job: Job, settings: Settings, key: KeySource) -> Provider:
+def codex(job: Job, settings: Settings, key: KeySource, token: str) -> Provider:
     """The images endpoints behind a ChatGPT sign-in, as the Codex command line uses them: JSON, edits too."""
     body = {"model": job.model, "prompt": job.prompt, **job.parameters}
     if job.images:
@@ -2054,7 +2272,7 @@ def data_url(upload: Upload) -> DataUrl:
     return DataUrl(upload.path, f"data:image/{upload.picture.format};base64,")
 
 
-def runapi(job: Job, settings: Settings, key: str, token: str) -> Provider:
+def runapi(job: Job, settings: Settings, key: KeySource, token: str) -> Provider:
     """RunAPI: upload, then for each image create a task, wait for it, fetch its result.
 
     token: the same for every run of one command, so that a repeated create makes nothing twice.
@@ -2063,13 +2281,13 @@ def runapi(job: Job, settings: Settings, key: str, token: str) -> Provider:
     origin = root.base_url.value
     sources = []
     for image in job.images:
-        sources.append((yield from runapi_upload(image, root, key)))
+        sources.append((yield from runapi_upload(image, root, key.value)))
     dialects = runapi_dialects(job)
     templates: list[str] = []
     results: list[Image | Failure] = []
     for number in range(1, job.n + 1):
         try:
-            create, response = yield from runapi_create(job, root, key, dialects, sources, f"{token}-{number}")
+            create, response = yield from runapi_create(job, root, key.value, dialects, sources, f"{token}-{number}")
             action = create.url.rpartition("/")[2]
             templates = templates or [create.url + "/{id}", origin + "/api/v1/tasks/{id}",
                                       f"{origin}/api/v1/gpt_image_2/{action}/{{id}}"]
@@ -2135,7 +2353,7 @@ def runapi_create(job: Job, settings: Settings, key: str, dialects: list[Dialect
 
 def runapi_upload(image: Upload, settings: Settings, key: str) -> Generator[Request | Wait, Response, str]:
     """The URL of an input image: it may have one, else it is put into RunAPI's storage for an hour."""
-    if re.match(r"https?://", image.path):
+    if image.origin == "url":
         return image.path
     request = api_request(settings, key, "POST", "/api/v1/files")._replace(purpose="upload")
     name = f"image.{image.picture.format}"
@@ -4402,12 +4620,13 @@ def run_image_command(options: Namespace, run: Run) -> None:
     """generate and edit."""
     console = run.console
     settings = read_settings(options, console)
+    options.output = folder_marked(options.output)
     requested = {"size": options.size, "format": chosen_format(options), "quality": options.quality}
     run.result.facts.update(model=settings.model.value, requested=requested)
     notes: list[str] = []
     inputs, hold_signals = Inputs(settings, run), catch_signals()
     try:
-        job = build_job(options, settings, notes, inputs.fetch)
+        job = prove(plan(options, settings, *read_words(options), notes), settings, notes, inputs.fetch)
         requested["size"] = job.parameters.get("size", "auto")
         for note in notes:
             console.warn(note)
@@ -4483,13 +4702,13 @@ class Inputs:
         try:
             for number, upload in enumerate(uploads):
                 path = os.path.join(folder.path, f"input-{number}")
-                if upload.digest and not os.path.exists(path):  # an adopted request may be reading it
+                if upload.origin == "file" and not os.path.exists(path):  # an adopted request may be reading it
                     copy_upload(upload, path + ".part", job.images[0] if upload is job.mask else None)
                     if upload.path in self.paths:
                         with private_file(path + ".url") as stream:
                             stream.write(self.paths[upload.path].encode("utf-8", "surrogateescape"))
                     os.replace(path + ".part", path)
-                uploads[number] = upload._replace(path=path) if upload.digest else upload
+                uploads[number] = upload._replace(path=path) if upload.origin == "file" else upload
         except (OSError, Failure) as error:
             failure = error if isinstance(error, Failure) else setup_failure(
                 f"cannot write {folder.path}: {reason(error)}", "Make room there.")
@@ -4516,10 +4735,12 @@ def copy_upload(upload: Upload, path: str, masked: Upload | None) -> None:
             raise changed
         shutil.copyfileobj(source, copy, BLOCK)
     try:
-        checked = read_mask(path, masked, [], str) if masked else read_upload(path, "image", str)
-    except Failure:
+        checked = read_upload(upload._replace(path=path))
+        if masked:
+            check_mask(checked, masked, [])
+    except (OSError, Failure):
         raise changed from None
-    if checked._replace(path=upload.path, checksum=upload.checksum) != upload:
+    if checked._replace(path=upload.path) != upload:
         raise changed
 
 
@@ -4538,7 +4759,9 @@ def run_job(job: Job, settings: Settings, key: KeySource, folder: Folder, inputs
     keep_folder = True
     try:
         job = inputs.moved(job, folder)
-        make_images(choose_provider(job, settings, key, os.path.basename(folder.path)), job, settings, folder, run)
+        # The token is the same whenever this command is collected.
+        provider = settings.service.provider(job, settings, key, os.path.basename(folder.path))
+        make_images(provider, job, settings, folder, run)
         run.console.finish(run.result.record(run.console))  # before the folder goes: killed in between, it asks again
         hold_signals()
         keep_folder = run.console.as_json and run.console.untold  # to a program that has gone; it will ask again
@@ -4615,13 +4838,6 @@ def keep_rest(images: Sequence[Image | Failure], job: Job, folder: Folder, run: 
         except OSError as error:  # the pictures are saved, and must be told
             kept = f"could not be kept: {reason(error)}"
         run.console.warn(f"{job.n} images were asked for, {len(images)} came; the whole answer {kept}")
-
-
-def choose_provider(job: Job, settings: Settings, key: KeySource, token: str) -> Provider:
-    """The generator that knows the endpoint's protocol. token: the same whenever this command is collected."""
-    if settings.api.value == "runapi":
-        return runapi(job, settings, key.value, token)
-    return codex(job, settings, key) if settings.api.value == "codex" else openai(job, settings, key.value)
 
 
 def make_images(provider: Provider, job: Job, settings: Settings, folder: Folder, run: Run) -> None:
@@ -4758,14 +4974,10 @@ def show_settings(settings: Settings, console: Console) -> None:
                   "unfinished  none")
 
 
-FREE_CHECKS = {"runapi": "/api/v1/me"}  # others have /models; of Codex nothing free is known
-
-
 def check_request(settings: Settings, key: str) -> Request:
     """A request that costs nothing and proves the key."""
-    if settings.api.value == "runapi":
-        settings = runapi_root(settings)
-    request = api_request(settings, key, "GET", FREE_CHECKS.get(settings.api.value, "/models"))
+    settings = runapi_root(settings) if settings.api.value == "runapi" else settings
+    request = api_request(settings, key, "GET", settings.service.free_check)
     return request._replace(timeout=min(60, settings.timeout.value), purpose="models")
 
 
@@ -4778,10 +4990,10 @@ def check_setup(settings: Settings, run: Run) -> None:
     say(f"ok    config file {settings.config_path or 'none'}")
     key = find_key(settings, console).value
     say(f"{'ok   ' if key else 'note '} key {mask_key(key) if key else 'none'}, endpoint {settings.base_url.value}")
-    if settings.api.value == "codex":
-        say("note  nothing free can try a Codex sign-in")
-    else:
+    if settings.service.free_check:
         try_key(settings, key, run, say)
+    else:
+        say("note  nothing free can try a Codex sign-in")
     if console.as_json:
         console.output(json.dumps({"schema": 1, "ok": True, "warnings": console.warnings}))
 
@@ -4808,7 +5020,7 @@ def try_key(settings: Settings, key: str, run: Run, say: Callable[[str], None]) 
         run.console.warn(note) if run.console.as_json else say(f"note  {note}")
     elif response:
         say(f"ok    {host} {'takes the key' if key else 'answers'} (HTTP {response.status})")
-    if response and settings.api.value not in FREE_CHECKS:
+    if response and settings.service.free_check == "/models":
         say(model_line(response.document, settings.model.value))
 
 
@@ -4836,128 +5048,66 @@ Generate and edit images with gpt-image-2.
 Each has its own --help. --version shows the version.
 """
 
-IMAGE_HELP = """
-  -o, --output PATH      where to save (default ~/gpt-image2-output.png); a folder is fine
-  --size SIZE            WIDTHxHEIGHT, square, landscape, portrait or auto (default)
-  --aspect-ratio W:H     instead of --size: a shape such as 16:9; the nearest legal size is computed
-  --resolution 1k|2k|4k  how many pixels it gets (default 1k)
-  --quality QUALITY      low (about 70 s), medium (120 s), high (276 s) or auto (default)
-  -n, --n 1-10           how many images: name-1.png, name-2.png ...
-  --format FORMAT        png, jpeg or webp (default: from the suffix of -o, else png); some models: gif, svg
-  --compression 0-100    for jpeg and webp
-  --background KIND      auto (default), opaque or transparent
-  --moderation LEVEL     auto (default) or low
-  --prompt-file FILE     read the prompt from a file; a PROMPT of - reads standard input
-  --overwrite            replace an existing file instead of taking the next free name
-  --fresh                do not collect an unfinished identical request, start a new one
-  --model MODEL          default gpt-image-2
-  --timeout SECONDS      for the whole transfer (default 600)
-  --stream               ask for server-sent events: keeps slow gateways patient
-  --partial-images 0-3   with --stream: save pictures in the making as NAME.partial-K.EXT
-  --keep-partials        do not remove them when the final image is saved
-  --param KEY=VALUE      any further parameter, unchecked; repeatable
-"""
-
-SETTING_HELP = """
-  --base-url URL         default https://api.openai.com/v1
-  --api NAME             openai, azure, runapi or codex (default: by the endpoint's host, never codex)
-  --api-key-env NAME     the variable that holds the key
-  --api-key KEY          the key itself; shows in ps and the shell's history, prefer the others
-  --header 'NAME: VALUE' a further header; repeatable
-  --allow-http           send the key without encryption to another machine
-  --config PATH          use this config file; - reads it from standard input
-  --json                 one JSON object on standard output
-  -q, --quiet            only warnings, errors and Saved: lines
-  -v, --verbose          show what is sent, keys masked
-"""
-
-COMMAND_HELP = {
+SYNOPSIS = {
     "generate": """\
 gpt_image2 generate PROMPT [options]
 
   gpt_image2 generate "a red fox in the snow" --size landscape --quality low -o fox.png
-""" + IMAGE_HELP + SETTING_HELP,
+""",
     "edit": """\
 gpt_image2 edit IMAGE [IMAGE ...] PROMPT [--image PATH ...] [--mask PNG] [options]
 
   gpt_image2 edit fox.png "give the fox a hat" -o hat.png
   gpt_image2 edit room.png chair.jpg "put the chair into the room"
 
-  IMAGE                  PNG, JPEG or WebP below 50 MB: a file, an http(s) URL, a file: or data: URI
-  --image PATH           a further image (16 in all); repeatable
-  --mask PNG             same size as IMAGE; transparent pixels mark the part to change
-  --input-fidelity KIND  low or high, for older models only
-""" + IMAGE_HELP + SETTING_HELP,
+  IMAGE                  PNG, JPEG or WebP below 50 MB: a file, an http(s) URL,
+                         a file: or data: URI
+""",
     "config": """\
 gpt_image2 config [--show | --init [--force] | --check] [options]
-
-  --show                 every setting and where it comes from (default)
-  --init                 write a config file that only you can read
-  --force                with --init: replace the file
-  --check                try curl, key and endpoint, free of charge
-""" + SETTING_HELP}
+"""}
 
 
-# What other image tools call it -> what to write here.
-STRANGERS = {
-    "-n -c --count --num --number --num-images --batch --batch-size --samples": "Use --n.",
-    "-f -y --force --yes --clobber --replace": "Use --overwrite.", "--ar --aspect --ratio": "Use --aspect-ratio W:H.",
-    "-s -w --width --height --dimensions --image-size": "Use --size WIDTHxHEIGHT.", "--output-format": "Use --format.",
-    "-p --prompt --text --description": "The prompt needs no option, only quotes.",
-    "-k --key --token": "Use --api-key-env NAME.", "--url --endpoint --api-base": "Use --base-url.",
-    "-o --out --outfile --output-file --output-dir --outdir --save --file --filename --path": "Use --output PATH.",
-    "-i -m --image --mask --input --input-image --init-image --input-fidelity": "Images go with edit, see edit --help.",
-    "--seed --negative-prompt --negative --no --steps --cfg --cfg-scale --guidance --guidance-scale --sampler --style"
-    " --stylize --strength --chaos --hd --vivid --natural --response-format --user":
-        "The API has no such parameter: leave it out, or say it in the prompt."}
+def command_help(command: str) -> str:
+    """The help of one command: its usage, then its options in groups."""
+    text = SYNOPSIS[command]
+    group: tuple[str, ...] = ()
+    for row in OPTIONS:
+        if command in row.commands:
+            text += "" if row.commands == group else "\n"
+            text += f"  {row.flags + ' ' + row.value:22} " + row.help.replace("\n", "\n" + " " * 25) + "\n"
+            group = row.commands
+    return text
 
 
-def number_option(option: str, low: int, high: int, convert: Callable[[str], Any]) -> Callable[[str], Any]:
-    """A converter for the parser: a number in a range."""
-    def parse(text: str) -> Any:
-        try:
-            if "_" in text or not text.isascii():
-                raise ValueError  # Python would read 1_000 and the digits of other scripts
-            value = convert(text)
-        except ValueError:
-            kind = "a whole number" if convert is int else "a number"
-            raise usage_failure(f"{option} needs {kind}, not {quoted(text)}") from None
-        if not low <= value <= high:
-            raise usage_failure(f"{option} must be between {low} and {high}, not {text}")
-        return value
-    return parse
+def read_value(row: Option, text: str) -> Any:
+    """The value of an option on the command line. An empty one is a variable that was not set."""
+    if not text:
+        raise usage_failure(f"{row.flag} is empty")
+    value = read_number(row, *row.limits, text) if row.limits else row.convert(text)
+    if row.convert is not PATH and re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False)):
+        raise usage_failure(f"{row.flag} is not valid UTF-8")
+    return value
 
 
-def header_pair(text: str) -> tuple[str, str]:
-    """`Name: value` as a pair."""
-    name, colon, value = (piece.strip() for piece in text.partition(":"))
-    fault = header_fault(name, value) if colon and name else "--header must look like 'Name: value'"
-    if fault:
-        raise usage_failure(fault)
-    return name, value
-
-
-def parameter_pair(text: str) -> tuple[str, Any]:
-    """`key=value` as a pair, the value read as JSON where it is JSON."""
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise usage_failure(f"--param must look like key=value, not {quoted(text)}")
+def read_number(row: Option, low: int, high: int, text: str) -> Any:
+    """A number in a range."""
     try:
-        return name, json.loads(value, parse_constant=str)
-    except (ValueError, RecursionError):
-        return name, value
-
-
-def pair(text: str) -> str:
-    """A size or a shape as people write it, in one spelling: `1024 × 1024`, `16/9`, `LANDSCAPE`."""
-    text = text.strip().lower()
-    edges = re.fullmatch(r"([0-9]+) *(?:px)? *([x×х*:：∶/]|by) *([0-9]+) *(?:px)?", text)  # a Cyrillic one too
-    return f"{edges[1]}{':' if edges[2] in ':：∶/' and len(edges[1]) < 3 else 'x'}{edges[3]}" if edges else text
+        if "_" in text or not text.isascii():
+            raise ValueError  # Python would read 1_000 and the digits of other scripts
+        value = row.convert(text)
+    except ValueError:
+        kind = "a whole number" if row.convert is int else "a number"
+        raise usage_failure(f"{row.flag} needs {kind}, not {quoted(text)}") from None
+    if not low <= value <= high:
+        raise usage_failure(f"{row.flag} must be between {low} and {high}, not {text}")
+    return value
 
 
 def build_parser(command: str) -> ArgumentParser:
-    """The options of one command; HELP describes them."""
+    """The parser of one command. What a config file may say as well is None until somebody says it."""
     from argparse import ArgumentParser
+    from functools import partial
 
     def fail(message: str) -> NoReturn:
         told, choices, rest = message.partition(" (choose from ")
@@ -4966,51 +5116,21 @@ def build_parser(command: str) -> ArgumentParser:
 
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.error = fail  # type: ignore[method-assign]  # one form and exit code for all failures
-    add = parser.add_argument
-    add("words", nargs="*")
-    for option in ("--base-url", "--api-key-env", "--api-key", "--config"):
-        add(option)
-    add("--api", choices=APIS, type=str.lower)
-    for flags in (("--allow-http",), ("--json",), ("-q", "--quiet"), ("-v", "--verbose")):
-        add(*flags, action="store_true")
-    add("--header", action="append", type=header_pair, default=[])
-    if command == "config":
-        action = parser.add_mutually_exclusive_group()
-        for flag in ("--show", "--init", "--check"):
-            action.add_argument(flag, action="store_true")
-        add("--force", action="store_true")
-    else:
-        add_image_options(parser, command)
+    parser.add_argument("words", nargs="*")
+    one_of = parser.add_mutually_exclusive_group()
+    for row in OPTIONS:
+        default = [] if row.repeatable else None if row.config else row.default
+        if command not in row.commands:
+            parser.set_defaults(**{row.name: default})
+        elif row.value:
+            parser.add_argument(*row.flags.split(", "), action="append" if row.repeatable else "store",
+                                default=default, type=partial(read_value, row), choices=row.choices or None)
+        else:
+            (one_of if row.alone else parser).add_argument(*row.flags.split(", "), action="store_true")
     parser.set_defaults(run=run_config_command if command == "config" else run_image_command)
+    if environment("OPENCLAW_SHELL"):  # OpenClaw delivers files of its workspace, in which it runs commands
+        parser.set_defaults(output=os.path.basename(DEFAULT_OUTPUT))
     return parser
-
-
-def add_image_options(parser: ArgumentParser, command: str) -> None:
-    """What generate and edit have in common, and what only an edit has."""
-    add = parser.add_argument
-    if command == "edit":
-        add("--image", action="append", default=[])
-        add("--mask")
-        add("--input-fidelity", choices=("low", "high"), type=str.lower)
-    else:
-        parser.set_defaults(image=[], mask=None, input_fidelity=None)
-    # OpenClaw delivers files of its workspace, in which it runs commands
-    add("-o", "--output", default=os.path.basename(DEFAULT_OUTPUT) if environment("OPENCLAW_SHELL") else DEFAULT_OUTPUT)
-    for option, kind, default in (
-            ("--size", lambda text: pair(re.sub(r"^ *([0-9]{3,5})( *px)? *$", r"\1x\1", text)), "auto"),
-            ("--aspect-ratio", lambda text: re.sub(r"(?<=\d)x", ":", pair(text)), None),
-            ("--quality", str.lower, "auto"), ("--prompt-file", str, None), ("--model", str, None)):
-        add(option, type=kind, default=default)
-    for option in ("--stream", "--keep-partials", "--overwrite", "--fresh"):
-        add(option, action="store_true")
-    for option, choices in (("--resolution", tuple(RESOLUTIONS)), ("--format", (*SUFFIXES, "jpg")),
-                            ("--background", ("auto", "opaque", "transparent")), ("--moderation", ("auto", "low"))):
-        add(option, choices=choices, type=str.lower)
-    add("-n", "--n", type=number_option("--n", 1, MAX_N, int), default=1)
-    add("--partial-images", type=number_option("--partial-images", 0, MAX_PARTIALS, int))
-    add("--compression", type=number_option("--compression", 0, 100, int))
-    add("--timeout", type=number_option("--timeout", 1, MAX_TIMEOUT, float))
-    add("--param", action="append", type=parameter_pair, default=[])
 
 
 def parse(arguments: list[str]) -> Namespace:
@@ -5019,22 +5139,21 @@ def parse(arguments: list[str]) -> Namespace:
     command = arguments[0] if arguments else ""
     if not command or command.startswith("-"):
         raise usage_failure("a command is missing: generate, edit or config", "See: " + command_line("--help"))
-    if command not in COMMAND_HELP:
-        raise usage_failure(f"{quoted(command)} is no command.{nearest(command, COMMAND_HELP)}",
+    if command not in SYNOPSIS:
+        raise usage_failure(f"{quoted(command)} is no command.{nearest(command, SYNOPSIS)}",
                             "See: " + command_line("--help"))
     parser = build_parser(command)
     options, left = parser.parse_known_args(arguments[1:cut])
     unknown = next((word for word in left if word.startswith("-") and word != "-"), "").split("=")[0]
     if unknown:
-        known = [word for word in COMMAND_HELP[command].replace(",", " ").split() if word.startswith("--")]
+        known = [row.flag for row in OPTIONS if command in row.commands]
         plain = unknown.lower().replace("_", "-")
         advice = next((f" {advice}" for names, advice in STRANGERS.items() if plain in names.split()),
                       nearest(plain, known, 0.75))
         shown = unknown if re.search(HARMLESS, unknown) else unknown[:2]
         raise usage_failure(f"unknown option {shown}.{advice}", "See: " + command_line(f"{command} --help"))
-    check_texts(options)
     for name, fitting in (("aspect_ratio", "[0-9]+:[0-9]+"), ("resolution", "[124]k")):
-        if command != "config" and re.fullmatch(fitting, options.size) and not getattr(options, name):
+        if re.fullmatch(fitting, options.size) and not getattr(options, name):
             setattr(options, name, options.size)  # --size may say what these two say
             options.size = "auto"
     options.command, options.words = command, options.words + left + arguments[cut + 1:]
@@ -5043,24 +5162,12 @@ def parse(arguments: list[str]) -> Namespace:
     return options
 
 
-def check_texts(options: Namespace) -> None:
-    """An empty value is a variable that was not set; text that is not UTF-8 is none (file names may be)."""
-    for name, value in vars(options).items():
-        if value == "":
-            raise usage_failure(f"--{name.replace('_', '-')} is empty")
-        try:
-            if name not in ("words", "image", "mask", "output", "config", "prompt_file", "run"):
-                json.dumps(value, ensure_ascii=False).encode("utf-8")
-        except UnicodeEncodeError:
-            raise usage_failure(f"--{name.replace('_', '-')} is not valid UTF-8") from None
-
-
 def help_for(arguments: list[str]) -> str:
     """The help or version that is asked for, or an empty text."""
     asked = arguments[:arguments.index("--")] if "--" in arguments else arguments
     if {"-h", "--help"} & set(asked) or asked[:1] == ["help"] or asked[1:2] == ["help"]:
-        topic = next((word for word in asked[:2] if word in COMMAND_HELP), "")
-        return COMMAND_HELP.get(topic, HELP).replace(PROGRAM + " ", command_line(""))
+        topic = next((word for word in asked[:2] if word in SYNOPSIS), "")
+        return (command_help(topic) if topic else HELP).replace(PROGRAM + " ", command_line(""))
     return f"{PROGRAM} {VERSION}\n" if asked[:1] in (["--version"], ["-V"], ["version"]) else ""
 
 

@@ -277,7 +277,7 @@ class HostTest(CodexCase):
         for command, images, end in (("generate", (), "generations"), ("edit", (upload,), "edits")):
             job = program.Job(command, "gpt-image-2", "a fox", images, None, {}, 1,
                               program.Target("/out", "a", ".png", False))
-            request = next(program.codex(job, settings, key))
+            request = next(program.codex(job, settings, key, "token"))
             self.assertEqual((request.method, request.url),
                              ("POST", f"https://chatgpt.com/backend-api/codex/images/{end}"))
 

@@ -590,7 +590,7 @@ class ProviderTest(unittest.TestCase):
             "mask": None, "parameters": {"n": 2}, "n": 2, "target": program.Target("/out", "a", ".png", False), **fields})
         with mock.patch.dict(environ, {"HOME": "/nonexistent"}, clear=True):
             settings = program.load_settings({"base_url": "https://relay.invalid/v1/", "headers": {"X-A": "b"}})
-        provider = program.openai(job, settings, "test-key")
+        provider = program.openai(job, settings, program.KeySource("test", "", "test-key"), "token")
         return provider, next(provider)
 
     def finish(self, provider: Any, *responses: Any) -> Any:
