@@ -67,7 +67,7 @@ def hermes_section(*names: str) -> dict[str, Any]:
         node = load_config()
     except Exception:  # a broken configuration is Hermes' to report
         return {}
-    node = program.member(node, *names)
+    node = program.json_path(node, *names)
     return node if isinstance(node, dict) else {}
 
 

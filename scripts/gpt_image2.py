@@ -241,7 +241,7 @@ def setup_failure(message: str, hint: str = "", kind: str = "config") -> Failure
     return Failure(kind, message, hint)
 
 
-def command_line(words: str) -> str:
+def own_command(words: str) -> str:
     """The shell command that runs this program with these arguments, spelled the way it was started this time."""
     from shlex import quote
     name = sys.argv[0] or PROGRAM
@@ -602,7 +602,7 @@ def pasted(text: str) -> str:
     return re.sub("[\u00ad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]", "", text).strip()
 
 
-def member(node: Any, *names: str) -> Any:
+def json_path(node: Any, *names: str) -> Any:
     """What lies under these names, one inside the other, in a stranger's JSON; None where nothing does."""
     for name in names:
         node = node.get(name) if isinstance(node, dict) else None
@@ -1177,7 +1177,7 @@ def read_config(path: str, warnings: list[str]) -> dict[str, Any]:
         found = "UTF-16" if error.object[:2] in (b"\xff\xfe", b"\xfe\xff") else "in another encoding"
         raise setup_failure(f"cannot read the config file {path}: it is {found}", "Save it as UTF-8.") from None
     except json.JSONDecodeError as error:
-        anew = command_line(f"config --init --force --config {quote(path)}")
+        anew = own_command(f"config --init --force --config {quote(path)}")
         raise setup_failure(f"{path} is not valid JSON: line {error.lineno} column {error.colno}: {error.msg}",
                             "" if piped else f"Mend that line, or write a new file: {anew}") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -1248,18 +1248,18 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
     if api.source == "--api" and address and api.value != (content.get("api") or api_of(address)):
         del from_file["base_url"]  # it is another service's
     layers = [*said, environment_layer(api.value), default_layer(api.value or "openai")]
-    allow_http, base_url = pick(layers, "allow_http"), pick(layers, "base_url")
+    allow_http, base_url = first_value(layers, "allow_http"), first_value(layers, "base_url")
     base_url = base_url._replace(value=checked_base_url(base_url, allow_http.value))
     if base_url.source == path and not explicit and environment("GPT_IMAGE2_BASE_URL").rstrip("/") not in (
             "", base_url.value):
         warnings.append(f"$GPT_IMAGE2_BASE_URL is overridden by {path}")
     api = api if api.value else Setting(api_of(base_url.value), "from the host")
-    poll_url = pick(layers, "poll_url")
-    if poll_url.value and not url_on_host(fill_in(poll_url.value, base_url.value, "id"), base_url.value):
+    poll_url = first_value(layers, "poll_url")
+    if poll_url.value and not url_on_host(fill_template(poll_url.value, base_url.value, "id"), base_url.value):
         raise setting_failure(poll_url, f"poll_url must lead to {host_of(base_url.value)}, the host of the key")
-    return Settings(api, base_url, pick(layers, "model"), checked_timeout(pick(layers, "timeout")),
-                    merged_headers(layers, content, base_url.value, warnings), pick(layers, "proxy"),
-                    pick(layers, "cacert"), allow_http, poll_url,
+    return Settings(api, base_url, first_value(layers, "model"), checked_timeout(first_value(layers, "timeout")),
+                    merged_headers(layers, content, base_url.value, warnings), first_value(layers, "proxy"),
+                    first_value(layers, "cacert"), allow_http, poll_url,
                     tuple(key_sources(api.value, flags, content, path, explicit, base_url.source)), path,
                     tuple(warnings))
 
@@ -1285,7 +1285,7 @@ def key_sources(api: str, flags: Mapping[str, Any], content: Mapping[str, Any], 
     return named
 
 
-def fill_in(template: str, base: str, task: str) -> str:
+def fill_template(template: str, base: str, task: str) -> str:
     """A poll_url with its two places filled in."""
     return template.replace("{base}", base.partition("?")[0]).replace("{id}", task)
 
@@ -1312,7 +1312,7 @@ def flag_layer(flags: Mapping[str, Any]) -> Layer:
             if name in CONFIG_KEYS and value not in (None, False, {})}
 
 
-def pick(layers: Sequence[Layer], name: str) -> Setting:
+def first_value(layers: Sequence[Layer], name: str) -> Setting:
     """The first layer's value."""
     return next(layer[name] for layer in layers if name in layer)
 
@@ -1352,7 +1352,7 @@ def checked_base_url(setting: Setting, allow_http: bool) -> str:
     if "://" not in url:
         host = re.split("[:/]", re.sub("^https?:?/+", "", url))[0]
         raise setting_failure(setting, f"the base URL {quoted(shown)} has no scheme",
-                              f"Write http{'' if own_place(host) else 's'}:// in front of the host.")
+                              f"Write http{'' if local_place(host) else 's'}:// in front of the host.")
     if "@" in url:
         raise setting_failure(setting, f"the base URL {shown} holds a user name or password",
                               "Pass the key as a setting.")
@@ -1372,7 +1372,7 @@ def is_loopback(url: str) -> bool:
     return bool(match and re.fullmatch(LOOPBACK, match.group(2), re.IGNORECASE))
 
 
-def place_fault(url: str, named_by: str) -> str:
+def address_fault(url: str, named_by: str) -> str:
     """Why a URL that the server at named_by chose is not asked: only this machine may reach it. Empty otherwise.
 
     Judged by the host alone: a name can lead anywhere, and companies have their relays in private networks.
@@ -1381,13 +1381,13 @@ def place_fault(url: str, named_by: str) -> str:
     if not match or not author:
         return "is not of the form https://HOST/PATH"
     host, own_host = match.group(2).lower(), author.group(2).lower()
-    place = "" if host == own_host else own_place(host)
-    if not place or place == own_place(own_host) == "this machine":
+    place = "" if host == own_host else local_place(host)
+    if not place or place == local_place(own_host) == "this machine":
         return ""
     return f"leads to {place}, which that server must not reach"
 
 
-def own_place(host: str) -> str:
+def local_place(host: str) -> str:
     """`this machine` or `a link-local address` for a host that is one, in every spelling that curl takes."""
     import ipaddress
     import socket
@@ -1502,8 +1502,8 @@ def runapi_tool_key() -> list[KeySource]:
     folder = folder if os.path.isabs(folder) else os.path.join(os.path.expanduser("~"), ".config")
     path = os.path.join(folder, "runapi", "config.json")
     content = read_login(path) if os.path.exists(path) else None
-    key = member(content, "api_key") or member(content, "apiKey")
-    base_url = member(content, "base_url") or member(content, "baseUrl") or SERVICES["runapi"].base_url
+    key = json_path(content, "api_key") or json_path(content, "apiKey")
+    base_url = json_path(content, "base_url") or json_path(content, "baseUrl") or SERVICES["runapi"].base_url
     return [KeySource(path, host_of(as_text(base_url)), key)] if isinstance(key, str) and key else []
 
 
@@ -1522,15 +1522,15 @@ def codex_login() -> KeySource:
     path = os.path.join(environment("CODEX_HOME") or os.path.join(os.path.expanduser("~"), ".codex"), "auth.json")
     hint = ("Run codex once (codex login, if it asks for it), then this command again. If Codex keeps its sign-in in a "
             f'keyring, put cli_auth_credentials_store = "file" into {os.path.dirname(path)}/config.toml before.')
-    tokens = member(read_login(path, hint), "tokens")
-    token = member(tokens, "access_token")
+    tokens = json_path(read_login(path, hint), "tokens")
+    token = json_path(tokens, "access_token")
     if not isinstance(token, str) or not token:
         raise setup_failure(f"{path} holds no ChatGPT sign-in", hint, "key")
     claims = token_claims(token)
-    expires = member(claims, "exp")
+    expires = json_path(claims, "exp")
     if isinstance(expires, (int, float)) and expires < time.time():
         raise setup_failure("the Codex sign-in has expired", hint, "key")
-    account = member(tokens, "account_id") or member(claims, "https://api.openai.com/auth", "chatgpt_account_id")
+    account = json_path(tokens, "account_id") or json_path(claims, "https://api.openai.com/auth", "chatgpt_account_id")
     return KeySource(path, "chatgpt.com", token, account=as_text(account))
 
 
@@ -1558,7 +1558,7 @@ def choose_key(settings: Settings) -> KeySource | None:
                             kind="key")
     unset = "".join(f": {source.source}, is not set" for source in settings.keys[:1])
     other = (f"name its variable as api_key_env in {settings.config_path}" if settings.config_path
-             else "run: " + command_line("config --init"))
+             else "run: " + own_command("config --init"))
     raise setup_failure(f"no API key for {host_of(base_url)}{unset}",
                         f"Set GPT_IMAGE2_API_KEY (agents may hide OPENAI_API_KEY), or {other}", kind="key")
 
@@ -1730,11 +1730,11 @@ def check_prompt_word(command: str, images: Sequence[str], word: str) -> None:
     shown = quote(path) if len(path) < MAX_MESSAGE // 3 else "IMAGE"  # a data: URL
     if re.fullmatch(IMAGE_NAME, path) or (there and os.access(path, os.R_OK) and picture_in(path)[0]):
         raise usage_failure(f"{one_line(shown_input(path), 80)} is an image, the prompt is missing",
-                            "To change it: " + command_line(f'edit {named or shown} "what to change"'))
+                            "To change it: " + own_command(f'edit {named or shown} "what to change"'))
     if there or word.strip().lower() == "help":
         words = f"{command} {named} --prompt-file {shown}" if there else f"{command} --help"
         raise usage_failure(f"{one_line(path)} is {'a file' if there else 'a command'}, not a prompt",
-                            "Use: " + command_line(" ".join(words.split("  "))))
+                            "Use: " + own_command(" ".join(words.split("  "))))
 
 
 def read_prompt(source: str) -> str:
@@ -2017,7 +2017,7 @@ def checked_target(output: str, image_format: str, overwrite: bool) -> Target:
     return Target(folder, stem, suffix, overwrite)
 
 
-def numbered(target: Target, number: int, image_format: str) -> str:
+def picture_path(target: Target, number: int, image_format: str) -> str:
     """The path for one picture: number 0 is the bare name. The suffix tells the real format."""
     suffixes = SUFFIXES[image_format]
     suffix = target.suffix if target.suffix.lower() in suffixes else suffixes[0]
@@ -2036,7 +2036,7 @@ def probe_folder(target: Target, n: int, size: str) -> None:
         with tempfile.TemporaryFile(dir=target.folder):
             free = free_bytes(target.folder)
         with suppress(FileNotFoundError):  # a name may be free, but not too long
-            os.lstat(numbered(target, 999, "jpeg"))
+            os.lstat(picture_path(target, 999, "jpeg"))
     except (OSError, ValueError) as error:
         hint += f" {SANDBOX}" if getattr(error, "errno", 0) in (EROFS, EPERM) else ""
         raise usage_failure(f"cannot save in {target.folder}: {reason(error)}", hint) from None
@@ -2065,7 +2065,7 @@ def room_needed(n: int, size: str) -> int:
 
 def first_path(target: Target, n: int, image_format: str) -> str:
     """The path for the first of n pictures, if it is free."""
-    return numbered(target, 1 if n > 1 else 0, image_format)
+    return picture_path(target, 1 if n > 1 else 0, image_format)
 
 
 # ---- 8. Providers: what to send ------------------------------------------------------------------
@@ -2144,7 +2144,7 @@ def poll_until_done(create: Request, response: Response, settings: Settings, tem
     urls = poll_urls(create, response, settings, templates) if response.meaning == "pending" else []
     least = 0.05  # seconds; it grows, for a server may always say: at once
     while urls and not response.images and task_status(response.document) not in DONE:
-        asked = pause_asked(response.headers, "")
+        asked = server_pause(response.headers, "")
         yield Wait(POLL_PAUSE if asked is None else max(asked, least), task_status(response.document), task)
         least = min(2 * least, 1.0)
         try:
@@ -2168,11 +2168,11 @@ def poll_urls(create: Request, response: Response, settings: Settings, templates
     from urllib.parse import quote
     document, task = response.document, quote(task_id(response.document), safe="")
     base = re.sub(r"/images/\w+$", "", create.url)
-    template = url_on_host(fill_in(settings.poll_url.value, settings.base_url.value, task), create.url)
-    data = member(document, "data")
+    template = url_on_host(fill_template(settings.poll_url.value, settings.base_url.value, task), create.url)
+    data = json_path(document, "data")
     named = [url_on_host(as_text(link), create.url) for link in (
         response.headers.get("location"), task_field(document, ("status_url",)),
-        member(document, "urls", "get"), member(data, "urls", "get"))]
+        json_path(document, "urls", "get"), json_path(data, "urls", "get"))]
     known = [f"{base}/tasks/{task}", f"{create.url}/{task}"]
     if not isinstance(data, list):
         known.reverse()
@@ -2234,15 +2234,15 @@ def web_address(url: str) -> str:
 
 def download(url: str, settings: Settings, named_by: str = "") -> Request:
     """A request for a file somewhere in the world, without the key. named_by: a URL; the endpoint's if none."""
-    check_place(url, named_by or settings.base_url.value)
+    check_address(url, named_by or settings.base_url.value)
     timeout = min(DOWNLOAD_TIMEOUT, settings.timeout.value)
     return Request("GET", url, timeout=timeout, proxy=settings.proxy.value, cacert=settings.cacert.value,
                    allow_http=settings.allow_http.value, purpose="download")
 
 
-def check_place(url: str, named_by: str) -> None:
+def check_address(url: str, named_by: str) -> None:
     """Refuse a result's address for good: no other try can make it right."""
-    fault = place_fault(url, named_by)
+    fault = address_fault(url, named_by)
     if fault:
         raise Failure("place", f"the image's address {url} {fault}")
 
@@ -2365,9 +2365,9 @@ def runapi_upload(image: Upload, settings: Settings, key: str) -> Generator[Requ
         if failure.http_status not in (404, 405):
             raise
         return (yield from runapi_upload_inline(image, request))
-    place, headers, signed = (member(response.document, name) for name in ("upload_url", "headers", "signed_id"))
+    place, headers, signed = (json_path(response.document, name) for name in ("upload_url", "headers", "signed_id"))
     bad = not isinstance(place, str) or re.search(r"[\s\x00-\x20\x7f-\x9f]", place)
-    if bad or place_fault(place, request.url):
+    if bad or address_fault(place, request.url):
         raise useless_upload(response)
     pairs = [(name, as_text(value)) for name, value in headers.items()] if isinstance(headers, dict) else []
     if any(header_fault(name, value) for name, value in pairs if name.lower() != "content-type"):
@@ -3370,7 +3370,7 @@ def retry_pause(request: Request, failure: Failure, headers: Mapping[str, str], 
     limited = failure.retryable and failure.http_status and not repeatable
     if attempt >= (RATE_LIMIT_TRIES if limited else TRIES) or not may_repeat(request, failure):
         return None
-    asked = pause_asked(headers, "" if repeatable else failure.message)
+    asked = server_pause(headers, "" if repeatable else failure.message)
     if asked is not None:
         return asked
     if repeatable:
@@ -3408,7 +3408,7 @@ def seconds_told(text: str) -> float | None:
     return sum(amounts) if match else None
 
 
-def pause_asked(headers: Mapping[str, str], message: str) -> float | None:
+def server_pause(headers: Mapping[str, str], message: str) -> float | None:
     """The pause that a server asks for, in seconds: two headers, or words in its message."""
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         if re.fullmatch(r"\d+(\.\d+)?", headers.get(name, "")):
@@ -3444,7 +3444,7 @@ def send(request: Request, exchange: Exchange, run: Run) -> None:
             url = web_address(urljoin(request.url, place))
         except ValueError:
             return
-        check_place(url, request.url)
+        check_address(url, request.url)
         request = request._replace(url=url, headers=())
         run_curl(request, exchange, run)
 
@@ -3517,7 +3517,7 @@ def with_meaning(request: Request, response: Response) -> Response:
     document = response.document
     images, stray = images_in(document)
     error = server_error(document)
-    beside = {name: member(document, name) for name in ("b64_json", "data", "images", "outputs")}
+    beside = {name: json_path(document, name) for name in ("b64_json", "data", "images", "outputs")}
     meaning = "nothing"
     if not is_good or (error and not find_images(beside)):
         meaning = "error"  # where images stand beside it, it is only a warning
@@ -3744,7 +3744,7 @@ class Event(NamedTuple):
     @property
     def kind(self) -> str:
         """What it calls itself."""
-        return as_text(member(self.data, "type")) or self.name
+        return as_text(json_path(self.data, "type")) or self.name
 
     @property
     def is_preview(self) -> bool:
@@ -3811,12 +3811,12 @@ def event_document(stream: BinaryIO) -> tuple[dict[str, Any], bool]:
     words, usage, error, broken = "", None, None, False
     for event in read_events(stream):
         data, broken = event.data if isinstance(event.data, dict) else {}, broken or event.broken
-        failed = data.get("error") or member(data, "response", "error") or (data if event.kind == "error" else None)
+        failed = data.get("error") or json_path(data, "response", "error") or (data if event.kind == "error" else None)
         error = failed or error
         if not failed and not event.is_preview:
             finished += [(event.kind, found) for found in find_images(event.data)]
             words += chat_words(data)
-        usage = data.get("usage") or member(data, "response", "usage") or usage
+        usage = data.get("usage") or json_path(data, "response", "usage") or usage
         events += [] if event.data is None else [{"type": event.kind} if event.is_preview else event.data]
     if not finished:
         finished = [("", found) for found in pictures_in_words(words)]
@@ -3828,7 +3828,7 @@ def event_document(stream: BinaryIO) -> tuple[dict[str, Any], bool]:
 def chat_words(data: Mapping[str, Any]) -> str:
     """The piece of text in one event of a chat."""
     choices = data.get("choices")
-    piece = member(choices[0], "delta", "content") if isinstance(choices, list) and choices else ""
+    piece = json_path(choices[0], "delta", "content") if isinstance(choices, list) and choices else ""
     return piece if isinstance(piece, str) else ""
 
 
@@ -3953,9 +3953,9 @@ DONE = ("completed", "complete", "success", "succeeded", "finished")
 
 def task_field(document: Any, names: Sequence[str]) -> str:
     """The first of these members that an answer has: at the top, in data, or in data's first item."""
-    data = member(document, "data")
+    data = json_path(document, "data")
     nodes = (document, data, data[0] if isinstance(data, list) and data else None)
-    values = [member(node, name) for name in names for node in nodes]
+    values = [json_path(node, name) for name in names for node in nodes]
     return next((str(value) for value in values if value and type(value) in (str, int)), "")
 
 
@@ -3985,7 +3985,7 @@ def server_error(document: Any) -> ServerError | None:
 
 def forwarded_error(document: dict[str, Any]) -> ServerError | None:
     """RunAPI: `{"response": {"status": 400, "body": ...}}` around another server's answer."""
-    status, body = member(document, "response", "status"), member(document, "response", "body")
+    status, body = json_path(document, "response", "status"), json_path(document, "response", "body")
     if not isinstance(status, int) or status < 400:
         return None
     error = server_error(body) or ServerError(as_text(body))
@@ -3994,18 +3994,18 @@ def forwarded_error(document: dict[str, Any]) -> ServerError | None:
 
 def error_object(document: dict[str, Any]) -> ServerError | None:
     """OpenAI, Azure and most relays: `{"error": {"message": ..., "code": ...}}`, some inside data."""
-    error = document.get("error") or member(document, "data", "error")
+    error = document.get("error") or json_path(document, "data", "error")
     if not isinstance(error, dict) or not any(error.values()):  # some relays always have the member
         return None
     told = as_text(error.get("message") or error.get("msg") or error)
-    stage = as_text(member(error, "moderation_details", "moderation_stage"))
+    stage = as_text(json_path(error, "moderation_details", "moderation_stage"))
     return ServerError(told + flagged(error, stage), as_text(error.get("code")) or error_code(document),
                        as_text(error.get("type")), stage)
 
 
 def error_text(document: dict[str, Any]) -> ServerError | None:
     """`{"error": "..."}`, with details in an object `errors` (both RunAPI), or a text inside data."""
-    error = document.get("error") or member(document, "data", "error")
+    error = document.get("error") or json_path(document, "data", "error")
     if isinstance(document.get("errors"), dict):
         error = f"{as_text(None if isinstance(error, dict) else error)}: {as_text(document['errors'])}"
     told = "" if isinstance(error, dict) else as_text(error)
@@ -4031,11 +4031,11 @@ def error_code(document: Any) -> str:
 
 def flagged(error: Mapping[str, Any], stage: str) -> str:
     """What OpenAI, or Azure inside, says about a moderated picture: the stage and the categories."""
-    inner = member(error, "innererror") or member(error, "inner_error")
-    found = (member(error, "moderation_details", "categories") or member(inner, "content_filter_result")
-             or member(inner, "content_filter_results"))
+    inner = json_path(error, "innererror") or json_path(error, "inner_error")
+    found = (json_path(error, "moderation_details", "categories") or json_path(inner, "content_filter_result")
+             or json_path(inner, "content_filter_results"))
     if isinstance(found, dict):
-        found = [name for name, item in found.items() if item is True or member(item, "filtered") is True]
+        found = [name for name, item in found.items() if item is True or json_path(item, "filtered") is True]
     names = ", ".join(map(as_text, found)) if isinstance(found, list) else as_text(found)
     words = [f"{name}: {text}" for name, text in (("stage", stage), ("categories", names)) if text]
     return f" ({'; '.join(words)})" if words else ""
@@ -4061,13 +4061,13 @@ def answer_failure(request: Request, response: Response) -> Failure | None:
         return None
     error = response.error or ServerError(
         page_title(response.text) or task_field(response.document, ("message", "msg", "detail", "errorMessage"))
-        or as_text(member(response.document, "detail")) or nothing_usable(response),
+        or as_text(json_path(response.document, "detail")) or nothing_usable(response),
         error_code(response.document))
     kind = refusal_kind(response, error)
     if kind == "redirect":
         error = error._replace(message=f"it points to {response.headers.get('location', 'nowhere')}")
     billed, next_step, hint = "", "", better_hint(request, response, kind, error) or None
-    base = base_without_version(request.url) if kind in ("web_page", "not_found") else ""
+    base = base_lacking_v1(request.url) if kind in ("web_page", "not_found") else ""
     if base:
         billed, hint = "no", f"The base URL may lack /v1. Try: --base-url {base}/v1"
     elif kind == "moderation" and error.stage == "output":
@@ -4090,7 +4090,7 @@ def is_usable(request: Request, response: Response) -> bool:
     return request.purpose != "create" and told
 
 
-def base_without_version(url: str) -> str:
+def base_lacking_v1(url: str) -> str:
     """The base URL of a request if it does not end in /v1 or the like, else an empty text."""
     base = re.sub(API_PATH, "", url)
     return "" if base == url or re.search(r"/v\d+$", base) else base
@@ -4103,8 +4103,8 @@ def better_hint(request: Request, response: Response, kind: str, error: ServerEr
     if kind == "web_page" and re.search(r"/v\d+/(images/\w+|models)$", request.url):
         return "Check --base-url: a web server answers there, not an API."
     if kind == "key" and not any(re.search(SECRET_HEADER, name) for name, _ in request.headers):
-        return "None is set: set GPT_IMAGE2_API_KEY, or run: " + command_line("config --init")
-    asked = pause_asked(response.headers, error.message)
+        return "None is set: set GPT_IMAGE2_API_KEY, or run: " + own_command("config --init")
+    asked = server_pause(response.headers, error.message)
     if KINDS[kind].retryable and asked and asked > 60:
         return f"Wait {asked:.0f} s, as the server asks, then run the same command again."
     if kind == "too_large" and request.form:
@@ -4152,7 +4152,7 @@ def page_title(text: str) -> str:
 
 def nothing_usable(response: Response) -> str:
     """What came instead of an image, shortened."""
-    events = member(response.document, "events")
+    events = json_path(response.document, "events")
     shown = as_text(response.document if events is None else events or response.text) or response.text
     if re.search(UNQUOTABLE + "|\ufffd", shown[:100]):
         shown = f"{os.path.getsize(response.path)} bytes that are no text"
@@ -4162,15 +4162,15 @@ def nothing_usable(response: Response) -> str:
 
 def usage_cost(document: Any) -> tuple[dict[str, Any] | None, float | None]:
     """(usage, US dollars): what the server says it cost, else its token counts at OpenAI's list price."""
-    body = inner_json(member(document, "response", "body"))
-    found = (member(node, "usage") for node in (document, member(document, "data"), body))
+    body = inner_json(json_path(document, "response", "body"))
+    found = (json_path(node, "usage") for node in (document, json_path(document, "data"), body))
     usage = next((node for node in found if isinstance(node, dict)), None)
     if usage is None:
         return None, None
     if type(usage.get("cost")) in (int, float):
         return usage, float(usage["cost"])
     inputs = usage.get("input_tokens_details")
-    tokens = {"text": member(inputs, "text_tokens"), "image": member(inputs, "image_tokens"),
+    tokens = {"text": json_path(inputs, "text_tokens"), "image": json_path(inputs, "image_tokens"),
               "output": usage.get("output_tokens")}
     prices = [DOLLARS_PER_TOKEN[name] * count for name, count in tokens.items() if isinstance(count, int)]
     return usage, round(sum(prices), 4) if len(prices) == len(tokens) else None
@@ -4209,7 +4209,7 @@ def save_image(image: Image, index: int, target: Target, numbers: Iterator[int],
     part = os.path.join(target.folder, f".{os.path.basename(folder.path)}-{index}.part")
     path = folder.saved_before(index)
     if not path:
-        path = name_before_kill(part, target) or save_new(image, part, target, numbers, folder.saved_paths())
+        path = path_given_before_kill(part, target) or save_new(image, part, target, numbers, folder.saved_paths())
         folder.remember_saved(index, path)
     discard(part)
     sync_folder(target.folder)
@@ -4231,19 +4231,19 @@ def save_new(image: Image, part: str, target: Target, numbers: Iterator[int], si
         picture, _ = picture_in(part)
         if picture is None:
             raise Failure("broken_image", "what came back is no image")
-        paths = (numbered(target, number, picture.format) for number in numbers)
+        paths = (picture_path(target, number, picture.format) for number in numbers)
         return next(path for path in paths if give_name(part, path, target.overwrite and path not in siblings))
     except BaseException:
         discard(part)
         raise
 
 
-def name_before_kill(part: str, target: Target) -> str:
+def path_given_before_kill(part: str, target: Target) -> str:
     """The name that a killed run had already given to its temporary file, if it came that far."""
     if not os.path.exists(part) or os.stat(part).st_nlink < 2:
         return ""
     picture, _ = picture_in(part)
-    paths = (numbered(target, number, picture.format if picture else "png") for number in range(1000))
+    paths = (picture_path(target, number, picture.format if picture else "png") for number in range(1000))
     return next((path for path in paths if os.path.exists(path) and os.path.samefile(path, part)), "")
 
 
@@ -4624,7 +4624,7 @@ def run_image_command(options: Namespace, run: Run) -> None:
     requested = {"size": options.size, "format": chosen_format(options), "quality": options.quality}
     run.result.facts.update(model=settings.model.value, requested=requested)
     notes: list[str] = []
-    inputs, hold_signals = Inputs(settings, run), catch_signals()
+    inputs, ignore_signals = Inputs(settings, run), catch_signals()
     try:
         job = prove(plan(options, settings, *read_words(options), notes), settings, notes, inputs.fetch)
         requested["size"] = job.parameters.get("size", "auto")
@@ -4638,7 +4638,7 @@ def run_image_command(options: Namespace, run: Run) -> None:
         folder = open_folder(job, settings, options.fresh, console)
         own = re.escape(os.path.join(job.target.folder, job.target.stem))
         console.secrets.paths += [own + r"(?:\.partial-\d+|-\d+)?\.\w+", re.escape(folder.path) + r"(?:/\d+\.answer)?"]
-        run_job(job, settings, key, folder, inputs, run, hold_signals)
+        run_job(job, settings, key, folder, inputs, run, ignore_signals)
     finally:
         inputs.remove()
 
@@ -4754,7 +4754,7 @@ def copy_upload(upload: Upload, path: str, masked: Upload | None) -> None:
 # a bug in this program         yes                yes            maybe if an answer came   yes
 
 def run_job(job: Job, settings: Settings, key: KeySource, folder: Folder, inputs: Inputs, run: Run,
-            hold_signals: Callable[[], None]) -> None:
+            ignore_signals: Callable[[], None]) -> None:
     """One checked job, whatever stops it: its folder stays as long as there is something to collect."""
     keep_folder = True
     try:
@@ -4763,11 +4763,11 @@ def run_job(job: Job, settings: Settings, key: KeySource, folder: Folder, inputs
         provider = settings.service.provider(job, settings, key, os.path.basename(folder.path))
         make_images(provider, job, settings, folder, run)
         run.console.finish(run.result.record(run.console))  # before the folder goes: killed in between, it asks again
-        hold_signals()
+        ignore_signals()
         keep_folder = run.console.as_json and run.console.untold  # to a program that has gone; it will ask again
     except (Exception, KeyboardInterrupt) as error:
         failure = what_ended(error, folder)
-        hold_signals()
+        ignore_signals()
         keep_folder = add_what_is_known(failure, folder, job, run)
         failure.billed = billed_in_the_end(failure, folder, run.result)
         raise failure from (error if failure.kind == "bug" else None)
@@ -4917,7 +4917,7 @@ def write_template(options: Namespace, console: Console) -> None:
     path = config_path(options.config or config_locations()[0])
     if path == STANDARD_INPUT:
         raise usage_failure("--init writes a file, and --config - names none", "Name the file with --config.")
-    base_url = pick([{"base_url": Setting(options.base_url, "--base-url")} if options.base_url else {},
+    base_url = first_value([{"base_url": Setting(options.base_url, "--base-url")} if options.base_url else {},
                      environment_layer(""), default_layer("openai")], "base_url")
     own_endpoint = base_url.source in ("--base-url", "$GPT_IMAGE2_BASE_URL")  # not OPENAI_API_KEY's, perhaps
     variable = ("OPENAI_API_KEY" if base_url.source == "$OPENAI_BASE_URL" or environment("OPENAI_API_KEY")
@@ -4939,7 +4939,7 @@ def write_template(options: Namespace, console: Console) -> None:
         discard(part)
     if not placed:
         anew = "config --init --force" + (f" --config {quote(path)}" if options.config else "")
-        raise usage_failure(f"{path} exists", "Replace it with: " + command_line(anew))
+        raise usage_failure(f"{path} exists", "Replace it with: " + own_command(anew))
     console.output(json.dumps({"schema": 1, "ok": True, "config_file": path}) if console.as_json else f"Wrote {path}")
 
 
@@ -4957,7 +4957,7 @@ def show_settings(settings: Settings, console: Console) -> None:
         rows["api_key" if number == 0 else f"api_key {number + 1}"] = Setting(
             shown if usable else f"{shown}, only for {source.host}", source.source)
     if not settings.keys:
-        rows["api_key"] = Setting("none", "set GPT_IMAGE2_API_KEY or run: " + command_line("config --init"))
+        rows["api_key"] = Setting("none", "set GPT_IMAGE2_API_KEY or run: " + own_command("config --init"))
     pending = [{"age_s": round(age), "state": state, "prompt": console.secrets.clean(prompt)}
                for age, state, prompt in unfinished_commands(console)]
     if console.as_json:
@@ -5026,11 +5026,11 @@ def try_key(settings: Settings, key: str, run: Run, say: Callable[[str], None]) 
 
 def model_line(document: Any, model: str) -> str:
     """What a model list says about one model. Being listed does not prove access."""
-    items = member(document, "data")
-    row = next((item for item in items if member(item, "id") == model), None) if isinstance(items, list) else None
+    items = json_path(document, "data")
+    row = next((item for item in items if json_path(item, "id") == model), None) if isinstance(items, list) else None
     if row is None:
         return f"note  {model} is not in the server's list of models"
-    date = member(row, "shutdown_date")
+    date = json_path(row, "shutdown_date")
     return f"{'note ' if date else 'ok   '} {model} is listed" + (f", shut down on {date}" if date else "")
 
 
@@ -5112,7 +5112,7 @@ def build_parser(command: str) -> ArgumentParser:
     def fail(message: str) -> NoReturn:
         told, choices, rest = message.partition(" (choose from ")
         told = re.sub(r"(['\"])(.*)\1", lambda word: quoted(word.group(2)), told)
-        raise usage_failure(told + choices + rest, "See: " + command_line(f"{command} --help"))
+        raise usage_failure(told + choices + rest, "See: " + own_command(f"{command} --help"))
 
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.error = fail  # type: ignore[method-assign]  # one form and exit code for all failures
@@ -5138,10 +5138,10 @@ def parse(arguments: list[str]) -> Namespace:
     cut = arguments.index("--") if "--" in arguments else len(arguments)
     command = arguments[0] if arguments else ""
     if not command or command.startswith("-"):
-        raise usage_failure("a command is missing: generate, edit or config", "See: " + command_line("--help"))
+        raise usage_failure("a command is missing: generate, edit or config", "See: " + own_command("--help"))
     if command not in SYNOPSIS:
         raise usage_failure(f"{quoted(command)} is no command.{nearest(command, SYNOPSIS)}",
-                            "See: " + command_line("--help"))
+                            "See: " + own_command("--help"))
     parser = build_parser(command)
     options, left = parser.parse_known_args(arguments[1:cut])
     unknown = next((word for word in left if word.startswith("-") and word != "-"), "").split("=")[0]
@@ -5151,7 +5151,7 @@ def parse(arguments: list[str]) -> Namespace:
         advice = next((f" {advice}" for names, advice in STRANGERS.items() if plain in names.split()),
                       nearest(plain, known, 0.75))
         shown = unknown if re.search(HARMLESS, unknown) else unknown[:2]
-        raise usage_failure(f"unknown option {shown}.{advice}", "See: " + command_line(f"{command} --help"))
+        raise usage_failure(f"unknown option {shown}.{advice}", "See: " + own_command(f"{command} --help"))
     for name, fitting in (("aspect_ratio", "[0-9]+:[0-9]+"), ("resolution", "[124]k")):
         if re.fullmatch(fitting, options.size) and not getattr(options, name):
             setattr(options, name, options.size)  # --size may say what these two say
@@ -5167,7 +5167,7 @@ def help_for(arguments: list[str]) -> str:
     asked = arguments[:arguments.index("--")] if "--" in arguments else arguments
     if {"-h", "--help"} & set(asked) or asked[:1] == ["help"] or asked[1:2] == ["help"]:
         topic = next((word for word in asked[:2] if word in SYNOPSIS), "")
-        return (command_help(topic) if topic else HELP).replace(PROGRAM + " ", command_line(""))
+        return (command_help(topic) if topic else HELP).replace(PROGRAM + " ", own_command(""))
     return f"{PROGRAM} {VERSION}\n" if asked[:1] in (["--version"], ["-V"], ["version"]) else ""
 
 

@@ -271,7 +271,7 @@ class FuzzTest(ProgramCase):
         """A request carries the key to the relay only, and stays one line of curl's config."""
         if request.purpose == "download":
             self.assertEqual(request.headers, ())
-            self.assertEqual(program.own_place(program.ORIGIN.match(request.url)[2]), "", request.url)
+            self.assertEqual(program.local_place(program.ORIGIN.match(request.url)[2]), "", request.url)
         else:
             self.assertTrue(request.url.startswith(ORIGIN + "/"), request.url)
         lines = [line.split(b" ")[0] for line in config.splitlines()]

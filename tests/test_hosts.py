@@ -168,7 +168,7 @@ class OwnPlaceTest(unittest.TestCase):
         for hosts, place in ((OWN_MACHINE, "this machine"), (LINK, "a link-local address"), (ELSEWHERE, "")):
             for host in hosts:
                 with self.subTest(host):
-                    self.assertEqual(program.own_place(host), place)
+                    self.assertEqual(program.local_place(host), place)
 
     def test_who_may_name_what(self) -> None:
         here, there = "http://localhost:5/v1", "https://relay.example/v1"
@@ -179,7 +179,7 @@ class OwnPlaceTest(unittest.TestCase):
                 ("https://10.0.0.1/x", there, False), ("https://u@127.0.0.1/x", here, True), ("https://cdn.example\\@127.0.0.1/", there, True),
                 ("http://\uff11\uff12\uff17.0.0.1/", there, True), ("http://%31%32%37.0.0.1/", there, True), ("http://[fe80::1%25eth0]/", there, True)):
             with self.subTest(f"{url} {author}"):
-                self.assertEqual(bool(program.place_fault(url, author)), refused)
+                self.assertEqual(bool(program.address_fault(url, author)), refused)
 
 
 class ResultPlaceTest(ProxyCase):

@@ -32,29 +32,29 @@ class PauseSpellingsTest(unittest.TestCase):
     def test_words(self) -> None:
         for words, seconds in SPELLINGS:
             with self.subTest(words):
-                self.assertAlmostEqual(program.pause_asked({}, words), seconds)
+                self.assertAlmostEqual(program.server_pause({}, words), seconds)
 
     def test_other_words_name_no_pause(self) -> None:
         for words in NO_PAUSE:
             with self.subTest(words):
-                self.assertIsNone(program.pause_asked({}, words))
+                self.assertIsNone(program.server_pause({}, words))
 
     def test_headers(self) -> None:
         for value, seconds in (("7", 7), ("2.5", 2.5), ("30s", 30), ("1m12s", 72), ("0", 0), ("9" * 30, 1e30)):
             with self.subTest(value):
-                self.assertAlmostEqual(program.pause_asked({"retry-after": value}, "again in 1s") / max(1, seconds),
+                self.assertAlmostEqual(program.server_pause({"retry-after": value}, "again in 1s") / max(1, seconds),
                                        seconds / max(1, seconds))
 
     def test_absurd_headers_do_not_crash(self) -> None:
         for value in ("soon", "-5", ",", "1 2 3", "Fri, 31 Dec 9999 23:59:59 GMT", "Fri, 01 Jan 999999999999 00:00:00",
                       "Fri, 99 Foo 0 99:99:99 +9999999999999", "9" * 5000, "1 Jan " + "9" * 5000, "\u0661" * 3, "1e5"):
             with self.subTest(value[:40]):
-                pause = program.pause_asked({"retry-after": value}, "")
+                pause = program.server_pause({"retry-after": value}, "")
                 self.assertTrue(pause is None or pause >= 0, pause)
 
     def test_long_text_is_read_at_once(self) -> None:
         for part in ("again ", "1 ", "1", "in ", "again in 1 ", "a ", "1m", "retry after "):
-            program.pause_asked({}, part * (60_000 // len(part)))  # a slow pattern would not end
+            program.server_pause({}, part * (60_000 // len(part)))  # a slow pattern would not end
 
 
 class SleepTest(unittest.TestCase):

@@ -539,7 +539,7 @@ class FilesTest(unittest.TestCase):
                 ("cat", ".jpg", 0, "png", "cat.png"), ("cat", ".png", 0, "webp", "cat.webp"), ("a.b", ".png", 0, "gif", "a.b.gif")):
             with self.subTest(name):
                 target = program.Target("/folder", stem, suffix, False)
-                self.assertEqual(program.numbered(target, number, kind), "/folder/" + name)
+                self.assertEqual(program.picture_path(target, number, kind), "/folder/" + name)
 
     def test_headers_of_the_last_block(self) -> None:
         path = self.write("headers", b"HTTP/1.1 200 Connection established\r\nVia: proxy\r\n\r\nHTTP/1.1 103 Early Hints\r\n"
