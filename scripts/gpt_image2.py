@@ -6,15 +6,40 @@ The file reads in the order in which the data travels:
     Settings + Job -> provider yields Requests -> curl returns Responses
                    -> provider returns Images -> files are saved
 
-Promised, in this order: a key is never shown; a paid image is never lost or bought twice; the
-caller always learns what was saved, whether money may be gone, and what to do next.
-Not promised: hiding a key from other processes of the same user (they may read this program's
-memory), or a picture of the size that was asked for (relays ignore it; the difference is reported).
+    Limits, Failures, Data     numbers with their sources; every kind of failure; what travels
+    Text, Sizes, Pictures      pure helpers: hide secrets, size rules, formats, PNG rows
+    Services, Options          two tables: who is spoken to; what can be asked for
+    Settings                   files, environment and flags; keys and where they may go
+    Job                        options -> one checked Job, while it is still free
+    Providers                  what to send: generators without input or output
+    Transport                  how to send: the only section that knows curl
+    Journal                    the folder of each unfinished request, its files and its states
+    Driver                     feeds a provider; the rule for sending again
+    Reading answers            a file -> Images, or the Failure that it means
+    Saving                     verify, name, never replace
+    Telling                    what is shown meanwhile, and the result at the end
+    Commands, Parser, main     start reading at run_image_command
 
-Exit codes: 0 all that came is saved, 1 a bug here, 2 wrong command or local file (nothing sent), 3 no usable
-key, config or curl, or the key was refused, 4 the request was refused, 5 rate limit or quota,
-6 no usable answer, 7 images came back but could not all be saved, 129 hung up, 130 interrupted,
-141 nobody reads the result any more, 143 terminated.
+One paid request: run_image_command reads Settings and builds the Job (free, may refuse). find_key finds the key.
+open_folder makes requests/FINGERPRINT-RANDOM, or takes over an unfinished one. run_provider asks the provider for
+a Request; start_curl writes N.body, N.create and N.lock and lets curl go on alone, which writes N.answer, N.headers,
+N.outcome and N.errors. read_response says what the answer means, failure_of what is wrong with it, retry_pause when
+it may be sent again. The provider yields the next Request (poll, download) or returns Images; save_images saves
+them, Console.finish tells it, and the folder is removed. Killed anywhere, the same command finds the folder by its
+fingerprint and replays the provider: every paid step that has an answer is read, not sent.
+
+Conventions: checked_x returns the value or raises, check_x only raises, x_fault returns a text or "", x_failure
+makes a Failure, read_x reads a file.
+
+Promised, in this order: a key is never shown; a paid image is never lost or bought twice; the caller always learns
+what was saved, whether money may be gone, and what to do next.
+Not promised: hiding a key from other processes of the same user (they may read this program's memory), or a picture
+of the size that was asked for (relays ignore it; the difference is reported).
+
+Exit codes: 0 all that came is saved, 1 a bug here, 2 wrong command or local file (nothing sent), 3 no usable key,
+config or curl, or the key was refused, 4 the request was refused, 5 rate limit or quota, 6 no usable answer,
+7 images came back but could not all be saved, 129 hung up, 130 interrupted, 141 nobody reads the result any more,
+143 terminated.
 """
 from __future__ import annotations
 
