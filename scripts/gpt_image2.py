@@ -20,26 +20,27 @@ The file reads in the order in which the data travels:
     Telling                    what is shown meanwhile, and the result at the end
     Commands, Parser, main     start reading at run_image_command
 
-One paid request: run_image_command reads Settings and builds the Job (free, may refuse). find_key finds the key.
-open_folder makes requests/FINGERPRINT-RANDOM, or takes over an unfinished one. run_provider asks the provider for
-a Request; start_curl writes N.body, N.create and N.lock and lets curl go on alone, which writes N.answer, N.headers,
-N.outcome and N.errors. read_response says what the answer means, failure_of what is wrong with it, retry_pause when
-it may be sent again. The provider yields the next Request (poll, download) or returns Images; save_images saves
-them, Console.finish tells it, and the folder is removed. Killed anywhere, the same command finds the folder by its
-fingerprint and replays the provider: every paid step that has an answer is read, not sent.
+One paid request: run_image_command reads Settings and builds the Job (free, may refuse). find_key finds the
+key. open_folder makes requests/FINGERPRINT-RANDOM, or takes over an unfinished one. run_provider asks the
+provider for a Request; start_curl writes N.body, N.create and N.lock and lets curl go on alone, which
+writes N.answer, N.headers, N.outcome and N.errors. read_response says what the answer means, failure_of
+what is wrong with it, retry_pause when it may be sent again. The provider yields the next Request (poll,
+download) or returns Images; save_images saves them, Console.finish tells it, and the folder is removed.
+Killed anywhere, the same command finds the folder by its fingerprint and replays the provider: every paid
+step that has an answer is read, not sent.
 
-Conventions: checked_x returns the value or raises, check_x only raises, x_fault returns a text or "", x_failure
-makes a Failure, read_x reads a file.
+Conventions: checked_x returns the value or raises, check_x only raises, x_fault returns a text or "",
+x_failure makes a Failure, read_x reads a file.
 
-Promised, in this order: a key is never shown; a paid image is never lost or bought twice; the caller always learns
-what was saved, whether money may be gone, and what to do next.
-Not promised: hiding a key from other processes of the same user (they may read this program's memory), or a picture
-of the size that was asked for (relays ignore it; the difference is reported).
+Promised, in this order: a key is never shown; a paid image is never lost or bought twice; the caller always
+learns what was saved, whether money may be gone, and what to do next.
+Not promised: hiding a key from other processes of the same user (they may read this program's memory), or a
+picture of the size that was asked for (relays ignore it; the difference is reported).
 
-Exit codes: 0 all that came is saved, 1 a bug here, 2 wrong command or local file (nothing sent), 3 no usable key,
-config or curl, or the key was refused, 4 the request was refused, 5 rate limit or quota, 6 no usable answer,
-7 images came back but could not all be saved, 129 hung up, 130 interrupted, 141 nobody reads the result any more,
-143 terminated.
+Exit codes: 0 all that came is saved, 1 a bug here, 2 wrong command or local file (nothing sent), 3 no
+usable key, config or curl, or the key was refused, 4 the request was refused, 5 rate limit or quota, 6 no
+usable answer, 7 images came back but could not all be saved, 129 hung up, 130 interrupted, 141 nobody reads
+the result any more, 143 terminated.
 """
 from __future__ import annotations
 
@@ -87,11 +88,11 @@ MINIMUM_CURL = (7, 68)
 HEARTBEAT = 30  # seconds between two lines while waiting, off a terminal
 KEEP_DAYS = 30  # how long an unfinished request may wait to be collected
 
-# Tries of one request, and seconds before the next one where the server names none. Only what cannot
-# have made an image is tried again; relays cool down for about 5 s after a rate limit.
+# How often a request is tried, and the pause before the next try when the server does not name one. Only what
+# cannot have made an image is tried again; relays cool down for about 5 s after a rate limit.
 TRIES = 3
-POLL_TIMEOUT = 60  # seconds for one look at a task
-POLL_PAUSE = 3.0  # seconds between two looks at a task, where the server names none
+POLL_TIMEOUT = 60  # seconds for one poll of a task
+POLL_PAUSE = 3.0  # seconds between two polls, when the server does not name a pause
 RATE_LIMIT_TRIES = 5
 NETWORK_PAUSE, RATE_LIMIT_PAUSE = 0.5, 5.0
 
@@ -99,7 +100,7 @@ MAX_PROMPT = 32_000  # characters
 MAX_IMAGES = 16
 MAX_IMAGE_BYTES = 50_000_000
 SAFE_MASK_BYTES = 4_000_000  # the API reference says 4 MB, the guide 50 MB
-MAX_MASK_PIXELS, MAX_MASK_EDGE = 64_000_000, 65_535  # to be looked at; a few bytes may claim any number
+MAX_MASK_PIXELS, MAX_MASK_EDGE = 64_000_000, 65_535  # that are looked at; a few bytes may claim any number
 MAX_N = 10
 MAX_PARTIALS = 3
 EDGE_STEP = 16  # both edges are multiples of this
@@ -118,8 +119,8 @@ MAX_LINES = 1_000_000  # of an event stream
 
 # Pixels of a resolution, and the ratios that RunAPI takes (its SDKs, read 2026-10).
 RESOLUTIONS = {"1k": 1024 * 1024, "2k": 2048 * 2048, "4k": MAX_PIXELS}
-RUNAPI_RATIOS = ("1:1", "3:2", "2:3", "4:3", "3:4", "5:4", "4:5", "16:9", "9:16", "2:1", "1:2", "3:1", "1:3", "21:9",
-                 "9:21")
+RUNAPI_RATIOS = ("1:1", "3:2", "2:3", "4:3", "3:4", "5:4", "4:5", "16:9", "9:16", "2:1", "1:2", "3:1", "1:3",
+                 "21:9", "9:21")
 RUNAPI_EDGES = {"1k": (1024, 1536), "2k": (2048, 2560), "4k": (3840, 3840)}  # the longer edge, in pixels
 SIZE_NAMES = {"square": "1024x1024", "landscape": "1536x1024", "portrait": "1024x1536"}
 FORMATS = ("png", "jpeg", "webp")
@@ -235,12 +236,12 @@ KINDS = {
 class Failure(Exception):
     """The only expected exception: what happened, whether money may be gone, and what to do next.
 
-    What is not given follows from its kind. `billed` is what this one request cost; run_job decides at the end.
+    What is not given follows from its kind. `billed` is what this one request cost; run_job has the last word.
     """
 
-    def __init__(self, kind: str, message: str, hint: str | None = None, billed: str = "", exit_code: int = -1,
-                 retryable: bool | None = None, next_step: str = "", collectable: bool = False,
-                 http_status: int = 0, code: str = "", request_id: str = "") -> None:
+    def __init__(self, kind: str, message: str, hint: str | None = None, billed: str = "",
+                 exit_code: int = -1, retryable: bool | None = None, next_step: str = "",
+                 collectable: bool = False, http_status: int = 0, code: str = "", request_id: str = "") -> None:
         super().__init__(message)
         rules = KINDS[kind]
         self.kind, self.message, self.hint = kind, message, rules.hint if hint is None else hint
@@ -267,7 +268,7 @@ def setup_failure(message: str, hint: str = "", kind: str = "config") -> Failure
 
 
 def own_command(words: str) -> str:
-    """The shell command that runs this program with these arguments, spelled the way it was started this time."""
+    """The shell command that runs this program with these arguments, spelled as it was started this time."""
     from shlex import quote
     name = sys.argv[0] or PROGRAM
     return f"{'python3 ' if name.endswith('.py') else ''}{quote(name)} {words}"
@@ -448,7 +449,7 @@ class Response(NamedTuple):
     images: tuple[Image, ...] = ()
     stray: bool = False  # they were under a name that nobody has told us of
     error: ServerError | None = None
-    meaning: str = "nothing"  # or images, pending (a task), linked (images elsewhere), error; see with_meaning
+    meaning: str = "nothing"  # or images, pending (a task), linked (images elsewhere), error: with_meaning
 
 
 class Span(NamedTuple):
@@ -461,7 +462,8 @@ class Span(NamedTuple):
 
     def is_image(self) -> bool:
         """Whether it may be base64 or a data: URL."""
-        return re.match(DATA_URL + r"|(?:[A-Za-z0-9+/_=-]|\\[/nrt]|\\u00[23][bBfFdD]){200}", self.head) is not None
+        base64 = r"(?:[A-Za-z0-9+/_=-]|\\[/nrt]|\\u00[23][bBfFdD]){200}"
+        return re.match(DATA_URL + "|" + base64, self.head) is not None
 
 
 class Image(NamedTuple):
@@ -499,14 +501,14 @@ if TYPE_CHECKING:
     Provider = Generator["Request | Wait", Response, list["Image | Failure"]]
     Steps = Generator["Request | Wait", Response, Response]
 
-# ---- 5. Text and pictures ------------------------------------------------------------------------
+# ---- 5. Text -------------------------------------------------------------------------------------
 
 # Controls, stray bytes that are some in older encodings, and what starts a line or turns a text around.
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\udc80-\udc9f]")
 SHORTEST_KEY = 8  # characters; what is shorter may be an ordinary word
 CUT_MARK = "\u2026"  # ends a text that is not all there
-# For UTF-8 byte by byte: how a text ends that was cut, perhaps in an escape; the escapes of URLs, HTML and JSON, with
-# what takes no room between two letters; and these or a letter.
+# For UTF-8 byte by byte: how a text ends that was cut, perhaps in an escape; the escapes of URLs, HTML and
+# JSON, with what takes no room between two letters; and these or a letter.
 CUT = re.compile(r"(?:[ux][\da-f]{0,3}|%[\da-f]?|&#?x?[\da-f]{0,6}|[\xc2-\xf4][\x80-\xbf]{0,2})?"
                  r"(?:\xe2\x80\xa6|\.{3}|\Z)")
 ESCAPE = re.compile(r"(?=[\\%&\x00-\x08\x0b\x0c\x0e-\x1f\x7f\xc2\xe2\xef])(?:"  # at once past what is none
@@ -514,12 +516,13 @@ ESCAPE = re.compile(r"(?=[\\%&\x00-\x08\x0b\x0c\x0e-\x1f\x7f\xc2\xe2\xef])(?:"  
                     r"&#(?:[xX]0{0,4}([2-7][\da-fA-F])|0{0,4}(\d{2,3}));|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|"
                     r"\xc2\xad|\xe2\x80[\x8b-\x8f\xaa-\xae]|\xe2\x81[\xa0-\xaf]|\xef\xbb\xbf)")
 LETTER = re.compile(ESCAPE.pattern + r"|((?s:.))")
-# Also what a server shows of a key it masked itself, a login in an address, and a JSON web token.
+# Also matches keys that a server has masked (sk-ab****cd), a login in an address, and a JSON web token.
 KEY_LIKE = (r"\b(?:sk|rk|pk)-[\w*.-]{6,}|[\w.-]{0,40}\*{4,}[\w*.\u2026-]*|\beyJ[\w-]{5,}\.[\w-]{5,}\.[\w-]*|"
             r"\b[Bb]earer\s+(?!(?:auth|cred|token|scheme|header)[a-z]*(?![\w-]))[^\s\"']{6,}|"
             r"(?<=//)[^\s/:@\[\"']{0,200}(?::(?!\d+[/?#])[^\s@\"']{0,200})?(?=@)")
 # On the command line; it may also be another long word, but no part of a path and not words_with_numbers_2.
-MISPLACED_KEY = (r"(?<![\w./~-])(?:(?!(?:[A-Za-z]*\d{0,4}_)+[A-Za-z]*\d{0,4}\b)(?=\w*\d)(?=\w*[A-Za-z])\w{20,}|"
+MISPLACED_KEY = (r"(?<![\w./~-])(?:"
+                 r"(?!(?:[A-Za-z]*\d{0,4}_)+[A-Za-z]*\d{0,4}\b)(?=\w*\d)(?=\w*[A-Za-z])\w{20,}|"
                  r"[\da-fA-F]{8}(?:-[\da-fA-F]{4}){3}-[\da-fA-F]{12})(?![\w./-])")
 SECRET_HEADER = r"(?i)auth|key|token|secret|cookie|session|pass|pwd|pin\b|login|access|cred|signature"
 
@@ -531,10 +534,12 @@ def redact(text: str, secrets: Sequence[str]) -> str:
 
 
 def blanked(text: str, secrets: Sequence[str], mark: str) -> str:
-    """A text of bytes, as long as before, with every secret overwritten, however it is escaped; where the text was
-    cut, six characters or more of one. A short secret counts as a word of its own only, and not in a path."""
+    """A text of bytes, as long as before, with every secret overwritten, however it is escaped.
+
+    Where the text was cut, six characters of a secret are enough. A short one counts only as a whole word.
+    """
     plain = ESCAPE.sub(resolved, text).lower()
-    places: list[tuple[int, int]] = []
+    spans: list[tuple[int, int]] = []
     octets = bytearray(text, "latin-1")
     for secret in secrets:
         wanted = ESCAPE.sub(resolved, utf8(secret).decode("latin-1")).lower()
@@ -545,8 +550,8 @@ def blanked(text: str, secrets: Sequence[str], mark: str) -> str:
             near = plain[max(0, at - 1):at], plain[end:end + 2]
             inside = short and (re.match(r"[\w/.-]", near[0]) or re.match(r"\.?\w|[/-]", near[1]))
             if not inside if end == at + len(wanted) else not short and CUT.match(plain, end):
-                places = places or [each.span() for each in LETTER.finditer(text) for _ in resolved(each)]
-                first, last = places[at][0], places[end - 1][1]
+                spans = spans or [each.span() for each in LETTER.finditer(text) for _ in resolved(each)]
+                first, last = spans[at][0], spans[end - 1][1]
                 octets[first:last] = mark.encode() * (last - first)
             at = plain.find(wanted[:6], at + 1)
     return octets.decode("latin-1")
@@ -568,7 +573,7 @@ def one_line(text: str, limit: int = 300) -> str:
 
 
 def as_bytes(text: str) -> bytes:
-    """Text that may hold file names, these as the system spells them; UTF-8 where its encoding is too poor."""
+    """Text with file names as the system spells them; UTF-8 where its encoding is too poor."""
     try:
         return os.fsencode(text)
     except UnicodeEncodeError:
@@ -576,17 +581,17 @@ def as_bytes(text: str) -> bytes:
 
 
 def utf8(text: str) -> bytes:
-    """The text in UTF-8, its stray bytes as they are; half a character is lost."""
+    """The text in UTF-8, stray bytes as they are; half a character becomes `?`."""
     return re.sub(r"[\ud800-\udc7f\udd00-\udfff]", "?", text).encode("utf-8", "surrogateescape")
 
 
 def whole_characters(text: str) -> str:
-    """A text in which bytes that form a character are one; where the system's encoding is poor, none are."""
+    """The text with each group of stray bytes that forms a character joined into that character."""
     return as_bytes(text).decode("utf-8", "surrogateescape") if re.search(r"[\udc80-\udcff]", text) else text
 
 
 def quoted(text: str) -> str:
-    """What somebody typed, as it may be repeated: a long word, or one with a digit, may be a key in the wrong place."""
+    """What somebody typed, safe to repeat: a long word, or one with a digit, may be a misplaced key."""
     harmless = len(text) < SHORTEST_KEY or re.search(HARMLESS, text)
     return repr(one_line(text, 40) if harmless else one_line(text[:2]) + "***")
 
@@ -623,19 +628,19 @@ def nearest(word: str, words: Iterable[str], cutoff: float = 0.6) -> str:
 
 
 def pasted(text: str) -> str:
-    """A pasted text without what cannot be seen: white space around it, a BOM and zero-width characters."""
+    """A pasted text without invisible characters: white space around it, a BOM, zero-width characters."""
     return re.sub("[\u00ad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]", "", text).strip()
 
 
 def json_path(node: Any, *names: str) -> Any:
-    """What lies under these names, one inside the other, in a stranger's JSON; None where nothing does."""
+    """The value under these names, one inside the other, in a stranger's JSON; None where there is none."""
     for name in names:
         node = node.get(name) if isinstance(node, dict) else None
     return node
 
 
 def map_texts(value: Any, change: Callable[[str], str]) -> Any:
-    """A JSON value fit to be told: each of its texts changed, names too, no endless list, no Span."""
+    """A JSON value with each of its texts changed, names too; without endless lists and Spans."""
     if isinstance(value, dict):
         return {change(name): map_texts(item, change) for name, item in list(value.items())[:MAX_MEMBERS]}
     if isinstance(value, list):
@@ -660,6 +665,8 @@ def quote_path(path: str) -> str:
     return '"' + path.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
+# ---- 6. Sizes ------------------------------------------------------------------------------------
+
 def split_size(text: str) -> tuple[int, int] | None:
     """(width, height) of `1536x1024`, None when it is not of that form."""
     match = re.fullmatch(r"([0-9]{1,5})[xX]([0-9]{1,5})", text)
@@ -670,15 +677,15 @@ def size_fault(width: int, height: int) -> str:
     """Every rule of gpt-image-2 that this size breaks, or an empty text."""
     longest, shortest, step = max(width, height), min(width, height), EDGE_STEP
     rules = ((width % step or height % step, f"width and height must both be multiples of {step}"),
-             (longest > MAX_EDGE, f"the longest edge may be {MAX_EDGE} pixels at most"),
-             (longest > MAX_RATIO * shortest, f"one edge may be at most {MAX_RATIO} times the other"),
-             (not MIN_PIXELS <= width * height <= MAX_PIXELS,
-              f"width x height must lie between {MIN_PIXELS} and {MAX_PIXELS} pixels, this is {width * height}"))
+             (longest > MAX_EDGE, f"the longer side can be at most {MAX_EDGE} pixels"),
+             (longest > MAX_RATIO * shortest, f"the longer side can be at most {MAX_RATIO} times the shorter"),
+             (not MIN_PIXELS <= width * height <= MAX_PIXELS, f"the image must have {MIN_PIXELS:,} to "
+              f"{MAX_PIXELS:,} pixels, {width}x{height} has {width * height:,}"))
     return "; ".join(text for broken, text in rules if broken)
 
 
 def nearest_size(width: int, height: int, exact: bool = False) -> str:
-    """The legal size that is nearest in edges and shape; the larger one on a tie. exact: of the same shape, or ""."""
+    """The legal size nearest in edges and shape, the larger one on a tie. exact: of the same shape, or ""."""
     from math import log
     width, height = max(width, 1), max(height, 1)
 
@@ -687,19 +694,23 @@ def nearest_size(width: int, height: int, exact: bool = False) -> str:
         shape = abs(log(size[0] / size[1] * height / width))
         return (round(edges + shape, 3), -size[0] * size[1])
 
-    fitting = [(w, h) for w in EDGES for h in EDGES if not (exact and w * height != h * width) and not size_fault(w, h)]
+    fitting = [(w, h) for w in EDGES for h in EDGES
+               if not (exact and w * height != h * width) and not size_fault(w, h)]
     return "%dx%d" % min(fitting, key=distance) if fitting else ""
 
 
 def size_of_ratio(ratio: float, pixels: int) -> str:
-    """The legal size of this shape (exactly, if there is one) with at most about so many pixels."""
+    """The legal size closest to this ratio whose area is 80 to 105 % of `pixels`."""
     from math import log
     shape = max(ratio, 1 / ratio)
     pixels = min(pixels, int(MAX_EDGE * MAX_EDGE / shape))  # a long shape meets the longest edge first
-    fitting = [(w, h) for w in EDGES for h in EDGES if 0.8 * pixels <= w * h <= 1.05 * pixels and not size_fault(w, h)]
+    fitting = [(w, h) for w in EDGES for h in EDGES
+               if 0.8 * pixels <= w * h <= 1.05 * pixels and not size_fault(w, h)]
     return "%dx%d" % min(fitting, key=lambda size: (round(abs(log(size[0] / size[1] / ratio)), 3),
                                                    abs(log(size[0] * size[1] / pixels))))
 
+
+# ---- 7. Pictures ---------------------------------------------------------------------------------
 
 def inspect_picture(stream: BinaryIO) -> Picture | None:
     """Format and pixels from the first bytes, None when they are not PNG, JPEG, WebP, GIF or SVG."""
@@ -755,7 +766,8 @@ def svg_picture(head: bytes) -> Picture | None:
     if not root:
         return None
     number = rb"[\s,]*(\d{1,6})(?:\.\d*)?(?:px)?\s*"
-    edges = [re.search(rb"\s%s\s*=\s*[\"']%s[\"']" % (name, number), root[0]) for name in (b"width", b"height")]
+    edges = [re.search(rb"\s%s\s*=\s*[\"']%s[\"']" % (name, number), root[0])
+             for name in (b"width", b"height")]
     box = re.search(rb"\sviewBox\s*=\s*[\"']\s*[-+.\deE]+[\s,]+[-+.\deE]+%s%s" % (number, number), root[0])
     found = [edge[1] for edge in edges if edge]
     return Picture("svg", *map(int, found if len(found) == 2 else box.groups() if box else (0, 0)))
@@ -943,19 +955,21 @@ class Service(NamedTuple):
     address_variables: tuple[str, ...]
     provider: Callable[..., Provider]  # (job, settings, key, token) -> what to send
     values: Callable[..., dict[str, Any]]  # (options, settings, notes) -> what options come to; checks them
-    free_check: str = "/models"  # what a GET proves address and key with, free of charge; "" where nothing can
+    free_check: str = "/models"  # where a GET proves address and key, free of charge; "" where nothing can
     takes_urls: bool = False  # it fetches inputs itself, from its own storage or from anywhere
     formats: tuple[str, ...] = tuple(SUFFIXES)
 
 
-OPENAI_KEYS, OPENAI_ADDRESSES = ("GPT_IMAGE2_API_KEY", "OPENAI_API_KEY"), ("GPT_IMAGE2_BASE_URL", "OPENAI_BASE_URL")
+OPENAI_KEYS = ("GPT_IMAGE2_API_KEY", "OPENAI_API_KEY")
+OPENAI_ADDRESSES = ("GPT_IMAGE2_BASE_URL", "OPENAI_BASE_URL")
 SERVICES = {
     "openai": Service(DEFAULT_BASE_URL, OPENAI_KEYS, OPENAI_ADDRESSES,
                       lambda *call: openai(*call), lambda *call: openai_values(*call)),
     "azure": Service("", OPENAI_KEYS, OPENAI_ADDRESSES, lambda *call: openai(*call),
                      lambda *call: openai_values(*call), formats=("png", "jpeg")),
     "runapi": Service("https://runapi.ai", ("RUNAPI_API_KEY", "GPT_IMAGE2_API_KEY"), ("RUNAPI_BASE_URL",),
-                      lambda *call: runapi(*call), lambda *call: runapi_shape(*call), "/api/v1/me", takes_urls=True),
+                      lambda *call: runapi(*call), lambda *call: runapi_shape(*call),
+                      free_check="/api/v1/me", takes_urls=True),
     "codex": Service("https://chatgpt.com/backend-api/codex", (), (), lambda *call: codex(*call),
                      lambda *call: openai_values(*call), free_check=""),
 }
