@@ -1148,12 +1148,13 @@ MAX_CONFIG_BYTES = 1_000_000
 OWNER_SETTINGS = ("api_key_command", "base_url", "headers", "proxy", "cacert")
 VARIABLE_NAME = r"[A-Z]{1,12}\d?(_[A-Z]{1,12}\d?)+"  # as people write them; a key is not like that
 
-# Scheme, host and port, up to the path; no user name, blank or backslash, which curl and others read differently.
+# Scheme, host and port, up to the path. No user name, blank or backslash: others read them as curl does not.
 ORIGIN = re.compile(r"((?i:https?))://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(\d{1,5}))?(?=[/?]|\Z)")
 LOOPBACK = r"localhost|\[::1\]|127(\.(25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)){3}"  # 127.999.1.1 would be a name
 # What people paste behind a base URL: paths of OpenAI's API reference, read 2026-10-08.
-API_PATH = (r"(?i)(/(chat|completions|responses|models(/[^/]+)?|images|generations|edits|variations|embeddings|audio|"
-            r"speech|transcriptions|moderations|files|batches|realtime|videos|assistants|threads))+$")
+API_PATH = (r"(?i)(/(chat|completions|responses|models(/[^/]+)?|images|generations|edits|variations|"
+            r"embeddings|audio|speech|transcriptions|moderations|files|batches|realtime|videos|assistants|"
+            r"threads))+$")
 OWN_NAMES = r"(.+\.)?localhost[46]?(\.localdomain[46]?)?|ip6-(localhost|loopback)"
 # Azure's addresses carry their version as the only query.
 PATH_AND_VERSION = r"(?:/[^\s\\?#\x00-\x1f\x7f]*)?(\?api-version=[\w.-]+)?"
@@ -1187,14 +1188,14 @@ def config_locations() -> list[str]:
               os.path.join(home, ".gpt-image-2-config.json"),
               os.path.join(home, ".hermes", "gpt-image-2-config.json")]
     places = [place for place in places if not CONTROL.search(whole_characters(place))]
-    return [place for place in places if os.path.isabs(place)]  # XDG's rule for its own; and there may be no home
+    return [place for place in places if os.path.isabs(place)]  # XDG says so; and there may be no home folder
 
 
 def config_path(named: str) -> str:
     """The full path of the file that --config names; `-` is standard input."""
     path = STANDARD_INPUT if named == "-" else os.path.abspath(os.path.expanduser(named)) if named else ""
     if CONTROL.search(whole_characters(path)):
-        raise usage_failure("the config's path holds a control character")
+        raise usage_failure("the config file's path contains a control character")
     return path
 
 
@@ -1214,19 +1215,20 @@ def read_config(path: str, warnings: list[str]) -> dict[str, Any]:
         content = json.loads(text.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         found = "UTF-16" if error.object[:2] in (b"\xff\xfe", b"\xfe\xff") else "in another encoding"
-        raise setup_failure(f"cannot read the config file {path}: it is {found}", "Save it as UTF-8.") from None
+        raise setup_failure(f"cannot read config file {path}: it is {found}", "Save it as UTF-8.") from None
     except json.JSONDecodeError as error:
         anew = own_command(f"config --init --force --config {quote(path)}")
-        raise setup_failure(f"{path} is not valid JSON: line {error.lineno} column {error.colno}: {error.msg}",
-                            "" if piped else f"Mend that line, or write a new file: {anew}") from None
+        where = f"line {error.lineno} column {error.colno}"
+        raise setup_failure(f"{path} is not valid JSON: {where}: {error.msg}",
+                            "" if piped else f"Fix that line, or start over with: {anew}") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise setup_failure(f"cannot read the config file {path}: {reason(error)}") from None
+        raise setup_failure(f"cannot read config file {path}: {reason(error)}") from None
     if not isinstance(content, dict):
-        raise setup_failure(f"{path} must hold one JSON object, not {json_name(content)}")
+        raise setup_failure(f"{path} must contain one JSON object, not {json_name(content)}")
     try:
         json.dumps(content, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
-        raise setup_failure(f"{path} holds half a character (\\ud800 to \\udfff alone)") from None
+        raise setup_failure(f"{path} contains half a character (\\ud800 to \\udfff alone)") from None
     if os.name == "posix" and not piped:
         check_owner(path, status, {name for name in content if content[name]}, warnings)
     for name in content:
@@ -1235,15 +1237,16 @@ def read_config(path: str, warnings: list[str]) -> dict[str, Any]:
             shown = repr(name) if found else quoted(name)
             warnings.append(f"{path}: unknown setting {shown} is ignored.{found}")
         elif name in NOT_YET:
-            warnings.append(f"{path}: {name} has no effect in this version")
+            warnings.append(f"{path}: {name} is not supported yet and is ignored")
     return {name: checked_value(path, name, value) for name, value in content.items()
             if name in CONFIG_KEYS and value not in (None, "", [])}
 
 
 def check_owner(path: str, status: os.stat_result, names: set[str], warnings: list[str]) -> None:
-    """Refuse a config that another user can write, where it decides what is run or where a key goes."""
+    """Refuse a config file that others can change if it decides what is run or where a key goes."""
     from shlex import quote
-    foreign, ruling = status.st_uid not in (0, os.getuid()), [name for name in OWNER_SETTINGS if name in names]
+    foreign = status.st_uid not in (0, os.getuid())
+    ruling = [name for name in OWNER_SETTINGS if name in names]
     if ruling and (foreign or status.st_mode & 0o002):
         whose = "belongs to another user" if foreign else "can be changed by every user"
         fix = f"chown {os.getuid()} {quote(path)} && " if foreign else ""
@@ -1261,14 +1264,14 @@ def checked_value(path: str, name: str, value: Any) -> Any:
     items = value if isinstance(value, list) else value.values() if isinstance(value, dict) else ()
     if type(value) in types and all(isinstance(item, str) for item in items):  # True is no number
         return value
-    expected = {str: "a text", list: "a list of texts", dict: "an object with texts as values",
+    expected = {str: "a string", list: "a list of strings", dict: "an object with strings as values",
                 bool: "true or false", int: "a number"}[types[0]]
     raise setup_failure(f"{path}: {name} must be {expected}, not {json_name(value)}")
 
 
 def json_name(value: Any) -> str:
     """A JSON value's type as people call it."""
-    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")
 
 
@@ -1281,29 +1284,30 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
     from_flags, from_file = flag_layer(flags), {name: Setting(value, path) for name, value in content.items()}
     if explicit:
         warnings += overridden_flags(from_file, from_flags)
-    said = [from_file, from_flags] if explicit else [from_flags, from_file]
-    api = asked_api(said)
+    given = [from_file, from_flags] if explicit else [from_flags, from_file]
+    api = named_api(given)
     address = content.get("base_url", "")
     if api.source == "--api" and address and api.value != (content.get("api") or api_of(address)):
         del from_file["base_url"]  # it is another service's
-    layers = [*said, environment_layer(api.value), default_layer(api.value or "openai")]
+    layers = [*given, environment_layer(api.value), default_layer(api.value or "openai")]
     allow_http, base_url = first_value(layers, "allow_http"), first_value(layers, "base_url")
     base_url = base_url._replace(value=checked_base_url(base_url, allow_http.value))
-    if base_url.source == path and not explicit and environment("GPT_IMAGE2_BASE_URL").rstrip("/") not in (
-            "", base_url.value):
-        warnings.append(f"$GPT_IMAGE2_BASE_URL is overridden by {path}")
+    own_address = environment("GPT_IMAGE2_BASE_URL").rstrip("/")
+    if base_url.source == path and not explicit and own_address not in ("", base_url.value):
+        warnings.append(f"{path} takes precedence over $GPT_IMAGE2_BASE_URL")
     api = api if api.value else Setting(api_of(base_url.value), "from the host")
-    poll_url = first_value(layers, "poll_url")
-    if poll_url.value and not url_on_host(fill_template(poll_url.value, base_url.value, "id"), base_url.value):
-        raise setting_failure(poll_url, f"poll_url must lead to {host_of(base_url.value)}, the host of the key")
-    return Settings(api, base_url, first_value(layers, "model"), checked_timeout(first_value(layers, "timeout")),
-                    merged_headers(layers, content, base_url.value, warnings), first_value(layers, "proxy"),
-                    first_value(layers, "cacert"), allow_http, poll_url,
-                    tuple(key_sources(api.value, flags, content, path, explicit, base_url.source)), path,
-                    tuple(warnings))
+    plain = {name: first_value(layers, name) for name in ("model", "proxy", "cacert", "poll_url")}
+    poll_url = fill_template(plain["poll_url"].value, base_url.value, "id")
+    if poll_url and not url_on_host(poll_url, base_url.value):
+        host = host_of(base_url.value)
+        raise setting_failure(plain["poll_url"], f"poll_url must point to {host}, the host of the key")
+    keys = key_sources(api.value, flags, content, path, explicit, base_url.source)
+    return Settings(api=api, base_url=base_url, timeout=checked_timeout(first_value(layers, "timeout")),
+                    headers=merged_headers(layers, content, base_url.value, warnings), allow_http=allow_http,
+                    keys=tuple(keys), config_path=path, warnings=tuple(warnings), **plain)
 
 
-def asked_api(layers: Sequence[Layer]) -> Setting:
+def named_api(layers: Sequence[Layer]) -> Setting:
     """The protocol that a flag or a file names; empty when none does."""
     api = next((layer["api"] for layer in layers if "api" in layer), Setting("", "default"))
     if api.value and api.value not in SERVICES:
@@ -1340,7 +1344,7 @@ def api_of(base_url: str) -> str:
 def overridden_flags(from_file: Layer, from_flags: Layer) -> list[str]:
     """A warning for each flag that an explicit --config file overrides; headers are merged instead."""
     file_has_key = any(name in from_file for name in KEY_SETTINGS)
-    return [f"{setting.source} is overridden by the file that --config names"
+    return [f"the file of --config takes precedence over {setting.source}"
             for name, setting in from_flags.items()
             if (name in from_file and name != "headers") or (name in KEY_SETTINGS and file_has_key)]
 
@@ -1370,8 +1374,8 @@ def environment_layer(api: str) -> Layer:
 
 def default_layer(api: str) -> Layer:
     """What holds when nobody says anything."""
-    values = {name: default for name, (_, default) in CONFIG_KEYS.items()}
-    return {name: Setting(value, "default") for name, value in {**values, "base_url": SERVICES[api].base_url}.items()}
+    layer = {name: Setting(default, "default") for name, (_, default) in CONFIG_KEYS.items()}
+    return {**layer, "base_url": Setting(SERVICES[api].base_url, "default")}
 
 
 def setting_failure(setting: Setting, message: str, hint: str = "") -> Failure:
@@ -1383,25 +1387,27 @@ def setting_failure(setting: Setting, message: str, hint: str = "") -> Failure:
 def checked_base_url(setting: Setting, allow_http: bool) -> str:
     """The base URL without a trailing slash; anything that could send a key astray is refused."""
     url, question, query = pasted(setting.value).rstrip("/").partition("?")
-    url = re.sub(r"(?<=[^:/])//+", "/", re.sub("(?i)^https?:", lambda scheme: scheme.group().lower(), url)).rstrip("/")
+    url = re.sub("(?i)^https?:", lambda scheme: scheme.group().lower(), url)
+    url = re.sub(r"(?<=[^:/])//+", "/", url).rstrip("/")
     cut = re.sub(API_PATH, "", url)  # pasted whole; one word alone may be a relay's folder
     sure = re.search(r"/v\d\w*$|/openai$", cut) or re.search("(?i)/(chat/completions|images/[a-z]+)$", url)
     url = (cut if sure else url) + question + query
     shown = redact(one_line(re.sub(r"(?s)^(.*?//)?.*@", r"\1***@", url).partition("?")[0]), ())
     if "://" not in url:
         host = re.split("[:/]", re.sub("^https?:?/+", "", url))[0]
-        raise setting_failure(setting, f"the base URL {quoted(shown)} has no scheme",
-                              f"Write http{'' if local_place(host) else 's'}:// in front of the host.")
+        scheme = "http://" if local_place(host) else "https://"
+        raise setting_failure(setting, f"the base URL {quoted(shown)} must start with {scheme}")
     if "@" in url:
-        raise setting_failure(setting, f"the base URL {shown} holds a user name or password",
+        raise setting_failure(setting, f"the base URL {shown} contains a user name or password",
                               "Pass the key as a setting.")
     match = ORIGIN.match(url)
-    if not match or not re.fullmatch(PATH_AND_VERSION, url[match.end():]) or int(match.group(3) or 443) > 65535:
+    rest = match and re.fullmatch(PATH_AND_VERSION, url[match.end():])
+    if not match or not rest or int(match.group(3) or 443) > 65535:
         raise setting_failure(setting, f"the base URL {shown!r} is not of the form https://HOST[:PORT][/PATH]"
                               + " without a query" * bool(query))
     if url.startswith("http:") and not is_loopback(url) and not allow_http:
-        raise setting_failure(setting, f"{shown} would send the key unencrypted",
-                    "Use https://, or --allow-http for a server on a network you trust.")
+        raise setting_failure(setting, f"refusing to send the key over plain http to {shown}",
+                              "Use https://, or --allow-http for a server on a network you trust.")
     return url
 
 
@@ -1412,7 +1418,7 @@ def is_loopback(url: str) -> bool:
 
 
 def address_fault(url: str, named_by: str) -> str:
-    """Why a URL that the server at named_by chose is not asked: only this machine may reach it. Empty otherwise.
+    """Why a URL that the server at named_by chose is refused: only this machine may reach it. Empty otherwise.
 
     Judged by the host alone: a name can lead anywhere, and companies have their relays in private networks.
     """
@@ -1458,11 +1464,12 @@ def host_of(url: str) -> str:
 def checked_timeout(setting: Setting) -> Setting:
     """Seconds, more than zero; curl takes at most a few million."""
     if not 1 <= setting.value <= MAX_TIMEOUT:
-        raise setting_failure(setting, f"the timeout must be between 1 and {MAX_TIMEOUT} seconds, not {setting.value}")
+        raise setting_failure(setting, f"timeout must be between 1 and {MAX_TIMEOUT} s, not {setting.value}")
     return setting
 
 
-def merged_headers(layers: Sequence[Layer], content: Mapping[str, Any], base_url: str, warnings: list[str]) -> Setting:
+def merged_headers(layers: Sequence[Layer], content: Mapping[str, Any], base_url: str,
+                   warnings: list[str]) -> Setting:
     """Extra headers of all layers, the first layer winning by name; those of a file stay with its host."""
     merged: dict[str, str] = {}
     sources = []
@@ -1472,8 +1479,9 @@ def merged_headers(layers: Sequence[Layer], content: Mapping[str, Any], base_url
             warnings.append(f"the headers in {setting.source} belong to another host and are not sent")
         elif setting.value:
             sources.append(setting.source)
-            merged = {**{name: value for name, value in merged.items()
-                         if name.lower() not in map(str.lower, setting.value)}, **setting.value}
+            replaced = {name.lower() for name in setting.value}
+            merged = {name: value for name, value in merged.items() if name.lower() not in replaced}
+            merged.update(setting.value)
     for name, value in merged.items():
         if header_fault(name, value):
             raise setup_failure(header_fault(name, value))
@@ -1485,7 +1493,7 @@ def header_fault(name: str, value: str) -> str:
     if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or CONTROL.search(value):
         return f"the header {one_line(name)!r} has an illegal name or a control character"
     if name.lower() in ("host", "content-type", "content-length", "transfer-encoding", "expect"):
-        return f"the header {name} follows from the address and from what is sent, and cannot be set"
+        return f"the header {name} cannot be set: it follows from the address and from what is sent"
     return ""
 
 
@@ -1495,12 +1503,12 @@ def file_host(content: Mapping[str, Any]) -> str:
 
 
 def may_go(host: str, base_url: str) -> bool:
-    """Whether a secret bound to host may be sent to base_url. It may always stay on this machine."""
+    """Whether a secret bound to host may be sent to base_url. Loopback addresses are always allowed."""
     return host in ("", host_of(base_url)) or is_loopback(base_url)
 
 
 def named_keys(values: Mapping[str, Any], path: str = "") -> list[KeySource]:
-    """Keys of a config file, bound to the file's own host, or (no path) of the command line, which may go anywhere."""
+    """Keys of a config file, bound to its host, or (no path) of the command line, which may go anywhere."""
     host = file_host(values) if path else ""
     name, found = values.get("api_key_env") or "", []
     if values.get("api_key") is not None:
@@ -1525,14 +1533,14 @@ def variable_name(text: str) -> str:
 
 
 def environment_keys(api: str, address: str) -> list[KeySource]:
-    """Our own variable may go anywhere, but not where only a vendor's variable leads; a vendor's belongs to the host
-    configured beside it. address: where the base URL comes from."""
+    """The keys in variables. Our own may go anywhere, but not where only a vendor's variable leads; a vendor's only
+    to the host configured beside it. address: where the base URL comes from."""
     vendor = {"$OPENAI_BASE_URL": "openai", "$RUNAPI_BASE_URL": "runapi"}.get(address)
     hosts = {"GPT_IMAGE2_API_KEY": host_of(SERVICES[vendor].base_url) if vendor else "",
              "OPENAI_API_KEY": host_of(environment("OPENAI_BASE_URL") or DEFAULT_BASE_URL),
              "RUNAPI_API_KEY": host_of(environment("RUNAPI_BASE_URL") or SERVICES["runapi"].base_url)}
-    return [KeySource(f"${name}", hosts[name], environment(name)) for name in SERVICES[api or "openai"].key_variables
-            if environment(name)]
+    names = filter(environment, SERVICES[api or "openai"].key_variables)
+    return [KeySource(f"${name}", hosts[name], environment(name)) for name in names]
 
 
 def runapi_tool_key() -> list[KeySource]:
@@ -1556,21 +1564,22 @@ def read_login(path: str, hint: str = "") -> Any:
 
 
 def codex_login() -> KeySource:
-    """The access token of the Codex command line, for chatgpt.com only. It is never refreshed here: the refresh
-    token works once and belongs to Codex."""
-    path = os.path.join(environment("CODEX_HOME") or os.path.join(os.path.expanduser("~"), ".codex"), "auth.json")
-    hint = ("Run codex once (codex login, if it asks for it), then this command again. If Codex keeps its sign-in in a "
-            f'keyring, put cli_auth_credentials_store = "file" into {os.path.dirname(path)}/config.toml before.')
+    """Codex's access token, for chatgpt.com only; not refreshed here: the refresh token works once."""
+    folder = environment("CODEX_HOME") or os.path.join(os.path.expanduser("~"), ".codex")
+    path = os.path.join(folder, "auth.json")
+    hint = ("Run codex once (or codex login), then try again. If Codex keeps its sign-in in a keyring, first "
+            f'put cli_auth_credentials_store = "file" into {folder}/config.toml.')
     tokens = json_path(read_login(path, hint), "tokens")
     token = json_path(tokens, "access_token")
     if not isinstance(token, str) or not token:
-        raise setup_failure(f"{path} holds no ChatGPT sign-in", hint, "key")
+        raise setup_failure(f"there is no ChatGPT sign-in in {path}", hint, "key")
     claims = token_claims(token)
     expires = json_path(claims, "exp")
     if isinstance(expires, (int, float)) and expires < time.time():
         raise setup_failure("the Codex sign-in has expired", hint, "key")
-    account = json_path(tokens, "account_id") or json_path(claims, "https://api.openai.com/auth", "chatgpt_account_id")
-    return KeySource(path, "chatgpt.com", token, account=as_text(account))
+    claimed = json_path(claims, "https://api.openai.com/auth", "chatgpt_account_id")
+    account = as_text(json_path(tokens, "account_id") or claimed)
+    return KeySource(path, "chatgpt.com", token, account=account)
 
 
 def token_claims(token: str) -> Any:
@@ -1590,11 +1599,11 @@ def choose_key(settings: Settings) -> KeySource | None:
     if chosen or is_loopback(base_url):
         return chosen
     if keys:
-        source = keys[0]
-        raise setup_failure(f"the key from {source.source} belongs to {source.host}, not to "
-                            f"{host_of(base_url)} (from {settings.base_url.source})", "For this host set "
-                            "GPT_IMAGE2_API_KEY and GPT_IMAGE2_BASE_URL, or put key and base_url into one config file.",
-                            kind="key")
+        source, host = keys[0], host_of(base_url)
+        raise setup_failure(f"the key from {source.source} is for {source.host}, so it is not sent to {host} "
+                            f"(from {settings.base_url.source})",
+                            f"To use {host}, set GPT_IMAGE2_API_KEY and GPT_IMAGE2_BASE_URL, or put its key and "
+                            "base_url into one config file.", "key")
     unset = "".join(f": {source.source}, is not set" for source in settings.keys[:1])
     other = (f"name its variable as api_key_env in {settings.config_path}" if settings.config_path
              else "run: " + own_command("config --init"))
@@ -1616,7 +1625,7 @@ class Secrets:
         self.texts += filter(None, keys)
 
     def clean(self, text: str) -> str:
-        """Text that is fit to be shown: no secret, one line, not endless. Cut after that, or half a key could stay."""
+        """Text fit to be shown: no secret, one line, not endless. Cut last, or half a key could survive."""
         text = text if len(text) <= LONG_STRING else text[:LONG_STRING] + CUT_MARK
         pieces = re.split(f"({'|'.join(self.paths) or '(?!)'})", text)
         pieces[::2] = [redact(piece, self.texts) for piece in pieces[::2]]
@@ -1628,7 +1637,8 @@ def read_settings(options: Namespace, console: Console) -> Settings:
     secrets = console.secrets
     if options.api_key:
         secrets.texts.append(options.api_key)
-        console.warn("--api-key shows in ps and in the shell's history; prefer --api-key-env NAME or a config file")
+        console.warn("other users can see --api-key in ps, and it stays in the shell's history; better: "
+                     "--api-key-env NAME or a config file")
     settings = load_settings({**vars(options), "headers": dict(options.header)})
     secrets.add_keys(*(pasted(source.value) for source in settings.keys))
     parameters = re.findall(r"[?&]([^=&]+)=([^&]+)", settings.poll_url.value)
