@@ -198,7 +198,7 @@ class HermesCase(ClientCase):
         """The route by a symbolic link."""
         os.symlink(str(self.skill / "scripts"), str(self.hermes_home / "plugins" / "image_gen" / PROVIDER))
 
-    def call(self, *calls: Mapping[str, Any], **variables: str) -> dict[str, Any]:
+    def call_tool(self, *calls: Mapping[str, Any], **variables: str) -> dict[str, Any]:
         """Let Hermes call its tool; how the plugin was loaded and what came back."""
         variables = {"MY_IMAGE_KEY": KEY, **variables}
         result = self.run_client(self.bin / "python", HERE / "hermes_call.py", input=json.dumps(calls),
@@ -209,7 +209,7 @@ class HermesCase(ClientCase):
 
     def draw(self, **variables: str) -> dict[str, Any]:
         """One picture that must come, and how the plugin was loaded."""
-        told = self.call({"prompt": "a red fox", "aspect_ratio": "portrait"}, **variables)
+        told = self.call_tool({"prompt": "a red fox", "aspect_ratio": "portrait"}, **variables)
         plugin = next(each for each in told["plugins"] if each["name"] == PROVIDER)
         self.assertEqual((plugin["enabled"], plugin["error"]), (True, None))
         result: dict[str, Any] = told["results"][0]
@@ -220,7 +220,7 @@ class HermesCase(ClientCase):
 
     def refused(self, call: Mapping[str, Any], **variables: str) -> dict[str, Any]:
         """One call that must fail, as Hermes hands it to the model."""
-        result: dict[str, Any] = self.call(call, **variables)["results"][0]
+        result: dict[str, Any] = self.call_tool(call, **variables)["results"][0]
         self.assertEqual((result["success"], result["image"]), (False, None), result)
         self.assertEqual(result["provider"], PROVIDER)
         return result
@@ -293,7 +293,7 @@ class HermesTest(OlderHermesChecks, HermesCase):
         path = self.work / "b.png"
         path.write_bytes(draw_png(64, 48, 2))
         data = "data:image/png;base64," + base64.b64encode(draw_png(64, 48, 3, padding=300_000)).decode()
-        told = self.call({"prompt": "all together", "aspect_ratio": "square", "image_url": self.api.origin + "/files/a.png",
+        told = self.call_tool({"prompt": "all together", "aspect_ratio": "square", "image_url": self.api.origin + "/files/a.png",
                           "reference_image_urls": [str(path), data]})
         result = told["results"][0]
         self.assertTrue(result["success"], result)
@@ -307,7 +307,7 @@ class HermesTest(OlderHermesChecks, HermesCase):
     def test_what_the_picker_sees(self) -> None:
         self.link()
         self.configure()
-        provider = self.call({"prompt": " "})["provider"]
+        provider = self.call_tool({"prompt": " "})["provider"]
         self.assertEqual(provider["models"], ["gpt-image-2-low", "gpt-image-2-medium", "gpt-image-2-high"])
         self.assertEqual((provider["default"], provider["available"]), ("gpt-image-2-medium", True))
         self.assertEqual(provider["setup"]["env_vars"], [])
@@ -315,7 +315,7 @@ class HermesTest(OlderHermesChecks, HermesCase):
     def test_unexpanded_variable_is_no_key(self) -> None:
         self.link()
         self.configure(model={"base_url": "https://relay.invalid/v1", "api_key": "${NOT_SET_ANYWHERE}"})
-        told = self.call({"prompt": "x"})
+        told = self.call_tool({"prompt": "x"})
         self.assertFalse(told["provider"]["available"])
         self.assertEqual(told["provider"]["setup"]["env_vars"][0]["key"], "GPT_IMAGE2_API_KEY")
         self.assertEqual(told["results"][0]["error_type"], "auth_required")
@@ -476,7 +476,7 @@ class HermesTest(OlderHermesChecks, HermesCase):
                 child.send_signal(number)
                 child.wait()
                 time.sleep(pause)
-                result = self.call(call)["results"][0]
+                result = self.call_tool(call)["results"][0]
                 self.assertTrue(result["success"], result)
                 self.assertEqual(len(self.api.posts), 1)
                 self.assert_picture(result["image"])
@@ -490,7 +490,7 @@ class HermesTest(OlderHermesChecks, HermesCase):
                  {"prompt": "odd ratio", "aspect_ratio": 7}, {"prompt": "blank image", "image_url": "  "},
                  {"prompt": "scheme", "image_url": many[0].replace("http", "HTTP")},
                  {"prompt": "many", "reference_image_urls": many})
-        results = self.call(*calls)["results"]
+        results = self.call_tool(*calls)["results"]
         self.assertEqual([result["success"] for result in results], [True] * 6, results)
         self.assertIn("16 of 20", " ".join(results[-1]["warnings"]))
 
@@ -510,13 +510,13 @@ class HermesTest(OlderHermesChecks, HermesCase):
                 self.api.reset()
                 self.configure(image_gen={PROVIDER: {"timeout": 2}})
                 self.api.plan(Answer(delay=5))
-                told = self.call(call)
+                told = self.call_tool(call)
                 self.assertLess(told["seconds"][0], 5)
                 result = told["results"][0]
                 self.assertEqual((result["success"], result["error_type"]), (False, "timeout"), result)
                 self.assertIn("collected", result["error"])
                 self.configure()
-                result = self.call(call)["results"][0]
+                result = self.call_tool(call)["results"][0]
                 self.assertTrue(result["success"], result)
                 self.assertEqual(len(self.api.posts), 1)
 

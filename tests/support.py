@@ -144,7 +144,7 @@ class ProgramCase(unittest.TestCase):
         self.assert_no_leftovers()
         return results
 
-    def call_program(self, *arguments: str, env: Environment | None = None, stdin: str = "") -> Result:
+    def run_inside(self, *arguments: str, env: Environment | None = None, stdin: str = "") -> Result:
         """Run the program's main() inside this process: for long tables, where starting interpreters takes the time."""
         stdout, stderr = io.StringIO(), io.StringIO()
         with self.inside(env, stdin), contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
@@ -181,9 +181,9 @@ class ProgramCase(unittest.TestCase):
         return self.run_program("edit", *self.access(), *arguments,
                                 env={"GPT_IMAGE2_API_KEY": KEY, **(env or {})}, **options)
 
-    def ask(self, *arguments: str, env: Environment | None = None, **options: Any) -> Result:
+    def generate_inside(self, *arguments: str, env: Environment | None = None, **options: Any) -> Result:
         """Run generate against the server inside this process."""
-        return self.call_program("generate", *self.access(), *arguments,
+        return self.run_inside("generate", *self.access(), *arguments,
                                  env={"GPT_IMAGE2_API_KEY": KEY, **(env or {})}, **options)
 
     # ---- Files ----
@@ -203,7 +203,7 @@ class ProgramCase(unittest.TestCase):
         path.chmod(mode)
         return str(path)
 
-    def program(self, name: str, text: str, folder: Path | None = None) -> str:
+    def shell_script(self, name: str, text: str, folder: Path | None = None) -> str:
         """Write an executable shell script and return its path."""
         path = (folder or self.root / "bin") / name
         path.parent.mkdir(parents=True, exist_ok=True)

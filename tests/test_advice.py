@@ -24,7 +24,7 @@ class AdviceCase(ProgramCase):
     """Runs commands against the loopback server, with its key in the environment."""
 
     def try_command(self, *words: str, env: dict[str, str | None] | None = None) -> Result:
-        return self.call_program(*words, env={"GPT_IMAGE2_API_KEY": KEY, "GPT_IMAGE2_BASE_URL": self.server.url,
+        return self.run_inside(*words, env={"GPT_IMAGE2_API_KEY": KEY, "GPT_IMAGE2_BASE_URL": self.server.url,
                                               **(env or {})})
 
     def refused(self, *words: str, exit_code: int = USAGE, env: dict[str, str | None] | None = None) -> str:
@@ -98,10 +98,10 @@ class PromptThatIsNoneTest(AdviceCase):
         for words in (["generate", "help"], ["edit", "help"], ["config", "help"], ["generate", "help", "--json"],
                       ["help", "generate"], ["help"]):
             with self.subTest(words):
-                result = self.call_program(*words)
+                result = self.run_inside(*words)
                 self.assertEqual((result.exit_code, result.stderr), (0, ""))
                 topic = [word for word in words if word in ("generate", "edit", "config")]
-                self.assertEqual(result.stdout, self.call_program(*topic, "--help").stdout)
+                self.assertEqual(result.stdout, self.run_inside(*topic, "--help").stdout)
         photo = self.file("photo.png", PNG)
         for words in (["generate", "-o", "x.png", "help"], ["edit", photo, "help"], ["generate", "Help"]):
             self.assertEqual(self.proposed(*words), [words[0], "--help"])
@@ -270,7 +270,7 @@ class WhatACheckProvesTest(AdviceCase):
 
     def test_runapi(self) -> None:
         with RunApiServer(KEY) as server:
-            result = self.call_program("config", "--check", "--api", "runapi", "--base-url", server.origin,
+            result = self.run_inside("config", "--check", "--api", "runapi", "--base-url", server.origin,
                                        env={"RUNAPI_API_KEY": KEY})
         self.assertIn("takes the key", result.stdout + result.stderr)
 
@@ -463,7 +463,7 @@ class ValuesAsPeopleWriteThemTest(AdviceCase):
                  (["--size", "1536 \u00d7 1024"], {"aspect_ratio": "3:2", "output_resolution": "1k"}))
         for words, expected in table:
             with self.subTest(words), RunApiServer(KEY) as server:
-                result = self.call_program("generate", "a fox", "--api", "runapi", "--base-url", server.origin, *words,
+                result = self.run_inside("generate", "a fox", "--api", "runapi", "--base-url", server.origin, *words,
                                            env={"RUNAPI_API_KEY": KEY})
                 self.assertEqual(result.exit_code, 0, result.stderr)
                 fields = server.creates[0].fields

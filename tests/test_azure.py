@@ -43,7 +43,7 @@ class AzureCase(ProgramCase):
 
     def azure(self, command: str, base: str, *arguments: str) -> Result:
         words = ["generate", "a fox"] if command == "generate" else ["edit", self.file("in.png", SMALL), "a hat"]
-        return self.call_program(*words, "--api", "azure", "--base-url", self.server.origin + base, *arguments,
+        return self.run_inside(*words, "--api", "azure", "--base-url", self.server.origin + base, *arguments,
                                  env={"GPT_IMAGE2_API_KEY": KEY})
 
     def check_post(self, post: Recorded, address: Address, command: str) -> None:
@@ -54,7 +54,7 @@ class AzureCase(ProgramCase):
         self.assertEqual("model" in post.fields, address.model)
 
 
-class AddressTest(AzureCase):
+class AzureAddressesTest(AzureCase):
     """v1 and deployment form, each with and without a version."""
 
     def test_addresses(self) -> None:
@@ -104,7 +104,7 @@ class AddressTest(AzureCase):
         self.check_post(self.only_post(), ADDRESSES[0], "generate")
 
     def test_openai_stays_openai(self) -> None:
-        self.saved_file(self.ask("a fox"))
+        self.saved_file(self.generate_inside("a fox"))
         post = self.only_post()
         self.assertEqual((post.header("api-key"), post.header("authorization"), urlsplit(post.path).query),
                          ("", f"Bearer {KEY}", ""))
@@ -115,7 +115,7 @@ class AddressTest(AzureCase):
                 self.assertEqual((self.azure("generate", base).exit_code, self.server.requests), (2, []))
 
 
-class SettingsTest(AzureCase):
+class AzureIsChosenTest(AzureCase):
     """Chosen by --api, by the config or by the host; hosts of Azure cannot be reached here."""
 
     def settings(self, base_url: str, config: dict[str, Any] | None = None, **flags: Any) -> Any:
@@ -142,7 +142,7 @@ class SettingsTest(AzureCase):
 
     def test_unknown_api(self) -> None:
         path = self.write_config({"api": "azur", "base_url": self.server.url})
-        result = self.call_program("generate", "a fox", "--config", path, env={"GPT_IMAGE2_API_KEY": KEY})
+        result = self.run_inside("generate", "a fox", "--config", path, env={"GPT_IMAGE2_API_KEY": KEY})
         self.assertEqual((result.exit_code, self.server.requests), (3, []), result.stderr)
 
     def test_request_for_a_real_host(self) -> None:
@@ -159,18 +159,18 @@ class SettingsTest(AzureCase):
                 self.assertEqual((request.url, dict(request.headers)), (expected, {"api-key": KEY}))
 
     def test_a_key_for_openai_does_not_go_to_azure(self) -> None:
-        result = self.call_program("generate", "a fox", "--base-url", "https://res.openai.azure.com",
+        result = self.run_inside("generate", "a fox", "--base-url", "https://res.openai.azure.com",
                                    env={"OPENAI_API_KEY": KEY})
         self.assertEqual(result.exit_code, 3, result.stderr)
         self.assertIn("belongs to api.openai.com", result.stderr)
 
     def test_show(self) -> None:
-        result = self.call_program("config", "--base-url", "https://res.openai.azure.com", "--json",
+        result = self.run_inside("config", "--base-url", "https://res.openai.azure.com", "--json",
                                    env={"GPT_IMAGE2_API_KEY": KEY})
         self.assertEqual(result.json["settings"]["api"], {"value": "azure", "source": "from the host"})
 
 
-class DifferenceTest(AzureCase):
+class AzureRefusalsTest(AzureCase):
     """What Azure cannot do is said before anything is sent; what it refuses is told apart."""
 
     def test_webp_is_refused_here(self) -> None:
@@ -182,7 +182,7 @@ class DifferenceTest(AzureCase):
                     self.assertIn("webp", result.stderr)
 
     def test_wrong_key(self) -> None:
-        result = self.call_program("generate", "a fox", "--api", "azure", "--base-url", self.server.origin, "--json",
+        result = self.run_inside("generate", "a fox", "--api", "azure", "--base-url", self.server.origin, "--json",
                                    env={"GPT_IMAGE2_API_KEY": "test-key-of-another"})
         self.assertEqual((result.exit_code, result.json["error"]["kind"]), (3, "key"))
         self.only_post()

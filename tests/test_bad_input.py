@@ -52,7 +52,7 @@ class BadInputCase(ProgramCase):
         """Check a table of wrong commands."""
         for bad in table:
             with self.subTest(bad.name):
-                result = self.call_program(*self.words(bad, "--json"), env=self.variables(bad), stdin=bad.stdin)
+                result = self.run_inside(*self.words(bad, "--json"), env=self.variables(bad), stdin=bad.stdin)
                 self.check_error_line(bad, result)
                 self.check_object(bad, result)
         with self.subTest(f"{table[0].name}, human form"):
@@ -92,7 +92,7 @@ class BadInputCase(ProgramCase):
         self.assertIn(bad.hint, error["hint"])
 
 
-class PromptTest(BadInputCase):
+class BadPromptTest(BadInputCase):
     """Prompts that the API would refuse, or bill although they say nothing."""
 
     def test_empty_and_blank(self) -> None:
@@ -132,7 +132,7 @@ class PromptTest(BadInputCase):
             Bad("file", ["generate", "--prompt-file", self.file("p.txt", b"caf\xe9")], "not UTF-8"))
 
 
-class InputImageTest(BadInputCase):
+class BadInputImageTest(BadInputCase):
     """Input files that are no usable images."""
 
     def test_missing_and_unreadable(self) -> None:
@@ -176,7 +176,7 @@ class InputImageTest(BadInputCase):
             rows.append(Bad(name, ["edit", path, PROMPT], "is not a PNG, JPEG or WebP file"))
         self.refuse(*rows, Bad("empty", ["edit", self.file("empty.png"), PROMPT], "empty.png is empty"))
 
-    def test_size(self) -> None:
+    def test_too_many_bytes(self) -> None:
         rows = []
         for name, size in (("limit.png", 50_000_000), ("huge.png", 3_000_000_000)):
             path = self.file(name, SMALL)
@@ -189,7 +189,7 @@ class InputImageTest(BadInputCase):
         self.refuse(Bad("17", ["edit", image, PROMPT] + ["--image", image] * 16, "17 images were given, 16"))
 
 
-class MaskTest(BadInputCase):
+class BadMaskTest(BadInputCase):
     """Masks that the API would refuse, or that mark nothing."""
 
     def mask(self, name: str, content: bytes, message: str, hint: str = "") -> Bad:
@@ -201,7 +201,7 @@ class MaskTest(BadInputCase):
         self.refuse(*(self.mask(name, plain_png(64, 48, colour), "has no alpha channel", "alpha 0")
                       for name, colour in (("rgb.png", 2), ("grey.png", 0), ("palette.png", 3))))
 
-    def test_size(self) -> None:
+    def test_another_size_than_the_image(self) -> None:
         self.refuse(*(self.mask(f"{width}.png", mask_png(width, height), f"is {width}x{height}")
                       for width, height in ((48, 64), (64, 49), (32, 24))))
 
@@ -238,10 +238,10 @@ class MaskTest(BadInputCase):
                         "the first image is 48x48"))
 
 
-class ParameterTest(BadInputCase):
+class BadParameterTest(BadInputCase):
     """Values outside what the model takes."""
 
-    def test_size(self) -> None:
+    def test_size_outside_the_rules(self) -> None:
         table = (
             ("1000x1000", "multiples of 16", "--size 1008x1008"), ("1920x1080", "multiples of 16", "--size 1920x1088"),
             ("768x768", "this is 589824", "--size 816x816"), ("3008x3008", "this is 9048064", "--size 2880x2880"),
@@ -256,7 +256,7 @@ class ParameterTest(BadInputCase):
         self.refuse(*(Bad(size, ["generate", PROMPT, "--size", size], size, "--size ")
                       for size in ("99999x16", "16x99999")))
         for size in ("99999x16", "16x99999"):
-            hint = self.call_program("generate", PROMPT, "--size", size).stderr
+            hint = self.run_inside("generate", PROMPT, "--size", size).stderr
             width, height = map(int, re.findall(r"--size (\d+)x(\d+)", hint)[-1])
             self.assertEqual(width > height, size.startswith("9"), hint)
             self.assertEqual((width % 16, height % 16), (0, 0))
@@ -306,12 +306,12 @@ class ParameterTest(BadInputCase):
         for name, header in (("new line", "X-A: b\nX-C: d"), ("carriage return", "X-A: b\rX-C: d"),
                              ("blank in name", "X A: b"), ("quote in name", 'X"A: b')):
             with self.subTest(name):
-                result = self.ask(PROMPT, "--header", header)
+                result = self.generate_inside(PROMPT, "--header", header)
                 self.assertIn(result.exit_code, (USAGE, SETUP))
                 self.assertEqual((len(result.errors), self.server.requests), (1, []), result.stderr)
 
 
-class OutputTest(BadInputCase):
+class BadTargetTest(BadInputCase):
     """Places where nothing can be saved."""
 
     def output(self, name: str, path: str, message: str = "cannot save in") -> Bad:
@@ -341,7 +341,7 @@ class OutputTest(BadInputCase):
                       for name in ("a\nSaved: b.png", "a\x1b[2J.png", "a\tb.png")))
 
 
-class ConfigFileTest(BadInputCase):
+class BadConfigFileTest(BadInputCase):
     """Config files that cannot be used."""
 
     def config(self, name: str, content: str, message: str) -> Bad:
@@ -357,7 +357,7 @@ class ConfigFileTest(BadInputCase):
             self.config("text", "OPENAI", "line 1 column 1"))
         broken = self.config("a b", "{", "line 1")
         self.assertIn(f"config --init --force --config '{broken.arguments[-1]}'",
-                      self.call_program(*broken.arguments).stderr)  # not the file that is found by itself
+                      self.run_inside(*broken.arguments).stderr)  # not the file that is found by itself
         nested = self.work / "nested.json"
         nested.write_text("[" * 100000)
         self.refuse(Bad("nested", ["generate", PROMPT, "--config", str(nested)], "nested.json", exit_code=SETUP,
@@ -397,7 +397,7 @@ class ConfigFileTest(BadInputCase):
         self.refuse(Bad("found", ["generate", PROMPT], f"{place}: Is a directory", exit_code=SETUP, kind="config"))
 
 
-class KeyAndAddressTest(BadInputCase):
+class BadKeyAndAddressTest(BadInputCase):
     """Keys and base URLs that would go wrong."""
 
     def test_key_that_breaks_the_header(self) -> None:
@@ -427,9 +427,9 @@ class KeyAndAddressTest(BadInputCase):
         mistaken = self.write_config({"base_url": "https://relay.invalid/v1", "api_key_env": "test-key-in-place-of-a-name"},
                                      path=self.work / "d.json")
         for arguments in (["generate", PROMPT], ["config"]):
-            result = self.call_program(*arguments, "--config", mistaken)
+            result = self.run_inside(*arguments, "--config", mistaken)
             self.assertNotIn("test-key-in-place", result.stdout + result.stderr)
-        shown = self.call_program("config", "--config", config).stdout
+        shown = self.run_inside("config", "--config", config).stdout
         self.assertRegex(shown, r"api_key +not set  \(\$MY_RELAY_NAME, named in")
 
     def test_no_place_for_temporary_files(self) -> None:
@@ -439,7 +439,7 @@ class KeyAndAddressTest(BadInputCase):
             missing = FileNotFoundError(2, "none")
             with self.subTest(arguments), mock.patch("tempfile.mkdtemp", side_effect=missing), mock.patch(
                     "os.access", return_value=False):
-                result = self.call_program(*arguments, env=env)
+                result = self.run_inside(*arguments, env=env)
                 self.assertEqual(result.exit_code, SETUP, result.stderr)
                 self.assertIn("no place for temporary files", result.stderr)
                 self.assertIn("TMPDIR", result.stderr)
@@ -473,7 +473,7 @@ class KeyAndAddressTest(BadInputCase):
         self.assertNotIn("hidden", result.stdout + result.stderr)
 
 
-class CurlTest(BadInputCase):
+class BadCurlTest(BadInputCase):
     """No curl, or one that is too old."""
 
     def test_missing(self) -> None:
@@ -487,12 +487,12 @@ class CurlTest(BadInputCase):
         for name, script, message in (("old", "echo 'curl 7.67.0 (x86_64-pc-linux-gnu) libcurl/7.67.0'", "7.67.0"),
                                       ("older", "echo 'curl 6.5.1'", "6.5.1"), ("silent", "exit 0", "curl"),
                                       ("failing", "exit 127", "curl"), ("other", "echo something else", "curl")):
-            self.program("curl", script + "\n", self.root / name)
+            self.shell_script("curl", script + "\n", self.root / name)
             rows.append(Bad(name, ["generate", PROMPT], message, "", SETUP, "curl", {"PATH": str(self.root / name)}))
         self.refuse(*rows)
 
 
-class CommandLineTest(BadInputCase):
+class BadCommandLineTest(BadInputCase):
     """Options and commands that do not exist."""
 
     def test_unknown_options(self) -> None:
@@ -529,7 +529,7 @@ class CommandLineTest(BadInputCase):
 
     def test_no_command(self) -> None:
         for arguments in ([], ["--json"]):
-            result = self.call_program(*arguments)
+            result = self.run_inside(*arguments)
             self.assertEqual((result.exit_code, "Traceback" in result.stderr), (USAGE, False))
             self.assertIn("generate", result.stdout + result.stderr)
 
@@ -555,7 +555,7 @@ class CommandLineTest(BadInputCase):
                       ["--base-url", "https://user:test/key test-key-1@relay.invalid"],
                       ["--base-url", "user:test-key-1@relay.invalid"]):
             for command in (["generate", PROMPT], ["config", "--init"]):
-                result = self.call_program(*command, *words, "--json")
+                result = self.run_inside(*command, *words, "--json")
                 self.assertNotEqual(result.exit_code, 0, words)
                 self.assertNotIn("test-key-1", result.stdout + result.stderr)
 
@@ -576,7 +576,7 @@ class OversizedWordsTest(ProgramCase):
                           ["generate", PROMPT, "--format", "\x1b[2Jgif"], ["edit", "no\nsuch\x1b[2J.png", PROMPT],
                           ["generate", PROMPT, "--prompt-file", "no\nsuch"], ["\x1b[31mdraw"]):
             with self.subTest(arguments[-1][:20]):
-                result = self.call_program(*arguments)
+                result = self.run_inside(*arguments)
                 self.assertEqual(result.exit_code, USAGE, result.stderr)
                 self.assertLess(max(map(len, result.stderr.split("\n"))), 1000)
                 self.assertLess(result.stderr.rstrip("\n").count("\n"), 3, result.stderr)

@@ -27,10 +27,10 @@ def spellings(key: str) -> dict[str, str]:
             "capitals": key.upper(), "zero width": "\u200b".join(key), "controls": "\x01".join(key)}
 
 
-class SpellingTest(unittest.TestCase):
+class KeySpellingsTest(unittest.TestCase):
     """redact finds every spelling, and leaves the rest of the text alone."""
 
-    def test_all(self) -> None:
+    def test_every_spelling_is_hidden(self) -> None:
         for name, text in spellings(ODD).items():
             with self.subTest(name):
                 self.assertEqual(program.redact(f"before {text} after", [ODD]), "before *** after")
@@ -69,7 +69,7 @@ class EchoedKeyTest(ProgramCase):
     def failed(self, answer: Answer, *arguments: str) -> Result:
         """Run generate with the odd key against one answer."""
         self.server.default = answer
-        return self.call_program("generate", PROMPT, *self.access(), "-o", "x.png", *arguments, env={"GPT_IMAGE2_API_KEY": ODD})
+        return self.run_inside("generate", PROMPT, *self.access(), "-o", "x.png", *arguments, env={"GPT_IMAGE2_API_KEY": ODD})
 
     def test_messages(self) -> None:
         for name, text in spellings(ODD).items():
@@ -112,7 +112,7 @@ class MisplacedKeyTest(ProgramCase):
     def silent(self, *arguments: str, key: str, env: Any = None) -> None:
         """Check that a run says something, but not the key."""
         with self.subTest(f"{arguments} {env}"):
-            result = self.call_program(*arguments, env=env)
+            result = self.run_inside(*arguments, env=env)
             self.assertTrue(result.stdout + result.stderr)
             self.assertNotIn(key, result.stdout + result.stderr)
 
@@ -147,7 +147,7 @@ class MisplacedKeyTest(ProgramCase):
     def test_what_helps_is_still_said(self) -> None:
         for words, said in ((["--size", "huge"], "'huge'"), (["--n", "many"], "'many'"), (["--qualty=low"], "--quality?"),
                             (["--api-key-env", "NO_SUCH_KEY"], "NO_SUCH_KEY"), (["--format", "tiff"], "makes no tiff"), (["--background", "x"], "transparent")):
-            self.assertIn(said, self.call_program("generate", PROMPT, *words).stderr)
+            self.assertIn(said, self.run_inside("generate", PROMPT, *words).stderr)
 
 
 class SecretPromptTest(ProgramCase):
@@ -172,7 +172,7 @@ class SecretPromptTest(ProgramCase):
         self.refused("it is other-fake-key", env={"OPENAI_API_KEY": "other-fake-key"})
 
     def test_key_of_a_command(self) -> None:
-        vault = self.program("vault", f"echo {ODD}\n")
+        vault = self.shell_script("vault", f"echo {ODD}\n")
         self.write_config({"base_url": self.server.url, "api_key_command": [vault]})
         self.refused(f"a {ODD}", env={"GPT_IMAGE2_API_KEY": None})
 
@@ -196,7 +196,7 @@ class ForgedLineTest(ProgramCase):
             with self.subTest(repr(mark)):
                 text = f"no{mark}{FORGED.replace(' ', chr(0xa0))}{mark}"
                 self.server.plan(Answer(status=400, body=json.dumps({"error": {"message": text, "code": text}}).encode(), headers=(("X-Request-Id", "a"),)))
-                result = self.call_program("generate", PROMPT, *self.access(), "-v", env={"GPT_IMAGE2_API_KEY": KEY})
+                result = self.run_inside("generate", PROMPT, *self.access(), "-v", env={"GPT_IMAGE2_API_KEY": KEY})
                 self.assertEqual([line for line in self.lines(result) if line.startswith("Saved:")], [])
                 self.assertNotRegex(result.stderr, "[\u2028\u2029\x85\u202e\u2066\u200f\u061c\x9b\x1b]")
 
@@ -205,7 +205,7 @@ class ForgedLineTest(ProgramCase):
             with self.subTest(repr(mark)):
                 url = f"{self.server.origin}/files/none.png?{mark}{FORGED.replace(' ', chr(0xa0))}{mark}"
                 self.server.plan(Answer(body=json.dumps({"data": [{"url": url}]}).encode()))
-                result = self.call_program("generate", PROMPT, *self.access(), "-v", "--fresh", env={"GPT_IMAGE2_API_KEY": KEY})
+                result = self.run_inside("generate", PROMPT, *self.access(), "-v", "--fresh", env={"GPT_IMAGE2_API_KEY": KEY})
                 self.assertEqual([line for line in self.lines(result) if line.startswith("Saved:")], [])
                 self.assertNotRegex(result.stderr, "[\u2028\u2029\x85\u202e\u2066\u200f\u061c]")
 
@@ -213,7 +213,7 @@ class ForgedLineTest(ProgramCase):
         for mark in (*BREAKS, *TURNS):
             for words in (["-o", f"x{mark}{FORGED}.png"], ["--config", f"x{mark}{FORGED}"]):
                 with self.subTest(words):
-                    result = self.call_program("generate", PROMPT, *self.access(), *words, env={"GPT_IMAGE2_API_KEY": KEY})
+                    result = self.run_inside("generate", PROMPT, *self.access(), *words, env={"GPT_IMAGE2_API_KEY": KEY})
                     self.assertEqual((result.exit_code, self.server.requests), (2, []), result.stderr)
                     self.assertEqual([line for line in self.lines(result) if line.startswith("Saved:")], [])
 
@@ -227,7 +227,7 @@ class ForgedLineTest(ProgramCase):
             os.unlink(str(self.work / name))
 
     def test_folder_of_the_config(self) -> None:
-        result = self.call_program("config", env={"XDG_CONFIG_HOME": f"/x\u2028{FORGED}"})
+        result = self.run_inside("config", env={"XDG_CONFIG_HOME": f"/x\u2028{FORGED}"})
         self.assertEqual([line for line in self.lines(result) if line.startswith("Saved:")], [])
 
 
@@ -239,13 +239,13 @@ class NeededPathTest(ProgramCase):
             with self.subTest(folder):
                 self.server.default = Answer(body=b'{"pictures": "' + b"x " * 50_000 + b'"}', check=False)
                 for form in ((), ("--json",)):
-                    result = self.call_program("generate", PROMPT, *self.access(), "-o", f"{folder}/x.png", *form, env={"GPT_IMAGE2_API_KEY": key})
+                    result = self.run_inside("generate", PROMPT, *self.access(), "-o", f"{folder}/x.png", *form, env={"GPT_IMAGE2_API_KEY": key})
                     kept = sorted(str(path) for path in (self.work / folder).glob("*.answer"))[-1]
                     self.assertIn(kept, result.stdout + result.stderr)
 
     def test_other_texts_like_a_key_are_hidden(self) -> None:
         self.server.default = Answer(status=400, body=b'{"error": {"message": "no sk-learn-data/x and sk-0123456789abc"}}')
-        result = self.call_program("generate", PROMPT, *self.access(), "-o", "sk-learn-data/x.png", env={"GPT_IMAGE2_API_KEY": KEY})
+        result = self.run_inside("generate", PROMPT, *self.access(), "-o", "sk-learn-data/x.png", env={"GPT_IMAGE2_API_KEY": KEY})
         self.assertNotIn("sk-", result.stderr)
 
 

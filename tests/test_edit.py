@@ -33,12 +33,12 @@ class EditCase(ProgramCase):
     def edited(self, *arguments: str, env: Environment | None = None, **options: Any) -> Recorded:
         """Run one edit that succeeds, inside this process, and return the request that arrived."""
         self.server.requests.clear()
-        self.saved_file(self.call_program("edit", *self.access(), *arguments,
+        self.saved_file(self.run_inside("edit", *self.access(), *arguments,
                                           env={"GPT_IMAGE2_API_KEY": KEY, **(env or {})}, **options))
         return self.only_post()
 
 
-class FormTest(EditCase):
+class EditFormTest(EditCase):
     """Names, order and types of the parts."""
 
     def test_one_image(self) -> None:
@@ -108,7 +108,7 @@ class FormTest(EditCase):
                                  {"model": b"gpt-image-2", "prompt": f"row {row}".encode(), **parts})
 
 
-class TextTest(EditCase):
+class TextPartsTest(EditCase):
     """Text parts arrive byte for byte: nothing of curl's form language is understood in them."""
 
     def test_prompts(self) -> None:
@@ -133,7 +133,7 @@ class TextTest(EditCase):
                 self.assertEqual(self.texts(self.edited(*arguments, stdin=stdin))["prompt"], prompt.encode())
 
 
-class PathTest(EditCase):
+class OddInputPathsTest(EditCase):
     """Paths that mean something to curl are only paths."""
 
     def test_odd_names(self) -> None:
@@ -182,7 +182,7 @@ class PathTest(EditCase):
         self.assertEqual(self.files(self.edited("link.png", PROMPT))[0].body, PNG)
 
 
-class CommandLineTest(EditCase):
+class EditCommandLineTest(EditCase):
     """The ways to name images and prompt."""
 
     def test_forms(self) -> None:
@@ -224,7 +224,7 @@ class CommandLineTest(EditCase):
         self.assertGreater(document["cost_usd"], 0)
 
 
-class MaskTest(EditCase):
+class MaskUploadTest(EditCase):
     """The mask travels with the first image."""
 
     def test_mask(self) -> None:
@@ -256,7 +256,7 @@ class MaskTest(EditCase):
         self.assertEqual([part.name for part in self.files(self.only_post())], ["image", "mask"])
 
 
-class ShapeTest(EditCase):
+class EditedShapeTest(EditCase):
     """Without --size the service chooses; a picture of another shape than the input is worth a word."""
 
     def test_other_shape_is_told(self) -> None:
@@ -270,7 +270,7 @@ class ShapeTest(EditCase):
         self.assertFalse(any("another shape" in text for text in warnings), warnings)
 
 
-class UrlTest(EditCase):
+class InputsBehindUrlsTest(EditCase):
     """Input images that are somewhere on the web: fetched without the key, then sent like files."""
 
     def setUp(self) -> None:
@@ -353,7 +353,7 @@ class UrlTest(EditCase):
         self.assertEqual(self.files(self.only_post())[0].body, PNG)
 
 
-class LargeTest(EditCase):
+class LargeUploadTest(EditCase):
     """Bodies of many megabytes."""
 
     def test_three_large_images(self) -> None:

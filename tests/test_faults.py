@@ -109,10 +109,10 @@ FAULTS = (
 )
 
 
-class FaultTest(ProgramCase):
+class EveryFaultTest(ProgramCase):
     """One server and one home for each row and command, several at a time."""
 
-    def test_table(self) -> None:
+    def test_exit_code_posts_billed_and_files_of_every_fault(self) -> None:
         rows = [(fault, command) for fault in FAULTS for command in ("generate", "edit")]
         with ThreadPoolExecutor(6) as pool:
             for (fault, command), problem in zip(rows, pool.map(lambda row: self.check(*row), rows)):
@@ -184,7 +184,7 @@ class NoServerTest(ProgramCase):
         self.assertIn("proxy", result.json["error"]["message"])
 
 
-class TargetTest(ProgramCase):
+class TargetTroubleTest(ProgramCase):
     """Places to save in that go wrong while the image is being made."""
 
     def test_target_that_appears_during_the_request(self) -> None:
@@ -291,7 +291,7 @@ class TargetTest(ProgramCase):
         self.assertEqual(self.generate("a fox").exit_code, 7)
         for error in (OSError(30, "Read-only file system"), PermissionError(13, "Permission denied")):
             with mock.patch.object(program, "take_lock", side_effect=error):
-                result = self.ask("a fox")
+                result = self.generate_inside("a fox")
             self.assertEqual(result.exit_code, 3, result.stderr)
             self.assertIn("--fresh", result.stderr)
         self.assertEqual(len(self.server.posts), 1)
@@ -346,23 +346,23 @@ class TargetTest(ProgramCase):
 
 
 
-class MoneyTest(ProgramCase):
+class PaidPicturesAreKeptTest(ProgramCase):
     """What came back and was paid for is neither lost nor bought again: cases that a review found."""
 
     def urls(self, *names: str) -> Answer:
         items = ",".join(f'{{"url":"{self.server.origin}/files/{name}"}}' for name in names)
         return Answer(body=f'{{"data":[{items}]}}'.encode())
 
-    def ask(self, *options: str) -> Result:
+    def generate_json(self, *options: str) -> Result:
         return self.generate("a fox", "-o", "out.png", "--json", *options)
 
     def test_one_dead_url_does_not_cost_the_other_picture(self) -> None:
         self.server.files["1.png"] = PNG
         self.server.plan(self.urls("1.png", "gone.png"))
-        first = self.ask("--n", "2")
+        first = self.generate_json("--n", "2")
         self.assertEqual((first.exit_code, [Path(row["path"]).name for row in first.json["saved"]]), (7, ["out-1.png"]))
         self.server.files["gone.png"] = PNG
-        again = self.ask("--n", "2")
+        again = self.generate_json("--n", "2")
         self.assertEqual((again.exit_code, len(self.server.posts), journal(self.home)), (0, 1, 0), again.stderr)
         self.assertEqual([Path(row["path"]).name for row in again.json["saved"]], ["out-1.png", "out-2.png"])
 
@@ -370,64 +370,64 @@ class MoneyTest(ProgramCase):
         second = draw_png(16, 16, 5)
         self.server.files["spared-2.png"] = second
         self.server.plan(self.urls("spared-1.png", "spared-2.png"))
-        self.assertEqual(self.ask("--n", "2", "--overwrite").exit_code, 7)
+        self.assertEqual(self.generate_json("--n", "2", "--overwrite").exit_code, 7)
         self.server.files["spared-1.png"] = PNG
-        again = self.ask("--n", "2", "--overwrite")
+        again = self.generate_json("--n", "2", "--overwrite")
         self.assertEqual(again.exit_code, 0, again.stderr)
         self.assertEqual([Path(row["path"]).read_bytes() for row in again.json["saved"]], [PNG, second])
 
     def test_saved_picture_that_was_changed_meanwhile(self) -> None:
         self.server.files["changed-1.png"] = PNG
         self.server.plan(self.urls("changed-1.png", "changed-2.png"))
-        self.assertEqual(self.ask("--n", "2").exit_code, 7)
+        self.assertEqual(self.generate_json("--n", "2").exit_code, 7)
         (self.work / "out-1.png").write_text("converted to something else")
         self.server.files["changed-2.png"] = PNG
-        again = self.ask("--n", "2")
+        again = self.generate_json("--n", "2")
         self.assertEqual((again.exit_code, len(again.json["saved"]), again.json["warnings"]), (0, 2, []), again.stderr)
         self.assertEqual((self.work / "out-1.png").read_text(), "converted to something else")
 
     def test_curl_that_goes_away_before_the_download(self) -> None:
         folder = self.root / "bin"
-        self.program("curl", f'PATH="{environ.get("PATH", "")}"\ncase "$*" in *-K*) rm "$0";; esac\nexec curl "$@"\n')
+        self.shell_script("curl", f'PATH="{environ.get("PATH", "")}"\ncase "$*" in *-K*) rm "$0";; esac\nexec curl "$@"\n')
         self.server.files["1.png"] = PNG
         self.server.plan(self.urls("1.png"))
         first = self.generate("a fox", "-o", "out.png", "--json", env={"PATH": str(folder)})
         self.assertEqual((first.exit_code, first.json["error"]["billed"]), (7, "yes"), first.stderr)
-        self.assertEqual((self.ask().exit_code, len(self.server.posts)), (0, 1))
+        self.assertEqual((self.generate_json().exit_code, len(self.server.posts)), (0, 1))
 
     def test_unreadable_picture_beside_a_saved_one_is_kept(self) -> None:
         items = [{"b64_json": base64.b64encode(image).decode()} for image in (PNG, b"no picture" * 200)]
         body = json.dumps({"data": items}).encode()
         self.server.plan(Answer(body=body))
-        result = self.ask("--n", "2")
+        result = self.generate_json("--n", "2")
         self.assertEqual((result.exit_code, result.json["error"]["billed"], len(result.json["saved"])), (6, "yes", 1))
         self.assertEqual([path.read_bytes() for path in self.work.glob("*.answer")], [body])
 
     def test_answer_that_just_fits_is_kept_too(self) -> None:
         self.server.plan(Answer(body=b'{"picture":"https://cdn.invalid/' + b"p" * 850 + b'"}'))
-        self.assertEqual(self.ask().exit_code, 6)
+        self.assertEqual(self.generate_json().exit_code, 6)
         self.assertEqual(len(list(self.work.glob("out-1.answer"))), 1)
 
     def test_fresh_gives_up_what_cannot_be_collected(self) -> None:
         self.server.plan(self.urls("gone.png"))
-        self.assertEqual(self.ask().exit_code, 7)
-        self.assertEqual((self.ask("--fresh").exit_code, journal(self.home)), (0, 0))
-        self.assertEqual((self.ask().exit_code, len(self.server.posts)), (0, 3))
+        self.assertEqual(self.generate_json().exit_code, 7)
+        self.assertEqual((self.generate_json("--fresh").exit_code, journal(self.home)), (0, 0))
+        self.assertEqual((self.generate_json().exit_code, len(self.server.posts)), (0, 3))
 
     def test_answer_that_nobody_can_read_is_kept(self) -> None:
         body = b'{"picture":{"bytes":"' + base64.b64encode(b"no picture" * 9000) + b'"}}'
         self.server.plan(Answer(body=body))
-        result = self.ask()
+        result = self.generate_json()
         self.assertEqual((result.exit_code, result.json["error"]["billed"]), (6, "maybe"))
         self.assertEqual((self.work / "out-1.answer").read_bytes(), body)
         self.assertIn("out-1.answer", result.json["error"]["hint"])
 
     def test_poll_url_of_another_host_is_refused_before_paying(self) -> None:
         self.write_config({"poll_url": "https://other.invalid/{id}"})
-        self.assertEqual((self.ask().exit_code, self.server.posts), (3, []))
+        self.assertEqual((self.generate_json().exit_code, self.server.posts), (3, []))
 
     def test_key_that_a_config_names_is_in_no_childs_environment(self) -> None:
-        self.program("curl", f'export -p > {self.root}/seen; echo "curl 7.1.0"\n')
+        self.shell_script("curl", f'export -p > {self.root}/seen; echo "curl 7.1.0"\n')
         config = self.write_config({"base_url": self.server.url, "api_key_env": "RELAY_WORD"})
         self.run_program("generate", "a fox", "--config", config, env={
             "RELAY_WORD": "test-key-relay", "PATH": f"{self.root}/bin:{environ.get('PATH', '')}"})
@@ -437,7 +437,7 @@ class MoneyTest(ProgramCase):
         picture = base64.b64encode(PNG).decode()
         self.server.plan(Answer(body=(f'{{"data":[{{"b64_json":"{picture}"}}],"usage":{{"note":"{KEY}","cost":1e999,'
                                       '"more":NaN}}').encode()))
-        result = self.ask()
+        result = self.generate_json()
         self.assertEqual(result.exit_code, 0, result.stderr)
         for word in (KEY, "Infinity", "NaN"):
             self.assertNotIn(word, result.stdout)

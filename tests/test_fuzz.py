@@ -178,7 +178,7 @@ def mutant(number: int) -> tuple[bytes, int, dict[str, str]]:
     return data, status, {name: value for name, value in headers.items() if value}
 
 
-class FuzzTest(ProgramCase):
+class MutatedAnswersTest(ProgramCase):
     """The reader in-process, from the file to the pictures' bytes."""
 
     def setUp(self) -> None:

@@ -22,7 +22,7 @@ NASTY_PROMPTS = (
     "null", "{\"a\": 1}", "\ufeffmark")
 
 
-class WireTest(ProgramCase):
+class GenerateRequestTest(ProgramCase):
     """The request that arrives."""
 
     def test_default_body_is_model_and_prompt(self) -> None:
@@ -77,7 +77,7 @@ class WireTest(ProgramCase):
             with self.subTest(" ".join(options)):
                 self.server.requests.clear()
                 self.server.plan(Answer(check=False))
-                self.saved_file(self.ask(PROMPT, *options))
+                self.saved_file(self.generate_inside(PROMPT, *options))
                 self.assertEqual(self.only_post().fields, {"model": "gpt-image-2", "prompt": PROMPT, **fields})
 
     def check_fields(self, table: tuple[tuple[list[str], dict[str, Any]], ...]) -> None:
@@ -112,7 +112,7 @@ class WireTest(ProgramCase):
         self.assertIn("relay/house-model", result.stderr)
 
 
-class PromptTest(ProgramCase):
+class PromptSourcesTest(ProgramCase):
     """The prompt arrives character by character, wherever it comes from."""
 
     def test_as_argument(self) -> None:
@@ -130,7 +130,7 @@ class PromptTest(ProgramCase):
         for name, content, prompt in table:
             with self.subTest(name):
                 self.server.requests.clear()
-                self.saved_file(self.ask("--prompt-file", self.file("prompt.txt", content)))
+                self.saved_file(self.generate_inside("--prompt-file", self.file("prompt.txt", content)))
                 self.assertEqual(self.only_post().fields["prompt"], prompt)
 
     def test_from_standard_input(self) -> None:
@@ -152,7 +152,7 @@ class PromptTest(ProgramCase):
         for prompt in ("-o", "--quality low", "--", "-"):
             with self.subTest(prompt):
                 self.server.requests.clear()
-                result = self.ask("--quality", "low", "--", prompt, stdin="from input")
+                result = self.generate_inside("--quality", "low", "--", prompt, stdin="from input")
                 self.saved_file(result)
                 expected = "from input" if prompt == "-" else prompt
                 self.assertEqual(self.only_post().fields, {"model": "gpt-image-2", "prompt": expected, "quality": "low"})
@@ -162,7 +162,7 @@ class PromptTest(ProgramCase):
                           ["-o", "a.png", "--quality=low", PROMPT], ["--quality=low", "--output=a.png", "--", PROMPT]):
             with self.subTest(arguments):
                 self.server.requests.clear()
-                self.saved_file(self.ask(*arguments))
+                self.saved_file(self.generate_inside(*arguments))
                 self.assertEqual(self.only_post().fields, {"model": "gpt-image-2", "prompt": PROMPT, "quality": "low"})
 
 
@@ -174,7 +174,7 @@ class Place(NamedTuple):
     options: tuple[str, ...] = ()
 
 
-class OutputTest(ProgramCase):
+class SavedNamesTest(ProgramCase):
     """Names and formats of the saved files."""
 
     def check_places(self, *table: Place) -> None:
@@ -231,7 +231,7 @@ class OutputTest(ProgramCase):
         self.assertEqual(mode, 0o666 & ~umask)
 
 
-class SeveralTest(ProgramCase):
+class FilesAreNotReplacedTest(ProgramCase):
     """More than one image, and names that are already taken."""
 
     def test_numbers(self) -> None:
@@ -243,7 +243,7 @@ class SeveralTest(ProgramCase):
         self.assertEqual(len(os.listdir(str(self.work))), 3)
 
     def test_ten(self) -> None:
-        result = self.ask(PROMPT, "--n", "10", "-o", "cat.webp")
+        result = self.generate_inside(PROMPT, "--n", "10", "-o", "cat.webp")
         self.assertEqual([Path(path).name for path, _ in result.saved], [f"cat-{number}.webp" for number in range(1, 11)])
 
     def test_an_existing_file_stays(self) -> None:
@@ -256,7 +256,7 @@ class SeveralTest(ProgramCase):
 
     def test_existing_numbers_stay(self) -> None:
         self.file("cat-1.png", "mine")
-        result = self.ask(PROMPT, "-o", "cat.png", "--n", "2")
+        result = self.generate_inside(PROMPT, "-o", "cat.png", "--n", "2")
         self.assert_succeeded(result)
         self.assertEqual((self.work / "cat-1.png").read_text(), "mine")
         self.assertEqual([Path(path).name for path, _ in result.saved], ["cat-2.png", "cat-3.png"])
@@ -268,7 +268,7 @@ class SeveralTest(ProgramCase):
 
     def test_overwrite(self) -> None:
         path = self.file("cat.png", "old")
-        result = self.ask(PROMPT, "-o", "cat.png", "--overwrite")
+        result = self.generate_inside(PROMPT, "-o", "cat.png", "--overwrite")
         self.assertEqual(self.saved_file(result), Path(path))
         self.assertEqual(sniff(Path(path).read_bytes())[0], "png")
         self.assertEqual(os.listdir(str(self.work)), ["cat.png"])
@@ -276,7 +276,7 @@ class SeveralTest(ProgramCase):
     def test_overwrite_keeps_the_old_file_when_nothing_came(self) -> None:
         path = self.file("cat.png", "old")
         self.server.plan(Answer(status=500))
-        self.assertNotEqual(self.ask(PROMPT, "-o", "cat.png", "--overwrite").exit_code, 0)
+        self.assertNotEqual(self.generate_inside(PROMPT, "-o", "cat.png", "--overwrite").exit_code, 0)
         self.assertEqual(Path(path).read_text(), "old")
 
     def test_symbolic_links_are_not_followed(self) -> None:
@@ -284,7 +284,7 @@ class SeveralTest(ProgramCase):
         for name, target in (("link.png", "kept.png"), ("dangling.png", "none.png")):
             (self.work / name).symlink_to(target)
             with self.subTest(name):
-                saved = self.saved_file(self.ask(PROMPT, "-o", name))
+                saved = self.saved_file(self.generate_inside(PROMPT, "-o", name))
                 self.assertEqual(saved.name, name.replace(".png", "-2.png"))
         self.assertEqual((self.work / "kept.png").read_text(), "mine")
         self.assertFalse((self.work / "none.png").exists())
@@ -292,7 +292,7 @@ class SeveralTest(ProgramCase):
     def test_overwrite_of_a_symbolic_link_spares_what_it_points_to(self) -> None:
         self.file("kept.png", "mine")
         (self.work / "link.png").symlink_to("kept.png")
-        saved = self.saved_file(self.ask(PROMPT, "-o", "link.png", "--overwrite"))
+        saved = self.saved_file(self.generate_inside(PROMPT, "-o", "link.png", "--overwrite"))
         self.assertEqual((self.work / "kept.png").read_text(), "mine")
         self.assertEqual(sniff(saved.read_bytes())[0], "png")
 
@@ -355,7 +355,7 @@ class HumanOutputTest(ProgramCase):
         for name, redirection in (("closed", ">&-"), ("full", ">/dev/full"), ("both closed", ">&- 2>&-")):
             with self.subTest(name):
                 target = self.work / f"{name}.png"
-                script = self.program("run", f'exec "$@" {redirection}\n')
+                script = self.shell_script("run", f'exec "$@" {redirection}\n')
                 self.run_through(script, "-o", str(target))
                 self.assertEqual(sniff(target.read_bytes())[0], "png")
 

@@ -156,7 +156,7 @@ class HeaderValueIsNoKeyTest(ProgramCase):
     """The value of a header that is no secret costs the key command no variable."""
 
     def test_key_command(self) -> None:
-        vault = self.program("vault", f'test "$VAULT_ADDR" = https://vault.example/secret && echo {KEY}\n')
+        vault = self.shell_script("vault", f'test "$VAULT_ADDR" = https://vault.example/secret && echo {KEY}\n')
         self.write_config({"base_url": self.server.url, "api_key_command": [vault], "headers": {"Referer": "https://vault.example"}})
         self.assert_succeeded(self.run_program("generate", PROMPT, env={"VAULT_ADDR": "https://vault.example/secret"}))
 
@@ -164,7 +164,7 @@ class HeaderValueIsNoKeyTest(ProgramCase):
 class OwnPlaceTest(unittest.TestCase):
     """Addresses of this machine and of its link, in every spelling that curl takes."""
 
-    def test_table(self) -> None:
+    def test_every_spelling_of_an_own_address_is_known(self) -> None:
         for hosts, place in ((OWN_MACHINE, "this machine"), (LINK, "a link-local address"), (ELSEWHERE, "")):
             for host in hosts:
                 with self.subTest(host):
@@ -305,7 +305,7 @@ class ForeignConfigTest(ProgramCase):
     def setUp(self) -> None:
         super().setUp()
         self.mark = self.root / "ran"
-        self.vault = self.program("vault", f"touch '{self.mark}'; echo {KEY}\n")
+        self.vault = self.shell_script("vault", f"touch '{self.mark}'; echo {KEY}\n")
 
     def use(self, content: dict[str, Any], owner: int, mode: int, named: bool) -> Result:
         """Run generate with a config of some owner and mode."""
@@ -364,10 +364,10 @@ class EndlessConfigTest(ProgramCase):
         self.assertIn("from-a-pipe", result.stdout)
 
 
-class KeyAndAddressTest(ProxyCase):
+class OwnKeyStaysWithOwnAddressTest(ProxyCase):
     """GPT_IMAGE2_API_KEY does not go where only a vendor's variable leads."""
 
-    def ask(self, *arguments: str, **env: str) -> Result:  # type: ignore[override]
+    def generate_there(self, *arguments: str, **env: str) -> Result:
         """Run generate with these variables only."""
         variables: dict[str, Any] = {"NO_PROXY": None, "http_proxy": self.proxy.origin, **env}
         return self.run_program("generate", PROMPT, "--allow-http", "--json", *arguments, env=variables)
@@ -375,7 +375,7 @@ class KeyAndAddressTest(ProxyCase):
     def test_refused(self) -> None:
         for arguments, env in (([], {"OPENAI_BASE_URL": REMOTE}), (["--api", "runapi"], {"RUNAPI_BASE_URL": REMOTE})):
             with self.subTest(env):
-                result = self.ask(*arguments, GPT_IMAGE2_API_KEY=KEY, **env)
+                result = self.generate_there(*arguments, GPT_IMAGE2_API_KEY=KEY, **env)
                 error = result.json["error"]
                 self.assertEqual((result.exit_code, error["kind"], self.proxy.seen), (3, "key", []), error)
                 self.assertIn("relay.invalid", error["message"])
@@ -388,12 +388,12 @@ class KeyAndAddressTest(ProxyCase):
                                      ("flag", ["--base-url", REMOTE], both), ("OpenAI's pair wins", [], {**both, "OPENAI_API_KEY": "other-fake-key"})):
             with self.subTest(name):
                 self.proxy.seen.clear()
-                self.assertTrue(self.ask(*arguments, **env).json["ok"])
+                self.assertTrue(self.generate_there(*arguments, **env).json["ok"])
                 used = "other-fake-key" if "OPENAI_API_KEY" in env else KEY
                 self.assertEqual([headers["Authorization"] for _, _, headers, _ in self.proxy.seen], [f"Bearer {used}"])
 
     def test_this_machine(self) -> None:
-        self.assertTrue(self.ask(GPT_IMAGE2_API_KEY=KEY, OPENAI_BASE_URL=self.server.url).json["ok"])
+        self.assertTrue(self.generate_there(GPT_IMAGE2_API_KEY=KEY, OPENAI_BASE_URL=self.server.url).json["ok"])
 
     def test_init_does_not_name_it_either(self) -> None:
         self.run_program("config", "--init", env={"GPT_IMAGE2_API_KEY": KEY, "OPENAI_BASE_URL": "https://relay.invalid/v1"})
@@ -402,9 +402,9 @@ class KeyAndAddressTest(ProxyCase):
 
     def test_host_cannot_be_set(self) -> None:
         for name in ("Host", "host", "HOST"):
-            self.assertEqual(self.ask("--header", f"{name}: other.invalid", GPT_IMAGE2_API_KEY=KEY, GPT_IMAGE2_BASE_URL=REMOTE).exit_code, 2)
+            self.assertEqual(self.generate_there("--header", f"{name}: other.invalid", GPT_IMAGE2_API_KEY=KEY, GPT_IMAGE2_BASE_URL=REMOTE).exit_code, 2)
             config = self.write_config({"base_url": REMOTE, "headers": {name: "other.invalid"}}, path=self.work / "c.json")
-            self.assertEqual(self.ask("--config", config, GPT_IMAGE2_API_KEY=KEY).exit_code, 3)
+            self.assertEqual(self.generate_there("--config", config, GPT_IMAGE2_API_KEY=KEY).exit_code, 3)
         self.assertEqual(self.proxy.seen, [])
 
 

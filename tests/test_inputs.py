@@ -68,7 +68,7 @@ class InputCase(ProgramCase):
     def change(self, *words: str, **options: Any) -> Result:
         """Run an edit in this process."""
         env = {"GPT_IMAGE2_API_KEY": KEY, **options.pop("env", {})}
-        return self.call_program("edit", *self.access(), *words, env=env, **options)
+        return self.run_inside("edit", *self.access(), *words, env=env, **options)
 
     def refuse(self, *words: str, told: str, hint: str = "") -> Result:
         """Check that an edit is refused for this reason, before anything is sent."""
@@ -217,7 +217,7 @@ class DataUriThroughCodexTest(CodexCase):
 
     def test_same_bytes(self) -> None:
         self.sign_in()
-        result = self.call_program("edit", data_uri(JPEG, "image/png"), PROMPT, "--mask", data_uri(mask_png(64, 48)), *self.access(), "--json")
+        result = self.run_inside("edit", data_uri(JPEG, "image/png"), PROMPT, "--mask", data_uri(mask_png(64, 48)), *self.access(), "--json")
         self.assertEqual(result.exit_code, 0, result.stderr)
         fields = self.only_post().fields
         self.assertEqual([item["image_url"] for item in (*fields["images"], fields["mask"])],
@@ -408,30 +408,30 @@ class OutputNamesTest(ProgramCase):
         for suffix in ("gif", "svg", "avif", "tiff", "tif", "pdf", "bmp", "heic", "GIF", "psd"):
             for name in ("gpt-image-2", "gpt-image-2.5-flare-2026-09-08"):
                 with self.subTest(suffix + name):
-                    result = self.ask(PROMPT, "-o", "x." + suffix, "--model", name, "--json")
+                    result = self.generate_inside(PROMPT, "-o", "x." + suffix, "--model", name, "--json")
                     self.assertEqual(result.exit_code, USAGE, result.stderr)
                     self.assertIn("png, jpeg, webp", result.json["error"]["message"])
         for arguments in (["--format", "gif"], ["--format", "tiff"], ["-o", "x.avif", "--model", "any-model"], ["-o", "x.tiff", "--model", "gpt-image-2.6-flare"],
                           ["-o", "x.svg", "--api", "azure"], ["-o", "x.gif", "--api", "runapi"]):
             with self.subTest(arguments):
-                self.assertEqual(self.ask(PROMPT, *arguments).exit_code, USAGE)
+                self.assertEqual(self.generate_inside(PROMPT, *arguments).exit_code, USAGE)
         self.assertEqual(self.server.requests, [])
 
     def test_names_that_are_no_formats(self) -> None:
         (self.work / "shots.gif").mkdir()
         for output, name in (("cat.v2", "cat.v2.png"), ("shots.gif", "gpt-image2-output.png"), ("new.svg/", "gpt-image2-output.png"), ("v1.2.final", "v1.2.final.png")):
             with self.subTest(output):
-                self.assertEqual(self.saved_file(self.ask(PROMPT, "-o", output)).name, name)
+                self.assertEqual(self.saved_file(self.generate_inside(PROMPT, "-o", output)).name, name)
 
     def test_format_against_the_name(self) -> None:
         for output, form, name in (("a.png", "jpeg", "a.jpg"), ("b.gif", "png", "b.png"), ("c.tiff", "webp", "c.webp")):
             with self.subTest(output):
-                result = self.ask(PROMPT, "-o", output, "--format", form, "--json")
+                result = self.generate_inside(PROMPT, "-o", output, "--format", form, "--json")
                 self.assertEqual(Path(result.json["saved"][0]["path"]).name, name)
                 self.assertEqual([text for text in result.json["warnings"] if name in text and "." + output.split(".")[1] in text], result.json["warnings"])
                 self.assertEqual(len(result.json["warnings"]), 1)
         for output, form in (("d.jpeg", "jpg"), ("e.PNG", "png"), ("f", "webp")):
-            self.assertEqual(self.ask(PROMPT, "-o", output, "--format", form, "--json").json["warnings"], [])
+            self.assertEqual(self.generate_inside(PROMPT, "-o", output, "--format", form, "--json").json["warnings"], [])
 
 
 class GifAndSvgComeBackTest(ProgramCase):
@@ -440,7 +440,7 @@ class GifAndSvgComeBackTest(ProgramCase):
     def make(self, name: str, image: bytes, *arguments: str) -> Result:
         """Ask for a picture with the newest model."""
         self.server.default = Answer(image=image, check=False)
-        return self.ask(PROMPT, "--model", "gpt-image-2.6-flare", "-o", name, "--json", *arguments)
+        return self.generate_inside(PROMPT, "--model", "gpt-image-2.6-flare", "-o", name, "--json", *arguments)
 
     def test_both(self) -> None:
         for name, image, form, edges in (("a.gif", GIF, "gif", (64, 48)), ("a.svg", SVG, "svg", (300, 200))):
@@ -463,7 +463,7 @@ class GifAndSvgComeBackTest(ProgramCase):
         for answer in (Answer(image=SVG, as_url=True, check=False), Answer(body=SVG, content_type="image/svg+xml", check=False),
                        Answer(body=json.dumps({"images": [base64.b64encode(SVG).decode()]}).encode(), check=False)):
             self.server.default = answer
-            path = self.saved_file(self.ask(PROMPT, "--model", "gpt-image-2.6-flare", "-o", "b.svg", "--overwrite"))
+            path = self.saved_file(self.generate_inside(PROMPT, "--model", "gpt-image-2.6-flare", "-o", "b.svg", "--overwrite"))
             self.assertEqual((path.name, path.read_bytes()), ("b.svg", SVG))
 
     def test_size_of_a_vector_picture_is_none_of_ours(self) -> None:
@@ -516,7 +516,7 @@ class TransparentBackgroundTest(ProgramCase):
     def warned(self, image: bytes, *arguments: str) -> bool:
         """Return whether the lack of an alpha channel is told, in text and JSON."""
         self.server.default = Answer(image=image, check=False)
-        results = [self.ask(PROMPT, "--background", "transparent", "-o", "a.png", "--model", "gpt-image-2.6-flare", *arguments, *form)
+        results = [self.generate_inside(PROMPT, "--background", "transparent", "-o", "a.png", "--model", "gpt-image-2.6-flare", *arguments, *form)
                    for form in ([], ["--json"])]
         told = ["no alpha channel" in results[0].stderr, any("no alpha channel" in text for text in results[1].json["warnings"])]
         self.assertEqual(told[0], told[1])
@@ -539,7 +539,7 @@ class TransparentBackgroundTest(ProgramCase):
 
     def test_not_asked_for(self) -> None:
         self.server.default = Answer(image=PNG)
-        self.assertNotIn("alpha", self.ask(PROMPT, "-o", "a.png").stderr)
+        self.assertNotIn("alpha", self.generate_inside(PROMPT, "-o", "a.png").stderr)
 
 
 if __name__ == "__main__":

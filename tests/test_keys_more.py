@@ -63,15 +63,15 @@ class LoginInAddressTest(ProgramCase):
                 with self.subTest(scheme + login):
                     path = self.write_config({"proxy": f"{scheme}{login}@127.0.0.1:9", "base_url": REMOTE, "api_key": KEY})
                     for words in (["config"], ["config", "--json"]):
-                        result = self.call_program(*words, "--config", path)
+                        result = self.run_inside(*words, "--config", path)
                         self.assertIn("127.0.0.1:9", result.stdout)
                         self.assertNotIn(f"{login}@", result.stdout + result.stderr)
-        result = self.call_program("generate", PROMPT, "-v", "--config", path, "--timeout", "1")
+        result = self.run_inside("generate", PROMPT, "-v", "--config", path, "--timeout", "1")
         self.assertNotIn(f"{login}@", result.stderr)
 
     def test_input(self) -> None:
         for words in (["generate", "https://me:pw1@x.invalid/a.png"], ["edit", "https://me:pw1@x.invalid/a.png"]):
-            result = self.call_program(*words, *self.access())
+            result = self.run_inside(*words, *self.access())
             self.assertEqual(result.exit_code, 2)
             self.assertNotIn("pw1", result.stderr)
         self.assertEqual(program.shown_input("https://x.invalid/a.png#access_token=abc"), "https://x.invalid/a.png")
@@ -84,7 +84,7 @@ class OtherKeysInWrongPlacesTest(ProgramCase):
         for key in (UUID, UUID.upper(), TOKEN):
             for words in (["--config", key], ["--prompt-file", key], ["--model", key], ["--header", f"Bad name {key}: x"]):
                 with self.subTest(words):
-                    result = self.ask(PROMPT, *words)
+                    result = self.generate_inside(PROMPT, *words)
                     self.assertNotEqual(result.exit_code, 0)
                     self.assertNotIn(key, result.stdout + result.stderr)
 
@@ -93,7 +93,7 @@ class TypoTest(ProgramCase):
     """What somebody typed is repeated where it cannot well be a key."""
 
     def said(self, *words: str) -> str:
-        result = self.call_program(*words)
+        result = self.run_inside(*words)
         self.assertEqual(result.exit_code, 2)
         return result.stderr
 
@@ -120,7 +120,7 @@ class TypoTest(ProgramCase):
 
     def test_key_with_a_word_in_front(self) -> None:
         for key in (f"Bearer {KEY}", f"bearer  {KEY}", f"OPENAI_API_KEY={KEY}"):
-            result = self.ask(PROMPT, env={"GPT_IMAGE2_API_KEY": key})
+            result = self.generate_inside(PROMPT, env={"GPT_IMAGE2_API_KEY": key})
             self.assertEqual(result.exit_code, 3)
             self.assertIn("alone", result.stderr)
             self.assertNotIn(KEY, result.stderr)
@@ -160,10 +160,10 @@ class HonestNameTest(ProgramCase):
 
     def test_models_and_variables(self) -> None:
         for model in ("my_gpt_image_2_production", "gpt_image_2_2026_04_21_team", "GPT_IMAGE_2_EAST_US_PROD"):
-            self.assertEqual(self.ask(PROMPT, "--model", model, "--json").json["model"], model)
-        self.assertIn("MY_COMPANY_OPENAI_KEY2", self.ask(PROMPT, "--api-key-env", "MY_COMPANY_OPENAI_KEY2").stderr)
+            self.assertEqual(self.generate_inside(PROMPT, "--model", model, "--json").json["model"], model)
+        self.assertIn("MY_COMPANY_OPENAI_KEY2", self.generate_inside(PROMPT, "--api-key-env", "MY_COMPANY_OPENAI_KEY2").stderr)
         for key in ("fake_live_0123456789abcdef", "fakeword0123456789abcdef", "r8_fake0fake1fake2fake3"):
-            self.assertEqual(self.ask(PROMPT, "--model", key, "--json").json["model"], "***")
+            self.assertEqual(self.generate_inside(PROMPT, "--model", key, "--json").json["model"], "***")
 
     def test_words_about_bearers(self) -> None:
         for text in ("use Bearer authentication here", "missing bearer credentials", "a Bearer scheme"):
@@ -185,9 +185,9 @@ class ConfigForOthersTest(ProgramCase):
             for mode in (0o644, 0o604, 0o640):
                 with self.subTest(f"{content} {mode:o}"):
                     self.write_config({"base_url": self.server.url, **content}, mode)
-                    self.assertEqual("read by other users" in self.call_program("config").stderr, warned)
+                    self.assertEqual("read by other users" in self.run_inside("config").stderr, warned)
         self.write_config({"base_url": self.server.url, "api_key_env": "MINE"}, 0o660)
-        self.assertIn("changed by other users", self.call_program("config").stderr)
+        self.assertIn("changed by other users", self.run_inside("config").stderr)
 
     def test_disk_without_rights(self) -> None:
         path = self.write_config({"base_url": self.server.url}, 0o777, self.work / "c 1.json")
@@ -201,7 +201,7 @@ class ConfigForOthersTest(ProgramCase):
     def test_init_makes_no_open_folder(self) -> None:
         umask = os.umask(0)
         try:
-            self.assertEqual(self.call_program("config", "--init").exit_code, 0)
+            self.assertEqual(self.run_inside("config", "--init").exit_code, 0)
             self.assertEqual(os.umask(0), 0)
         finally:
             os.umask(umask)
@@ -213,7 +213,7 @@ class KeyWithBlanksTest(ProgramCase):
     """A key that was pasted with blanks around it is known without them from the start."""
 
     def test_copy_in_another_variable(self) -> None:
-        vault = self.program("vault", f"echo ${{COPY-{ODD}}}\n")
+        vault = self.shell_script("vault", f"echo ${{COPY-{ODD}}}\n")
         self.write_config({"base_url": self.server.url, "api_key_command": [vault]})
         self.server.key = ODD
         self.addCleanup(setattr, self.server, "key", KEY)

@@ -166,7 +166,7 @@ class KillCase(ProgramCase):
 
 
 @unittest.skipUnless(os.name == "posix", "needs POSIX signals and flock")
-class KillTest(KillCase):
+class KilledAndCollectedTest(KillCase):
 
     @unittest.skipIf(environ.get("FAST"), "the long kill test")
     def test_killed_at_any_moment_of_a_request(self) -> None:

@@ -257,7 +257,7 @@ class RefusalRunsTest(ProgramCase):
             with self.subTest(body):
                 self.server.reset()
                 self.server.plan(Answer(status=status, body=body))
-                result = self.ask("a fox", "--json")
+                result = self.generate_inside("a fox", "--json")
                 error = result.json["error"]
                 self.assertEqual((result.exit_code, error["kind"], error["billed"]), (exit_code, kind, "no"))
                 self.assertEqual(len(self.server.posts), 1)
@@ -274,7 +274,7 @@ class RefusalRunsTest(ProgramCase):
                 with self.subTest(error["code"], options=options):
                     self.server.reset()
                     self.server.plan(Answer(status=400, body=json.dumps({"error": error}).encode()))
-                    result = self.ask("a fox", *options)
+                    result = self.generate_inside("a fox", *options)
                     self.assertEqual(result.exit_code, 4)
                     text = result.json["error"]["message"] if options else result.stderr
                     self.assertIn("sexual, violence", text)
@@ -288,7 +288,7 @@ class RefusalRunsTest(ProgramCase):
                 self.server.reset()
                 body = {"error": {"code": "moderation_blocked", "message": "x", "moderation_details": details}}
                 self.server.plan(Answer(status=400, body=json.dumps(body).encode()))
-                self.assertEqual(self.ask("a fox").exit_code, 4)
+                self.assertEqual(self.generate_inside("a fox").exit_code, 4)
 
 
 class ChildOutputTest(unittest.TestCase):

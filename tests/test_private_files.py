@@ -175,7 +175,7 @@ class UnsafePlaceTest(PrivateCase):
         shown = self.finish(self.start_program("config", "--json", env=ACCESS)).json
         self.assertEqual((shown["pending"], "is not used" in str(shown["warnings"])), ([], True))
 
-    def test_table(self) -> None:
+    def test_each_unsafe_folder_is_left_unused(self) -> None:
         for row in UNSAFE:
             if row.foreign and not IS_ROOT:
                 continue
@@ -388,7 +388,7 @@ class PruneTest(PrivateCase):
 
 
 @unittest.skipUnless(os.name == "posix", "needs links and pipes")
-class PreviewTest(PrivateCase):
+class PicturesInTheMakingTest(PrivateCase):
     """Pictures in the making never touch what this command did not make."""
 
     def preview(self, *more: str, text: str = "", timeout: float = 30) -> Result:
@@ -492,7 +492,7 @@ class PreviewTest(PrivateCase):
                 path.unlink()
 
 
-class UploadTest(PrivateCase):
+class UploadsAreCopiesTest(PrivateCase):
     """What is uploaded is what was checked, whatever becomes of the name."""
 
     def setUp(self) -> None:
@@ -508,7 +508,7 @@ class UploadTest(PrivateCase):
 
     def key_command(self, lines: str) -> str:
         """A config whose key command does something else first; it runs after the inputs were checked."""
-        script = self.program("key", f"cd {self.work}\n{lines}\necho {KEY}\n")
+        script = self.shell_script("key", f"cd {self.work}\n{lines}\necho {KEY}\n")
         return self.write_config({"base_url": self.server.url, "api_key_command": [script]})
 
     def edit_with(self, config: str, *more: str) -> Result:
@@ -579,10 +579,10 @@ class UploadTest(PrivateCase):
 
     def test_runapi_uploads_the_copy_too(self) -> None:
         with RunApiServer(KEY) as server:
-            script = self.program("key", f"echo {KEY}\n")
+            script = self.shell_script("key", f"echo {KEY}\n")
             config = self.write_config({"base_url": server.url, "api": "runapi", "api_key_command": [script]})
             with mock.patch.object(program, "start_curl", side_effect=self.swap_first(program.start_curl)):
-                result = self.call_program("edit", "in.png", "a hat", "--config", config)
+                result = self.run_inside("edit", "in.png", "a hat", "--config", config)
             self.assert_succeeded(result)
             sent = b"".join(request.body for request in server.requests)
             self.assertIn(PNG, sent)
@@ -621,10 +621,10 @@ class UploadTest(PrivateCase):
         large = plain_png(64, 64, extra=()) + bytes(40_000_000)
         self.file("large.png", large)
         with mock.patch.object(program, "free_bytes", return_value=30_000_000):
-            result = self.call_program("edit", "large.png", "a hat", *self.access(), env=ACCESS)
+            result = self.run_inside("edit", "large.png", "a hat", *self.access(), env=ACCESS)
         self.assertIn("MB are free there", result.stderr)
         with mock.patch.object(program, "free_bytes", return_value=60_000_000):
-            result = self.call_program("edit", "large.png", "a hat", *self.access(), "-o", "x.png", env=ACCESS)
+            result = self.run_inside("edit", "large.png", "a hat", *self.access(), "-o", "x.png", env=ACCESS)
         self.assertNotIn("MB are free there", result.stderr)
 
     def test_inputs_are_left_alone(self) -> None:
@@ -654,21 +654,21 @@ class NoLocksTest(PrivateCase):
         for command in (("generate", "a fox"), ("generate", "a fox"), ("edit", image, "a hat"), ("edit", url, "a hat"),
                         ("generate", "a fox", "--stream", "--partial-images", "1"), ("generate", "a fox", "--fresh")):
             with self.subTest(command):
-                result = self.call_program(*command, *self.access(), "-o", "out.png", "--overwrite", env=ACCESS)
+                result = self.run_inside(*command, *self.access(), "-o", "out.png", "--overwrite", env=ACCESS)
                 self.assert_succeeded(result)
                 self.assertIn("if this command is cut off, its image is lost", result.stderr)
                 self.assertEqual(self.entries(), [])
         self.assertEqual(len(self.server.posts), 6)
-        self.assertEqual(self.call_program("config", "--json", env=ACCESS).json["pending"], [])
+        self.assertEqual(self.run_inside("config", "--json", env=ACCESS).json["pending"], [])
 
     def test_faults_are_told_as_ever(self) -> None:
         self.server.plan(Answer(status=400, body=error_body("no", "invalid_value")))
-        self.assertEqual(self.call_program("generate", "a fox", *self.access(), env=ACCESS).exit_code, 4)
+        self.assertEqual(self.run_inside("generate", "a fox", *self.access(), env=ACCESS).exit_code, 4)
         self.server.plan(Answer(drop="silent"))
-        result = self.call_program("generate", "a fox", *self.access(), "--json", env=ACCESS)
+        result = self.run_inside("generate", "a fox", *self.access(), "--json", env=ACCESS)
         self.assertEqual((result.exit_code, result.json["error"]["billed"]), (6, "maybe"))
         self.server.plan(Answer(delay=20))
-        result = self.call_program("generate", "a fox", *self.access(), "--timeout", "1", env=ACCESS)
+        result = self.run_inside("generate", "a fox", *self.access(), "--timeout", "1", env=ACCESS)
         self.assertEqual(result.exit_code, 6, result.stderr)
 
     def test_locks_that_work_in_the_other_place(self) -> None:
@@ -683,10 +683,10 @@ class NoLocksTest(PrivateCase):
             self.skipTest("needs /proc")
         self.server.plan(Answer(body=json.dumps({"data": [{"url": f"{self.server.origin}/files/no.png"}]}).encode()))
         with mock.patch.object(program.fcntl, "flock", flock), mock.patch.object(self, "assert_no_leftovers"):
-            first = self.call_program("generate", "a fox", *self.access(), "-o", "x.png", env=ACCESS)
+            first = self.run_inside("generate", "a fox", *self.access(), "-o", "x.png", env=ACCESS)
             self.assertEqual(first.exit_code, 7, first.stderr)
             self.server.files["no.png"] = PNG
-            self.assert_succeeded(self.call_program("generate", "a fox", *self.access(), "-o", "x.png", env=ACCESS))
+            self.assert_succeeded(self.run_inside("generate", "a fox", *self.access(), "-o", "x.png", env=ACCESS))
         self.assertEqual(len(self.server.posts), 1)
 
     def test_locks_that_go_away_buy_nothing_twice(self) -> None:
@@ -701,7 +701,7 @@ class NoLocksTest(PrivateCase):
             if not os.path.exists(DESCRIPTORS):
                 self.skipTest("needs /proc")
             with mock.patch.object(program.fcntl, "flock", flock):
-                result = self.call_program("generate", "a fox", *self.access(), "-o", "out.png", env=ACCESS)
+                result = self.run_inside("generate", "a fox", *self.access(), "-o", "out.png", env=ACCESS)
             self.assertEqual((result.exit_code, len(self.server.posts)), (3, 1), result.stderr)
             self.assertIn("--fresh", result.stderr)
         self.assert_succeeded(self.again())

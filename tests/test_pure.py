@@ -42,7 +42,7 @@ def read_config(text: str) -> list[tuple[str, str]]:
     return options
 
 
-class QuotingTest(unittest.TestCase):
+class CurlQuotingTest(unittest.TestCase):
     """Nothing that stands in a value can become an option of curl."""
 
     def test_quote_config(self) -> None:
@@ -156,7 +156,7 @@ class CurlConfigTest(unittest.TestCase):
                 self.config(headers=(("X-A", value),))
 
 
-class TextTest(unittest.TestCase):
+class TextCleaningTest(unittest.TestCase):
     """What may be shown."""
 
     def test_redact(self) -> None:
@@ -193,7 +193,7 @@ class TextTest(unittest.TestCase):
                 self.assertEqual(program.mask_key(key), shown)
 
 
-class SizeTest(unittest.TestCase):
+class SizeRulesTest(unittest.TestCase):
     """The size rules of gpt-image-2."""
 
     def test_split_size(self) -> None:
@@ -244,7 +244,7 @@ class SizeTest(unittest.TestCase):
                 self.assertEqual(program.split_size(program.nearest_size(*size)), near)
 
 
-class PictureTest(unittest.TestCase):
+class PictureInspectionTest(unittest.TestCase):
     """Format and size from the bytes alone."""
 
     def inspect(self, data: bytes) -> Any:
@@ -345,7 +345,7 @@ def with_alpha(pixels: Pixels, x: int, y: int, alpha: bytes) -> Pixels:
     return copy
 
 
-class MaskTest(unittest.TestCase):
+class MaskFiltersTest(unittest.TestCase):
     """A mask without a single transparent pixel is found out, whatever encoder made it."""
 
     def fault(self, data: bytes) -> str:
@@ -442,7 +442,7 @@ def random_document(draw: random.Random, depth: int = 0) -> Any:
     return {f"k{number}": random_document(draw, depth + 1) for number in range(draw.randrange(4))}
 
 
-class SkeletonTest(unittest.TestCase):
+class JsonSkeletonTest(unittest.TestCase):
     """Long strings leave the JSON text and can be found again, wherever blocks begin and end."""
 
     def skeleton(self, data: bytes, size: int = 1 << 20) -> bytes:
@@ -482,7 +482,7 @@ class SkeletonTest(unittest.TestCase):
             self.skeleton(json.dumps(list(range(2000))).encode())
 
 
-class Base64Test(unittest.TestCase):
+class Base64InPiecesTest(unittest.TestCase):
     """Base64 arrives in blocks that know nothing of its groups."""
 
     def decode(self, pieces: Sequence[bytes]) -> bytes:
@@ -519,7 +519,7 @@ class Base64Test(unittest.TestCase):
                 self.decode([text])
 
 
-class FilesTest(unittest.TestCase):
+class CurlFilesTest(unittest.TestCase):
     """Names, and the small files that curl leaves."""
 
     def setUp(self) -> None:
@@ -579,7 +579,7 @@ class FilesTest(unittest.TestCase):
         self.assertEqual(bool(text), document is None)
 
 
-class ProviderTest(unittest.TestCase):
+class OpenAiProviderTest(unittest.TestCase):
     """The OpenAI provider, driven by hand: no file is opened and nothing is sent."""
 
     def start(self, command: str, **fields: Any) -> tuple[Any, Any]:
@@ -642,7 +642,7 @@ class Terminal(io.StringIO):
         return True
 
 
-class OriginTest(unittest.TestCase):
+class UrlOriginTest(unittest.TestCase):
     """Whose address a URL is: what curl would read in another way is nobody's."""
 
     def test_loopback(self) -> None:
@@ -666,7 +666,7 @@ class OriginTest(unittest.TestCase):
                 self.assertEqual(program.same_host(url, base), found)
 
 
-class ReportTest(unittest.TestCase):
+class ProgressTest(unittest.TestCase):
     """Signs of life while an image is made, by a clock that the tests turn."""
 
     def setUp(self) -> None:

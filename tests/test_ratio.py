@@ -26,11 +26,11 @@ class RatioCase(ProgramCase):
 
     def make(self, *arguments: str) -> Result:
         self.server.reset()
-        return self.ask("a fox", "-o", str(self.work / "out.png"), "--overwrite", "--json", *arguments)
+        return self.generate_inside("a fox", "-o", str(self.work / "out.png"), "--overwrite", "--json", *arguments)
 
     def change(self, image: str, *arguments: str) -> Result:
         self.server.reset()
-        return self.call_program("edit", image, "a hat", *self.access(), "-o", str(self.work / "out.png"),
+        return self.run_inside("edit", image, "a hat", *self.access(), "-o", str(self.work / "out.png"),
                                  "--overwrite", "--json", *arguments, env={"GPT_IMAGE2_API_KEY": self.server.key})
 
     def sent(self, result: Result) -> Any:
@@ -39,9 +39,9 @@ class RatioCase(ProgramCase):
         return self.only_post().fields.get("size")
 
 
-class SizeTest(RatioCase):
+class RatioBecomesSizeTest(RatioCase):
 
-    def test_table(self) -> None:
+    def test_each_ratio_and_resolution_has_its_size(self) -> None:
         for ratio in RATIOS:
             for resolution, budget in BUDGETS.items():
                 with self.subTest(ratio, resolution=resolution):
@@ -101,7 +101,7 @@ class SizeTest(RatioCase):
         self.assertEqual(self.sent(result), "3840x2160")
 
 
-class EditTest(RatioCase):
+class RatioOfTheInputTest(RatioCase):
 
     def test_ratio_of_the_first_image(self) -> None:
         for width, height, expected in ((160, 90, "16:9"), (64, 96, "2:3"), (64, 64, "1:1"), (100, 75, "4:3")):
@@ -126,7 +126,7 @@ class EditTest(RatioCase):
         self.assertEqual((result.exit_code, self.server.posts), (USAGE, []), result.stderr)
 
 
-class RefusalTest(RatioCase):
+class BadRatioTest(RatioCase):
 
     def refuses(self, *arguments: str) -> str:
         result = self.make(*arguments)
@@ -159,11 +159,11 @@ class RefusalTest(RatioCase):
                 self.refuses(f"--resolution={resolution}")
 
 
-class TellingTest(RatioCase):
+class RatioIsToldTest(RatioCase):
     """The computed size is said."""
 
     def test_on_standard_error(self) -> None:
-        result = self.ask("a fox", "--aspect-ratio", "16:9", "--resolution", "4k")
+        result = self.generate_inside("a fox", "--aspect-ratio", "16:9", "--resolution", "4k")
         self.assertIn("3840x2160", result.stderr)
         self.assertNotIn("3840x2160", result.stdout)
 
@@ -175,7 +175,7 @@ class TellingTest(RatioCase):
     def test_a_picture_of_another_size_is_told(self) -> None:
         self.server.reset()
         self.server.plan(Answer(size=(1024, 1024)))
-        result = self.ask("a fox", "--aspect-ratio", "16:9", "--json")
+        result = self.generate_inside("a fox", "--aspect-ratio", "16:9", "--json")
         self.assertTrue(any("1280x720 was asked for" in text for text in result.json["warnings"]), result.stdout)
 
 

@@ -60,7 +60,7 @@ class ReadingCase(ProgramCase):
         self.server.reset()
         self.server.plan(answer)
         self.runs += 1
-        result = self.ask(PROMPT, "--fresh", "-o", f"{self.runs}.png", *options)
+        result = self.generate_inside(PROMPT, "--fresh", "-o", f"{self.runs}.png", *options)
         self.assert_succeeded(result)
         self.assertEqual([Path(path).read_bytes() for path, _ in result.saved], list(images))
         self.assertIn(warned, result.stderr)
@@ -71,7 +71,7 @@ class ReadingCase(ProgramCase):
         """Check that an answer is this failure, after one POST, and return its `error`."""
         self.server.reset()
         self.server.plan(answer)
-        result = self.ask(PROMPT, "--json", "-o", "f.png", *options)
+        result = self.generate_inside(PROMPT, "--json", "-o", "f.png", *options)
         error = dict(result.json["error"])
         self.assertEqual((result.exit_code, error["kind"]), (exit_code, kind), error)
         self.assertEqual(len(self.server.posts), 1)
@@ -107,7 +107,7 @@ class RelativeAddressTest(ReadingCase):
     def test_relative_to_the_request(self) -> None:
         self.server.plan_gets("/v1/images/out/x.png", Answer(body=SMALL, content_type="image/png", check=False))
         self.server.plan(Answer(body=data({"url": "out/x.png"})))
-        self.assertEqual(self.saved_file(self.ask(PROMPT)).read_bytes(), SMALL)
+        self.assertEqual(self.saved_file(self.generate_inside(PROMPT)).read_bytes(), SMALL)
 
     def test_words_are_no_addresses(self) -> None:
         for body in (b'{"message": "fox.png"}', b'{"result": "no/picture"}', b'{"url": "none"}', b'{"data": "a/b"}'):
@@ -118,7 +118,7 @@ class RelativeAddressTest(ReadingCase):
         self.server.plan_gets("/v1/images/generations/t1", Answer(body=b'{"id":"t1","status":"completed","url":"/files/a.png"}'))
         self.server.files["a.png"] = SMALL
         self.server.plan(Answer(body=b'{"id":"t1","status":"queued","url":"/v1/tasks/t1"}'))
-        self.assertEqual(self.saved_file(self.ask(PROMPT)).read_bytes(), SMALL)
+        self.assertEqual(self.saved_file(self.generate_inside(PROMPT)).read_bytes(), SMALL)
 
 
 class CompressedAnswerTest(ReadingCase):
@@ -157,13 +157,13 @@ class CompressedAnswerTest(ReadingCase):
                 self.server.reset()
                 self.server.plan(Answer(as_url=True))
                 self.server.plan_files(self.packed(SMALL, packer, labelled, content_type="image/png"))
-                saved = self.saved_file(self.ask(PROMPT, "-o", "d.png", "--overwrite"))
+                saved = self.saved_file(self.generate_inside(PROMPT, "-o", "d.png", "--overwrite"))
                 self.assertEqual(saved.read_bytes(), SMALL)
                 self.server.plan_files(self.packed(SMALL, packer, labelled, content_type="image/png"))
                 self.assert_succeeded(self.edit(self.server.origin + "/files/in.png", "a hat", "-o", "e.png", "--overwrite"))
                 self.assertEqual(self.server.posts[-1].parts[-1].body, SMALL)
                 self.server.plan_models(self.packed(b'{"data": [{"id": "gpt-image-2"}]}', packer, labelled))
-                checked = self.call_program("config", "--check", *self.access(), env={"GPT_IMAGE2_API_KEY": KEY})
+                checked = self.run_inside("config", "--check", *self.access(), env={"GPT_IMAGE2_API_KEY": KEY})
                 self.assertIn("gpt-image-2 is listed", checked.stdout)
 
     def test_plain_text_that_is_labelled(self) -> None:
@@ -286,7 +286,7 @@ class BrokenAnswerTest(ReadingCase):
     def test_download(self) -> None:
         self.server.plan(Answer(as_url=True))
         self.server.plan_files(self.cut(SMALL, content_type="image/png"))
-        result = self.ask(PROMPT)
+        result = self.generate_inside(PROMPT)
         self.assertEqual(self.saved_file(result).read_bytes(), SMALL)
 
     def test_half_a_picture_is_kept(self) -> None:
@@ -365,7 +365,7 @@ class KeyAtItsOwnOriginTest(ReadingCase):
                 self.server.reset()
                 self.server.plan(Answer(as_url=True))
                 self.server.plan_files(Answer(status=status, image=b""))
-                self.assert_succeeded(self.ask(PROMPT, "-o", f"{status}.png"))
+                self.assert_succeeded(self.generate_inside(PROMPT, "-o", f"{status}.png"))
                 gets = [each for each in self.server.requests if each.path.startswith("/files/")]
                 self.assertEqual([each.header("authorization") for each in gets], ["", f"Bearer {KEY}"])
 
@@ -378,7 +378,7 @@ class KeyAtItsOwnOriginTest(ReadingCase):
                 stranger.plan_files(Answer(status=401), Answer(status=401))
                 self.server.plan_files(Answer(status=401), Answer(status=401))
                 self.server.plan(Answer(body=data({"url": link})))
-                result = self.ask(PROMPT, "--fresh", "--json")
+                result = self.generate_inside(PROMPT, "--fresh", "--json")
                 self.assertEqual((result.exit_code, result.json["error"]["http_status"]), (UNSAVED, 401))
                 gets = [each for each in self.server.requests + stranger.requests if each.method == "GET"]
                 self.assertEqual({each.header("authorization") for each in gets}, {""})
@@ -389,7 +389,7 @@ class KeyAtItsOwnOriginTest(ReadingCase):
             away = (("Location", f"{stranger.origin}/files/a.png"),)
             self.server.plan(Answer(as_url=True))
             self.server.plan_files(Answer(status=401), *[Answer(status=302, headers=away)] * 3)
-            self.assertEqual(self.ask(PROMPT).exit_code, UNSAVED)
+            self.assertEqual(self.generate_inside(PROMPT).exit_code, UNSAVED)
             self.assertEqual(stranger.requests, [])
 
 
@@ -427,10 +427,10 @@ class UnknownNamesTest(ReadingCase):
         done = data({"b64_json": text(SMALL)}, status="completed", id="t1")
         self.server.plan_gets("/v1/images/generations/t1", Answer(body=done))
         self.server.plan(Answer(body=json.dumps({"id": "t1", "status": "queued", "cover": text(OTHER)}).encode()))
-        self.assertEqual(self.saved_file(self.ask(PROMPT)).read_bytes(), SMALL)
+        self.assertEqual(self.saved_file(self.generate_inside(PROMPT)).read_bytes(), SMALL)
 
 
-class FactsTest(ReadingCase):
+class JsonResultIsCleanTest(ReadingCase):
     """--json prints one object that every reader takes, and no byte that was not looked at."""
 
     def usage(self, value: str) -> Any:
@@ -438,7 +438,7 @@ class FactsTest(ReadingCase):
         self.server.reset()
         body = b'{"data": [{"b64_json": "%s"}], "usage": %s}' % (text(SMALL).encode(), value.encode())
         self.server.plan(Answer(body=body))
-        result = self.ask(PROMPT, "--json", "-o", "u.png", "--overwrite")
+        result = self.generate_inside(PROMPT, "--json", "-o", "u.png", "--overwrite")
         self.assertEqual(result.exit_code, 0, result.stderr)
         self.assertNotIn(KEY, result.stdout + result.stderr)
         json.loads(result.stdout, parse_constant=lambda name: self.fail(name))
@@ -456,7 +456,7 @@ class FactsTest(ReadingCase):
         self.assertEqual(self.usage('{"cost": NaN, "x": 1e999, "y": -Infinity}'), {"cost": None, "x": None, "y": None})
         inner = json.dumps({"usage": {"a": 1}})[:-2] + ', "cost": NaN, "x": 1e400}}'
         self.server.plan(Answer(body=json.dumps({"data": [{"b64_json": text(SMALL)}], "response": {"body": inner}}).encode()))
-        result = self.ask(PROMPT, "--json", "-o", "v.png")
+        result = self.generate_inside(PROMPT, "--json", "-o", "v.png")
         json.loads(result.stdout, parse_constant=lambda name: self.fail(name))
 
     def test_depth(self) -> None:
@@ -469,10 +469,10 @@ class FactsTest(ReadingCase):
         self.server.files["a.png"] = SMALL
         inner = json.dumps({"resultUrls": [self.server.origin + "/files/a.png?\ud800"]})
         self.server.plan(Answer(body=json.dumps({"data": {"resultJson": inner}}).encode()))
-        self.assertEqual(self.saved_file(self.ask(PROMPT)).read_bytes(), SMALL)
+        self.assertEqual(self.saved_file(self.generate_inside(PROMPT)).read_bytes(), SMALL)
 
 
-class LimitsTest(ReadingCase):
+class AnswerLimitsTest(ReadingCase):
     """No answer is endless: bytes, pictures and lines are bounded."""
 
     def test_pictures(self) -> None:
@@ -494,7 +494,7 @@ class LimitsTest(ReadingCase):
 
     def test_disk_full_in_the_free_check(self) -> None:
         with mock.patch.object(program, "unpack_file", side_effect=OSError(28, "No space left on device")):
-            result = self.call_program("config", "--check", "--json", *self.access(), env={"GPT_IMAGE2_API_KEY": KEY})
+            result = self.run_inside("config", "--check", "--json", *self.access(), env={"GPT_IMAGE2_API_KEY": KEY})
         error = result.json["error"]
         self.assertEqual((result.exit_code, error["billed"]), (SETUP, "no"), error)
 
@@ -530,7 +530,7 @@ class FullDiskTest(ReadingCase):
         self.assertEqual(len(self.server.posts), 2)
 
     def test_no_room_for_the_answer(self) -> None:
-        self.program("curl", f"trap '' XFSZ\nulimit -f 1000\nexec {shutil.which('curl')} \"$@\"\n")
+        self.shell_script("curl", f"trap '' XFSZ\nulimit -f 1000\nexec {shutil.which('curl')} \"$@\"\n")
         self.run_twice(PATH=f"{self.root / 'bin'}{os.pathsep}{environ['PATH']}")
 
     def test_no_room_for_a_word_of_curl(self) -> None:

@@ -125,7 +125,7 @@ class PicturesInWordsTest(ReadingCase):
     def test_query_alone(self) -> None:
         self.server.plan_gets("/v1/images/generations?id=7", Answer(body=SMALL, content_type="image/png", check=False))
         self.server.plan(Answer(body=data({"url": "?id=7"})))
-        self.assertEqual(self.saved_file(self.ask("a red fox")).read_bytes(), SMALL)
+        self.assertEqual(self.saved_file(self.generate_inside("a red fox")).read_bytes(), SMALL)
 
     def test_hostile_words(self) -> None:
         for words in ("](data:image/" * 5000, "](<" * 20_000, "](a(" * 15_000, "https://a/" * 6000, ".png" * 15_000,

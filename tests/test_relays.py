@@ -90,7 +90,7 @@ def shapes(text: str, data_url: str, url: str) -> dict[str, Any]:
     }
 
 
-class ShapeTest(ProgramCase):
+class RelayShapesTest(ProgramCase):
     """One reader for all places; each row is one paid request and one file with exactly the picture's bytes."""
 
     def check_shapes(self, image: bytes, *left_out: str) -> None:
@@ -102,7 +102,7 @@ class ShapeTest(ProgramCase):
             with self.subTest(name):
                 self.server.reset()
                 self.server.plan(body(document))
-                saved = self.saved_file(self.ask("a fox", "-o", "a.png", "--overwrite"))
+                saved = self.saved_file(self.generate_inside("a fox", "-o", "a.png", "--overwrite"))
                 self.assertEqual(saved.read_bytes(), image)
                 self.only_post()
 
@@ -123,7 +123,7 @@ class ShapeTest(ProgramCase):
                 "Markdown": chat(content=text)}.items():
             with self.subTest(name):
                 self.server.plan(body(document))
-                result = self.ask("a fox", "--n", "2", "-o", "a.png", "--overwrite")
+                result = self.generate_inside("a fox", "--n", "2", "-o", "a.png", "--overwrite")
                 self.assert_succeeded(result)
                 self.assertEqual([Path(path).read_bytes() for path, _ in result.saved], [SMALL, LARGE])
 
@@ -131,20 +131,20 @@ class ShapeTest(ProgramCase):
         self.server.files["1.png"] = SMALL
         url = f"{self.server.origin}/files/1.png"
         self.server.plan(body({"data": [{"url": url, "b64_json": as_base64(SMALL)}], "images": [{"url": url}]}))
-        self.saved_file(self.ask("a fox"))
+        self.saved_file(self.generate_inside("a fox"))
 
     def test_long_text_is_no_picture(self) -> None:
         for name, document in {"chat": chat(content="No. " * 30_000), "message": {"message": "Sorry. " * 20_000},
                                "data": {"data": "x y" * 40_000}}.items():
             with self.subTest(name):
                 self.server.plan(body(document))
-                result = self.ask("a fox", "--json")
+                result = self.generate_inside("a fox", "--json")
                 self.assertEqual((result.exit_code, result.json["error"]["kind"]), (NO_ANSWER, "no_image"))
                 self.assertEqual(result.json["error"]["billed"], "maybe")
 
     def test_fewer_than_asked_is_a_warning(self) -> None:
         self.server.plan(body({"images": [{"url": as_data_url(SMALL)}, {"url": None}, {"url": ""}]}))
-        result = self.ask("a fox", "--n", "3", "--json")
+        result = self.generate_inside("a fox", "--n", "3", "--json")
         self.assertEqual((result.exit_code, len(result.json["saved"]), len(result.json["warnings"])), (0, 1, 1))
         self.assertIn("3 images were asked for, 1 came back", result.json["warnings"][0])
         self.only_post()
@@ -153,7 +153,7 @@ class ShapeTest(ProgramCase):
         for url in ("http://127.0.0.1:1/\ud800.png", "https://\udfff/"):
             with self.subTest(ascii(url)):
                 self.server.plan(body({"data": [{"url": url}]}))
-                result = self.ask("a fox", "--json", "--timeout", "2", "--fresh")
+                result = self.generate_inside("a fox", "--json", "--timeout", "2", "--fresh")
                 self.assertIn(result.exit_code, (6, 7), result.stderr)
                 self.assertIn(result.json["error"]["billed"], ("maybe", "yes"))
 
@@ -194,7 +194,7 @@ TROUBLES = (
 )
 
 
-class TroubleTest(ProgramCase):
+class RelayTroubleTest(ProgramCase):
     """HTTP 200 proves nothing; what came instead is shown, without the key."""
 
     def test_no_picture(self) -> None:
@@ -202,7 +202,7 @@ class TroubleTest(ProgramCase):
             with self.subTest(trouble.name):
                 self.server.reset()
                 self.server.plan(body(trouble.document))
-                result = self.ask("a fox", "--json")
+                result = self.generate_inside("a fox", "--json")
                 error = result.json["error"]
                 self.assertEqual((result.exit_code, result.json["saved"]), (trouble.exit_code, []), error)
                 self.assertIn(error["billed"], trouble.billed or ("no", "maybe"))
@@ -211,7 +211,7 @@ class TroubleTest(ProgramCase):
 
     def test_what_came_is_shown_redacted(self) -> None:
         self.server.plan(body({"data": [], "debug": f"Authorization: Bearer {KEY}, channel 7", "tail": "x" * 5000}))
-        error = self.ask("a fox", "--json").json["error"]
+        error = self.generate_inside("a fox", "--json").json["error"]
         self.assertIn("channel 7", error["message"])
         self.assertNotIn(KEY, error["message"])
         self.assertLess(len(error["message"]), 1000)
@@ -220,7 +220,7 @@ class TroubleTest(ProgramCase):
         for status in (504, 524):
             with self.subTest(status):
                 self.server.plan(Answer(status=status, body=HTML, content_type="text/html"))
-                error = self.ask("a fox", "--json").json["error"]
+                error = self.generate_inside("a fox", "--json").json["error"]
                 self.assertEqual((error["kind"], error["billed"], error["retryable"]), ("gateway", "maybe", False))
                 for word in ("gateway gave up", "--stream", "--quality"):
                     self.assertIn(word, error["hint"])
@@ -237,7 +237,7 @@ class Poll(NamedTuple):
     answers: tuple[Any, ...]
 
 
-class Task(NamedTuple):
+class Dialect(NamedTuple):
     """A create answer, what GETs answer, and what must follow. asked: the targets of all GETs, repeats once."""
     name: str
     create: Any
@@ -294,86 +294,86 @@ def located(location: str, document: bytes = b"") -> Answer:
 
 
 TASKS = (
-    Task("APIMart, url list", APIMART, (Poll(TASKS_1, (APIMART_BUSY, APIMART_BUSY, apimart_done([FILE]))),),
+    Dialect("APIMart, url list", APIMART, (Poll(TASKS_1, (APIMART_BUSY, APIMART_BUSY, apimart_done([FILE]))),),
          (TASKS_1,)),
-    Task("APIMart, url string", APIMART, (Poll(TASKS_1, (APIMART_BUSY, apimart_done(FILE))),), (TASKS_1,)),
-    Task("APIMart, failed", APIMART, (Poll(TASKS_1, (apimart_failed({"message": "no worker"}),)),), (TASKS_1,),
+    Dialect("APIMart, url string", APIMART, (Poll(TASKS_1, (APIMART_BUSY, apimart_done(FILE))),), (TASKS_1,)),
+    Dialect("APIMart, failed", APIMART, (Poll(TASKS_1, (apimart_failed({"message": "no worker"}),)),), (TASKS_1,),
          NO_ANSWER, "task_failed", "maybe", message="no worker"),
-    Task("APIMart, failed with a text", APIMART, (Poll(TASKS_1, (apimart_failed("no worker"),)),), (TASKS_1,),
+    Dialect("APIMart, failed with a text", APIMART, (Poll(TASKS_1, (apimart_failed("no worker"),)),), (TASKS_1,),
          NO_ANSWER, "task_failed", "maybe", message="no worker"),
-    Task("APIMart, failed by moderation", APIMART, (Poll(TASKS_1, (APIMART_BUSY, apimart_failed(
+    Dialect("APIMart, failed by moderation", APIMART, (Poll(TASKS_1, (APIMART_BUSY, apimart_failed(
         {"code": "content_policy_violation", "message": "refused"}))),), (TASKS_1,), REFUSED, "moderation",
          "", message="refused"),
-    Task("ToAPIs", TOAPIS, (Poll(CREATE_2, ({**TOAPIS, "status": "in_progress"}, TOAPIS_DONE)),), (CREATE_2,)),
-    Task("ToAPIs, failed", TOAPIS, (Poll(CREATE_2, ({**TOAPIS, "status": "failed", "error": {
+    Dialect("ToAPIs", TOAPIS, (Poll(CREATE_2, ({**TOAPIS, "status": "in_progress"}, TOAPIS_DONE)),), (CREATE_2,)),
+    Dialect("ToAPIs, failed", TOAPIS, (Poll(CREATE_2, ({**TOAPIS, "status": "failed", "error": {
         "code": "generate_failed", "message": "no worker"}},)),), (CREATE_2,), NO_ANSWER, "task_failed", "maybe"),
-    Task("RunAPI form", {"task_id": "task_1", "status": "pending"},
+    Dialect("RunAPI form", {"task_id": "task_1", "status": "pending"},
          (Poll(CREATE_1, ({"task_id": "task_1", "status": "processing"}, {"task_id": "task_1", "status": "succeeded",
                                                                          "images": [{"url": FILE}]})),), (CREATE_1,)),
-    Task("kie, waiting", {"code": 200, "data": {"taskId": "281", "state": "waiting"}}, (
+    Dialect("kie, waiting", {"code": 200, "data": {"taskId": "281", "state": "waiting"}}, (
         Poll("/v1/jobs/recordInfo?taskId=281", (KIE_STATE, KIE_DONE)),), ("/v1/jobs/recordInfo?taskId=281",),
          config=KIE),
-    Task("kie, only an id", {"code": 200, "msg": "success", "data": {"taskId": "281"}}, (
+    Dialect("kie, only an id", {"code": 200, "msg": "success", "data": {"taskId": "281"}}, (
         Poll("/v1/jobs/recordInfo?taskId=281", (KIE_STATE, KIE_DONE)),), ("/v1/jobs/recordInfo?taskId=281",),
          config=KIE),
-    Task("kie, failed", {"code": 200, "data": {"taskId": "281", "state": "queuing"}}, (
+    Dialect("kie, failed", {"code": 200, "data": {"taskId": "281", "state": "queuing"}}, (
         Poll("/v1/jobs/recordInfo?taskId=281", (KIE_STATE, KIE_FAILED)),), ("/v1/jobs/recordInfo?taskId=281",),
          NO_ANSWER, "task_failed", "maybe", KIE, "Internal error"),
-    Task("PoYo", {"code": 200, "data": {"task_id": "281", "status": "not_started"}}, (
+    Dialect("PoYo", {"code": 200, "data": {"task_id": "281", "status": "not_started"}}, (
         Poll("/v1/generate/status/281", ({"data": {"status": "running"}}, {"data": {
             "status": "finished", "images": [{"url": FILE}]}})),), ("/v1/generate/status/281",),
          config=(("poll_url", "{base}/generate/status/{id}"),)),
-    Task("WaveSpeed", WAVESPEED, (Poll("/v1/predictions/p1/result", (WAVESPEED, WAVESPEED_DONE)),),
+    Dialect("WaveSpeed", WAVESPEED, (Poll("/v1/predictions/p1/result", (WAVESPEED, WAVESPEED_DONE)),),
          ("/v1/predictions/p1/result",)),
-    Task("WaveSpeed, urls at the top", {**WAVESPEED["data"]},  # type: ignore[dict-item]
+    Dialect("WaveSpeed, urls at the top", {**WAVESPEED["data"]},  # type: ignore[dict-item]
          (Poll("/v1/predictions/p1/result", (WAVESPEED, WAVESPEED_DONE)),), ("/v1/predictions/p1/result",)),
-    Task("WaveSpeed, failed", WAVESPEED, (Poll("/v1/predictions/p1/result", (WAVESPEED_FAILED,)),),
+    Dialect("WaveSpeed, failed", WAVESPEED, (Poll("/v1/predictions/p1/result", (WAVESPEED_FAILED,)),),
          ("/v1/predictions/p1/result",), NO_ANSWER, "task_failed", "maybe", message="no worker"),
-    Task("fal queue", FAL, (Poll(FAL_STATUS, (FAL, FAL_BUSY, FAL_DONE)), Poll("/v1/requests/r1", (FAL_RESULT,))),
+    Dialect("fal queue", FAL, (Poll(FAL_STATUS, (FAL, FAL_BUSY, FAL_DONE)), Poll("/v1/requests/r1", (FAL_RESULT,))),
          (FAL_STATUS, "/v1/requests/r1")),
-    Task("fal queue with 202", FAL, (Poll(FAL_STATUS, (body(FAL_BUSY, status=202, headers=SOON), FAL_DONE)),
+    Dialect("fal queue with 202", FAL, (Poll(FAL_STATUS, (body(FAL_BUSY, status=202, headers=SOON), FAL_DONE)),
                                      Poll("/v1/requests/r1", (FAL_RESULT,))), (FAL_STATUS, "/v1/requests/r1")),
-    Task("fal queue, refused result", FAL, (Poll(FAL_STATUS, (FAL_DONE,)), Poll("/v1/requests/r1", (
+    Dialect("fal queue, refused result", FAL, (Poll(FAL_STATUS, (FAL_DONE,)), Poll("/v1/requests/r1", (
         body({"detail": "rejected by the content policy"}, status=422),))), (FAL_STATUS, "/v1/requests/r1"),
          REFUSED, "moderation", "", message="content policy"),
-    Task("fal queue, no images", FAL, (Poll(FAL_STATUS, (FAL_DONE,)), Poll("/v1/requests/r1", ({"images": []},))),
+    Dialect("fal queue, no images", FAL, (Poll(FAL_STATUS, (FAL_DONE,)), Poll("/v1/requests/r1", ({"images": []},))),
          (FAL_STATUS, "/v1/requests/r1"), NO_ANSWER, "no_image", "maybe"),
-    Task("202, absolute Location", located(ORIGIN + "/v1/operations/7"), (
+    Dialect("202, absolute Location", located(ORIGIN + "/v1/operations/7"), (
         Poll("/v1/operations/7", ({"status": "running"}, PLAIN_DONE)),), ("/v1/operations/7",)),
-    Task("202, relative Location", located("/v1/operations/7?v=1", b"{}"), (
+    Dialect("202, relative Location", located("/v1/operations/7?v=1", b"{}"), (
         Poll("/v1/operations/7?v=1", ({"status": "running"}, PLAIN_DONE)),), ("/v1/operations/7?v=1",)),
-    Task("202 again and again without a body", located("/v1/operations/7"), (
+    Dialect("202 again and again without a body", located("/v1/operations/7"), (
         Poll("/v1/operations/7", (*[located("/v1/operations/7")] * 4, PLAIN_DONE)),), ("/v1/operations/7",)),
-    Task("202 with an id", body({"request_id": "task_1"}, status=202, headers=SOON), (
+    Dialect("202 with an id", body({"request_id": "task_1"}, status=202, headers=SOON), (
         Poll(CREATE_1, (PLAIN_DONE,)),), (CREATE_1,)),
-    Task("unknown status words", APIMART, (Poll(TASKS_1, (
+    Dialect("unknown status words", APIMART, (Poll(TASKS_1, (
         {"data": {"status": "moderating"}}, {"data": {"status": "RENDERING 4/9"}}, {"data": {"status": None}},
         {"data": {}}, apimart_done(FILE))),), (TASKS_1,)),
-    Task("429 while polling", APIMART, (Poll(TASKS_1, (Answer(status=429, headers=SOON), APIMART_BUSY,
+    Dialect("429 while polling", APIMART, (Poll(TASKS_1, (Answer(status=429, headers=SOON), APIMART_BUSY,
                                                        apimart_done(FILE))),), (TASKS_1,)),
-    Task("500 while polling", APIMART, (Poll(TASKS_1, (*[Answer(status=500)] * 4, apimart_done(FILE))),), (TASKS_1,)),
-    Task("502 page while polling", APIMART, (Poll(TASKS_1, (
+    Dialect("500 while polling", APIMART, (Poll(TASKS_1, (*[Answer(status=500)] * 4, apimart_done(FILE))),), (TASKS_1,)),
+    Dialect("502 page while polling", APIMART, (Poll(TASKS_1, (
         Answer(status=502, body=HTML, content_type="text/html"), apimart_done(FILE))),), (TASKS_1,)),
-    Task("page while polling", APIMART, (Poll(TASKS_1, (
+    Dialect("page while polling", APIMART, (Poll(TASKS_1, (
         *[Answer(body=HTML, content_type="text/html")] * 4, apimart_done(FILE))),), (TASKS_1,)),
-    Task("dropped while polling", APIMART, (Poll(TASKS_1, (*[Answer(drop="silent")] * 4, apimart_done(FILE))),),
+    Dialect("dropped while polling", APIMART, (Poll(TASKS_1, (*[Answer(drop="silent")] * 4, apimart_done(FILE))),),
          (TASKS_1,)),
-    Task("404 at the first known place", TOAPIS, (Poll(TASKS_2, (TOAPIS_DONE,)),), (CREATE_2, TASKS_2)),
-    Task("404 at APIMart's place", APIMART, (Poll(CREATE_1, (apimart_done(FILE),)),), (TASKS_1, CREATE_1)),
-    Task("404 everywhere", APIMART, (), (TASKS_1, CREATE_1), NO_ANSWER, "poll", "maybe", kept=1),
-    Task("401 while polling", APIMART, (Poll(TASKS_1, (Answer(status=401),)),), (TASKS_1,), NO_ANSWER, "poll", "maybe",
+    Dialect("404 at the first known place", TOAPIS, (Poll(TASKS_2, (TOAPIS_DONE,)),), (CREATE_2, TASKS_2)),
+    Dialect("404 at APIMart's place", APIMART, (Poll(CREATE_1, (apimart_done(FILE),)),), (TASKS_1, CREATE_1)),
+    Dialect("404 everywhere", APIMART, (), (TASKS_1, CREATE_1), NO_ANSWER, "poll", "maybe", kept=1),
+    Dialect("401 while polling", APIMART, (Poll(TASKS_1, (Answer(status=401),)),), (TASKS_1,), NO_ANSWER, "poll", "maybe",
          kept=1),
-    Task("id of a stranger", {**TOAPIS, "id": "../a b?c#d/\u00e9"}, (
+    Dialect("id of a stranger", {**TOAPIS, "id": "../a b?c#d/\u00e9"}, (
         Poll("/v1/images/generations/..%2Fa%20b%3Fc%23d%2F%C3%A9", (TOAPIS_DONE,)),),
          ("/v1/images/generations/..%2Fa%20b%3Fc%23d%2F%C3%A9",)),
-    Task("id of dots", {**TOAPIS, "id": ".."}, (), (), NO_ANSWER, "", "maybe"),
-    Task("id of one dot", {**TOAPIS, "id": "."}, (), (), NO_ANSWER, "", "maybe"),
-    Task("id that is no text", {**TOAPIS, "id": "\ud800"}, (), None, NO_ANSWER, "", "maybe"),  # type: ignore[arg-type]
-    Task("id as a number", {"data": {"id": 77, "status": "Pending"}}, (
+    Dialect("id of dots", {**TOAPIS, "id": ".."}, (), (), NO_ANSWER, "", "maybe"),
+    Dialect("id of one dot", {**TOAPIS, "id": "."}, (), (), NO_ANSWER, "", "maybe"),
+    Dialect("id that is no text", {**TOAPIS, "id": "\ud800"}, (), None, NO_ANSWER, "", "maybe"),  # type: ignore[arg-type]
+    Dialect("id as a number", {"data": {"id": 77, "status": "Pending"}}, (
         Poll("/v1/images/generations/77", (PLAIN_DONE,)),), ("/v1/images/generations/77",)),
-    Task("broken status_url", {**FAL, "status_url": "\x01http://127.0.0.1/\x00", "response_url": ""}, (),
+    Dialect("broken status_url", {**FAL, "status_url": "\x01http://127.0.0.1/\x00", "response_url": ""}, (),
          None, NO_ANSWER, "", "maybe"),  # type: ignore[arg-type]
-    Task("task that ends empty", TOAPIS, (Poll(CREATE_2, ({**TOAPIS, "status": "completed"},)),), (CREATE_2,),
+    Dialect("task that ends empty", TOAPIS, (Poll(CREATE_2, ({**TOAPIS, "status": "completed"},)),), (CREATE_2,),
          NO_ANSWER, "no_image", "maybe"),
 )
 
@@ -450,7 +450,7 @@ class TaskCase(ProgramCase):
         self.assertEqual((len(world.server.posts), world.journal, os.listdir(str(world.root / "tmp"))), (1, 0, []))
 
 
-class TaskTest(TaskCase):
+class TaskDialectsTest(TaskCase):
     """An answer that only promises a picture is polled, on the same origin, and never asked for twice."""
 
     def test_dialects(self) -> None:
@@ -459,7 +459,7 @@ class TaskTest(TaskCase):
                 with self.subTest(task.name):
                     self.assertEqual(problem, "")
 
-    def check(self, task: Task) -> str:
+    def check(self, task: Dialect) -> str:
         """What is wrong in this row, or an empty text."""
         world = self.world(task.name)
         world.configure(dict(task.config))
@@ -502,7 +502,7 @@ class TaskTest(TaskCase):
         self.server.plan(body({**TOAPIS, **usage}, headers=SOON))
         self.server.plan_gets(CREATE_2, body({**TOAPIS, "status": "processing", **usage}, headers=SOON),
                               body({**PLAIN_DONE, **usage}))
-        self.assertEqual(self.ask("a fox", "--json").json["cost_usd"], 0.05)
+        self.assertEqual(self.generate_inside("a fox", "--json").json["cost_usd"], 0.05)
 
     def test_failed_words(self) -> None:
         for word in ("failed", "FAIL", "error", "generate_failed", "create_task_failed", "canceled", "Cancelled",
@@ -511,7 +511,7 @@ class TaskTest(TaskCase):
                 self.server.reset()
                 self.server.plan(body(TOAPIS, headers=SOON))
                 self.server.plan_gets(CREATE_2, body({"id": "task-2", "status": word}))
-                result = self.ask("a fox", "--json", "--timeout", "10")
+                result = self.generate_inside("a fox", "--json", "--timeout", "10")
                 error = result.json["error"]
                 self.assertEqual((result.exit_code, error["kind"], error["billed"]), (6, "task_failed", "maybe"), error)
                 self.assertIn(word.lower(), error["message"])
@@ -524,7 +524,7 @@ class TaskTest(TaskCase):
                 self.server.reset()
                 self.server.plan(body({"request_id": "task-2", "status": word}, headers=SOON))
                 self.server.plan_gets(CREATE_2, body(PLAIN_DONE))
-                self.saved_file(self.ask("a fox", "-o", "a.png", "--overwrite"))
+                self.saved_file(self.generate_inside("a fox", "-o", "a.png", "--overwrite"))
                 self.only_post()
 
     def test_done_words(self) -> None:
@@ -533,14 +533,14 @@ class TaskTest(TaskCase):
                 self.server.reset()
                 self.server.plan(body(TOAPIS, headers=SOON))
                 self.server.plan_gets(CREATE_2, body({"status": word, "data": []}))
-                result = self.ask("a fox", "--json", "--timeout", "10")
+                result = self.generate_inside("a fox", "--json", "--timeout", "10")
                 self.assertEqual((result.exit_code, result.json["error"]["billed"]), (6, "maybe"))
                 self.assertEqual(len(self.server.gets), 1)
 
     def test_retry_after_is_kept(self) -> None:
         self.server.plan(body(TOAPIS, status=202, headers=(("Retry-After", "1"),)))
         self.server.plan_gets(CREATE_2, body(PLAIN_DONE))
-        self.saved_file(self.ask("a fox"))
+        self.saved_file(self.generate_inside("a fox"))
         look, = self.server.gets
         self.assertGreater(look.when - self.only_post().when, 0.95)
 
@@ -554,11 +554,11 @@ class TaskTest(TaskCase):
     def test_status_is_told_while_waiting(self) -> None:
         self.server.plan(body(TOAPIS, headers=SOON))
         self.server.plan_gets(CREATE_2, body({**TOAPIS, "status": "shaving the fox"}, headers=SOON))
-        error = self.ask("a fox", "--json", "--timeout", "1").json["error"]
+        error = self.generate_inside("a fox", "--json", "--timeout", "1").json["error"]
         self.assertIn("shaving the fox", error["message"])
 
 
-class StrangerTest(TaskCase):
+class KeyStaysAtItsOriginTest(TaskCase):
     """The key goes to the origin of the base URL only, whatever an answer names."""
 
     def check_stranger(self, name: str, make: Callable[[str], Answer], polls: Sequence[Poll] = (),
@@ -741,7 +741,7 @@ OTHERS = (
     refusal(500, "Invalid type for 'image[0]': expected a file, but got a string"))
 
 
-class SpellingTest(ProgramCase):
+class ImageFieldSpellingTest(ProgramCase):
     """`image` and `image[]`: the other one is tried once, on exactly the known refusals."""
 
     def setUp(self) -> None:
@@ -750,7 +750,7 @@ class SpellingTest(ProgramCase):
 
     def ask_edit(self, images: int, *arguments: str) -> Result:
         further = [word for path in self.images[1:images] for word in ("--image", path)]
-        return self.call_program("edit", self.images[0], "a hat", *further, *self.access(), *arguments,
+        return self.run_inside("edit", self.images[0], "a hat", *further, *self.access(), *arguments,
                                  env={"GPT_IMAGE2_API_KEY": KEY})
 
     def spellings(self) -> list[list[str]]:
@@ -799,7 +799,7 @@ class SpellingTest(ProgramCase):
         for answer in (NOT_A_FILE, DUPLICATE, MISSING):
             self.server.reset()
             self.server.plan(answer)
-            self.assertEqual(self.ask("a fox").exit_code, REFUSED)
+            self.assertEqual(self.generate_inside("a fox").exit_code, REFUSED)
             self.only_post()
 
     @unittest.skipUnless(os.name == "posix", "needs POSIX signals and flock")
@@ -819,7 +819,7 @@ class SpellingTest(ProgramCase):
         big = self.file("big.png", draw_png(32, 32, padding=3_400_000))
         self.server.plan(Answer(status=413, body=b"<html><title>413 Request Entity Too Large</title></html>",
                                 content_type="text/html"))
-        result = self.call_program("edit", big, "a hat", *self.access(), "--json", env={"GPT_IMAGE2_API_KEY": KEY})
+        result = self.run_inside("edit", big, "a hat", *self.access(), "--json", env={"GPT_IMAGE2_API_KEY": KEY})
         error = result.json["error"]
         self.assertEqual((result.exit_code, error["kind"], error["billed"]), (REFUSED, "too_large", "no"))
         self.assertIn("3.4 MB", error["hint"])

@@ -65,7 +65,7 @@ ANSWERS = (
     Row(status=301), Row(status=413), Row(status=422), Row(status=405))
 
 
-class RuleTest(unittest.TestCase):
+class RetryRuleTest(unittest.TestCase):
     """judge() alone: nothing is sent and nothing is opened."""
 
     def judge(self, row: Row, **request: Any) -> Any:
@@ -75,7 +75,7 @@ class RuleTest(unittest.TestCase):
         asked = program.Request("POST", "https://relay.invalid/v1/images/generations", **request)
         return program.judge(asked, outcome, response, row.attempt)
 
-    def test_table(self) -> None:
+    def test_what_is_sent_again_and_what_was_billed(self) -> None:
         for row in (*CURL, *ANSWERS):
             with self.subTest(str(row)):
                 failure, pause = self.judge(row)

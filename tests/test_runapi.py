@@ -71,7 +71,7 @@ class RunApiCase(OnRunApi):
             self.server.reset()
         for name, value in switches.items():
             setattr(self.server, name, value)
-        return self.ask("a fox", "-o", str(self.work / "out.png"), "--json", "--overwrite", *arguments)
+        return self.generate_inside("a fox", "-o", str(self.work / "out.png"), "--json", "--overwrite", *arguments)
 
     def check_success(self, result: Result, tasks: int = 1) -> None:
         self.assertEqual((result.exit_code, len(self.server.tasks), len(result.json["saved"])), (0, tasks, tasks),
@@ -97,7 +97,7 @@ class RunApiCase(OnRunApi):
 
 # ---- The server itself -------------------------------------------------------------------------------------
 
-class ServerTest(RunApiCase):
+class LoopbackRunApiTest(RunApiCase):
     """The server refuses what the service refuses: without that, nothing below would prove anything."""
 
     def send(self, method: str, path: str, content: Any = None, **headers: str) -> tuple[int, dict[str, Any]]:
@@ -157,7 +157,7 @@ class ServerTest(RunApiCase):
 
 # ---- Settings ----------------------------------------------------------------------------------------------
 
-class ChoiceTest(RunApiCase):
+class RunApiIsChosenTest(RunApiCase):
     """Who chooses RunAPI, and where its key may go."""
 
     def test_default_is_not_runapi(self) -> None:
@@ -244,7 +244,7 @@ KEY_ROWS = (
 )
 
 
-class KeyTest(RunApiCase):
+class RunApiKeyTest(RunApiCase):
 
     def chosen(self, row: KeyRow) -> str:
         """The key that would be sent, empty when the program refuses."""
@@ -254,7 +254,7 @@ class KeyTest(RunApiCase):
             self.assertEqual((failure.exit_code, failure.kind), (SETUP, "key"))
             return ""
 
-    def test_table(self) -> None:
+    def test_which_key_goes_where(self) -> None:
         tool = self.home / ".config" / "runapi" / "config.json"
         for row in KEY_ROWS:
             with self.subTest(row.name):
@@ -269,13 +269,13 @@ class KeyTest(RunApiCase):
 
     def test_broken_file_of_the_official_tool(self) -> None:
         path = self.write_config("{oops", path=self.home / ".config" / "runapi" / "config.json")
-        result = self.call_program("generate", "a fox", "--api", "runapi", "--json")
+        result = self.run_inside("generate", "a fox", "--api", "runapi", "--json")
         self.assertEqual(result.exit_code, SETUP, result.stderr)
         self.assertIn(path, result.json["error"]["message"])
 
     def test_broken_file_of_the_official_tool_does_not_hide_a_good_key(self) -> None:
         self.write_config("{oops", path=self.home / ".config" / "runapi" / "config.json")
-        result = self.ask("a fox", "--json", env={"GPT_IMAGE2_API_KEY": None, "RUNAPI_API_KEY": KEY})
+        result = self.generate_inside("a fox", "--json", env={"GPT_IMAGE2_API_KEY": None, "RUNAPI_API_KEY": KEY})
         self.check_success(result)
 
     def test_each_key_is_really_sent(self) -> None:
@@ -284,29 +284,29 @@ class KeyTest(RunApiCase):
             with self.subTest(name):
                 self.server.reset()
                 self.write_config(content, path=tool)
-                result = self.ask("a fox", "--json", env={"GPT_IMAGE2_API_KEY": None, **env})
+                result = self.generate_inside("a fox", "--json", env={"GPT_IMAGE2_API_KEY": None, **env})
                 self.check_success(result)
 
     def test_no_key_at_all(self) -> None:
-        result = self.call_program("generate", "a fox", "--api", "runapi", "--json")
+        result = self.run_inside("generate", "a fox", "--api", "runapi", "--json")
         error = self.check_failure(result, SETUP, "no", "key")
         self.assertIn("runapi.ai", error["message"])
 
     def test_refused_key(self) -> None:
-        result = self.ask("a fox", "--json", env={"GPT_IMAGE2_API_KEY": "wrong-key"})
+        result = self.generate_inside("a fox", "--json", env={"GPT_IMAGE2_API_KEY": "wrong-key"})
         self.check_failure(result, SETUP, "no", "key")
         self.assertEqual(len(self.server.creates), 1)
 
     def test_check_proves_the_key(self) -> None:
         for given, exit_code in ((KEY, 0), ("wrong-key", SETUP)):
             with self.subTest(given):
-                result = self.call_program("config", "--check", *self.access(), env={"RUNAPI_API_KEY": given})
+                result = self.run_inside("config", "--check", *self.access(), env={"RUNAPI_API_KEY": given})
                 self.assertEqual(result.exit_code, exit_code, result.stdout + result.stderr)
         self.assertEqual(self.server.creates, [])
 
 
 @unittest.skipUnless(sys.platform.startswith("linux"), "needs /proc")
-class SecretTest(RunApiCase):
+class RunApiKeyIsNowhereTest(RunApiCase):
     """The key is in no argument, environment or file while a task is created, looked at and fetched."""
 
     def test_key_is_nowhere(self) -> None:
@@ -350,7 +350,7 @@ class CreateCase(RunApiCase):
         return [(create.path, create.fields["model"]) for create in self.server.creates]
 
 
-class DialectTest(CreateCase):
+class RunApiDialectsTest(CreateCase):
     """Path and model name: the other one is tried where nothing can have been bought, and nowhere else."""
 
     def test_page_dialect_first(self) -> None:
@@ -375,7 +375,7 @@ class DialectTest(CreateCase):
             with self.subTest(dialects=dialects):
                 self.server.reset()
                 self.server.dialects = dialects
-                result = self.call_program("edit", image, "a fox", *self.access(), "--json",
+                result = self.run_inside("edit", image, "a fox", *self.access(), "--json",
                                            env={"RUNAPI_API_KEY": KEY})
                 self.check_success(result)
                 self.assertEqual(self.sent(), expected)
@@ -430,7 +430,7 @@ class DialectTest(CreateCase):
                 self.assertEqual(paths(self.server.creates), [PAGE])
 
 
-class ModelTest(CreateCase):
+class RunApiModelNamesTest(CreateCase):
     """The model's other name, once, when a refusal names the model."""
 
     def test_other_name_on_the_page(self) -> None:
@@ -472,7 +472,7 @@ class ModelTest(CreateCase):
         self.assertEqual([model for _, model in self.sent()], [LONG, LONG, SHORT])
 
 
-class PartlyTest(RunApiCase):
+class RunApiSomeOfManyTest(RunApiCase):
     """Several tasks, and not all of them came about."""
 
     def test_rate_limit_for_the_second(self) -> None:
@@ -486,7 +486,7 @@ class PartlyTest(RunApiCase):
         self.assertEqual((again.exit_code, len(again.json["saved"]), len(self.server.tasks)), (0, 2, 2), again.stderr)
 
 
-class IdempotencyTest(RunApiCase):
+class RunApiIdempotencyTest(RunApiCase):
     """A key on every create: the same for a repeat, another for a changed attempt, another image, another run."""
 
     def test_on_every_create(self) -> None:
@@ -576,7 +576,7 @@ REFUSALS = (  # options, a word of the message or hint
 )
 
 
-class ParameterTest(RunApiCase):
+class RunApiParametersTest(RunApiCase):
 
     def test_what_is_sent(self) -> None:
         for options, expected in SENT:
@@ -613,7 +613,7 @@ class ParameterTest(RunApiCase):
         for source in (image, "https://pictures.invalid/a.png"):
             for options in (("--mask", mask), ("--input-fidelity", "high")):
                 with self.subTest(source, options=options):
-                    result = self.call_program("edit", source, "a fox", *self.access(), *options, "--json",
+                    result = self.run_inside("edit", source, "a fox", *self.access(), *options, "--json",
                                                env={"RUNAPI_API_KEY": KEY})
                     self.assertEqual(result.exit_code, USAGE, result.stderr)
                     self.assertIn(f"RunAPI has no {options[0]}", result.json["error"]["message"])
@@ -631,7 +631,7 @@ class ParameterTest(RunApiCase):
         self.assertEqual(self.server.creates[0].fields["output_resolution"], "4k")
 
     def test_suffix_of_the_output_is_no_request(self) -> None:
-        result = self.ask("a fox", "-o", "fox.jpg", "--json")
+        result = self.generate_inside("a fox", "-o", "fox.jpg", "--json")
         self.check_success(result)
         self.assertNotIn("output_format", self.server.creates[0].fields)
         self.assertEqual([Path(saved["path"]).name for saved in result.json["saved"]], ["fox.png"])
@@ -639,7 +639,7 @@ class ParameterTest(RunApiCase):
 
 # ---- Tasks -------------------------------------------------------------------------------------------------
 
-class TaskTest(RunApiCase):
+class RunApiTaskTest(RunApiCase):
 
     def test_saved_image_is_the_result(self) -> None:
         result = self.make()
@@ -743,7 +743,7 @@ class TaskTest(RunApiCase):
     def test_poll_url_of_the_config(self) -> None:
         path = self.write_config({"poll_url": self.server.url + "/api/v1/tasks/{id}", "base_url": self.server.url,
                                   "api": "runapi", "api_key": KEY}, path=self.work / "c.json")
-        self.check_success(self.call_program("generate", "a fox", "--config", path, "--json"))
+        self.check_success(self.run_inside("generate", "a fox", "--config", path, "--json"))
         self.assertEqual({look.path for look in self.server.of_kind("poll")}, {"/api/v1/tasks/tsk_001"})
 
     def test_trouble_with_looking_is_not_the_tasks(self) -> None:
@@ -786,10 +786,10 @@ class TaskTest(RunApiCase):
         return shown
 
 
-class FailedTaskTest(RunApiCase):
+class RunApiFailedTaskTest(RunApiCase):
 
     def fails(self, prompt: str, exit_code: int, kind: str, text: str, *options: str) -> dict[str, Any]:
-        result = self.ask(prompt, "--json", *options)
+        result = self.generate_inside(prompt, "--json", *options)
         error = self.check_failure(result, exit_code, "no", kind)
         self.assertIn(text, error["message"])
         self.assertEqual((len(self.server.tasks), self.journal(), result.json["saved"]), (1, [], []))
@@ -815,7 +815,7 @@ class FailedTaskTest(RunApiCase):
                 with self.subTest(wrapped, words=words):
                     self.server.reset()
                     self.server.located, self.server.wrapped = "/api/v1/tasks/{id}", wrapped
-                    result = self.ask(f"a fox [fail: {words}]", "--json")
+                    result = self.generate_inside(f"a fox [fail: {words}]", "--json")
                     self.assertIn(result.exit_code, exit_code, result.stdout)
                     self.assertEqual(result.json["error"]["billed"], "no")
                     self.assertIn(words, result.json["error"]["message"])
@@ -837,12 +837,12 @@ class FailedTaskTest(RunApiCase):
         self.fails("a fox [fail: the provider gave up]", NO_ANSWER, "task_failed", "the provider gave up")
 
     def test_ids_are_told(self) -> None:
-        result = self.ask("a fox [fail]", "--json")
+        result = self.generate_inside("a fox [fail]", "--json")
         self.assertRegex(result.json["error"]["request_id"], r"req_run_\d+")
         self.assertIn("tsk_001", result.json["error"]["request_id"])
 
     def test_ids_are_told_to_people(self) -> None:
-        result = self.ask("a fox [fail]")
+        result = self.generate_inside("a fox [fail]")
         self.assertRegex(result.stderr, r"req_run_\d+")
         self.assertIn("tsk_001", result.stderr)
 
@@ -869,7 +869,7 @@ class FailedTaskTest(RunApiCase):
 
     def test_human_form_of_a_partial_failure(self) -> None:
         self.server.failures = {2: "gave up"}
-        result = self.ask("a fox", "--n", "2", "-o", "out.png")
+        result = self.generate_inside("a fox", "--n", "2", "-o", "out.png")
         self.assertEqual((result.exit_code, len(result.saved), len(result.errors)), (NO_ANSWER, 1, 1), result.stderr)
 
 
@@ -909,9 +909,9 @@ BODIES = (  # the forms of an error, and what must be told
 )
 
 
-class ErrorTest(RunApiCase):
+class RunApiErrorsTest(RunApiCase):
 
-    def test_table(self) -> None:
+    def test_exit_code_kind_and_billed_of_every_error(self) -> None:
         for row in ERRORS:
             with self.subTest(row.name):
                 self.server.reset()
@@ -969,10 +969,10 @@ class ErrorTest(RunApiCase):
 
 # ---- Input images ------------------------------------------------------------------------------------------
 
-class UploadTest(RunApiCase):
+class RunApiUploadTest(RunApiCase):
 
     def change(self, *arguments: str, **options: Any) -> Result:
-        return self.call_program("edit", *arguments, *self.access(), "--json", env={"RUNAPI_API_KEY": KEY}, **options)
+        return self.run_inside("edit", *arguments, *self.access(), "--json", env={"RUNAPI_API_KEY": KEY}, **options)
 
     def sources(self) -> list[bytes | str]:
         return self.server.source_bytes(self.server.creates[-1])
@@ -1124,7 +1124,7 @@ class Trial(NamedTuple):
 
 
 @unittest.skipUnless(os.name == "posix", "needs POSIX signals and flock")
-class KillTest(OnRunApi, KillCase):
+class RunApiKilledTest(OnRunApi, KillCase):
     """One task per image, and the image is there, whatever moment the program was killed at."""
 
     def trial(self, name: str, *options: str, edit: bool = True) -> Any:

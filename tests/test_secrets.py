@@ -104,7 +104,7 @@ class WatchedCase(ProgramCase):
         return found
 
 
-class RouteTest(WatchedCase):
+class KeyRoutesTest(WatchedCase):
     """Every route of the key."""
 
     def config(self, **content: Any) -> str:
@@ -131,7 +131,7 @@ class RouteTest(WatchedCase):
         self.watch(Route("config's variable", (), {"MINE": KEY}))
 
     def test_command(self) -> None:
-        vault = self.program("vault", f"echo {KEY}\n")
+        vault = self.shell_script("vault", f"echo {KEY}\n")
         self.config(api_key_command=[vault])
         self.watch(Route("command", spared=[vault]))
 
@@ -150,7 +150,7 @@ class RouteTest(WatchedCase):
         self.assertNotIn(b"other-fake-key", curl.environment)
 
 
-class CurlProcessTest(WatchedCase):
+class CurlSeesNoKeyTest(WatchedCase):
     """How curl is started."""
 
     def setUp(self) -> None:
@@ -212,12 +212,12 @@ class CurlProcessTest(WatchedCase):
         self.watch(self.route._replace(env={**self.route.env, **env}))
 
 
-class KeyCommandTest(ProgramCase):
+class KeyCommandSeesNoKeyTest(ProgramCase):
     """The key command sees no keys of others, and nobody sees what it prints."""
 
     def test_environment(self) -> None:
         seen = self.work / "seen"
-        vault = self.program("vault", f"export -p > '{seen}'; echo {KEY}\n")
+        vault = self.shell_script("vault", f"export -p > '{seen}'; echo {KEY}\n")
         self.write_config({"base_url": self.server.url, "api_key_command": [vault]})
         env = {"GPT_IMAGE2_API_KEY": "other-fake-1", "OPENAI_API_KEY": "other-fake-2", "VAULT_ADDRESS": "kept"}
         self.assert_succeeded(self.run_program("generate", PROMPT, env=env))
@@ -226,7 +226,7 @@ class KeyCommandTest(ProgramCase):
         self.assertNotIn("other-fake", text)
 
 
-class EchoTest(ProgramCase):
+class EchoedKeyOnDiskTest(ProgramCase):
     """A server that echoes the key: what stays on disk of its answer does not hold it."""
 
     def files_with_key(self) -> list[str]:
@@ -269,13 +269,13 @@ class EchoTest(ProgramCase):
         self.assertEqual((child.returncode, error["billed"]), (7, "yes"), error)
 
 
-class FailureTest(ProgramCase):
+class FailuresShowNoKeyTest(ProgramCase):
     """No failure shows the key, with -v least of all."""
 
     def fail_with(self, answer: Answer, *arguments: str) -> Result:
         """Run generate against an answer, verbosely, with the key on the command line."""
         self.server.default = answer
-        return self.call_program("generate", PROMPT, *self.access(), "-v", "--api-key", KEY, "--timeout", "2", *arguments)
+        return self.run_inside("generate", PROMPT, *self.access(), "-v", "--api-key", KEY, "--timeout", "2", *arguments)
 
     def test_every_kind(self) -> None:
         later = (("Retry-After", "3600"),)
@@ -306,7 +306,7 @@ class FailureTest(ProgramCase):
         for arguments in (["--api-key", KEY, KEY], [f"--apikey={KEY}"], ["--size", KEY, "--api-key", KEY],
                           ["--base-url", f"https://{KEY}@relay.invalid/v1"]):
             with self.subTest(arguments):
-                result = self.call_program("generate", PROMPT, *arguments, env={"GPT_IMAGE2_API_KEY": KEY})
+                result = self.run_inside("generate", PROMPT, *arguments, env={"GPT_IMAGE2_API_KEY": KEY})
                 self.assertIn(result.exit_code, (2, 3))
                 self.assertNotIn(KEY, result.stdout + result.stderr)
 

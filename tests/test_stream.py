@@ -76,7 +76,7 @@ class StreamCase(ProgramCase):
                                   env={"GPT_IMAGE2_API_KEY": KEY})
 
 
-class FormsTest(StreamCase):
+class StreamFormsTest(StreamCase):
     """One finished picture in every form that a stream may have."""
 
     def test_forms(self) -> None:
@@ -106,13 +106,13 @@ class FormsTest(StreamCase):
             for kind in (EVENTS, "application/json"):
                 with self.subTest(name, content_type=kind):
                     self.server.plan(stream(text)._replace(content_type=kind))
-                    saved = self.saved_file(self.ask(PROMPT, "--stream", "-o", "a.png", "--overwrite"))
+                    saved = self.saved_file(self.generate_inside(PROMPT, "--stream", "-o", "a.png", "--overwrite"))
                     self.assertEqual((saved.read_bytes(), self.beside()), (SMALL, ["a.png"]))
         self.assertEqual(len(self.server.posts), 2 * len(forms))
 
     def test_stream_that_nobody_asked_for(self) -> None:
         self.server.plan(stream(whole()))
-        self.assertEqual(self.saved_file(self.ask(PROMPT)).read_bytes(), SMALL)
+        self.assertEqual(self.saved_file(self.generate_inside(PROMPT)).read_bytes(), SMALL)
         self.assertNotIn("stream", self.only_post().fields)
 
     def test_cut_at_any_byte(self) -> None:
@@ -145,7 +145,7 @@ class FormsTest(StreamCase):
     def test_several_finished(self) -> None:
         images = [SMALL, OTHER, LARGE]
         self.server.plan(stream("".join(frame(completed(image)) for image in images)))
-        result = self.ask(PROMPT, "--stream", "--n", "3", "-o", "a.png")
+        result = self.generate_inside(PROMPT, "--stream", "--n", "3", "-o", "a.png")
         self.assert_succeeded(result)
         self.assertEqual([Path(path).read_bytes() for path, _ in result.saved], images)
 
@@ -154,17 +154,17 @@ class FormsTest(StreamCase):
                 "image_generation_failed", "no")))):
             with self.subTest(name):
                 self.server.plan(stream(text))
-                result = self.ask(PROMPT, "--stream", "--n", "2", "--json", "-o", "a.png", "--overwrite")
+                result = self.generate_inside(PROMPT, "--stream", "--n", "2", "--json", "-o", "a.png", "--overwrite")
                 self.assertEqual((result.exit_code, len(result.json["saved"])), (0, 1), result.stderr)
                 self.assertTrue(any("1 came back" in text for text in result.json["warnings"]), result.json)
 
     def test_usage_is_told(self) -> None:
         self.server.plan(stream(whole()))
-        document = self.ask(PROMPT, "--stream", "--json").json
+        document = self.generate_inside(PROMPT, "--stream", "--json").json
         self.assertEqual((document["usage"]["output_tokens"], document["cost_usd"]), (100, 0.004))
 
 
-class PartialTest(StreamCase):
+class PartialImagesTest(StreamCase):
     """Pictures in the making: asked for, saved beside the target, removed or kept."""
 
     def test_generate_and_edit(self) -> None:
@@ -188,7 +188,7 @@ class PartialTest(StreamCase):
 
     def test_not_asked_for(self) -> None:
         self.server.plan(stream(whole()))
-        self.saved_file(self.ask(PROMPT, "--stream", "--keep-partials", "-o", "a.png"))
+        self.saved_file(self.generate_inside(PROMPT, "--stream", "--keep-partials", "-o", "a.png"))
         self.assertEqual((self.beside(), "partial_images" in self.only_post().fields), (["a.png"], False))
 
     def test_kept_although_everything_came_at_once(self) -> None:
@@ -240,7 +240,7 @@ class PartialTest(StreamCase):
 
 
 @unittest.skipUnless(os.name == "posix", "needs POSIX signals and flock")
-class KilledTest(StreamCase):
+class KilledStreamTest(StreamCase):
     """Killed in the middle of a stream: the same command collects it and leaves no partial picture behind."""
 
     def kill_with_a_partial(self, answer: Answer) -> None:
@@ -316,15 +316,15 @@ BROKEN = (
 )
 
 
-class BrokenTest(StreamCase):
+class BrokenStreamTest(StreamCase):
     """HTTP 200 and a stream, but no picture: exit code, kind and whether money may be gone."""
 
-    def test_table(self) -> None:
+    def test_exit_code_kind_and_billed_of_every_broken_stream(self) -> None:
         for broken in BROKEN:
             with self.subTest(broken.name):
                 self.server.reset()
                 self.server.plan(stream(broken.text))
-                result = self.ask(PROMPT, "--stream", "--json", "-o", "a.png")
+                result = self.generate_inside(PROMPT, "--stream", "--json", "-o", "a.png")
                 error = result.json["error"]
                 self.assertEqual((result.exit_code, error["billed"], error["kind"], error["code"]),
                                  (broken.exit_code, broken.billed, broken.kind, broken.code), error)
@@ -341,7 +341,7 @@ class BrokenTest(StreamCase):
             with self.subTest(name):
                 self.server.reset()
                 self.server.plan(answer)
-                result = self.ask(PROMPT, "--stream", "--json", "-o", "a.png")
+                result = self.generate_inside(PROMPT, "--stream", "--json", "-o", "a.png")
                 self.assertEqual((result.exit_code, result.json["error"]["billed"]), (NO_ANSWER, "maybe"))
                 self.only_post()
 
@@ -361,22 +361,22 @@ class BrokenTest(StreamCase):
 
     def test_refusal_before_the_stream(self) -> None:
         self.server.plan(Answer(status=400, body=error_body("rejected", "moderation_blocked")))
-        error = self.ask(PROMPT, "--stream", "--json").json["error"]
+        error = self.generate_inside(PROMPT, "--stream", "--json").json["error"]
         self.assertEqual((error["kind"], error["billed"], error["http_status"]), ("moderation", "no", 400))
 
     def test_real_refusal_of_the_server(self) -> None:
-        result = self.ask(PROMPT, "--stream", "--param", "seed=7", "--json")
+        result = self.generate_inside(PROMPT, "--stream", "--param", "seed=7", "--json")
         self.assertEqual((result.exit_code, result.json["error"]["billed"]), (REFUSED, "no"))
 
     def test_gateway_that_cannot_stream(self) -> None:
         self.server.plan(Answer(status=500, body=error_body("streaming is not supported")))
-        result = self.ask(PROMPT, "--stream", "--json")
+        result = self.generate_inside(PROMPT, "--stream", "--json")
         self.assertEqual((result.exit_code, result.json["error"]["billed"]), (NO_ANSWER, "maybe"))
         self.only_post()
 
 
 @unittest.skipUnless(os.name == "posix", "needs getrusage")
-class MemoryTest(StreamCase):
+class StreamMemoryTest(StreamCase):
 
     def measure(self, answer: Answer, *arguments: str) -> float:
         """Peak memory in MB of the program and curl; a small process between, or this one's size would count."""
@@ -402,19 +402,19 @@ class MemoryTest(StreamCase):
         self.assertLess(self.measure(stream(text), "--stream", "--partial-images", "1"), 60)
 
 
-class CommandTest(StreamCase):
+class StreamOptionsTest(StreamCase):
     """What is checked before anything is sent."""
 
     def check_usage(self, result: Result) -> None:
         self.assertEqual((result.exit_code, self.server.requests), (2, []), result.stderr)
 
     def test_partial_images_need_a_stream(self) -> None:
-        self.check_usage(self.ask(PROMPT, "--partial-images", "2"))
+        self.check_usage(self.generate_inside(PROMPT, "--partial-images", "2"))
 
     def test_number_of_partial_images(self) -> None:
         for value in ("-1", "4", "x", "1.5"):
             with self.subTest(value):
-                self.check_usage(self.ask(PROMPT, "--stream", "--partial-images", value))
+                self.check_usage(self.generate_inside(PROMPT, "--stream", "--partial-images", value))
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ class OtherSystemsTest(ScriptCase):
         """Replace a tool."""
         if (self.bin / name).exists():
             (self.bin / name).unlink()
-        self.program(name, text + "\n")
+        self.shell_script(name, text + "\n")
 
     def test_reasons_to_skip(self) -> None:
         rows = (("debootstrap", 'mkdir "$4"; echo E: no such mirror; exit 1', "debootstrap failed: E: no such mirror"),
@@ -93,7 +93,7 @@ class OtherPythonsTest(ScriptCase):
 
     def python(self, name: str, folder: Path, refuses: int = 0, ran: int = 0, code: int = 0) -> None:
         """A Python that says so many tests ran."""
-        self.program(name, FAKE.format(refuses=refuses, ran=ran, code=code), folder)
+        self.shell_script(name, FAKE.format(refuses=refuses, ran=ran, code=code), folder)
 
     def test_newer_ones_are_taken_and_free_threaded_ones_are_not(self) -> None:
         versions = self.root / "pyenv" / "versions"
