@@ -4,7 +4,7 @@ from __future__ import annotations
 import json
 import os
 import unittest
-from typing import Any
+from typing import Any, Callable
 from urllib.parse import quote
 
 from api_server import Answer
@@ -25,6 +25,11 @@ def spellings(key: str) -> dict[str, str]:
             "unicode": "".join(f"\\u{ord(letter):04x}" for letter in key), "unicode, capitals": "".join(f"\\u{ord(letter):04X}" for letter in key),
             "mixed": key.replace("/", "%2f").replace("+", "\\u002B"), "percent": "".join(f"%{ord(letter):02X}" for letter in key),
             "capitals": key.upper(), "zero width": "\u200b".join(key), "controls": "\x01".join(key)}
+
+
+def respelled(key: str, spell: Callable[[int], str]) -> str:
+    """Return the key with all but letters and digits as numbers."""
+    return "".join(letter if letter.isalnum() else spell(ord(letter)) for letter in key)
 
 
 class KeySpellingsTest(unittest.TestCase):
@@ -61,6 +66,32 @@ class KeySpellingsTest(unittest.TestCase):
         """Linear: each of these took minutes in a first attempt."""
         for text in ("\\" * 60_000, "%25" * 20_000, "t" + "\0" * 60_000, "test-k" * 10_000):
             self.assertEqual(program.redact(text, [KEY, "x" * 2000]), program.redact(text, [KEY]))
+
+
+class RarerSpellingTest(unittest.TestCase):
+    """HTML's and JavaScript's numbers hide no key, whole or cut."""
+    spellings = tuple(respelled(ODD, spell) for spell in (
+        lambda code: f"&#{code};", lambda code: f"&#0{code};", lambda code: f"&#x{code:x};", lambda code: f"&#X{code:04X};",
+        lambda code: f"\\x{code:02x}", lambda code: f"\\\\x{code:02X}", lambda code: f"%{code:02x}", lambda code: f"\\u{code:04x}"))
+
+    def test_whole(self) -> None:
+        for text in self.spellings:
+            self.assertEqual(program.redact(f"a {text} b", [ODD]), "a *** b")
+            self.assertEqual(program.blanked(f"a {text} b", [ODD], "*"), f"a {'*' * len(text)} b")
+
+    def test_cut(self) -> None:
+        for text in self.spellings:
+            for kept in range(14, len(text)):
+                with self.subTest(text[:kept]):
+                    self.assertNotIn("test", program.redact(f"a {text[:kept]}\u2026", [ODD]))
+
+    def test_other_numbers_stay(self) -> None:
+        for text in ("&#233;t&#xe9; \\x41bc", "a&#; &#x; &#9999999; \\xzz %zz"):
+            self.assertEqual(program.redact(text, [ODD]), text)
+
+    def test_time(self) -> None:
+        for text in ("&#" * 30_000, "&#x" * 20_000, "\\x" * 30_000, "//a:" * 16_000, "//" * 30_000, "sk-" * 20_000, "eyJa." * 12_000):
+            self.assertTrue(program.redact(text, [KEY]))
 
 
 class EchoedKeyTest(ProgramCase):
@@ -247,6 +278,17 @@ class NeededPathTest(ProgramCase):
         self.server.default = Answer(status=400, body=b'{"error": {"message": "no sk-learn-data/x and sk-0123456789abc"}}')
         result = self.run_inside("generate", PROMPT, *self.access(), "-o", "sk-learn-data/x.png", env={"GPT_IMAGE2_API_KEY": KEY})
         self.assertNotIn("sk-", result.stderr)
+
+
+class KeyWithBlanksTest(ProgramCase):
+    """A key that was pasted with blanks around it is known without them from the start."""
+
+    def test_copy_in_another_variable(self) -> None:
+        vault = self.shell_script("vault", f"echo ${{COPY-{ODD}}}\n")
+        self.write_config({"base_url": self.server.url, "api_key_command": [vault]})
+        self.server.key = ODD
+        self.addCleanup(setattr, self.server, "key", KEY)
+        self.assert_succeeded(self.run_program("generate", PROMPT, env={"OPENAI_API_KEY": " other-fake-key\ufeff ", "COPY": "x other-fake-key"}))
 
 
 if __name__ == "__main__":

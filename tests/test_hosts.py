@@ -338,6 +338,39 @@ class ForeignConfigTest(ProgramCase):
         self.assertIn("changed by other users", result.stderr)
 
 
+class ConfigForOthersTest(ProgramCase):
+    """What is said of a config's rights fits to what is in it, and there is a way on."""
+
+    def test_nothing_secret_in_it(self) -> None:
+        for content, warned in (({"api_key_env": "MINE"}, False), ({"api_key_env": "MINE", "model": "gpt-image-2"}, False),
+                                ({"api_key": KEY}, True), ({"headers": {"A": "b"}}, True), ({"proxy": "http://127.0.0.1:9"}, True)):
+            for mode in (0o644, 0o604, 0o640):
+                with self.subTest(f"{content} {mode:o}"):
+                    self.write_config({"base_url": self.server.url, **content}, mode)
+                    self.assertEqual("read by other users" in self.run_inside("config").stderr, warned)
+        self.write_config({"base_url": self.server.url, "api_key_env": "MINE"}, 0o660)
+        self.assertIn("changed by other users", self.run_inside("config").stderr)
+
+    def test_disk_without_rights(self) -> None:
+        path = self.write_config({"base_url": self.server.url}, 0o777, self.work / "c 1.json")
+        result = self.run_program("generate", PROMPT, "--config", path)
+        self.assertEqual(result.exit_code, 3)
+        self.assertIn(f"--config - < '{path}'", result.stderr)
+        with open(path, encoding="utf-8") as stream:
+            self.assert_succeeded(self.run_program("generate", PROMPT, "--config", "-", stdin=stream.read(), env={"GPT_IMAGE2_API_KEY": KEY}))
+
+    @unittest.skipUnless(os.name == "posix", "has a umask")
+    def test_init_makes_no_open_folder(self) -> None:
+        umask = os.umask(0)
+        try:
+            self.assertEqual(self.run_inside("config", "--init").exit_code, 0)
+            self.assertEqual(os.umask(0), 0)
+        finally:
+            os.umask(umask)
+        for path in (self.home / ".config", self.home / ".config" / "gpt-image-2"):
+            self.assertEqual(path.stat().st_mode & 0o777, 0o700)
+
+
 class EndlessConfigTest(ProgramCase):
     """A config is a file or a pipe, and has an end."""
 

@@ -19,7 +19,7 @@ from unittest import mock
 from api_server import Answer, draw_jpeg, draw_png, draw_webp, jpeg_segment
 from support import KEY, ProgramCase, Result, mask_png, plain_png, png_chunk, png_file, program
 from test_codex import CodexCase
-from test_pure import encode, filtered
+from test_pictures import encode, filtered
 
 PROMPT = "make it night"
 PNG, JPEG, WEBP = draw_png(64, 48, 1), draw_jpeg(64, 48, 1), draw_webp(64, 48, 1)

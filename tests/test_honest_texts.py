@@ -1,10 +1,8 @@
-"""What a second look found: keys in rarer spellings and places, and protection that was in honest people's way."""
+"""What is shown all the same: names, typed words and addresses that are no keys, but not the keys beside them."""
 from __future__ import annotations
 
 import json
-import os
 import unittest
-from typing import Callable
 
 from api_server import Answer, draw_png
 from support import KEY, ProgramCase, program
@@ -14,37 +12,6 @@ ODD = "test/key+of=mine_0123456789"
 UUID = "0a1b2c3d-0000-4000-8000-00000fa4e0e0"
 TOKEN = "eyJmYWtlIjoxfQ.eyJmYWtlIjoyfQ.ZmFrZQ"
 REMOTE = "https://relay.invalid/v1"
-
-
-def respelled(key: str, spell: Callable[[int], str]) -> str:
-    """Return the key with all but letters and digits as numbers."""
-    return "".join(letter if letter.isalnum() else spell(ord(letter)) for letter in key)
-
-
-class RarerSpellingTest(unittest.TestCase):
-    """HTML's and JavaScript's numbers hide no key, whole or cut."""
-    spellings = tuple(respelled(ODD, spell) for spell in (
-        lambda code: f"&#{code};", lambda code: f"&#0{code};", lambda code: f"&#x{code:x};", lambda code: f"&#X{code:04X};",
-        lambda code: f"\\x{code:02x}", lambda code: f"\\\\x{code:02X}", lambda code: f"%{code:02x}", lambda code: f"\\u{code:04x}"))
-
-    def test_whole(self) -> None:
-        for text in self.spellings:
-            self.assertEqual(program.redact(f"a {text} b", [ODD]), "a *** b")
-            self.assertEqual(program.blanked(f"a {text} b", [ODD], "*"), f"a {'*' * len(text)} b")
-
-    def test_cut(self) -> None:
-        for text in self.spellings:
-            for kept in range(14, len(text)):
-                with self.subTest(text[:kept]):
-                    self.assertNotIn("test", program.redact(f"a {text[:kept]}\u2026", [ODD]))
-
-    def test_other_numbers_stay(self) -> None:
-        for text in ("&#233;t&#xe9; \\x41bc", "a&#; &#x; &#9999999; \\xzz %zz"):
-            self.assertEqual(program.redact(text, [ODD]), text)
-
-    def test_time(self) -> None:
-        for text in ("&#" * 30_000, "&#x" * 20_000, "\\x" * 30_000, "//a:" * 16_000, "//" * 30_000, "sk-" * 20_000, "eyJa." * 12_000):
-            self.assertTrue(program.redact(text, [KEY]))
 
 
 class LoginInAddressTest(ProgramCase):
@@ -174,50 +141,6 @@ class HonestNameTest(ProgramCase):
     def test_prompt_with_a_word_that_is_a_password(self) -> None:
         result = self.generate("a lock as the icon of a password manager", env={"https_proxy": "http://me:password@127.0.0.1:9"})
         self.assert_succeeded(result)
-
-
-class ConfigForOthersTest(ProgramCase):
-    """What is said of a config's rights fits to what is in it, and there is a way on."""
-
-    def test_nothing_secret_in_it(self) -> None:
-        for content, warned in (({"api_key_env": "MINE"}, False), ({"api_key_env": "MINE", "model": "gpt-image-2"}, False),
-                                ({"api_key": KEY}, True), ({"headers": {"A": "b"}}, True), ({"proxy": "http://127.0.0.1:9"}, True)):
-            for mode in (0o644, 0o604, 0o640):
-                with self.subTest(f"{content} {mode:o}"):
-                    self.write_config({"base_url": self.server.url, **content}, mode)
-                    self.assertEqual("read by other users" in self.run_inside("config").stderr, warned)
-        self.write_config({"base_url": self.server.url, "api_key_env": "MINE"}, 0o660)
-        self.assertIn("changed by other users", self.run_inside("config").stderr)
-
-    def test_disk_without_rights(self) -> None:
-        path = self.write_config({"base_url": self.server.url}, 0o777, self.work / "c 1.json")
-        result = self.run_program("generate", PROMPT, "--config", path)
-        self.assertEqual(result.exit_code, 3)
-        self.assertIn(f"--config - < '{path}'", result.stderr)
-        with open(path, encoding="utf-8") as stream:
-            self.assert_succeeded(self.run_program("generate", PROMPT, "--config", "-", stdin=stream.read(), env={"GPT_IMAGE2_API_KEY": KEY}))
-
-    @unittest.skipUnless(os.name == "posix", "has a umask")
-    def test_init_makes_no_open_folder(self) -> None:
-        umask = os.umask(0)
-        try:
-            self.assertEqual(self.run_inside("config", "--init").exit_code, 0)
-            self.assertEqual(os.umask(0), 0)
-        finally:
-            os.umask(umask)
-        for path in (self.home / ".config", self.home / ".config" / "gpt-image-2"):
-            self.assertEqual(path.stat().st_mode & 0o777, 0o700)
-
-
-class KeyWithBlanksTest(ProgramCase):
-    """A key that was pasted with blanks around it is known without them from the start."""
-
-    def test_copy_in_another_variable(self) -> None:
-        vault = self.shell_script("vault", f"echo ${{COPY-{ODD}}}\n")
-        self.write_config({"base_url": self.server.url, "api_key_command": [vault]})
-        self.server.key = ODD
-        self.addCleanup(setattr, self.server, "key", KEY)
-        self.assert_succeeded(self.run_program("generate", PROMPT, env={"OPENAI_API_KEY": " other-fake-key\ufeff ", "COPY": "x other-fake-key"}))
 
 
 if __name__ == "__main__":
