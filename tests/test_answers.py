@@ -394,8 +394,7 @@ class ErrorEnvelopesTest(WrongAnswerCase):
     def test_refusals_are_sent_once(self) -> None:
         for answer in (refusal(400, "no"), refusal(401, "no"), refusal(429, "no", "insufficient_quota"), Answer(status=500),
                        Answer(status=504, body=b"")):
-            with self.subTest(answer.status):
-                self.server.requests.clear()
+            with self.fresh(answer.status):
                 self.server.default = answer
                 self.generate_inside(PROMPT)
                 self.only_post()

@@ -60,8 +60,7 @@ class AzureAddressesTest(AzureCase):
     def test_addresses(self) -> None:
         for address in ADDRESSES:
             for command in ("generate", "edit"):
-                with self.subTest(address.base, command=command):
-                    self.server.reset()
+                with self.fresh(address.base, command=command):
                     self.server.plan(Answer(image=SMALL))
                     result = self.azure(command, address.base, "-o", "a.png", "--overwrite")
                     self.assertEqual(self.saved_file(result).read_bytes(), SMALL)
@@ -74,8 +73,7 @@ class AzureAddressesTest(AzureCase):
 
     def test_unknown_deployment(self) -> None:
         for base, model in (("/openai/v1", "nothing"), ("/openai/deployments/nothing", "gpt-image-2")):
-            with self.subTest(base):
-                self.server.reset()
+            with self.fresh(base):
                 result = self.azure("generate", base, "--model", model, "--json")
                 error = result.json["error"]
                 self.assertEqual((result.exit_code, error["kind"], error["billed"]), (REFUSED, "not_found", "no"))
@@ -199,8 +197,7 @@ class AzureRefusalsTest(AzureCase):
         text = ("Your resource has been temporarily blocked because we detected behavior that may violate our "
                 "content policy.")
         for status, code in ((400, "contentFilter"), (400, "content_policy_violation"), (403, "403"), (429, "429")):
-            with self.subTest(status, code=code):
-                self.server.reset()
+            with self.fresh(status, code=code):
                 self.server.plan(self.refusal(code, text, status))
                 result = self.azure("generate", "", "--json", "--timeout", "5")
                 error = result.json["error"]

@@ -186,8 +186,7 @@ class CodexSignInTest(CodexCase):
             {"tokens": {"access_token": 5}}, {"tokens": {"access_token": ["x"]}}, {"tokens": {"access_token": "a b"}},
             {"tokens": {"access_token": "a\nb"}}, {"OPENAI_API_KEY": "fake-key", "tokens": None})
         for content in contents:
-            with self.subTest(content):
-                self.server.reset()
+            with self.fresh(content):
                 self.write_config(content, path=path)
                 self.check_failure(self.generate_inside(), SETUP, "key")
                 self.assertEqual(self.server.requests, [])
@@ -213,16 +212,14 @@ class CodexSignInTest(CodexCase):
 
     def test_not_expired(self) -> None:
         for claims in ({"exp": int(time.time()) + 600}, {}, {"exp": "soon"}, {"exp": None}, [], "text"):
-            with self.subTest(claims):
-                self.server.reset()
+            with self.fresh(claims):
                 self.token = self.server.key = web_token(claims)
                 self.sign_in()
                 self.assertEqual(self.generate_inside().exit_code, 0)
 
     def test_token_that_is_no_web_token(self) -> None:
         for token in ("opaque-token", "a.b.c", "a.!!.c", "..", "a." + "W" * 9 + ".c"):
-            with self.subTest(token):
-                self.server.reset()
+            with self.fresh(token):
                 self.server.key = token
                 self.sign_in({"access_token": token})
                 self.assertEqual(self.generate_inside().exit_code, 0)
@@ -384,8 +381,7 @@ class CodexRequestTest(CodexCase):
         while not self.server.posts:
             self.assertLess(time.monotonic(), deadline)
             time.sleep(0.01)
-        child.kill()
-        child.communicate()
+        self.kill(child)
         self.token = fresh_token(sub="renewed meanwhile")
         self.sign_in()
         result = self.run_program("generate", "a fox", *self.access(), "-o", "fox.png")

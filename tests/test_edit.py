@@ -334,8 +334,7 @@ class InputsBehindUrlsTest(EditCase):
         command = ("edit", *self.access(), self.url, PROMPT, "-o", "cat.png")
         first = self.start_program(*command, env={"GPT_IMAGE2_API_KEY": KEY})
         self.wait_until(lambda: bool(self.server.posts))
-        first.kill()
-        self.finish(first)
+        self.kill(first)
         for left in self.tmp.iterdir():
             shutil.rmtree(str(left))  # what a killed program leaves there
         del self.server.files["a.png"]

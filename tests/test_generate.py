@@ -74,8 +74,7 @@ class GenerateRequestTest(ProgramCase):
             (["--param", "style=oil = 'thick'"], {"style": "oil = 'thick'"}), (["--param", "empty="], {"empty": ""}),
             (["--param", 'odd=@"x";\n\\'], {"odd": '@"x";\n\\'}), (["--param", "size=2k"], {"size": "2k"}))
         for options, fields in table:
-            with self.subTest(" ".join(options)):
-                self.server.requests.clear()
+            with self.fresh(" ".join(options)):
                 self.server.plan(Answer(check=False))
                 self.saved_file(self.generate_inside(PROMPT, *options))
                 self.assertEqual(self.only_post().fields, {"model": "gpt-image-2", "prompt": PROMPT, **fields})
@@ -128,30 +127,26 @@ class PromptSourcesTest(ProgramCase):
                  ("windows", b"a\r\nfox\r\n", "a\r\nfox"), ("mark", b"\xef\xbb\xbfa fox", "a fox"),
                  ("quotes", b'"a" \\ ;type=x', '"a" \\ ;type=x'), ("at", b"@file", "@file"), ("less", b"<file", "<file"))
         for name, content, prompt in table:
-            with self.subTest(name):
-                self.server.requests.clear()
+            with self.fresh(name):
                 self.saved_file(self.generate_inside("--prompt-file", self.file("prompt.txt", content)))
                 self.assertEqual(self.only_post().fields["prompt"], prompt)
 
     def test_from_standard_input(self) -> None:
         for arguments in (["-"], ["--prompt-file", "-"]):
-            with self.subTest(arguments):
-                self.server.requests.clear()
+            with self.fresh(arguments):
                 self.saved_file(self.generate(*arguments, stdin='two\n"lines"\n'))
                 self.assertEqual(self.only_post().fields["prompt"], 'two\n"lines"')
 
     def test_32000_emoji(self) -> None:
         prompt = "\N{FOX FACE}" * 32000  # 128 KB: too long for one argument and for one line of curl's config
         for name, arguments, stdin in (("file", ["--prompt-file", self.file("p.txt", prompt)], ""), ("input", ["-"], prompt)):
-            with self.subTest(name):
-                self.server.requests.clear()
+            with self.fresh(name):
                 self.saved_file(self.generate(*arguments, stdin=stdin))
                 self.assertEqual(self.only_post().fields["prompt"], prompt)
 
     def test_like_an_option(self) -> None:
         for prompt in ("-o", "--quality low", "--", "-"):
-            with self.subTest(prompt):
-                self.server.requests.clear()
+            with self.fresh(prompt):
                 result = self.generate_inside("--quality", "low", "--", prompt, stdin="from input")
                 self.saved_file(result)
                 expected = "from input" if prompt == "-" else prompt
@@ -160,8 +155,7 @@ class PromptSourcesTest(ProgramCase):
     def test_options_stand_anywhere(self) -> None:
         for arguments in ([PROMPT, "--quality", "low", "-o", "a.png"], ["--quality", "low", PROMPT, "-oa.png"],
                           ["-o", "a.png", "--quality=low", PROMPT], ["--quality=low", "--output=a.png", "--", PROMPT]):
-            with self.subTest(arguments):
-                self.server.requests.clear()
+            with self.fresh(arguments):
                 self.saved_file(self.generate_inside(*arguments))
                 self.assertEqual(self.only_post().fields, {"model": "gpt-image-2", "prompt": PROMPT, "quality": "low"})
 

@@ -444,8 +444,7 @@ class GifAndSvgComeBackTest(ProgramCase):
 
     def test_both(self) -> None:
         for name, image, form, edges in (("a.gif", GIF, "gif", (64, 48)), ("a.svg", SVG, "svg", (300, 200))):
-            with self.subTest(name):
-                self.server.requests.clear()
+            with self.fresh(name):
                 result = self.make(name, image)
                 document = result.json
                 saved = document["saved"][0]

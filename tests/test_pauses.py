@@ -111,8 +111,7 @@ class LongPauseTest(ProgramCase):
 
     def test_result_url(self) -> None:
         for asked in ("86400", "4000", "Fri, 31 Dec 9999 23:59:59 GMT", "9" * 400):
-            with self.subTest(asked):
-                self.server.reset()
+            with self.fresh(asked):
                 self.server.plan(Answer(as_url=True))
                 self.server.plan_files(Answer(status=503, headers=(("Retry-After", asked),)))
                 self.fails(self.generate("a fox", "--json"), 7, "yes", " s, when --timeout is over")
@@ -163,8 +162,7 @@ class LongPauseTest(ProgramCase):
     def test_numbers_of_5000_digits(self) -> None:
         huge = "9" * 5000
         for message in (f"Limit 5, Used 0, Requested {huge}.", f"Limit {huge}, Used 0, Requested {huge}."):
-            with self.subTest(message[:30]):
-                self.server.reset()
+            with self.fresh(message[:30]):
                 self.server.plan(*[limited(message, Retry_After="4000")] * 9)
                 self.fails(self.generate("a fox", "--json"), 5, "no")
                 self.server.reset()
@@ -254,8 +252,7 @@ class RefusalRunsTest(ProgramCase):
     def test_one_request_and_what_it_means(self) -> None:
         for exit_code, kind, (status, body) in ((6, "unavailable", NOBODY_ASKED[0]), (6, "unavailable", NOBODY_ASKED[-1]),
                                                 (5, "quota", NO_CREDIT[0]), (5, "quota", NO_CREDIT[4])):
-            with self.subTest(body):
-                self.server.reset()
+            with self.fresh(body):
                 self.server.plan(Answer(status=status, body=body))
                 result = self.generate_inside("a fox", "--json")
                 error = result.json["error"]
@@ -271,8 +268,7 @@ class RefusalRunsTest(ProgramCase):
             "categories": {"sexual": True, "violence": True, "hate": False}}}
         for error, stage in ((openai, "stage: output"), (azure, ""), (flags, "")):
             for options in (("--json",), ()):
-                with self.subTest(error["code"], options=options):
-                    self.server.reset()
+                with self.fresh(error["code"], options=options):
                     self.server.plan(Answer(status=400, body=json.dumps({"error": error}).encode()))
                     result = self.generate_inside("a fox", *options)
                     self.assertEqual(result.exit_code, 4)
@@ -284,8 +280,7 @@ class RefusalRunsTest(ProgramCase):
     def test_odd_details_do_not_crash(self) -> None:
         for details in (None, [], "x", {"categories": 7}, {"categories": [1, None, {"a": 2}], "moderation_stage": []},
                         {"categories": {}}, {"categories": "sexual"}):
-            with self.subTest(details):
-                self.server.reset()
+            with self.fresh(details):
                 body = {"error": {"code": "moderation_blocked", "message": "x", "moderation_details": details}}
                 self.server.plan(Answer(status=400, body=json.dumps(body).encode()))
                 self.assertEqual(self.generate_inside("a fox").exit_code, 4)

@@ -179,8 +179,7 @@ class UnsafePlaceTest(PrivateCase):
         for row in UNSAFE:
             if row.foreign and not IS_ROOT:
                 continue
-            with self.subTest(row.name):
-                self.server.reset()
+            with self.fresh(row.name):
                 shutil.rmtree(str(self.home))
                 self.home.mkdir()
                 self.leave_unfinished()
@@ -210,8 +209,7 @@ class UnsafePlaceTest(PrivateCase):
 
     def test_link_in_the_place_of_a_folder(self) -> None:
         for name in ("gpt-image-2", "gpt-image-2/requests"):
-            with self.subTest(name):
-                self.server.reset()
+            with self.fresh(name):
                 shutil.rmtree(str(self.home))
                 self.home.mkdir()
                 precious = self.home / "documents" / "letters"
@@ -242,8 +240,7 @@ class UnsafePlaceTest(PrivateCase):
     def test_ordinary_places_give_no_warning(self) -> None:
         places = [("readable", 0o755), ("sticky", 0o1777), ("own group", 0o775)]
         for name, mode in places:
-            with self.subTest(name):
-                self.server.reset()
+            with self.fresh(name):
                 place = self.root / name
                 place.mkdir()
                 (self.work / "out.png").unlink() if (self.work / "out.png").exists() else None
@@ -289,8 +286,7 @@ class AdoptedFolderTest(PrivateCase):
 
     def test_open_to_others(self) -> None:
         for mode in (0o777, 0o770, 0o707, 0o750):
-            with self.subTest(oct(mode)):
-                self.server.reset()
+            with self.fresh(oct(mode)):
                 shutil.rmtree(str(self.home / ".local"), True)
                 self.leave_unfinished()
                 self.folder().chmod(mode)
@@ -315,8 +311,7 @@ class AdoptedFolderTest(PrivateCase):
 
     def test_links_in_it_lead_nowhere(self) -> None:
         for name in ("saved-1", "partials", "stuck", "request.json"):
-            with self.subTest(name):
-                self.server.reset()
+            with self.fresh(name):
                 shutil.rmtree(str(self.home / ".local"), True)
                 self.leave_unfinished()
                 victim = self.victim()
@@ -458,8 +453,7 @@ class PicturesInTheMakingTest(PrivateCase):
             "a pipe": lambda path: (path.unlink(), os.mkfifo(str(path))),
             "a folder": lambda path: (path.unlink(), path.mkdir())}
         for name, act in replace.items():
-            with self.subTest(name):
-                self.server.reset()
+            with self.fresh(name):
                 shutil.rmtree(str(self.work))
                 self.work.mkdir()
                 path = self.kill_with_a_preview()
@@ -521,8 +515,7 @@ class UploadsAreCopiesTest(PrivateCase):
                             ("cut off", "head -c 60 in.png >x; cat x >in.png"), ("gone", "rm in.png"),
                             ("pipe", "rm in.png; mkfifo in.png"), ("folder", "rm in.png; mkdir in.png"),
                             ("huge", "truncate -s 3G in.png")):
-            with self.subTest(name):
-                self.server.reset()
+            with self.fresh(name):
                 if self.image.is_dir():
                     self.image.rmdir()
                 elif os.path.lexists(str(self.image)):
@@ -558,8 +551,7 @@ class UploadsAreCopiesTest(PrivateCase):
         self.file("mask.png", mask_png(64, 64))
         self.file("b.png", OTHER)
         for name in ("in.png", "b.png", "mask.png"):
-            with self.subTest(name):
-                self.server.reset()
+            with self.fresh(name):
                 kept = (self.work / name).read_bytes()
                 result = self.change_in_a_pause("edit", *self.access(), "in.png", "a hat", "--image", "b.png", "--mask",
                                                 "mask.png", changed=self.work / name)

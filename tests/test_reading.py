@@ -158,8 +158,7 @@ class CompressedAnswerTest(ReadingCase):
 
     def test_downloads_inputs_and_the_check(self) -> None:
         for packer, labelled in self.every():
-            with self.subTest(f"{packer} {labelled}"):
-                self.server.reset()
+            with self.fresh(f"{packer} {labelled}"):
                 self.server.plan(Answer(as_url=True))
                 self.server.plan_files(self.packed(SMALL, packer, labelled, content_type="image/png"))
                 saved = self.saved_file(self.generate_inside(PROMPT, "-o", "d.png", "--overwrite"))
@@ -431,8 +430,7 @@ class KeyAtItsOwnOriginTest(ReadingCase):
 
     def test_asked_once_more_with_the_key(self) -> None:
         for status in (401, 403):
-            with self.subTest(status):
-                self.server.reset()
+            with self.fresh(status):
                 self.server.plan(Answer(as_url=True))
                 self.server.plan_files(Answer(status=status, image=b""))
                 self.assert_succeeded(self.generate_inside(PROMPT, "-o", f"{status}.png"))

@@ -99,8 +99,7 @@ class RelayShapesTest(ProgramCase):
         for name, document in shapes(as_base64(image), as_data_url(image), url).items():
             if name in left_out:
                 continue
-            with self.subTest(name):
-                self.server.reset()
+            with self.fresh(name):
                 self.server.plan(body(document))
                 saved = self.saved_file(self.generate_inside("a fox", "-o", "a.png", "--overwrite"))
                 self.assertEqual(saved.read_bytes(), image)
@@ -199,8 +198,7 @@ class RelayTroubleTest(ProgramCase):
 
     def test_no_picture(self) -> None:
         for trouble in TROUBLES:
-            with self.subTest(trouble.name):
-                self.server.reset()
+            with self.fresh(trouble.name):
                 self.server.plan(body(trouble.document))
                 result = self.generate_inside("a fox", "--json")
                 error = result.json["error"]
@@ -507,8 +505,7 @@ class TaskDialectsTest(TaskCase):
     def test_failed_words(self) -> None:
         for word in ("failed", "FAIL", "error", "generate_failed", "create_task_failed", "canceled", "Cancelled",
                      "timeout"):
-            with self.subTest(word):
-                self.server.reset()
+            with self.fresh(word):
                 self.server.plan(body(TOAPIS, headers=SOON))
                 self.server.plan_gets(CREATE_2, body({"id": "task-2", "status": word}))
                 result = self.generate_inside("a fox", "--json", "--timeout", "10")
@@ -520,8 +517,7 @@ class TaskDialectsTest(TaskCase):
     def test_waiting_words(self) -> None:
         for word in ("submitted", "PENDING", "queued", "created", "Processing", "in_progress", "waiting", "starting",
                      "IN_QUEUE"):
-            with self.subTest(word):
-                self.server.reset()
+            with self.fresh(word):
                 self.server.plan(body({"request_id": "task-2", "status": word}, headers=SOON))
                 self.server.plan_gets(CREATE_2, body(PLAIN_DONE))
                 self.saved_file(self.generate_inside("a fox", "-o", "a.png", "--overwrite"))
@@ -529,8 +525,7 @@ class TaskDialectsTest(TaskCase):
 
     def test_done_words(self) -> None:
         for word in ("completed", "complete", "SUCCESS", "succeeded", "finished"):
-            with self.subTest(word):
-                self.server.reset()
+            with self.fresh(word):
                 self.server.plan(body(TOAPIS, headers=SOON))
                 self.server.plan_gets(CREATE_2, body({"status": word, "data": []}))
                 result = self.generate_inside("a fox", "--json", "--timeout", "10")
@@ -679,8 +674,7 @@ class UnfinishedTaskTest(TaskCase):
                 world = self.busy("kill" + name, create)
                 child = world.start("--timeout", "60")
                 self.wait_until(lambda: len(world.server.gets) > 2)
-                child.kill()
-                child.communicate()
+                self.kill(child)
                 self.finish_task(world)
                 self.check_collected(world, world.run())
 
@@ -690,8 +684,7 @@ class UnfinishedTaskTest(TaskCase):
         self.finish_task(world)
         child = world.start()
         self.wait_until(lambda: len(world.server.posts) == 1)
-        child.kill()
-        child.communicate()
+        self.kill(child)
         self.check_collected(world, world.run())
 
     def test_terminated_while_polling(self) -> None:
@@ -714,8 +707,7 @@ class UnfinishedTaskTest(TaskCase):
         self.finish_task(world)
         child = world.start()
         self.wait_until(lambda: any(each.path.startswith("/files/") for each in world.server.requests))
-        child.kill()
-        child.communicate()
+        self.kill(child)
         self.check_collected(world, world.run())
 
 
@@ -759,8 +751,7 @@ class ImageFieldSpellingTest(ProgramCase):
 
     def test_known_refusals(self) -> None:
         for name, first in (("duplicate", DUPLICATE), ("not a file", NOT_A_FILE), ("422", MISSING)):
-            with self.subTest(name):
-                self.server.reset()
+            with self.fresh(name):
                 self.server.plan(first, Answer(check=False, image=SMALL))
                 saved = self.saved_file(self.ask_edit(3, "-o", "a.png", "--overwrite"))
                 self.assertEqual(saved.read_bytes(), SMALL)
@@ -788,8 +779,7 @@ class ImageFieldSpellingTest(ProgramCase):
 
     def test_other_refusals_stand(self) -> None:
         for answer in OTHERS:
-            with self.subTest(f"{answer.status} {answer.body!r}"):
-                self.server.reset()
+            with self.fresh(f"{answer.status} {answer.body!r}"):
                 self.server.plan(answer)
                 result = self.ask_edit(2, "--json")
                 self.assertIn(result.exit_code, (REFUSED, NO_ANSWER), result.stderr)
@@ -810,8 +800,7 @@ class ImageFieldSpellingTest(ProgramCase):
         deadline = time.monotonic() + 20
         while len(self.server.posts) < 2 and time.monotonic() < deadline:
             time.sleep(0.01)
-        child.kill()
-        child.communicate()
+        self.kill(child)
         saved = self.saved_file(self.run_program(*command, env={"GPT_IMAGE2_API_KEY": KEY}))
         self.assertEqual((saved.read_bytes(), len(self.server.posts)), (SMALL, 2))
 

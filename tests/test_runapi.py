@@ -281,8 +281,7 @@ class RunApiKeyTest(RunApiCase):
     def test_each_key_is_really_sent(self) -> None:
         tool = self.home / ".config" / "runapi" / "config.json"
         for name, env, content in (("variable", {"RUNAPI_API_KEY": KEY}, {}), ("tool", {}, {"api_key": KEY})):
-            with self.subTest(name):
-                self.server.reset()
+            with self.fresh(name):
                 self.write_config(content, path=tool)
                 result = self.generate_inside("a fox", "--json", env={"GPT_IMAGE2_API_KEY": None, **env})
                 self.check_success(result)
@@ -372,8 +371,7 @@ class RunApiDialectsTest(CreateCase):
         for dialects, expected in (({"page"}, [("/v1/edit_image", "gpt-image-2-image-to-image")]),
                                    ({"sdk"}, [("/v1/edit_image", "gpt-image-2-image-to-image"),
                                               ("/api/v1/gpt_image_2/edit_image", SHORT)])):
-            with self.subTest(dialects=dialects):
-                self.server.reset()
+            with self.fresh(dialects=dialects):
                 self.server.dialects = dialects
                 result = self.run_inside("edit", image, "a fox", *self.access(), "--json",
                                            env={"RUNAPI_API_KEY": KEY})
@@ -405,8 +403,7 @@ class RunApiDialectsTest(CreateCase):
                               ("no answer", Order(drop="silent")), ("half an answer", Order(drop="half")),
                               ("200 without a task", nothing), ("a page", no_json), ("201", order(201)),
                               ("302", Order(status=302, headers=(("Location", "/elsewhere"),)))):
-            with self.subTest(name):
-                self.server.reset()
+            with self.fresh(name):
                 self.server.plan("create", planned)
                 result = self.make(reset=False)
                 billed = "no" if name == "302" else "maybe"
@@ -423,8 +420,7 @@ class RunApiDialectsTest(CreateCase):
     def test_never_after_another_refusal(self) -> None:
         for status, exit_code in ((401, SETUP), (402, LIMITED), (403, SETUP), (409, REFUSED), (413, REFUSED),
                                   (415, REFUSED), (422, REFUSED), (400, REFUSED)):
-            with self.subTest(status):
-                self.server.reset()
+            with self.fresh(status):
                 self.server.plan("create", order(status, "no, thank you"))
                 self.check_failure(self.make(reset=False), exit_code, "no")
                 self.assertEqual(paths(self.server.creates), [PAGE])
@@ -455,8 +451,7 @@ class RunApiModelNamesTest(CreateCase):
 
     def test_not_when_the_refusal_names_something_else(self) -> None:
         for status in (400, 422):
-            with self.subTest(status):
-                self.server.reset()
+            with self.fresh(status):
                 self.server.plan("create", order(status, "prompt is too long"))
                 self.check_failure(self.make(reset=False), REFUSED, "no")
                 self.assertEqual(self.sent(), [(PAGE, LONG)])
@@ -506,8 +501,7 @@ class RunApiIdempotencyTest(RunApiCase):
         for name, planned in (("dropped", Order(drop="silent")), ("half", Order(drop="half")),
                               ("unread", Order(drop="unread")), ("500", order(500)), ("502", order(502)),
                               ("503", order(503)), ("504", order(504))):
-            with self.subTest(name):
-                self.server.reset()
+            with self.fresh(name):
                 self.server.dialects = {"sdk"}
                 self.server.plan("create", Order(), planned)  # the first one meets the page that is not there
                 self.check_success(self.make(reset=False))
@@ -523,8 +517,7 @@ class RunApiIdempotencyTest(RunApiCase):
 
     def test_rate_limit_is_repeated_with_the_same_key(self) -> None:
         for dialects in ({"page"}, {"sdk"}):
-            with self.subTest(dialects=dialects):
-                self.server.reset()
+            with self.fresh(dialects=dialects):
                 self.server.dialects = dialects
                 self.server.plan("create", *([] if "page" in dialects else [Order()]), order(429), order(429))
                 self.check_success(self.make(reset=False))
@@ -759,8 +752,7 @@ class RunApiTaskTest(RunApiCase):
 
     def test_status_is_on_the_progress_line(self) -> None:
         for dialects, word in (({"page"}, b"pending"), ({"sdk"}, b"processing")):
-            with self.subTest(word):
-                self.server.reset()
+            with self.fresh(word):
                 self.server.dialects, self.server.seconds, self.server.pause = dialects, 2.5, "700"
                 shown = self.on_terminal("generate", f"a fox {word.decode()}", *self.access())
                 self.assertRegex(shown, rb"waiting: \d+ s[^\r\n]*" + word)
@@ -797,23 +789,20 @@ class RunApiFailedTaskTest(RunApiCase):
 
     def test_failed_task(self) -> None:
         for dialects in ({"page"}, {"sdk"}):
-            with self.subTest(dialects=dialects):
-                self.server.reset()
+            with self.fresh(dialects=dialects):
                 self.server.dialects = dialects
                 self.fails("a fox [fail: the provider gave up]", NO_ANSWER, "task_failed", "the provider gave up")
 
     def test_failed_for_its_content(self) -> None:
         for words in ("Rejected by the safety system.", "This violates our content policy", "blocked by moderation"):
-            with self.subTest(words):
-                self.server.reset()
+            with self.fresh(words):
                 self.fails(f"a fox [fail: {words}]", REFUSED, "moderation", words.rstrip("."))
 
     def test_failed_in_an_envelope(self) -> None:
         for wrapped in ("object", "text"):
             for words, exit_code in (("the provider gave up", (NO_ANSWER, REFUSED)),
                                      ("safety system says no", (REFUSED,))):
-                with self.subTest(wrapped, words=words):
-                    self.server.reset()
+                with self.fresh(wrapped, words=words):
                     self.server.located, self.server.wrapped = "/api/v1/tasks/{id}", wrapped
                     result = self.generate_inside(f"a fox [fail: {words}]", "--json")
                     self.assertIn(result.exit_code, exit_code, result.stdout)
@@ -824,8 +813,7 @@ class RunApiFailedTaskTest(RunApiCase):
         for word in ("failed", "error", "generate_failed", "create_task_failed", "canceled", "cancelled", "timeout",
                      "FAILED"):
             for told in ("the provider gave up", {"code": "E1", "message": "the provider gave up"}):
-                with self.subTest(word, told=told):
-                    self.server.reset()
+                with self.fresh(word, told=told):
 
                     def shape(content: dict[str, Any], word: str = word, told: Any = told) -> dict[str, Any]:
                         return {**content, "status": word, "error": told} if content["status"] == "failed" else content
@@ -861,8 +849,7 @@ class RunApiFailedTaskTest(RunApiCase):
     def test_the_others_are_kept_when_a_create_fails(self) -> None:
         for planned, exit_code in ((order(402), LIMITED), (order(500), NO_ANSWER), (order(422, "no"), REFUSED),
                                    (Order(drop="silent"), NO_ANSWER), (order(401), SETUP)):
-            with self.subTest(planned.status):
-                self.server.reset()
+            with self.fresh(planned.status):
                 self.server.plan("create", Order(), planned, planned)
                 result = self.make("--n", "2", reset=False)
                 self.assertEqual((result.exit_code, len(result.json["saved"])), (exit_code, 1), result.stdout)
@@ -913,8 +900,7 @@ class RunApiErrorsTest(RunApiCase):
 
     def test_exit_code_kind_and_billed_of_every_error(self) -> None:
         for row in ERRORS:
-            with self.subTest(row.name):
-                self.server.reset()
+            with self.fresh(row.name):
                 self.server.plan("create", *row.orders)
                 result = self.make(reset=False)
                 self.assertEqual((len(self.server.creates), self.journal()), (row.creates, []), result.stdout)
@@ -925,8 +911,7 @@ class RunApiErrorsTest(RunApiCase):
 
     def test_bodies(self) -> None:
         for content, words in BODIES:
-            with self.subTest(content):
-                self.server.reset()
+            with self.fresh(content):
                 self.server.plan("create", Order(status=400, body=json.dumps(content).encode()))
                 error = self.check_failure(self.make(reset=False), REFUSED, "no")
                 for word in words:
@@ -980,8 +965,7 @@ class RunApiUploadTest(RunApiCase):
     def test_local_files(self) -> None:
         for name, data in (("a.png", PNG), ("b.jpg", draw_jpeg(64, 64)), ("c", draw_webp(64, 64)),
                            ("ü, ;\".png", PNG)):
-            with self.subTest(name):
-                self.server.reset()
+            with self.fresh(name):
                 self.check_success(self.change(self.file(name, data), "a hat"))
                 self.assertEqual(self.sources(), [data])
                 self.assertEqual([request.kind for request in self.server.requests][:4],
@@ -1002,8 +986,7 @@ class RunApiUploadTest(RunApiCase):
 
     def test_url_is_not_uploaded(self) -> None:
         for url in ("https://pictures.invalid/a.png", "http://pictures.invalid/a"):
-            with self.subTest(url):
-                self.server.reset()
+            with self.fresh(url):
                 self.check_success(self.change(url, "a hat"))
                 self.assertEqual((self.sources(), self.server.uploads), ([url], {}))
 
@@ -1013,8 +996,7 @@ class RunApiUploadTest(RunApiCase):
 
     def test_inputs_without_a_file_are_journalled(self) -> None:
         for source in ("https://pictures.invalid/a.png", "data:image/png;base64," + base64.b64encode(PNG).decode()):
-            with self.subTest(source[:20]):
-                self.server.reset()
+            with self.fresh(source[:20]):
                 self.server.seconds = 3600.0
                 result = self.change(source, "a hat", "--timeout", "1", "--overwrite")
                 self.assertEqual((result.json["warnings"], len(self.journal())), ([], 1), result.stderr)
@@ -1059,8 +1041,7 @@ class RunApiUploadTest(RunApiCase):
                 ("prepare", order(500), NO_ANSWER), ("put", order(403), SETUP), ("put", order(500), NO_ANSWER),
                 ("put", Order(drop="silent"), NO_ANSWER), ("confirm", order(422, "no"), REFUSED),
                 ("confirm", order(503), NO_ANSWER), ("prepare", Order(drop="silent"), NO_ANSWER)):
-            with self.subTest(kind, status=planned.status):
-                self.server.reset()
+            with self.fresh(kind, status=planned.status):
                 self.server.plan(kind, *[planned] * 9)
                 self.check_failure(self.change(self.file("a.png", PNG), "a hat"), exit_code, "no")
                 self.assertEqual((self.server.creates, self.journal()), ([], []))
@@ -1075,8 +1056,7 @@ class RunApiUploadTest(RunApiCase):
                            ("prepare", local), ("prepare", b'{"signed_id":1,"upload_url":2,"headers":3}'),
                            ("confirm", b"{}"), ("confirm", b"[]"), ("confirm", b'{"url":"ftp://x"}'),
                            ("confirm", b"oops")):
-            with self.subTest(kind, body=body):
-                self.server.reset()
+            with self.fresh(kind, body=body):
                 shutil.rmtree(str(self.home / ".local"), True)
                 self.server.plan(kind, Order(body=body))
                 prompt = f"{kind} {body.decode()}"  # another command each, so that none goes on from the one before
@@ -1150,8 +1130,7 @@ class RunApiKilledTest(OnRunApi, KillCase):
                                 ({"sdk"}, ("create", "poll"))):
             for kind in kinds:
                 for early in (True, False):
-                    with self.subTest(kind, dialects=dialects, early=early):
-                        self.server.reset()
+                    with self.fresh(kind, dialects=dialects, early=early):
                         self.server.dialects = dialects
                         self.kill_at_step(kind, early, self.trial(f"{kind}-{early}-{min(dialects)}"))
         self.assert_no_orphans()
@@ -1299,8 +1278,7 @@ class RunApiKilledTest(OnRunApi, KillCase):
 
     def test_interrupted_upload_bought_nothing(self) -> None:
         for kind in ("prepare", "put", "confirm"):
-            with self.subTest(kind):
-                self.server.reset()
+            with self.fresh(kind):
                 self.server.plan(kind, Order(delay=20))
                 trial = self.trial(f"upload-{kind}")
                 child = trial.start()

@@ -83,8 +83,7 @@ class SettingsOrderTest(SettingsCase):
         cases = ((["--config", config, "--api-key", "flag-key"], {}), (["--api-key", KEY], {"GPT_IMAGE2_API_KEY": "a"}),
                  (["--api-key-env", "MINE"], {"MINE": KEY, "OPENAI_API_KEY": "b"}))
         for arguments, env in cases:
-            with self.subTest(arguments[0]):
-                self.server.requests.clear()
+            with self.fresh(arguments[0]):
                 self.run_program("generate", PROMPT, *self.access(), *arguments, env=env)
                 self.assertEqual(self.only_post().header("Authorization"), f"Bearer {KEY}")
 
@@ -308,8 +307,7 @@ while IFS= read -r line; do printf '%s\\n' "$line"; done > '{self.sent}'; echo "
     def test_loopback_takes_any_key(self) -> None:
         for name, env, config in (("OpenAI's", {"OPENAI_API_KEY": KEY}, None), ("config's", {}, {"api_key": KEY}),
                                   ("other host's", {}, {"api_key": KEY, "base_url": REMOTE})):
-            with self.subTest(name):
-                self.server.requests.clear()
+            with self.fresh(name):
                 self.write_config(config or {})
                 result = self.run_inside("generate", PROMPT, *self.access(), env=env)
                 self.assert_succeeded(result)
@@ -344,8 +342,7 @@ class KeyCommandTest(SettingsCase):
         for name, script in (("one line", f"echo {KEY}"), ("more lines", f"echo {KEY}; echo note; echo more"),
                              ("windows", f"printf '{KEY}\\r\\nx'"), ("no line break", f"printf {KEY}"),
                              ("blanks", f"echo '  {KEY} '"), ("talks", f"echo working >&2; echo {KEY}")):
-            with self.subTest(name):
-                self.server.requests.clear()
+            with self.fresh(name):
                 result = self.with_command(self.shell_script("vault", script + "\n"))
                 self.assert_succeeded(result)
                 self.assertEqual(self.only_post().header("Authorization"), f"Bearer {KEY}")

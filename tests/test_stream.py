@@ -171,8 +171,7 @@ class PartialImagesTest(StreamCase):
         image = self.file("in/in.png", SMALL)
         for command in (("generate", PROMPT), ("edit", image, "a hat")):
             for count in range(4):
-                with self.subTest(command[0], count=count):
-                    self.server.reset()
+                with self.fresh(command[0], count=count):
                     self.server.plan(Answer(trickle=0.02, image=LARGE))
                     result = self.run_program(*command, *self.access(), "--stream", "--partial-images", str(count),
                                               "--keep-partials", "-o", "out/a.png", env={"GPT_IMAGE2_API_KEY": KEY})
@@ -321,8 +320,7 @@ class BrokenStreamTest(StreamCase):
 
     def test_exit_code_kind_and_billed_of_every_broken_stream(self) -> None:
         for broken in BROKEN:
-            with self.subTest(broken.name):
-                self.server.reset()
+            with self.fresh(broken.name):
                 self.server.plan(stream(broken.text))
                 result = self.generate_inside(PROMPT, "--stream", "--json", "-o", "a.png")
                 error = result.json["error"]
@@ -338,8 +336,7 @@ class BrokenStreamTest(StreamCase):
 
     def test_connection_that_breaks(self) -> None:
         for name, answer in (("half", stream(whole(), drop="half")), ("headers", stream("", drop="headers"))):
-            with self.subTest(name):
-                self.server.reset()
+            with self.fresh(name):
                 self.server.plan(answer)
                 result = self.generate_inside(PROMPT, "--stream", "--json", "-o", "a.png")
                 self.assertEqual((result.exit_code, result.json["error"]["billed"]), (NO_ANSWER, "maybe"))
@@ -351,8 +348,7 @@ class BrokenStreamTest(StreamCase):
         for name, answer in (("broken", Answer(body=done + b":" * len(done), content_type=EVENTS, drop="half")),
                              ("never ends", Answer(body=done + b": keepalive\n\n" * 3000, content_type=EVENTS,
                                                    slice=len(done), trickle=0.3))):
-            with self.subTest(name):
-                self.server.reset()
+            with self.fresh(name):
                 self.server.plan(answer)
                 result = self.generate(PROMPT, "--stream", "--timeout", "3", "-o", "a.png", "--overwrite")
                 self.assertEqual(result.exit_code, 0, result.stderr)
