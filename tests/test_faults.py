@@ -121,26 +121,24 @@ class EveryFaultTest(ProgramCase):
 
     def check(self, fault: Fault, command: str) -> str:
         """What is wrong in this row, or an empty text."""
-        root = self.root / (fault.name.replace(" ", "-") + "-" + command)
-        (root / "tmp").mkdir(parents=True)
-        (root / "in.png").write_bytes(PNG)
         with ApiServer(KEY) as server:
+            world = self.make_world(f"{fault.name} {command}", server)
+            (world.work / "in.png").write_bytes(PNG)
+            world.words = ("edit", "in.png") if command == "edit" else ("generate",)
             server.plan(*fault.answers)
             server.plan_files(*fault.files)
-            result = run(root, server, command, *fault.options)
-            found: dict[str, Any] = {"exit_code": result.exit_code, "posts": len(server.posts),
-                                     "pictures": len([path for path in root.glob("out*") if path.suffix != ".answer"]),
-                                     "tmp": os.listdir(str(root / "tmp")), "parts": [path.name for path in root.glob(".*part")],
-                                     "journal": journal(root)}
+            result = world.run("--json", *fault.options)
+            found: dict[str, Any] = {"exit_code": result.exit_code, "posts": len(server.posts), "left": world.leftovers(),
+                                     "pictures": len(world.pictures()), "journal": len(world.journal())}
             error = result.json.get("error", {"billed": "no", "kind": ""})
             found.update(billed=error["billed"], kind=error["kind"], saved=len(result.json["saved"]))
         kept = 1 if fault.exit_code == 7 else 0
         whole = fault.saved if not fault.exit_code else 0
-        expected = {"exit_code": fault.exit_code, "posts": fault.posts, "pictures": fault.saved, "tmp": [], "parts": [],
+        expected = {"exit_code": fault.exit_code, "posts": fault.posts, "pictures": fault.saved, "left": [],
                     "journal": kept, "billed": fault.billed, "kind": fault.kind, "saved": whole}
         if found != expected:
             return f"\nfound    {found}\nexpected {expected}\n{result.stdout}{result.stderr}"
-        untold = [path.name for path in root.glob("*.answer") if path.name not in error.get("hint", "")]
+        untold = [path.name for path in world.work.glob("*.answer") if path.name not in error.get("hint", "")]
         return "" if not error["kind"] or (error["hint"] and not untold) else f"no hint: {result.stdout} {untold}"
 
 
@@ -220,7 +218,7 @@ class TargetTroubleTest(ProgramCase):
         self.assertIn("It was billed", result.stderr)
         again = self.generate("a fox", "-o", "other.png")
         self.assertEqual([Path(path).name for path, _ in again.saved], ["other.png"])
-        self.assertEqual((len(self.server.posts), journal(self.home)), (1, 0))
+        self.assertEqual((len(self.server.posts), self.journal()), (1, []))
 
     def test_disk_full_is_collected_once_there_is_room(self) -> None:
         disk = self.work / "disk"
@@ -243,7 +241,7 @@ class TargetTroubleTest(ProgramCase):
         filler.unlink()
         again = self.generate("a fox", "-o", str(disk / "out.png"), "--n", "2")
         self.assertEqual([Path(path).name for path, _ in again.saved], ["out-1.png", "out-2.png"])
-        self.assertEqual((len(self.server.posts), journal(self.home)), (1, 0))
+        self.assertEqual((len(self.server.posts), self.journal()), (1, []))
 
     def test_disk_full_for_the_answer(self) -> None:
         # A limit that is too small is seen before; a larger one stops curl's own writing, and the money may be gone.
@@ -256,7 +254,7 @@ class TargetTroubleTest(ProgramCase):
                                      preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
             result = self.finish(child)
             self.assertEqual((result.exit_code, result.json["error"]["billed"]), (exit_code, billed), result.stderr)
-            self.assertEqual((len(self.server.posts), journal(self.home)), (posts, 0))
+            self.assertEqual((len(self.server.posts), self.journal()), (posts, []))
 
     def test_state_folder_that_cannot_be_used(self) -> None:
         """A sandbox, in which only the workspace and temporary files can be written, collects from there."""
@@ -315,7 +313,7 @@ class TargetTroubleTest(ProgramCase):
             self.assertTrue((self.work / f"closed-{number}.png").is_file(), (closing, child))
             lines = [line.split(b" ")[0] for line in child.stdout.splitlines()]
             self.assertEqual(lines, [] if ">&-" in closing.split() else [b"HTTP", b"Saved:"], closing)
-        self.assertEqual(journal(self.home), 0)
+        self.assertEqual(self.journal(), [])
 
     def test_system_without_fcntl(self) -> None:
         start = ("import runpy, sys; sys.modules['fcntl'] = None; sys.argv = sys.argv[1:]; "
@@ -327,7 +325,7 @@ class TargetTroubleTest(ProgramCase):
                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
             self.assertEqual(child.returncode, 0, child.stderr)
             self.assertTrue((self.work / f"{number}.png").is_file(), child)
-        self.assertEqual(journal(self.home), 0)
+        self.assertEqual(self.journal(), [])
 
     def test_reader_that_goes_away_does_not_lose_an_image(self) -> None:
         for name, encoding, more in (("piped.png", "utf-8", ()), ("\N{FOX FACE}.png", "ascii", ("-q",))):
@@ -340,7 +338,7 @@ class TargetTroubleTest(ProgramCase):
             child.wait(timeout=30)
             self.assertTrue((self.work / name).is_file())
             self.assertEqual(child.returncode, 0)
-            self.assertEqual(journal(self.home), 0)
+            self.assertEqual(self.journal(), [])
 
 
 
@@ -361,7 +359,7 @@ class PaidPicturesAreKeptTest(ProgramCase):
         self.assertEqual((first.exit_code, [Path(row["path"]).name for row in first.json["saved"]]), (7, ["out-1.png"]))
         self.server.files["gone.png"] = PNG
         again = self.generate_json("--n", "2")
-        self.assertEqual((again.exit_code, len(self.server.posts), journal(self.home)), (0, 1, 0), again.stderr)
+        self.assertEqual((again.exit_code, len(self.server.posts), self.journal()), (0, 1, []), again.stderr)
         self.assertEqual([Path(row["path"]).name for row in again.json["saved"]], ["out-1.png", "out-2.png"])
 
     def test_overwrite_spares_the_other_pictures_of_the_command(self) -> None:
@@ -409,7 +407,7 @@ class PaidPicturesAreKeptTest(ProgramCase):
     def test_fresh_gives_up_what_cannot_be_collected(self) -> None:
         self.server.plan(self.urls("gone.png"))
         self.assertEqual(self.generate_json().exit_code, 7)
-        self.assertEqual((self.generate_json("--fresh").exit_code, journal(self.home)), (0, 0))
+        self.assertEqual((self.generate_json("--fresh").exit_code, self.journal()), (0, []))
         self.assertEqual((self.generate_json().exit_code, len(self.server.posts)), (0, 3))
 
     def test_answer_that_nobody_can_read_is_kept(self) -> None:
@@ -446,21 +444,6 @@ class PaidPicturesAreKeptTest(ProgramCase):
                                        env={"GPT_IMAGE2_API_KEY": KEY, "PYTHONIOENCODING": encoding})
             stdout = child.communicate(timeout=60)[0]
             self.assertIn(b"Saved: " + os.fsencode(str(self.work / name)), stdout)
-
-
-def run(root: Path, server: ApiServer, command: str, *options: str) -> Result:
-    words = ["generate", "a fox"] if command == "generate" else ["edit", str(root / "in.png"), "a fox"]
-    environment = {"PATH": environ.get("PATH", os.defpath), "HOME": str(root), "TMPDIR": str(root / "tmp"), "NO_PROXY": "*",
-                   "LANG": "C.UTF-8", "GPT_IMAGE2_API_KEY": KEY, "PYTHONDONTWRITEBYTECODE": "1"}
-    child = subprocess.run([sys.executable, str(PROGRAM), *words, "--base-url", server.url, "-o",
-                            str(root / "out.png"), "--json", *options], env=environment, stdin=subprocess.DEVNULL,
-                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=90)
-    return Result(child.returncode, child.stdout.decode(), child.stderr.decode())
-
-
-def journal(home: Path) -> int:
-    folder = home / ".local" / "state" / "gpt-image-2" / "requests"
-    return len([path for path in folder.iterdir() if path.name != ".lock"]) if folder.exists() else 0
 
 
 if __name__ == "__main__":

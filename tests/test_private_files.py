@@ -42,14 +42,11 @@ class PrivateCase(ProgramCase):
     def setUp(self) -> None:
         super().setUp()
         self.state = self.home / ".local" / "state"
-        self.requests = self.state / "gpt-image-2" / "requests"
-
-    def entries(self) -> list[str]:
-        return sorted(path.name for path in self.requests.iterdir() if path.name != ".lock")
+        self.requests = self.world.requests
 
     def folder(self) -> Path:
         """The one unfinished request."""
-        (name,) = self.entries()
+        (name,) = self.journal()
         return self.requests / name
 
     def leave_unfinished(self, lines: str = "", env: Any = None) -> None:
@@ -82,7 +79,7 @@ class HalfRemovedTest(PrivateCase):
         command = ("generate", *self.access(), "a fox", "-o", "out.png")
         self.assertEqual(self.changed(lines, *command), -9)
         self.assertTrue((self.work / "out.png").is_file())
-        self.assertEqual(len(self.entries()), 1)
+        self.assertEqual(len(self.journal()), 1)
 
     def pending(self) -> list[Any]:
         found: list[Any] = self.run_program("config", "--json", env=ACCESS).json["pending"]
@@ -93,14 +90,14 @@ class HalfRemovedTest(PrivateCase):
         self.assertEqual(self.pending(), [])
         self.assertEqual(self.run_program("config", env=ACCESS).stdout.count("a fox"), 0)
         self.saved_file(self.generate("another"))
-        self.assertEqual(self.entries(), [])  # and it is cleared away
+        self.assertEqual(self.journal(), [])  # and it is cleared away
 
     def test_killed_where_the_folder_could_not_be_renamed(self) -> None:
         self.killed_while_removed("program.remove_tree = die\ndef fail(*values): raise OSError(1, 'no')\n"
                                   "os.rename = fail")
         self.assertEqual(self.pending(), [])
         self.saved_file(self.generate("another"))
-        self.assertEqual(self.entries(), [])
+        self.assertEqual(self.journal(), [])
 
     def test_killed_while_an_old_one_is_forgotten(self) -> None:
         self.leave_unfinished()
@@ -114,7 +111,7 @@ class HalfRemovedTest(PrivateCase):
         self.server.files["a.png"] = PNG
         url = self.server.origin + "/files/a.png"
         self.assertEqual(self.changed("program.remove_tree = die", "edit", *self.access(), url, "a hat"), -9)
-        self.assertEqual(len(self.entries()), 1)
+        self.assertEqual(len(self.journal()), 1)
         del self.server.files["a.png"]
         for left in self.tmp.iterdir():
             shutil.rmtree(str(left))
@@ -379,7 +376,7 @@ class PruneTest(PrivateCase):
             (self.requests / name / "request.json").write_text("{}")
         (self.requests / ".gone-x" / "owner").touch()
         self.assert_succeeded(self.again())
-        self.assertEqual(self.entries(), [])
+        self.assertEqual(self.journal(), [])
 
 
 @unittest.skipUnless(os.name == "posix", "needs links and pipes")
@@ -525,7 +522,7 @@ class UploadsAreCopiesTest(PrivateCase):
                 result = self.edit_with(self.key_command(lines))
                 self.assertEqual((result.exit_code, self.server.requests), (2, []), result.stderr)
                 self.assertIn("changed while it was read", result.stderr)
-                self.assertEqual(self.entries(), [])
+                self.assertEqual(self.journal(), [])
 
     def test_mask_changed_before_it_is_copied(self) -> None:
         self.file("mask.png", mask_png(64, 64))
@@ -598,7 +595,7 @@ class UploadsAreCopiesTest(PrivateCase):
         self.assertEqual(copies[0].stat().st_mode & 0o777, 0o600)
         self.assertNotEqual(copies[0].stat().st_ino, self.image.stat().st_ino)  # a link would change with the file
         self.saved_file(self.run_program(*command, env=ACCESS))
-        self.assertEqual((self.files(self.only_post()), self.entries()), ([PNG], []))
+        self.assertEqual((self.files(self.only_post()), self.journal()), ([PNG], []))
 
     def test_killed_while_it_was_copied(self) -> None:
         """Half a copy is not taken for one."""
@@ -649,7 +646,7 @@ class NoLocksTest(PrivateCase):
                 result = self.run_inside(*command, *self.access(), "-o", "out.png", "--overwrite", env=ACCESS)
                 self.assert_succeeded(result)
                 self.assertIn("if this command is cut off, its image is lost", result.stderr)
-                self.assertEqual(self.entries(), [])
+                self.assertEqual(self.journal(), [])
         self.assertEqual(len(self.server.posts), 6)
         self.assertEqual(self.run_inside("config", "--json", env=ACCESS).json["pending"], [])
 

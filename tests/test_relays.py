@@ -4,16 +4,16 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import signal
-import subprocess
 import time
 import unittest
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Callable, NamedTuple, Sequence
+from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 from api_server import Answer, ApiServer, draw_png, error_body
-from support import KEY, ProgramCase, Result, mask_png, program
+from support import KEY, ProgramCase, Result, World, mask_png, program
 
 SMALL, LARGE = draw_png(32, 32), draw_png(32, 32, 1, padding=300_000)
 SOON = (("retry-after-ms", "50"),)
@@ -376,13 +376,10 @@ TASKS = (
 )
 
 
-class World(NamedTuple):
-    """A home and a server of its own, so that rows can run side by side."""
-    case: ProgramCase
-    root: Path
-    server: ApiServer
+class TaskWorld(World):
+    """A world with a server of its own that answers with tasks, so that rows can run side by side."""
 
-    def plan(self, polls: Sequence[Poll]) -> None:
+    def plan(self, *polls: Poll) -> None:
         for poll in polls:
             self.server.plan_gets(poll.target, *(self.answer(each) for each in poll.answers))
 
@@ -396,28 +393,6 @@ class World(NamedTuple):
             text = text.replace(ORIGIN.encode(), self.server.origin.encode())
         return given._replace(headers=headers, body=text)
 
-    def start(self, *arguments: str, command: Sequence[str] = ("generate", "a fox")) -> subprocess.Popen[bytes]:
-        environment = {"HOME": str(self.root), "TMPDIR": str(self.root / "tmp"), "GPT_IMAGE2_API_KEY": KEY}
-        return self.case.start_program(*command, "--base-url", self.server.url, "-o", str(self.root / "out.png"),
-                                       *arguments, env=environment)
-
-    def run(self, *arguments: str, **more: Any) -> Result:
-        return self.case.finish(self.start(*arguments, **more))
-
-    def configure(self, content: dict[str, Any]) -> None:
-        if content:
-            self.case.write_config(content, path=self.root / ".config" / "gpt-image-2" / "config.json")
-
-    @property
-    def pictures(self) -> list[str]:
-        return sorted(path.name for path in self.root.glob("out*"))
-
-    @property
-    def journal(self) -> int:
-        folder = self.root / ".local" / "state" / "gpt-image-2" / "requests"
-        return sum(name != ".lock" for name in os.listdir(str(folder))) if folder.exists() else 0
-
-    @property
     def asked(self) -> list[str]:
         """The targets of all GETs but downloads, each once, in order."""
         return list(dict.fromkeys(each.path for each in self.server.gets))
@@ -426,26 +401,23 @@ class World(NamedTuple):
 class TaskCase(ProgramCase):
     """Worlds for tests of tasks."""
 
-    def world(self, name: str) -> World:
-        root = self.root / name.replace(" ", "-").replace(",", "").replace("/", "")
-        (root / "tmp").mkdir(parents=True)
+    def task_world(self, name: str, *creates: Any, config: Mapping[str, Any] | None = None) -> TaskWorld:
+        """A world whose server answers the first paid requests like this."""
         server = ApiServer(KEY)
         server.__enter__()
         self.addCleanup(server.__exit__, None, None, None)
         server.files["1.png"] = SMALL
-        return World(self, root, server)
-
-    def wait_until(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 20
-        while not condition():
-            self.assertLess(time.monotonic(), deadline, "waited too long")
-            time.sleep(0.01)
+        world = TaskWorld(self.root / re.sub(r"\W+", "-", name), server)
+        server.plan(*map(world.answer, creates))
+        if config:
+            self.write_config(config, path=world.home / ".config" / "gpt-image-2" / "config.json")
+        return world
 
     def check_collected(self, world: World, result: Result) -> None:
         """The picture is there, bought once, and nothing is left."""
         self.assertEqual(result.exit_code, 0, result.stdout + result.stderr)
-        self.assertEqual((world.pictures, (world.root / "out.png").read_bytes() == SMALL), (["out.png"], True))
-        self.assertEqual((len(world.server.posts), world.journal, os.listdir(str(world.root / "tmp"))), (1, 0, []))
+        self.assertEqual((world.pictures(), (world.work / "out.png").read_bytes() == SMALL), (["out.png"], True))
+        self.assertEqual((len(world.server.posts), world.journal(), world.leftovers()), (1, [], []))
 
 
 class TaskDialectsTest(TaskCase):
@@ -459,37 +431,34 @@ class TaskDialectsTest(TaskCase):
 
     def check(self, task: Dialect) -> str:
         """What is wrong in this row, or an empty text."""
-        world = self.world(task.name)
-        world.configure(dict(task.config))
-        world.server.plan(world.answer(task.create))
-        world.plan(task.polls)
+        world = self.task_world(task.name, task.create, config=dict(task.config))
+        world.plan(*task.polls)
         result = world.run("--json", "--timeout", "30")
         error = result.json.get("error", {"kind": "", "billed": "no", "message": ""})
-        found = {"exit_code": result.exit_code, "posts": len(world.server.posts), "asked": world.asked,
-                 "pictures": world.pictures, "journal": world.journal, "kind": error["kind"], "billed": error["billed"],
-                 "message": task.message in error["message"], "tmp": os.listdir(str(world.root / "tmp"))}
+        found = {"exit_code": result.exit_code, "posts": len(world.server.posts), "asked": world.asked(),
+                 "pictures": world.pictures(), "journal": len(world.journal()), "kind": error["kind"], "billed": error["billed"],
+                 "message": task.message in error["message"], "left": world.leftovers()}
         expected = {"exit_code": task.exit_code, "posts": 1, "asked": list(task.asked or ()),
                     "pictures": [] if task.exit_code else ["out.png"], "journal": task.kept, "kind": task.kind,
-                    "billed": task.billed, "message": True, "tmp": []}
+                    "billed": task.billed, "message": True, "left": []}
         if task.asked is None:
             del found["asked"], expected["asked"]
         if task.exit_code and not task.kind:  # any kind and any fate of the folder will do
-            expected.update(kind=error["kind"], journal=world.journal)
+            expected.update(kind=error["kind"], journal=len(world.journal()))
         if task.exit_code and not task.billed:
             expected.update(billed=error["billed"])
         return "" if found == expected else f"\nfound    {found}\nexpected {expected}\n{result.stdout}{result.stderr}"
 
     def test_an_edit_is_polled_too(self) -> None:
         image = self.file("in.png", SMALL)
-        world = self.world("edit")
-        world.server.plan(world.answer(TOAPIS))
-        world.plan([Poll("/v1/images/edits/task-2", ({**TOAPIS, "status": "in_progress"}, TOAPIS_DONE))])
-        self.check_collected(world, world.run(command=("edit", image, "a hat")))
+        world = self.task_world("edit", TOAPIS)
+        world.words, world.prompt = ("edit", image), "a hat"
+        world.plan(Poll("/v1/images/edits/task-2", ({**TOAPIS, "status": "in_progress"}, TOAPIS_DONE)))
+        self.check_collected(world, world.run())
 
     def test_looking_sends_the_key_and_nothing_else(self) -> None:
-        world = self.world("headers")
-        world.server.plan(world.answer(APIMART))
-        world.plan([Poll(TASKS_1, (apimart_done(FILE),))])
+        world = self.task_world("headers", APIMART)
+        world.plan(Poll(TASKS_1, (apimart_done(FILE),)))
         self.check_collected(world, world.run("--header", "X-Team: fox"))
         look, = world.server.gets
         self.assertEqual((look.header("authorization"), look.header("x-team"), look.body), (f"Bearer {KEY}", "fox", b""))
@@ -540,10 +509,9 @@ class TaskDialectsTest(TaskCase):
         self.assertGreater(look.when - self.only_post().when, 0.95)
 
     def test_a_failed_task_is_forgotten(self) -> None:
-        world = self.world("failed")
-        world.server.plan(world.answer(APIMART), Answer(image=SMALL))
-        world.plan([Poll(TASKS_1, (apimart_failed("no worker"),))])
-        self.assertEqual((world.run().exit_code, world.journal), (6, 0))
+        world = self.task_world("failed", APIMART, Answer(image=SMALL))
+        world.plan(Poll(TASKS_1, (apimart_failed("no worker"),)))
+        self.assertEqual((world.run().exit_code, len(world.journal())), (6, 0))
         self.assertEqual((world.run().exit_code, len(world.server.posts)), (0, 2))
 
     def test_status_is_told_while_waiting(self) -> None:
@@ -559,11 +527,10 @@ class KeyStaysAtItsOriginTest(TaskCase):
     def check_stranger(self, name: str, make: Callable[[str], Answer], polls: Sequence[Poll] = (),
                        exit_code: int = NO_ANSWER, **config: str) -> Result:
         """Run against an answer that names another server; that one must hear nothing at all."""
-        world = self.world(name)
         with ApiServer(KEY) as stranger:
-            world.configure({each: value.replace("@STRANGER@", stranger.origin) for each, value in config.items()})
-            world.server.plan(world.answer(make(stranger.origin)))
-            world.plan(polls)
+            world = self.task_world(name, make(stranger.origin), config={
+                each: value.replace("@STRANGER@", stranger.origin) for each, value in config.items()})
+            world.plan(*polls)
             result = world.run("--json", "--timeout", "4")
             self.assertEqual(stranger.requests, [], name)
         self.assertEqual((result.exit_code, len(world.server.posts)), (exit_code, 1), result.stdout + result.stderr)
@@ -613,19 +580,16 @@ class KeyStaysAtItsOriginTest(TaskCase):
                             [Poll(FAL_STATUS, ({"status": "COMPLETED", "response_url": "http://127.0.0.1:1/"},))])
 
     def test_poll_url_of_another_host_is_refused_before_anything_is_bought(self) -> None:
-        world = self.world("template")
-        world.configure({"poll_url": "https://relay.example/tasks/{id}"})
-        world.server.plan(world.answer(TOAPIS))
+        world = self.task_world("template", TOAPIS, config={"poll_url": "https://relay.example/tasks/{id}"})
         result = world.run("--json", "--timeout", "4")
         self.assertEqual((result.exit_code, len(world.server.requests)), (3, 0), result.stdout)
         self.assertIn("poll_url", result.json["error"]["message"])
 
     def test_result_of_another_host_is_fetched_without_the_key(self) -> None:
-        world = self.world("result")
+        world = self.task_world("result", APIMART)
         with ApiServer(KEY) as stranger:
             stranger.files["1.png"] = SMALL
-            world.server.plan(world.answer(APIMART))
-            world.plan([Poll(TASKS_1, (apimart_done([stranger.origin + "/files/1.png"]),))])
+            world.plan(Poll(TASKS_1, (apimart_done([stranger.origin + "/files/1.png"]),)))
             self.check_collected(world, world.run())
             download, = stranger.requests
             self.assertEqual(download.header("authorization"), "")
@@ -634,37 +598,35 @@ class KeyStaysAtItsOriginTest(TaskCase):
 class UnfinishedTaskTest(TaskCase):
     """A task outlives the command that asked for it: the same command goes on looking, and buys nothing."""
 
-    def busy(self, name: str, create: Any = APIMART, still: Any = APIMART_BUSY) -> World:
-        world = self.world(name)
-        world.server.plan(world.answer(create))
-        world.plan([Poll(TASKS_1, (still,)), Poll("/v1/operations/7", (still,))])
+    def busy(self, name: str, create: Any = APIMART, still: Any = APIMART_BUSY) -> TaskWorld:
+        world = self.task_world(name, create)
+        world.plan(Poll(TASKS_1, (still,)), Poll("/v1/operations/7", (still,)))
         return world
 
-    def finish_task(self, world: World) -> None:
-        world.plan([Poll(TASKS_1, (apimart_done(FILE),)), Poll("/v1/operations/7", (apimart_done(FILE),))])
+    def finish_task(self, world: TaskWorld) -> None:
+        world.plan(Poll(TASKS_1, (apimart_done(FILE),)), Poll("/v1/operations/7", (apimart_done(FILE),)))
 
     def test_pending_at_the_timeout(self) -> None:
         world = self.busy("timeout")
         result = world.run("--json", "--timeout", "1")
         error = result.json["error"]
-        self.assertEqual((result.exit_code, error["kind"], error["billed"], world.journal), (6, "timeout", "maybe", 1))
+        self.assertEqual((result.exit_code, error["kind"], error["billed"], len(world.journal())), (6, "timeout", "maybe", 1))
         self.assertIn("same command again", error["hint"])
         again = world.run("--json", "--timeout", "1")
-        self.assertEqual((again.exit_code, len(world.server.posts), world.journal), (6, 1, 1), again.stderr)
+        self.assertEqual((again.exit_code, len(world.server.posts), len(world.journal())), (6, 1, 1), again.stderr)
         self.finish_task(world)
         self.check_collected(world, world.run())
 
     def test_the_pause_itself_is_longer_than_the_timeout(self) -> None:
-        world = self.world("pause")
-        world.server.plan(body(APIMART, headers=(("Retry-After", "3600"),)))
-        self.assertEqual((world.run("--timeout", "2").exit_code, world.journal, len(world.asked)), (6, 1, 1))
+        world = self.task_world("pause", body(APIMART, headers=(("Retry-After", "3600"),)))
+        self.assertEqual((world.run("--timeout", "2").exit_code, len(world.journal()), len(world.asked())), (6, 1, 1))
         self.assertEqual(world.run("--timeout", "2").exit_code, 6)
         self.assertEqual(len(world.server.posts), 1)
 
     def test_looks_that_failed_are_collected(self) -> None:
         world = self.busy("lost")
-        world.plan([Poll(TASKS_1, (Answer(status=401),))])
-        self.assertEqual((world.run().exit_code, world.journal), (6, 1))
+        world.plan(Poll(TASKS_1, (Answer(status=401),)))
+        self.assertEqual((world.run().exit_code, len(world.journal())), (6, 1))
         self.finish_task(world)
         self.check_collected(world, world.run())
 
@@ -679,8 +641,7 @@ class UnfinishedTaskTest(TaskCase):
                 self.check_collected(world, world.run())
 
     def test_killed_at_once_after_the_create(self) -> None:
-        world = self.world("kill-early")
-        world.server.plan(world.answer(APIMART)._replace(delay=0.5))
+        world = self.task_world("kill-early", body(APIMART, headers=SOON, delay=0.5))
         self.finish_task(world)
         child = world.start()
         self.wait_until(lambda: len(world.server.posts) == 1)
@@ -696,7 +657,7 @@ class UnfinishedTaskTest(TaskCase):
                 time.sleep(0.5)  # by now it waits for the next look
                 child.send_signal(signal.SIGTERM)
                 result = self.finish(child)
-                self.assertEqual((result.exit_code, world.journal), (143, 1), result.stderr)
+                self.assertEqual((result.exit_code, len(world.journal())), (143, 1), result.stderr)
                 self.assertIn(result.json["error"]["billed"], ("maybe", "yes"))
                 self.finish_task(world)
                 self.check_collected(world, world.run())
@@ -797,9 +758,7 @@ class ImageFieldSpellingTest(ProgramCase):
         self.server.plan(NOT_A_FILE, Answer(check=False, image=SMALL, delay=0.7))
         command = ("edit", self.images[0], "a hat", "--image", self.images[1], *self.access(), "-o", "a.png")
         child = self.start_program(*command, env={"GPT_IMAGE2_API_KEY": KEY})
-        deadline = time.monotonic() + 20
-        while len(self.server.posts) < 2 and time.monotonic() < deadline:
-            time.sleep(0.01)
+        self.wait_until(lambda: len(self.server.posts) == 2)
         self.kill(child)
         saved = self.saved_file(self.run_program(*command, env={"GPT_IMAGE2_API_KEY": KEY}))
         self.assertEqual((saved.read_bytes(), len(self.server.posts)), (SMALL, 2))

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Sequence
 
 from api_server import draw_jpeg, draw_png, draw_webp
 from runapi_server import RATIOS, Order, Received, RunApiServer, Task
-from support import KEY, PROGRAM, ProgramCase, Result, mask_png, program
+from support import KEY, PROGRAM, ProgramCase, Result, World, mask_png, program
 from test_kill import KillCase
 from test_secrets import helpers
 
@@ -84,10 +84,6 @@ class RunApiCase(OnRunApi):
             self.assertEqual(error["kind"], kind)
         self.assertTrue(error["hint"], error)
         return error
-
-    def journal(self) -> list[str]:
-        folder = self.home / ".local" / "state" / "gpt-image-2" / "requests"
-        return [path.name for path in folder.iterdir() if path.name != ".lock"] if folder.exists() else []
 
     def load(self, flags: dict[str, Any], env: dict[str, str | None] | None = None) -> Any:
         """The program's Settings."""
@@ -1066,64 +1062,32 @@ class RunApiUploadTest(RunApiCase):
 
 # ---- Kill and collect --------------------------------------------------------------------------------------
 
-class Trial(NamedTuple):
-    """One command in a world of its own."""
-    root: Path
-    server: RunApiServer
-    prompt: str
-    options: tuple[str, ...] = ()
-    edit: bool = True
-
-    def environment(self) -> dict[str, str]:
-        return {"PATH": environ["PATH"], "HOME": str(self.root), "TMPDIR": str(self.root / "tmp"), "LANG": "C.UTF-8",
-                "NO_PROXY": "*", "RUNAPI_API_KEY": KEY, "PYTHONDONTWRITEBYTECODE": "1"}
-
-    def arguments(self) -> list[str]:
-        words = ["edit", str(self.root / "in.png")] if self.edit else ["generate"]
-        return [*words, self.prompt, "--api", "runapi", "--base-url", self.server.url, "-o", str(self.root / "out.png"),
-                *self.options]
-
-    def start(self, *launcher: str) -> subprocess.Popen[bytes]:
-        command = list(launcher) or [str(PROGRAM)]
-        return subprocess.Popen([sys.executable, *command, *self.arguments()], env=self.environment(),
-                                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                start_new_session=True)
+class RunApiWorld(World):
+    """A world whose paid requests are tasks."""
 
     def tasks(self) -> list[Task]:
-        return self.server.tasks_for(self.prompt)
+        return list(self.server.tasks_for(self.prompt))
 
     def posts(self) -> int:
         return len(self.tasks())
-
-    def pictures(self) -> list[str]:
-        return sorted(path.name for path in self.root.glob("out*"))
-
-    def journal(self) -> list[str]:
-        folder = self.root / ".local" / "state" / "gpt-image-2" / "requests"
-        return sorted(path.name for path in folder.iterdir() if path.name != ".lock") if folder.exists() else []
 
 
 @unittest.skipUnless(os.name == "posix", "needs POSIX signals and flock")
 class RunApiKilledTest(OnRunApi, KillCase):
     """One task per image, and the image is there, whatever moment the program was killed at."""
 
-    def trial(self, name: str, *options: str, edit: bool = True) -> Any:
-        root = self.root / name
-        (root / "tmp").mkdir(parents=True)
-        (root / "in.png").write_bytes(PNG)
-        return Trial(root, self.server, f"a fox called {name}", options, edit)
-
-    def kill(self, child: subprocess.Popen[bytes], number: int = signal.SIGKILL) -> tuple[str, str]:
-        child.send_signal(number)
-        stdout, stderr = child.communicate(timeout=30)
-        return stdout.decode(), stderr.decode()
+    def trial(self, name: str, *options: str, edit: bool = True) -> RunApiWorld:
+        trial = RunApiWorld(self.root / name, self.server, f"a fox called {name}", key_variable="RUNAPI_API_KEY",
+                            words=("edit", "in.png") if edit else ("generate",), options=("--api", "runapi", *options))
+        (trial.work / "in.png").write_bytes(PNG)
+        return trial
 
     def check_trial(self, trial: Any) -> None:
         super().check_trial(trial)
         self.check_picture(trial)
 
-    def check_picture(self, trial: Trial) -> None:
-        self.assertEqual((trial.root / "out.png").read_bytes(), self.server.result(trial.tasks()[0]))
+    def check_picture(self, trial: RunApiWorld) -> None:
+        self.assertEqual((trial.work / "out.png").read_bytes(), self.server.result(trial.tasks()[0]))
 
     def test_killed_at_each_step(self) -> None:
         for dialects, kinds in (({"page"}, ("prepare", "put", "confirm", "create", "poll", "file")),
@@ -1135,7 +1099,7 @@ class RunApiKilledTest(OnRunApi, KillCase):
                         self.kill_at_step(kind, early, self.trial(f"{kind}-{early}-{min(dialects)}"))
         self.assert_no_orphans()
 
-    def kill_at_step(self, kind: str, early: bool, trial: Trial) -> None:
+    def kill_at_step(self, kind: str, early: bool, trial: RunApiWorld) -> None:
         """Kill while the server holds one answer; release it before (early) or after the command runs again."""
         event = threading.Event()
         skipped = [Order()] if kind == "create" and self.server.dialects == {"sdk"} else []
@@ -1145,7 +1109,7 @@ class RunApiKilledTest(OnRunApi, KillCase):
         self.kill(child)
         releaser = threading.Timer(0.0 if early else 0.4, event.set)
         releaser.start()
-        self.collect(trial, f"killed at {kind}")  # type: ignore[arg-type]
+        self.collect(trial, f"killed at {kind}")
         releaser.join()
         self.check_picture(trial)
 
@@ -1159,8 +1123,9 @@ class RunApiKilledTest(OnRunApi, KillCase):
     @unittest.skipIf(environ.get("FAST"), "the long kill test")
     def test_killed_at_every_line(self) -> None:
         self.server.dialects = {"sdk"}
-        functions = "runapi,runapi_create,runapi_upload,settle,collect_images,drive,start_curl,forget_exchange,pause"
-        self.kill_at_lines(functions, range(1, 900, 3 if environ.get("LONG") else 23))
+        self.kill_at_lines([function.__name__ for function in (
+            program.runapi, program.runapi_create, program.runapi_upload, program.settle, program.collect_images,
+            program.drive, program.start_curl, program.forget_exchange, program.pause)], 39)
 
     def test_killed_twice(self) -> None:
         self.server.seconds = 3600.0
@@ -1178,39 +1143,35 @@ class RunApiKilledTest(OnRunApi, KillCase):
         child = trial.start()
         self.wait_until(lambda: trial.posts() == 2)
         self.kill(child)
-        again = trial.start()
-        stdout, stderr = again.communicate(timeout=60)
-        self.assertEqual((again.returncode, trial.posts()), (0, 2), stderr)
-        self.check_end(trial, ["out-1.png", "out-2.png"], stderr.decode())
-        self.assertEqual([(trial.root / name).read_bytes() for name in trial.pictures()],
+        again = trial.run()
+        self.assertEqual((again.exit_code, trial.posts()), (0, 2), again.stderr)
+        self.check_end(trial, ["out-1.png", "out-2.png"], again.stderr)
+        self.assertEqual([(trial.work / name).read_bytes() for name in trial.pictures()],
                          [self.server.result(task) for task in trial.tasks()])
 
     def test_another_count_is_another_command(self) -> None:
-        two = self.trial("count", "--n", "2")
-        one = two._replace(options=("--n", "1"))
-        child = two.start()
+        trial = self.trial("count")
+        child = trial.start("--n", "2")
         self.wait_until(lambda: len(self.server.of_kind("file")) >= 1)
         self.server.seconds = 3600.0
-        self.wait_until(lambda: two.posts() == 2)
+        self.wait_until(lambda: trial.posts() == 2)
         self.kill(child)
         self.server.seconds = 0
-        for trial in (one, two):
-            again = trial.start()
-            stderr = again.communicate(timeout=60)[1].decode()
-            self.assertEqual(again.returncode, 0, stderr)
-        self.assertLessEqual(two.posts(), 3, "the second task of the first command was bought again")
-        self.assertEqual(two.journal(), [])
+        for number in ("1", "2"):
+            result = trial.run("--n", number)
+            self.assertEqual(result.exit_code, 0, result.stderr)
+        self.assertLessEqual(trial.posts(), 3, "the second task of the first command was bought again")
+        self.assertEqual(trial.journal(), [])
 
     def test_lost_create_is_not_repeated_on_the_page(self) -> None:
         self.server.plan("create", Order(delay=20))
         trial = self.trial("lost", edit=False)
         child = trial.start()
         self.wait_until(lambda: len(self.server.creates) == 1)
-        self.kill_family(child, trial.root)
-        again = trial.start()
-        stderr = again.communicate(timeout=60)[1].decode()
-        self.assertEqual((again.returncode, trial.posts()), (NO_ANSWER, 1), stderr)
-        self.assertIn("may have been drawn and billed", stderr)
+        self.kill_family(child, trial.home)
+        again = trial.run()
+        self.assertEqual((again.exit_code, trial.posts()), (NO_ANSWER, 1), again.stderr)
+        self.assertIn("may have been drawn and billed", again.stderr)
 
     def test_lost_create_is_repeated_with_its_key(self) -> None:
         self.server.dialects = {"sdk"}
@@ -1218,7 +1179,7 @@ class RunApiKilledTest(OnRunApi, KillCase):
         trial = self.trial("lost", edit=False)
         child = trial.start()
         self.wait_until(lambda: len(self.server.creates) == 2)
-        self.kill_family(child, trial.root)
+        self.kill_family(child, trial.home)
         self.collect(trial, "curl was killed too")
         self.assertEqual(len(set(keys(self.server.creates)[1:])), 1)
         self.assertEqual(len(self.server.creates), 3)
@@ -1229,7 +1190,7 @@ class RunApiKilledTest(OnRunApi, KillCase):
         self.assertEqual(len(curls), 1)
         child.kill()
         os.kill(curls[0], signal.SIGKILL)
-        child.communicate()
+        self.finish(child)
 
     def test_download_left_running_does_not_spoil_the_next_one(self) -> None:
         event = threading.Event()
@@ -1241,8 +1202,7 @@ class RunApiKilledTest(OnRunApi, KillCase):
         again = trial.start()
         self.wait_until(lambda: len(self.server.of_kind("file")) == 2)
         threading.Timer(1.0, event.set).start()
-        stdout, stderr = again.communicate(timeout=60)
-        self.assertEqual(again.returncode, 0, stderr)
+        self.saved_file(self.finish(again))
         self.check_picture(trial)
 
     def test_interrupted_while_looking_keeps_the_task(self) -> None:
@@ -1253,16 +1213,16 @@ class RunApiKilledTest(OnRunApi, KillCase):
             child = trial.start()
             self.wait_until(lambda: any(trial.tasks()) and trial.tasks()[0].looks > 0)
             time.sleep(0.007 * number)
-            stderr = self.kill(child, signal.SIGINT)[1]
-            self.assertEqual(child.returncode, 130, stderr)
-            self.assertIn("same command again", stderr)
+            result = self.kill(child, signal.SIGINT)
+            self.assertEqual(result.exit_code, 130, result.stderr)
+            self.assertIn("same command again", result.stderr)
             self.assertEqual(len(trial.journal()), 1)
             trials.append(trial)
-        trials: list[Trial] = []
+        trials: list[RunApiWorld] = []
         self.at_once(interrupt, range(8), 3)
         self.server.seconds = 0
         for trial in trials:
-            self.collect(trial, "Ctrl-C")  # type: ignore[arg-type]
+            self.collect(trial, "Ctrl-C")
         self.assertEqual(len(trials), 8)
         self.assert_no_orphans()
 
@@ -1271,8 +1231,8 @@ class RunApiKilledTest(OnRunApi, KillCase):
         trial = self.trial("term")
         child = trial.start()
         self.wait_until(lambda: len(self.server.of_kind("poll")) > 1)
-        stderr = self.kill(child, signal.SIGTERM)[1]
-        self.assertEqual((child.returncode, len(trial.journal())), (143, 1), stderr)
+        result = self.kill(child, signal.SIGTERM)
+        self.assertEqual((result.exit_code, len(trial.journal())), (143, 1), result.stderr)
         self.server.seconds = 0
         self.collect(trial, "SIGTERM")
 
@@ -1283,19 +1243,17 @@ class RunApiKilledTest(OnRunApi, KillCase):
                 trial = self.trial(f"upload-{kind}")
                 child = trial.start()
                 self.wait_until(lambda: len(self.server.of_kind(kind)) == 1)
-                stderr = self.kill(child, signal.SIGINT)[1]
-                self.assertEqual((child.returncode, trial.posts(), trial.journal()), (130, 0, []), stderr)
-                self.assertIn("nothing was bought", stderr)
+                result = self.kill(child, signal.SIGINT)
+                self.assertEqual((result.exit_code, trial.posts(), trial.journal()), (130, 0, []), result.stderr)
+                self.assertIn("nothing was bought", result.stderr)
                 self.collect(trial, kind)
         self.assert_no_orphans()
 
     def test_two_identical_commands_are_two_tasks(self) -> None:
         self.server.seconds = 0.5
         trial = self.trial("both")
-        children = [trial.start(), trial.start()]
-        outputs = [child.communicate(timeout=60) for child in children]
-        self.assertEqual([child.returncode for child in children], [0, 0], outputs)
-        self.assertEqual(trial.posts(), 2)
+        results = [self.finish(child) for child in (trial.start(), trial.start())]
+        self.assertEqual(([result.exit_code for result in results], trial.posts()), ([0, 0], 2), results)
         self.check_end(trial, ["out-2.png", "out.png"], "both")
 
     def test_fresh_makes_a_new_task(self) -> None:
@@ -1305,10 +1263,9 @@ class RunApiKilledTest(OnRunApi, KillCase):
         self.wait_until(lambda: len(self.server.of_kind("poll")) > 0)
         self.kill(child)
         self.server.seconds = 0
-        fresh = trial._replace(options=("--fresh",)).start()
-        stderr = fresh.communicate(timeout=60)[1]
-        self.assertEqual((fresh.returncode, trial.posts()), (0, 2), stderr)
-        self.assertEqual((trial.root / "out.png").read_bytes(), self.server.result(trial.tasks()[1]))
+        fresh = trial.run("--fresh")
+        self.assertEqual((fresh.exit_code, trial.posts()), (0, 2), fresh.stderr)
+        self.assertEqual((trial.work / "out.png").read_bytes(), self.server.result(trial.tasks()[1]))
         self.assertEqual(len(set(keys(self.server.creates))), 2)
 
 

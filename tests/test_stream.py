@@ -7,10 +7,9 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import unittest
 from pathlib import Path
-from typing import Any, Callable, NamedTuple
+from typing import Any, NamedTuple
 
 from api_server import Answer, draw_png, error_body
 from support import KEY, PROGRAM, ProgramCase, Result, program
@@ -60,16 +59,6 @@ class StreamCase(ProgramCase):
 
     def beside(self) -> list[str]:
         return sorted(path.name for path in self.work.iterdir())
-
-    def journal(self) -> list[str]:
-        folder = self.home / ".local" / "state" / "gpt-image-2" / "requests"
-        return [name for name in os.listdir(str(folder)) if name != ".lock"] if folder.exists() else []
-
-    def wait_until(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 20
-        while not condition():
-            self.assertLess(time.monotonic(), deadline, "waited too long")
-            time.sleep(0.01)
 
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
         return self.start_program("generate", PROMPT, *self.access(), "-o", "a.png", "--stream", *arguments,
@@ -264,17 +253,15 @@ class KilledStreamTest(StreamCase):
     def test_curl_is_killed_after_the_finished_image(self) -> None:
         self.server.plan(stream(frame(completed()) + ": keepalive\n\n" * 100, trickle=0.3))
         child = self.start()
-        folder = self.home / ".local" / "state" / "gpt-image-2" / "requests"
-        self.wait_until(lambda: any(b"keepalive" in path.read_bytes() for path in folder.rglob("1.answer")))
-        os.kill(int(next(folder.rglob("1.lock")).read_text()), signal.SIGKILL)
+        self.wait_until(lambda: any(b"keepalive" in path.read_bytes() for path in self.world.requests.rglob("1.answer")))
+        os.kill(int(next(self.world.requests.rglob("1.lock")).read_text()), signal.SIGKILL)
         result = self.finish(child)
         self.assertEqual(self.saved_file(result).read_bytes(), SMALL)
         self.assertIn("after the whole answer", result.stderr)
 
     def test_after_the_stream_has_ended(self) -> None:
         self.kill_with_a_partial(stream(whole(), trickle=0.08))
-        folder = self.home / ".local" / "state" / "gpt-image-2" / "requests"
-        self.wait_until(lambda: any(path.stat().st_size for path in folder.rglob("1.outcome")))
+        self.wait_until(lambda: any(path.stat().st_size for path in self.world.requests.rglob("1.outcome")))
         self.collect()
 
 
