@@ -400,7 +400,8 @@ def check_azure(request: Recorded, key: str) -> None:
     if (deployment or request.fields.get("model")) not in AZURE_DEPLOYMENTS:
         raise Refused("The API deployment for this resource does not exist.", "DeploymentNotFound", status=404)
     if request.fields.get("output_format") == "webp":
-        raise Refused("Invalid value: 'webp'. Supported values are: 'png' and 'jpeg'.", "invalid_value", "output_format")
+        raise Refused("Invalid value: 'webp'. Supported values are: 'png' and 'jpeg'.", "invalid_value",
+                      "output_format")
 
 
 def check_key(request: Recorded, key: str) -> None:

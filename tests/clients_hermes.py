@@ -149,7 +149,8 @@ class HermesTest(OlderHermesChecks, HermesCase):
         path = self.work / "b.png"
         path.write_bytes(draw_png(64, 48, 2))
         data = "data:image/png;base64," + base64.b64encode(draw_png(64, 48, 3, padding=300_000)).decode()
-        told = self.call_tool({"prompt": "all together", "aspect_ratio": "square", "image_url": self.api.origin + "/files/a.png",
+        told = self.call_tool({"prompt": "all together", "aspect_ratio": "square",
+                               "image_url": self.api.origin + "/files/a.png",
                           "reference_image_urls": [str(path), data]})
         result = told["results"][0]
         self.assertTrue(result["success"], result)
@@ -178,7 +179,7 @@ class HermesTest(OlderHermesChecks, HermesCase):
         self.assertIn("hermes config set GPT_IMAGE2_API_KEY", told["results"][0]["error"])
 
     def test_settings_in_their_order(self) -> None:
-        """Hermes' model, own variables, Hermes' file of variables, own config file, own section: each beats the last."""
+        """Each beats the last: Hermes' model, own variables, Hermes' file of variables, own file, own section."""
         self.link()
         relay = {"base_url": "https://relay.invalid/v1", "api_key": "test-relay"}
         ours = {"GPT_IMAGE2_API_KEY": KEY, "GPT_IMAGE2_BASE_URL": self.api.url}
@@ -264,7 +265,8 @@ class HermesTest(OlderHermesChecks, HermesCase):
                  (None, {"prompt": "  "}, "invalid_argument"), (None, {"prompt": "x" * 40_000}, "invalid_argument"),
                  (None, {"image_url": str(self.work / "none.png")}, "invalid_image_input"),
                  *((None, {"image_url": odd}, "invalid_image_input") for odd in (
-                     "https://", "http://me:word@127.0.0.1/a.png", "http://[bad/a.png", "a\0b.png", "a\ud800.png", raw[:2700])),
+                     "https://", "http://me:word@127.0.0.1/a.png", "http://[bad/a.png", "a\0b.png", "a\ud800.png",
+                     raw[:2700])),
                  (None, {"image_url": str(text)}, "invalid_image_input"),
                  (None, {"image_url": raw}, "invalid_image_input"),
                  (None, {"image_url": "data:image/png;base64,%%%"}, "invalid_image_input"),
@@ -308,9 +310,9 @@ class HermesTest(OlderHermesChecks, HermesCase):
                 self.api.reset()
                 self.api.plan(Answer(delay=2.5))
                 call = {"prompt": f"a fox {name}"}
-                child = subprocess.Popen([str(self.bin / "python"), str(HERE / "hermes_call.py"), "calls"], stdin=subprocess.PIPE,
-                                         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=str(self.work),
-                                         env=self.environment(MY_IMAGE_KEY=KEY))
+                child = subprocess.Popen([str(self.bin / "python"), str(HERE / "hermes_call.py"), "calls"],
+                                         stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                                         cwd=str(self.work), env=self.environment(MY_IMAGE_KEY=KEY))
                 assert child.stdin
                 child.stdin.write(json.dumps([call]).encode())
                 child.stdin.close()
@@ -418,9 +420,9 @@ class HermesTest(OlderHermesChecks, HermesCase):
         """A chat model reads the skill and runs the script in Hermes' terminal."""
         target = self.hermes_home / "skills" / SKILL
         copy_project(target)
-        script = target / "scripts" / "gpt_image2.py"
+        command = f"python3 {target}/scripts/gpt_image2.py generate 'a cat' -o cat.png"
         chat = self.enter(ChatServer(lambda _: ("skill_view", {"name": SKILL}),
-                                     lambda _: ("terminal", {"command": f"python3 {script} generate 'a cat' -o cat.png"}),
+                                     lambda _: ("terminal", {"command": command}),
                                      lambda result: "MEDIA:" + saved_path(json.loads(result)["output"])))
         self.configure(model={"provider": "custom", "default": "stub", "base_url": chat.url, "api_key": "test-chat"})
         env = self.environment(GPT_IMAGE2_API_KEY=KEY, GPT_IMAGE2_BASE_URL=self.api.url)

@@ -84,9 +84,9 @@ class Registry:
                     bundle.writestr(str(path.relative_to(skill)), path.read_bytes())
         listener = ThreadingHTTPServer(("127.0.0.1", 0), QuietHandler)
         self.listener, self.url = listener, f"http://127.0.0.1:{listener.server_address[1]}"
-        verdict = {"requestedSlug": SKILL, "requestedVersion": "1.0.0", "ok": True, "decision": "pass", "slug": SKILL, "version": "1.0.0", "publisherHandle": "tester",
-                   "overview": "made here", "reasons": [], "securityAuditUrl": self.url + "/audit",
-                   "security": {"status": "clean", "passed": True}}
+        verdict = {"requestedSlug": SKILL, "requestedVersion": "1.0.0", "ok": True, "decision": "pass", "slug": SKILL,
+                   "version": "1.0.0", "publisherHandle": "tester", "overview": "made here", "reasons": [],
+                   "securityAuditUrl": self.url + "/audit", "security": {"status": "clean", "passed": True}}
         self.answers = {
             f"GET /api/v1/skills/{SKILL}/install": json.dumps({
                 "ok": True, "slug": SKILL, "installKind": "archive",

@@ -348,8 +348,8 @@ class RunApiServer(LoopbackServer):
         fields = request.fields
         if "prepare" not in self.uploading:
             raise Refused(404)
-        if not {"filename", "byte_size", "checksum"} <= set(fields) <= {"filename", "byte_size", "checksum",
-                                                                       "content_type"}:
+        needed = {"filename", "byte_size", "checksum"}
+        if not needed <= set(fields) <= {*needed, "content_type"}:
             raise invalid("filename", "filename, byte_size and checksum are required, and nothing else is known")
         md5 = re.fullmatch(r"[A-Za-z0-9+/]{22}==", str(fields["checksum"]))
         if not isinstance(fields["byte_size"], int) or not md5:

@@ -34,6 +34,8 @@ for _signal in (getattr(signal, _name) for _name in ("SIGINT", "SIGHUP") if hasa
         signal.signal(_signal, signal.default_int_handler)
 
 KEY = "test-key"
+USAGE, SETUP, REFUSED, LIMITED, NO_ANSWER, UNSAVED = (
+    program.USAGE, program.SETUP, program.REFUSED, program.LIMITED, program.NO_ANSWER, program.UNSAVED)
 RESULT_FIELDS = {"schema", "ok", "saved", "requested", "http_status", "elapsed_s", "model", "usage", "cost_usd",
                  "request_id", "warnings"}
 ERROR_FIELDS = {"kind", "message", "http_status", "code", "request_id", "billed", "retryable", "hint"}
@@ -60,6 +62,11 @@ class Result(NamedTuple):
                     raise AssertionError(f"not a proper Saved: line: {line!r}")
                 found.append((match[1], int(match[2])))
         return found
+
+    @property
+    def names(self) -> list[str]:
+        """Return the file names of the Saved: lines."""
+        return [Path(path).name for path, _ in self.saved]
 
     @property
     def json(self) -> dict[str, Any]:
@@ -115,7 +122,8 @@ class World:
     def start(self, *more: Argument, through: Sequence[str | Path] = (sys.executable, PROGRAM),
               **options: Any) -> subprocess.Popen[bytes]:
         """Start this world's command, with its key, in a session of its own; `through` may wrap the program."""
-        return self.launch(*through, *self.command(*more), env={self.key_variable: KEY}, start_new_session=True, **options)
+        return self.launch(*through, *self.command(*more), env={self.key_variable: KEY}, start_new_session=True,
+                           **options)
 
     def run(self, *more: Argument, **options: Any) -> Result:
         """Run this world's command to its end."""
@@ -155,15 +163,20 @@ class ProgramCase(unittest.TestCase):
     run_program, generate and edit start the real file as a child process; run_inside and generate_inside call its
     main() in this process, for long tables. generate, edit and generate_inside add the server's address and key.
     """
-    server: ApiServer
+    server: Any
     maxDiff = None
 
     @classmethod
     def setUpClass(cls) -> None:
         """Start the server of the class."""
-        cls.server = ApiServer(KEY)
+        cls.server = cls.make_server()
         cls.server.__enter__()
         cls.addClassCleanup(cls.server.__exit__, None, None, None)
+
+    @classmethod
+    def make_server(cls) -> Any:
+        """The stand-in for the API."""
+        return ApiServer(KEY)
 
     def setUp(self) -> None:
         """Make an empty home, working folder and temporary folder, and forget earlier requests and plans."""
@@ -252,6 +265,11 @@ class ProgramCase(unittest.TestCase):
         """Run generate against the server inside this process."""
         return self.run_inside("generate", *self.access(), *arguments,
                                  env={"GPT_IMAGE2_API_KEY": KEY, **(env or {})}, **options)
+
+    def start_generate(self, *arguments: Argument, env: Environment | None = None) -> subprocess.Popen[bytes]:
+        """Start generate against the server, with its key, and return at once."""
+        return self.start_program("generate", *self.access(), *arguments,
+                                  env={"GPT_IMAGE2_API_KEY": KEY, **(env or {})})
 
     # ---- Files ----
 

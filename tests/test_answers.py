@@ -7,17 +7,15 @@ import json
 import socket
 import threading
 import unicodedata
-import unittest
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from api_server import Answer, ApiServer, draw_jpeg, draw_png, draw_webp, error_body, sniff
-from support import ERROR_FIELDS, KEY, RESULT_FIELDS, ProgramCase, Result
+from support import ERROR_FIELDS, KEY, LIMITED, NO_ANSWER, REFUSED, RESULT_FIELDS, SETUP, UNSAVED, ProgramCase, Result
 
 PROMPT = "a red fox"
 SMALL, LARGE = draw_png(32, 32), draw_png(32, 32, padding=300_000)
 HUGE = draw_png(32, 32, padding=1_500_000)  # its base64 fills more than one block
-SETUP, REFUSED, LIMITED, NO_ANSWER, UNSAVED = 3, 4, 5, 6, 7
 USER_ERROR = "image_generation_user_error"
 LATER = (("Retry-After", "3600"),)  # longer than any run waits, so that nothing is tried again
 
@@ -98,7 +96,8 @@ class AnswersBecomeFilesTest(ProgramCase):
             for name in ("images", "output", "result"):
                 with self.subTest(f"{name} {image[:4]!r}"):
                     self.server.plan(Answer(body=json.dumps({name: [encoded(image)["b64_json"]]}).encode()))
-                    self.assertEqual(self.saved_file(self.generate_inside(PROMPT, "-o", "a", "--overwrite")).read_bytes(), image)
+                    result = self.generate_inside(PROMPT, "-o", "a", "--overwrite")
+                    self.assertEqual(self.saved_file(result).read_bytes(), image)
 
     def test_unreadable_answer_is_kept_when_the_message_cannot_show_it(self) -> None:
         body = json.dumps({"picture": {"link": "https://cdn.invalid/" + "p" * 2000}}).encode()
@@ -123,13 +122,14 @@ class PicturesBehindUrlsTest(ProgramCase):
         self.assertEqual(self.saved_file(result).read_bytes(), LARGE)
         download, = self.downloads()
         self.assertEqual(download.method, "GET")
-        self.assertEqual({name.lower() for name, _ in download.headers}, {"host", "user-agent", "accept", "accept-encoding"})
+        self.assertEqual({name.lower() for name, _ in download.headers},
+                         {"host", "user-agent", "accept", "accept-encoding"})
         self.only_post()
 
     def test_several(self) -> None:
         self.server.plan(Answer(as_url=True))
         result = self.generate_inside(PROMPT, "--n", "3", "-o", "a.png")
-        self.assertEqual(([Path(path).name for path, _ in result.saved], len(self.downloads())),
+        self.assertEqual((result.names, len(self.downloads())),
                          (["a-1.png", "a-2.png", "a-3.png"], 3))
 
     def test_mixed(self) -> None:
@@ -158,13 +158,15 @@ class PicturesBehindUrlsTest(ProgramCase):
             with self.subTest(url):
                 origin = self.server.origin if "HTTP" not in url else self.server.origin[4:]
                 self.server.plan(Answer(body=data({"url": url.format(origin)})))
-                self.assertEqual(self.saved_file(self.generate_inside(PROMPT, "-o", "a.png", "--overwrite")).read_bytes(), SMALL)
+                result = self.generate_inside(PROMPT, "-o", "a.png", "--overwrite")
+                self.assertEqual(self.saved_file(result).read_bytes(), SMALL)
 
     def test_bytes_after_the_end(self) -> None:
         for image in (SMALL + b"x" * 5000, draw_webp(9, 8)[:-1] if len(draw_webp(9, 8)) % 2 == 0 else draw_webp(9, 8)):
             with self.subTest(image[:4]):
                 self.server.plan(Answer(as_url=True, image=image))
-                self.assertEqual(self.saved_file(self.generate_inside(PROMPT, "-o", "a", "--overwrite")).read_bytes(), image)
+                result = self.generate_inside(PROMPT, "-o", "a", "--overwrite")
+                self.assertEqual(self.saved_file(result).read_bytes(), image)
 
     def from_own_servers(self, *answers: tuple[Answer, Answer]) -> list[tuple[Result, ApiServer]]:
         """Run one generate for each (answer, answer of the download), side by side, each with its own server."""
@@ -313,12 +315,13 @@ class ErrorEnvelopesTest(WrongAnswerCase):
         self.check(
             Wrong("size", refusal(400, "Invalid size '1x1'. Width and height must both be divisible by 16.",
                                   "invalid_value", USER_ERROR), REFUSED, "refused", message="divisible by 16"),
-            Wrong("unknown parameter", refusal(400, "Unknown parameter: 'seed'.", "unknown_parameter"), REFUSED, "refused",
-                  message="Unknown parameter: 'seed'"),
+            Wrong("unknown parameter", refusal(400, "Unknown parameter: 'seed'.", "unknown_parameter"), REFUSED,
+                  "refused", message="Unknown parameter: 'seed'"),
             Wrong("no such model", refusal(400, "The model 'x' does not exist.", "invalid_value", USER_ERROR), REFUSED,
                   "refused", message="does not exist"),
             Wrong("unprocessable", refusal(422, "n must be 1"), REFUSED, "refused"),
-            Wrong("too large", Answer(status=413, body=b"", content_type="text/plain"), REFUSED, "too_large", hint="JPEG"))
+            Wrong("too large", Answer(status=413, body=b"", content_type="text/plain"), REFUSED, "too_large",
+                  hint="JPEG"))
 
     def test_real_refusal_of_the_server(self) -> None:
         self.check(Wrong("strict", Answer(), REFUSED, "refused", message="Unknown parameter: 'seed'",
@@ -341,8 +344,8 @@ class ErrorEnvelopesTest(WrongAnswerCase):
             Wrong("region", refusal(403, "Country, region, or territory not supported",
                                     "unsupported_country_region_territory"), SETUP, "region"),
             Wrong("forbidden", refusal(403, "You have insufficient permissions"), SETUP, "forbidden"),
-            Wrong("firewall", Answer(status=403, body=b"<html><title>Just a moment...</title></html>"), SETUP, "blocked",
-                  message="Just a moment"),
+            Wrong("firewall", Answer(status=403, body=b"<html><title>Just a moment...</title></html>"), SETUP,
+                  "blocked", message="Just a moment"),
             Wrong("wrong key", refusal(401, "Incorrect API key provided: te****ey.", "invalid_api_key"), SETUP, "key",
                   hint="config --check"),
             Wrong("bare 401", Answer(status=401, body=b"", content_type="text/plain"), SETUP, "key"))
@@ -357,18 +360,20 @@ class ErrorEnvelopesTest(WrongAnswerCase):
         self.check(
             Wrong("no credit", refusal(429, "You have no credits remaining.", "credit_balance_exhausted",
                                        "insufficient_quota"), LIMITED, "quota", hint="credit"),
-            Wrong("old quota", refusal(429, "You exceeded your current quota", "insufficient_quota", "insufficient_quota"),
+            Wrong("old quota", refusal(429, "You exceeded your current quota", "insufficient_quota",
+                                       "insufficient_quota"),
                   LIMITED, "quota"),
             Wrong("hard limit", refusal(400, "Billing hard limit has been reached.", "billing_hard_limit_reached",
                                         "billing_limit_user_error"), LIMITED, "quota"),
             Wrong("payment required", refusal(402, "Please top up"), LIMITED, "quota"),
-            Wrong("rate limit", refusal(429, rate, "rate_limit_exceeded", "input-images", LATER), LIMITED, "rate_limit", hint="3600 s",
-                  message="input-images per min", retryable=True),
+            Wrong("rate limit", refusal(429, rate, "rate_limit_exceeded", "input-images", LATER), LIMITED, "rate_limit",
+                  hint="3600 s", message="input-images per min", retryable=True),
             Wrong("slow down", refusal(429, "Slow down", "slow_down", "rate_limit_error", LATER), LIMITED, "rate_limit",
                   retryable=True))
 
     def test_not_found(self) -> None:
-        self.check(Wrong("empty", Answer(status=404, body=b"", content_type="text/plain"), REFUSED, "not_found", hint="/v1"))
+        self.check(Wrong("empty", Answer(status=404, body=b"", content_type="text/plain"), REFUSED, "not_found",
+                         hint="/v1"))
 
     def test_broken_servers(self) -> None:
         page = b"<html><head><title>504 Gateway &amp; Time-out</title></head></html>"
@@ -388,12 +393,13 @@ class ErrorEnvelopesTest(WrongAnswerCase):
         document = self.generate_inside(PROMPT, "--json", "--quality", "low").json
         error = document["error"]
         self.assertEqual((error["http_status"], error["code"], error["request_id"]), (400, "invalid_value", "req_12"))
-        self.assertEqual((document["http_status"], document["request_id"], document["model"]), (400, "req_12", "gpt-image-2"))
+        self.assertEqual((document["http_status"], document["request_id"], document["model"]),
+                         (400, "req_12", "gpt-image-2"))
         self.assertEqual(document["requested"]["quality"], "low")
 
     def test_refusals_are_sent_once(self) -> None:
-        for answer in (refusal(400, "no"), refusal(401, "no"), refusal(429, "no", "insufficient_quota"), Answer(status=500),
-                       Answer(status=504, body=b"")):
+        for answer in (refusal(400, "no"), refusal(401, "no"), refusal(429, "no", "insufficient_quota"),
+                       Answer(status=500), Answer(status=504, body=b"")):
             with self.fresh(answer.status):
                 self.server.default = answer
                 self.generate_inside(PROMPT)
@@ -405,25 +411,27 @@ class SuccessWithoutPictureTest(WrongAnswerCase):
 
     def test_errors_inside_success(self) -> None:
         self.check(
-            Wrong("envelope", Answer(body=error_body("Something broke", "image_generation_failed")), NO_ANSWER, "no_image",
-                  "maybe", message="Something broke"),
+            Wrong("envelope", Answer(body=error_body("Something broke", "image_generation_failed")), NO_ANSWER,
+                  "no_image", "maybe", message="Something broke"),
             Wrong("moderation", Answer(body=error_body("rejected", "moderation_blocked")), REFUSED, "moderation"),
             Wrong("quota", Answer(body=error_body("empty", "insufficient_quota")), LIMITED, "quota"),
             Wrong("text", Answer(body=b'{"error": "no channel available"}'), NO_ANSWER, "no_image", "maybe",
                   message="no channel available"),
             Wrong("relay's code", Answer(body=b'{"code": 500, "msg": "upstream failed"}'), NO_ANSWER, "server", "maybe",
                   message="upstream failed"),
-            Wrong("detail", Answer(body=b'{"detail": "not today"}'), NO_ANSWER, "no_image", "maybe", message="not today"))
+            Wrong("detail", Answer(body=b'{"detail": "not today"}'), NO_ANSWER, "no_image", "maybe",
+                  message="not today"))
 
     def test_nothing_inside(self) -> None:
         bodies: dict[str, bytes] = {
             "empty data": b'{"created": 1, "data": []}', "null data": b'{"data": null}', "object": b'{"data": {}}',
             "text": b'{"data": "abc"}', "null item": b'{"data": [null]}', "empty item": b'{"data": [{}]}',
             "null image": b'{"data": [{"b64_json": null}]}', "empty image": b'{"data": [{"b64_json": ""}]}',
-            "number": b'{"data": [{"b64_json": 5}]}', "empty object": b"{}", "list": b"[]", "null": b"null", "string": b'"a"',
-            "only a number": b"5", "cut off": b'{"data": [{"b64_json": "iVBOR', "empty body": b"", "blank": b" \n",
-            "plain text": b"OK", "nested": b"[" * 200_000, "huge number": b'{"data": [' + b"9" * 100_000 + b"]}",
-            "not UTF-8": b'{"data": "\xff\xfe"}', "forged span": b'{"data": [{"b64_json": {"@span": [0, 10]}}]}',
+            "number": b'{"data": [{"b64_json": 5}]}', "empty object": b"{}", "list": b"[]", "null": b"null",
+            "string": b'"a"', "only a number": b"5", "cut off": b'{"data": [{"b64_json": "iVBOR', "empty body": b"",
+            "blank": b" \n", "plain text": b"OK", "nested": b"[" * 200_000,
+            "huge number": b'{"data": [' + b"9" * 100_000 + b"]}", "not UTF-8": b'{"data": "\xff\xfe"}',
+            "forged span": b'{"data": [{"b64_json": {"@span": [0, 10]}}]}',
             "mad span": b'{"data": [{"b64_json": {"@span": [-5, 1e999]}}]}'}
         for name, body in bodies.items():
             with self.subTest(name):
@@ -434,13 +442,14 @@ class SuccessWithoutPictureTest(WrongAnswerCase):
                 self.assertEqual(len(result.errors), 1)
 
     def test_web_page(self) -> None:
-        self.check(Wrong("page", Answer(body=b"<!doctype html><title>Sign in</title>", content_type="text/html"), NO_ANSWER,
-                         "web_page", "maybe", "a web server answers there", "Sign in"))
+        self.check(Wrong("page", Answer(body=b"<!doctype html><title>Sign in</title>", content_type="text/html"),
+                         NO_ANSWER, "web_page", "maybe", "a web server answers there", "Sign in"))
 
     def test_base_url_without_v1(self) -> None:
         for url in (self.server.origin, self.server.origin + "/"):
             with self.subTest(url):
-                result = self.run_inside("generate", PROMPT, "--base-url", url, "--json", env={"GPT_IMAGE2_API_KEY": KEY})
+                result = self.run_inside("generate", PROMPT, "--base-url", url, "--json",
+                                         env={"GPT_IMAGE2_API_KEY": KEY})
                 error = result.json["error"]
                 self.assertEqual((result.exit_code, error["billed"]), (NO_ANSWER, "no"))
                 self.assertIn(f"--base-url {self.server.origin}/v1", error["hint"])
@@ -454,8 +463,9 @@ class SuccessWithoutPictureTest(WrongAnswerCase):
     def test_garbage_instead_of_an_image(self) -> None:
         half = base64.b64encode(LARGE[:len(LARGE) // 2]).decode()
         items: dict[str, Any] = {
-            "text": encoded(b"sorry, no image today"), "page": encoded(b"<html></html>"), "zeros": encoded(bytes(200_000)),
-            "not base64": {"b64_json": "not base64 at all!"}, "long not base64": {"b64_json": "?" * 100_000},
+            "text": encoded(b"sorry, no image today"), "page": encoded(b"<html></html>"),
+            "zeros": encoded(bytes(200_000)), "not base64": {"b64_json": "not base64 at all!"},
+            "long not base64": {"b64_json": "?" * 100_000},
             "half a letter": {"b64_json": "A"}, "unicode": {"b64_json": "\u732b" * 50_000}}
         for name, item in items.items():
             with self.subTest(name):
@@ -554,9 +564,11 @@ class HostileTextsOfServersTest(ProgramCase):
 
     def test_key_in_errors(self) -> None:
         answers = {
-            "message": refusal(400, f"bad key {KEY}!"), "code": refusal(400, "no", KEY), "type": refusal(400, "no", None, KEY),
+            "message": refusal(400, f"bad key {KEY}!"), "code": refusal(400, "no", KEY),
+            "type": refusal(400, "no", None, KEY),
             "401": refusal(401, f"Incorrect API key provided: {KEY}."), "page": Answer(
-                status=502, body=f"<title>{KEY}</title>".encode()), "text": Answer(status=500, body=f"key={KEY}".encode()),
+                status=502, body=f"<title>{KEY}</title>".encode()),
+            "text": Answer(status=500, body=f"key={KEY}".encode()),
             "inside 200": Answer(body=f'{{"data": [], "debug": "Bearer {KEY}"}}'.encode()),
             "request id": refusal(400, "no", headers=(("x-request-id", KEY),)),
             "location": Answer(status=302, body=b"", headers=(("Location", f"https://relay.invalid/?key={KEY}"),)),
@@ -578,8 +590,8 @@ class HostileTextsOfServersTest(ProgramCase):
         self.assertIn("note  key none", check.stdout)
 
     def test_ordinary_words_in_headers_are_no_secrets(self) -> None:
-        result = self.generate_inside(PROMPT, "--json", "--header", "X-Mode: auto", "--header", "X-Title: gpt-image-2", "--header",
-                          "X-Level: warning")
+        result = self.generate_inside(PROMPT, "--json", "--header", "X-Mode: auto", "--header", "X-Title: gpt-image-2",
+                                      "--header", "X-Level: warning")
         self.assertEqual((result.json["model"], result.json["requested"]["quality"]), ("gpt-image-2", "auto"))
         self.assertNotIn("***", result.stderr)
 
@@ -618,7 +630,8 @@ class HostileTextsOfServersTest(ProgramCase):
     def test_control_characters(self) -> None:
         evil = "\x1b[2J\x1b]0;gone\x07\r\n\x08\x7f\x9b31m\x85 end"
         answers = {
-            "message": refusal(400, evil), "code": refusal(400, "no", evil), "text": Answer(status=500, body=evil.encode()),
+            "message": refusal(400, evil), "code": refusal(400, "no", evil),
+            "text": Answer(status=500, body=evil.encode()),
             "page": Answer(status=502, body=f"<title>{evil}</title>".encode()), "200": Answer(body=evil.encode()),
             "object": Answer(body=json.dumps({"data": [], "note": evil}, ensure_ascii=False).encode()),
             "entities": Answer(status=502, body=b"<title>&#27;[2J&#x9b;31m&#13;</title>"),
@@ -645,7 +658,3 @@ class DrawnPicturesAreRealTest(ProgramCase):
     def test_drawn_pictures(self) -> None:
         for image, kind in ((draw_png(32, 16), "png"), (draw_jpeg(32, 16), "jpeg"), (draw_webp(32, 16), "webp")):
             self.assertEqual(sniff(image), (kind, 32, 16))
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -2,15 +2,13 @@
 from __future__ import annotations
 
 import json
-import unittest
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from api_server import Answer, Recorded, draw_png
-from support import KEY, ProgramCase, Result, mask_png, program
+from support import KEY, NO_ANSWER, REFUSED, ProgramCase, Result, mask_png, program
 
 SMALL = draw_png(32, 32)
-REFUSED, NO_ANSWER = 4, 6
 CLASSIC_VERSION = "2025-04-01-preview"
 
 
@@ -22,7 +20,7 @@ class Address(NamedTuple):
     model: bool = True
 
 
-ADDRESSES = (
+ADDRESSES = (  # base URL, path, version, whether the body names the model
     Address("", "/openai/v1", "preview"),
     Address("/", "/openai/v1", "preview"),
     Address("/openai/v1", "/openai/v1", "preview"),
@@ -123,11 +121,11 @@ class AzureIsChosenTest(AzureCase):
 
     def test_chosen_by_host(self) -> None:
         for host, expected in (
-                ("res.openai.azure.com", "azure"), ("res.services.ai.azure.com", "azure"), ("RES.OpenAI.Azure.COM", "azure"),
-                ("res.cognitiveservices.azure.com", "azure"), ("res.openai.azure.com:443", "azure"),
-                ("a.b.openai.azure.com", "azure"), ("api.openai.com", "openai"), ("relay.example", "openai"),
-                ("res.openai.azure.com.evil.example", "openai"), ("xopenai.azure.com", "openai"),
-                ("azure.com", "openai"), ("res.azure.com", "openai")):
+                ("res.openai.azure.com", "azure"), ("res.services.ai.azure.com", "azure"),
+                ("RES.OpenAI.Azure.COM", "azure"), ("res.cognitiveservices.azure.com", "azure"),
+                ("res.openai.azure.com:443", "azure"), ("a.b.openai.azure.com", "azure"), ("api.openai.com", "openai"),
+                ("relay.example", "openai"), ("res.openai.azure.com.evil.example", "openai"),
+                ("xopenai.azure.com", "openai"), ("azure.com", "openai"), ("res.azure.com", "openai")):
             for path in ("", "/openai/v1", "/openai/deployments/d?api-version=2025-04-01-preview"):
                 with self.subTest(host + path):
                     self.assertEqual(self.settings(f"https://{host}{path}").api.value, expected)
@@ -208,7 +206,3 @@ class AzureRefusalsTest(AzureCase):
 
     def refusal(self, code: str, message: str, status: int = 400) -> Answer:
         return Answer(status=status, body=json.dumps({"error": {"code": code, "message": message}}).encode())
-
-
-if __name__ == "__main__":
-    unittest.main()

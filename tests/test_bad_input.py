@@ -12,12 +12,23 @@ from typing import NamedTuple
 from unittest import mock
 
 from api_server import draw_jpeg, draw_png
-from support import ERROR_FIELDS, KEY, PROGRAM, RESULT_FIELDS, ProgramCase, Result, mask_png, plain_png, png_chunk
+from support import (
+    ERROR_FIELDS,
+    KEY,
+    PROGRAM,
+    RESULT_FIELDS,
+    SETUP,
+    USAGE,
+    ProgramCase,
+    Result,
+    mask_png,
+    plain_png,
+    png_chunk,
+)
 
 PROMPT = "a red fox"
 SMALL = plain_png(64, 48)
 GIF = b"GIF89a" + (64).to_bytes(2, "little") + (48).to_bytes(2, "little") + b"\0\0\0;"
-USAGE, SETUP = 2, 3
 
 
 class StrangeModulesTest(ProgramCase):
@@ -28,7 +39,8 @@ class StrangeModulesTest(ProgramCase):
         for name in ("shlex", "json", "tempfile", "subprocess", "argparse", "re", "time", "difflib"):
             self.file(f"tool/{name}.py", "raise SystemExit('a stranger')\n")
         for folder in (self.work, self.work / "tool"):
-            child = subprocess.run([sys.executable, copy, "generate", "a fox", *self.access(), "-o", "a.png"], cwd=str(folder),
+            child = subprocess.run([sys.executable, copy, "generate", "a fox", *self.access(), "-o", "a.png"],
+                                   cwd=str(folder),
                                    env=self.environment({"GPT_IMAGE2_API_KEY": KEY}), stderr=subprocess.PIPE)
             self.assertEqual((child.returncode, b"stranger" in child.stderr), (0, False), child.stderr)
 
@@ -123,7 +135,8 @@ class BadPromptTest(BadInputCase):
             Bad("file", ["generate", "--prompt-file", self.file("p.txt", long)], "32001 characters"),
             Bad("input", ["generate", "-"], "32001 characters", stdin=long),
             Bad("endless file", ["generate", "--prompt-file", "/dev/zero"], "32000 are allowed"),
-            Bad("cut inside a character", ["generate", "--prompt-file", self.file("q.txt", "x" + "\N{FOX FACE}" * 64000)],
+            Bad("cut inside a character", ["generate", "--prompt-file",
+                                           self.file("q.txt", "x" + "\N{FOX FACE}" * 64000)],
                 "32000 are allowed"))
 
     def test_not_utf8(self) -> None:
@@ -144,7 +157,8 @@ class BadInputImageTest(BadInputCase):
             Bad("long name", ["edit", long, PROMPT], "File name too long"),
             Bad("nothing given", ["edit"], "the image and the prompt are missing", "edit IMAGE"),
             Bad("empty name", ["edit", "", PROMPT], "name of the image is empty"),
-            Bad("address for a prompt", ["edit", "https://relay.invalid/a.png", "--image", image], "the prompt is missing"),
+            Bad("address for a prompt", ["edit", "https://relay.invalid/a.png", "--image", image],
+                "the prompt is missing"),
             Bad("name for a prompt", ["edit", "none.jpg", "--image", image], "the prompt is missing"),
             Bad("control character", ["edit", "a\1.png", PROMPT], "control character in its name"),
             Bad("only a prompt file", ["edit", "--prompt-file", self.file("p.txt", PROMPT)],
@@ -365,7 +379,8 @@ class BadConfigFileTest(BadInputCase):
 
     def test_not_an_object(self) -> None:
         self.refuse(*(self.config(name, content, f"must hold one JSON object, not {name}")
-                      for name, content in (("a list", '["a"]'), ("a text", '"a"'), ("a number", "5"), ("null", "null"))))
+                      for name, content in (("a list", '["a"]'), ("a text", '"a"'), ("a number", "5"),
+                                            ("null", "null"))))
 
     def test_wrong_types(self) -> None:
         table = (("base_url", 5), ("api_key", ["a"]), ("api_key_env", True), ("api_key_command", "pass show"),
@@ -424,7 +439,8 @@ class BadKeyAndAddressTest(BadInputCase):
         self.refuse(Bad("unset", ["generate", PROMPT, "--config", config],
                         "no API key for relay.invalid: $MY_RELAY_NAME, named in", "as api_key_env in", SETUP, "key",
                         {"GPT_IMAGE2_API_KEY": None, "GPT_IMAGE2_BASE_URL": None}))
-        mistaken = self.write_config({"base_url": "https://relay.invalid/v1", "api_key_env": "test-key-in-place-of-a-name"},
+        mistaken = self.write_config({"base_url": "https://relay.invalid/v1",
+                                      "api_key_env": "test-key-in-place-of-a-name"},
                                      path=self.work / "d.json")
         for arguments in (["generate", PROMPT], ["config"]):
             result = self.run_inside(*arguments, "--config", mistaken)
@@ -447,8 +463,9 @@ class BadKeyAndAddressTest(BadInputCase):
 
     def test_base_url(self) -> None:
         table = (("no scheme", "relay.invalid/v1", "base URL"), ("host only", "relay.invalid", "base URL"),
-                 ("other scheme", "ftp://relay.invalid/v1", "base URL"), ("file", "file:///usr/share/dict/words", "base URL"),
-                 ("port only", "localhost:8080/v1", "base URL"), ("no host", "https:///v1", "base URL"),
+                 ("other scheme", "ftp://relay.invalid/v1", "base URL"),
+                 ("file", "file:///usr/share/dict/words", "base URL"), ("port only", "localhost:8080/v1", "base URL"),
+                 ("no host", "https:///v1", "base URL"),
                  ("user and password", "https://me:hidden@relay.invalid/v1", "user name or password"),
                  ("user", "https://me@relay.invalid/v1", "user name or password"),
                  ("remote http", "http://relay.invalid/v1", "unencrypted"),
@@ -456,10 +473,14 @@ class BadKeyAndAddressTest(BadInputCase):
                  ("not quite loopback", "http://localhost.relay.invalid/v1", "unencrypted"),
                  ("private network", "http://192.168.0.7/v1", "unencrypted"),
                  ("backslash", "http://127.0.0.1\\@relay.invalid/v1", "base URL"),
-                 ("blank", "https://relay.invalid/v1 x", "base URL"), ("new line", "https://relay.invalid\n/v1", "base URL"),
-                 ("query", "https://relay.invalid/v1?a=b", "base URL"), ("port", "https://relay.invalid:port/v1", "base URL"),
-                 ("high port", "https://relay.invalid:99999/v1", "base URL"), ("bracket", "https://[::1/v1", "base URL"))
-        rows = [Bad(f"option: {name}", ["generate", PROMPT, "--base-url", url], message) for name, url, message in table]
+                 ("blank", "https://relay.invalid/v1 x", "base URL"),
+                 ("new line", "https://relay.invalid\n/v1", "base URL"),
+                 ("query", "https://relay.invalid/v1?a=b", "base URL"),
+                 ("port", "https://relay.invalid:port/v1", "base URL"),
+                 ("high port", "https://relay.invalid:99999/v1", "base URL"),
+                 ("bracket", "https://[::1/v1", "base URL"))
+        rows = [Bad(f"option: {name}", ["generate", PROMPT, "--base-url", url], message) for name, url,
+                message in table]
         for name, url, message in (table[0], table[6], table[8]):
             rows.append(Bad(f"variable: {name}", ["generate", PROMPT], message, exit_code=SETUP, kind="config",
                             env={"GPT_IMAGE2_BASE_URL": url}))
@@ -595,7 +616,3 @@ class NothingIsTouchedTest(ProgramCase):
         result = self.run_program("edit", self.file("a.png", draw_png(64, 48)), PROMPT, "--base-url",
                                   "https://relay.invalid/v1")
         self.assertEqual((result.exit_code, len(result.errors)), (SETUP, 1), result.stderr)
-
-
-if __name__ == "__main__":
-    unittest.main()

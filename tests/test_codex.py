@@ -13,13 +13,12 @@ from typing import Any
 from unittest import mock
 
 from api_server import Answer, Recorded, draw_jpeg, draw_png
-from support import ProgramCase, Result, mask_png, program
+from support import LIMITED, NO_ANSWER, REFUSED, SETUP, USAGE, ProgramCase, Result, mask_png, program
 from test_secrets import helpers
 
 PNG = draw_png(64, 64)
 HOUR = 3600
 CHATGPT = "https://chatgpt.com/backend-api/codex"
-USAGE, SETUP, REFUSED, LIMITED, NO_ANSWER = 2, 3, 4, 5, 6
 CLOUDFLARE = b"<!DOCTYPE html><html><head><title>Just a moment...</title></head><body>challenge</body></html>"
 
 
@@ -298,7 +297,8 @@ class CodexRequestTest(CodexCase):
 
     def test_generate(self) -> None:
         self.sign_in()
-        result = self.generate_inside("--size", "1536x1024", "--quality", "high", "--background", "opaque", "-o", "fox.png")
+        result = self.generate_inside("--size", "1536x1024", "--quality", "high", "--background", "opaque", "-o",
+                                      "fox.png")
         self.assertEqual(result.exit_code, 0, result.stderr)
         post = self.only_post()
         self.assertEqual(post.path, "/v1/images/generations")
@@ -497,7 +497,3 @@ class CodexTokenIsNowhereTest(CodexCase):
     def holders(self, spared: Path) -> list[str]:
         return [str(path) for path in self.root.rglob("*")
                 if path.is_file() and path != spared and self.token.encode() in path.read_bytes()]
-
-
-if __name__ == "__main__":
-    unittest.main()

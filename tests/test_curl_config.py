@@ -9,11 +9,12 @@ from unittest import mock
 
 from support import program
 
-# Options that the minimum curl has, from the reference's list; nothing else may ever be written.
+# Options that curl 7.68 has; nothing else may ever be written.
 OLD_OPTIONS = {"url", "header", "data-binary", "form", "output", "dump-header", "write-out", "max-time",
-               "connect-timeout", "silent", "show-error", "request", "globoff", "no-buffer", "proxy", "noproxy", "cacert",
-               "proto", "max-filesize"}
-EVIL = ('"\noutput = "evil"\n', '\\"\nurl = "http://evil.invalid"\n', "\r\noutput=evil", "\\\n\\", '";\nproxy = "evil:1"', "#\t%")
+               "connect-timeout", "silent", "show-error", "request", "globoff", "no-buffer", "proxy", "noproxy",
+               "cacert", "proto", "max-filesize"}
+EVIL = ('"\noutput = "evil"\n', '\\"\nurl = "http://evil.invalid"\n', "\r\noutput=evil", "\\\n\\",
+        '";\nproxy = "evil:1"', "#\t%")
 
 
 def read_config(text: str) -> list[tuple[str, str]]:
@@ -33,9 +34,9 @@ class CurlQuotingTest(unittest.TestCase):
     """Nothing that stands in a value can become an option of curl."""
 
     def test_quote_config(self) -> None:
-        for value, quoted in (("a", '"a"'), ("", '""'), ('"', '"\\""'), ("\\", '"\\\\"'), ("\n", '"\\n"'), ("\r", '"\\r"'),
-                              ("\t", '"\\t"'), ("\\n", '"\\\\n"'), ('\\"', '"\\\\\\""'), (" a ", '" a "'), ("#'%$", "\"#'%$\""),
-                              ("\N{FOX FACE}", '"\N{FOX FACE}"')):
+        for value, quoted in (("a", '"a"'), ("", '""'), ('"', '"\\""'), ("\\", '"\\\\"'), ("\n", '"\\n"'),
+                              ("\r", '"\\r"'), ("\t", '"\\t"'), ("\\n", '"\\\\n"'), ('\\"', '"\\\\\\""'),
+                              (" a ", '" a "'), ("#'%$", "\"#'%$\""), ("\N{FOX FACE}", '"\N{FOX FACE}"')):
             with self.subTest(value):
                 self.assertEqual(program.quote_config(value), quoted)
 
@@ -51,7 +52,8 @@ class CurlQuotingTest(unittest.TestCase):
                 self.assertEqual(read_config(text), [("url", value)])
 
     def test_quote_path(self) -> None:
-        for path, quoted in (("a b", '"a b"'), ("a;b,c", '"a;b,c"'), ('a"b', '"a\\"b"'), ("a\\b", '"a\\\\b"'), ("@", '"@"')):
+        for path, quoted in (("a b", '"a b"'), ("a;b,c", '"a;b,c"'), ('a"b', '"a\\"b"'), ("a\\b", '"a\\\\b"'),
+                             ("@", '"@"')):
             with self.subTest(path):
                 self.assertEqual(program.quote_path(path), quoted)
 
@@ -69,7 +71,8 @@ class CurlConfigTest(unittest.TestCase):
     def requests(self) -> list[dict[str, Any]]:
         """Return fields of very different requests."""
         return [{"body": {"prompt": "a"}, "headers": (("Authorization", "Bearer test-key"),)},
-                {"form": (program.Part("prompt", "a"), program.Part("image[]", path="/a.png", content_type="image/png"))},
+                {"form": (program.Part("prompt", "a"),
+                          program.Part("image[]", path="/a.png", content_type="image/png"))},
                 {"method": "GET", "url": "http://127.0.0.1:8/v1/models", "proxy": "http://p:1", "cacert": "/ca.pem"},
                 {"method": "GET", "url": "https://cdn.invalid/1.png", "purpose": "download", "proxy": "http://p:1"}]
 
@@ -90,8 +93,9 @@ class CurlConfigTest(unittest.TestCase):
                 self.assertLess(names.index(guard), names.index("url"))
 
     def test_protocol(self) -> None:
-        for url, allow_http, proto in (("https://relay.invalid/a", False, "=https"), ("http://127.0.0.1:5/a", False, "=http"),
-                                       ("http://relay.invalid/a", True, "=http"), ("http://relay.invalid/a", False, "=https")):
+        for url, allow_http, proto in (
+                ("https://relay.invalid/a", False, "=https"), ("http://127.0.0.1:5/a", False, "=http"),
+                ("http://relay.invalid/a", True, "=http"), ("http://relay.invalid/a", False, "=https")):
             with self.subTest(f"{url} {allow_http}"):
                 asked = {"method": "GET", "url": url, "allow_http": allow_http}
                 self.assertEqual(dict(self.config(**asked, purpose="poll"))["proto"], proto)
@@ -127,8 +131,8 @@ class CurlConfigTest(unittest.TestCase):
             path = "/tmp/" + evil
             for name, fields in (("file", {"form": (program.Part("image", path=path, content_type="image/png"),)}),
                                  ("proxy", {"proxy": evil}), ("url", {"url": "https://relay.invalid/" + evil}),
-                                 ("header", {"headers": (("X-A", evil),)}), ("header name", {"headers": ((evil, "a"),)}),
-                                 ("cacert", {"cacert": path})):
+                                 ("header", {"headers": (("X-A", evil),)}),
+                                 ("header name", {"headers": ((evil, "a"),)}), ("cacert", {"cacert": path})):
                 with self.subTest(f"{name} {evil!r}"):
                     try:
                         options = self.config(**fields)
@@ -150,8 +154,9 @@ class OpenAiProviderTest(unittest.TestCase):
         """Return a provider and its first request."""
         upload = program.Upload("/a.png", program.Picture("png", 64, 64), 100)
         job = program.Job(**{
-            "command": command, "model": "gpt-image-2", "prompt": "a fox", "images": (upload,) if command == "edit" else (),
-            "mask": None, "parameters": {"n": 2}, "n": 2, "target": program.Target("/out", "a", ".png", False), **fields})
+            "command": command, "model": "gpt-image-2", "prompt": "a fox",
+            "images": (upload,) if command == "edit" else (), "mask": None, "parameters": {"n": 2}, "n": 2,
+            "target": program.Target("/out", "a", ".png", False), **fields})
         with mock.patch.dict(environ, {"HOME": "/nonexistent"}, clear=True):
             settings = program.load_settings({"base_url": "https://relay.invalid/v1/", "headers": {"X-A": "b"}})
         provider = program.openai(job, settings, "test-key")
@@ -181,9 +186,11 @@ class OpenAiProviderTest(unittest.TestCase):
     def test_edit(self) -> None:
         mask = program.Upload("/mask.png", program.Picture("png", 64, 64), 100)
         provider, request = self.start("edit", mask=mask)
-        self.assertEqual((request.method, request.url, request.body), ("POST", "https://relay.invalid/v1/images/edits", None))
+        self.assertEqual((request.method, request.url, request.body),
+                         ("POST", "https://relay.invalid/v1/images/edits", None))
         self.assertEqual([(part.name, part.text, part.path) for part in request.form], [
-            ("model", "gpt-image-2", ""), ("prompt", "a fox", ""), ("n", "2", ""), ("image", "", "/a.png"), ("mask", "", "/mask.png")])
+            ("model", "gpt-image-2", ""), ("prompt", "a fox", ""), ("n", "2", ""), ("image", "", "/a.png"),
+            ("mask", "", "/mask.png")])
         self.assertEqual(len(self.finish(provider, self.response({"data": [{"b64_json": "QUJD"}]}))), 1)
 
     def test_images_behind_urls(self) -> None:
@@ -195,8 +202,5 @@ class OpenAiProviderTest(unittest.TestCase):
         second = provider.send(self.response(None, "/file-1"))
         self.assertEqual((second.url, second.headers), ("https://cdn.invalid/2.png", ()))
         images = self.finish(provider, self.response(None, "/file-2"))
-        self.assertEqual([(image.base64, image.path) for image in images], [("", "/file-1"), ("QUJD", ""), ("", "/file-2")])
-
-
-if __name__ == "__main__":
-    unittest.main()
+        self.assertEqual([(image.base64, image.path) for image in images],
+                         [("", "/file-1"), ("QUJD", ""), ("", "/file-2")])

@@ -131,7 +131,3 @@ class SkillRulesTest(unittest.TestCase):
         version = program.stdout.split()[1]
         self.assertIn(f'version: "{version}"', FRONT)
         self.assertIn(f'version: "{version}"', (PROJECT / "scripts" / "plugin.yaml").read_text(encoding="utf-8"))
-
-
-if __name__ == "__main__":
-    unittest.main()

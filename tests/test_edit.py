@@ -120,7 +120,8 @@ class TextPartsTest(EditCase):
                          {prompt.encode() for prompt in NASTY_PROMPTS})
 
     def test_parameters(self) -> None:
-        values = ("@/usr/share/dict/words", "</usr/share/dict/words", "a;type=text/html", 'a "b" \\ c', "two\nlines", "x;filename=y", "a,b", "=")
+        values = ("@/usr/share/dict/words", "</usr/share/dict/words", "a;type=text/html", 'a "b" \\ c', "two\nlines",
+                  "x;filename=y", "a,b", "=")
         options = [word for number, value in enumerate(values) for word in ("--param", f"p{number}={value}")]
         self.server.plan(Answer(check=False))
         texts = self.texts(self.edited(self.image, PROMPT, *options))
@@ -128,7 +129,8 @@ class TextPartsTest(EditCase):
 
     def test_32000_emoji(self) -> None:
         prompt = "\N{FOX FACE}" * 32000
-        for arguments, stdin in (([self.image, "--prompt-file", self.file("p.txt", prompt)], ""), ([self.image, "-"], prompt)):
+        for arguments, stdin in (([self.image, "--prompt-file", self.file("p.txt", prompt)], ""),
+                                 ([self.image, "-"], prompt)):
             with self.subTest(arguments[-1]):
                 self.assertEqual(self.texts(self.edited(*arguments, stdin=stdin))["prompt"], prompt.encode())
 
@@ -138,8 +140,8 @@ class OddInputPathsTest(EditCase):
 
     def test_odd_names(self) -> None:
         names = ("semi;colon.png", "a;type=text/html", "com,ma.png", 'quo"te.png', "back\\slash.png", "new\nline.png",
-                 "tab\there.png", "two words.png", "@at.png", "<less.png", "a=b.png", "{a,b}[1-3].png", "%41.png", "'.png",
-                 "\u732b.png", 'all of;it,"\\\n=.png', "#.png", "-")
+                 "tab\there.png", "two words.png", "@at.png", "<less.png", "a=b.png", "{a,b}[1-3].png", "%41.png",
+                 "'.png", "\u732b.png", 'all of;it,"\\\n=.png', "#.png", "-")
         commands = [["edit", *self.access(), "-o", f"out/{row}.png", self.file(name, draw_png(16, 16, row)), f"{row}"]
                     for row, name in enumerate(names)]
         results = self.run_all(commands, env={"GPT_IMAGE2_API_KEY": KEY})
@@ -210,7 +212,8 @@ class EditCommandLineTest(EditCase):
         self.assertEqual(saved.name, "holiday-2.png")
 
     def test_input_may_be_overwritten(self) -> None:
-        self.assertEqual(self.saved_file(self.edit(self.image, PROMPT, "-o", self.image, "--overwrite")), Path(self.image))
+        self.assertEqual(self.saved_file(self.edit(self.image, PROMPT, "-o", self.image, "--overwrite")),
+                         Path(self.image))
         self.assertEqual(sniff(Path(self.image).read_bytes()), ("png", 1024, 1024))
 
     def test_result_of_generate_can_be_edited(self) -> None:
@@ -280,7 +283,8 @@ class InputsBehindUrlsTest(EditCase):
 
     def test_first_and_further(self) -> None:
         self.server.files["b.jpg"] = JPEG
-        post = self.edited(self.url, PROMPT, "--image", self.image, "--image", self.server.origin + "/files/b.jpg?sig=1")
+        post = self.edited(self.url, PROMPT, "--image", self.image, "--image",
+                           self.server.origin + "/files/b.jpg?sig=1")
         self.assertEqual([part.body for part in self.files(post)], [PNG, PNG, JPEG])
         fetched = [each for each in self.server.requests if each.method == "GET"]
         self.assertEqual([each.path for each in fetched], ["/files/a.png", "/files/b.jpg?sig=1"])
@@ -359,7 +363,3 @@ class LargeUploadTest(EditCase):
         paths = [self.file(f"{number}.png", draw_png(32, 32, number, padding=4_000_000)) for number in range(3)]
         files = self.files(self.edited(paths[0], PROMPT, "--image", paths[1], "--image", paths[2]))
         self.assertEqual([part.body for part in files], [Path(path).read_bytes() for path in paths])
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -9,7 +9,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import unittest
 from concurrent.futures import ThreadPoolExecutor
 from os import environ
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 from api_server import Answer, ApiServer, draw_png, error_body
-from support import KEY, PROGRAM, ProgramCase, Result, program
+from support import KEY, LIMITED, NO_ANSWER, PROGRAM, REFUSED, SETUP, UNSAVED, USAGE, ProgramCase, Result, program
 
 HTML = b"<html><head><title>502 Bad Gateway</title></head><body>nginx</body></html>"
 PNG = draw_png(64, 64)
@@ -48,55 +47,58 @@ class Fault(NamedTuple):
 
 
 URL = Answer(as_url=True)
-FAULTS = (
-    Fault("dropped before the body was read", (Answer(drop="unread", check=False),), 6, 1, "maybe", "network"),
-    Fault("dropped without an answer", (Answer(drop="silent"),), 6, 1, "maybe", "network"),
-    Fault("dropped after the headers", (Answer(drop="headers"),), 6, 1, "maybe", "network"),
-    Fault("truncated JSON", (Answer(drop="half"),), 6, 1, "maybe", "network"),
-    Fault("JSON that ends early", (Answer(body=b'{"data":[{"b64_json":"iVBO'),), 6, 1, "maybe", "no_image"),
-    Fault("stall", (Answer(delay=30),), 6, 1, "maybe", "timeout", options=("--timeout", "1")),
+FAULTS = (  # name, answers, exit code, paid requests, billed, kind, pictures
+    Fault("dropped before the body was read", (Answer(drop="unread", check=False),), NO_ANSWER, 1, "maybe", "network"),
+    Fault("dropped without an answer", (Answer(drop="silent"),), NO_ANSWER, 1, "maybe", "network"),
+    Fault("dropped after the headers", (Answer(drop="headers"),), NO_ANSWER, 1, "maybe", "network"),
+    Fault("truncated JSON", (Answer(drop="half"),), NO_ANSWER, 1, "maybe", "network"),
+    Fault("JSON that ends early", (Answer(body=b'{"data":[{"b64_json":"iVBO'),), NO_ANSWER, 1, "maybe", "no_image"),
+    Fault("stall", (Answer(delay=30),), NO_ANSWER, 1, "maybe", "timeout", options=("--timeout", "1")),
     Fault("slow trickle", (Answer(trickle=0.05),), 0, 1, saved=1),
-    Fault("chunked without end", (Answer(endless=True),), 6, 1, "maybe", "timeout", options=("--timeout", "2")),
-    Fault("truncated base64", (Answer(image=draw_png(64, 64, padding=9000)[:-4000]),), 6, 1, "yes", "broken_image", 1),
-    Fault("broken base64", (Answer(body=b'{"data":[{"b64_json":"!!!!"}]}'),), 6, 1, "maybe", "broken_image"),
-    Fault("no image in the base64", (Answer(image=b"hello"),), 6, 1, "maybe", "broken_image"),
-    Fault("400", (failing(400, error_body("no", "invalid_value")),), 4, 1, kind="refused"),
-    Fault("401", (failing(401, error_body("no", "invalid_api_key")),), 3, 1, kind="key"),
-    Fault("402", (failing(402, error_body("no", "payment_required")),), 5, 1, kind="quota"),
-    Fault("403", (failing(403, error_body("no")),), 3, 1, kind="forbidden"),
-    Fault("403 page", (failing(403, b"<html>error code: 1010</html>", "text/html"),), 3, 1, kind="blocked"),
-    Fault("404", (failing(404, b""),), 4, 1, kind="not_found"),
-    Fault("408", (failing(408, b""),), 6, 1, "maybe", "gateway"),
-    Fault("413", (failing(413, HTML, "text/html"),), 4, 1, kind="too_large"),
-    Fault("422", (failing(422, error_body("no")),), 4, 1, kind="refused"),
+    Fault("chunked without end", (Answer(endless=True),), NO_ANSWER, 1, "maybe", "timeout", options=("--timeout", "2")),
+    Fault("truncated base64", (Answer(image=draw_png(64, 64, padding=9000)[:-4000]),), NO_ANSWER, 1, "yes",
+          "broken_image", 1),
+    Fault("broken base64", (Answer(body=b'{"data":[{"b64_json":"!!!!"}]}'),), NO_ANSWER, 1, "maybe", "broken_image"),
+    Fault("no image in the base64", (Answer(image=b"hello"),), NO_ANSWER, 1, "maybe", "broken_image"),
+    Fault("400", (failing(400, error_body("no", "invalid_value")),), REFUSED, 1, kind="refused"),
+    Fault("401", (failing(401, error_body("no", "invalid_api_key")),), SETUP, 1, kind="key"),
+    Fault("402", (failing(402, error_body("no", "payment_required")),), LIMITED, 1, kind="quota"),
+    Fault("403", (failing(403, error_body("no")),), SETUP, 1, kind="forbidden"),
+    Fault("403 page", (failing(403, b"<html>error code: 1010</html>", "text/html"),), SETUP, 1, kind="blocked"),
+    Fault("404", (failing(404, b""),), REFUSED, 1, kind="not_found"),
+    Fault("408", (failing(408, b""),), NO_ANSWER, 1, "maybe", "gateway"),
+    Fault("413", (failing(413, HTML, "text/html"),), REFUSED, 1, kind="too_large"),
+    Fault("422", (failing(422, error_body("no")),), REFUSED, 1, kind="refused"),
     Fault("429 once", (failing(429, RATE, headers=SOON),), 0, 2, saved=1),
     Fault("429 once, told in words", (failing(429, RATE),), 0, 2, saved=1),
-    Fault("429 for ever", (failing(429, RATE, headers=SOON),) * 9, 5, 5, kind="rate_limit"),
-    Fault("429 longer than the timeout", (failing(429, RATE, headers=(("retry-after", "3600"),)),), 5, 1,
+    Fault("429 for ever", (failing(429, RATE, headers=SOON),) * 9, LIMITED, 5, kind="rate_limit"),
+    Fault("429 longer than the timeout", (failing(429, RATE, headers=(("retry-after", "3600"),)),), LIMITED, 1,
           kind="rate_limit"),
-    Fault("429 that can never fit", (failing(429, TOO_MUCH, headers=SOON),), 5, 1, kind="rate_limit"),
-    Fault("429 without credit", (failing(429, QUOTA, headers=SOON),), 5, 1, kind="quota"),
-    Fault("400 without credit", (failing(400, error_body("no", "billing_hard_limit_reached")),), 5, 1, kind="quota"),
-    Fault("moderation", (failing(400, MODERATED),), 4, 1, kind="moderation"),
-    Fault("500", (failing(500, error_body("no")),), 6, 1, "maybe", "server"),
-    Fault("500 page", (failing(500, HTML, "text/html"),), 6, 1, "maybe", "server"),
-    Fault("502 page", (failing(502, HTML, "text/html"),), 6, 1, "maybe", "gateway"),
+    Fault("429 that can never fit", (failing(429, TOO_MUCH, headers=SOON),), LIMITED, 1, kind="rate_limit"),
+    Fault("429 without credit", (failing(429, QUOTA, headers=SOON),), LIMITED, 1, kind="quota"),
+    Fault("400 without credit", (failing(400, error_body("no", "billing_hard_limit_reached")),), LIMITED, 1,
+          kind="quota"),
+    Fault("moderation", (failing(400, MODERATED),), REFUSED, 1, kind="moderation"),
+    Fault("500", (failing(500, error_body("no")),), NO_ANSWER, 1, "maybe", "server"),
+    Fault("500 page", (failing(500, HTML, "text/html"),), NO_ANSWER, 1, "maybe", "server"),
+    Fault("502 page", (failing(502, HTML, "text/html"),), NO_ANSWER, 1, "maybe", "gateway"),
     Fault("503 overloaded", (failing(503, error_body("no", "server_is_overloaded"), headers=SOON),), 0, 2, saved=1),
-    Fault("503 without a code", (failing(503, b""),), 6, 1, "maybe", "server"),
-    Fault("504 page", (failing(504, HTML, "text/html"),), 6, 1, "maybe", "gateway"),
-    Fault("524 page", (failing(524, HTML, "text/html"),), 6, 1, "maybe", "gateway"),
-    Fault("524 as JSON", (failing(524, error_body("timeout")),), 6, 1, "maybe", "gateway"),
-    Fault("200 with an error", (Answer(body=error_body("no channel")),), 6, 1, "maybe", "no_image"),
-    Fault("200 with empty data", (Answer(body=b'{"data":[]}'),), 6, 1, "maybe", "no_image"),
-    Fault("200 with null data", (Answer(body=b'{"data":null}'),), 6, 1, "maybe", "no_image"),
-    Fault("200 with an empty body", (Answer(body=b""),), 6, 1, "maybe", "no_image"),
-    Fault("200 with a page", (Answer(body=HTML, content_type="text/html"),), 6, 1, "maybe", "web_page"),
-    Fault("302", (failing(302, b"", headers=(("location", "https://elsewhere.invalid/v1"),)),), 6, 1, kind="redirect"),
+    Fault("503 without a code", (failing(503, b""),), NO_ANSWER, 1, "maybe", "server"),
+    Fault("504 page", (failing(504, HTML, "text/html"),), NO_ANSWER, 1, "maybe", "gateway"),
+    Fault("524 page", (failing(524, HTML, "text/html"),), NO_ANSWER, 1, "maybe", "gateway"),
+    Fault("524 as JSON", (failing(524, error_body("timeout")),), NO_ANSWER, 1, "maybe", "gateway"),
+    Fault("200 with an error", (Answer(body=error_body("no channel")),), NO_ANSWER, 1, "maybe", "no_image"),
+    Fault("200 with empty data", (Answer(body=b'{"data":[]}'),), NO_ANSWER, 1, "maybe", "no_image"),
+    Fault("200 with null data", (Answer(body=b'{"data":null}'),), NO_ANSWER, 1, "maybe", "no_image"),
+    Fault("200 with an empty body", (Answer(body=b""),), NO_ANSWER, 1, "maybe", "no_image"),
+    Fault("200 with a page", (Answer(body=HTML, content_type="text/html"),), NO_ANSWER, 1, "maybe", "web_page"),
+    Fault("302", (failing(302, b"", headers=(("location", "https://elsewhere.invalid/v1"),)),), NO_ANSWER, 1,
+          kind="redirect"),
     Fault("wrong size", (Answer(size=(640, 480)),), 0, 1, saved=1, options=("--size", "1024x1024")),
     Fault("wrong format", (Answer(format="jpeg"),), 0, 1, saved=1),
     Fault("a url that fails twice", (URL,), 0, 1, saved=1, files=(Answer(status=404), Answer(drop="half"))),
-    Fault("a url that fails for ever", (URL,), 7, 1, "yes", "download", files=(Answer(status=404),) * 9),
-    Fault("a url with a page behind it", (URL,), 7, 1, "yes", "download",
+    Fault("a url that fails for ever", (URL,), UNSAVED, 1, "yes", "download", files=(Answer(status=404),) * 9),
+    Fault("a url with a page behind it", (URL,), UNSAVED, 1, "yes", "download",
           files=(Answer(body=HTML, content_type="text/html"),) * 9),
     Fault("a url with a page behind it at first", (URL,), 0, 1, saved=1,
           files=(Answer(body=HTML, content_type="text/html"),)),
@@ -104,8 +106,8 @@ FAULTS = (
     Fault("a whole answer, then a fault", (Answer(body=b'{"data":[{"b64_json":"' + base64.b64encode(PNG) + b'"}]}',
                                                   headers=(("Content-Length", "99999"),)),), 0, 1, saved=1,
           options=("--timeout", "2")),
-    Fault("a date beyond all dates", (failing(429, RATE, headers=(("retry-after", "Fri, 01 Jan 999999999999 00:00:00"),)),),
-          0, 2, saved=1),
+    Fault("a date beyond all dates",
+          (failing(429, RATE, headers=(("retry-after", "Fri, 01 Jan 999999999999 00:00:00"),)),), 0, 2, saved=1),
 )
 
 
@@ -128,7 +130,8 @@ class EveryFaultTest(ProgramCase):
             server.plan(*fault.answers)
             server.plan_files(*fault.files)
             result = world.run("--json", *fault.options)
-            found: dict[str, Any] = {"exit_code": result.exit_code, "posts": len(server.posts), "left": world.leftovers(),
+            found: dict[str, Any] = {"exit_code": result.exit_code, "posts": len(server.posts),
+                                     "left": world.leftovers(),
                                      "pictures": len(world.pictures()), "journal": len(world.journal())}
             error = result.json.get("error", {"billed": "no", "kind": ""})
             found.update(billed=error["billed"], kind=error["kind"], saved=len(result.json["saved"]))
@@ -187,12 +190,11 @@ class TargetTroubleTest(ProgramCase):
 
     def test_target_that_appears_during_the_request(self) -> None:
         self.server.plan(Answer(delay=0.7))
-        child = self.start_program("generate", "a fox", *self.access(), "-o", "out.png",
-                                   env={"GPT_IMAGE2_API_KEY": KEY})
+        child = self.start_generate("a fox", "-o", "out.png")
         self.wait_until(lambda: bool(self.server.posts))
         (self.work / "out.png").write_text("mine")
         result = self.finish(child)
-        self.assertEqual([Path(path).name for path, _ in result.saved], ["out-2.png"])
+        self.assertEqual(result.names, ["out-2.png"])
         self.assertEqual((self.work / "out.png").read_text(), "mine")
 
     def test_symlinks_are_not_followed(self) -> None:
@@ -201,7 +203,7 @@ class TargetTroubleTest(ProgramCase):
         (self.work / "dangling.png").symlink_to(self.work / "nowhere.png")
         for name, saved in (("link.png", "link-2.png"), ("dangling.png", "dangling-2.png")):
             result = self.generate("a fox", "-o", name)
-            self.assertEqual([Path(path).name for path, _ in result.saved], [saved])
+            self.assertEqual(result.names, [saved])
         self.generate("a fox", "-o", "link.png", "--overwrite")
         self.assertFalse((self.work / "link.png").is_symlink())
         self.assertEqual((self.work / "precious.png").read_text(), "mine")
@@ -209,26 +211,25 @@ class TargetTroubleTest(ProgramCase):
 
     def test_folder_that_vanishes_is_collected_elsewhere(self) -> None:
         self.server.plan(Answer(delay=0.7))
-        child = self.start_program("generate", "a fox", *self.access(), "-o", "new/out.png",
-                                   env={"GPT_IMAGE2_API_KEY": KEY})
+        child = self.start_generate("a fox", "-o", "new/out.png")
         self.wait_until(lambda: bool(self.server.posts))
         shutil.rmtree(str(self.work / "new"))
         result = self.finish(child)
         self.assertEqual(result.exit_code, 7, result.stderr)
         self.assertIn("It was billed", result.stderr)
         again = self.generate("a fox", "-o", "other.png")
-        self.assertEqual([Path(path).name for path, _ in again.saved], ["other.png"])
+        self.assertEqual(again.names, ["other.png"])
         self.assertEqual((len(self.server.posts), self.journal()), (1, []))
 
     def test_disk_full_is_collected_once_there_is_room(self) -> None:
         disk = self.work / "disk"
         disk.mkdir()
-        if os.geteuid() or not shutil.which("mount") or subprocess.call(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(disk)]):
+        mount = ["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(disk)]
+        if os.geteuid() or not shutil.which("mount") or subprocess.call(mount):
             self.skipTest("needs the right to mount a small disk")
         self.addCleanup(subprocess.call, ["umount", "-l", str(disk)])
         self.server.plan(Answer(delay=0.7))
-        child = self.start_program("generate", "a fox", *self.access(), "-o", str(disk / "out.png"), "--n", "2",
-                                   env={"GPT_IMAGE2_API_KEY": KEY})
+        child = self.start_generate("a fox", "-o", str(disk / "out.png"), "--n", "2")
         self.wait_until(lambda: bool(self.server.posts))
         filler = disk / "filler"
         with filler.open("wb") as stream:  # leaves room for one of the two pictures
@@ -236,18 +237,17 @@ class TargetTroubleTest(ProgramCase):
             os.posix_fallocate(stream.fileno(), 0, os.statvfs(str(disk)).f_bavail * 4096 - 200_000)
         result = self.finish(child)
         self.assertEqual(result.exit_code, 7, result.stderr)
-        self.assertEqual([Path(path).name for path, _ in result.saved], ["out-1.png"])
+        self.assertEqual(result.names, ["out-1.png"])
         self.assertEqual(list(disk.glob(".*")), [])
         filler.unlink()
         again = self.generate("a fox", "-o", str(disk / "out.png"), "--n", "2")
-        self.assertEqual([Path(path).name for path, _ in again.saved], ["out-1.png", "out-2.png"])
+        self.assertEqual(again.names, ["out-1.png", "out-2.png"])
         self.assertEqual((len(self.server.posts), self.journal()), (1, []))
 
     def test_disk_full_for_the_answer(self) -> None:
         # A limit that is too small is seen before; a larger one stops curl's own writing, and the money may be gone.
         self.server.default = Answer(image=draw_png(64, 64, padding=6_000_000))
-        self.addCleanup(setattr, self.server, "default", Answer())
-        for limit, exit_code, billed, posts in ((50_000, 2, "no", 0), (6_000_000, 6, "maybe", 1)):
+        for limit, exit_code, billed, posts in ((50_000, USAGE, "no", 0), (6_000_000, NO_ANSWER, "maybe", 1)):
             child = subprocess.Popen([sys.executable, str(PROGRAM), "generate", "a fox", *self.access(), "--json"],
                                      env=self.environment({"GPT_IMAGE2_API_KEY": KEY}), cwd=str(self.work),
                                      stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -341,9 +341,8 @@ class TargetTroubleTest(ProgramCase):
             self.assertEqual(self.journal(), [])
 
 
-
 class PaidPicturesAreKeptTest(ProgramCase):
-    """What came back and was paid for is neither lost nor bought again: cases that a review found."""
+    """What came back and was paid for is neither lost nor bought again."""
 
     def urls(self, *names: str) -> Answer:
         items = ",".join(f'{{"url":"{self.server.origin}/files/{name}"}}' for name in names)
@@ -384,7 +383,8 @@ class PaidPicturesAreKeptTest(ProgramCase):
 
     def test_curl_that_goes_away_before_the_download(self) -> None:
         folder = self.root / "bin"
-        self.shell_script("curl", f'PATH="{environ.get("PATH", "")}"\ncase "$*" in *-K*) rm "$0";; esac\nexec curl "$@"\n')
+        self.shell_script("curl",
+                          f'PATH="{environ.get("PATH", "")}"\ncase "$*" in *-K*) rm "$0";; esac\nexec curl "$@"\n')
         self.server.files["1.png"] = PNG
         self.server.plan(self.urls("1.png"))
         first = self.generate("a fox", "-o", "out.png", "--json", env={"PATH": str(folder)})
@@ -444,7 +444,3 @@ class PaidPicturesAreKeptTest(ProgramCase):
                                        env={"GPT_IMAGE2_API_KEY": KEY, "PYTHONIOENCODING": encoding})
             stdout = child.communicate(timeout=60)[0]
             self.assertIn(b"Saved: " + os.fsencode(str(self.work / name)), stdout)
-
-
-if __name__ == "__main__":
-    unittest.main()

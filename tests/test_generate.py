@@ -7,7 +7,6 @@ import re
 import shlex
 import subprocess
 import sys
-import unittest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,10 +15,10 @@ from support import KEY, PROGRAM, RESULT_FIELDS, ProgramCase
 
 PROMPT = "a red fox"
 NASTY_PROMPTS = (
-    'say "hello"', "it's", "back\\slash \\n \\", "two\nlines\n\nand more", "a\r\nb", "tab\there", "@/usr/share/dict/words", "<secret",
-    "a;type=text/html", "a;filename=b", "a, b; c=d", "%{http_code} %s %41", "{a,b}[1-3]", "$HOME `id` $(id)",
-    '"\noutput = "evil.txt"\n"', "\N{FOX FACE} \u732b \u00fc \u2028", " blanks around ", "#hash // comment", "\x1b[2J",
-    "null", "{\"a\": 1}", "\ufeffmark")
+    'say "hello"', "it's", "back\\slash \\n \\", "two\nlines\n\nand more", "a\r\nb", "tab\there",
+    "@/usr/share/dict/words", "<secret", "a;type=text/html", "a;filename=b", "a, b; c=d", "%{http_code} %s %41",
+    "{a,b}[1-3]", "$HOME `id` $(id)", '"\noutput = "evil.txt"\n"', "\N{FOX FACE} \u732b \u00fc \u2028",
+    " blanks around ", "#hash // comment", "\x1b[2J", "null", "{\"a\": 1}", "\ufeffmark")
 
 
 class GenerateRequestTest(ProgramCase):
@@ -62,7 +61,8 @@ class GenerateRequestTest(ProgramCase):
             (["--background", "transparent"], {"background": "transparent"}),
             (["--moderation", "low"], {"moderation": "low"}), (["--n", "2"], {"n": 2}),
             (["--model", "gpt-image-2-2026-04-21"], {"model": "gpt-image-2-2026-04-21"}),
-            (["--model", "gpt-image-2.5-flare", "--quality", "max"], {"model": "gpt-image-2.5-flare", "quality": "max"}),
+            (["--model", "gpt-image-2.5-flare", "--quality", "max"],
+             {"model": "gpt-image-2.5-flare", "quality": "max"}),
             (["--param", "user=me"], {"user": "me"}))
         self.check_fields(table)
 
@@ -123,9 +123,10 @@ class PromptSourcesTest(ProgramCase):
         self.assertEqual(sorted(os.listdir(str(self.work))), sorted(f"{row}.png" for row in range(len(NASTY_PROMPTS))))
 
     def test_from_a_file(self) -> None:
-        table = (("plain", b"a fox", "a fox"), ("one line break", b"a fox\n", "a fox"), ("two", b"a fox\n\n", "a fox\n"),
-                 ("windows", b"a\r\nfox\r\n", "a\r\nfox"), ("mark", b"\xef\xbb\xbfa fox", "a fox"),
-                 ("quotes", b'"a" \\ ;type=x', '"a" \\ ;type=x'), ("at", b"@file", "@file"), ("less", b"<file", "<file"))
+        table = (("plain", b"a fox", "a fox"), ("one line break", b"a fox\n", "a fox"),
+                 ("two", b"a fox\n\n", "a fox\n"), ("windows", b"a\r\nfox\r\n", "a\r\nfox"),
+                 ("mark", b"\xef\xbb\xbfa fox", "a fox"), ("quotes", b'"a" \\ ;type=x', '"a" \\ ;type=x'),
+                 ("at", b"@file", "@file"), ("less", b"<file", "<file"))
         for name, content, prompt in table:
             with self.fresh(name):
                 self.saved_file(self.generate_inside("--prompt-file", self.file("prompt.txt", content)))
@@ -139,7 +140,8 @@ class PromptSourcesTest(ProgramCase):
 
     def test_32000_emoji(self) -> None:
         prompt = "\N{FOX FACE}" * 32000  # 128 KB: too long for one argument and for one line of curl's config
-        for name, arguments, stdin in (("file", ["--prompt-file", self.file("p.txt", prompt)], ""), ("input", ["-"], prompt)):
+        for name, arguments, stdin in (("file", ["--prompt-file", self.file("p.txt", prompt)], ""),
+                                       ("input", ["-"], prompt)):
             with self.fresh(name):
                 self.saved_file(self.generate(*arguments, stdin=stdin))
                 self.assertEqual(self.only_post().fields["prompt"], prompt)
@@ -150,7 +152,8 @@ class PromptSourcesTest(ProgramCase):
                 result = self.generate_inside("--quality", "low", "--", prompt, stdin="from input")
                 self.saved_file(result)
                 expected = "from input" if prompt == "-" else prompt
-                self.assertEqual(self.only_post().fields, {"model": "gpt-image-2", "prompt": expected, "quality": "low"})
+                self.assertEqual(self.only_post().fields, {"model": "gpt-image-2", "prompt": expected,
+                                                           "quality": "low"})
 
     def test_options_stand_anywhere(self) -> None:
         for arguments in ([PROMPT, "--quality", "low", "-o", "a.png"], ["--quality", "low", PROMPT, "-oa.png"],
@@ -173,7 +176,8 @@ class SavedNamesTest(ProgramCase):
 
     def check_places(self, *table: Place) -> None:
         """Save to each place and check the file's name, its format and the request."""
-        commands = [["generate", f"for {place.output}", *self.access(), "-o", place.output, *place.options] for place in table]
+        commands = [["generate", f"for {place.output}", *self.access(), "-o", place.output, *place.options]
+                    for place in table]
         results = self.run_all(commands, env={"GPT_IMAGE2_API_KEY": KEY})
         arrived = self.posts_by_prompt()
         for place, result in zip(table, results):
@@ -201,15 +205,16 @@ class SavedNamesTest(ProgramCase):
             Place(str(self.work / "absolute.png"), "absolute.png"))
 
     def test_odd_names(self) -> None:
-        names = ("two words.png", 'quote".png', "it's.png", "semi;colon.png", "com,ma.png", "\u732b \u00fc.png", "a\\b.png",
-                 "a%20{b,c}[1-3].png", "$HOME.png", "a=b&c.png", "(KB).png", "#1.png")
+        names = ("two words.png", 'quote".png', "it's.png", "semi;colon.png", "com,ma.png", "\u732b \u00fc.png",
+                 "a\\b.png", "a%20{b,c}[1-3].png", "$HOME.png", "a=b&c.png", "(KB).png", "#1.png")
         self.check_places(*(Place(name, name) for name in names), Place("./-dash.png", "-dash.png"))
 
     def test_default_is_in_the_home_folder(self) -> None:
         self.assertEqual(self.saved_file(self.generate(PROMPT)), self.home / "gpt-image2-output.png")
 
     def test_tilde(self) -> None:
-        self.assertEqual(self.saved_file(self.generate(PROMPT, "-o", "~/pictures/a.png")), self.home / "pictures" / "a.png")
+        self.assertEqual(self.saved_file(self.generate(PROMPT, "-o", "~/pictures/a.png")),
+                         self.home / "pictures" / "a.png")
 
     def test_bytes_are_those_of_the_answer(self) -> None:
         for size in (3, 40_000, 3_000_000):
@@ -238,7 +243,8 @@ class FilesAreNotReplacedTest(ProgramCase):
 
     def test_ten(self) -> None:
         result = self.generate_inside(PROMPT, "--n", "10", "-o", "cat.webp")
-        self.assertEqual([Path(path).name for path, _ in result.saved], [f"cat-{number}.webp" for number in range(1, 11)])
+        self.assertEqual(result.names,
+                         [f"cat-{number}.webp" for number in range(1, 11)])
 
     def test_an_existing_file_stays(self) -> None:
         self.file("cat.png", "mine"), self.file("cat-2.png", "mine too")
@@ -253,7 +259,7 @@ class FilesAreNotReplacedTest(ProgramCase):
         result = self.generate_inside(PROMPT, "-o", "cat.png", "--n", "2")
         self.assert_succeeded(result)
         self.assertEqual((self.work / "cat-1.png").read_text(), "mine")
-        self.assertEqual([Path(path).name for path, _ in result.saved], ["cat-2.png", "cat-3.png"])
+        self.assertEqual(result.names, ["cat-2.png", "cat-3.png"])
 
     def test_the_same_command_twice(self) -> None:
         first, second = (self.saved_file(self.generate(PROMPT)) for _ in range(2))
@@ -355,8 +361,8 @@ class HumanOutputTest(ProgramCase):
 
     def run_through(self, script: str, *arguments: str) -> None:
         """Run generate through a shell script that changes its streams."""
-        subprocess.run([script, sys.executable, str(PROGRAM), "generate", PROMPT, *self.access(), *arguments], timeout=60,
-                       env=self.environment({"GPT_IMAGE2_API_KEY": KEY}), stdin=subprocess.DEVNULL,
+        subprocess.run([script, sys.executable, str(PROGRAM), "generate", PROMPT, *self.access(), *arguments],
+                       timeout=60, env=self.environment({"GPT_IMAGE2_API_KEY": KEY}), stdin=subprocess.DEVNULL,
                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
         self.assert_no_leftovers()
 
@@ -428,7 +434,3 @@ class HelpTest(ProgramCase):
         result = self.run_program("--version")
         self.assertRegex(result.stdout, r"^gpt_image2 \d+\.\d+\.\d+\n$")
         self.assertEqual(result.exit_code, 0)
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import json
-import unittest
 
 from api_server import Answer, draw_png
 from support import KEY, ProgramCase, program
@@ -18,9 +17,12 @@ class LoginInAddressTest(ProgramCase):
     """A login in an address is hidden however short it is, and what is no login is not."""
 
     def test_texts(self) -> None:
-        for text, shown in (("see http://me:pw1@h:1/x", "see http://***@h:1/x"), ("socks5h://me:abc@h", "socks5h://***@h"), ("//a:b@h", "//***@h"),
-                            ("https://tok@h/v1", "https://***@h/v1"), ("http://u:p/w@h:1", "http://***@h:1"), ("http://a:b%2f@h", "http://***@h"),
-                            ("https://x.example/@user", "https://x.example/@user"), ("http://127.0.0.1:80/a@b", "http://127.0.0.1:80/a@b"), ("http://[::1]:80/a@b", "http://[::1]:80/a@b"), ("http://h:80?x@b", "http://h:80?x@b"),
+        for text, shown in (("see http://me:pw1@h:1/x", "see http://***@h:1/x"),
+                            ("socks5h://me:abc@h", "socks5h://***@h"), ("//a:b@h", "//***@h"),
+                            ("https://tok@h/v1", "https://***@h/v1"), ("http://u:p/w@h:1", "http://***@h:1"),
+                            ("http://a:b%2f@h", "http://***@h"), ("https://x.example/@user", "https://x.example/@user"),
+                            ("http://127.0.0.1:80/a@b", "http://127.0.0.1:80/a@b"),
+                            ("http://[::1]:80/a@b", "http://[::1]:80/a@b"), ("http://h:80?x@b", "http://h:80?x@b"),
                             ("me@x.example", "me@x.example"), ("https://x.example/a a@b", "https://x.example/a a@b")):
             self.assertEqual(program.redact(text, ()), shown)
 
@@ -28,7 +30,8 @@ class LoginInAddressTest(ProgramCase):
         for login in ("me:pw1", "me:p", "tok", "m:p/w", "me:pass"):
             for scheme in ("http://", "socks5h://", "//", *([""] if len(login) > 5 else [])):
                 with self.subTest(scheme + login):
-                    path = self.write_config({"proxy": f"{scheme}{login}@127.0.0.1:9", "base_url": REMOTE, "api_key": KEY})
+                    path = self.write_config({"proxy": f"{scheme}{login}@127.0.0.1:9", "base_url": REMOTE,
+                                              "api_key": KEY})
                     for words in (["config"], ["config", "--json"]):
                         result = self.run_inside(*words, "--config", path)
                         self.assertIn("127.0.0.1:9", result.stdout)
@@ -49,7 +52,8 @@ class OtherKeysInWrongPlacesTest(ProgramCase):
 
     def test_not_repeated(self) -> None:
         for key in (UUID, UUID.upper(), TOKEN):
-            for words in (["--config", key], ["--prompt-file", key], ["--model", key], ["--header", f"Bad name {key}: x"]):
+            for words in (["--config", key], ["--prompt-file", key], ["--model", key],
+                          ["--header", f"Bad name {key}: x"]):
                 with self.subTest(words):
                     result = self.generate_inside(PROMPT, *words)
                     self.assertNotEqual(result.exit_code, 0)
@@ -65,16 +69,21 @@ class TypoTest(ProgramCase):
         return result.stderr
 
     def test_ordinary_words(self) -> None:
-        for option, value in (("--quality", "ultra-high"), ("--background", "transparant"), ("--size", "landscape-hd"), ("--moderation", "strict-mode"),
-                              ("--timeout", "ten-minutes"), ("--n", "several-images"), ("--aspect-ratio", "sixteen-nine"), ("--param", "response_format"),
-                              ("--size", "1024x1024x3"), ("--base-url", "api.relay2.example/v1"), ("--base-url", "relay.example:8080")):
+        for option, value in (("--quality", "ultra-high"), ("--background", "transparant"), ("--size", "landscape-hd"),
+                              ("--moderation", "strict-mode"), ("--timeout", "ten-minutes"), ("--n", "several-images"),
+                              ("--aspect-ratio", "sixteen-nine"), ("--param", "response_format"),
+                              ("--size", "1024x1024x3"), ("--base-url", "api.relay2.example/v1"),
+                              ("--base-url", "relay.example:8080")):
             self.assertIn(repr(value), self.said("generate", PROMPT, option, value))
-        for words in (["generaet"], ["config", "showsettings"], ["config", "/home/me/config2.json"], ["config", "~/config2.json"]):
+        for words in (["generaet"], ["config", "showsettings"], ["config", "/home/me/config2.json"],
+                      ["config", "~/config2.json"]):
             self.assertIn(repr(words[-1]), self.said(*words))
 
     def test_addresses(self) -> None:
-        for url, hint in (("localhost:8080", "http:// "), ("localhost:8080/v1", "http:// "), ("127.0.0.1:8080/v1", "http:// "), ("relay.example/v1", "https:// "),
-                          ("https//relay.example/v1", "https:// "), ("https:/relay.example/v1", "https:// "), ("http:/localhost:1/v1", "http:// ")):
+        for url, hint in (("localhost:8080", "http:// "), ("localhost:8080/v1", "http:// "),
+                          ("127.0.0.1:8080/v1", "http:// "), ("relay.example/v1", "https:// "),
+                          ("https//relay.example/v1", "https:// "), ("https:/relay.example/v1", "https:// "),
+                          ("http:/localhost:1/v1", "http:// ")):
             said = self.said("generate", PROMPT, "--base-url", url)
             self.assertIn(repr(url.replace("//", "/")), said)
             self.assertIn("Write " + hint, said)
@@ -93,7 +102,8 @@ class TypoTest(ProgramCase):
             self.assertNotIn(KEY, result.stderr)
 
     def test_what_may_be_a_key(self) -> None:
-        for word in ("abcd1234", "a" * 16, "test-key-1", "Abcdefgh1", "abc.def.gh1", "1234567890123", "relay.example1/Key", "a@b.example/key1"):
+        for word in ("abcd1234", "a" * 16, "test-key-1", "Abcdefgh1", "abc.def.gh1", "1234567890123",
+                     "relay.example1/Key", "a@b.example/key1"):
             for words in (["--quality", word], ["--base-url", word]):
                 self.assertNotIn(word, self.said("generate", PROMPT, *words))
 
@@ -111,7 +121,8 @@ class HonestNameTest(ProgramCase):
 
     def test_a_key_beside_such_a_file(self) -> None:
         self.file("sk-photo-2025.png", draw_png(64, 48))
-        self.server.plan(Answer(status=400, body=json.dumps({"error": {"message": f"sk-photo-2025.png sk-0123456789 sk-photo-20250123456789 {KEY}"}}).encode()))
+        message = f"sk-photo-2025.png sk-0123456789 sk-photo-20250123456789 {KEY}"
+        self.server.plan(Answer(status=400, body=json.dumps({"error": {"message": message}}).encode()))
         result = self.edit("sk-photo-2025.png", PROMPT)
         self.assertNotRegex(result.stderr, f"0123456789|{KEY}")
 
@@ -121,14 +132,16 @@ class HonestNameTest(ProgramCase):
         for name in ("k", "ey", "sk-", "test"):
             self.file(name, draw_png(64, 48))
         self.server.plan(Answer(status=400, body=json.dumps({"error": {"message": f"no {ODD}"}}).encode()))
-        result = self.run_program("edit", "k", "ey", "sk-", "test", PROMPT, *self.access(), env={"GPT_IMAGE2_API_KEY": ODD})
+        result = self.run_program("edit", "k", "ey", "sk-", "test", PROMPT, *self.access(),
+                                  env={"GPT_IMAGE2_API_KEY": ODD})
         self.assertEqual(result.exit_code, 4, result.stderr)
         self.assertIn("no ***", result.stderr)
 
     def test_models_and_variables(self) -> None:
         for model in ("my_gpt_image_2_production", "gpt_image_2_2026_04_21_team", "GPT_IMAGE_2_EAST_US_PROD"):
             self.assertEqual(self.generate_inside(PROMPT, "--model", model, "--json").json["model"], model)
-        self.assertIn("MY_COMPANY_OPENAI_KEY2", self.generate_inside(PROMPT, "--api-key-env", "MY_COMPANY_OPENAI_KEY2").stderr)
+        name = "MY_COMPANY_OPENAI_KEY2"
+        self.assertIn(name, self.generate_inside(PROMPT, "--api-key-env", name).stderr)
         for key in ("fake_live_0123456789abcdef", "fakeword0123456789abcdef", "r8_fake0fake1fake2fake3"):
             self.assertEqual(self.generate_inside(PROMPT, "--model", key, "--json").json["model"], "***")
 
@@ -139,9 +152,6 @@ class HonestNameTest(ProgramCase):
             self.assertEqual(program.redact(text, ()), "***")
 
     def test_prompt_with_a_word_that_is_a_password(self) -> None:
-        result = self.generate("a lock as the icon of a password manager", env={"https_proxy": "http://me:password@127.0.0.1:9"})
+        result = self.generate("a lock as the icon of a password manager",
+                               env={"https_proxy": "http://me:password@127.0.0.1:9"})
         self.assert_succeeded(result)
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -94,8 +94,9 @@ class Base64InPiecesTest(unittest.TestCase):
             data = draw.getrandbits(8 * 60).to_bytes(60, "big")[:draw.randrange(1, 61)]
             plain = base64.b64encode(data)
             spellings = {
-                "plain": plain, "unpadded": plain.rstrip(b"="), "lines": base64.encodebytes(data).replace(b"\n", b"\\r\\n"),
-                "slashes": plain.replace(b"/", b"\\/"), "url-safe": base64.urlsafe_b64encode(data),
+                "plain": plain, "unpadded": plain.rstrip(b"="),
+                "lines": base64.encodebytes(data).replace(b"\n", b"\\r\\n"), "slashes": plain.replace(b"/", b"\\/"),
+                "url-safe": base64.urlsafe_b64encode(data),
                 "unicode": plain.replace(b"+", b"\\u002b").replace(b"/", b"\\u002F").replace(b"=", b"\\u003d"),
                 "real lines": base64.encodebytes(data)}
             for name, text in spellings.items():
@@ -126,16 +127,19 @@ class CurlFilesTest(unittest.TestCase):
 
     def test_numbered(self) -> None:
         for stem, suffix, number, kind, name in (
-                ("cat", ".png", 0, "png", "cat.png"), ("cat", ".png", 3, "png", "cat-3.png"), ("cat", ".PNG", 1, "png", "cat-1.PNG"),
-                ("cat", ".jpeg", 0, "jpeg", "cat.jpeg"), ("cat", ".JPG", 2, "jpeg", "cat-2.JPG"), ("cat", ".png", 0, "jpeg", "cat.jpg"),
-                ("cat", ".jpg", 0, "png", "cat.png"), ("cat", ".png", 0, "webp", "cat.webp"), ("a.b", ".png", 0, "gif", "a.b.gif")):
+                ("cat", ".png", 0, "png", "cat.png"), ("cat", ".png", 3, "png", "cat-3.png"),
+                ("cat", ".PNG", 1, "png", "cat-1.PNG"), ("cat", ".jpeg", 0, "jpeg", "cat.jpeg"),
+                ("cat", ".JPG", 2, "jpeg", "cat-2.JPG"), ("cat", ".png", 0, "jpeg", "cat.jpg"),
+                ("cat", ".jpg", 0, "png", "cat.png"), ("cat", ".png", 0, "webp", "cat.webp"),
+                ("a.b", ".png", 0, "gif", "a.b.gif")):
             with self.subTest(name):
                 target = program.Target("/folder", stem, suffix, False)
                 self.assertEqual(program.numbered(target, number, kind), "/folder/" + name)
 
     def test_headers_of_the_last_block(self) -> None:
-        path = self.write("headers", b"HTTP/1.1 200 Connection established\r\nVia: proxy\r\n\r\nHTTP/1.1 103 Early Hints\r\n"
-                          b"Link: x\r\n\r\nHTTP/2 200\r\nX-Request-ID:  req_1 \r\nretry-after: 5\r\nodd line\r\nA: b: c\r\n\r\n")
+        path = self.write("headers", b"HTTP/1.1 200 Connection established\r\nVia: proxy\r\n\r\n"
+                          b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"
+                          b"HTTP/2 200\r\nX-Request-ID:  req_1 \r\nretry-after: 5\r\nodd line\r\nA: b: c\r\n\r\n")
         self.assertEqual(program.read_headers(path), {"x-request-id": "req_1", "retry-after": "5", "a": "b: c"})
         self.assertEqual(program.read_headers(self.write("empty", b"")), {})
         self.assertEqual(program.read_headers(os.path.join(self.folder, "none")), {})
@@ -148,7 +152,8 @@ class CurlFilesTest(unittest.TestCase):
             (b"000 000 120 0.002 0\n", b"curl: (52) Empty reply from server", (52, 0, 0, True)),
             (b"000 000 0 0.002 0\n", b"curl: (28) timed out", (28, 0, 0, True)),
             (b"200 000 5 0.1 7\n", b"Warning: x\ncurl: (18) transfer closed", (18, 200, 0, True)),
-            (b"", b"curl: (26) Failed to open", (26, 0, 0, False)), (b"", b"curl: option -K: is unknown\ncurl: (2) x", (2, 0, 0, False)))
+            (b"", b"curl: (26) Failed to open", (26, 0, 0, False)),
+            (b"", b"curl: option -K: is unknown\ncurl: (2) x", (2, 0, 0, False)))
         for number, (outcome, errors, expected) in enumerate(table):
             with self.subTest(errors):
                 exchange = program.Exchange(os.path.join(self.folder, str(number)))
@@ -169,7 +174,3 @@ class CurlFilesTest(unittest.TestCase):
         document, text, _ = program.read_document(path)
         self.assertTrue(document is None or isinstance(document, dict))
         self.assertEqual(bool(text), document is None)
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Callable, Collection, Sequence
 
 from api_server import Answer, draw_png
-from support import KEY, PROGRAM, ProgramCase, World, program
+from support import KEY, NO_ANSWER, PROGRAM, ProgramCase, World, program
 
 KILL_AT = Path(__file__).resolve().parent / "kill_at.py"
 # Sections of the program between the decision to send and the end, by how their titles begin: all that a kill could
@@ -160,7 +160,6 @@ class KilledAndCollectedTest(KillCase):
     def test_killed_at_any_moment_of_a_request(self) -> None:
         # 2 s: silence, then the answer in slices; the last moments fall into saving and after the end.
         self.server.default = Answer(delay=1.4, trickle=0.02)
-        self.addCleanup(setattr, self.server, "default", Answer())
         moments = [(0.02 * step, signal.SIGKILL) for step in range(120)]
         moments += [(0.024 * step, signal.SIGTERM) for step in range(100)]
         random.Random(1).shuffle(moments)
@@ -327,7 +326,7 @@ class KilledAndCollectedTest(KillCase):
         os.kill(curl, signal.SIGKILL)
         self.finish(child)
         again = trial.run()
-        self.assertEqual((again.exit_code, trial.posts()), (program.NO_ANSWER, 1), again.stderr)
+        self.assertEqual((again.exit_code, trial.posts()), (NO_ANSWER, 1), again.stderr)
         self.assertIn("may have been drawn and billed", again.stderr)
         self.assertEqual(trial.journal(), [])
         self.assertEqual((trial.run().exit_code, trial.posts()), (0, 2))
@@ -336,7 +335,6 @@ class KilledAndCollectedTest(KillCase):
     def test_a_large_answer(self) -> None:
         picture = draw_png(1024, 1024, padding=30_000_000)  # 40 MB of base64
         self.server.default = Answer(image=picture, delay=0.2)
-        self.addCleanup(setattr, self.server, "default", Answer())
         self.kill_at_moments("large", [(0.1 + 0.06 * step, signal.SIGKILL) for step in range(20)], 3)
         for path in self.root.glob("large-*/work/out.png"):
             self.assertEqual(path.read_bytes(), picture)
@@ -344,7 +342,6 @@ class KilledAndCollectedTest(KillCase):
     @unittest.skipIf(environ.get("FAST"), "the long kill test")
     def test_an_answer_with_a_url(self) -> None:
         self.server.default = Answer(as_url=True, delay=0.2)
-        self.addCleanup(setattr, self.server, "default", Answer())
         self.kill_at_moments("url", [(0.05 + 0.02 * step, signal.SIGKILL) for step in range(40)], 6)
 
     def curl_of(self, trial: World) -> int:
@@ -362,7 +359,3 @@ class KilledAndCollectedTest(KillCase):
         for pid in found:
             found += [child for child, parent in parents.items() if parent == pid]
         return found
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -17,19 +17,19 @@ class SizeRulesTest(unittest.TestCase):
     """The size rules of gpt-image-2."""
 
     def test_split_size(self) -> None:
-        for text, size in (("1536x1024", (1536, 1024)), ("16X16", (16, 16)), ("0x0", (0, 0)), ("1x", None), ("x1", None),
-                           ("1x1x1", None), (" 1x1", None), ("1 x 1", None), ("-1x1", None), ("999999x1", None), ("", None),
-                           ("1x1\n", None), ("1.5x2", None)):
+        for text, size in (("1536x1024", (1536, 1024)), ("16X16", (16, 16)), ("0x0", (0, 0)), ("1x", None),
+                           ("x1", None), ("1x1x1", None), (" 1x1", None), ("1 x 1", None), ("-1x1", None),
+                           ("999999x1", None), ("", None), ("1x1\n", None), ("1.5x2", None)):
             with self.subTest(text):
                 self.assertEqual(program.split_size(text), size)
 
     def test_faults(self) -> None:
         table = (
-            (768, 768, "589824"), (800, 800, "640000"), (1024, 576, "589824"), (1024, 640, ""), (816, 816, ""), (1008, 672, ""),
-            (1280, 720, ""), (1920, 1080, "16"), (1920, 1088, ""), (2048, 1152, ""), (2880, 2880, ""), (3840, 2160, ""),
-            (2160, 3840, ""), (3008, 3008, "9048064"), (4096, 4096, "3840"), (3856, 1600, "3840"), (3840, 1280, ""),
-            (3840, 1264, "3 times"), (1264, 3840, "3 times"), (1024, 1024, ""), (1536, 1024, ""), (1024, 1536, ""), (2048, 2048, ""),
-            (1000, 1000, "16"), (0, 0, "0"), (1792, 936, "16"))
+            (768, 768, "589824"), (800, 800, "640000"), (1024, 576, "589824"), (1024, 640, ""), (816, 816, ""),
+            (1008, 672, ""), (1280, 720, ""), (1920, 1080, "16"), (1920, 1088, ""), (2048, 1152, ""), (2880, 2880, ""),
+            (3840, 2160, ""), (2160, 3840, ""), (3008, 3008, "9048064"), (4096, 4096, "3840"), (3856, 1600, "3840"),
+            (3840, 1280, ""), (3840, 1264, "3 times"), (1264, 3840, "3 times"), (1024, 1024, ""), (1536, 1024, ""),
+            (1024, 1536, ""), (2048, 2048, ""), (1000, 1000, "16"), (0, 0, "0"), (1792, 936, "16"))
         for width, height, words in table:
             with self.subTest(f"{width}x{height}"):
                 fault = program.size_fault(width, height)
@@ -72,12 +72,13 @@ class PictureInspectionTest(unittest.TestCase):
         return program.inspect_picture(io.BytesIO(data))
 
     def test_kinds(self) -> None:
-        extended = b"RIFF\x1e\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0" + (299).to_bytes(3, "little") + (199).to_bytes(3, "little")
+        extended = b"RIFF\x1e\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0" + bytes([299 & 255, 299 >> 8, 0, 199, 0, 0])
         lossy = b"RIFF\x1e\0\0\0WEBPVP8 \x0a\0\0\0\0\0\0\x9d\x01\x2a" + struct.pack("<HH", 300 | 0x4000, 200 | 0x8000)
         gif = b"GIF89a" + struct.pack("<HH", 300, 200) + b"\0\0\0;"
         for name, data, kind in (("png", draw_png(300, 200), "png"), ("jpeg", draw_jpeg(300, 200), "jpeg"),
                                  ("lossless", draw_webp(300, 200), "webp"), ("extended", extended, "webp"),
-                                 ("lossy", lossy, "webp"), ("gif", gif, "gif"), ("old gif", gif.replace(b"89a", b"87a"), "gif")):
+                                 ("lossy", lossy, "webp"), ("gif", gif, "gif"),
+                                 ("old gif", gif.replace(b"89a", b"87a"), "gif")):
             with self.subTest(name):
                 self.assertEqual(self.inspect(data), (kind, 300, 200))
 
@@ -101,8 +102,8 @@ class PictureInspectionTest(unittest.TestCase):
                 self.assertEqual(program.same_shape(program.Picture(form, *one), program.Picture("png", *other)), same)
 
     def test_other_things(self) -> None:
-        for data in (b"", b"a", b"\x89PNG", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\xff\xd8\xff\xe0\0\x10", b"RIFF", b"BM" + bytes(50),
-                     b"RIFF\0\0\0\0WAVE" + bytes(50), b"<svgx>", bytes(100), b"\xff" * 100):
+        for data in (b"", b"a", b"\x89PNG", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\xff\xd8\xff\xe0\0\x10", b"RIFF",
+                     b"BM" + bytes(50), b"RIFF\0\0\0\0WAVE" + bytes(50), b"<svgx>", bytes(100), b"\xff" * 100):
             with self.subTest(data[:12]):
                 self.assertIsNone(self.inspect(data))
 
@@ -162,7 +163,8 @@ def noise(width: int, height: int, colour: int, depth: int, draw: random.Random)
     """Return opaque pixels with random colours."""
     sample = depth // 8
     size = (CHANNELS[colour] - 1) * sample
-    return [[draw.getrandbits(8 * size).to_bytes(size, "big") + b"\xff" * sample for _ in range(width)] for _ in range(height)]
+    return [[draw.getrandbits(8 * size).to_bytes(size, "big") + b"\xff" * sample for _ in range(width)]
+            for _ in range(height)]
 
 
 def with_alpha(pixels: Pixels, x: int, y: int, alpha: bytes) -> Pixels:
@@ -221,7 +223,8 @@ class MaskFiltersTest(unittest.TestCase):
         opaque = noise(4, 4, 6, 16, random.Random(1))
         for alpha in (b"\xff\xfe", b"\xfe\xff", b"\x80\0"):
             with self.subTest(alpha):
-                self.assertIn("alpha 0", self.fault(encode(with_alpha(opaque, 2, 2, alpha), 6, 16, False, lambda row: 4)))
+                self.assertIn("alpha 0", self.fault(encode(with_alpha(opaque, 2, 2, alpha), 6, 16, False,
+                                                           lambda row: 4)))
 
     def test_without_alpha(self) -> None:
         for colour in (0, 2, 3):
@@ -245,9 +248,6 @@ class MaskFiltersTest(unittest.TestCase):
             self.assertIn("opaque", self.fault(mask_png(64, 64, clear=False)))
 
     def test_other_chunks_stand_between(self) -> None:
-        opaque = png_file(1, 1, b"\0" + b"\xff" * 4, extra=[png_chunk(b"tEXt", b"a\0b"), png_chunk(b"caBX", bytes(5000))])
+        opaque = png_file(1, 1, b"\0" + b"\xff" * 4, extra=[png_chunk(b"tEXt", b"a\0b"),
+                                                            png_chunk(b"caBX", bytes(5000))])
         self.assertIn("opaque", self.fault(opaque))
-
-
-if __name__ == "__main__":
-    unittest.main()

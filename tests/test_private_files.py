@@ -1,4 +1,4 @@
-"""The program's own files: nobody else's are followed, replaced or removed, and what others could change is not used."""
+"""The program's own files: nobody else's are followed, replaced or removed; what others could change is not used."""
 from __future__ import annotations
 
 import base64
@@ -63,7 +63,8 @@ class PrivateCase(ProgramCase):
         """The exit code of a run in which some function does something else."""
         return subprocess.run([sys.executable, "-c", CHANGED, str(PROGRAM), lines, *arguments],
                               env=self.environment({**ACCESS, **(env or {})}), cwd=str(self.work),
-                              stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=60).returncode
+                              stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                              timeout=60).returncode
 
     def victim(self, name: str = "precious.txt") -> Path:
         return Path(self.file(name, "precious"))
@@ -132,7 +133,7 @@ class Unsafe(NamedTuple):
 
 
 REQUESTS, OURS = ".local/state/gpt-image-2/requests", ".local/state/gpt-image-2"
-UNSAFE = (
+UNSAFE = (  # name, folder below the home, mode
     Unsafe("requests for all", REQUESTS, 0o777, advice="chmod 700"),
     Unsafe("requests for a group", REQUESTS, 0o770, advice="chmod 700"),
     Unsafe("requests of somebody else", REQUESTS, foreign=True),
@@ -727,7 +728,3 @@ class CoreFileTest(PrivateCase):
         self.assertEqual(list(self.root.rglob("core*")), [])
         self.assert_succeeded(self.again())
         self.assertEqual(len(self.server.posts), 1)
-
-
-if __name__ == "__main__":
-    unittest.main()

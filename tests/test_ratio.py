@@ -1,13 +1,11 @@
 """--aspect-ratio and --resolution for the OpenAI API: a legal size of that shape and about that many pixels."""
 from __future__ import annotations
 
-import unittest
 from typing import Any
 
 from api_server import Answer, draw_jpeg, draw_png
-from support import ProgramCase, Result, program
+from support import USAGE, ProgramCase, Result, program
 
-USAGE = 2
 BUDGETS = {"1k": 1024 * 1024, "2k": 2048 * 2048, "4k": 3840 * 2160}
 LONGEST = 3840  # pixels of an edge: wide shapes cannot use the whole budget of 4k
 RATIOS = ("1:1", "3:2", "2:3", "4:3", "3:4", "5:4", "4:5", "16:9", "9:16", "2:1", "1:2", "3:1", "1:3", "21:9", "9:21",
@@ -149,7 +147,8 @@ class BadRatioTest(RatioCase):
                 self.assertIn("3 times", self.refuses("--aspect-ratio", ratio))
 
     def test_garbage(self) -> None:
-        for ratio in ("16-9", "16:9:1", "16:", ":9", "0:1", "1:0", "-1:1", "1.5:1", "wide", "", "16", "1024", "\u0661:\u0661", "99999:99999", "1e1:1"):
+        for ratio in ("16-9", "16:9:1", "16:", ":9", "0:1", "1:0", "-1:1", "1.5:1", "wide", "", "16", "1024",
+                      "\u0661:\u0661", "99999:99999", "1e1:1"):
             with self.subTest(ratio):
                 self.assertIn("--aspect-ratio", self.refuses(f"--aspect-ratio={ratio}"))
 
@@ -177,7 +176,3 @@ class RatioIsToldTest(RatioCase):
         self.server.plan(Answer(size=(1024, 1024)))
         result = self.generate_inside("a fox", "--aspect-ratio", "16:9", "--json")
         self.assertTrue(any("1280x720 was asked for" in text for text in result.json["warnings"]), result.stdout)
-
-
-if __name__ == "__main__":
-    unittest.main()

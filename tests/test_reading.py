@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import subprocess
-import unittest
 import zlib
 from os import environ
 from pathlib import Path
@@ -16,11 +15,10 @@ from typing import Any, Callable
 from unittest import mock
 
 from api_server import Answer, ApiServer, draw_jpeg, draw_png, draw_webp, error_body
-from support import KEY, ProgramCase, Result, program
+from support import KEY, LIMITED, NO_ANSWER, REFUSED, SETUP, UNSAVED, ProgramCase, Result, program
 
 PROMPT = "a red fox"
 SMALL, OTHER, LARGE = draw_png(32, 32), draw_png(48, 32, 7), draw_png(32, 32, padding=300_000)
-SETUP, REFUSED, LIMITED, NO_ANSWER, UNSAVED = 3, 4, 5, 6, 7
 TINY = (draw_png(8, 8), draw_jpeg(8, 8), draw_webp(8, 8))
 EVENTS = "text/event-stream"
 
@@ -96,7 +94,8 @@ class RelativeAddressTest(ReadingCase):
 
     def test_spellings_and_places(self) -> None:
         host = self.server.origin.partition("//")[2]
-        for link in ("/files/a.png", "/files/a.png?sig=1", "../../files/a.png", f"//{host}/files/a.png", "./../../files/a.png"):
+        for link in ("/files/a.png", "/files/a.png?sig=1", "../../files/a.png", f"//{host}/files/a.png",
+                     "./../../files/a.png"):
             for body in (data({"url": link, "b64_json": None}), json.dumps([{"url": link}]).encode(),
                          data({"image_url": {"url": link}}), json.dumps({"images": [link]}).encode(),
                          json.dumps({"choices": [{"message": {"content": f"Here: ![a fox]({link})"}}]}).encode()):
@@ -120,7 +119,8 @@ class RelativeAddressTest(ReadingCase):
                 self.fails(Answer(body=body), NO_ANSWER, "no_image")
 
     def test_link_to_a_task_that_waits(self) -> None:
-        self.server.plan_gets("/v1/images/generations/t1", Answer(body=b'{"id":"t1","status":"completed","url":"/files/a.png"}'))
+        self.server.plan_gets("/v1/images/generations/t1",
+                              Answer(body=b'{"id":"t1","status":"completed","url":"/files/a.png"}'))
         self.server.files["a.png"] = SMALL
         self.server.plan(Answer(body=b'{"id":"t1","status":"queued","url":"/v1/tasks/t1"}'))
         self.assertEqual(self.saved_file(self.generate_inside(PROMPT)).read_bytes(), SMALL)
@@ -164,7 +164,8 @@ class CompressedAnswerTest(ReadingCase):
                 saved = self.saved_file(self.generate_inside(PROMPT, "-o", "d.png", "--overwrite"))
                 self.assertEqual(saved.read_bytes(), SMALL)
                 self.server.plan_files(self.packed(SMALL, packer, labelled, content_type="image/png"))
-                self.assert_succeeded(self.edit(self.server.origin + "/files/in.png", "a hat", "-o", "e.png", "--overwrite"))
+                self.assert_succeeded(self.edit(self.server.origin + "/files/in.png", "a hat", "-o", "e.png",
+                                                "--overwrite"))
                 self.assertEqual(self.server.posts[-1].parts[-1].body, SMALL)
                 self.server.plan_models(self.packed(b'{"data": [{"id": "gpt-image-2"}]}', packer, labelled))
                 checked = self.run_inside("config", "--check", *self.access(), env={"GPT_IMAGE2_API_KEY": KEY})
@@ -207,7 +208,8 @@ class StreamSpellingTest(ReadingCase):
 
     def test_responses_api(self) -> None:
         call = {"type": "image_generation_call", "id": "ig_1", "result": text(SMALL)}
-        start = event("response.created", response={"output": [], "input": [{"image_url": "data:image/png;base64," + text(OTHER)}]})
+        start = event("response.created", response={"output": [],
+                                                    "input": [{"image_url": "data:image/png;base64," + text(OTHER)}]})
         partial = event("response.image_generation_call.partial_image", partial_image_b64=text(OTHER))
         item = event("response.output_item.done", item=call)
         for events in ((start, partial, item, event("response.completed", response={"output": []})),
@@ -230,9 +232,10 @@ class StreamSpellingTest(ReadingCase):
             whole = event("image_generation.completed", b64_json=text(image))
             line = json.dumps({"type": "image_generation.completed", "b64_json": text(image)}).encode()
             for name, body in {
-                    "BOM": b"\xef\xbb\xbf" + whole, "CR": whole.replace(b"\n", b"\r"), "CRLF": whole.replace(b"\n", b"\r\n"),
-                    "blanks": b"  " + whole.replace(b"\n", b"\n\t "), "comment": b": hello\n\n" + whole,
-                    "JSON lines": b'{"type": "started"}\n' + line + b"\n", "one JSON line": line + b"\n{}\n",
+                    "BOM": b"\xef\xbb\xbf" + whole, "CR": whole.replace(b"\n", b"\r"),
+                    "CRLF": whole.replace(b"\n", b"\r\n"), "blanks": b"  " + whole.replace(b"\n", b"\n\t "),
+                    "comment": b": hello\n\n" + whole, "JSON lines": b'{"type": "started"}\n' + line + b"\n",
+                    "one JSON line": line + b"\n{}\n",
                     "no empty line": b'data: {"type": "started"}\ndata: ' + line + b"\ndata: [DONE]\n",
                     "no end": whole.rstrip()}.items():
                 with self.subTest(name):
@@ -279,7 +282,8 @@ class BrokenAnswerTest(ReadingCase):
 
     def test_first_of_two(self) -> None:
         body = data({"b64_json": text(SMALL)}, {"b64_json": text(LARGE)})
-        result = self.saves(self.cut(body[:-9000]), SMALL, options=("--n", "2"), warned="2 images were asked for, 1 came")
+        result = self.saves(self.cut(body[:-9000]), SMALL, options=("--n", "2"),
+                            warned="2 images were asked for, 1 came")
         self.assertIn("1-1.answer", result.stderr)
         self.assertEqual(self.kept(), [body[:-9000]])
 
@@ -353,7 +357,8 @@ class BrokenShapesTest(ReadingCase):
 
     def test_what_was_asked_is_no_result(self) -> None:
         """The echo of an edit's input is whole, the result is not."""
-        for echo in ({"input": [{"image_url": "data:image/png;base64," + text(OTHER)}]}, {"request": {"b64": text(OTHER)}}):
+        for echo in ({"input": [{"image_url": "data:image/png;base64," + text(OTHER)}]},
+                     {"request": {"b64": text(OTHER)}}):
             body = json.dumps({**echo, "data": [{"b64_json": text(LARGE)}]}).encode()
             for answer in (self.cut(body[:-9000]),
                            self.cut((b"data: " + body)[:-9006], content_type=EVENTS)):
@@ -414,8 +419,7 @@ class NothingIsDroppedTest(ReadingCase):
     def test_curl_killed_in_the_middle(self) -> None:
         body = data({"b64_json": text(LARGE)})
         self.server.plan(Answer(body=body, chunked=True, trickle=9, slice=len(body) // 2))
-        child = self.start_program("generate", *self.access(), PROMPT, "--json", "-o", "f.png",
-                                   env={"GPT_IMAGE2_API_KEY": KEY})
+        child = self.start_generate(PROMPT, "--json", "-o", "f.png")
         self.wait_until(lambda: any(path.stat().st_size for path in self.home.rglob("1.answer")))
         (lock,) = self.home.rglob("1.lock")
         os.kill(int(lock.read_text()), signal.SIGKILL)
@@ -440,7 +444,8 @@ class KeyAtItsOwnOriginTest(ReadingCase):
     def test_other_origins_never(self) -> None:
         with ApiServer() as stranger:
             stranger.files["a.png"] = SMALL
-            for link in (f"{stranger.origin}/files/a.png", f"{self.server.origin.replace('127.0.0.1', 'localhost')}/files/a.png"):
+            for link in (f"{stranger.origin}/files/a.png",
+                         f"{self.server.origin.replace('127.0.0.1', 'localhost')}/files/a.png"):
                 self.server.reset()
                 self.server.files["a.png"] = SMALL
                 stranger.plan_files(Answer(status=401), Answer(status=401))
@@ -510,9 +515,11 @@ class PicturesInWordsTest(ReadingCase):
     def test_links(self) -> None:
         for name, words in (
                 ("a_(1).png", "![a fox]({})"), ("a.png", '![a fox]({} "A title (x)")'), ("a b.png", "![a fox](<{}>)"),
-                ("a.png", "![a [red] fox]({})"), ("a.png", "![" + "a red fox " * 90 + "]({})"), ("a.png", "![a][1]\n\n[1]: {}"),
-                ("a.png", '<img src="{}">'), ("a.png", "[Download]({}). Enjoy!"), ("a.png", "Here: {}?x=1, and so on"),
-                ("a.png", "[![fox]({})](https://example.test/full)"), ("id", "See [this](https://a.test/b) ![fox]({})")):
+                ("a.png", "![a [red] fox]({})"), ("a.png", "![" + "a red fox " * 90 + "]({})"),
+                ("a.png", "![a][1]\n\n[1]: {}"), ("a.png", '<img src="{}">'), ("a.png", "[Download]({}). Enjoy!"),
+                ("a.png", "Here: {}?x=1, and so on"),
+                ("a.png", "[![fox]({})](https://example.test/full)"),
+                ("id", "See [this](https://a.test/b) ![fox]({})")):
             for document in self.shown(words.replace("{}", f"{self.server.origin}/files/{name}")):
                 with self.subTest(words, document=document):
                     self.server.files[name.replace(" ", "%20")] = SMALL
@@ -544,7 +551,8 @@ class PicturesInWordsTest(ReadingCase):
         for words in ("](data:image/" * 5000, "](<" * 20_000, "](a(" * 15_000, "https://a/" * 6000, ".png" * 15_000,
                       "![a](" + "b" * 60_000):
             with self.subTest(words[:20]):
-                self.fails(Answer(body=json.dumps({"choices": [{"message": {"content": words}}]}).encode()), NO_ANSWER, "no_image")
+                self.fails(Answer(body=json.dumps({"choices": [{"message": {"content": words}}]}).encode()), NO_ANSWER,
+                           "no_image")
                 self.kept()
 
 
@@ -573,7 +581,8 @@ class JsonResultIsCleanTest(ReadingCase):
     def test_numbers_that_json_has_not(self) -> None:
         self.assertEqual(self.usage('{"cost": NaN, "x": 1e999, "y": -Infinity}'), {"cost": None, "x": None, "y": None})
         inner = json.dumps({"usage": {"a": 1}})[:-2] + ', "cost": NaN, "x": 1e400}}'
-        self.server.plan(Answer(body=json.dumps({"data": [{"b64_json": text(SMALL)}], "response": {"body": inner}}).encode()))
+        self.server.plan(Answer(body=json.dumps({"data": [{"b64_json": text(SMALL)}],
+                                                 "response": {"body": inner}}).encode()))
         result = self.generate_inside(PROMPT, "--json", "-o", "v.png")
         json.loads(result.stdout, parse_constant=lambda name: self.fail(name))
 
@@ -673,7 +682,3 @@ class FullDiskTest(ReadingCase):
         self.assertEqual((result.exit_code, result.json["error"]["kind"]), (UNSAVED, "disk"), result.stderr)
         again = self.generate(PROMPT, "--json", "-o", "f.png", env={"XDG_STATE_HOME": str(disk)})
         self.assertEqual((again.exit_code, len(self.server.posts)), (UNSAVED, 1), again.stderr)
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 from api_server import Answer, ApiServer, draw_png, error_body
-from support import KEY, ProgramCase, Result, World, mask_png, program
+from support import KEY, LIMITED, NO_ANSWER, REFUSED, SETUP, ProgramCase, Result, World, mask_png, program
 
 SMALL, LARGE = draw_png(32, 32), draw_png(32, 32, 1, padding=300_000)
 SOON = (("retry-after-ms", "50"),)
 HTML = b"<!doctype html><html><head><title>Just a moment</title></head><body>wait</body></html>"
-REFUSED, LIMITED, NO_ANSWER = 4, 5, 6
 
 
 def as_base64(image: bytes) -> str:
@@ -42,7 +41,7 @@ def body(document: Any, **more: Any) -> Answer:
     return Answer(body=json.dumps(document).encode(), **more)
 
 
-# ---- Where the picture is (relays.md 1.1, 1.2, 2.3) --------------------------------------------------------
+# ---- Where the picture is ----------------------------------------------------------------------------------
 
 def shapes(text: str, data_url: str, url: str) -> dict[str, Any]:
     """Every place of one picture: as base64, as data: URL and behind a URL."""
@@ -73,8 +72,8 @@ def shapes(text: str, data_url: str, url: str) -> dict[str, Any]:
         "data.result.images": {"code": 200, "data": {"status": "completed", "result": {"images": [{"url": [url]}]}}},
         "url and result": {"status": "completed", "url": url, "result": {"type": "image", "data": [{"url": url}]}},
         "outputs": {"outputs": [url], "error": ""},
-        "data.outputs": {"code": 200, "message": "success", "data": {"outputs": [url], "status": "completed",
-                                                                     "error": ""}},
+        "data.outputs": {"code": 200, "message": "success",
+                         "data": {"outputs": [url], "status": "completed", "error": ""}},
         "outputs with data:": {"data": {"outputs": [data_url]}},
         "resultJson": {"code": 200, "msg": "success", "data": {
             "taskId": "1", "state": "success", "resultJson": json.dumps({"resultUrls": [url]})}},
@@ -166,7 +165,7 @@ class Trouble(NamedTuple):
     message: str = ""
 
 
-TROUBLES = (
+TROUBLES = (  # name, answer, exit code, billed ("": no or maybe), words of the message
     Trouble("empty data", {"created": 1, "data": []}, message='{"created": 1, "data": []}'),
     Trouble("null data", {"data": None}, message='{"data": null}'),
     Trouble("null and empty members", {"data": [{"b64_json": None, "url": ""}], "images": None, "outputs": []}),
@@ -179,7 +178,7 @@ TROUBLES = (
     Trouble("error beside empty data", {"data": [], "error": {"message": "no channel"}}, message="no channel"),
     Trouble("code 4xx and msg", {"code": 400, "msg": "bad ratio", "data": None}, REFUSED, "", "bad ratio"),
     Trouble("code 422 as text", {"code": "422", "message": "bad ratio"}, REFUSED, "", "bad ratio"),
-    Trouble("code 401", {"code": 401, "msg": "no such key"}, 3, "", "no such key"),
+    Trouble("code 401", {"code": 401, "msg": "no such key"}, SETUP, "", "no such key"),
     Trouble("code 402", {"code": 402, "msg": "no credits left"}, LIMITED, "no", "no credits left"),
     Trouble("code 500 and msg", {"code": 500, "msg": "upstream broke"}, message="upstream broke"),
     Trouble("success false", {"success": False, "message": "upstream broke"}, message="upstream broke"),
@@ -224,7 +223,7 @@ class RelayTroubleTest(ProgramCase):
                     self.assertIn(word, error["hint"])
 
 
-# ---- Tasks (relays.md 1.2 and 3) ---------------------------------------------------------------------------
+# ---- Tasks --------------------------------------------------------------------------------------------------
 
 FILE, ORIGIN = "@FILE@", "@ORIGIN@"  # stand for the server's own addresses
 
@@ -291,7 +290,7 @@ def located(location: str, document: bytes = b"") -> Answer:
     return Answer(status=202, body=document, headers=(("Location", location), *SOON))
 
 
-TASKS = (
+TASKS = (  # name, create, polls, asked, exit code, kind, billed
     Dialect("APIMart, url list", APIMART, (Poll(TASKS_1, (APIMART_BUSY, APIMART_BUSY, apimart_done([FILE]))),),
          (TASKS_1,)),
     Dialect("APIMart, url string", APIMART, (Poll(TASKS_1, (APIMART_BUSY, apimart_done(FILE))),), (TASKS_1,)),
@@ -306,8 +305,8 @@ TASKS = (
     Dialect("ToAPIs, failed", TOAPIS, (Poll(CREATE_2, ({**TOAPIS, "status": "failed", "error": {
         "code": "generate_failed", "message": "no worker"}},)),), (CREATE_2,), NO_ANSWER, "task_failed", "maybe"),
     Dialect("RunAPI form", {"task_id": "task_1", "status": "pending"},
-         (Poll(CREATE_1, ({"task_id": "task_1", "status": "processing"}, {"task_id": "task_1", "status": "succeeded",
-                                                                         "images": [{"url": FILE}]})),), (CREATE_1,)),
+         (Poll(CREATE_1, ({"task_id": "task_1", "status": "processing"},
+                          {"task_id": "task_1", "status": "succeeded", "images": [{"url": FILE}]})),), (CREATE_1,)),
     Dialect("kie, waiting", {"code": 200, "data": {"taskId": "281", "state": "waiting"}}, (
         Poll("/v1/jobs/recordInfo?taskId=281", (KIE_STATE, KIE_DONE)),), ("/v1/jobs/recordInfo?taskId=281",),
          config=KIE),
@@ -349,7 +348,8 @@ TASKS = (
         {"data": {}}, apimart_done(FILE))),), (TASKS_1,)),
     Dialect("429 while polling", APIMART, (Poll(TASKS_1, (Answer(status=429, headers=SOON), APIMART_BUSY,
                                                        apimart_done(FILE))),), (TASKS_1,)),
-    Dialect("500 while polling", APIMART, (Poll(TASKS_1, (*[Answer(status=500)] * 4, apimart_done(FILE))),), (TASKS_1,)),
+    Dialect("500 while polling", APIMART, (Poll(TASKS_1, (*[Answer(status=500)] * 4, apimart_done(FILE))),),
+            (TASKS_1,)),
     Dialect("502 page while polling", APIMART, (Poll(TASKS_1, (
         Answer(status=502, body=HTML, content_type="text/html"), apimart_done(FILE))),), (TASKS_1,)),
     Dialect("page while polling", APIMART, (Poll(TASKS_1, (
@@ -359,14 +359,15 @@ TASKS = (
     Dialect("404 at the first known place", TOAPIS, (Poll(TASKS_2, (TOAPIS_DONE,)),), (CREATE_2, TASKS_2)),
     Dialect("404 at APIMart's place", APIMART, (Poll(CREATE_1, (apimart_done(FILE),)),), (TASKS_1, CREATE_1)),
     Dialect("404 everywhere", APIMART, (), (TASKS_1, CREATE_1), NO_ANSWER, "poll", "maybe", kept=1),
-    Dialect("401 while polling", APIMART, (Poll(TASKS_1, (Answer(status=401),)),), (TASKS_1,), NO_ANSWER, "poll", "maybe",
-         kept=1),
+    Dialect("401 while polling", APIMART, (Poll(TASKS_1, (Answer(status=401),)),), (TASKS_1,), NO_ANSWER, "poll",
+            "maybe", kept=1),
     Dialect("id of a stranger", {**TOAPIS, "id": "../a b?c#d/\u00e9"}, (
         Poll("/v1/images/generations/..%2Fa%20b%3Fc%23d%2F%C3%A9", (TOAPIS_DONE,)),),
          ("/v1/images/generations/..%2Fa%20b%3Fc%23d%2F%C3%A9",)),
     Dialect("id of dots", {**TOAPIS, "id": ".."}, (), (), NO_ANSWER, "", "maybe"),
     Dialect("id of one dot", {**TOAPIS, "id": "."}, (), (), NO_ANSWER, "", "maybe"),
-    Dialect("id that is no text", {**TOAPIS, "id": "\ud800"}, (), None, NO_ANSWER, "", "maybe"),  # type: ignore[arg-type]
+    Dialect("id that is no text", {**TOAPIS, "id": "\ud800"}, (), None, NO_ANSWER, "",
+            "maybe"),  # type: ignore[arg-type]
     Dialect("id as a number", {"data": {"id": 77, "status": "Pending"}}, (
         Poll("/v1/images/generations/77", (PLAIN_DONE,)),), ("/v1/images/generations/77",)),
     Dialect("broken status_url", {**FAL, "status_url": "\x01http://127.0.0.1/\x00", "response_url": ""}, (),
@@ -436,8 +437,8 @@ class TaskDialectsTest(TaskCase):
         result = world.run("--json", "--timeout", "30")
         error = result.json.get("error", {"kind": "", "billed": "no", "message": ""})
         found = {"exit_code": result.exit_code, "posts": len(world.server.posts), "asked": world.asked(),
-                 "pictures": world.pictures(), "journal": len(world.journal()), "kind": error["kind"], "billed": error["billed"],
-                 "message": task.message in error["message"], "left": world.leftovers()}
+                 "pictures": world.pictures(), "journal": len(world.journal()), "kind": error["kind"],
+                 "billed": error["billed"], "message": task.message in error["message"], "left": world.leftovers()}
         expected = {"exit_code": task.exit_code, "posts": 1, "asked": list(task.asked or ()),
                     "pictures": [] if task.exit_code else ["out.png"], "journal": task.kept, "kind": task.kind,
                     "billed": task.billed, "message": True, "left": []}
@@ -461,7 +462,8 @@ class TaskDialectsTest(TaskCase):
         world.plan(Poll(TASKS_1, (apimart_done(FILE),)))
         self.check_collected(world, world.run("--header", "X-Team: fox"))
         look, = world.server.gets
-        self.assertEqual((look.header("authorization"), look.header("x-team"), look.body), (f"Bearer {KEY}", "fox", b""))
+        self.assertEqual((look.header("authorization"), look.header("x-team"), look.body),
+                         (f"Bearer {KEY}", "fox", b""))
         self.assertEqual((look.header("content-type"), look.header("content-length")), ("", ""))
 
     def test_usage_of_a_task_counts_once(self) -> None:
@@ -610,7 +612,8 @@ class UnfinishedTaskTest(TaskCase):
         world = self.busy("timeout")
         result = world.run("--json", "--timeout", "1")
         error = result.json["error"]
-        self.assertEqual((result.exit_code, error["kind"], error["billed"], len(world.journal())), (6, "timeout", "maybe", 1))
+        self.assertEqual((result.exit_code, error["kind"], error["billed"], len(world.journal())),
+                         (6, "timeout", "maybe", 1))
         self.assertIn("same command again", error["hint"])
         again = world.run("--json", "--timeout", "1")
         self.assertEqual((again.exit_code, len(world.server.posts), len(world.journal())), (6, 1, 1), again.stderr)
@@ -672,7 +675,7 @@ class UnfinishedTaskTest(TaskCase):
         self.check_collected(world, world.run())
 
 
-# ---- Edits: image or image[] (relays.md 2.6), uploads that are too large -----------------------------------
+# ---- Edits: image or image[], and uploads that are too large -----------------------------------------------
 
 def refusal(status: int, message: str, code: str | None = None) -> Answer:
     return Answer(status=status, body=error_body(message, code), check=False)
@@ -773,7 +776,3 @@ class ImageFieldSpellingTest(ProgramCase):
         self.assertIn("3.4 MB", error["hint"])
         self.assertIn("JPEG", error["hint"])
         self.only_post()
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -21,7 +21,21 @@ from typing import Any, NamedTuple, Sequence
 
 from api_server import draw_jpeg, draw_png, draw_webp
 from runapi_server import RATIOS, Order, Received, RunApiServer, Task
-from support import KEY, PROGRAM, ProgramCase, Result, World, mask_png, program
+from support import (
+    KEY,
+    LIMITED,
+    NO_ANSWER,
+    PROGRAM,
+    REFUSED,
+    SETUP,
+    UNSAVED,
+    USAGE,
+    ProgramCase,
+    Result,
+    World,
+    mask_png,
+    program,
+)
 from test_kill import KillCase
 from test_secrets import helpers
 
@@ -31,7 +45,6 @@ HOME_URL = "https://runapi.ai"
 OTHER = "https://relay.invalid"
 SOON = (("retry-after-ms", "20"),)
 PNG = draw_png(64, 64)
-USAGE, SETUP, REFUSED, LIMITED, NO_ANSWER, UNSAVED = 2, 3, 4, 5, 6, 7
 
 
 def order(status: int, text: str = "", **more: Any) -> Order:
@@ -50,13 +63,11 @@ def paths(requests: Sequence[Received]) -> list[str]:
 
 class OnRunApi(ProgramCase):
     """A loopback RunAPI in the place of the Images API."""
-    server: RunApiServer  # type: ignore[assignment]
+    server: RunApiServer
 
     @classmethod
-    def setUpClass(cls) -> None:
-        cls.server = RunApiServer(KEY)
-        cls.server.__enter__()
-        cls.addClassCleanup(cls.server.__exit__, None, None, None)
+    def make_server(cls) -> RunApiServer:
+        return RunApiServer(KEY)
 
 
 class RunApiCase(OnRunApi):
@@ -211,7 +222,7 @@ class KeyRow(NamedTuple):
 
 
 THERE = {"api": "runapi", "base_url": OTHER}
-KEY_ROWS = (
+KEY_ROWS = (  # name, the key that goes there, variables, config
     KeyRow("variable", "k-env", {"RUNAPI_API_KEY": "k-env"}),
     KeyRow("variable, by host", "k-env", {"RUNAPI_API_KEY": "k-env"}, flags={"base_url": "https://runapi.ai/v1"}),
     KeyRow("variable, another host", "", {"RUNAPI_API_KEY": "k-env"}, flags=THERE),
@@ -865,7 +876,7 @@ class ErrorRow(NamedTuple):
     creates: int
 
 
-ERRORS = (
+ERRORS = (  # name, answers, exit code, billed, kind, creates
     ErrorRow("400", (order(400, "bad prompt"),), REFUSED, "no", "refused", 1),
     ErrorRow("401", (order(401),), SETUP, "no", "key", 1),
     ErrorRow("402", (order(402),), LIMITED, "no", "quota", 1),
@@ -1267,7 +1278,3 @@ class RunApiKilledTest(OnRunApi, KillCase):
         self.assertEqual((fresh.exit_code, trial.posts()), (0, 2), fresh.stderr)
         self.assertEqual((trial.work / "out.png").read_bytes(), self.server.result(trial.tasks()[1]))
         self.assertEqual(len(set(keys(self.server.creates))), 2)
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -99,7 +99,8 @@ class WatchedCase(ProgramCase):
         """Return the files of this test that hold the key, or have it in their name."""
         found = []
         for path in self.root.rglob("*"):
-            if str(path) not in route.spared and (KEY in path.name or (path.is_file() and KEY.encode() in path.read_bytes())):
+            if str(path) not in route.spared and (KEY in path.name
+                                                  or (path.is_file() and KEY.encode() in path.read_bytes())):
                 found.append(str(path))
         return found
 
@@ -185,7 +186,8 @@ class CurlSeesNoKeyTest(WatchedCase):
             for name in (".curlrc", "curlrc", "_curlrc"):
                 folder.mkdir(exist_ok=True)
                 (folder / name).write_text(text)
-        self.watch(self.route._replace(env={**self.route.env, "NO_PROXY": None, "CURL_HOME": str(self.root / "curl-home")}))
+        self.watch(self.route._replace(env={**self.route.env, "NO_PROXY": None,
+                                            "CURL_HOME": str(self.root / "curl-home")}))
         post = self.only_post()
         self.assertEqual(post.header("X-Evil"), "")
         self.assertTrue(post.header("User-Agent").startswith("curl/"))
@@ -309,7 +311,3 @@ class FailuresShowNoKeyTest(ProgramCase):
                 result = self.run_inside("generate", PROMPT, *arguments, env={"GPT_IMAGE2_API_KEY": KEY})
                 self.assertIn(result.exit_code, (2, 3))
                 self.assertNotIn(KEY, result.stdout + result.stderr)
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -5,17 +5,15 @@ import json
 import os
 import signal
 import time
-import unittest
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from api_server import Answer, error_body
-from support import KEY, ProgramCase, Result
+from support import KEY, NO_ANSWER, SETUP, USAGE, ProgramCase, Result
 
 PROMPT = "a red fox"
 REMOTE = "https://relay.invalid/v1"  # a name that never resolves: whatever would be sent there cannot leave
 OPENAI = "https://api.openai.com/v1"
-USAGE, SETUP, NO_ANSWER = 2, 3, 6
 
 
 class SettingsCase(ProgramCase):
@@ -49,8 +47,9 @@ class SettingsOrderTest(SettingsCase):
         explicit = self.explicit({"base_url": urls["explicit"]})
         found = self.home / ".config" / "gpt-image-2" / "config.json"
         env: dict[str, str | None] = {}
-        steps = [(OPENAI, "default", []), (urls["openai"], "$OPENAI_BASE_URL", []), (urls["ours"], "$GPT_IMAGE2_BASE_URL", []),
-                 (urls["found"], str(found), []), (urls["flag"], "--base-url", ["--base-url", urls["flag"]]),
+        steps = [(OPENAI, "default", []), (urls["openai"], "$OPENAI_BASE_URL", []),
+                 (urls["ours"], "$GPT_IMAGE2_BASE_URL", []), (urls["found"], str(found), []),
+                 (urls["flag"], "--base-url", ["--base-url", urls["flag"]]),
                  (urls["explicit"], explicit, ["--base-url", urls["flag"], "--config", explicit])]
         for url, source, arguments in steps:  # each step adds one stronger place
             with self.subTest(source):
@@ -135,7 +134,8 @@ class ConfigPlacesTest(SettingsCase):
 
     def places(self) -> list[Path]:
         """Return the places, first one first."""
-        return [self.root / "xdg" / "gpt-image-2" / "config.json", self.home / ".config" / "gpt-image-2" / "config.json",
+        return [self.root / "xdg" / "gpt-image-2" / "config.json",
+                self.home / ".config" / "gpt-image-2" / "config.json",
                 self.home / ".gpt-image-2-config.json", self.home / ".hermes" / "gpt-image-2-config.json"]
 
     def test_first_that_exists(self) -> None:
@@ -151,7 +151,8 @@ class ConfigPlacesTest(SettingsCase):
         for folder in ("xdg", "./xdg", ".", ""):
             with self.subTest(folder):
                 self.write_config({"model": "wrong"}, path=self.work / folder / "gpt-image-2" / "config.json")
-                self.assertEqual(self.shown_setting("model", env={"XDG_CONFIG_HOME": folder}), ("gpt-image-2", "default"))
+                self.assertEqual(self.shown_setting("model", env={"XDG_CONFIG_HOME": folder}),
+                                 ("gpt-image-2", "default"))
 
     def test_broken_link_is_not_passed_over(self) -> None:
         self.write_config({"model": "second"}, path=self.places()[2])
@@ -245,7 +246,8 @@ class KeyBelongsToAHostTest(SettingsCase):
         super().setUp()
         self.sent = self.root / "sent"  # what a stand-in for curl was told; it answers like a dropped connection
         self.shell_script("curl", f"""case "$*" in *--version*) echo curl 8.0.0; exit;; esac
-while IFS= read -r line; do printf '%s\\n' "$line"; done > '{self.sent}'; echo "000 0 10 0.5 0"; echo "curl: (52) Empty reply" >&2; exit 52
+while IFS= read -r line; do printf '%s\\n' "$line"; done > '{self.sent}'
+echo "000 0 10 0.5 0"; echo "curl: (52) Empty reply" >&2; exit 52
 """)
 
     def check_bound(self, bound: Bound) -> None:
@@ -275,8 +277,10 @@ while IFS= read -r line; do printf '%s\\n' "$line"; done > '{self.sent}'; echo "
                 Bound("OpenAI's key, endpoint of a config", False, {"OPENAI_API_KEY": KEY}, {"base_url": REMOTE}),
                 Bound("other port", False, {"OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": "https://relay.invalid:444/v1"},
                       None, remote),
-                Bound("OpenAI's URL cannot be read", False, {"OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": "mine"}, None, remote),
-                Bound("key of a subdomain", False, {"OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": "https://a.relay.invalid/v1"},
+                Bound("OpenAI's URL cannot be read", False, {"OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": "mine"}, None,
+                      remote),
+                Bound("key of a subdomain", False, {"OPENAI_API_KEY": KEY,
+                                                    "OPENAI_BASE_URL": "https://a.relay.invalid/v1"},
                       None, remote)):
             self.check_bound(bound)
 
@@ -286,10 +290,12 @@ while IFS= read -r line; do printf '%s\\n' "$line"; done > '{self.sent}'; echo "
         for name, content in (("key", {"api_key": KEY}), ("variable", {"api_key_env": "MY_KEY"}),
                               ("command", {"api_key_command": ["echo", KEY]}),
                               ("key of another host", {"api_key": KEY, "base_url": "https://mine.invalid/v1"}),
-                              ("key of an address that cannot be read", {"api_key": KEY, "base_url": "mine.invalid v1"})):
+                              ("key of an address that cannot be read",
+                               {"api_key": KEY, "base_url": "mine.invalid v1"})):
             self.write_config(content)
             self.check_bound(Bound(name, False, named, None, remote))
-            self.check_bound(Bound(name + ", own variable wins", True, {**named, "GPT_IMAGE2_API_KEY": KEY}, None, remote))
+            self.check_bound(Bound(name + ", own variable wins", True, {**named, "GPT_IMAGE2_API_KEY": KEY}, None,
+                                   remote))
 
     def test_allowed(self) -> None:
         remote = ["--base-url", REMOTE]
@@ -300,7 +306,8 @@ while IFS= read -r line; do printf '%s\\n' "$line"; done > '{self.sent}'; echo "
                 Bound("OpenAI's variable by name", True, {"OPENAI_API_KEY": KEY}, None,
                       [*remote, "--api-key-env", "OPENAI_API_KEY"]),
                 Bound("config of that host", True, {}, {"base_url": REMOTE, "api_key": KEY}),
-                Bound("same host, other path and case", True, {}, {"base_url": "https://Relay.invalid:443/v2", "api_key": KEY}),
+                Bound("same host, other path and case", True, {},
+                      {"base_url": "https://Relay.invalid:443/v2", "api_key": KEY}),
                 Bound("OpenAI's pair", True, {"OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": REMOTE})):
             self.check_bound(bound)
 
@@ -327,7 +334,8 @@ while IFS= read -r line; do printf '%s\\n' "$line"; done > '{self.sent}'; echo "
     def test_allow_http(self) -> None:
         remote = ["--base-url", "http://relay.invalid/v1"]
         self.check_bound(Bound("flag", True, {"GPT_IMAGE2_API_KEY": KEY}, None, [*remote, "--allow-http"]))
-        self.check_bound(Bound("config", True, {}, {"base_url": "http://relay.invalid/v1", "api_key": KEY, "allow_http": True}))
+        self.check_bound(Bound("config", True, {}, {"base_url": "http://relay.invalid/v1", "api_key": KEY,
+                                                    "allow_http": True}))
 
 
 class KeyCommandTest(SettingsCase):
@@ -359,7 +367,8 @@ class KeyCommandTest(SettingsCase):
                                       ("not ASCII", "echo hidden-text-\u00fc", "not ASCII")):
             with self.subTest(name):
                 result = self.with_command(self.shell_script("vault", script + "\n"))
-                self.assertEqual((result.exit_code, len(result.errors), self.server.requests), (SETUP, 1, []), result.stderr)
+                self.assertEqual((result.exit_code, len(result.errors), self.server.requests), (SETUP, 1, []),
+                                 result.stderr)
                 self.assertIn(message, result.stderr)
                 self.assertIn("api_key_command in", result.stderr)
                 self.assertNotIn("hidden-text", result.stdout + result.stderr)
@@ -372,13 +381,15 @@ class KeyCommandTest(SettingsCase):
     def test_program_that_stays_in_the_background(self) -> None:
         """As a password agent does that the command starts."""
         started = time.monotonic()
-        self.assert_succeeded(self.with_command(self.shell_script("vault", f"sleep 25 &\necho $! > '{self.work}/pid'; echo {KEY}\n")))
+        vault = self.shell_script("vault", f"sleep 25 &\necho $! > '{self.work}/pid'; echo {KEY}\n")
+        self.assert_succeeded(self.with_command(vault))
         self.assertLess(time.monotonic() - started, 20)
         os.kill(int((self.work / "pid").read_text()), signal.SIGKILL)
 
     def test_runs_only_when_a_key_is_needed(self) -> None:
         mark = self.work / "ran"
-        self.write_config({"base_url": self.server.url, "api_key_command": [self.shell_script("vault", f"echo x > '{mark}'\n")]})
+        self.write_config({"base_url": self.server.url,
+                           "api_key_command": [self.shell_script("vault", f"echo x > '{mark}'\n")]})
         self.run_inside("config", "--show")
         self.run_inside("generate", PROMPT, "--size", "1000x1000")
         self.assertFalse(mark.exists())
@@ -388,8 +399,9 @@ class ConfigShowTest(SettingsCase):
     """config and config --show."""
 
     def test_every_setting_has_value_and_source(self) -> None:
-        path = self.write_config({"base_url": REMOTE, "model": "m", "api_key": "fake-key-of-20-or-more", "proxy": "http://p:1",
-                                  "headers": {"X-A": "b"}, "cacert": "ca.pem", "allow_http": True, "timeout": 7})
+        path = self.write_config({"base_url": REMOTE, "model": "m", "api_key": "fake-key-of-20-or-more",
+                                  "proxy": "http://p:1", "headers": {"X-A": "b"}, "cacert": "ca.pem",
+                                  "allow_http": True, "timeout": 7})
         settings = self.show()["settings"]
         for name in ("base_url", "model", "timeout", "headers", "proxy", "cacert", "allow_http", "api_key"):
             with self.subTest(name):
@@ -593,7 +605,8 @@ class ConfigCheckTest(SettingsCase):
 
     def test_failures(self) -> None:
         for name, answer, exit_code in (("forbidden", Answer(status=403, body=error_body("no")), SETUP),
-                                        ("page", Answer(body=b"<title>Sign in</title>", content_type="text/html"), NO_ANSWER),
+                                        ("page", Answer(body=b"<title>Sign in</title>", content_type="text/html"),
+                                         NO_ANSWER),
                                         ("broken", Answer(status=500, body=b""), NO_ANSWER)):
             with self.subTest(name):
                 self.server._plans.clear()
@@ -615,7 +628,3 @@ class ConfigCheckTest(SettingsCase):
     def test_permissions(self) -> None:
         path = self.write_config({"api_key": KEY, "base_url": self.server.url}, 0o644)
         self.assertIn(f"chmod 600 {path}", self.run_inside("config", "--check").stderr)
-
-
-if __name__ == "__main__":
-    unittest.main()

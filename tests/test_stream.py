@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from api_server import Answer, draw_png, error_body
-from support import KEY, PROGRAM, ProgramCase, Result, program
+from support import KEY, LIMITED, NO_ANSWER, PROGRAM, REFUSED, ProgramCase, Result, program
 
 PROMPT = "a red fox"
 SMALL, OTHER, LARGE = draw_png(32, 32), draw_png(32, 32, 7), draw_png(32, 32, 1, padding=300_000)
 PARTIALS = [draw_png(16, 16, number) for number in range(3)]
 EVENTS = "text/event-stream"
-REFUSED, NO_ANSWER = 4, 6
 MEASURE = ("import resource, subprocess, sys; code = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL); "
            "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss); sys.exit(code)")
 
@@ -61,8 +60,7 @@ class StreamCase(ProgramCase):
         return sorted(path.name for path in self.work.iterdir())
 
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
-        return self.start_program("generate", PROMPT, *self.access(), "-o", "a.png", "--stream", *arguments,
-                                  env={"GPT_IMAGE2_API_KEY": KEY})
+        return self.start_generate(PROMPT, "-o", "a.png", "--stream", *arguments)
 
 
 class StreamFormsTest(StreamCase):
@@ -182,7 +180,8 @@ class PartialImagesTest(StreamCase):
     def test_kept_although_everything_came_at_once(self) -> None:
         for _ in range(5):  # whether the program looked in between is a matter of luck
             self.server.plan(stream(whole()))
-            self.saved_file(self.generate(PROMPT, "--stream", "--partial-images", "2", "--keep-partials", "-o", "a.png"))
+            self.saved_file(self.generate(PROMPT, "--stream", "--partial-images", "2", "--keep-partials", "-o",
+                                          "a.png"))
             self.assertEqual(self.beside(), ["a.partial-0.png", "a.partial-1.png", "a.png"])
             for path in self.work.iterdir():
                 path.unlink()
@@ -210,9 +209,10 @@ class PartialImagesTest(StreamCase):
         self.assertEqual((self.work / "a.partial-0.png").read_bytes(), PARTIALS[1])
 
     def test_odd_partials_are_only_a_warning(self) -> None:
-        odd = [{**partial(0), "b64_json": "!!!!"}, {**partial(0), "b64_json": "aGVsbG8="}, {**partial(0), "b64_json": ""},
-               {**partial(0), "b64_json": None}, {**partial(0), "partial_image_index": "../../evil"},
-               {**partial(0), "partial_image_index": {"x": [1]}}, {**partial(0), "partial_image_index": "x" * 400},
+        odd = [{**partial(0), "b64_json": "!!!!"}, {**partial(0), "b64_json": "aGVsbG8="},
+               {**partial(0), "b64_json": ""}, {**partial(0), "b64_json": None},
+               {**partial(0), "partial_image_index": "../../evil"}, {**partial(0), "partial_image_index": {"x": [1]}},
+               {**partial(0), "partial_image_index": "x" * 400},
                {**partial(0), "partial_image_index": "\ud800\0"}, {**partial(0), "b64_json": None, "url": "http://x/1"}]
         text = "".join(map(frame, odd)) + frame(completed())
         self.server.plan(stream(text, trickle=0.02))
@@ -253,7 +253,8 @@ class KilledStreamTest(StreamCase):
     def test_curl_is_killed_after_the_finished_image(self) -> None:
         self.server.plan(stream(frame(completed()) + ": keepalive\n\n" * 100, trickle=0.3))
         child = self.start()
-        self.wait_until(lambda: any(b"keepalive" in path.read_bytes() for path in self.world.requests.rglob("1.answer")))
+        self.wait_until(lambda: any(b"keepalive" in path.read_bytes()
+                                    for path in self.world.requests.rglob("1.answer")))
         os.kill(int(next(self.world.requests.rglob("1.lock")).read_text()), signal.SIGKILL)
         result = self.finish(child)
         self.assertEqual(self.saved_file(result).read_bytes(), SMALL)
@@ -276,7 +277,7 @@ class Broken(NamedTuple):
     message: str = ""
 
 
-BROKEN = (
+BROKEN = (  # name, stream, exit code, billed, kind, code, words of the message
     Broken("moderation", frame(failed("moderation_blocked", "rejected by the safety system"), "error"), REFUSED, "no",
            "moderation", "moderation_blocked", "safety system"),
     Broken("moderation of the drawn picture", frame(partial(0)) + frame(failed(
@@ -290,7 +291,7 @@ BROKEN = (
     Broken("an error as text", frame({"error": "upstream broke"}), message="upstream broke"),
     Broken("an error by name", frame({"message": "upstream broke", "code": "x"}, "error"), code="x",
            message="upstream broke"),
-    Broken("quota", frame(failed("insufficient_quota", "no credits")), 5, "no", "quota", "insufficient_quota"),
+    Broken("quota", frame(failed("insufficient_quota", "no credits")), LIMITED, "no", "quota", "insufficient_quota"),
     Broken("only partials", frame(partial(0)) + frame(partial(1)), message="without a finished image"),
     Broken("nothing but life", ": keepalive\n\n" * 5, message="without a finished image"),
     Broken("only [DONE]", "data: [DONE]\n\n", message="without a finished image"),
@@ -398,7 +399,3 @@ class StreamOptionsTest(StreamCase):
         for value in ("-1", "4", "x", "1.5"):
             with self.subTest(value):
                 self.check_usage(self.generate_inside(PROMPT, "--stream", "--partial-images", value))
-
-
-if __name__ == "__main__":
-    unittest.main()

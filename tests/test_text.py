@@ -15,10 +15,12 @@ class TextCleaningTest(unittest.TestCase):
 
     def test_redact(self) -> None:
         for text, secrets, shown in (
-                ("key test-key!", ["test-key"], "key ***!"), ("test-key-2 test-key", ["test-key", "test-key-2"], "*** ***"),
-                ("abc", ["ab"], "abc"), ("Authorization: Bearer abcdef", [], "Authorization: ***"), ("none", [""], "none"),
-                ("sk-" + "a1" * 5, [], "***"),
-                ("provided: wron" + "*" * 9 + "wxyz", [], "provided: ***"), ("Use Bearer auth", [], "Use Bearer auth"), ("key sk-ab" + "*" * 8 + "cd.", [], "key ***"), ("task-force", [], "task-force")):
+                ("key test-key!", ["test-key"], "key ***!"),
+                ("test-key-2 test-key", ["test-key", "test-key-2"], "*** ***"),
+                ("abc", ["ab"], "abc"), ("Authorization: Bearer abcdef", [], "Authorization: ***"),
+                ("none", [""], "none"), ("sk-" + "a1" * 5, [], "***"),
+                ("provided: wron" + "*" * 9 + "wxyz", [], "provided: ***"), ("Use Bearer auth", [], "Use Bearer auth"),
+                ("key sk-ab" + "*" * 8 + "cd.", [], "key ***"), ("task-force", [], "task-force")):
             with self.subTest(text):
                 self.assertEqual(program.redact(text, secrets).rstrip("."), shown)
 
@@ -28,8 +30,8 @@ class TextCleaningTest(unittest.TestCase):
         self.assertLess(time.process_time() - started, 5)  # it once took minutes
 
     def test_one_line(self) -> None:
-        for text, shown in (("a", "a"), ("a\n b\r\n\tc", "a b c"), ("\x1b[2Ja\x07", "[2Ja"), ("", ""), ("\N{FOX FACE}", "\N{FOX FACE}"),
-                            ("\x9b31m\x85", "31m")):
+        for text, shown in (("a", "a"), ("a\n b\r\n\tc", "a b c"), ("\x1b[2Ja\x07", "[2Ja"), ("", ""),
+                            ("\N{FOX FACE}", "\N{FOX FACE}"), ("\x9b31m\x85", "31m")):
             with self.subTest(text):
                 self.assertEqual(program.one_line(text), shown)
         self.assertLessEqual(len(program.one_line("x" * 1000)), 300)
@@ -46,18 +48,20 @@ class UrlOriginTest(unittest.TestCase):
     def test_loopback(self) -> None:
         for url, own in (("http://127.0.0.1:8/v1", True), ("http://localhost/", True), ("https://[::1]:5", True),
                          ("http://LOCALHOST:1/a", True), ("http://127.255.0.9/", True),
-                         ("http://127.999.1.1/", False), ("http://127.1.1.08/", False), ("http://127.0.0.1.evil.invalid/", False),
-                         ("http://127.0.0.1:80@evil.invalid/", False), ("http://localhost@evil.invalid/", False),
-                         ("http://127.0.0.1\\@evil.invalid/", False), ("http://localhost.evil.invalid", False),
+                         ("http://127.999.1.1/", False), ("http://127.1.1.08/", False),
+                         ("http://127.0.0.1.evil.invalid/", False), ("http://127.0.0.1:80@evil.invalid/", False),
+                         ("http://localhost@evil.invalid/", False), ("http://127.0.0.1\\@evil.invalid/", False),
+                         ("http://localhost.evil.invalid", False),
                          ("http://127.0.0.1#@evil.invalid/", False), ("ftp://127.0.0.1/", False)):
             with self.subTest(url):
                 self.assertEqual(program.is_loopback(url), own)
 
     def test_same_host(self) -> None:
         base = "https://relay.invalid/v1/images/generations"
-        for url, found in (("/tasks/1", "https://relay.invalid/tasks/1"), ("https://relay.invalid/t", "https://relay.invalid/t"),
-                           ("https://relay.invalid:443/t", ""), ("https://relay.invalid.evil.invalid/t", ""),
-                           ("//evil.invalid/t", ""), ("//relay.invalid/t", "https://relay.invalid/t"), ("///t", ""),
+        for url, found in (("/tasks/1", "https://relay.invalid/tasks/1"),
+                           ("https://relay.invalid/t", "https://relay.invalid/t"), ("https://relay.invalid:443/t", ""),
+                           ("https://relay.invalid.evil.invalid/t", ""), ("//evil.invalid/t", ""),
+                           ("//relay.invalid/t", "https://relay.invalid/t"), ("///t", ""),
                            ("http://relay.invalid/t", ""),
                            ("https://relay.invalid@evil.invalid/t", ""), ("/a b", ""), ("/a\nb", ""), ("", "")):
             with self.subTest(url):
@@ -114,7 +118,3 @@ class ProgressTest(unittest.TestCase):
             report.warn("odd")
             report.warn("odd")
         self.assertEqual(stream.getvalue().count("odd"), 1)
-
-
-if __name__ == "__main__":
-    unittest.main()
