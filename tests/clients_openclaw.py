@@ -98,7 +98,7 @@ class Registry:
     def __enter__(self) -> Registry:
         answers = self.answers
 
-        class Handler(QuietHandler):
+        class RegistryHandler(QuietHandler):
             def do_GET(self) -> None:
                 self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 body = answers.get(f"{self.command} {self.path.partition('?')[0]}")
@@ -111,7 +111,7 @@ class Registry:
 
             do_POST = do_GET
 
-        self.listener.RequestHandlerClass = Handler
+        self.listener.RequestHandlerClass = RegistryHandler
         threading.Thread(target=self.listener.serve_forever, args=(0.02,), daemon=True).start()
         return self
 
