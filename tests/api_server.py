@@ -590,8 +590,7 @@ def read_reference(name: str, item: Any) -> bytes | None:
         if key not in ("image_url", "file_id"):
             raise unknown_parameter(f"{name}.{key}", False, False)
     if len(item) != 1:
-        raise Refused(f"Invalid '{name}': exactly one of 'image_url' and 'file_id' is required.",
-                      "invalid_value", name)
+        raise Refused(f"Invalid '{name}': exactly one of 'image_url' and 'file_id' is required.", "invalid_value", name)
     (key, value), = item.items()
     name = f"{name}.{key}"
     check_type(name, value, str)
@@ -635,8 +634,7 @@ def check_choice(fields: dict[str, Any], name: str, choices: tuple[str, ...]) ->
     check_type(name, fields[name], str)
     if fields[name] not in choices:
         listed = ", ".join(f"'{choice}'" for choice in choices[:-1]) + ", and '" + choices[-1] + "'"
-        raise Refused(f"Invalid value: '{fields[name]}'. Supported values are: {listed}.",
-                      "invalid_value", name)
+        raise Refused(f"Invalid value: '{fields[name]}'. Supported values are: {listed}.", "invalid_value", name)
 
 
 def check_options(fields: dict[str, Any], form: bool) -> None:

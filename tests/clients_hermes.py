@@ -151,7 +151,7 @@ class HermesTest(OlderHermesChecks, HermesCase):
         data = "data:image/png;base64," + base64.b64encode(draw_png(64, 48, 3, padding=300_000)).decode()
         told = self.call_tool({"prompt": "all together", "aspect_ratio": "square",
                                "image_url": self.api.origin + "/files/a.png",
-                          "reference_image_urls": [str(path), data]})
+                               "reference_image_urls": [str(path), data]})
         result = told["results"][0]
         self.assertTrue(result["success"], result)
         self.assertEqual((result["modality"], result["model"]), ("image", "gpt-image-2-high"))

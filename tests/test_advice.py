@@ -23,7 +23,7 @@ class AdviceCase(ProgramCase):
 
     def try_command(self, *words: str, env: dict[str, str | None] | None = None) -> Result:
         return self.run_inside(*words, env={"GPT_IMAGE2_API_KEY": KEY, "GPT_IMAGE2_BASE_URL": self.server.url,
-                                              **(env or {})})
+                                            **(env or {})})
 
     def refused(self, *words: str, exit_code: int = USAGE, env: dict[str, str | None] | None = None) -> str:
         """The text of a refusal before anything was sent."""
@@ -273,7 +273,7 @@ class WhatACheckProvesTest(AdviceCase):
     def test_runapi(self) -> None:
         with RunApiServer(KEY) as server:
             result = self.run_inside("config", "--check", "--api", "runapi", "--base-url", server.origin,
-                                       env={"RUNAPI_API_KEY": KEY})
+                                     env={"RUNAPI_API_KEY": KEY})
         self.assertIn("takes the key", result.stdout + result.stderr)
 
 
@@ -469,7 +469,7 @@ class ValuesAsPeopleWriteThemTest(AdviceCase):
         for words, expected in table:
             with self.subTest(words), RunApiServer(KEY) as server:
                 result = self.run_inside("generate", "a fox", "--api", "runapi", "--base-url", server.origin, *words,
-                                           env={"RUNAPI_API_KEY": KEY})
+                                         env={"RUNAPI_API_KEY": KEY})
                 self.assertEqual(result.exit_code, 0, result.stderr)
                 fields = server.creates[0].fields
                 self.assertEqual({name: fields[name] for name in fields if name not in ("model", "prompt")}, expected)

@@ -129,8 +129,7 @@ class PicturesBehindUrlsTest(ProgramCase):
     def test_several(self) -> None:
         self.server.plan(Answer(as_url=True))
         result = self.generate_inside(PROMPT, "--n", "3", "-o", "a.png")
-        self.assertEqual((result.names, len(self.downloads())),
-                         (["a-1.png", "a-2.png", "a-3.png"], 3))
+        self.assertEqual((result.names, len(self.downloads())), (["a-1.png", "a-2.png", "a-3.png"], 3))
 
     def test_mixed(self) -> None:
         self.server.files["x.png"] = SMALL
@@ -520,7 +519,7 @@ class NoAnswerAtAllTest(WrongAnswerCase):
         server = threading.Thread(target=answer, daemon=True)
         server.start()
         result = self.run_inside("generate", PROMPT, "--base-url", f"http://127.0.0.1:{listener.getsockname()[1]}/v1",
-                                   "--json")
+                                 "--json")
         server.join(10)
         self.check_result(Wrong("", Answer(), NO_ANSWER, "network", "maybe", "", "does not speak HTTP"), result)
 
@@ -546,7 +545,7 @@ class NoAnswerAtAllTest(WrongAnswerCase):
             free.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
             url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
             result = self.run_inside("generate", PROMPT, "--base-url", url, "--json", "--timeout", "1",
-                                      env={"GPT_IMAGE2_API_KEY": KEY})
+                                     env={"GPT_IMAGE2_API_KEY": KEY})
         error = result.json["error"]
         self.assertEqual((result.exit_code, error["kind"], error["billed"]), (NO_ANSWER, "network", "no"))
         self.assertIn("--base-url", error["hint"])

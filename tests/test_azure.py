@@ -42,7 +42,7 @@ class AzureCase(ProgramCase):
     def azure(self, command: str, base: str, *arguments: str) -> Result:
         words = ["generate", "a fox"] if command == "generate" else ["edit", self.file("in.png", SMALL), "a hat"]
         return self.run_inside(*words, "--api", "azure", "--base-url", self.server.origin + base, *arguments,
-                                 env={"GPT_IMAGE2_API_KEY": KEY})
+                               env={"GPT_IMAGE2_API_KEY": KEY})
 
     def check_post(self, post: Recorded, address: Address, command: str) -> None:
         """Path, version, key header and model are what Azure wants."""
@@ -156,13 +156,13 @@ class AzureIsChosenTest(AzureCase):
 
     def test_a_key_for_openai_does_not_go_to_azure(self) -> None:
         result = self.run_inside("generate", "a fox", "--base-url", "https://res.openai.azure.com",
-                                   env={"OPENAI_API_KEY": KEY})
+                                 env={"OPENAI_API_KEY": KEY})
         self.assertEqual(result.exit_code, 3, result.stderr)
         self.assertIn("belongs to api.openai.com", result.stderr)
 
     def test_show(self) -> None:
         result = self.run_inside("config", "--base-url", "https://res.openai.azure.com", "--json",
-                                   env={"GPT_IMAGE2_API_KEY": KEY})
+                                 env={"GPT_IMAGE2_API_KEY": KEY})
         self.assertEqual(result.json["settings"]["api"], {"value": "azure", "source": "from the host"})
 
 
@@ -179,7 +179,7 @@ class AzureRefusalsTest(AzureCase):
 
     def test_wrong_key(self) -> None:
         result = self.run_inside("generate", "a fox", "--api", "azure", "--base-url", self.server.origin, "--json",
-                                   env={"GPT_IMAGE2_API_KEY": "test-key-of-another"})
+                                 env={"GPT_IMAGE2_API_KEY": "test-key-of-another"})
         self.assertEqual((result.exit_code, result.json["error"]["kind"]), (3, "key"))
         self.only_post()
 

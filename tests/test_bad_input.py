@@ -284,8 +284,7 @@ class BadParameterTest(BadInputCase):
         rows = (("--n", "0"), ("--n", "11"), ("--n", "-1"), ("--n", "many"), ("--n", "1.5"), ("--compression", "-1"),
                 ("--compression", "101"), ("--timeout", "0"), ("--timeout", "-5"), ("--timeout", "nan"),
                 ("--timeout", "inf"), ("--timeout", "soon"))
-        self.refuse(*(Bad(f"{option} {value}", ["generate", PROMPT, option, value], option)
-                      for option, value in rows))
+        self.refuse(*(Bad(f"{option} {value}", ["generate", PROMPT, option, value], option) for option, value in rows))
         self.refuse(Bad("range", ["generate", PROMPT, "--n", "11"], "between 1 and 10"),
                     Bad("half", ["generate", PROMPT, "--n", "1.5"], "needs a whole number"),
                     Bad("no time", ["generate", PROMPT, "--timeout", "0"], "between 1 and 1000000"),

@@ -252,8 +252,7 @@ class CodexTokenStaysWithItsHostTest(CodexCase):
             for more in ([], ["--allow-http"]):
                 with self.subTest(url, more=more), \
                         mock.patch.object(program, "start_curl", side_effect=AssertionError("it would be sent")):
-                    result = self.run_inside("generate", "a fox", "--json", "--api", "codex", "--base-url", url,
-                                               *more)
+                    result = self.run_inside("generate", "a fox", "--json", "--api", "codex", "--base-url", url, *more)
                     self.assertIn(result.exit_code, (USAGE, SETUP), result.stderr)
                     self.assertEqual(result.json["error"]["billed"], "no")
                     self.assert_secret(result.stdout + result.stderr)

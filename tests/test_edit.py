@@ -34,7 +34,7 @@ class EditCase(ProgramCase):
         """Run one edit that succeeds, inside this process, and return the request that arrived."""
         self.server.requests.clear()
         self.saved_file(self.run_inside("edit", *self.access(), *arguments,
-                                          env={"GPT_IMAGE2_API_KEY": KEY, **(env or {})}, **options))
+                                        env={"GPT_IMAGE2_API_KEY": KEY, **(env or {})}, **options))
         return self.only_post()
 
 

@@ -38,8 +38,7 @@ class GenerateRequestTest(ProgramCase):
         self.assertEqual(post.header("Content-Type"), "application/json")
         self.assertRegex(post.header("User-Agent"), r"^curl/\d")
         self.assertEqual(post.header("Content-Length"), str(len(post.body)))
-        allowed = {"host", "user-agent", "accept", "accept-encoding", "authorization", "content-type",
-                   "content-length"}
+        allowed = {"host", "user-agent", "accept", "accept-encoding", "authorization", "content-type", "content-length"}
         self.assertEqual({name.lower() for name, _ in post.headers}, allowed)
 
     def test_what_is_default_is_not_sent(self) -> None:
@@ -243,8 +242,7 @@ class FilesAreNotReplacedTest(ProgramCase):
 
     def test_ten(self) -> None:
         result = self.generate_inside(PROMPT, "--n", "10", "-o", "cat.webp")
-        self.assertEqual(result.names,
-                         [f"cat-{number}.webp" for number in range(1, 11)])
+        self.assertEqual(result.names, [f"cat-{number}.webp" for number in range(1, 11)])
 
     def test_an_existing_file_stays(self) -> None:
         self.file("cat.png", "mine"), self.file("cat-2.png", "mine too")

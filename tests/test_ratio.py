@@ -29,7 +29,7 @@ class RatioCase(ProgramCase):
     def change(self, image: str, *arguments: str) -> Result:
         self.server.reset()
         return self.run_inside("edit", image, "a hat", *self.access(), "-o", str(self.work / "out.png"),
-                                 "--overwrite", "--json", *arguments, env={"GPT_IMAGE2_API_KEY": self.server.key})
+                               "--overwrite", "--json", *arguments, env={"GPT_IMAGE2_API_KEY": self.server.key})
 
     def sent(self, result: Result) -> Any:
         """The size that was sent by a successful run."""

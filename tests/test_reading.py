@@ -360,8 +360,7 @@ class BrokenShapesTest(ReadingCase):
         for echo in ({"input": [{"image_url": "data:image/png;base64," + text(OTHER)}]},
                      {"request": {"b64": text(OTHER)}}):
             body = json.dumps({**echo, "data": [{"b64_json": text(LARGE)}]}).encode()
-            for answer in (self.cut(body[:-9000]),
-                           self.cut((b"data: " + body)[:-9006], content_type=EVENTS)):
+            for answer in (self.cut(body[:-9000]), self.cut((b"data: " + body)[:-9006], content_type=EVENTS)):
                 with self.subTest(body[:12]):
                     self.fails(answer, NO_ANSWER, "network")
                     self.assertEqual(self.kept(), [answer.body])
@@ -377,8 +376,7 @@ class BrokenShapesTest(ReadingCase):
         summary = event("response.completed", response={"output": items})
         for left in (0, 60, summary.index(b'"}, {') + 1, summary.index(b'"}]') + 1, len(summary) - 4):
             with self.subTest(left):
-                self.saves(self.cut(told + summary[:left], content_type=EVENTS), SMALL, OTHER,
-                           options=("--n", "2"))
+                self.saves(self.cut(told + summary[:left], content_type=EVENTS), SMALL, OTHER, options=("--n", "2"))
 
     def test_second_of_two_is_kept(self) -> None:
         """Where nothing but the answer itself says that it is not all there."""

@@ -292,49 +292,49 @@ def located(location: str, document: bytes = b"") -> Answer:
 
 TASKS = (  # name, create, polls, asked, exit code, kind, billed
     Dialect("APIMart, url list", APIMART, (Poll(TASKS_1, (APIMART_BUSY, APIMART_BUSY, apimart_done([FILE]))),),
-         (TASKS_1,)),
+            (TASKS_1,)),
     Dialect("APIMart, url string", APIMART, (Poll(TASKS_1, (APIMART_BUSY, apimart_done(FILE))),), (TASKS_1,)),
     Dialect("APIMart, failed", APIMART, (Poll(TASKS_1, (apimart_failed({"message": "no worker"}),)),), (TASKS_1,),
-         NO_ANSWER, "task_failed", "maybe", message="no worker"),
+            NO_ANSWER, "task_failed", "maybe", message="no worker"),
     Dialect("APIMart, failed with a text", APIMART, (Poll(TASKS_1, (apimart_failed("no worker"),)),), (TASKS_1,),
-         NO_ANSWER, "task_failed", "maybe", message="no worker"),
+            NO_ANSWER, "task_failed", "maybe", message="no worker"),
     Dialect("APIMart, failed by moderation", APIMART, (Poll(TASKS_1, (APIMART_BUSY, apimart_failed(
         {"code": "content_policy_violation", "message": "refused"}))),), (TASKS_1,), REFUSED, "moderation",
-         "", message="refused"),
+            "", message="refused"),
     Dialect("ToAPIs", TOAPIS, (Poll(CREATE_2, ({**TOAPIS, "status": "in_progress"}, TOAPIS_DONE)),), (CREATE_2,)),
     Dialect("ToAPIs, failed", TOAPIS, (Poll(CREATE_2, ({**TOAPIS, "status": "failed", "error": {
         "code": "generate_failed", "message": "no worker"}},)),), (CREATE_2,), NO_ANSWER, "task_failed", "maybe"),
     Dialect("RunAPI form", {"task_id": "task_1", "status": "pending"},
-         (Poll(CREATE_1, ({"task_id": "task_1", "status": "processing"},
-                          {"task_id": "task_1", "status": "succeeded", "images": [{"url": FILE}]})),), (CREATE_1,)),
+            (Poll(CREATE_1, ({"task_id": "task_1", "status": "processing"},
+                             {"task_id": "task_1", "status": "succeeded", "images": [{"url": FILE}]})),), (CREATE_1,)),
     Dialect("kie, waiting", {"code": 200, "data": {"taskId": "281", "state": "waiting"}}, (
         Poll("/v1/jobs/recordInfo?taskId=281", (KIE_STATE, KIE_DONE)),), ("/v1/jobs/recordInfo?taskId=281",),
-         config=KIE),
+            config=KIE),
     Dialect("kie, only an id", {"code": 200, "msg": "success", "data": {"taskId": "281"}}, (
         Poll("/v1/jobs/recordInfo?taskId=281", (KIE_STATE, KIE_DONE)),), ("/v1/jobs/recordInfo?taskId=281",),
-         config=KIE),
+            config=KIE),
     Dialect("kie, failed", {"code": 200, "data": {"taskId": "281", "state": "queuing"}}, (
         Poll("/v1/jobs/recordInfo?taskId=281", (KIE_STATE, KIE_FAILED)),), ("/v1/jobs/recordInfo?taskId=281",),
-         NO_ANSWER, "task_failed", "maybe", KIE, "Internal error"),
+            NO_ANSWER, "task_failed", "maybe", KIE, "Internal error"),
     Dialect("PoYo", {"code": 200, "data": {"task_id": "281", "status": "not_started"}}, (
         Poll("/v1/generate/status/281", ({"data": {"status": "running"}}, {"data": {
             "status": "finished", "images": [{"url": FILE}]}})),), ("/v1/generate/status/281",),
-         config=(("poll_url", "{base}/generate/status/{id}"),)),
+            config=(("poll_url", "{base}/generate/status/{id}"),)),
     Dialect("WaveSpeed", WAVESPEED, (Poll("/v1/predictions/p1/result", (WAVESPEED, WAVESPEED_DONE)),),
-         ("/v1/predictions/p1/result",)),
+            ("/v1/predictions/p1/result",)),
     Dialect("WaveSpeed, urls at the top", {**WAVESPEED["data"]},  # type: ignore[dict-item]
-         (Poll("/v1/predictions/p1/result", (WAVESPEED, WAVESPEED_DONE)),), ("/v1/predictions/p1/result",)),
+            (Poll("/v1/predictions/p1/result", (WAVESPEED, WAVESPEED_DONE)),), ("/v1/predictions/p1/result",)),
     Dialect("WaveSpeed, failed", WAVESPEED, (Poll("/v1/predictions/p1/result", (WAVESPEED_FAILED,)),),
-         ("/v1/predictions/p1/result",), NO_ANSWER, "task_failed", "maybe", message="no worker"),
+            ("/v1/predictions/p1/result",), NO_ANSWER, "task_failed", "maybe", message="no worker"),
     Dialect("fal queue", FAL, (Poll(FAL_STATUS, (FAL, FAL_BUSY, FAL_DONE)), Poll("/v1/requests/r1", (FAL_RESULT,))),
-         (FAL_STATUS, "/v1/requests/r1")),
+            (FAL_STATUS, "/v1/requests/r1")),
     Dialect("fal queue with 202", FAL, (Poll(FAL_STATUS, (body(FAL_BUSY, status=202, headers=SOON), FAL_DONE)),
-                                     Poll("/v1/requests/r1", (FAL_RESULT,))), (FAL_STATUS, "/v1/requests/r1")),
+                                        Poll("/v1/requests/r1", (FAL_RESULT,))), (FAL_STATUS, "/v1/requests/r1")),
     Dialect("fal queue, refused result", FAL, (Poll(FAL_STATUS, (FAL_DONE,)), Poll("/v1/requests/r1", (
         body({"detail": "rejected by the content policy"}, status=422),))), (FAL_STATUS, "/v1/requests/r1"),
-         REFUSED, "moderation", "", message="content policy"),
+            REFUSED, "moderation", "", message="content policy"),
     Dialect("fal queue, no images", FAL, (Poll(FAL_STATUS, (FAL_DONE,)), Poll("/v1/requests/r1", ({"images": []},))),
-         (FAL_STATUS, "/v1/requests/r1"), NO_ANSWER, "no_image", "maybe"),
+            (FAL_STATUS, "/v1/requests/r1"), NO_ANSWER, "no_image", "maybe"),
     Dialect("202, absolute Location", located(ORIGIN + "/v1/operations/7"), (
         Poll("/v1/operations/7", ({"status": "running"}, PLAIN_DONE)),), ("/v1/operations/7",)),
     Dialect("202, relative Location", located("/v1/operations/7?v=1", b"{}"), (
@@ -347,7 +347,7 @@ TASKS = (  # name, create, polls, asked, exit code, kind, billed
         {"data": {"status": "moderating"}}, {"data": {"status": "RENDERING 4/9"}}, {"data": {"status": None}},
         {"data": {}}, apimart_done(FILE))),), (TASKS_1,)),
     Dialect("429 while polling", APIMART, (Poll(TASKS_1, (Answer(status=429, headers=SOON), APIMART_BUSY,
-                                                       apimart_done(FILE))),), (TASKS_1,)),
+                                                          apimart_done(FILE))),), (TASKS_1,)),
     Dialect("500 while polling", APIMART, (Poll(TASKS_1, (*[Answer(status=500)] * 4, apimart_done(FILE))),),
             (TASKS_1,)),
     Dialect("502 page while polling", APIMART, (Poll(TASKS_1, (
@@ -355,7 +355,7 @@ TASKS = (  # name, create, polls, asked, exit code, kind, billed
     Dialect("page while polling", APIMART, (Poll(TASKS_1, (
         *[Answer(body=HTML, content_type="text/html")] * 4, apimart_done(FILE))),), (TASKS_1,)),
     Dialect("dropped while polling", APIMART, (Poll(TASKS_1, (*[Answer(drop="silent")] * 4, apimart_done(FILE))),),
-         (TASKS_1,)),
+            (TASKS_1,)),
     Dialect("404 at the first known place", TOAPIS, (Poll(TASKS_2, (TOAPIS_DONE,)),), (CREATE_2, TASKS_2)),
     Dialect("404 at APIMart's place", APIMART, (Poll(CREATE_1, (apimart_done(FILE),)),), (TASKS_1, CREATE_1)),
     Dialect("404 everywhere", APIMART, (), (TASKS_1, CREATE_1), NO_ANSWER, "poll", "maybe", kept=1),
@@ -363,7 +363,7 @@ TASKS = (  # name, create, polls, asked, exit code, kind, billed
             "maybe", kept=1),
     Dialect("id of a stranger", {**TOAPIS, "id": "../a b?c#d/\u00e9"}, (
         Poll("/v1/images/generations/..%2Fa%20b%3Fc%23d%2F%C3%A9", (TOAPIS_DONE,)),),
-         ("/v1/images/generations/..%2Fa%20b%3Fc%23d%2F%C3%A9",)),
+            ("/v1/images/generations/..%2Fa%20b%3Fc%23d%2F%C3%A9",)),
     Dialect("id of dots", {**TOAPIS, "id": ".."}, (), (), NO_ANSWER, "", "maybe"),
     Dialect("id of one dot", {**TOAPIS, "id": "."}, (), (), NO_ANSWER, "", "maybe"),
     Dialect("id that is no text", {**TOAPIS, "id": "\ud800"}, (), None, NO_ANSWER, "",
@@ -371,9 +371,9 @@ TASKS = (  # name, create, polls, asked, exit code, kind, billed
     Dialect("id as a number", {"data": {"id": 77, "status": "Pending"}}, (
         Poll("/v1/images/generations/77", (PLAIN_DONE,)),), ("/v1/images/generations/77",)),
     Dialect("broken status_url", {**FAL, "status_url": "\x01http://127.0.0.1/\x00", "response_url": ""}, (),
-         None, NO_ANSWER, "", "maybe"),  # type: ignore[arg-type]
+            None, NO_ANSWER, "", "maybe"),  # type: ignore[arg-type]
     Dialect("task that ends empty", TOAPIS, (Poll(CREATE_2, ({**TOAPIS, "status": "completed"},)),), (CREATE_2,),
-         NO_ANSWER, "no_image", "maybe"),
+            NO_ANSWER, "no_image", "maybe"),
 )
 
 
@@ -707,7 +707,7 @@ class ImageFieldSpellingTest(ProgramCase):
     def ask_edit(self, images: int, *arguments: str) -> Result:
         further = [word for path in self.images[1:images] for word in ("--image", path)]
         return self.run_inside("edit", self.images[0], "a hat", *further, *self.access(), *arguments,
-                                 env={"GPT_IMAGE2_API_KEY": KEY})
+                               env={"GPT_IMAGE2_API_KEY": KEY})
 
     def spellings(self) -> list[list[str]]:
         """The names of the file parts of each paid request."""

@@ -380,8 +380,7 @@ class RunApiDialectsTest(CreateCase):
                                               ("/api/v1/gpt_image_2/edit_image", SHORT)])):
             with self.fresh(dialects=dialects):
                 self.server.dialects = dialects
-                result = self.run_inside("edit", image, "a fox", *self.access(), "--json",
-                                           env={"RUNAPI_API_KEY": KEY})
+                result = self.run_inside("edit", image, "a fox", *self.access(), "--json", env={"RUNAPI_API_KEY": KEY})
                 self.check_success(result)
                 self.assertEqual(self.sent(), expected)
                 self.assertEqual(len(self.server.uploads), 1)
@@ -614,7 +613,7 @@ class RunApiParametersTest(RunApiCase):
             for options in (("--mask", mask), ("--input-fidelity", "high")):
                 with self.subTest(source, options=options):
                     result = self.run_inside("edit", source, "a fox", *self.access(), *options, "--json",
-                                               env={"RUNAPI_API_KEY": KEY})
+                                             env={"RUNAPI_API_KEY": KEY})
                     self.assertEqual(result.exit_code, USAGE, result.stderr)
                     self.assertIn(f"RunAPI has no {options[0]}", result.json["error"]["message"])
         self.assertEqual(self.server.requests, [])
@@ -970,8 +969,7 @@ class RunApiUploadTest(RunApiCase):
         return self.server.source_bytes(self.server.creates[-1])
 
     def test_local_files(self) -> None:
-        for name, data in (("a.png", PNG), ("b.jpg", draw_jpeg(64, 64)), ("c", draw_webp(64, 64)),
-                           ("ü, ;\".png", PNG)):
+        for name, data in (("a.png", PNG), ("b.jpg", draw_jpeg(64, 64)), ("c", draw_webp(64, 64)), ("ü, ;\".png", PNG)):
             with self.fresh(name):
                 self.check_success(self.change(self.file(name, data), "a hat"))
                 self.assertEqual(self.sources(), [data])

@@ -561,7 +561,7 @@ class ConfigCheckTest(SettingsCase):
     def check(self, *arguments: str, key: str = KEY, env: dict[str, str | None] | None = None) -> Result:
         """Run config --check against the server."""
         return self.run_inside("config", "--check", *self.access(), *arguments,
-                                env={"GPT_IMAGE2_API_KEY": key, **(env or {})})
+                               env={"GPT_IMAGE2_API_KEY": key, **(env or {})})
 
     def test_good(self) -> None:
         result = self.run_program("config", "--check", *self.access(), env={"GPT_IMAGE2_API_KEY": KEY})
