@@ -195,7 +195,7 @@ class PastedAddressIsUnderstoodTest(AdviceCase):
             self.assertEqual(program.api_of("HTTPS://R.OPENAI.AZURE.COM"), "azure")
 
     def test_plain_http_in_capitals_is_still_refused(self) -> None:
-        self.assertIn("unencrypted", self.refused("generate", "a fox", "--base-url", "HTTP://relay.invalid/v1"))
+        self.assertIn("over plain http", self.refused("generate", "a fox", "--base-url", "HTTP://relay.invalid/v1"))
 
     def test_the_whole_way(self) -> None:
         for tail in ("/chat/completions", "/responses", "/models", "/images", "/images/edits", "//images/generations/"):

@@ -158,7 +158,7 @@ class AzureIsChosenTest(AzureCase):
         result = self.run_inside("generate", "a fox", "--base-url", "https://res.openai.azure.com",
                                  env={"OPENAI_API_KEY": KEY})
         self.assertEqual(result.exit_code, 3, result.stderr)
-        self.assertIn("belongs to api.openai.com", result.stderr)
+        self.assertIn("is for api.openai.com", result.stderr)
 
     def test_show(self) -> None:
         result = self.run_inside("config", "--base-url", "https://res.openai.azure.com", "--json",

@@ -258,9 +258,9 @@ class BadParameterTest(BadInputCase):
     def test_size_outside_the_rules(self) -> None:
         table = (
             ("1000x1000", "multiples of 16", "--size 1008x1008"), ("1920x1080", "multiples of 16", "--size 1920x1088"),
-            ("768x768", "this is 589824", "--size 816x816"), ("3008x3008", "this is 9048064", "--size 2880x2880"),
-            ("4096x4096", "longest edge", "--size 2880x2880"), ("3840x1264", "3 times", "--size "),
-            ("0x0", "this is 0", "--size "), ("abc", "WIDTHxHEIGHT", "1536x1024"), ("", "--size is empty", ""),
+            ("768x768", "has 589,824", "--size 816x816"), ("3008x3008", "has 9,048,064", "--size 2880x2880"),
+            ("4096x4096", "longer side", "--size 2880x2880"), ("3840x1264", "3 times", "--size "),
+            ("0x0", "0x0 has 0", "--size "), ("abc", "WIDTHxHEIGHT", "1536x1024"), ("", "--size is empty", ""),
             ("10", "WIDTHxHEIGHT", ""), ("1024x", "WIDTHxHEIGHT", ""), ("1024x1024x3", "WIDTHxHEIGHT", ""),
             ("1024 1024", "WIDTHxHEIGHT", ""), ("squar", "square", ""), ("3k", "WIDTHxHEIGHT", ""))
         self.refuse(*(Bad(size or "empty", ["generate", PROMPT, "--size", size], message, hint)
@@ -377,8 +377,8 @@ class BadConfigFileTest(BadInputCase):
                         kind="config"))
 
     def test_not_an_object(self) -> None:
-        self.refuse(*(self.config(name, content, f"must hold one JSON object, not {name}")
-                      for name, content in (("a list", '["a"]'), ("a text", '"a"'), ("a number", "5"),
+        self.refuse(*(self.config(name, content, f"must contain one JSON object, not {name}")
+                      for name, content in (("a list", '["a"]'), ("a string", '"a"'), ("a number", "5"),
                                             ("null", "null"))))
 
     def test_wrong_types(self) -> None:
@@ -396,7 +396,7 @@ class BadConfigFileTest(BadInputCase):
         folder, latin = self.work / "folder", self.work / "latin.json"
         folder.mkdir()
         latin.write_bytes(b'{"model": "caf\xe9"}')
-        self.refuse(*(Bad(path, ["generate", PROMPT, "--config", path], f"cannot read the config file {path}",
+        self.refuse(*(Bad(path, ["generate", PROMPT, "--config", path], f"cannot read config file {path}",
                           exit_code=SETUP, kind="config")
                       for path in (str(folder), str(latin), str(self.work / "none.json"))))
 
@@ -467,10 +467,10 @@ class BadKeyAndAddressTest(BadInputCase):
                  ("no host", "https:///v1", "base URL"),
                  ("user and password", "https://me:hidden@relay.invalid/v1", "user name or password"),
                  ("user", "https://me@relay.invalid/v1", "user name or password"),
-                 ("remote http", "http://relay.invalid/v1", "unencrypted"),
-                 ("looks like loopback", "http://127.0.0.1.relay.invalid/v1", "unencrypted"),
-                 ("not quite loopback", "http://localhost.relay.invalid/v1", "unencrypted"),
-                 ("private network", "http://192.168.0.7/v1", "unencrypted"),
+                 ("remote http", "http://relay.invalid/v1", "over plain http"),
+                 ("looks like loopback", "http://127.0.0.1.relay.invalid/v1", "over plain http"),
+                 ("not quite loopback", "http://localhost.relay.invalid/v1", "over plain http"),
+                 ("private network", "http://192.168.0.7/v1", "over plain http"),
                  ("backslash", "http://127.0.0.1\\@relay.invalid/v1", "base URL"),
                  ("blank", "https://relay.invalid/v1 x", "base URL"),
                  ("new line", "https://relay.invalid\n/v1", "base URL"),
