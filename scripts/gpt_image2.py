@@ -803,7 +803,7 @@ class Option(NamedTuple):
     kind: Callable[[str], Any] | tuple[str, ...] = str  # what reads its value, or the words that it may be
     default: Any = None  # what holds when nobody says anything
     wire: str = ""  # OpenAI's name for it, if it is sent
-    runapi: str | None = None  # RunAPI's name for it, if it is sent; None: RunAPI has nothing of this wire name
+    runapi: str | None = None  # RunAPI's name for it, if it is sent; None: it lacks what has a wire name
     config: tuple[Any, ...] = ()  # its key in a config file, if it may be there, and the types of its value
     short: str = ""
     repeatable: bool = False
@@ -815,17 +815,19 @@ class Option(NamedTuple):
         return self.flag[2:].replace("-", "_")
 
 
-def as_number(text: str, low: int, high: int, convert: Callable[[str], Any] = int) -> Any:
-    """A number in a range."""
-    try:
-        if "_" in text or not text.isascii():
-            raise ValueError  # Python would read 1_000 and the digits of other scripts
-        value = convert(text)
-    except ValueError:
-        raise ValueError(f"needs a {'whole ' * (convert is int)}number, not {quoted(text)}") from None
-    if not low <= value <= high:
-        raise ValueError(f"must be between {low} and {high}, not {text}")
-    return value
+def number(low: int, high: int, convert: Callable[[str], Any] = int) -> Callable[[str], Any]:
+    """What reads a number in a range."""
+    def read(text: str) -> Any:
+        try:
+            if "_" in text or not text.isascii():
+                raise ValueError  # Python would read 1_000 and the digits of other scripts
+            value = convert(text)
+        except ValueError:
+            raise ValueError(f"needs a {'whole ' * (convert is int)}number, not {quoted(text)}") from None
+        if not low <= value <= high:
+            raise ValueError(f"must be between {low} and {high}, not {text}")
+        return value
+    return read
 
 
 def as_pair(text: str) -> str:
@@ -863,44 +865,47 @@ OPTIONS = (
     Option(CONFIG, "--init", "", "write a config file that only you can read", alone=True),
     Option(CONFIG, "--force", "", "with --init: overwrite an existing file"),
     Option(CONFIG, "--check", "", "test curl, the key and the endpoint (free)", alone=True),
-    Option(EDIT, "--image", "PATH", "another image, 16 in all; can be repeated", PATH, runapi="", repeatable=True),
+    Option(EDIT, "--image", "PATH", "another image, 16 in all; can be repeated", PATH, repeatable=True),
     Option(EDIT, "--mask", "PNG", "as large as IMAGE, transparent where it is to change", PATH, wire="mask"),
-    Option(EDIT, "--input-fidelity", "KIND", "low or high; older models only", ("low", "high"), wire="input_fidelity"),
-    Option(IMAGES, "--output", "PATH", f"file or folder (default {DEFAULT_OUTPUT})", PATH, DEFAULT_OUTPUT, short="-o"),
+    Option(EDIT, "--input-fidelity", "KIND", "low or high; older models only", ("low", "high"),
+           wire="input_fidelity"),
+    Option(IMAGES, "--output", "PATH", f"file or folder (default {DEFAULT_OUTPUT})", PATH, DEFAULT_OUTPUT,
+           short="-o"),
     Option(IMAGES, "--size", "WIDTHxHEIGHT", "or square, landscape, portrait, auto (default)",
            lambda text: as_pair(re.sub(r"^ *([0-9]{3,5})( *px)? *$", r"\1x\1", text)), "auto", "size", ""),
     Option(IMAGES, "--aspect-ratio", "W:H", "a shape such as 16:9; the closest allowed size is used",
            lambda text: re.sub(r"(?<=\d)x", ":", as_pair(text)), runapi="aspect_ratio"),
-    Option(IMAGES, "--resolution", "1k|2k|4k", "how many pixels that shape gets (default 1k)", tuple(RESOLUTIONS),
-           runapi="output_resolution"),
+    Option(IMAGES, "--resolution", "1k|2k|4k", "how many pixels that shape gets (default 1k)",
+           tuple(RESOLUTIONS), runapi="output_resolution"),
     Option(IMAGES, "--quality", "LEVEL", "low (about 70 s), medium (120 s), high (276 s)\nor auto (default)",
            str.lower, "auto", "quality"),
-    Option(IMAGES, "--n", "1-10", "how many images: NAME-1.png, NAME-2.png, ...",
-           lambda text: as_number(text, 1, MAX_N), 1, "n", "", short="-n"),
-    Option(IMAGES, "--format", "FORMAT", "png, jpeg or webp (default: as -o ends, else png);\nsome models: gif, svg",
+    Option(IMAGES, "--n", "1-10", "how many images: NAME-1.png, NAME-2.png, ...", number(1, MAX_N), 1,
+           "n", "", short="-n"),
+    Option(IMAGES, "--format", "FORMAT",
+           "png, jpeg or webp (default: as -o ends, else png);\nnewer models: gif, svg",
            (*SUFFIXES, "jpg"), None, "output_format"),
-    Option(IMAGES, "--compression", "0-100", "for jpeg and webp", lambda text: as_number(text, 0, 100), None,
-           "output_compression"),
-    Option(IMAGES, "--background", "KIND", "opaque, transparent or auto (default)", ("auto", "opaque", "transparent"),
-           None, "background"),
+    Option(IMAGES, "--compression", "0-100", "for jpeg and webp", number(0, 100), None, "output_compression"),
+    Option(IMAGES, "--background", "KIND", "opaque, transparent or auto (default)",
+           ("auto", "opaque", "transparent"), None, "background"),
     Option(IMAGES, "--moderation", "LEVEL", "low or auto (default)", ("auto", "low"), None, "moderation"),
     Option(IMAGES, "--prompt-file", "FILE", "read the prompt from FILE; a PROMPT of - reads stdin", PATH),
     Option(IMAGES, "--overwrite", "", "replace existing files (default: pick a free name)"),
     Option(IMAGES, "--fresh", "", "ignore an unfinished request and buy a new image"),
     Option(IMAGES, "--model", "MODEL", f"default {DEFAULT_MODEL}", str, DEFAULT_MODEL, config=("model", str)),
     Option(IMAGES, "--timeout", "SECONDS", f"time limit for the whole request (default {DEFAULT_TIMEOUT})",
-           lambda text: as_number(text, 1, MAX_TIMEOUT, float), DEFAULT_TIMEOUT, config=("timeout", int, float)),
+           number(1, MAX_TIMEOUT, float), DEFAULT_TIMEOUT, config=("timeout", int, float)),
     Option(IMAGES, "--stream", "", "stream the reply; helps if a gateway times out", wire="stream"),
     Option(IMAGES, "--partial-images", "0-3", "with --stream: save previews as NAME.partial-K.EXT",
-           lambda text: as_number(text, 0, MAX_PARTIALS), 0, "partial_images"),
+           number(0, MAX_PARTIALS), 0, "partial_images"),
     Option(IMAGES, "--keep-partials", "", "keep the previews when the final image is saved"),
-    Option(IMAGES, "--param", "KEY=VALUE", "any other API parameter, not checked; can be repeated", as_parameter,
-           repeatable=True),
-    Option(ALL, "--base-url", "URL", f"default {DEFAULT_BASE_URL}", str, DEFAULT_BASE_URL, config=("base_url", str)),
-    Option(ALL, "--api", "NAME", "openai, azure, runapi or codex (default: by the host;\ncodex must be asked for)",
+    Option(IMAGES, "--param", "KEY=VALUE", "any other API parameter, not checked; can be repeated",
+           as_parameter, repeatable=True),
+    Option(ALL, "--base-url", "URL", f"default {DEFAULT_BASE_URL}", str, DEFAULT_BASE_URL,
+           config=("base_url", str)),
+    Option(ALL, "--api", "NAME", "openai, azure, runapi or codex (default: by the host)",
            tuple(BASE_URLS), config=("api", str)),
     Option(ALL, "--api-key-env", "NAME", "the variable that holds the key", config=("api_key_env", str)),
-    Option(ALL, "--api-key", "KEY", "the key itself (visible in ps and shell history; avoid)", config=("api_key", str)),
+    Option(ALL, "--api-key", "KEY", "the key (visible in ps and shell history)", config=("api_key", str)),
     Option(ALL, "--header", "'NAME: VALUE'", "an extra header; can be repeated", as_header, {},
            config=("headers", dict), repeatable=True),
     Option(ALL, "--allow-http", "", "send the key unencrypted to another machine", default=False,
@@ -1435,7 +1440,7 @@ OTHER_KINDS = (
 
 
 def read_words(options: Namespace) -> tuple[str, list[str]]:
-    """(prompt, images) that the words of a command mean. Here files and standard input are read, in plan none."""
+    """(prompt, images) that the words of a command mean. Reads what plan must not: files, standard input."""
     words, paths = edit_words(options) if options.command == "edit" else (options.words, [])
     if options.config == "-" and "-" in (options.prompt_file, *words):
         raise usage_failure("standard input cannot hold both the config and the prompt", "Use --prompt-file FILE.")
@@ -1460,38 +1465,43 @@ def refuse_broken(*rules: tuple[Any, str, str]) -> None:
 
 
 def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[str], notes: list[str]) -> Job:
-    """The job that is asked for, checked as far as words and settings decide: neither disk nor network is touched."""
+    """The job that is asked for, checked as far as words and settings decide. Neither reads nor writes."""
     model, image_format = settings.model.value, chosen_format(options)
-    formats = (model_rules(model) or NEWEST).formats
-    shaped, runapi = options.aspect_ratio or options.resolution, settings.api.value == "runapi"
+    formats, runapi = (model_rules(model) or NEWEST).formats, settings.api.value == "runapi"
+    size, shaped = SIZE_NAMES.get(options.size, options.size), options.aspect_ratio or options.resolution
     refuse_broken(
         (not prompt.strip(), "the prompt is empty", ""),
         (len(prompt) > MAX_PROMPT, f"the prompt has {len(prompt)} characters, {MAX_PROMPT} are allowed",
          f"Shorten it by {len(prompt) - MAX_PROMPT}."),
-        (image_format not in formats, f"{model} makes no {image_format}, only {', '.join(formats)}", "Use -o NAME.png"),
-        (options.command == "edit" and not paths, "the image to edit is missing", 'Use: edit IMAGE "what to change"'),
+        (image_format not in formats,
+         f"{model} makes no {image_format}, only {', '.join(formats)}", "Use -o NAME.png"),
+        (options.command == "edit" and not paths,
+         "the image to edit is missing", 'Use: edit IMAGE "what to change"'),
         (len(paths) > MAX_IMAGES, f"{len(paths)} images were given, {MAX_IMAGES} are allowed", ""),
-        (shaped and options.size != "auto",
-         "--size already says what --aspect-ratio and --resolution say; leave one of them out", ""))
+        (shaped and size != "auto",
+         "--size already says what --aspect-ratio and --resolution say; leave one of them out", ""),
+        (size != "auto" and not split_size(size),
+         f"size {quoted(size)} is not WIDTHxHEIGHT, auto, {', '.join(SIZE_NAMES)}",
+         "For example --size 1536x1024"))
     images = tuple(unread_input("image", path) for path in paths)
     mask = unread_input("mask", options.mask) if options.mask else None
-    computed = runapi_shape(options) if runapi else openai_values(options, settings, notes)
+    computed = runapi_shape(options, size) if runapi else openai_values(options, size, settings, notes)
     values = {**vars(options), "mask": None, **computed}  # the mask is sent as a file
     rows = [(row.runapi if runapi else row.wire, values[row.name], row.default) for row in OPTIONS]
     sent = {wire: value for wire, value, default in rows
             if wire and value not in (None, default) and (runapi or value != "auto")}
     parameters = {**sent, **dict(options.param)}  # --param may say what no check here knows
-    waits = shaped and not runapi and values["size"] == "auto"
     target = checked_target(options.output, image_format, options.overwrite)
     if target.suffix.lower() not in SUFFIXES[image_format]:
         name = os.path.basename(first_path(target, options.n, image_format))
         notes.append(f"--format {image_format} against {target.suffix}: the file will be {name}")
-    return Job(options.command, model, prompt, images, mask, parameters, options.n, target, options.keep_partials,
-               (options.resolution or "1k") if waits else "")
+    shape_waits = shaped and not runapi and values["size"] == "auto"
+    return Job(options.command, model, prompt, images, mask, parameters, options.n, target,
+               options.keep_partials, (options.resolution or "1k") if shape_waits else "")
 
 
 def prove(job: Job, settings: Settings, notes: list[str], fetch: Callable[[str], str]) -> Job:
-    """The planned job with its inputs fetched and read, and its folder tried. fetch: URL -> path of a local copy."""
+    """The planned job, its inputs fetched and read, its folder tried. fetch: URL -> path of a local copy."""
     job = read_inputs(fetch_inputs(job, settings, fetch), settings, notes)
     probe_folder(job.target, job.n, as_text(job.parameters.get("size")))
     return job
@@ -1609,7 +1619,7 @@ def unread_input(role: str, path: str) -> Upload:
 
 
 def read_upload(upload: Upload, md5: bool = False) -> Upload:
-    """The input with what its file holds, a whole PNG, JPEG or WebP below 50 MB; of others nothing is known here.
+    """The input with what its file holds, a whole PNG, JPEG or WebP below 50 MB; others stay as they are.
 
     md5: RunAPI's storage wants it against broken transfers, not for safety.
     """
@@ -1625,7 +1635,8 @@ def read_upload(upload: Upload, md5: bool = False) -> Upload:
         (stat.S_ISDIR(status.st_mode), f"{who} is a folder", ""),
         (not stat.S_ISREG(status.st_mode), f"{who} is not a file", ""),
         (status.st_size == 0, f"{who} is empty", ""),
-        (status.st_size >= MAX_IMAGE_BYTES, f"{who} has {status.st_size // 1000000} MB, less than 50 MB are allowed",
+        (status.st_size >= MAX_IMAGE_BYTES,
+         f"{who} has {status.st_size // 1000000} MB, less than 50 MB are allowed",
          "Scale it down or save it as JPEG."))
     picture = read_input(path, who, path)
     checksum = base64.b64encode(file_digest(path, "md5")).decode("ascii") if md5 else upload.checksum
@@ -1684,9 +1695,9 @@ def model_rules(model: str) -> ModelRules | None:
     return MODELS.get(re.sub(DATED, "", model))
 
 
-def openai_values(options: Namespace, settings: Settings, notes: list[str]) -> dict[str, Any]:
+def openai_values(options: Namespace, size: str, settings: Settings, notes: list[str]) -> dict[str, Any]:
     """The size and format that OpenAI's API gets, and what contradicts each other there."""
-    model, image_format, size = settings.model.value, chosen_format(options), options.size
+    model, image_format = settings.model.value, chosen_format(options)
     rules = model_rules(model)
     if rules is None:
         notes.append(f"{model} is not a model this program knows: size and quality are not checked")
@@ -1704,14 +1715,16 @@ def openai_values(options: Namespace, settings: Settings, notes: list[str]) -> d
          f"--compression needs --format jpeg or webp: {image_format.upper()} is always lossless", ""),
         (options.background == "transparent" and image_format == "jpeg",
          "--background transparent needs --format png or webp: JPEG has no transparency", ""),
-        (options.input_fidelity and re.sub(DATED, "", model) == DEFAULT_MODEL,
-         f"--input-fidelity is not for {model}, which always keeps inputs at high fidelity; leave it out", ""),
+        (options.input_fidelity and re.sub(DATED, "", model) == DEFAULT_MODEL, "--input-fidelity is not for "
+         f"{model}, which always keeps inputs at high fidelity; leave it out", ""),
         (options.aspect_ratio not in (None, "auto") and not match,
          f"--aspect-ratio {quoted(options.aspect_ratio or '')} is not of the form 16:9", ""))
-    if match or (options.resolution and options.command == "generate"):
+    if match or (options.command == "generate" and (options.aspect_ratio or options.resolution)):
         width, height = map(int, match.groups()) if match else (1, 1)
         size = size_of_shape(model, width, height, options.resolution or "1k")
-    return {"size": checked_size(size, model, rules), "format": None if image_format == "png" else image_format}
+    elif size != "auto":
+        size = checked_size(size, model, rules)
+    return {"size": size, "format": None if image_format == "png" else image_format}
 
 
 def size_of_shape(model: str, width: int, height: int, resolution: str) -> str:
@@ -1725,15 +1738,15 @@ def size_of_shape(model: str, width: int, height: int, resolution: str) -> str:
     return size_of_ratio(width / height, RESOLUTIONS[resolution])
 
 
-def runapi_shape(options: Namespace) -> dict[str, Any]:
+def runapi_shape(options: Namespace, size: str) -> dict[str, Any]:
     """The shape that RunAPI gets; what it has not is refused, or people would believe in it."""
     missing = [row.flag for row in OPTIONS
                if row.wire and row.runapi is None and getattr(options, row.name) not in (None, row.default)]
     if missing:
         raise usage_failure(f"RunAPI has no {', '.join(missing)}", "Leave it out, or use another endpoint.")
     ratio, resolution = options.aspect_ratio, options.resolution
-    if options.size != "auto":
-        ratio, resolution = runapi_size(SIZE_NAMES.get(options.size, options.size))
+    if size != "auto":
+        ratio, resolution = runapi_size(size, *split_size(size) or (0, 0))
     refuse_broken(
         (ratio not in (None, "auto", *RUNAPI_RATIOS),
          f"RunAPI has no ratio {quoted(ratio or '')}, only {', '.join(RUNAPI_RATIOS)}", ""),
@@ -1744,40 +1757,32 @@ def runapi_shape(options: Namespace) -> dict[str, Any]:
     return {"aspect_ratio": ratio, "resolution": resolution}
 
 
-def runapi_size(size: str) -> tuple[str, str]:
+def runapi_size(size: str, width: int, height: int) -> tuple[str, str]:
     """(ratio, resolution) for a pixel size that has both exactly."""
     from math import log
-    edges = split_size(size)
-    if not edges or not min(edges):
-        raise usage_failure(f"size {quoted(size)} is not WIDTHxHEIGHT, auto, {', '.join(SIZE_NAMES)}")
-    shapes = {ratio: abs(log(edges[0] / edges[1] * int(ratio.split(":")[1]) / int(ratio.split(":")[0])))
+    width, height, edge = max(width, 1), max(height, 1), max(width, height, 1)
+    shapes = {ratio: abs(log(width / height * int(ratio.split(":")[1]) / int(ratio.split(":")[0])))
               for ratio in RUNAPI_RATIOS}
     best = min(shapes, key=lambda ratio: shapes[ratio])
-    fits = [name for name, (low, high) in RUNAPI_EDGES.items() if low <= max(edges) <= high]
+    fits = [name for name, (low, high) in RUNAPI_EDGES.items() if low <= edge <= high]
     if shapes[best] < 1e-9 and fits and (best, fits[0]) != ("1:1", "4k"):
         return best, fits[0]
     possible = [name for name in RUNAPI_EDGES if (best, name) != ("1:1", "4k")]
-    near = min(possible, key=lambda name: abs(log(max(edges) / RUNAPI_EDGES[name][0])))
+    near = min(possible, key=lambda name: abs(log(edge / RUNAPI_EDGES[name][0])))
     raise usage_failure(f"RunAPI has no size {size}", f"The nearest: --aspect-ratio {best} --resolution {near}")
 
 
 def checked_size(size: str, model: str, rules: ModelRules | None) -> str:
-    """A size the model takes, or auto."""
-    size = SIZE_NAMES.get(size, size)
-    edges = split_size(size)
-    if size == "auto":
-        return size
-    if edges is None:
-        raise usage_failure(f"size {quoted(size)} is not WIDTHxHEIGHT, auto, {', '.join(SIZE_NAMES)}",
-                            "For example --size 1536x1024")
+    """A size in pixels that the model takes."""
+    width, height = split_size(size) or (0, 0)
     if rules and isinstance(rules.sizes, tuple) and size not in rules.sizes:
         raise usage_failure(f"{model} makes only {', '.join(rules.sizes)} or auto, not {size}")
-    problem = size_fault(*edges) if rules and rules.sizes == "free" else ""
+    problem = size_fault(width, height) if rules and rules.sizes == "free" else ""
     if problem:
-        near, exact = nearest_size(*edges), nearest_size(*edges, exact=True)
+        near, exact = nearest_size(width, height), nearest_size(width, height, exact=True)
         same_shape_too = f"; of exactly this shape: --size {exact}" if exact not in ("", near) else ""
         raise usage_failure(f"size {size} is not possible: {problem}", f"The nearest: --size {near}{same_shape_too}")
-    return "%dx%d" % edges
+    return f"{width}x{height}"
 
 
 def folder_marked(output: str) -> str:
@@ -4494,7 +4499,7 @@ class Inputs:
         try:
             for number, upload in enumerate(uploads):
                 path = os.path.join(folder.path, f"input-{number}")
-                if upload.origin == "file" and not os.path.exists(path):  # an adopted request may be reading it
+                if upload.origin == "file" and not os.path.exists(path):  # an adopted one may be read
                     copy_upload(upload, path + ".part", job.images[0] if upload is job.mask else None)
                     if upload.path in self.paths:
                         with private_file(path + ".url") as stream:
@@ -4817,30 +4822,25 @@ Generate and edit images with gpt-image-2.
   gpt_image2 config --check
 
   generate PROMPT                     make an image
-  edit IMAGE PROMPT                   change an image, or combine several with --image
-  config [--show | --init | --check]  show, write or try the settings
+  edit IMAGE PROMPT                   edit an image, or combine several
+  config [--show | --init | --check]  show, create or test your settings
 
 Each has its own --help. --version shows the version.
 """
 
-SYNOPSIS = {
-    "generate": """\
+SYNOPSIS = {"generate": """\
 gpt_image2 generate PROMPT [options]
 
-  gpt_image2 generate "a red fox in the snow" --size landscape --quality low -o fox.png
-""",
-    "edit": """\
-gpt_image2 edit IMAGE [IMAGE ...] PROMPT [--image PATH ...] [--mask PNG] [options]
+  gpt_image2 generate "a red fox in the snow" --quality low -o fox.png
+""", "edit": """\
+gpt_image2 edit IMAGE [IMAGE ...] PROMPT [options]
 
   gpt_image2 edit fox.png "give the fox a hat" -o hat.png
   gpt_image2 edit room.png chair.jpg "put the chair into the room"
 
   IMAGE                  PNG, JPEG or WebP below 50 MB: a file, an http(s) URL,
                          a file: or data: URI
-""",
-    "config": """\
-gpt_image2 config [--show | --init [--force] | --check] [options]
-"""}
+""", "config": "gpt_image2 config [--show | --init [--force] | --check] [options]\n"}
 
 
 def command_help(command: str) -> str:
@@ -4903,10 +4903,10 @@ def parse(arguments: list[str]) -> Namespace:
     """The command line; words may stand anywhere among the options, and after -- they are never options."""
     cut = arguments.index("--") if "--" in arguments else len(arguments)
     command = arguments[0] if arguments else ""
-    if not command or command.startswith("-"):
-        raise usage_failure("a command is missing: generate, edit or config", "See: " + command_line("--help"))
     if command not in SYNOPSIS:
-        raise usage_failure(f"{quoted(command)} is no command.{nearest(command, SYNOPSIS)}",
+        unknown = f"{quoted(command)} is no command.{nearest(command, SYNOPSIS)}"
+        missing = not command or command.startswith("-")
+        raise usage_failure("a command is missing: generate, edit or config" if missing else unknown,
                             "See: " + command_line("--help"))
     parser = build_parser(command)
     options, left = parser.parse_known_args(arguments[1:cut])
