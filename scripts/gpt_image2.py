@@ -840,10 +840,9 @@ def as_pair(text: str) -> str:
 def as_header(text: str) -> tuple[str, str]:
     """`Name: value` as a pair."""
     name, colon, value = (piece.strip() for piece in text.partition(":"))
-    if not colon or not name:
-        raise ValueError("must look like 'Name: value'")
-    if header_fault(name, value):
-        raise usage_failure(header_fault(name, value))
+    fault = header_fault(name, value) if colon and name else "--header must look like 'Name: value'"
+    if fault:
+        raise usage_failure(fault)
     return name, value
 
 
@@ -1783,11 +1782,6 @@ def checked_size(size: str, model: str, rules: ModelRules | None) -> str:
         same_shape_too = f"; of exactly this shape: --size {exact}" if exact not in ("", near) else ""
         raise usage_failure(f"size {size} is not possible: {problem}", f"The nearest: --size {near}{same_shape_too}")
     return f"{width}x{height}"
-
-
-def folder_marked(output: str) -> str:
-    """The value of -o, with a slash behind it where it is a folder."""
-    return os.path.join(output, "") if output != "-" and os.path.isdir(os.path.expanduser(output)) else output
 
 
 def chosen_format(options: Namespace) -> str:
@@ -4418,7 +4412,8 @@ def hide_secrets(stream: BinaryIO, secrets: Sequence[str]) -> None:
 def run_image_command(options: Namespace, report: Report) -> None:
     """generate and edit."""
     settings = read_settings(options, report)
-    options.output = folder_marked(options.output)
+    if options.output != "-" and os.path.isdir(os.path.expanduser(options.output)):
+        options.output = os.path.join(options.output, "")  # plan knows a folder by its last character
     requested = {"size": options.size, "format": chosen_format(options), "quality": options.quality}
     report.facts.update(model=settings.model.value, requested=requested)
     notes: list[str] = []
@@ -4499,7 +4494,7 @@ class Inputs:
         try:
             for number, upload in enumerate(uploads):
                 path = os.path.join(folder.path, f"input-{number}")
-                if upload.origin == "file" and not os.path.exists(path):  # an adopted one may be read
+                if upload.origin == "file" and not os.path.exists(path):  # an adopted request may read it
                     copy_upload(upload, path + ".part", job.images[0] if upload is job.mask else None)
                     if upload.path in self.paths:
                         with private_file(path + ".url") as stream:
@@ -4912,14 +4907,13 @@ def parse(arguments: list[str]) -> Namespace:
     options, left = parser.parse_known_args(arguments[1:cut])
     unknown = next((word for word in left if word.startswith("-") and word != "-"), "").split("=")[0]
     if unknown:
-        known = [row.flag for row in OPTIONS if command in row.commands]
         plain = unknown.lower().replace("_", "-")
         advice = next((f" {advice}" for names, advice in STRANGERS.items() if plain in names.split()),
-                      nearest(plain, known, 0.75))
+                      nearest(plain, (row.flag for row in OPTIONS if command in row.commands), 0.75))
         shown = unknown if re.search(HARMLESS, unknown) else unknown[:2]
         raise usage_failure(f"unknown option {shown}.{advice}", "See: " + command_line(f"{command} --help"))
     for name, fitting in (("aspect_ratio", "[0-9]+:[0-9]+"), ("resolution", "[124]k")):
-        if re.fullmatch(fitting, options.size) and not getattr(options, name):
+        if re.fullmatch(fitting, options.size or "") and not getattr(options, name):
             setattr(options, name, options.size)  # --size may say what these two say
             options.size = "auto"
     options.command, options.words = command, options.words + left + arguments[cut + 1:]
