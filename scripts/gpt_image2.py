@@ -954,7 +954,7 @@ class Service(NamedTuple):
     key_variables: tuple[str, ...]  # the first that is set counts
     address_variables: tuple[str, ...]
     provider: Callable[..., Provider]  # (job, settings, key, token) -> what to send
-    values: Callable[..., dict[str, Any]]  # (options, settings, notes) -> what options come to; checks them
+    values: Callable[..., dict[str, Any]]  # (options, size, settings, notes) -> what is sent instead
     free_check: str = "/models"  # where a GET proves address and key, free of charge; "" where nothing can
     takes_urls: bool = False  # it fetches inputs itself, from its own storage or from anywhere
     formats: tuple[str, ...] = tuple(SUFFIXES)
@@ -983,39 +983,37 @@ KEY_VARIABLES = tuple(dict.fromkeys(name for service in SERVICES.values() for na
 class Option(NamedTuple):
     """One row of OPTIONS."""
     commands: tuple[str, ...]
-    flags: str
+    flag: str
     value: str  # its value's name in the help; a switch has none
     help: str
-    convert: Callable[[str], Any] = str
+    kind: Callable[[str], Any] | tuple[str, ...] = str  # what reads its value, or the words that it may be
     default: Any = None  # what holds when nobody says anything
-    choices: Sequence[str] = ()
-    limits: tuple[int, int] | None = None  # of a number
     wire: str = ""  # OpenAI's name for it, if it is sent
-    runapi: str | None = ""  # RunAPI's name for it, if it is sent; None: RunAPI has no such thing
-    config: str = ""  # its key in a config file, if it may be there
+    runapi: str | None = None  # RunAPI's name for it, if it is sent; None: it lacks what has a wire name
+    config: tuple[Any, ...] = ()  # its key in a config file, if it may be there, and the types of its value
+    short: str = ""
     repeatable: bool = False
     alone: bool = False  # it excludes the others that are
-
-    @property
-    def flag(self) -> str:
-        """Its long flag."""
-        return self.flags.split(", ")[-1]
 
     @property
     def name(self) -> str:
         """What the program calls it."""
         return self.flag[2:].replace("-", "_")
 
-    @property
-    def types(self) -> tuple[type, ...]:
-        """What its value may be in a config file."""
-        number = (int, float) if self.convert is float else (int,)
-        return number if self.limits else (dict,) if self.repeatable else (str,) if self.value else (bool,)
 
-    def is_set(self, values: Mapping[str, Any]) -> bool:
-        """Whether it asks for something else than what happens anyway."""
-        value = values[self.name]
-        return value is not None and value is not False and value != self.default
+def number(low: int, high: int, convert: Callable[[str], Any] = int) -> Callable[[str], Any]:
+    """What reads a number in a range."""
+    def read(text: str) -> Any:
+        try:
+            if "_" in text or not text.isascii():
+                raise ValueError  # Python would read 1_000 and the digits of other scripts
+            value = convert(text)
+        except ValueError:
+            raise ValueError(f"needs a {'whole ' * (convert is int)}number, not {quoted(text)}") from None
+        if not low <= value <= high:
+            raise ValueError(f"must be between {low} and {high}, not {text}")
+        return value
+    return read
 
 
 def as_pair(text: str) -> str:
@@ -1023,16 +1021,6 @@ def as_pair(text: str) -> str:
     text = text.strip().lower()
     edges = re.fullmatch(r"([0-9]+) *(?:px)? *([x×х*:：∶/]|by) *([0-9]+) *(?:px)?", text)  # a Cyrillic one too
     return f"{edges[1]}{':' if edges[2] in ':：∶/' and len(edges[1]) < 3 else 'x'}{edges[3]}" if edges else text
-
-
-def as_size(text: str) -> str:
-    """A size; one number is a square's."""
-    return as_pair(re.sub(r"^ *([0-9]{3,5})( *px)? *$", r"\1x\1", text))
-
-
-def as_ratio(text: str) -> str:
-    """A shape; `16x9` is one here."""
-    return re.sub(r"(?<=\d)x", ":", as_pair(text))
 
 
 def as_header(text: str) -> tuple[str, str]:
@@ -1048,76 +1036,75 @@ def as_parameter(text: str) -> tuple[str, Any]:
     """`key=value` as a pair, the value read as JSON where it is JSON."""
     name, equals, value = text.partition("=")
     if not equals or not name:
-        raise usage_failure(f"--param must look like key=value, not {quoted(text)}")
+        raise ValueError(f"must look like key=value, not {quoted(text)}")
     try:
         return name, json.loads(value, parse_constant=str)
     except (ValueError, RecursionError):
         return name, value
 
 
-PATH = os.fspath  # a path's bytes need not be UTF-8
+PATH = os.fspath  # as it is: a path's bytes need not be UTF-8
 CONFIG, EDIT, IMAGES, ALL = ("config",), ("edit",), ("generate", "edit"), ("generate", "edit", "config")
 OPTIONS = (
     Option(CONFIG, "--show", "", "every setting and where it comes from (default)", alone=True),
     Option(CONFIG, "--init", "", "write a config file that only you can read", alone=True),
     Option(CONFIG, "--force", "", "with --init: overwrite an existing file"),
     Option(CONFIG, "--check", "", "test curl, the key and the endpoint (free)", alone=True),
-
     Option(EDIT, "--image", "PATH", "another image, 16 in all; can be repeated", PATH, repeatable=True),
-    Option(EDIT, "--mask", "PNG", "as large as IMAGE, transparent where it is to change", PATH, runapi=None),
-    Option(EDIT, "--input-fidelity", "KIND", "low or high; older models only", str.lower, None, ("low", "high"),
-           wire="input_fidelity", runapi=None),
-
-    Option(IMAGES, "-o, --output", "PATH", f"file or folder (default {DEFAULT_OUTPUT})", PATH, DEFAULT_OUTPUT),
-    Option(IMAGES, "--size", "WIDTHxHEIGHT", "or square, landscape, portrait, auto (default)", as_size, "auto",
-           wire="size"),
-    Option(IMAGES, "--aspect-ratio", "W:H", "a shape such as 16:9; the closest allowed size is used", as_ratio,
-           runapi="aspect_ratio"),
-    Option(IMAGES, "--resolution", "1k|2k|4k", "how many pixels that shape gets (default 1k)", str.lower,
-           choices=tuple(RESOLUTIONS), runapi="output_resolution"),
+    Option(EDIT, "--mask", "PNG", "as large as IMAGE, transparent where it is to change", PATH, wire="mask"),
+    Option(EDIT, "--input-fidelity", "KIND", "low or high; older models only", ("low", "high"),
+           wire="input_fidelity"),
+    Option(IMAGES, "--output", "PATH", f"file or folder (default {DEFAULT_OUTPUT})", PATH, DEFAULT_OUTPUT,
+           short="-o"),
+    Option(IMAGES, "--size", "WIDTHxHEIGHT", "or square, landscape, portrait, auto (default)",
+           lambda text: as_pair(re.sub(r"^ *([0-9]{3,5})( *px)? *$", r"\1x\1", text)), "auto", "size", ""),
+    Option(IMAGES, "--aspect-ratio", "W:H", "a shape such as 16:9; the closest allowed size is used",
+           lambda text: re.sub(r"(?<=\d)x", ":", as_pair(text)), runapi="aspect_ratio"),
+    Option(IMAGES, "--resolution", "1k|2k|4k", "how many pixels that shape gets (default 1k)",
+           tuple(RESOLUTIONS), runapi="output_resolution"),
     Option(IMAGES, "--quality", "LEVEL", "low (about 70 s), medium (120 s), high (276 s)\nor auto (default)",
-           str.lower, "auto", wire="quality", runapi=None),
-    Option(IMAGES, "-n, --n", "1-10", "how many images: NAME-1.png, NAME-2.png, ...", int, 1, limits=(1, MAX_N),
-           wire="n"),
-    Option(IMAGES, "--format", "FORMAT", "png, jpeg or webp (default: as -o ends, else png);\nsome models: gif, svg",
-           str.lower, None, (*SUFFIXES, "jpg"), wire="output_format", runapi=None),
-    Option(IMAGES, "--compression", "0-100", "for jpeg and webp", int, None, limits=(0, 100),
-           wire="output_compression", runapi=None),
-    Option(IMAGES, "--background", "KIND", "opaque, transparent or auto (default)", str.lower, None,
-           ("auto", "opaque", "transparent"), wire="background", runapi=None),
-    Option(IMAGES, "--moderation", "LEVEL", "low or auto (default)", str.lower, None, ("auto", "low"),
-           wire="moderation", runapi=None),
+           str.lower, "auto", "quality"),
+    Option(IMAGES, "--n", "1-10", "how many images: NAME-1.png, NAME-2.png, ...", number(1, MAX_N), 1,
+           "n", "", short="-n"),
+    Option(IMAGES, "--format", "FORMAT",
+           "png, jpeg or webp (default: as -o ends, else png);\nnewer models: gif, svg",
+           (*SUFFIXES, "jpg"), None, "output_format"),
+    Option(IMAGES, "--compression", "0-100", "for jpeg and webp", number(0, 100), None, "output_compression"),
+    Option(IMAGES, "--background", "KIND", "opaque, transparent or auto (default)",
+           ("auto", "opaque", "transparent"), None, "background"),
+    Option(IMAGES, "--moderation", "LEVEL", "low or auto (default)", ("auto", "low"), None, "moderation"),
     Option(IMAGES, "--prompt-file", "FILE", "read the prompt from FILE; a PROMPT of - reads stdin", PATH),
     Option(IMAGES, "--overwrite", "", "replace existing files (default: pick a free name)"),
     Option(IMAGES, "--fresh", "", "ignore an unfinished request and buy a new image"),
-    Option(IMAGES, "--model", "MODEL", f"default {DEFAULT_MODEL}", str, DEFAULT_MODEL, config="model"),
-    Option(IMAGES, "--timeout", "SECONDS", f"time limit for the whole request (default {DEFAULT_TIMEOUT})", float,
-           DEFAULT_TIMEOUT, limits=(1, MAX_TIMEOUT), config="timeout"),
-    Option(IMAGES, "--stream", "", "stream the reply; helps if a gateway times out", wire="stream", runapi=None),
-    Option(IMAGES, "--partial-images", "0-3", "with --stream: save previews as NAME.partial-K.EXT", int, 0,
-           limits=(0, MAX_PARTIALS), wire="partial_images", runapi=None),
+    Option(IMAGES, "--model", "MODEL", f"default {DEFAULT_MODEL}", str, DEFAULT_MODEL, config=("model", str)),
+    Option(IMAGES, "--timeout", "SECONDS", f"time limit for the whole request (default {DEFAULT_TIMEOUT})",
+           number(1, MAX_TIMEOUT, float), DEFAULT_TIMEOUT, config=("timeout", int, float)),
+    Option(IMAGES, "--stream", "", "stream the reply; helps if a gateway times out", wire="stream"),
+    Option(IMAGES, "--partial-images", "0-3", "with --stream: save previews as NAME.partial-K.EXT",
+           number(0, MAX_PARTIALS), 0, "partial_images"),
     Option(IMAGES, "--keep-partials", "", "keep the previews when the final image is saved"),
-    Option(IMAGES, "--param", "KEY=VALUE", "any other API parameter, not checked; can be repeated", as_parameter,
-           repeatable=True),
-
-    Option(ALL, "--base-url", "URL", f"default {DEFAULT_BASE_URL}", str, DEFAULT_BASE_URL, config="base_url"),
-    Option(ALL, "--api", "NAME", "openai, azure, runapi or codex (default: by the host;\ncodex must be asked for)",
-           str.lower, choices=tuple(SERVICES), config="api"),
-    Option(ALL, "--api-key-env", "NAME", "the variable that holds the key", config="api_key_env"),
-    Option(ALL, "--api-key", "KEY", "the key itself (visible in ps and shell history; avoid)", config="api_key"),
-    Option(ALL, "--header", "'NAME: VALUE'", "an extra header; can be repeated", as_header, {}, config="headers",
-           repeatable=True),
-    Option(ALL, "--allow-http", "", "send the key unencrypted to another machine", config="allow_http"),
+    Option(IMAGES, "--param", "KEY=VALUE", "any other API parameter, not checked; can be repeated",
+           as_parameter, repeatable=True),
+    Option(ALL, "--base-url", "URL", f"default {DEFAULT_BASE_URL}", str, DEFAULT_BASE_URL,
+           config=("base_url", str)),
+    Option(ALL, "--api", "NAME", "openai, azure, runapi or codex (default: by the host)",
+           tuple(SERVICES), config=("api", str)),
+    Option(ALL, "--api-key-env", "NAME", "the variable that holds the key", config=("api_key_env", str)),
+    Option(ALL, "--api-key", "KEY", "the key (visible in ps and shell history)", config=("api_key", str)),
+    Option(ALL, "--header", "'NAME: VALUE'", "an extra header; can be repeated", as_header, {},
+           config=("headers", dict), repeatable=True),
+    Option(ALL, "--allow-http", "", "send the key unencrypted to another machine", default=False,
+           config=("allow_http", bool)),
     Option(ALL, "--config", "PATH", "read the settings from this file; - means stdin", PATH),
     Option(ALL, "--json", "", "print the result as one JSON object"),
-    Option(ALL, "-q, --quiet", "", "print only warnings, errors and Saved: lines"),
-    Option(ALL, "-v, --verbose", "", "also show what is sent (keys are hidden)"))
+    Option(ALL, "--quiet", "", "print only warnings, errors and Saved: lines", short="-q"),
+    Option(ALL, "--verbose", "", "also show what is sent (keys are hidden)", short="-v"))
 
-# What may stand in a config file: name -> (types, default).
-CONFIG_KEYS: dict[str, tuple[tuple[type, ...], Any]] = {
-    **{row.config: (row.types, row.default) for row in OPTIONS if row.config},
-    "api_key_command": ((list,), None), "proxy": ((str,), ""), "cacert": ((str,), ""), "poll_url": ((str,), ""),
-    "max_cost": ((int, float), None)}
+# What may stand in a config file: name -> (default, types of its value).
+CONFIG_KEYS: dict[str, tuple[Any, ...]] = {
+    **{row.config[0]: (row.default, *row.config[1:]) for row in OPTIONS if row.config},
+    "api_key_command": (None, list), "proxy": ("", str), "cacert": ("", str), "poll_url": ("", str),
+    "max_cost": (None, int, float)}
 
 # What other image tools call it -> what to write here.
 STRANGERS = {
@@ -1260,7 +1247,7 @@ def check_owner(path: str, status: os.stat_result, names: set[str], warnings: li
 
 def checked_value(path: str, name: str, value: Any) -> Any:
     """The value, which has the type of its setting."""
-    types = CONFIG_KEYS[name][0]
+    types = CONFIG_KEYS[name][1:]
     items = value if isinstance(value, list) else value.values() if isinstance(value, dict) else ()
     if type(value) in types and all(isinstance(item, str) for item in items):  # True is no number
         return value
@@ -1374,8 +1361,8 @@ def environment_layer(api: str) -> Layer:
 
 def default_layer(api: str) -> Layer:
     """What holds when nobody says anything."""
-    layer = {name: Setting(default, "default") for name, (_, default) in CONFIG_KEYS.items()}
-    return {**layer, "base_url": Setting(SERVICES[api].base_url, "default")}
+    defaults = {name: Setting(default, "default") for name, (default, *_) in CONFIG_KEYS.items()}
+    return {**defaults, "base_url": Setting(SERVICES[api].base_url, "default")}
 
 
 def setting_failure(setting: Setting, message: str, hint: str = "") -> Failure:
@@ -1672,7 +1659,7 @@ OTHER_KINDS = (
 
 
 def read_words(options: Namespace) -> tuple[str, list[str]]:
-    """(prompt, images) that the words of a command mean. Here files and standard input are read, in plan none."""
+    """(prompt, images) that the words of a command mean. Reads what plan must not: files, standard input."""
     words, paths = edit_words(options) if options.command == "edit" else (options.words, [])
     if options.config == "-" and "-" in (options.prompt_file, *words):
         raise usage_failure("standard input cannot hold both the config and the prompt", "Use --prompt-file FILE.")
@@ -1689,34 +1676,51 @@ def read_words(options: Namespace) -> tuple[str, list[str]]:
         raise usage_failure("the prompt is not valid UTF-8") from None
 
 
+def refuse_broken(*rules: tuple[Any, str, str]) -> None:
+    """Refuse the command for the first of the rules that is broken: (whether it is, message, hint)."""
+    for broken, message, hint in rules:
+        if broken:
+            raise usage_failure(message, hint)
+
+
 def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[str], notes: list[str]) -> Job:
-    """The job that is asked for, checked as far as words and settings decide: neither disk nor network is touched."""
+    """The job that is asked for, checked as far as words and settings decide. Neither reads nor writes."""
     model, image_format = settings.model.value, chosen_format(options)
-    if not prompt.strip():
-        raise usage_failure("the prompt is empty")
-    if len(prompt) > MAX_PROMPT:
-        raise usage_failure(f"the prompt has {len(prompt)} characters, {MAX_PROMPT} are allowed",
-                            f"Shorten it by {len(prompt) - MAX_PROMPT}.")
-    formats = (model_rules(model) or NEWEST).formats
-    if image_format not in formats:
-        raise usage_failure(f"{model} makes no {image_format}, only {', '.join(formats)}", "Use -o NAME.png")
+    formats, runapi = (model_rules(model) or NEWEST).formats, settings.api.value == "runapi"
+    size, shaped = SIZE_NAMES.get(options.size, options.size), options.aspect_ratio or options.resolution
+    refuse_broken(
+        (not prompt.strip(), "the prompt is empty", ""),
+        (len(prompt) > MAX_PROMPT, f"the prompt has {len(prompt)} characters, {MAX_PROMPT} are allowed",
+         f"Shorten it by {len(prompt) - MAX_PROMPT}."),
+        (image_format not in formats,
+         f"{model} makes no {image_format}, only {', '.join(formats)}", "Use -o NAME.png"),
+        (options.command == "edit" and not paths,
+         "the image to edit is missing", 'Use: edit IMAGE "what to change"'),
+        (len(paths) > MAX_IMAGES, f"{len(paths)} images were given, {MAX_IMAGES} are allowed", ""),
+        (shaped and size != "auto",
+         "--size already says what --aspect-ratio and --resolution say; leave one of them out", ""),
+        (size != "auto" and not split_size(size),
+         f"size {quoted(size)} is not WIDTHxHEIGHT, auto, {', '.join(SIZE_NAMES)}",
+         "For example --size 1536x1024"))
     images = tuple(unread_input("image", path) for path in paths)
-    if options.command == "edit" and not images:
-        raise usage_failure("the image to edit is missing", 'Use: edit IMAGE "what to change"')
-    if len(images) > MAX_IMAGES:
-        raise usage_failure(f"{len(images)} images were given, {MAX_IMAGES} are allowed")
     mask = unread_input("mask", options.mask) if options.mask else None
-    parameters, resolution = planned_parameters(options, settings, notes)
+    computed = settings.service.values(options, size, settings, notes)
+    values = {**vars(options), "mask": None, **computed}  # the mask is sent as a file
+    rows = [(row.runapi if runapi else row.wire, values[row.name], row.default) for row in OPTIONS]
+    sent = {wire: value for wire, value, default in rows
+            if wire and value not in (None, default) and (runapi or value != "auto")}
+    parameters = {**sent, **dict(options.param)}  # --param may say what no check here knows
     target = checked_target(options.output, image_format, options.overwrite)
     if target.suffix.lower() not in SUFFIXES[image_format]:
         name = os.path.basename(first_path(target, options.n, image_format))
         notes.append(f"--format {image_format} against {target.suffix}: the file will be {name}")
+    shape_waits = shaped and not runapi and values["size"] == "auto"
     return Job(options.command, model, prompt, images, mask, parameters, options.n, target,
-               options.keep_partials, resolution)
+               options.keep_partials, (options.resolution or "1k") if shape_waits else "")
 
 
 def prove(job: Job, settings: Settings, notes: list[str], fetch: Callable[[str], str]) -> Job:
-    """The planned job with its inputs fetched and read, and its folder tried. fetch: URL -> path of a local copy."""
+    """The planned job, its inputs fetched and read, its folder tried. fetch: URL -> path of a local copy."""
     job = read_inputs(fetch_inputs(job, settings, fetch), settings, notes)
     probe_folder(job.target, job.n, as_text(job.parameters.get("size")))
     return job
@@ -1834,7 +1838,7 @@ def unread_input(role: str, path: str) -> Upload:
 
 
 def read_upload(upload: Upload, md5: bool = False) -> Upload:
-    """The input with what its file holds, a whole PNG, JPEG or WebP below 50 MB; of others nothing is known here.
+    """The input with what its file holds, a whole PNG, JPEG or WebP below 50 MB; others stay as they are.
 
     md5: RunAPI's storage wants it against broken transfers, not for safety.
     """
@@ -1846,13 +1850,13 @@ def read_upload(upload: Upload, md5: bool = False) -> Upload:
     if re.search(UNQUOTABLE, path):
         raise usage_failure(f"{one_line(who)} has a control character in its name; curl cannot take it")
     status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):
-        raise usage_failure(f"{who} is {'a folder' if stat.S_ISDIR(status.st_mode) else 'not a file'}")
-    if status.st_size == 0:
-        raise usage_failure(f"{who} is empty")
-    if status.st_size >= MAX_IMAGE_BYTES:
-        raise usage_failure(f"{who} has {status.st_size // 1000000} MB, less than 50 MB are allowed",
-                            "Scale it down or save it as JPEG.")
+    refuse_broken(
+        (stat.S_ISDIR(status.st_mode), f"{who} is a folder", ""),
+        (not stat.S_ISREG(status.st_mode), f"{who} is not a file", ""),
+        (status.st_size == 0, f"{who} is empty", ""),
+        (status.st_size >= MAX_IMAGE_BYTES,
+         f"{who} has {status.st_size // 1000000} MB, less than 50 MB are allowed",
+         "Scale it down or save it as JPEG."))
     picture = read_input(path, who, path)
     checksum = base64.b64encode(file_digest(path, "md5")).decode("ascii") if md5 else upload.checksum
     seen = Picture(picture.format, picture.height, picture.width) if is_turned(path) else picture
@@ -1910,23 +1914,9 @@ def model_rules(model: str) -> ModelRules | None:
     return MODELS.get(re.sub(DATED, "", model))
 
 
-def planned_parameters(options: Namespace, settings: Settings, notes: list[str]) -> tuple[dict[str, Any], str]:
-    """What is sent besides model and prompt: nothing that is left at its default. Then the resolution of a size
-    that waits for the first image's shape."""
-    shaped, runapi = options.aspect_ratio or options.resolution, settings.api.value == "runapi"
-    if options.size != "auto" and shaped:
-        raise usage_failure("--size already says what --aspect-ratio and --resolution say; leave one of them out")
-    values = {**vars(options), **settings.service.values(options, settings, notes)}
-    rows = [(row, row.runapi if runapi else row.wire) for row in OPTIONS]
-    sent = {wire: values[row.name] for row, wire in rows
-            if wire and row.is_set(values) and (runapi or values[row.name] != "auto")}
-    waits = shaped and not runapi and values["size"] == "auto"
-    return {**sent, **dict(options.param)}, (options.resolution or "1k") if waits else ""
-
-
-def openai_values(options: Namespace, settings: Settings, notes: list[str]) -> dict[str, Any]:
-    """The size and format that OpenAI's API gets, with all checks that its rules allow."""
-    model, image_format, size = settings.model.value, chosen_format(options), options.size
+def openai_values(options: Namespace, size: str, settings: Settings, notes: list[str]) -> dict[str, Any]:
+    """The size and format that OpenAI's API gets, and what contradicts each other there."""
+    model, image_format = settings.model.value, chosen_format(options)
     rules = model_rules(model)
     if rules is None:
         notes.append(f"{model} is not a model this program knows: size and quality are not checked")
@@ -1935,28 +1925,25 @@ def openai_values(options: Namespace, settings: Settings, notes: list[str]) -> d
     if rules and options.quality not in rules.qualities:
         raise usage_failure(f"{model} has no quality {quoted(options.quality)}, only "
                             f"{', '.join(rules.qualities)}", nearest(options.quality, rules.qualities).strip())
-    check_combinations(options, image_format, settings)
-    if options.aspect_ratio or options.resolution:
-        ratio = checked_ratio(options.aspect_ratio) or ((1, 1) if options.command == "generate" else None)
-        size = size_of_shape(model, *ratio, options.resolution or "1k") if ratio else "auto"
-    return {"size": checked_size(size, model, rules), "format": None if image_format == "png" else image_format}
-
-
-def check_combinations(options: Namespace, image_format: str, settings: Settings) -> None:
-    """Options that contradict each other, with the reason."""
-    model, formats = settings.model.value, settings.service.formats
-    rules = (
-        (image_format not in formats, f"{settings.api.value} makes {' and '.join(formats)}, not {image_format}"),
-        (options.partial_images and not options.stream, "--partial-images needs --stream"),
+    match = re.fullmatch(r"([1-9]\d{0,3}):([1-9]\d{0,3})", options.aspect_ratio or "")
+    refuse_broken(
+        (image_format not in settings.service.formats,
+         f"{settings.api.value} makes {' and '.join(settings.service.formats)}, not {image_format}", ""),
+        (options.partial_images and not options.stream, "--partial-images needs --stream", ""),
         (options.compression is not None and image_format not in ("jpeg", "webp"),
-         f"--compression needs --format jpeg or webp: {image_format.upper()} is always lossless"),
+         f"--compression needs --format jpeg or webp: {image_format.upper()} is always lossless", ""),
         (options.background == "transparent" and image_format == "jpeg",
-         "--background transparent needs --format png or webp: JPEG has no transparency"),
-        (options.input_fidelity and re.sub(DATED, "", model) == DEFAULT_MODEL,
-         f"--input-fidelity is not for {model}, which always keeps inputs at high fidelity; leave it out"))
-    for broken, message in rules:
-        if broken:
-            raise usage_failure(message)
+         "--background transparent needs --format png or webp: JPEG has no transparency", ""),
+        (options.input_fidelity and re.sub(DATED, "", model) == DEFAULT_MODEL, "--input-fidelity is not for "
+         f"{model}, which always keeps inputs at high fidelity; leave it out", ""),
+        (options.aspect_ratio not in (None, "auto") and not match,
+         f"--aspect-ratio {quoted(options.aspect_ratio or '')} is not of the form 16:9", ""))
+    if match or (options.command == "generate" and (options.aspect_ratio or options.resolution)):
+        width, height = map(int, match.groups()) if match else (1, 1)
+        size = size_of_shape(model, width, height, options.resolution or "1k")
+    elif size != "auto":
+        size = checked_size(size, model, rules)
+    return {"size": size, "format": None if image_format == "png" else image_format}
 
 
 def size_of_shape(model: str, width: int, height: int, resolution: str) -> str:
@@ -1970,72 +1957,51 @@ def size_of_shape(model: str, width: int, height: int, resolution: str) -> str:
     return size_of_ratio(width / height, RESOLUTIONS[resolution])
 
 
-def checked_ratio(text: str | None) -> tuple[int, int] | None:
-    """A ratio, None for none or auto."""
-    if text is None or text == "auto":
-        return None
-    match = re.fullmatch(r"([1-9]\d{0,3}):([1-9]\d{0,3})", text)
-    if not match:
-        raise usage_failure(f"--aspect-ratio {quoted(text)} is not of the form 16:9")
-    return int(match.group(1)), int(match.group(2))
-
-
-def runapi_shape(options: Namespace, settings: Settings, notes: list[str]) -> dict[str, Any]:
+def runapi_shape(options: Namespace, size: str, settings: Settings, notes: list[str]) -> dict[str, Any]:
     """The shape that RunAPI gets; what it has not is refused, or people would believe in it."""
-    missing = [row.flag for row in OPTIONS if row.runapi is None and row.is_set(vars(options))]
+    missing = [row.flag for row in OPTIONS
+               if row.wire and row.runapi is None and getattr(options, row.name) not in (None, row.default)]
     if missing:
         raise usage_failure(f"RunAPI has no {', '.join(missing)}", "Leave it out, or use another endpoint.")
     ratio, resolution = options.aspect_ratio, options.resolution
-    if options.size != "auto":
-        ratio, resolution = runapi_size(SIZE_NAMES.get(options.size, options.size))
-    if ratio not in (None, "auto", *RUNAPI_RATIOS):
-        raise usage_failure(f"RunAPI has no ratio {quoted(ratio)}, only {', '.join(RUNAPI_RATIOS)}")
-    if resolution in ("2k", "4k") and ratio in (None, "auto"):
-        raise usage_failure(f"RunAPI makes {resolution} only with a ratio", "Add for example --aspect-ratio 16:9")
-    if ratio == "1:1" and resolution == "4k":
-        raise usage_failure("RunAPI makes 1:1 at 2k at most", "Use --resolution 2k, or another ratio.")
+    if size != "auto":
+        ratio, resolution = runapi_size(size, *split_size(size) or (0, 0))
+    refuse_broken(
+        (ratio not in (None, "auto", *RUNAPI_RATIOS),
+         f"RunAPI has no ratio {quoted(ratio or '')}, only {', '.join(RUNAPI_RATIOS)}", ""),
+        (resolution in ("2k", "4k") and ratio in (None, "auto"),
+         f"RunAPI makes {resolution} only with a ratio", "Add for example --aspect-ratio 16:9"),
+        (ratio == "1:1" and resolution == "4k",
+         "RunAPI makes 1:1 at 2k at most", "Use --resolution 2k, or another ratio."))
     return {"aspect_ratio": ratio, "resolution": resolution}
 
 
-def runapi_size(size: str) -> tuple[str, str]:
+def runapi_size(size: str, width: int, height: int) -> tuple[str, str]:
     """(ratio, resolution) for a pixel size that has both exactly."""
     from math import log
-    edges = split_size(size)
-    if not edges or not min(edges):
-        raise usage_failure(f"size {quoted(size)} is not WIDTHxHEIGHT, auto, {', '.join(SIZE_NAMES)}")
-    shapes = {ratio: abs(log(edges[0] / edges[1] * int(ratio.split(":")[1]) / int(ratio.split(":")[0])))
+    width, height, edge = max(width, 1), max(height, 1), max(width, height, 1)
+    shapes = {ratio: abs(log(width / height * int(ratio.split(":")[1]) / int(ratio.split(":")[0])))
               for ratio in RUNAPI_RATIOS}
     best = min(shapes, key=lambda ratio: shapes[ratio])
-    fits = [name for name, (low, high) in RUNAPI_EDGES.items() if low <= max(edges) <= high]
+    fits = [name for name, (low, high) in RUNAPI_EDGES.items() if low <= edge <= high]
     if shapes[best] < 1e-9 and fits and (best, fits[0]) != ("1:1", "4k"):
         return best, fits[0]
     possible = [name for name in RUNAPI_EDGES if (best, name) != ("1:1", "4k")]
-    near = min(possible, key=lambda name: abs(log(max(edges) / RUNAPI_EDGES[name][0])))
+    near = min(possible, key=lambda name: abs(log(edge / RUNAPI_EDGES[name][0])))
     raise usage_failure(f"RunAPI has no size {size}", f"The nearest: --aspect-ratio {best} --resolution {near}")
 
 
 def checked_size(size: str, model: str, rules: ModelRules | None) -> str:
-    """A size the model takes, or auto."""
-    size = SIZE_NAMES.get(size, size)
-    edges = split_size(size)
-    if size == "auto":
-        return size
-    if edges is None:
-        raise usage_failure(f"size {quoted(size)} is not WIDTHxHEIGHT, auto, {', '.join(SIZE_NAMES)}",
-                            "For example --size 1536x1024")
+    """A size in pixels that the model takes."""
+    width, height = split_size(size) or (0, 0)
     if rules and isinstance(rules.sizes, tuple) and size not in rules.sizes:
         raise usage_failure(f"{model} makes only {', '.join(rules.sizes)} or auto, not {size}")
-    problem = size_fault(*edges) if rules and rules.sizes == "free" else ""
+    problem = size_fault(width, height) if rules and rules.sizes == "free" else ""
     if problem:
-        near, exact = nearest_size(*edges), nearest_size(*edges, exact=True)
+        near, exact = nearest_size(width, height), nearest_size(width, height, exact=True)
         same_shape_too = f"; of exactly this shape: --size {exact}" if exact not in ("", near) else ""
         raise usage_failure(f"size {size} is not possible: {problem}", f"The nearest: --size {near}{same_shape_too}")
-    return "%dx%d" % edges
-
-
-def folder_marked(output: str) -> str:
-    """The value of -o, with a slash behind it where it is a folder."""
-    return os.path.join(output, "") if output != "-" and os.path.isdir(os.path.expanduser(output)) else output
+    return f"{width}x{height}"
 
 
 def chosen_format(options: Namespace) -> str:
@@ -4669,7 +4635,8 @@ def run_image_command(options: Namespace, run: Run) -> None:
     """generate and edit."""
     console = run.console
     settings = read_settings(options, console)
-    options.output = folder_marked(options.output)
+    if options.output != "-" and os.path.isdir(os.path.expanduser(options.output)):
+        options.output = os.path.join(options.output, "")  # plan knows a folder by its last character
     requested = {"size": options.size, "format": chosen_format(options), "quality": options.quality}
     run.result.facts.update(model=settings.model.value, requested=requested)
     notes: list[str] = []
@@ -4751,7 +4718,7 @@ class Inputs:
         try:
             for number, upload in enumerate(uploads):
                 path = os.path.join(folder.path, f"input-{number}")
-                if upload.origin == "file" and not os.path.exists(path):  # an adopted request may be reading it
+                if upload.origin == "file" and not os.path.exists(path):  # an adopted request may read it
                     copy_upload(upload, path + ".part", job.images[0] if upload is job.mask else None)
                     if upload.path in self.paths:
                         with private_file(path + ".url") as stream:
@@ -5091,41 +5058,36 @@ Generate and edit images with gpt-image-2.
   gpt_image2 config --check
 
   generate PROMPT                     make an image
-  edit IMAGE PROMPT                   change an image, or combine several with --image
-  config [--show | --init | --check]  show, write or try the settings
+  edit IMAGE PROMPT                   edit an image, or combine several
+  config [--show | --init | --check]  show, create or test your settings
 
 Each has its own --help. --version shows the version.
 """
 
-SYNOPSIS = {
-    "generate": """\
+SYNOPSIS = {"generate": """\
 gpt_image2 generate PROMPT [options]
 
-  gpt_image2 generate "a red fox in the snow" --size landscape --quality low -o fox.png
-""",
-    "edit": """\
-gpt_image2 edit IMAGE [IMAGE ...] PROMPT [--image PATH ...] [--mask PNG] [options]
+  gpt_image2 generate "a red fox in the snow" --quality low -o fox.png
+""", "edit": """\
+gpt_image2 edit IMAGE [IMAGE ...] PROMPT [options]
 
   gpt_image2 edit fox.png "give the fox a hat" -o hat.png
   gpt_image2 edit room.png chair.jpg "put the chair into the room"
 
   IMAGE                  PNG, JPEG or WebP below 50 MB: a file, an http(s) URL,
                          a file: or data: URI
-""",
-    "config": """\
-gpt_image2 config [--show | --init [--force] | --check] [options]
-"""}
+""", "config": "gpt_image2 config [--show | --init [--force] | --check] [options]\n"}
 
 
 def command_help(command: str) -> str:
     """The help of one command: its usage, then its options in groups."""
+    from itertools import groupby
     text = SYNOPSIS[command]
-    group: tuple[str, ...] = ()
-    for row in OPTIONS:
-        if command in row.commands:
-            text += "" if row.commands == group else "\n"
-            text += f"  {row.flags + ' ' + row.value:22} " + row.help.replace("\n", "\n" + " " * 25) + "\n"
-            group = row.commands
+    for _, group in groupby((row for row in OPTIONS if command in row.commands), lambda row: row.commands):
+        text += "\n"
+        for row in group:
+            names = (row.short + ", " if row.short else "") + row.flag + " " + row.value
+            text += f"  {names:22} " + row.help.replace("\n", "\n" + " " * 25) + "\n"
     return text
 
 
@@ -5133,23 +5095,12 @@ def read_value(row: Option, text: str) -> Any:
     """The value of an option on the command line. An empty one is a variable that was not set."""
     if not text:
         raise usage_failure(f"{row.flag} is empty")
-    value = read_number(row, *row.limits, text) if row.limits else row.convert(text)
-    if row.convert is not PATH and re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False)):
-        raise usage_failure(f"{row.flag} is not valid UTF-8")
-    return value
-
-
-def read_number(row: Option, low: int, high: int, text: str) -> Any:
-    """A number in a range."""
     try:
-        if "_" in text or not text.isascii():
-            raise ValueError  # Python would read 1_000 and the digits of other scripts
-        value = row.convert(text)
-    except ValueError:
-        kind = "a whole number" if row.convert is int else "a number"
-        raise usage_failure(f"{row.flag} needs {kind}, not {quoted(text)}") from None
-    if not low <= value <= high:
-        raise usage_failure(f"{row.flag} must be between {low} and {high}, not {text}")
+        value = text.lower() if isinstance(row.kind, tuple) else row.kind(text)
+    except ValueError as fault:
+        raise usage_failure(f"{row.flag} {fault}") from None
+    if row.kind is not PATH and re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False)):
+        raise usage_failure(f"{row.flag} is not valid UTF-8")
     return value
 
 
@@ -5168,14 +5119,16 @@ def build_parser(command: str) -> ArgumentParser:
     parser.add_argument("words", nargs="*")
     one_of = parser.add_mutually_exclusive_group()
     for row in OPTIONS:
-        default = [] if row.repeatable else None if row.config else row.default
+        flags, default = filter(None, (row.short, row.flag)), None if row.config else row.default
         if command not in row.commands:
-            parser.set_defaults(**{row.name: default})
-        elif row.value:
-            parser.add_argument(*row.flags.split(", "), action="append" if row.repeatable else "store",
-                                default=default, type=partial(read_value, row), choices=row.choices or None)
+            parser.set_defaults(**{row.name: [] if row.repeatable else default})
+        elif not row.value:
+            (one_of if row.alone else parser).add_argument(*flags, action="store_true", default=None)
+        elif row.repeatable:
+            parser.add_argument(*flags, action="append", default=[], type=partial(read_value, row))
         else:
-            (one_of if row.alone else parser).add_argument(*row.flags.split(", "), action="store_true")
+            parser.add_argument(*flags, default=default, type=partial(read_value, row),
+                                choices=row.kind if isinstance(row.kind, tuple) else None)
     parser.set_defaults(run=run_config_command if command == "config" else run_image_command)
     if environment("OPENCLAW_SHELL"):  # OpenClaw delivers files of its workspace, in which it runs commands
         parser.set_defaults(output=os.path.basename(DEFAULT_OUTPUT))
@@ -5186,23 +5139,22 @@ def parse(arguments: list[str]) -> Namespace:
     """The command line; words may stand anywhere among the options, and after -- they are never options."""
     cut = arguments.index("--") if "--" in arguments else len(arguments)
     command = arguments[0] if arguments else ""
-    if not command or command.startswith("-"):
-        raise usage_failure("a command is missing: generate, edit or config", "See: " + own_command("--help"))
     if command not in SYNOPSIS:
-        raise usage_failure(f"{quoted(command)} is no command.{nearest(command, SYNOPSIS)}",
+        unknown = f"{quoted(command)} is no command.{nearest(command, SYNOPSIS)}"
+        missing = not command or command.startswith("-")
+        raise usage_failure("a command is missing: generate, edit or config" if missing else unknown,
                             "See: " + own_command("--help"))
     parser = build_parser(command)
     options, left = parser.parse_known_args(arguments[1:cut])
     unknown = next((word for word in left if word.startswith("-") and word != "-"), "").split("=")[0]
     if unknown:
-        known = [row.flag for row in OPTIONS if command in row.commands]
         plain = unknown.lower().replace("_", "-")
         advice = next((f" {advice}" for names, advice in STRANGERS.items() if plain in names.split()),
-                      nearest(plain, known, 0.75))
+                      nearest(plain, (row.flag for row in OPTIONS if command in row.commands), 0.75))
         shown = unknown if re.search(HARMLESS, unknown) else unknown[:2]
         raise usage_failure(f"unknown option {shown}.{advice}", "See: " + own_command(f"{command} --help"))
     for name, fitting in (("aspect_ratio", "[0-9]+:[0-9]+"), ("resolution", "[124]k")):
-        if re.fullmatch(fitting, options.size) and not getattr(options, name):
+        if re.fullmatch(fitting, options.size or "") and not getattr(options, name):
             setattr(options, name, options.size)  # --size may say what these two say
             options.size = "auto"
     options.command, options.words = command, options.words + left + arguments[cut + 1:]
