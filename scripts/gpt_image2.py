@@ -257,9 +257,19 @@ class Failure(Exception):
         return "again" if self.collectable else self.next_step
 
 
-def usage_failure(message: str, hint: str = "", kind: str = "usage") -> Failure:
-    """The command or a local file is wrong, nothing was sent."""
-    return Failure(kind, message, hint)
+def usage_failure(message: str, hint: str = "") -> Failure:
+    """The command is wrong; nothing was sent."""
+    return Failure("usage", message, hint)
+
+
+def input_failure(message: str, hint: str = "") -> Failure:
+    """An image or a mask cannot be used; nothing was sent."""
+    return Failure("input", message, hint)
+
+
+def target_failure(message: str, hint: str = "") -> Failure:
+    """Nothing can be saved where -o points to; nothing was sent."""
+    return Failure("target", message, hint)
 
 
 def setup_failure(message: str, hint: str = "", kind: str = "config") -> Failure:
@@ -1744,7 +1754,7 @@ def read_inputs(job: Job, settings: Settings, notes: list[str]) -> Job:
         job = job._replace(parameters={"size": size, **job.parameters})
     path = first_path(job.target, job.n, job.parameters.get("output_format", "png"))
     if job.target.overwrite and os.path.isdir(path):
-        raise usage_failure(f"{path} is a folder, which --overwrite cannot replace")
+        raise target_failure(f"{path} is a folder, which --overwrite cannot replace")
     return job
 
 
@@ -1755,7 +1765,7 @@ def with_inputs(job: Job, change: Callable[[Upload], Upload]) -> Job:
         try:
             uploads.append(change(upload))
         except (OSError, ValueError) as error:
-            raise usage_failure(f"cannot read {upload.name}: {reason(error)}") from None
+            raise input_failure(f"cannot read {upload.name}: {reason(error)}") from None
     return job._replace(images=tuple(uploads[:len(job.images)]), mask=uploads[-1] if job.mask else None)
 
 
@@ -1832,7 +1842,7 @@ def local_path(path: str) -> str:
 def unread_input(role: str, path: str) -> Upload:
     """An input as it is named on the command line. role: image or mask, for messages."""
     if not path:
-        raise usage_failure(f"the name of the {role} is empty: perhaps a variable that is not set")
+        raise input_failure(f"the name of the {role} is empty: perhaps a variable that is not set")
     origin = next((origin for origin, pattern in ORIGINS.items() if re.match(pattern, path)), "file")
     return Upload(path, origin=origin, name=f"{role} {shown_input(path)}")
 
@@ -1848,7 +1858,7 @@ def read_upload(upload: Upload, md5: bool = False) -> Upload:
         return upload
     who, path = upload.name, local_path(upload.path)
     if re.search(UNQUOTABLE, path):
-        raise usage_failure(f"{one_line(who)} has a control character in its name; curl cannot take it")
+        raise input_failure(f"{one_line(who)} has a control character in its name; curl cannot take it")
     status = os.stat(path)
     refuse_broken(
         (stat.S_ISDIR(status.st_mode), f"{who} is a folder", ""),
@@ -1869,14 +1879,14 @@ def read_input(path: str, who: str, name: str) -> Picture:
     picture, whole = picture_in(path)
     if picture and picture.format in FORMATS and picture.width * picture.height:
         if not whole:
-            raise usage_failure(f"{who} is cut off in the middle", "Get it or save it once more.")
+            raise input_failure(f"{who} is cut off in the middle", "Get it or save it once more.")
         return picture
     with open(path, "rb") as stream:
         head = XML_NOISE.sub(b"", stream.read(HEAD))
     kind = next((kind for mark, kind in OTHER_KINDS if re.match(b"(?si)" + mark, head)), "")
     hint = "Convert it: " + conversion(name) if kind else ""
     told = f" but {kind}" if kind else " (its content decides, not its name)"
-    raise usage_failure(f"{who} is not a PNG, JPEG or WebP file{told}",
+    raise input_failure(f"{who} is not a PNG, JPEG or WebP file{told}",
                         "Name the picture itself." if kind == WEB_PAGE else hint)
 
 
@@ -1896,15 +1906,15 @@ def check_mask(mask: Upload, image: Upload, notes: list[str]) -> None:
     wanted, found = image.picture, mask.picture
     hint = "A mask is a PNG whose transparent pixels (alpha 0) mark the part to change."
     if found.format != "png":
-        raise usage_failure(f"{mask.name} is {found.format}, it must be PNG", hint)
+        raise input_failure(f"{mask.name} is {found.format}, it must be PNG", hint)
     if image.digest and found[1:] != wanted[1:]:
         turned = "" if image.seen == wanted else "EXIF turns the first image; save that upright first."
-        raise usage_failure(f"{mask.name} is {found.width}x{found.height}, the first image is "
+        raise input_failure(f"{mask.name} is {found.width}x{found.height}, the first image is "
                             f"{wanted.width}x{wanted.height}; both must be the same size", turned)
     with open(mask.path, "rb") as stream:
         problem = mask_fault(stream)
     if problem:
-        raise usage_failure(f"{mask.name} {problem}", hint)
+        raise input_failure(f"{mask.name} {problem}", hint)
     if mask.bytes >= SAFE_MASK_BYTES:
         notes.append(f"{mask.name} is larger than 4 MB; some servers refuse that")
 
@@ -2014,15 +2024,15 @@ def chosen_format(options: Namespace) -> str:
 def checked_target(output: str, image_format: str, overwrite: bool) -> Target:
     """Where to save, from -o: a file, or a folder to save in."""
     if output == "-":
-        raise usage_failure("standard output is for the Saved: lines; name a file with -o")
+        raise target_failure("standard output is for the Saved: lines; name a file with -o")
     try:
         path = os.path.abspath(os.path.expanduser(output))
     except OSError as error:
-        raise usage_failure(f"cannot save in this folder: {reason(error)}", "Name a full path with -o.") from None
+        raise target_failure(f"cannot save in this folder: {reason(error)}", "Name a full path with -o.") from None
     if CONTROL.search(whole_characters(path)):
-        raise usage_failure("the output path holds a control character, which would break the Saved: line")
+        raise target_failure("the output path holds a control character, which would break the Saved: line")
     if output.startswith("~") and os.path.expanduser(output) == output:
-        raise usage_failure(f"cannot save in {output}: there is no home folder", "Name a full path with -o.")
+        raise target_failure(f"cannot save in {output}: there is no home folder", "Name a full path with -o.")
     if output.endswith(("/", os.sep)):
         path = os.path.join(path, os.path.basename(DEFAULT_OUTPUT))
     folder, name = os.path.split(path)
@@ -2045,7 +2055,7 @@ def probe_folder(target: Target, n: int, size: str) -> None:
     from errno import EPERM, EROFS
     hint = "Choose another place with -o."
     if os.path.exists(target.folder) and not os.path.isdir(target.folder):
-        raise usage_failure(f"cannot save in {target.folder}: it is a file, not a folder", hint)
+        raise target_failure(f"cannot save in {target.folder}: it is a file, not a folder", hint)
     try:
         os.makedirs(target.folder, exist_ok=True)
         with tempfile.TemporaryFile(dir=target.folder):
@@ -2054,10 +2064,10 @@ def probe_folder(target: Target, n: int, size: str) -> None:
             os.lstat(picture_path(target, 999, "jpeg"))
     except (OSError, ValueError) as error:
         hint += f" {SANDBOX}" if getattr(error, "errno", 0) in (EROFS, EPERM) else ""
-        raise usage_failure(f"cannot save in {target.folder}: {reason(error)}", hint) from None
+        raise target_failure(f"cannot save in {target.folder}: {reason(error)}", hint) from None
     needed = room_needed(n, size)
     if free < needed:
-        raise usage_failure(f"only {free // 1_000_000} MB are free in {target.folder}, "
+        raise target_failure(f"only {free // 1_000_000} MB are free in {target.folder}, "
                             f"{needed // 1_000_000 + 1} MB may be needed", f"Make room. {hint}")
 
 
@@ -4683,7 +4693,7 @@ class Inputs:
         inline, shown = url[:5].lower() == "data:", shown_input(url)
         url = url if inline else web_address(url)
         if not inline and not ORIGIN.match(url):
-            raise usage_failure("an image's URL is not of the form https://HOST/PATH, without a user name")
+            raise input_failure("an image's URL is not of the form https://HOST/PATH, without a user name")
         if self.folder is None:
             check_curl(self.run.console.secrets.keys)
             self.folder = temporary_folder()
@@ -4706,8 +4716,8 @@ class Inputs:
             path = earlier_input(url, self.run.console)  # its request can be collected although it is gone
             if not path:
                 hint = SANDBOX if failure.kind == "network" and network_is_closed(url) else failure.hint
-                raise usage_failure(f"cannot fetch image {shown}: {failure.message}",
-                                    hint if hint == SANDBOX or failure.kind == "usage" else "") from None
+                raise input_failure(f"cannot fetch image {shown}: {failure.message}",
+                                    hint if hint == SANDBOX or failure.kind == "input" else "") from None
         self.paths[path] = url
         return path
 
@@ -4741,7 +4751,7 @@ class Inputs:
 def copy_upload(upload: Upload, path: str, masked: Upload | None) -> None:
     """A private copy of a file, which must be what was checked. masked: the image that it is the mask of."""
     import shutil
-    changed = usage_failure(f"{upload.path} changed while it was read; nothing was sent", "Run the command again.")
+    changed = input_failure(f"{upload.path} changed while it was read; nothing was sent", "Run the command again.")
     try:
         source = plain_file(upload.path, follow=True)
     except OSError:

@@ -478,10 +478,10 @@ class ValuesAsPeopleWriteThemTest(AdviceCase):
         for size, rules, hints in (
                 ("3840x1000", ["multiples of 16", "3 times"], ["--size 3840x1280"]),
                 ("8001x100", ["multiples of 16", "3840", "3 times"], []),
-                ("500x500", ["multiples of 16", "250000"], []),
+                ("500x500", ["multiples of 16", "250,000"], []),
                 ("1920x1080", ["multiples of 16"], ["--size 1920x1088", "exactly this shape: --size 2048x1152"]),
                 ("1080x1920", ["multiples of 16"], ["--size 1088x1920", "exactly this shape: --size 1152x2048"]),
-                ("7680x4320", ["3840", "33177600"], ["The nearest: --size 3840x2160"])):
+                ("7680x4320", ["3840", "33,177,600"], ["The nearest: --size 3840x2160"])):
             with self.subTest(size):
                 text = self.refused("generate", "a fox", "--size", size)
                 for words in (*rules, *hints):

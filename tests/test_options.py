@@ -29,7 +29,8 @@ class OptionsTableTest(unittest.TestCase):
         self.assertEqual(len(flags), len(set(flags)))
 
     def test_what_has_a_wire_name_has_one_of_its_own(self) -> None:
-        for names in ([row.wire for row in program.OPTIONS if row.wire], [row.runapi for row in program.OPTIONS if row.runapi]):
+        for names in ([row.wire for row in program.OPTIONS if row.wire],
+                      [row.runapi for row in program.OPTIONS if row.runapi]):
             self.assertEqual(len(names), len(set(names)))
 
     def test_every_config_key_of_an_option_leads_to_its_flag(self) -> None:
@@ -276,7 +277,8 @@ class PlanTest(ProgramCase):
                 self.assertIn(message, self.refused("generate", *words))
         many = [f"--image={self.fox}"] * 17
         self.assertIn("17 images", self.refused("edit", "a hat", *many))
-        self.assertIn("RunAPI has no --mask", self.refused("edit", self.fox, "a hat", "--mask", self.mask, api="runapi"))
+        self.assertIn("RunAPI has no --mask",
+                      self.refused("edit", self.fox, "a hat", "--mask", self.mask, api="runapi"))
 
     def test_inputs_say_where_they_are(self) -> None:
         words = (self.fox, "https://x.invalid/a.png?token=1", "data:image/png;base64,AAAA", "FILE:///b.png")
@@ -293,7 +295,8 @@ class PlanTest(ProgramCase):
                 if api == "codex":
                     self.home.joinpath(".codex").mkdir()
                     self.home.joinpath(".codex", "auth.json").write_text('{"tokens": {"access_token": "test-token"}}')
-                settings, job = self.plan("edit", "https://x.invalid/a.png", "data:image/png;base64,AAAA", "a hat", api=api)
+                settings, job = self.plan("edit", "https://x.invalid/a.png", "data:image/png;base64,AAAA", "a hat",
+                                          api=api)
                 job = program.fetch_inputs(job, settings, lambda url: fetched.append(url) or self.fox)
                 self.assertEqual(len(fetched), expected)
                 self.assertEqual([image.origin for image in job.images], ["file" if expected == 2 else "url", "file"])
