@@ -1686,11 +1686,11 @@ def read_words(options: Namespace) -> tuple[str, list[str]]:
         raise usage_failure("the prompt is not valid UTF-8") from None
 
 
-def refuse_broken(*rules: tuple[Any, str, str]) -> None:
+def refuse_broken(*rules: tuple[Any, str, str], failure: Callable[[str, str], Failure] = usage_failure) -> None:
     """Refuse the command for the first of the rules that is broken: (whether it is, message, hint)."""
     for broken, message, hint in rules:
         if broken:
-            raise usage_failure(message, hint)
+            raise failure(message, hint)
 
 
 def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[str], notes: list[str]) -> Job:
@@ -1866,7 +1866,7 @@ def read_upload(upload: Upload, md5: bool = False) -> Upload:
         (status.st_size == 0, f"{who} is empty", ""),
         (status.st_size >= MAX_IMAGE_BYTES,
          f"{who} has {status.st_size // 1000000} MB, less than 50 MB are allowed",
-         "Scale it down or save it as JPEG."))
+         "Scale it down or save it as JPEG."), failure=input_failure)
     picture = read_input(path, who, path)
     checksum = base64.b64encode(file_digest(path, "md5")).decode("ascii") if md5 else upload.checksum
     seen = Picture(picture.format, picture.height, picture.width) if is_turned(path) else picture

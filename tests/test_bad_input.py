@@ -52,13 +52,14 @@ class Bad(NamedTuple):
     message: str
     hint: str = ""
     exit_code: int = USAGE
-    kind: str = "usage"
+    kind: str = ""  # else that of the class
     env: dict[str, str | None] = {}
     stdin: str = ""
 
 
 class BadInputCase(ProgramCase):
     """Runs wrong commands: all with --json, which reports on both streams, and one of each table as a child."""
+    kind = "usage"
 
     def refuse(self, *table: Bad) -> None:
         """Check a table of wrong commands."""
@@ -99,7 +100,7 @@ class BadInputCase(ProgramCase):
         self.assertEqual(set(error), ERROR_FIELDS)
         self.assertEqual((document["schema"], document["ok"], document["saved"]), (1, False, []))
         self.assertEqual((error["kind"], error["billed"], error["retryable"], error["http_status"]),
-                         (bad.kind, "no", False, None), error)
+                         (bad.kind or self.kind, "no", False, None), error)
         self.assertIn(bad.message, error["message"])
         self.assertIn(bad.hint, error["hint"])
 
@@ -147,6 +148,7 @@ class BadPromptTest(BadInputCase):
 
 class BadInputImageTest(BadInputCase):
     """Input files that are no usable images."""
+    kind = "input"
 
     def test_missing_and_unreadable(self) -> None:
         image, long = self.file("a.png", SMALL), "x" * 300 + ".png"
@@ -155,14 +157,15 @@ class BadInputImageTest(BadInputCase):
             Bad("second missing", ["edit", image, PROMPT, "--image", "none.png"], "none.png: No such file"),
             Bad("below a file", ["edit", image + "/b.png", PROMPT], "b.png: Not a directory"),
             Bad("long name", ["edit", long, PROMPT], "File name too long"),
-            Bad("nothing given", ["edit"], "the image and the prompt are missing", "edit IMAGE"),
+            Bad("nothing given", ["edit"], "the image and the prompt are missing", "edit IMAGE", kind="usage"),
             Bad("empty name", ["edit", "", PROMPT], "name of the image is empty"),
             Bad("address for a prompt", ["edit", "https://relay.invalid/a.png", "--image", image],
-                "the prompt is missing"),
-            Bad("name for a prompt", ["edit", "none.jpg", "--image", image], "the prompt is missing"),
+                "the prompt is missing", kind="usage"),
+            Bad("name for a prompt", ["edit", "none.jpg", "--image", image], "the prompt is missing",
+                kind="usage"),
             Bad("control character", ["edit", "a\1.png", PROMPT], "control character in its name"),
             Bad("only a prompt file", ["edit", "--prompt-file", self.file("p.txt", PROMPT)],
-                "the image to edit is missing", "edit IMAGE"),
+                "the image to edit is missing", "edit IMAGE", kind="usage"),
             Bad("address", ["edit", "https://relay.invalid/a.png", PROMPT], "cannot fetch image https://relay.invalid"))
 
     @unittest.skipIf(os.geteuid() == 0, "root reads everything")
@@ -200,11 +203,13 @@ class BadInputImageTest(BadInputCase):
 
     def test_too_many(self) -> None:
         image = self.file("a.png", SMALL)
-        self.refuse(Bad("17", ["edit", image, PROMPT] + ["--image", image] * 16, "17 images were given, 16"))
+        self.refuse(Bad("17", ["edit", image, PROMPT] + ["--image", image] * 16, "17 images were given, 16",
+                        kind="usage"))
 
 
 class BadMaskTest(BadInputCase):
     """Masks that the API would refuse, or that mark nothing."""
+    kind = "input"
 
     def mask(self, name: str, content: bytes, message: str, hint: str = "") -> Bad:
         """Return the edit of a 64x48 image with this mask."""
@@ -243,7 +248,7 @@ class BadMaskTest(BadInputCase):
         self.refuse(
             Bad("missing", ["edit", image, PROMPT, "--mask", "none.png"], "cannot read mask none.png: No such file"),
             Bad("folder", ["edit", image, PROMPT, "--mask", "."], "mask . is a folder"),
-            Bad("generate", ["generate", PROMPT, "--mask", image], "--mask"))
+            Bad("generate", ["generate", PROMPT, "--mask", image], "--mask", kind="usage"))
 
     def test_measured_against_the_first_image(self) -> None:
         first, second = self.file("a.png", plain_png(48, 48)), self.file("b.png", SMALL)
@@ -326,6 +331,7 @@ class BadParameterTest(BadInputCase):
 
 class BadTargetTest(BadInputCase):
     """Places where nothing can be saved."""
+    kind = "target"
 
     def output(self, name: str, path: str, message: str = "cannot save in") -> Bad:
         """Return a generate that is to be saved there."""
@@ -561,8 +567,8 @@ class BadCommandLineTest(BadInputCase):
 
     def test_values_that_no_request_can_hold(self) -> None:
         self.refuse(*(Bad(" ".join(words), ["generate", PROMPT, *words], words[0][2:]) for words in (
-            ["--model", "\udcff"], ["--base-url", "http://127.0.0.1:9/\udcff"], ["--param", 'a="\\ud800"'],
-            ["--output", "-"])))
+            ["--model", "\udcff"], ["--base-url", "http://127.0.0.1:9/\udcff"], ["--param", 'a="\\ud800"'])))
+        self.refuse(Bad("output -", ["generate", PROMPT, "--output", "-"], "output", kind="target"))
 
     def test_prompt_that_is_a_file(self) -> None:
         image = self.file("a.png", SMALL)
