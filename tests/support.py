@@ -266,10 +266,12 @@ class ProgramCase(unittest.TestCase):
         return self.run_inside("generate", *self.access(), *arguments,
                                  env={"GPT_IMAGE2_API_KEY": KEY, **(env or {})}, **options)
 
-    def start_generate(self, *arguments: Argument, env: Environment | None = None) -> subprocess.Popen[bytes]:
-        """Start generate against the server, with its key, and return at once."""
-        return self.start_program("generate", *self.access(), *arguments,
-                                  env={"GPT_IMAGE2_API_KEY": KEY, **(env or {})})
+    def start_generate(self, *arguments: Argument, env: Environment | None = None,
+                       through: Sequence[str | Path] = (sys.executable, PROGRAM),
+                       **options: Any) -> subprocess.Popen[bytes]:
+        """Start generate against the server, with its key, and return at once; `through` may wrap the program."""
+        return self.world.launch(*through, "generate", *self.access(), *arguments,
+                                 env={"GPT_IMAGE2_API_KEY": KEY, **(env or {})}, **options)
 
     # ---- Files ----
 

@@ -248,11 +248,8 @@ class TargetTroubleTest(ProgramCase):
         # A limit that is too small is seen before; a larger one stops curl's own writing, and the money may be gone.
         self.server.default = Answer(image=draw_png(64, 64, padding=6_000_000))
         for limit, exit_code, billed, posts in ((50_000, USAGE, "no", 0), (6_000_000, NO_ANSWER, "maybe", 1)):
-            child = subprocess.Popen([sys.executable, str(PROGRAM), "generate", "a fox", *self.access(), "--json"],
-                                     env=self.environment({"GPT_IMAGE2_API_KEY": KEY}), cwd=str(self.work),
-                                     stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                     preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
-            result = self.finish(child)
+            result = self.finish(self.start_generate("a fox", "--json", preexec_fn=lambda: resource.setrlimit(
+                resource.RLIMIT_FSIZE, (limit, limit))))
             self.assertEqual((result.exit_code, result.json["error"]["billed"]), (exit_code, billed), result.stderr)
             self.assertEqual((len(self.server.posts), self.journal()), (posts, []))
 
@@ -307,31 +304,26 @@ class TargetTroubleTest(ProgramCase):
     def test_closed_output_does_not_lose_an_image(self) -> None:
         for number, closing in enumerate((">&-", "2>&-", ">&- 2>&-", "<&-", "<&- >&- 2>&-")):
             command = (f'exec "$@" -o closed-{number}.png {closing}')
-            child = subprocess.run(["sh", "-c", command, "sh", sys.executable, str(PROGRAM), "generate", "a fox",
-                                    *self.access()], env=self.environment({"GPT_IMAGE2_API_KEY": KEY}),
-                                   cwd=str(self.work), stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
-            self.assertTrue((self.work / f"closed-{number}.png").is_file(), (closing, child))
-            lines = [line.split(b" ")[0] for line in child.stdout.splitlines()]
-            self.assertEqual(lines, [] if ">&-" in closing.split() else [b"HTTP", b"Saved:"], closing)
+            through = ("sh", "-c", command, "sh", sys.executable, PROGRAM)
+            result = self.finish(self.start_generate("a fox", through=through))
+            self.assertTrue((self.work / f"closed-{number}.png").is_file(), (closing, result))
+            lines = [line.split(" ")[0] for line in result.stdout.splitlines()]
+            self.assertEqual(lines, [] if ">&-" in closing.split() else ["HTTP", "Saved:"], closing)
         self.assertEqual(self.journal(), [])
 
     def test_system_without_fcntl(self) -> None:
         start = ("import runpy, sys; sys.modules['fcntl'] = None; sys.argv = sys.argv[1:]; "
                  "runpy.run_path(sys.argv[0], run_name='__main__')")
         for number in range(2):
-            command = [sys.executable, "-c", start, str(PROGRAM), "generate", "a fox", *self.access(), "-o",
-                       f"{number}.png"]
-            child = subprocess.run(command, env=self.environment({"GPT_IMAGE2_API_KEY": KEY}), cwd=str(self.work),
-                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
-            self.assertEqual(child.returncode, 0, child.stderr)
-            self.assertTrue((self.work / f"{number}.png").is_file(), child)
+            through = (sys.executable, "-c", start, PROGRAM)
+            result = self.finish(self.start_generate("a fox", "-o", f"{number}.png", through=through))
+            self.assertEqual(self.saved_file(result).name, f"{number}.png")
         self.assertEqual(self.journal(), [])
 
     def test_reader_that_goes_away_does_not_lose_an_image(self) -> None:
         for name, encoding, more in (("piped.png", "utf-8", ()), ("\N{FOX FACE}.png", "ascii", ("-q",))):
             self.server.plan(Answer(delay=0.5))
-            child = self.start_program("generate", "a fox", *self.access(), *more, "-o", name,
-                                       env={"GPT_IMAGE2_API_KEY": KEY, "PYTHONIOENCODING": encoding})
+            child = self.start_generate("a fox", *more, "-o", name, env={"PYTHONIOENCODING": encoding})
             assert child.stdout and child.stderr
             child.stdout.close()
             child.stderr.close()
@@ -440,7 +432,6 @@ class PaidPicturesAreKeptTest(ProgramCase):
 
     def test_output_that_the_encoding_cannot_say(self) -> None:
         for encoding, name in (("utf-8", os.fsdecode(b"caf\xe9.png")), ("ascii", "\u56fe.png")):
-            child = self.start_program("generate", "a fox", *self.access(), "-o", name,
-                                       env={"GPT_IMAGE2_API_KEY": KEY, "PYTHONIOENCODING": encoding})
+            child = self.start_generate("a fox", "-o", name, env={"PYTHONIOENCODING": encoding})
             stdout = child.communicate(timeout=60)[0]
             self.assertIn(b"Saved: " + os.fsencode(str(self.work / name)), stdout)
