@@ -186,6 +186,12 @@ class ProgramCase(unittest.TestCase):
         self.root, self.home, self.work, self.tmp = (self.world.root, self.world.home, self.world.work, self.world.tmp)
         self.server.reset()
 
+    def enter(self, server: Any) -> Any:
+        """Keep a server running until the end of the test."""
+        server.__enter__()
+        self.addCleanup(server.__exit__, None, None, None)
+        return server
+
     # ---- Running ----
 
     def make_world(self, name: str, server: Any = None, **about: Any) -> World:
@@ -208,6 +214,11 @@ class ProgramCase(unittest.TestCase):
         """Send a signal, by default the one that nobody survives, and wait for the end."""
         child.send_signal(number)
         return finish(child)
+
+    def kill_at_request(self, child: subprocess.Popen[bytes], number: int = 9) -> Result:
+        """The same once a paid request has arrived."""
+        self.wait_until(lambda: bool(self.server.posts))
+        return self.kill(child, number)
 
     def run_program(self, *arguments: Argument, env: Environment | None = None, stdin: Argument | None = None,
                     cwd: Path | None = None, timeout: float = 60) -> Result:
@@ -246,6 +257,11 @@ class ProgramCase(unittest.TestCase):
             os.chdir(folder)
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+
+    def load_settings(self, flags: Mapping[str, Any], env: Environment | None = None) -> Any:
+        """Return the program's Settings for these options and variables."""
+        with self.inside(env, ""):
+            return program.load_settings(flags)
 
     def access(self) -> list[str]:
         """Return the options that lead to the server of the class."""
