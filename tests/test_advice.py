@@ -164,8 +164,7 @@ class PastedAddressIsUnderstoodTest(AdviceCase):
     """Base URLs as people paste them lead to the right path, and no hint makes them worse."""
 
     def base(self, url: str, *words: str) -> str:
-        with self.inside({}, ""):
-            return str(program.load_settings({"base_url": url}).base_url.value)
+        return str(self.load_settings({"base_url": url}).base_url.value)
 
     def test_cut(self) -> None:
         table = (("/v1/chat/completions", "/v1"), ("/v1/responses", "/v1"), ("/v1/models", "/v1"),
@@ -190,9 +189,9 @@ class PastedAddressIsUnderstoodTest(AdviceCase):
         for one, other in (("HTTPS://API.openai.com/v1", "api.openai.com"),
                            ("HTTP://x.invalid", "http://x.invalid:80")):
             self.assertEqual(program.host_of(one), other)
-        with self.inside({"OPENAI_BASE_URL": " Https://Relay.invalid/v1 ", "OPENAI_API_KEY": KEY}, ""):
-            self.assertIsNotNone(program.choose_key(program.load_settings({})))
-            self.assertEqual(program.api_of("HTTPS://R.OPENAI.AZURE.COM"), "azure")
+        settings = self.load_settings({}, {"OPENAI_BASE_URL": " Https://Relay.invalid/v1 ", "OPENAI_API_KEY": KEY})
+        self.assertIsNotNone(program.choose_key(settings))
+        self.assertEqual(program.api_of("HTTPS://R.OPENAI.AZURE.COM"), "azure")
 
     def test_plain_http_in_capitals_is_still_refused(self) -> None:
         self.assertIn("over plain http", self.refused("generate", "a fox", "--base-url", "HTTP://relay.invalid/v1"))

@@ -605,14 +605,14 @@ class HostileTextsOfServersTest(ProgramCase):
         for length in (140, 190, 270, 280, 290):
             with self.subTest(length):
                 self.server.default = refusal(400, "x" * length + " " + key)._replace(check=False)
-                result = self.run_inside("generate", PROMPT, *self.access(), "--json", env={"GPT_IMAGE2_API_KEY": key})
+                result = self.generate_inside(PROMPT, "--json", env={"GPT_IMAGE2_API_KEY": key})
                 self.assertNotIn(key[:9], result.stdout + result.stderr)
 
     def test_key_that_curls_config_escapes(self) -> None:
         for key in ('test"quoted"key-123', "test\\slash\\key-123", "test'key-123"):
             with self.subTest(key):
                 self.server.plan(Answer(check=False))
-                result = self.run_inside("generate", PROMPT, *self.access(), "-v", env={"GPT_IMAGE2_API_KEY": key})
+                result = self.generate_inside(PROMPT, "-v", env={"GPT_IMAGE2_API_KEY": key})
                 self.assert_succeeded(result)
                 self.assertNotIn("key-123", result.stdout + result.stderr)
 

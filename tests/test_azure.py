@@ -115,9 +115,8 @@ class AzureIsChosenTest(AzureCase):
     """Chosen by --api, by the config or by the host; hosts of Azure cannot be reached here."""
 
     def settings(self, base_url: str, config: dict[str, Any] | None = None, **flags: Any) -> Any:
-        with self.inside({"GPT_IMAGE2_API_KEY": KEY}, ""):
-            path = self.write_config(config) if config else None
-            return program.load_settings({"base_url": base_url, "config": path, **flags})
+        path = self.write_config(config) if config else None
+        return self.load_settings({"base_url": base_url, "config": path, **flags}, {"GPT_IMAGE2_API_KEY": KEY})
 
     def test_chosen_by_host(self) -> None:
         for host, expected in (
