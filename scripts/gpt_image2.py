@@ -136,8 +136,8 @@ MODELS = {"gpt-image-2": ModelRules(QUALITIES, "free"),
 OK, BUG, USAGE, SETUP, REFUSED, LIMITED, NO_ANSWER, UNSAVED = range(8)
 INTERRUPTED, UNREAD = 130, 141  # 128 + the signal's number, like the others
 
-LOOK_FIRST = "Look at the account's usage before running the command again."
-ASKS_ANEW = "Running the command again asks for a new image."
+LOOK_FIRST = "Check the account's usage before you run the command again."
+ASKS_ANEW = "Running the command again buys a new image."
 
 
 class Kind(NamedTuple):
@@ -154,54 +154,52 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    # Before anything is asked for.
+    # Before anything is sent.
     "usage": Kind(USAGE, "no", "fix"),
     "input": Kind(USAGE, "no", "fix"),
     "target": Kind(USAGE, "no", "fix"),
     "config": Kind(SETUP, "no", "fix"),
     "curl": Kind(SETUP, "no", "fix"),
     "state": Kind(SETUP, "no", "ask"),
-    "key": Kind(SETUP, "no", "ask", "Check the key: config --show says where it comes from, config --check tries it."),
+    "key": Kind(SETUP, "no", "ask", "config --show says where the key comes from; config --check tests it."),
     # On the way.
     "network": Kind(NO_ANSWER, "maybe", "ask", ASKS_ANEW),
-    "tls": Kind(NO_ANSWER, "no", "fix", 'If your network has its own CA, name its file as "cacert" in the config.'),
-    "timeout": Kind(NO_ANSWER, "maybe", "ask", "Raise --timeout, or try a lower --quality or a smaller --size."),
-    "upload": Kind(NO_ANSWER, "no", "again", "Run the command again; nothing was bought."),
-    # The server said no.
-    "moderation": Kind(REFUSED, "no", "fix", "Reword the prompt; the same one will be refused again."),
-    "refused": Kind(REFUSED, "no", "fix", "Change what the message names and run the command again."),
-    "not_found": Kind(REFUSED, "no", "fix", "Check --base-url for a missing or doubled /v1, and --model."),
-    "too_large": Kind(REFUSED, "no", "fix", "Scale the input images down or save them as JPEG."),
-    "redirect": Kind(NO_ANSWER, "no", "fix", "Use the address it names as --base-url."),
+    "tls": Kind(NO_ANSWER, "no", "fix", 'If your network has its own CA, set "cacert" in the config.'),
+    "timeout": Kind(NO_ANSWER, "maybe", "ask", "Raise --timeout, or lower --quality or --size."),
+    "upload": Kind(NO_ANSWER, "no", "again", "Run the same command again; you were not charged."),
+    # The server refused.
+    "moderation": Kind(REFUSED, "no", "fix", "Change the prompt; the same words will be refused again."),
+    "refused": Kind(REFUSED, "no", "fix", "Fix what the message names, then run the command again."),
+    "not_found": Kind(REFUSED, "no", "fix", "Check --base-url (is /v1 missing or there twice?) and --model."),
+    "too_large": Kind(REFUSED, "no", "fix", "Make the input images smaller, or save them as JPEG."),
+    "redirect": Kind(NO_ANSWER, "no", "fix", "Use the address it points to as --base-url."),
     "forbidden": Kind(SETUP, "no", "ask", "This key may not use this model or endpoint."),
-    "verification": Kind(SETUP, "no", "ask", "Verify the organization in the settings of platform.openai.com; it "
-                         "may take 15 minutes to work."),
+    "verification": Kind(SETUP, "no", "ask", "Verify your organization at platform.openai.com/settings; "
+                         "it can take 15 minutes to take effect."),
     "region": Kind(SETUP, "no", "stop", "The service is not offered in this region."),
-    "blocked": Kind(SETUP, "no", "ask", "A firewall in front of the server refused this computer; try another "
-                    "network."),
-    "quota": Kind(LIMITED, "no", "ask", "Add credit or raise the spending limit of the account; waiting does not "
-                  "help."),
+    "blocked": Kind(SETUP, "no", "ask", "The server's firewall blocked this computer; try another network."),
+    "quota": Kind(LIMITED, "no", "ask", "Add credit or raise your spending limit. Waiting won't help."),
     "rate_limit": Kind(LIMITED, "no", "later", "Wait a minute, then run the same command again.", True),
     "overloaded": Kind(NO_ANSWER, "no", "later", "Run the same command again in a minute.", True),
-    "unavailable": Kind(NO_ANSWER, "no", "later", "Nobody was asked to draw. Check --model, or try again later."),
-    # Nothing usable came.
-    "gateway": Kind(NO_ANSWER, "maybe", "ask", "The gateway gave up waiting. --stream keeps some of them patient; "
-                    "else use a lower --quality or a smaller --size."),
+    "unavailable": Kind(NO_ANSWER, "no", "later", "No model was reached. Check --model, or try again later."),
+    # No usable response.
+    "gateway": Kind(NO_ANSWER, "maybe", "ask", "The gateway gave up waiting. --stream often avoids this; "
+                    "otherwise try a lower --quality or a smaller --size."),
     "server": Kind(NO_ANSWER, "maybe", "ask", LOOK_FIRST),
     "task_failed": Kind(NO_ANSWER, "maybe", "ask", ASKS_ANEW),
     "web_page": Kind(NO_ANSWER, "maybe", "fix", "Check --base-url: it should end in /v1."),
     "no_image": Kind(NO_ANSWER, "maybe", "ask", LOOK_FIRST),
     "broken_image": Kind(NO_ANSWER, "maybe", "ask", LOOK_FIRST),
-    "place": Kind(NO_ANSWER, "yes", "stop", "Tell those who run the service. " + ASKS_ANEW),
-    # The image is made, or being made: the same command goes on from there. The first three are purposes.
+    "place": Kind(NO_ANSWER, "yes", "stop", "Tell the people who run the service. " + ASKS_ANEW),
+    # The image exists or is being made: the same command continues from there. The first three are purposes.
     "poll": Kind(NO_ANSWER, "maybe", "again"),
     "result": Kind(NO_ANSWER, "maybe", "again"),
     "download": Kind(UNSAVED, "yes", "again"),
-    "disk": Kind(UNSAVED, "maybe", "again", "What came is kept. Make room on the disk; --fresh buys a new image."),
-    "save": Kind(UNSAVED, "yes", "again", "The answer is kept: make room (or choose another -o) and run the same "
-                 "command again; it is not bought twice."),
-    "stopped": Kind(INTERRUPTED, "maybe", "again", "Run the same command again (600 s are enough) to collect the "
-                    "image; it is not bought twice."),
+    "disk": Kind(UNSAVED, "maybe", "again", "What came is kept. Make room; --fresh buys a new image."),
+    "save": Kind(UNSAVED, "yes", "again", "The reply is kept. Make room (or choose another -o), then run "
+                 "the same command again; you won't be charged twice."),
+    "stopped": Kind(INTERRUPTED, "maybe", "again", "Run the same command again (allow 10 minutes) to get the "
+                    "image; you won't be charged twice."),
     "interrupted": Kind(INTERRUPTED, "no", "again", ASKS_ANEW),
     "bug": Kind(BUG, "no", "stop", "Please report it."),
 }
