@@ -2069,56 +2069,54 @@ def first_path(target: Target, n: int, image_format: str) -> str:
 # ---- 8. Providers: what to send ------------------------------------------------------------------
 
 def openai(job: Job, settings: Settings, key: KeySource, token: str) -> Provider:
-    """The OpenAI Images API and what resembles it, Azure too: one POST, on some relays a task behind it."""
+    """The OpenAI Images API and its relatives, Azure too: one POST, which some relays turn into a task."""
     body = {"model": job.model, "prompt": job.prompt, **job.parameters}
     if "/deployments/" in settings.base_url.value:
         del body["model"]  # Azure's older addresses name the deployment in the path and refuse it here
-    if job.command == "generate":
-        request = api_request(settings, key.value, "POST", "/images/generations")._replace(body=body)
-    else:
-        request = api_request(settings, key.value, "POST", "/images/edits")._replace(form=edit_form(job, body))
+    request = api_request(settings, key.value, "POST", "/images/edits" if job.images else "/images/generations")
+    request = request._replace(form=edit_form(job, body)) if job.images else request._replace(body=body)
     try:
         response = yield request
     except Failure as failure:
-        if len(job.images) == 0 or not wants_other_spelling(failure):
+        if not job.images or not is_image_field_refused(failure):
             raise
-        request = respelled(request)  # a refused request is not billed
-        response = yield request
+        names = {"image": "image[]", "image[]": "image"}
+        form = [part._replace(name=names.get(part.name, part.name)) for part in request.form]
+        request = request._replace(form=tuple(form))
+        response = yield request  # a refused request is not billed
     return (yield from collect_images(request, response, settings, job.n))
 
 
 def api_request(settings: Settings, key: str, method: str, path: str) -> Request:
     """A request to the configured endpoint, with its key and extra headers."""
     base, question, query = settings.base_url.value.partition("?")
-    auth = {"Authorization": f"Bearer {key}"}
+    name, value = "Authorization", f"Bearer {key}"
     if settings.api.value == "azure":
-        auth = {"api-key": key}
+        name, value = "api-key", key
         classic = "/deployments/" in base
-        base += "" if classic or base.endswith("/v1") else "/v1" if base.endswith("/openai") else "/openai/v1"
+        if not classic and not base.endswith("/v1"):
+            base += "/v1" if base.endswith("/openai") else "/openai/v1"
         question, query = "?", query or f"api-version={AZURE_CLASSIC_VERSION if classic else 'preview'}"
-    extra = settings.headers.value
-    replaced = {name.lower() for name in extra} & {name.lower() for name in auth}
-    headers = (*(auth.items() if key and not replaced else ()), *extra.items())
-    return Request(method, base + path + question + query, headers, timeout=settings.timeout.value,
-                   proxy=settings.proxy.value, cacert=settings.cacert.value, allow_http=settings.allow_http.value,
-                   tasks=bool(settings.poll_url.value))
+    headers = settings.headers.value
+    if key and name.lower() not in map(str.lower, headers):
+        headers = {name: value, **headers}
+    return Request(method, base + path + question + query, tuple(headers.items()),
+                   timeout=settings.timeout.value, proxy=settings.proxy.value, cacert=settings.cacert.value,
+                   allow_http=settings.allow_http.value, tasks=bool(settings.poll_url.value))
 
 
 def edit_form(job: Job, body: Mapping[str, Any]) -> tuple[Part, ...]:
-    """The parts of an edit: text first, as the official SDK sends them; one image is `image`, several `image[]`."""
-    texts = [Part(name, value if isinstance(value, str) else json.dumps(value)) for name, value in body.items()]
+    """The parts of an edit, text first as the official SDK does; one image is `image`, several are `image[]`."""
+    parts = [Part(name, item if isinstance(item, str) else json.dumps(item)) for name, item in body.items()]
     field = "image" if len(job.images) == 1 else "image[]"
-    files = [upload_part(field, image) for image in job.images]
-    return (*texts, *files, *([upload_part("mask", job.mask)] if job.mask else ()))
+    for upload in job.uploads:
+        parts.append(Part("mask" if upload is job.mask else field, path=upload.path, bytes=upload.bytes,
+                          content_type=f"image/{upload.picture.format}"))
+    return tuple(parts)
 
 
-def upload_part(name: str, upload: Upload) -> Part:
-    """A file's part of a form."""
-    return Part(name, path=upload.path, content_type=f"image/{upload.picture.format}", bytes=upload.bytes)
-
-
-def wants_other_spelling(failure: Failure) -> bool:
-    """Whether a relay refused an edit only because of `image` or `image[]`: the answers seen on relays in 2026."""
+def is_image_field_refused(failure: Failure) -> bool:
+    """Whether a relay refused an edit only because of `image` or `image[]`, as relays did in 2026."""
     if failure.http_status == 400:
         duplicate = failure.code == "duplicate_parameter" and "'image" in failure.message
         return duplicate or "Invalid type for 'image" in failure.message
@@ -2126,21 +2124,16 @@ def wants_other_spelling(failure: Failure) -> bool:
     return failure.http_status == 422 and failure.kind == "refused" and named
 
 
-def respelled(request: Request) -> Request:
-    """The same edit with the other name for its images."""
-    names = {"image": "image[]", "image[]": "image"}
-    return request._replace(form=tuple(part._replace(name=names.get(part.name, part.name)) for part in request.form))
-
-
 def poll_until_done(create: Request, response: Response, settings: Settings, templates: list[str]) -> Steps:
-    """Poll the task an answer refers to until it has images; an answer that has some is returned at once.
+    """Poll the task a response refers to until it has images; a response that has some is returned at once.
 
-    templates: the URLs, with {id}, at which this service's tasks may be; one that is not there is taken out.
+    templates: URLs, with {id}, where the service's tasks may be; one that answers 404 is removed, in place.
     """
-    look = create._replace(method="GET", body=None, form=(), purpose="poll", timeout=min(create.timeout, POLL_TIMEOUT))
+    look = create._replace(method="GET", body=None, form=(), purpose="poll",
+                           timeout=min(create.timeout, POLL_TIMEOUT))
     task = task_id(response.document)
     urls = poll_urls(create, response, settings, templates) if response.meaning == "pending" else []
-    least = 0.05  # seconds; it grows, for a server may always say: at once
+    least = 0.05  # seconds; it grows, because a server may always say "at once"
     while urls and not response.images and task_status(response.document) not in DONE:
         asked = server_pause(response.headers, "")
         yield Wait(POLL_PAUSE if asked is None else max(asked, least), task_status(response.document), task)
@@ -2149,8 +2142,8 @@ def poll_until_done(create: Request, response: Response, settings: Settings, tem
             response = yield look._replace(url=urls[0])
         except Failure as failure:
             if failure.http_status == 404 and len(urls) > 1:
-                missing = urls.pop(0)
-                templates[:] = [each for each in templates if not missing.startswith(each.partition("{id}")[0])]
+                gone = urls.pop(0)
+                templates[:] = [each for each in templates if not gone.startswith(each.partition("{id}")[0])]
             elif failure.http_status and failure.http_status != 429 and failure.http_status < 500:
                 raise  # anything else says nothing about the task
     url = url_on_host(task_field(response.document, ("response_url",)), create.url)
@@ -2162,41 +2155,41 @@ def poll_until_done(create: Request, response: Response, settings: Settings, tem
 
 
 def poll_urls(create: Request, response: Response, settings: Settings, templates: Sequence[str]) -> list[str]:
-    """Where a task may be looked at, the most certain place first; only on the host that has the key."""
+    """Where a task may be polled, the most certain URL first; only on the host that already has the key."""
     from urllib.parse import quote
     document, task = response.document, quote(task_id(response.document), safe="")
-    base = re.sub(r"/images/\w+$", "", create.url)
-    template = url_on_host(fill_template(settings.poll_url.value, settings.base_url.value, task), create.url)
-    data = json_path(document, "data")
-    named = [url_on_host(as_text(link), create.url) for link in (
-        response.headers.get("location"), task_field(document, ("status_url",)),
-        json_path(document, "urls", "get"), json_path(data, "urls", "get"))]
+    base, data = re.sub(r"/images/\w+$", "", create.url), json_path(document, "data")
+    links = [fill_template(settings.poll_url.value, settings.base_url.value, task),
+             response.headers.get("location"), task_field(document, ("status_url",)),
+             json_path(document, "urls", "get"), json_path(data, "urls", "get")]
     known = [f"{base}/tasks/{task}", f"{create.url}/{task}"]
     if not isinstance(data, list):
         known.reverse()
     if templates:
         known = [each.replace("{id}", task) for each in templates]
-    return [url for url in (template, *named, *(known if task.strip(".") else ())) if url]
+    named = [url_on_host(as_text(link), create.url) for link in links]
+    return [url for url in (*named, *(known if task.strip(".") else ())) if url]
 
 
 def url_on_host(url: str, base: str) -> str:
     """The absolute URL if it leads to base's host, else an empty text: a key never follows it elsewhere."""
     match = ORIGIN.match(base)
     origin = match.group() if match else "no host"
-    start = origin.partition("//")[0] if url.startswith("//") else origin if url.startswith("/") else ""
-    full = start + url
-    clean = full.startswith((origin + "/", origin + "?")) and not re.search(r"[\s\\\x00-\x20\x7f-\x9f]", full)
-    return full if clean else ""
+    if url.startswith("//"):
+        url = origin.partition("//")[0] + url
+    elif url.startswith("/"):
+        url = origin + url
+    is_clean = not re.search(r"[\s\\\x00-\x20\x7f-\x9f]", url)
+    return url if is_clean and url.startswith((origin + "/", origin + "?")) else ""
 
 
 def collect_images(create: Request, response: Response, settings: Settings, wanted: int = 1,
                    templates: list[str] | None = None) -> Provider:
-    """The images of an answer; those behind a URL are fetched. One that cannot be fetched is represented by its
-    Failure. Of many more than are wanted, the last ones are not fetched."""
+    """The images of a response, fetched where it only links to them; one that cannot be is its Failure."""
     response = yield from poll_until_done(create, response, settings, [] if templates is None else templates)
     images: list[Image | Failure] = []
     for image in response.images:
-        if image.url and len(images) < wanted + SPARE_IMAGES:
+        if image.url and len(images) < wanted + SPARE_IMAGES:  # more than that are not fetched
             images.append((yield from fetch_image(image, response, create, settings)))
         else:
             images.append(image)
@@ -2205,12 +2198,13 @@ def collect_images(create: Request, response: Response, settings: Settings, want
 
 def fetch_image(image: Image, response: Response, create: Request,
                 settings: Settings) -> Generator[Request | Wait, Response, Image | Failure]:
-    """The image behind an address: fetched without the key, and once with it where the endpoint itself wants it."""
+    """The image at a URL, fetched without the key, then with it if the endpoint itself asks for it."""
     from urllib.parse import urljoin
     try:
         if re.search(r"[\\\x00-\x1f\x7f-\x9f]", image.url):
             raise ValueError
-        url = web_address(urljoin(response.url or create.url, image.url) if image.is_relative() else image.url)
+        base = (response.url or create.url) if image.is_relative() else ""
+        url = web_address(urljoin(base, image.url))
         request = download(url, settings)
         try:
             return Image(path=(yield request).path)
@@ -2219,19 +2213,19 @@ def fetch_image(image: Image, response: Response, create: Request,
                 raise
         return Image(path=(yield request._replace(headers=create.headers)).path)
     except ValueError:
-        return Failure("broken_image", f"the address of an image is no URL: {image.url}")
+        return Failure("broken_image", f"the address of an image is not a URL: {image.url}")
     except Failure as failure:
         return failure
 
 
 def web_address(url: str) -> str:
-    """A URL as curl reads it: the scheme in lower case, no blanks."""
+    """A URL as curl wants it: scheme in lower case, no spaces."""
     scheme, colon, rest = url.partition(":")
     return (scheme.lower() + colon + rest).replace(" ", "%20")
 
 
 def download(url: str, settings: Settings, named_by: str = "") -> Request:
-    """A request for a file somewhere in the world, without the key. named_by: a URL; the endpoint's if none."""
+    """A request for a file anywhere, without the key. named_by: the URL that named it, else the endpoint."""
     check_address(url, named_by or settings.base_url.value)
     timeout = min(DOWNLOAD_TIMEOUT, settings.timeout.value)
     return Request("GET", url, timeout=timeout, proxy=settings.proxy.value, cacert=settings.cacert.value,
@@ -2239,7 +2233,7 @@ def download(url: str, settings: Settings, named_by: str = "") -> Request:
 
 
 def check_address(url: str, named_by: str) -> None:
-    """Refuse a result's address for good: no other try can make it right."""
+    """Refuse the address of a result for good: trying again cannot fix it."""
     fault = address_fault(url, named_by)
     if fault:
         raise Failure("place", f"the image's address {url} {fault}")
@@ -2248,26 +2242,23 @@ def check_address(url: str, named_by: str) -> None:
 def codex(job: Job, settings: Settings, key: KeySource, token: str) -> Provider:
     """The images endpoints behind a ChatGPT sign-in, as the Codex command line uses them: JSON, edits too."""
     body = {"model": job.model, "prompt": job.prompt, **job.parameters}
+    files = [DataUrl(upload.path, f"data:image/{upload.picture.format};base64,") for upload in job.uploads]
     if job.images:
-        body["images"] = [{"image_url": data_url(image)} for image in job.images]
+        body["images"] = [{"image_url": file} for file in files[:len(job.images)]]
     if job.mask:
-        body["mask"] = {"image_url": data_url(job.mask)}
+        body["mask"] = {"image_url": files[-1]}
     request = api_request(settings, key.value, "POST", f"/images/{'edits' if job.images else 'generations'}")
-    extra = (("ChatGPT-Account-ID", key.account), ("originator", PROGRAM))
+    account = [("ChatGPT-Account-ID", key.account)] if key.account else []
+    headers = (*request.headers, *account, ("originator", PROGRAM))
     try:
-        response = yield request._replace(body=body, headers=(*request.headers, *(pair for pair in extra if pair[1])))
+        response = yield request._replace(body=body, headers=headers)
     except Failure as failure:
         if failure.kind == "key":
-            failure.hint = "Run codex once so that it renews its sign-in, then this command again."
+            failure.hint = "Run codex once to renew its sign-in, then run the same command again."
         elif failure.kind == "blocked":
-            failure.hint = "chatgpt.com refuses some networks, data centres above all; use an API key there."
+            failure.hint = "chatgpt.com refuses some networks, above all data centers; use an API key there."
         raise
     return (yield from collect_images(request, response, settings, job.n))
-
-
-def data_url(upload: Upload) -> DataUrl:
-    """A file as a data: URL in a body."""
-    return DataUrl(upload.path, f"data:image/{upload.picture.format};base64,")
 
 
 def runapi(job: Job, settings: Settings, key: KeySource, token: str) -> Provider:
@@ -2283,116 +2274,104 @@ def runapi(job: Job, settings: Settings, key: KeySource, token: str) -> Provider
     dialects = runapi_dialects(job)
     templates: list[str] = []
     results: list[Image | Failure] = []
-    for number in range(1, job.n + 1):
+    for index in range(1, job.n + 1):
         try:
-            create, response = yield from runapi_create(job, root, key.value, dialects, sources, f"{token}-{number}")
+            create, response = yield from runapi_create(job, root, key, dialects, sources, f"{token}-{index}")
             action = create.url.rpartition("/")[2]
             templates = templates or [create.url + "/{id}", origin + "/api/v1/tasks/{id}",
                                       f"{origin}/api/v1/gpt_image_2/{action}/{{id}}"]
             results += yield from collect_images(create, response, settings, 1, templates)
         except Failure as failure:
             failed_alone = failure.kind in ("task_failed", "moderation")
-            if failure.collectable or (number == 1 and not failed_alone):
+            if failure.collectable or (index == 1 and not failed_alone):
                 raise
-            failure.collectable = failure.retryable  # it can be asked for again, without those that came
+            failure.collectable = failure.retryable  # the same command asks for this one image again
             results.append(failure)
     return results
 
 
 def runapi_root(settings: Settings) -> Settings:
-    """RunAPI's base URL as its paths need it; people set it with /v1 for chat."""
+    """The settings with RunAPI's base URL as its paths need it; for chat, people set it with /v1."""
     origin = re.sub(r"(/api)?(/v1)?$", "", settings.base_url.value)
     return settings._replace(base_url=settings.base_url._replace(value=origin))
 
 
 class Dialect(NamedTuple):
-    """One of the two ways to say the same to RunAPI: its pages and its SDKs disagree."""
+    """One of the two ways to ask RunAPI for the same: its pages and its SDKs disagree."""
     path: str
     model: str
     idempotent: bool  # whether Idempotency-Key is honoured
 
 
 def runapi_dialects(job: Job) -> list[Dialect]:
-    """The pages' way, then the SDKs'."""
+    """The dialect of RunAPI's pages, then that of its SDKs."""
     action, long = ("edit_image", "image-to-image") if job.images else ("text_to_image", "text-to-image")
     family = re.sub(r"-(sunburst|flare)$", "", re.sub(DATED, "", job.model))
     folder = {"gpt-image-1.5": "gpt_image"}.get(family, re.sub(r"[-.]", "_", family))
-    page, sdk = f"/v1/{action}", f"/api/v1/{folder}/{action}"
-    return [Dialect(page, f"{job.model}-{long}", False), Dialect(sdk, job.model, True)]
+    return [Dialect(f"/v1/{action}", f"{job.model}-{long}", False),
+            Dialect(f"/api/v1/{folder}/{action}", job.model, True)]
 
 
-def runapi_create(job: Job, settings: Settings, key: str, dialects: list[Dialect], sources: Sequence[str],
+def runapi_create(job: Job, settings: Settings, key: KeySource, dialects: list[Dialect], sources: list[str],
                   token: str) -> Generator[Request | Wait, Response, tuple[Request, Response]]:
-    """One task. The other dialect is tried where the refusal proves that there is no task; dialects keeps the
-    one that works in front."""
-    left, renamed = list(dialects), False
-    images = {"source_image_urls": list(sources)} if sources else {}
+    """One task. dialects: the one that works is moved to the front, in place."""
+    remaining, renamed = list(dialects), False
+    images = {"source_image_urls": sources} if sources else {}
     for number in range(4):  # two paths, and one other name of the model
-        spoken = left[0]
-        body = {"model": spoken.model, "prompt": job.prompt, **job.parameters, **images}
-        request = api_request(settings, key, "POST", spoken.path)
-        request = request._replace(headers=(*request.headers, ("Idempotency-Key", f"{token}-{number}")), body=body,
-                                   idempotent=spoken.idempotent, tasks=True, free_failures=True)
+        dialect = remaining[0]
+        body = {"model": dialect.model, "prompt": job.prompt, **job.parameters, **images}
+        request = api_request(settings, key.value, "POST", dialect.path)
+        headers = (*request.headers, ("Idempotency-Key", f"{token}-{number}"))
+        request = request._replace(headers=headers, body=body, idempotent=dialect.idempotent, tasks=True,
+                                   free_failures=True)
         try:
             response = yield request
-        except Failure as failure:
-            if failure.http_status in (404, 405) and len(left) > 1:
-                left.pop(0)
+            dialects[:] = [dialect, *(each for each in dialects if each.path != dialect.path)]
+            return request, response
+        except Failure as failure:  # another dialect only where the refusal proves that there is no task
+            if failure.http_status in (404, 405) and len(remaining) > 1:
+                remaining.pop(0)
             elif failure.http_status in (400, 422) and "model" in failure.message.lower() and not renamed:
-                other = next(dialect.model for dialect in runapi_dialects(job) if dialect.model != spoken.model)
-                renamed, left[0] = True, spoken._replace(model=other)
+                names = [each.model for each in runapi_dialects(job) if each.model != dialect.model]
+                renamed, remaining[0] = True, dialect._replace(model=names[0])
             else:
                 raise
-        else:
-            dialects[:] = [spoken, *(dialect for dialect in dialects if dialect.path != spoken.path)]
-            return request, response
     raise AssertionError("every branch above leaves the loop in time")
 
 
 def runapi_upload(image: Upload, settings: Settings, key: str) -> Generator[Request | Wait, Response, str]:
-    """The URL of an input image: it may have one, else it is put into RunAPI's storage for an hour."""
+    """The URL of an input image: its own, or one in RunAPI's storage, which keeps it for an hour."""
     if image.origin == "url":
         return image.path
     request = api_request(settings, key, "POST", "/api/v1/files")._replace(purpose="upload")
-    name = f"image.{image.picture.format}"
+    content_type, name = f"image/{image.picture.format}", f"image.{image.picture.format}"
     prepare = {"filename": name, "byte_size": image.bytes, "checksum": image.checksum,
-               "content_type": f"image/{image.picture.format}"}
+               "content_type": content_type}
     try:
         response = yield request._replace(url=request.url + "/prepare", body=prepare)
     except Failure as failure:
         if failure.http_status not in (404, 405):
             raise
-        return (yield from runapi_upload_inline(image, request))
-    place, headers, signed = (json_path(response.document, name) for name in ("upload_url", "headers", "signed_id"))
-    bad = not isinstance(place, str) or re.search(r"[\s\x00-\x20\x7f-\x9f]", place)
-    if bad or address_fault(place, request.url):
-        raise useless_upload(response)
-    pairs = [(name, as_text(value)) for name, value in headers.items()] if isinstance(headers, dict) else []
-    if any(header_fault(name, value) for name, value in pairs if name.lower() != "content-type"):
-        raise useless_upload(response)
-    yield Request("PUT", place, tuple(pairs), file=image.path, timeout=request.timeout, proxy=request.proxy,
-                  cacert=request.cacert, allow_http=request.allow_http, purpose="upload")
-    return uploaded_url((yield request._replace(url=request.url + "/confirm", body={"signed_id": signed})))
-
-
-def runapi_upload_inline(image: Upload, request: Request) -> Generator[Request | Wait, Response, str]:
-    """The older way: the whole file as base64 in one JSON body."""
-    source = {"type": "base64", "data": DataUrl(image.path)}
-    body = {"source": source, "file_name": f"image.{image.picture.format}"}
-    return uploaded_url((yield request._replace(body=body)))
-
-
-def uploaded_url(response: Response) -> str:
-    """Where an upload can be read."""
+        source = {"type": "base64", "data": DataUrl(image.path)}  # the older way: all in one JSON body
+        response = yield request._replace(body={"source": source, "file_name": name})
+    else:
+        yield storage_request(request, response, image.path)
+        signed_id = json_path(response.document, "signed_id")
+        response = yield request._replace(url=request.url + "/confirm", body={"signed_id": signed_id})
     url = task_field(response.document, ("url",))
     if not re.match(r"https?://", url):
-        raise useless_upload(response)
+        raise Failure("upload", "the upload did not return a URL: " + nothing_usable(response))
     return url
 
 
-def useless_upload(response: Response) -> Failure:
-    """An upload that leads nowhere."""
-    return Failure("upload", "the upload brought no URL: " + nothing_usable(response))
+def storage_request(request: Request, response: Response, path: str) -> Request:
+    """The PUT of a file that RunAPI prepared, without the key; its address and headers must be harmless."""
+    url, headers = as_text(json_path(response.document, "upload_url")), json_path(response.document, "headers")
+    pairs = [(name, as_text(value)) for name, value in headers.items()] if isinstance(headers, dict) else []
+    bad = any(header_fault(name, value) for name, value in pairs if name.lower() != "content-type")
+    if bad or re.search(r"[\s\x00-\x20\x7f-\x9f]", url) or address_fault(url, request.url):
+        raise Failure("upload", "the upload has no usable address: " + nothing_usable(response))
+    return request._replace(method="PUT", url=url, headers=tuple(pairs), file=path)
 
 
 # ---- 9. Transport: how to send -------------------------------------------------------------------
