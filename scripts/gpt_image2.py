@@ -2073,7 +2073,7 @@ def openai(job: Job, settings: Settings, key: KeySource, token: str) -> Provider
     body = {"model": job.model, "prompt": job.prompt, **job.parameters}
     if "/deployments/" in settings.base_url.value:
         del body["model"]  # Azure's older addresses name the deployment in the path and refuse it here
-    request = api_request(settings, key.value, "POST", "/images/edits" if job.images else "/images/generations")
+    request = api_request(settings, key.value, "POST", f"/images/{'edits' if job.images else 'generations'}")
     request = request._replace(form=edit_form(job, body)) if job.images else request._replace(body=body)
     try:
         response = yield request
@@ -2106,7 +2106,7 @@ def api_request(settings: Settings, key: str, method: str, path: str) -> Request
 
 
 def edit_form(job: Job, body: Mapping[str, Any]) -> tuple[Part, ...]:
-    """The parts of an edit, text first as the official SDK does; one image is `image`, several are `image[]`."""
+    """The parts of an edit, text first as in the official SDK; one image is `image`, several `image[]`."""
     parts = [Part(name, item if isinstance(item, str) else json.dumps(item)) for name, item in body.items()]
     field = "image" if len(job.images) == 1 else "image[]"
     for upload in job.uploads:
@@ -2366,7 +2366,8 @@ def runapi_upload(image: Upload, settings: Settings, key: str) -> Generator[Requ
 
 def storage_request(request: Request, response: Response, path: str) -> Request:
     """The PUT of a file that RunAPI prepared, without the key; its address and headers must be harmless."""
-    url, headers = as_text(json_path(response.document, "upload_url")), json_path(response.document, "headers")
+    url = as_text(json_path(response.document, "upload_url"))
+    headers = json_path(response.document, "headers")
     pairs = [(name, as_text(value)) for name, value in headers.items()] if isinstance(headers, dict) else []
     bad = any(header_fault(name, value) for name, value in pairs if name.lower() != "content-type")
     if bad or re.search(r"[\s\x00-\x20\x7f-\x9f]", url) or address_fault(url, request.url):
@@ -2375,42 +2376,43 @@ def storage_request(request: Request, response: Response, path: str) -> Request:
 
 
 # ---- 9. Transport: how to send -------------------------------------------------------------------
-# The only part that knows curl. Its key travels in a file without a name that is curl's standard
-# input; prompts and bodies travel in files of a private folder, where the answer arrives too.
+# The only part that knows curl. The key travels in a file without a name that is curl's standard input;
+# prompts and bodies travel in files of a private folder, where the response arrives too.
 
 WRITE_OUT = ("%{http_code} %{http_connect} %{size_upload} %{time_pretransfer} %{size_download} "
              "%{size_request}\\n")
+
 
 class CurlFault(NamedTuple):
     """What one of curl's exit codes means."""
     kind: str
     sentence: str
-    early: bool = False  # before anything of the request could leave this machine
-    hopeless: bool = False  # the next try would meet the same
+    early: bool = False  # before any of the request could leave this machine
+    hopeless: bool = False  # the next try would fail in the same way
 
 
 TOO_LARGE = 63
 CURL_FAULTS = {  # by exit code; curl's man page, read 2026-11-01
-    1: CurlFault("config", "curl cannot use this kind of URL", hopeless=True),
+    1: CurlFault("config", "curl does not support this kind of URL", hopeless=True),
     2: CurlFault("curl", "curl rejected its options; it may be too old", early=True, hopeless=True),
     3: CurlFault("config", "curl rejected the URL", early=True, hopeless=True),
-    5: CurlFault("network", "the proxy's name cannot be found", early=True),
-    6: CurlFault("network", "the server's name cannot be found", early=True),
-    7: CurlFault("network", "nothing answers there", early=True),
-    8: CurlFault("network", "what answers there does not speak HTTP"),
+    5: CurlFault("network", "cannot find the proxy", early=True),
+    6: CurlFault("network", "cannot find the server", early=True),
+    7: CurlFault("network", "no server is listening there", early=True),
+    8: CurlFault("network", "the server there does not speak HTTP"),
     16: CurlFault("network", "the HTTP/2 connection broke"),
-    18: CurlFault("network", "the answer broke off in the middle"),
-    23: CurlFault("disk", "the answer could not be written to disk"),
-    26: CurlFault("input", "a file to send could not be read", hopeless=True),
-    28: CurlFault("timeout", "no answer in time"),
+    18: CurlFault("network", "the reply was cut off"),
+    23: CurlFault("disk", "the reply could not be written to disk"),
+    26: CurlFault("input", "an input file could not be read", hopeless=True),
+    28: CurlFault("timeout", "could not connect in time"),
     35: CurlFault("tls", "the TLS handshake failed: a wrong port, or a proxy in between", early=True),
     47: CurlFault("network", "too many redirects"),
-    52: CurlFault("network", "the server closed the connection without an answer"),
+    52: CurlFault("network", "the server closed the connection without a reply"),
     55: CurlFault("network", "the connection broke while sending"),
-    56: CurlFault("network", "the connection broke while waiting for the answer"),
+    56: CurlFault("network", "the connection broke while waiting for the reply"),
     60: CurlFault("tls", "the server's certificate is not trusted", early=True, hopeless=True),
-    TOO_LARGE: CurlFault("network", "the answer is larger than allowed"),
-    65: CurlFault("network", "the request would have to be sent again"),
+    TOO_LARGE: CurlFault("network", "the reply is larger than allowed"),
+    65: CurlFault("network", "the request would have to be repeated, which could charge you twice"),
     77: CurlFault("config", "the file named as cacert cannot be read", early=True, hopeless=True),
     92: CurlFault("network", "the HTTP/2 connection broke"),
     97: CurlFault("network", "the SOCKS proxy refused the connection"),
@@ -2419,11 +2421,11 @@ OTHER_FAULT = CurlFault("network", "the transfer failed")
 
 
 class Exchange(NamedTuple):
-    """The files of one transfer, side by side in the command's folder, by kind."""
+    """The files of one transfer, side by side in the command's folder."""
     base: str
 
     def file(self, kind: str) -> str:
-        """The path of one of the kinds that stand in the journal's table."""
+        """The path of one of them; the journal's table lists the kinds."""
         return f"{self.base}.{kind}"
 
 
@@ -2446,7 +2448,7 @@ def private_file(path: str, how: int = os.O_TRUNC) -> BinaryIO:
 
 
 def plain_file(path: str, follow: bool = False) -> BinaryIO:
-    """A file to read. Whatever else has that name, a link or a pipe, is an OSError, and never waited for."""
+    """A file to read. Anything else of that name, a link or a pipe, is an OSError and never blocks."""
     import stat
     stream = open(os.open(path, getattr(os, "O_NONBLOCK", 0) | BINARY | (0 if follow else NO_LINK)), "rb")
     if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
@@ -2466,35 +2468,30 @@ def curl_config(request: Request, exchange: Exchange) -> str:
 
     All its options exist in curl 7.68 (checked with 7.68 to 8.16).
     """
-    plain = request.url.startswith("http:") and (request.allow_http or is_loopback(request.url))
-    protocols = "=http" if plain else "=https"
-    lines = [("globoff", ""), ("silent", ""), ("show-error", ""), ("proto", protocols),
-             ("connect-timeout", f"{min(CONNECT_TIMEOUT, request.timeout):g}"), ("max-time", f"{request.timeout:.3f}")]
-    if is_loopback(request.url):
-        lines += [("noproxy", "*")]
-    elif request.proxy:
-        lines += [("proxy", request.proxy)]
+    is_local = is_loopback(request.url)
+    plain = request.url.startswith("http:") and (request.allow_http or is_local)
+    lines = [("globoff", ""), ("silent", ""), ("show-error", ""), ("proto", "=http" if plain else "=https"),
+             ("connect-timeout", f"{min(CONNECT_TIMEOUT, request.timeout):g}"),
+             ("max-time", f"{request.timeout:.3f}"), ("max-filesize", str(request.most_bytes)),
+             ("write-out", WRITE_OUT)]
+    if is_local or request.proxy:
+        lines.append(("noproxy", "*") if is_local else ("proxy", request.proxy))
     if request.cacert:
-        lines += [("cacert", os.path.abspath(os.path.expanduser(request.cacert)))]
+        lines.append(("cacert", os.path.abspath(os.path.expanduser(request.cacert))))
     if (request.body or {}).get("stream") or any(part.name == "stream" for part in request.form):
-        lines += [("no-buffer", "")]
-    lines += [("max-filesize", str(request.most_bytes)), ("url", request.url), ("header", "Expect:"),
-              ("header", "Accept-Encoding: identity")]
-    lines += [("header", header_line(name, value)) for name, value in request.headers]
+        lines.append(("no-buffer", ""))
+    lines += [("url", request.url), ("header", "Expect:"), ("header", "Accept-Encoding: identity")]
+    for name, value in request.headers:
+        if CONTROL.search(name + value):
+            raise setup_failure(f"the header {one_line(name)} contains a control character")
+        lines.append(("header", f"{name}: {value}"))
     lines += body_lines(request, exchange)
-    lines += [("output", exchange.file("answer")), ("dump-header", exchange.file("headers")), ("write-out", WRITE_OUT)]
+    lines += [("output", exchange.file("answer")), ("dump-header", exchange.file("headers"))]
     return "".join(f"{name} = {quote_config(value)}\n" if value else f"{name}\n" for name, value in lines)
 
 
-def header_line(name: str, value: str) -> str:
-    """`Name: value`; a control character would start a second header."""
-    if CONTROL.search(name + value):
-        raise setup_failure(f"the header {one_line(name)} holds a control character")
-    return f"{name}: {value}"
-
-
 def body_lines(request: Request, exchange: Exchange) -> list[tuple[str, str]]:
-    """The body's lines: JSON from one file, or form parts from a file each, so that no text is interpreted."""
+    """The lines for the body: JSON from a file, or form parts from a file each; curl interprets no text."""
     if request.body is not None:
         return [("header", "Content-Type: application/json"), ("data-binary", "@" + exchange.file("body"))]
     if request.file:
@@ -2503,16 +2500,16 @@ def body_lines(request: Request, exchange: Exchange) -> list[tuple[str, str]]:
                 ("data-binary", "@" + request.file)]
     lines = []
     for number, part in enumerate(request.form):
+        content = f"<{quote_path(exchange.file(f'field-{number}'))}"
         if part.path:
             name = f"{part.name.rstrip('[]')}-{number}.{part.content_type.split('/')[-1]}"
-            lines.append(("form", f'{part.name}=@{quote_path(part.path)};filename="{name}";type={part.content_type}'))
-        else:
-            lines.append(("form", f"{part.name}=<{quote_path(exchange.file(f'field-{number}'))}"))
+            content = f'@{quote_path(part.path)};filename="{name}";type={part.content_type}'
+        lines.append(("form", f"{part.name}={content}"))
     return lines
 
 
 def write_bodies(request: Request, exchange: Exchange) -> None:
-    """Put JSON and form texts where curl_config says they are."""
+    """Write the JSON or the form's texts to the files that curl_config names."""
     bodies = {f"field-{number}": part.text for number, part in enumerate(request.form) if not part.path}
     if request.body is not None:
         bodies["body"] = json.dumps(request.body, ensure_ascii=False, default=inline_file)
@@ -2529,7 +2526,7 @@ def inline_file(item: DataUrl) -> str:
 
 
 def start_child(argv: Sequence[str], secrets: Sequence[str], **streams: Any) -> Popen[bytes]:
-    """Start a program: no shell, no key in its environment, private files, out of reach of a terminal's Ctrl-C."""
+    """Start a program: no shell, no key in its environment, private files, no Ctrl-C from a terminal."""
     import subprocess
     umask = os.umask(0o077)
     try:
@@ -2542,7 +2539,7 @@ def start_child(argv: Sequence[str], secrets: Sequence[str], **streams: Any) -> 
 
 
 def child_output(argv: Sequence[str], secrets: Sequence[str], kind: str, timeout: float) -> bytes:
-    """A finished program's standard output; a non-zero exit is a failure that names the program only."""
+    """A finished program's standard output; a non-zero exit is a failure that names only the program."""
     import select
     import subprocess
     deadline = time.monotonic() + timeout
@@ -2552,15 +2549,15 @@ def child_output(argv: Sequence[str], secrets: Sequence[str], kind: str, timeout
         try:
             while output is None:
                 try:
-                    output = child.communicate(timeout=min(0.5, timeout))[0]
+                    output = child.communicate(timeout=0.5)[0]
                 except subprocess.TimeoutExpired as late:
                     pipe = child.stdout
                     if (child.poll() is not None and os.name == "posix" and pipe and not pipe.closed
                             and not select.select([pipe], [], [], 0)[0]):
-                        output = late.output or b""  # what it started, a password agent perhaps, has the pipe
+                        output = late.output or b""  # what it started, perhaps an agent, holds the pipe
                     elif time.monotonic() > deadline:
-                        raise setup_failure(f"{quoted(argv[0])} did not finish within {timeout:g} s",
-                                            kind=kind) from None
+                        message = f"{quoted(argv[0])} did not finish within {timeout:g} s"
+                        raise setup_failure(message, kind=kind) from None
         finally:
             child.kill()
     if child.returncode:
@@ -2573,25 +2570,26 @@ def check_curl(secrets: Sequence[str]) -> str:
     output = child_output(["curl", "-q", "--version"], secrets, "curl", 10).decode("utf-8", "replace")
     match = re.match(r"curl (\d+)\.(\d+)\S*", output)
     if not match or (int(match.group(1)), int(match.group(2))) < MINIMUM_CURL:
-        found = match.group(0) if match else one_line(output, 40)
-        raise setup_failure(f"curl 7.68 or newer is needed, this is {found}", kind="curl")
-    return match.group(0)
+        version = match.group() if match else one_line(output, 40)
+        raise setup_failure(f"curl 7.68 or newer is needed; this is {version}", kind="curl")
+    return match.group()
 
 
 QUOTE = r"[\"'`\u2018-\u201f\u00ab\u00bb]"
-# What is no key -> what it is; the first that fits counts.
-NO_KEYS = {
-    "": "is empty", r".*[\r\n].*": "holds a line break", rf"{QUOTE}.*|.*{QUOTE}": "stands in quotes: remove them",
-    r".*(\.\.\.|\u2026|\*\*\*).*|<.*>|\[.*\]|\$?\{.*\}|\$?[A-Z0-9]+(_[A-Z0-9]+)*_KEY|%\w+%|"
-    r"(?i:(.*[-_ ])?(your|insert|replace|change)[-_ ]?(([a-z0-9]+[-_ ])*(api)?(key|token|secret|here)|me|this)|"
+NO_KEYS = {  # what is no key -> what is wrong with it; the first that matches counts
+    "": "is empty",
+    r".*[\r\n].*": "contains a line break",
+    rf"{QUOTE}.*|.*{QUOTE}": "is in quotes: remove them",
+    r".*(\.\.\.|\u2026|\*\*\*).*|<.*>|\[.*\]|\$?\{.*\}|\$?[A-Z0-9]+(_[A-Z0-9]+)*_KEY|%\w+%|(?i:"
+    r"(.*[-_ ])?(your|insert|replace|change)[-_ ]?(([a-z0-9]+[-_ ])*(api)?(key|token|secret|here)|me|this)|"
     r".*(key|token)[-_ ]here|(my[-_ ]?)?api[-_ ]?key|([srp]k-)?(proj-)?[x-]*xxx[x-]*|[srp]k-(proj-)?)":
-        "is only a placeholder: put the real one there",
-    r"(?i:bearer\s.*)|[A-Z_\d]+_KEY=.*": "has a word in front: put the key alone there",
-    r".*[^\x21-\x7e].*": "holds a blank or a character that is not ASCII"}
+        "is only a placeholder: put the real key there",
+    r"(?i:bearer\s.*)|[A-Z_\d]+_KEY=.*": "starts with another word: leave only the key",
+    r".*[^\x21-\x7e].*": "contains a space or a character that is not ASCII"}
 
 
 def read_key(source: KeySource, secrets: Sequence[str]) -> str:
-    """The key itself, from its source or as the first line that its command prints; it fits into a header line."""
+    """The key itself, or the first line that its command prints; it is fit for a header."""
     key = source.value
     if source.command:
         try:
@@ -2601,93 +2599,87 @@ def read_key(source: KeySource, secrets: Sequence[str]) -> str:
                                 "key") from None
         key = (output.splitlines() or [""])[0]
     key = pasted(key)
-    fault = next((name for pattern, name in NO_KEYS.items() if re.fullmatch(pattern, key, re.DOTALL)), "")
-    if fault:
-        raise setup_failure(f"the key from {source.source} {fault}", kind="key")
+    for pattern, fault in NO_KEYS.items():
+        if re.fullmatch(pattern, key, re.DOTALL):
+            raise setup_failure(f"the key from {source.source} {fault}", kind="key")
     return key
 
 
 def start_curl(request: Request, exchange: Exchange, secrets: Sequence[str]) -> Popen[bytes]:
-    """curl at work on one request; all it has to say goes to files, and its end frees the exchange's lock."""
+    """Start curl on one request; it writes everything to files, and its end releases the exchange's lock."""
     import tempfile
     write_bodies(request, exchange)
     if request.purpose == "create":
         private_file(exchange.file("create")).close()
-    lock = take_lock(exchange.file("lock"), create=True, wait=True)  # others take it only for a look
+    lock = take_lock(exchange.file("lock"), create=True, wait=True)  # others only test it
+    more: dict[str, Any] = {}
+    if lock is not None and lock != NO_LOCKS:
+        more = {"pass_fds": (lock,), "preexec_fn": lambda: detach_from_tree(lock)}
     try:
-        # In the private folder: looking for a temporary one leaves a probe file when it is killed.
+        # tempfile's own search for a folder leaves a probe file behind if we are killed.
         with tempfile.TemporaryFile(dir=os.path.dirname(exchange.base)) as config, \
-                private_file(exchange.file("outcome")) as outcome, private_file(exchange.file("errors")) as errors:
-            reserve_room(outcome, errors)
+                private_file(exchange.file("outcome")) as outcome, \
+                private_file(exchange.file("errors")) as errors:
+            for file in (outcome, errors):  # room for how it ended, on a disk that is full by then
+                file.write(b" " * 4096)
             config.write(as_bytes(curl_config(request, exchange)))
-            config.seek(0)  # the child shares the offset
-            more = {} if lock is None or lock == NO_LOCKS else {
-                "pass_fds": (lock,), "preexec_fn": lambda: detach_from_tree(lock)}
-            return start_child(["curl", "-q", "-K", "-"], secrets, stdin=config, stdout=outcome, stderr=errors, **more)
+            for file in (outcome, errors, config):
+                file.flush()
+                file.seek(0)  # the child shares the offset
+            return start_child(["curl", "-q", "-K", "-"], secrets, stdin=config, stdout=outcome,
+                               stderr=errors, **more)
     finally:
         release(lock)
 
 
-def reserve_room(*files: BinaryIO) -> None:
-    """Blanks where curl will write how it ended: on a disk that is full by then it could not say so."""
-    for file in files:
-        file.write(b" " * 4096)
-        file.flush()
-        file.seek(0)  # the child shares the offset
-
-
 def detach_from_tree(lock: int) -> None:
-    """Fork once more before curl begins, so that init adopts it: some agents kill a program's whole process tree.
-
-    The orphan's process id is in the lock file, and true as long as the lock is held.
-    """
+    """Fork and exit before curl starts, so that init adopts it: some agents kill a whole process tree."""
     if os.fork():
         os._exit(0)
-    os.write(lock, b"%d" % os.getpid())
+    os.write(lock, b"%d" % os.getpid())  # in the lock file, true as long as the lock is held
 
 
 def is_running(child: Popen[bytes] | None, exchange: Exchange) -> bool:
-    """Whether curl is still at work. child is its short-lived parent; where there are no locks it is curl itself."""
+    """Whether curl is still running. child is its short-lived parent; without locks it is curl itself."""
     return (child is not None and child.poll() is None) or exchange_state(exchange) == RUNNING
 
 
 def stop_curl(child: Popen[bytes] | None, exchange: Exchange) -> None:
-    """End a transfer that this run has started, if it has not ended by itself."""
+    """Stop a transfer that this run started, if it has not ended by itself."""
     import signal
     while is_running(child, exchange):
         if child is not None:
-            child.terminate()  # without a lock it is curl itself
+            child.terminate()
         with suppress(OSError, ValueError), plain_file(exchange.file("lock")) as stream:
             os.kill(int(stream.read()), signal.SIGTERM)
         time.sleep(0.01)
 
 
 def read_outcome(exchange: Exchange) -> Outcome:
-    """What curl's files say. Its exit code is in its error message, so that any process can read it.
-
-    What was sent has a time and a size; 8.23 gives what was not a time too, 7.x gives a proxy's CONNECT a size.
-    """
+    """What curl's files say; the exit code is in its error message, so that any process can read it."""
     with open(exchange.file("outcome"), encoding="ascii", errors="replace") as stream:
         fields = stream.read().split()
     with open(exchange.file("errors"), encoding="utf-8", errors="replace") as stream:
-        errors = stream.read(4000)
-    errors = errors.replace(os.path.dirname(exchange.base) + os.sep, "")  # some curls name the files
-    match = re.search(r"^(?:curl: )*\((\d+)\) ?(.*)", errors, re.MULTILINE)  # 7.74: `(23) ...` for a full disk
-    rejected = "" if match or "curl --help" not in errors else errors.partition("\n")[0]  # 8.23 tells no code of it
-    exit_code = int(match.group(1)) if match else 2 if rejected else 0 if len(fields) >= 5 else -9
-    message = match.group(2) if match else rejected
-    if len(fields) < 5:  # no write-out line, or half of one: a usage error, or curl was killed
+        errors = stream.read(4000).replace(os.path.dirname(exchange.base) + os.sep, "")  # some curls name it
+    exit_code, message = 0 if len(fields) >= 5 else -9, ""
+    match = re.search(r"^(?:curl: )*\((\d+)\) ?(.*)", errors, re.MULTILINE)  # 7.74: `(23) ...` on a full disk
+    if match:
+        exit_code, message = int(match.group(1)), match.group(2)
+    elif "curl --help" in errors:  # 8.23 gives no code when it rejects its options
+        exit_code, message = 2, errors.partition("\n")[0]
+    if len(fields) < 5:  # half a write-out line or none: a usage error, or curl was killed
         return Outcome(exit_code, 0, 0, exit_code not in (2, 26), message)
-    # curl 8.14 says nothing of a full disk. An unpacked answer is hardly ever shorter than it was.
+    # curl 8.14 does not report a full disk. An unpacked answer is hardly ever shorter than it was.
     if not exit_code and os.path.exists(exchange.file("answer")) and (
             float(fields[4]) > os.path.getsize(exchange.file("answer")) * 1.01 + 100):
         exit_code = 23
-    sent = float(fields[3]) > 0 and (len(fields) < 6 or float(fields[5]) > 0)  # 5: this program's, before 1.1
+    # What was sent has a time and a size; 8.23 has a time without it, and 7.x a size for a proxy's CONNECT.
+    sent = float(fields[3]) > 0 and (len(fields) < 6 or float(fields[5]) > 0)  # 5: by this program before 1.1
     return Outcome(exit_code, int(fields[0]), int(fields[1]), sent or float(fields[2]) > 0, message)
 
 
 def read_headers(path: str) -> dict[str, str]:
-    """The last block of headers, names in lower case: earlier blocks are 100, 103, a proxy's or redirects."""
+    """The last block of headers, names in lower case; earlier blocks are 100, 103, a proxy's or redirects."""
     headers: dict[str, str] = {}
     with suppress(FileNotFoundError), open(path, encoding="utf-8", errors="replace") as stream:
         for line in stream:
@@ -2700,55 +2692,57 @@ def read_headers(path: str) -> dict[str, str]:
 
 
 def transport_failure(outcome: Outcome, request: Request) -> Failure | None:
-    """The failure for a transfer without a whole answer, None when there is one."""
+    """The failure of a transfer that brought no whole response, else None."""
     host = host_of(request.url)
     refused = outcome.status or outcome.proxy_status
-    if refused == 407 or (not outcome.status and refused >= 400):  # without TLS its refusal is the answer
+    if refused == 407 or (not outcome.status and refused >= 400):  # without TLS its refusal is the response
         return Failure("network", f"the proxy refused the connection to {host} (HTTP {refused})",
                        "Check the proxy's address and password.", "no", retryable=True, next_step="fix")
     if outcome.exit_code == 0:
         return None
     fault = CURL_FAULTS.get(outcome.exit_code, OTHER_FAULT)
-    never_sent = not outcome.sent or fault.early
-    kind, sentence = fault.kind, fault.sentence
     if outcome.exit_code < 0:
-        sentence = "curl was stopped"
-    elif outcome.exit_code == 28:
-        sentence = f"no answer within {request.timeout:g} s" if outcome.sent else "no connection in time"
+        fault = OTHER_FAULT._replace(sentence="curl was stopped")
+    elif outcome.exit_code == 28 and outcome.sent:
+        fault = fault._replace(sentence=f"no reply within {request.timeout:g} s")
     elif outcome.exit_code == 1 and outcome.sent:
-        kind, sentence = "network", "what answers there does not speak HTTP"
-    message = f"{host}: {sentence} (curl {outcome.exit_code})" + (f": {outcome.message}" if outcome.message else "")
+        fault = CURL_FAULTS[8]
+    never_sent = not outcome.sent or fault.early
+    message = f"{host}: {fault.sentence} (curl {outcome.exit_code})"
+    message += f": {outcome.message}" if outcome.message else ""
     billed = "no" if never_sent or request.rules.is_free else "maybe"
-    kept = kind == "disk" and billed == "maybe"
-    return Failure(kind, message, unsent_hint(kind, request.url) if never_sent else None, billed,
-                   -1 if kept or (never_sent and kind != "disk") else NO_ANSWER, never_sent and not fault.hopeless,
-                   "ask" if billed == "maybe" else "", kept, outcome.status)
+    kept = fault.kind == "disk" and billed == "maybe"
+    own_exit_code = kept or (never_sent and fault.kind != "disk")
+    return Failure(fault.kind, message, unsent_hint(fault.kind, request.url) if never_sent else None, billed,
+                   -1 if own_exit_code else NO_ANSWER, never_sent and not fault.hopeless,
+                   "ask" if billed == "maybe" else "", collectable=kept, http_status=outcome.status)
 
 
 # Codex's words, read in 0.169. It sets CODEX_SANDBOX_NETWORK_DISABLED where a command has no network.
-SANDBOX = ("If this is a sandbox, ask for more or to run outside it (Codex: sandbox_permissions require_escalated; or "
+SANDBOX = ("In a sandbox, ask for access or run outside it (Codex: sandbox_permissions require_escalated; or "
            'sandbox_mode = "workspace-write", and network_access = true under [sandbox_workspace_write]).')
 
 
 def network_is_closed(url: str) -> bool:
-    """Whether this machine reaches no other one, as in a sandbox. Connecting a datagram socket sends nothing."""
+    """Whether this machine reaches no other, as in a sandbox. Connecting a datagram socket sends nothing."""
     import socket
     closed = bool(environment("CODEX_SANDBOX_NETWORK_DISABLED"))
     if closed or is_loopback(url):
         return closed
-    for family, address in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):  # RFC 5737, 3849
+    for family, host in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):  # RFC 5737, 3849
         with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect((address, 9))
+            probe.connect((host, 9))
             return False
     return True
 
 
 def unsent_hint(kind: str, url: str) -> str:
-    """What to do where nothing left this machine."""
+    """What to do when nothing has left this machine."""
     if kind not in ("network", "timeout"):
         return KINDS[kind].hint
-    return f"Nothing was sent: there is no network here. {SANDBOX}" if network_is_closed(url) else (
-        "Nothing was sent. Check --base-url, the network and the proxy, then run the same command again.")
+    if network_is_closed(url):
+        return f"Nothing was sent: there is no network here. {SANDBOX}"
+    return "Nothing was sent. Check --base-url, the network and the proxy, then run the same command again."
 
 # ---- 10. Journal: unfinished requests survive everything -----------------------------------------
 # One folder for each command, FINGERPRINT-RANDOM. Running the same command again takes it over and replays the
