@@ -2745,34 +2745,32 @@ def unsent_hint(kind: str, url: str) -> str:
     return "Nothing was sent. Check --base-url, the network and the proxy, then run the same command again."
 
 # ---- 10. Journal: unfinished requests survive everything -----------------------------------------
-# One folder for each command, FINGERPRINT-RANDOM. Running the same command again takes it over and replays the
-# provider: a paid step that has an answer is read instead of sent, one that still runs is waited for.
-#
-#   file                 written by           read by           meaning
-#   request.json         make_folder          request_record    what was asked for, without a key; its schema
-#   owner                make_folder          take_lock         locked by the program at work on the folder
-#   droppable            Folder.let_fresh_drop take_over         --fresh may remove it: it may fail for ever
-#   input-K, input-K.url Inputs.moved         curl, Inputs      the Kth input image, and its address if it has one
-#   N.create             start_curl           Folder.creates    the Nth paid step asks for images
-#   N.body, N.field-K    write_bodies         curl              what is sent
-#   N.lock               curl's parent        exchange_state    locked by curl while it is at work; its process id
-#   N.answer, N.headers  curl                 read_response     what came, as it came
-#   N.outcome, N.errors  curl                 read_outcome      how it ended; errors is there before curl starts
-#   RUN-K.*              as N.*               as N.*            a step that is repeated by every run, not replayed
-#   saved-N              Folder.remember_saved Folder.saved_before      the path of the Nth picture
-#   partials             Partials.publish     Partials          the files of pictures in the making
-#
+# One folder for each command, FINGERPRINT-RANDOM. Running the same command again adopts it and replays the
+# provider: a paid step that has a response is read instead of sent, one that still runs is waited for.
+#   file                  written by             read by              meaning
+#   request.json          make_folder            request_record       the request without a key; its schema
+#   owner                 make_folder            take_lock            locked by the program that works on it
+#   droppable             Folder.let_fresh_drop  take_over            --fresh may remove the folder
+#   input-K, input-K.url  Inputs.moved           curl, Inputs         the Kth input image, and its URL if any
+#   N.create              start_curl             Folder.create_steps  the Nth paid step asks for images
+#   N.body, N.field-K     write_bodies           curl                 what is sent
+#   N.lock                curl's parent          exchange_state       curl's process id; locked while it runs
+#   N.answer, N.headers   curl                   read_response        what came, as it came
+#   N.outcome, N.errors   curl                   read_outcome         how it ended; errors: curl may start
+#   RUN-K.*               as N.*                 as N.*               a step that is repeated, not replayed
+#   saved-N               Folder.remember_saved  Folder.saved_before  the path of the Nth image
+#   partials              Partials.publish       Partials             the files of the previews
 # The state of a transfer, from what is there:
 #   errors   lock held   text in outcome or errors   headers   state
 #   no       -           -                           -         UNSENT
 #   yes      yes         -                           -         RUNNING
 #   yes      no          yes                         -         ANSWERED: curl has ended and said how
 #   yes      no          no                          yes       LOST: curl was killed in the middle
-#   yes      no          no                          no        UNSENT: killed before it could connect
+#   yes      no          no                          no        UNSENT: curl was killed before it could connect
 
 SCHEMA = 1  # of request.json; a folder with a newer one is left alone
 UNSENT, RUNNING, ANSWERED, LOST = "unsent", "running", "answered", "lost"
-NO_LOCKS = -1  # in place of a lock's descriptor, where there are none: nothing is running then, as far as is known
+NO_LOCKS = -1  # instead of a lock's descriptor, where locks do not exist: then nothing counts as running
 
 
 class Folder(NamedTuple):
@@ -2783,37 +2781,37 @@ class Folder(NamedTuple):
     adopted: bool = False
 
     def exchange(self, name: object) -> Exchange:
-        """The files of one transfer: 1, 2 ... for those that are never repeated, others are named by their run."""
+        """The files of one transfer. Paid steps have a number, repeatable ones a name from their run."""
         return Exchange(self.file(str(name)))
 
     def file(self, name: str) -> str:
         """The path of one of its own files."""
         return os.path.join(self.path, name)
 
-    def creates(self) -> list[Exchange]:
+    def create_steps(self) -> list[Exchange]:
         """The transfers that ask for images and were begun."""
         steps = sorted(int(name[:-7]) for name in os.listdir(self.path) if re.fullmatch(r"\d+\.create", name))
         return [self.exchange(step) for step in steps]
 
     def state(self) -> str:
-        """RUNNING while an image is asked for, then LOST or ANSWERED; UNSENT when nothing was asked."""
-        states = [exchange_state(exchange) for exchange in self.creates()]
+        """RUNNING while images are being made, else LOST or ANSWERED; UNSENT when nothing was sent."""
+        states = [exchange_state(exchange) for exchange in self.create_steps()]
         return next((state for state in (RUNNING, LOST, ANSWERED) if state in states), UNSENT)
 
     def paid_answers(self) -> list[Exchange]:
-        """The transfers whose server said yes: something may have been bought there."""
-        ended = [exchange for exchange in self.creates() if exchange_state(exchange) == ANSWERED]
+        """The transfers that the server accepted: something may have been bought there."""
+        ended = [exchange for exchange in self.create_steps() if exchange_state(exchange) == ANSWERED]
         return [exchange for exchange in ended if 200 <= read_outcome(exchange).status < 300]
 
     def answers(self) -> list[str]:
-        """The files that came and may hold an image: not refused, not endless."""
-        ended = [(exchange.file("answer"), read_outcome(exchange)) for exchange in self.creates()
+        """The files of responses that may hold an image: not refused, not endless."""
+        ended = [(exchange.file("answer"), read_outcome(exchange)) for exchange in self.create_steps()
                  if exchange_state(exchange) in (ANSWERED, LOST)]
         return [path for path, outcome in ended if outcome.status < 300 and outcome.exit_code != TOO_LARGE
                 and os.path.exists(path) and os.path.getsize(path)]
 
     def saved_before(self, number: int) -> str:
-        """Where an earlier run saved the Nth picture, if there is still a picture."""
+        """Where an earlier run saved the Nth image, if that file is still an image."""
         with suppress(OSError):
             with plain_file(self.file(f"saved-{number}")) as stream:
                 path = os.fsdecode(stream.read())
@@ -2822,23 +2820,23 @@ class Folder(NamedTuple):
         return ""
 
     def saved_paths(self) -> set[str]:
-        """The files of all pictures that this command has saved, in this run or in an earlier one."""
+        """The files of all images that this command has saved, in this run or an earlier one."""
         numbers = [int(name[6:]) for name in os.listdir(self.path) if re.fullmatch(r"saved-\d+", name)]
         return {self.saved_before(number) for number in numbers}
 
     def remember_saved(self, number: int, path: str) -> None:
-        """Note where the Nth picture is, so that a later run does not save it again."""
-        discard(self.file(f"saved-{number}"))  # it named no picture
+        """Note where the Nth image is, so that a later run does not save it again."""
+        discard(self.file(f"saved-{number}"))  # it named no image
         with private_file(self.file(f"saved-{number}")) as stream:
             stream.write(os.fsencode(path))
 
     def let_fresh_drop(self) -> None:
         """Let --fresh remove the folder: collecting it may fail for ever."""
-        with suppress(OSError):  # a full disk: there it stays until it is collected
+        with suppress(OSError):  # on a full disk it stays until it is collected
             private_file(self.file("droppable")).close()
 
     def remove(self) -> None:
-        """Forget the command. Renamed first, so that a half removed folder is never taken for a request."""
+        """Forget the command. Renamed first, so that a half-removed folder is never taken for a request."""
         path = self.path
         if self.journaled:
             gone = os.path.join(os.path.dirname(path), ".gone-" + os.path.basename(path))
@@ -2846,21 +2844,18 @@ class Folder(NamedTuple):
                 os.rename(path, gone)
                 path = gone
             except OSError:
-                with suppress(OSError):  # without it a folder is none either
-                    discard(os.path.join(path, "owner"))
+                with suppress(OSError):  # a folder without it is no request either
+                    discard(self.file("owner"))
         remove_tree(path)
 
 
 def take_lock(path: str, create: bool = False, wait: bool = False) -> int | None:
-    """A descriptor that holds the file's lock, None when another process holds it or there is no file.
-
-    The lock is released when the last process that has the descriptor exits, for whatever reason.
-    """
+    """A descriptor that holds the file's lock; None when another process holds it or there is no file."""
     if fcntl is None:
         if create:
             private_file(path).close()
         return NO_LOCKS if os.path.exists(path) else None
-    try:
+    try:  # the lock lasts until the last process that has the descriptor exits, for whatever reason
         handle = os.open(path, os.O_RDWR | NO_LINK | (os.O_CREAT if create else 0), 0o600)
     except FileNotFoundError:
         return None
@@ -2878,9 +2873,9 @@ def take_lock(path: str, create: bool = False, wait: bool = False) -> int | None
 
 
 def journal_lock(folder: str, name: str, create: bool = False, wait: bool = False) -> int | None:
-    """The lock of the journal or of one request: without it two programs could buy the same, but on Windows."""
+    """The lock of the journal or of a request; without one, two programs could buy the same image."""
     lock = take_lock(os.path.join(folder, name), create, wait)
-    if lock == NO_LOCKS and fcntl:
+    if lock == NO_LOCKS and fcntl:  # Windows does without
         raise OSError("files cannot be locked there")
     return lock
 
@@ -2892,7 +2887,7 @@ def release(lock: int | None) -> None:
 
 
 def state_root() -> str:
-    """Where the folders are: XDG's place for what should survive a restart but is no setting."""
+    """The folder of all requests: XDG's place for what survives a restart but is not a setting."""
     state = environment("XDG_STATE_HOME")
     base = state if os.path.isabs(state) else os.path.join(os.path.expanduser("~"), ".local", "state")
     if not os.path.isabs(base):
@@ -2901,58 +2896,55 @@ def state_root() -> str:
 
 
 def sandbox_root() -> str:
-    """The place for them where a sandbox lets a command write nothing but its workspace and temporary files."""
-    places = temporary_places()
-    if not places:
-        raise OSError("there is no folder for temporary files")  # requests do not belong into a workspace
-    return os.path.join(places[0], f"gpt-image-2-{os.getuid() if hasattr(os, 'getuid') else None}")
+    """Its substitute in a sandbox, where a command can write only to its workspace and temporary files."""
+    folders = temporary_places()
+    if not folders:
+        raise OSError("there is no folder for temporary files")  # requests do not belong in a workspace
+    return os.path.join(folders[0], f"gpt-image-2-{os.getuid() if hasattr(os, 'getuid') else None}")
 
 
 def temporary_places() -> list[str]:
-    """Where temporary files can go. Python's own search tries each place out with a file, which a kill leaves there."""
-    places = [*map(environment, ("TMPDIR", "TEMP", "TMP")), "/tmp", "/var/tmp"]
-    return [place for place in map(os.path.realpath, filter(None, places))
-            if os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK)
-            and not folder_fault(os.path.join(place, os.urandom(8).hex()))]  # a name that is not there
+    """Folders for temporary files. Python's own search leaves a probe file behind if it is killed."""
+    folders = [*map(environment, ("TMPDIR", "TEMP", "TMP")), "/tmp", "/var/tmp"]
+    return [folder for folder in map(os.path.realpath, filter(None, folders))
+            if os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)
+            and not folder_fault(os.path.join(folder, os.urandom(8).hex()))]  # a name that is not there
 
 
 def folder_fault(path: str, closed: int = 0o022) -> str:
-    """Why others may change a folder (perhaps not made yet) or put another in its place; or an empty text.
-
-    closed: the rights that nobody else may have.
-    """
+    """Why others can change or replace a folder, made or not; else "". closed: rights they must not have."""
     import stat
     if not hasattr(os, "getuid"):  # Windows
         return ""
-    user, place, below = os.getuid(), path, ""
-    rulers = {0, user, os.stat("/").st_uid, *((1000,) if hasattr(sys, "getandroidapilevel") else ())}
-    while place != below:
+    user, folder, child = os.getuid(), path, ""
+    trusted = {0, user, os.stat("/").st_uid, *((1000,) if hasattr(sys, "getandroidapilevel") else ())}
+    while folder != child:
         with suppress(FileNotFoundError):
-            status, itself = os.lstat(place), place == path
+            status, is_itself = os.lstat(folder), folder == path
             mode, owner = status.st_mode, status.st_uid
             # In a sticky folder nobody replaces what others own; many systems give each user a group alone.
             above = 0 if mode & stat.S_ISVTX else 0o002 if status.st_gid == owner else 0o022
-            if not stat.S_ISDIR(mode) or owner not in ({user} if itself else rulers):
-                return f"{place} is a link, or belongs to somebody else"
-            if mode & (closed if itself else above):
+            if not stat.S_ISDIR(mode) or owner not in ({user} if is_itself else trusted):
+                return f"{folder} is a link, or belongs to another user"
+            if mode & (closed if is_itself else above):
                 from shlex import quote
-                rights = "700" if itself else "go-w"
-                return f"{place} is open to others, fix it with: chmod {rights} {quote(place)} (or set XDG_STATE_HOME)"
-        place, below = os.path.dirname(place), place
+                command = f"chmod {'700' if is_itself else 'go-w'} {quote(folder)}"
+                return f"{folder} is open to other users; fix it with: {command} (or set XDG_STATE_HOME)"
+        folder, child = os.path.dirname(folder), folder
     return ""
 
 
 def is_safe(path: str, console: Console, closed: int = 0o022) -> bool:
-    """Whether a folder is this user's alone; a warning says why it is not."""
+    """Whether a folder is this user's alone; if not, a warning says why."""
     fault = folder_fault(path, closed)
     if fault:
-        console.warn(f"{path} is not used, nor what waits there: {fault}")
+        console.warn(f"{path} is not used, nor is any request in it: {fault}")
     return not fault
 
 
 def make_private(path: str) -> None:
-    """A folder and those above it, as far as they are not there: closed to others whatever the umask."""
-    umask = os.umask(0o077)  # for those above it, which makedirs gives no mode
+    """Make a folder and any missing parents, closed to others whatever the umask."""
+    umask = os.umask(0o077)  # for the parents, which makedirs gives no mode
     try:
         os.makedirs(path, exist_ok=True)
     finally:
@@ -2960,7 +2952,7 @@ def make_private(path: str) -> None:
 
 
 def journal_root(find_root: Callable[[], str], console: Console, create: bool = False) -> str:
-    """A place of the journal. OSError when it is not there or others could tamper with it."""
+    """A root of the journal. OSError when it does not exist or others could tamper with it."""
     root = find_root()
     if not create:
         os.lstat(root)
@@ -2972,14 +2964,14 @@ def journal_root(find_root: Callable[[], str], console: Console, create: bool = 
 
 
 def journal_roots(console: Console) -> Iterator[str]:
-    """The places of the journal that are there and this user's."""
+    """The roots of the journal that exist and are this user's."""
     for find_root in (state_root, sandbox_root):
         with suppress(OSError):
             yield journal_root(find_root, console)
 
 
 def request_record(path: str, console: Console) -> dict[str, Any] | None:
-    """What request.json says, empty where it cannot be read; None for one of a newer program, which is left alone."""
+    """The content of request.json, empty if unreadable; None for a newer program's, which is left alone."""
     record: dict[str, Any] = {}
     with suppress(OSError, ValueError, TypeError), plain_file(os.path.join(path, "request.json")) as stream:
         record = dict(json.load(stream))
@@ -2990,47 +2982,47 @@ def request_record(path: str, console: Console) -> dict[str, Any] | None:
 
 
 def fingerprint(job: Job, settings: Settings) -> str:
-    """The same for commands that ask for the same images: endpoint, parameters, prompt, bytes of all inputs."""
+    """Equal for commands that ask for the same: endpoint, parameters, prompt and the bytes of all inputs."""
     import hashlib
     inputs = [upload.digest or upload.path for upload in job.uploads]
-    asked = [1, job.command, settings.api.value, settings.base_url.value, job.model, job.prompt,
+    facts = [1, job.command, settings.api.value, settings.base_url.value, job.model, job.prompt,
              sorted(job.parameters.items()), job.n, inputs, bool(job.mask)]
-    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:24]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
 
 
 def open_folder(job: Job, settings: Settings, fresh: bool, console: Console) -> Folder:
     """The folder of an unfinished identical command, or a new one."""
-    room = room_needed(job.n, as_text(job.parameters.get("size"))) * 3 // 2  # as base64
-    room += sum(upload.bytes for upload in job.uploads) * (3 if settings.api.value == "codex" else 1)
     name, problem = fingerprint(job, settings), ""
-    record = {"schema": SCHEMA, "version": VERSION, "prompt": job.prompt, "model": job.model,
-              "images": len(job.images), "endpoint": settings.base_url.value, "parameters": dict(job.parameters)}
     for root in journal_roots(console):
-        with suppress(OSError):  # not there any more, or not to be read
+        with suppress(OSError):  # just removed, or not readable
             found = adopt_folder(root, name, fresh, console)
             if found:
                 return found
+    room = room_needed(job.n, as_text(job.parameters.get("size"))) * 3 // 2  # as base64
+    room += sum(upload.bytes for upload in job.uploads) * (3 if settings.api.value == "codex" else 1)
+    record = {"schema": SCHEMA, "version": VERSION, "prompt": job.prompt, "model": job.model,
+              "images": len(job.images), "endpoint": settings.base_url.value, "parameters": job.parameters}
     for find_root in (state_root, sandbox_root):
         try:
             return make_folder(journal_root(find_root, console, create=True), name, room, record, console)
         except OSError as error:
             problem = problem or reason(error)
-    console.warn(f"the state folder cannot be used ({problem}): if this command is cut off, its image is lost")
+    console.warn(f"cannot use the state folder ({problem}); if this command is cut off, its image is lost")
     return temporary_folder()
 
 
 def temporary_folder() -> Folder:
     """A private folder that no later run will look for."""
     import tempfile
-    for place in [*temporary_places(), os.curdir]:
+    for folder in [*temporary_places(), os.curdir]:
         with suppress(OSError):
-            return Folder(tempfile.mkdtemp(prefix=PROGRAM + "-", dir=place), None, False)
-    raise setup_failure("there is no place for temporary files",
+            return Folder(tempfile.mkdtemp(prefix=PROGRAM + "-", dir=folder), None, False)
+    raise setup_failure("there is no folder for temporary files",
                         "Set TMPDIR or XDG_STATE_HOME to a folder that can be written. " + SANDBOX)
 
 
 def adopt_folder(root: str, name: str, fresh: bool, console: Console) -> Folder | None:
-    """Take over what an identical command has left; with fresh only remove what may be dropped."""
+    """Take over what an identical command left; with fresh, only delete a request that is marked droppable."""
     paths = [os.path.join(root, entry) for entry in sorted(os.listdir(root)) if entry.startswith(name)]
     waiting = [path for path in paths if fcntl and is_safe(path, console, 0o077)
                and request_record(path, console) is not None]
@@ -3039,26 +3031,27 @@ def adopt_folder(root: str, name: str, fresh: bool, console: Console) -> Folder 
     try:
         gate = journal_lock(root, ".lock", create=True, wait=True)
         try:
-            return next(filter(None, (take_over(path, fresh) for path in waiting)), None)
+            folders = (take_over(path, fresh) for path in waiting)
+            return next((folder for folder in folders if folder), None)
         finally:
             release(gate)
-    except OSError as error:  # better no picture than one that is paid for twice
+    except OSError as error:  # better no image than one that is paid for twice
         if fresh:
             return None
-        raise setup_failure(f"an identical request waits in {root}, which cannot be used here: {reason(error)}",
-                            "Run the command where it began (outside the sandbox), or buy anew with --fresh.",
+        raise setup_failure(f"the same request waits in {root}, which cannot be used here: {reason(error)}",
+                            "Run it where you started it (outside the sandbox); --fresh buys a new image.",
                             "state") from None
 
 
 def take_over(path: str, fresh: bool) -> Folder | None:
-    """The folder, locked; None when another program is at work on it, or something new is wanted."""
+    """The folder, locked; None when another program works on it, or a new image is wanted."""
     lock = journal_lock(path, "owner")
     if lock is None:
         return None
     folder = Folder(path, lock, True, adopted=True)
     if not fresh:
         return folder
-    if os.path.exists(os.path.join(path, "droppable")):
+    if os.path.exists(folder.file("droppable")):
         folder.remove()
     release(lock)
     return None
@@ -3087,11 +3080,12 @@ def prune(root: str, console: Console) -> None:
         path = os.path.join(root, entry)
         with suppress(OSError):  # its owner has just removed it
             status = os.lstat(path)
+            is_old = time.time() - status.st_mtime > KEEP_DAYS * 86400
             if not stat.S_ISDIR(status.st_mode):
                 continue
             if entry.startswith(".") or not os.path.lexists(os.path.join(path, "owner")):
                 remove_tree(path)
-            elif time.time() - status.st_mtime > KEEP_DAYS * 86400 and request_record(path, console) is not None:
+            elif is_old and request_record(path, console) is not None:
                 folder = Folder(path, journal_lock(path, "owner"), True)
                 if folder.lock is not None and folder.state() != RUNNING:
                     folder.remove()
@@ -3104,29 +3098,25 @@ def remove_tree(path: str) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
-def has_text(path: str) -> bool:
-    """Whether there is more than the blanks that were there before curl began."""
-    with open(path, "rb") as stream:
-        return bool(stream.read(4096).strip())
-
-
 def exchange_state(exchange: Exchange) -> str:
-    """The state of a transfer, as the journal's table has it."""
+    """The state of a transfer, according to the journal's table."""
     if not os.path.exists(exchange.file("errors")):
         return UNSENT
     lock = take_lock(exchange.file("lock"))
     if lock is None:
         return RUNNING
     release(lock)
-    if has_text(exchange.file("outcome")) or has_text(exchange.file("errors")):
-        return ANSWERED
+    for kind in ("outcome", "errors"):
+        with open(exchange.file(kind), "rb") as stream:
+            if stream.read(4096).strip():  # more than the blanks from before curl started
+                return ANSWERED
     return LOST if os.path.exists(exchange.file("headers")) else UNSENT
 
 
 def journal_folders(console: Console) -> list[str]:
-    """The paths of the folders of all unfinished commands, wherever they are."""
-    paths = [os.path.join(root, entry) for root in journal_roots(console) for entry in sorted(os.listdir(root))
-             if not entry.startswith(".")]
+    """The folders of all unfinished commands, wherever they are."""
+    paths = [os.path.join(root, entry) for root in journal_roots(console)
+             for entry in sorted(os.listdir(root)) if not entry.startswith(".")]
     return [path for path in paths
             if os.path.lexists(os.path.join(path, "owner")) and is_safe(path, console, 0o077)]
 
@@ -3138,30 +3128,32 @@ def unfinished_commands(console: Console) -> list[tuple[float, str, str]]:
         record = request_record(path, console)
         with suppress(OSError):  # just removed
             if record:
-                state = Folder(path, None, True).state()
-                found.append((time.time() - os.stat(path).st_mtime, state, one_line(as_text(record.get("prompt")), 60)))
+                age, prompt = time.time() - os.stat(path).st_mtime, as_text(record.get("prompt"))
+                found.append((age, Folder(path, None, True).state(), one_line(prompt, 60)))
     return sorted(found, reverse=True)
 
 
 def signal_exit_code(stop: KeyboardInterrupt) -> int:
-    """128 and the number of the signal that came."""
+    """128 plus the number of the signal."""
     return 128 + int(stop.args[0] if stop.args else 2)
 
 
 def stop_failure(stop: KeyboardInterrupt, folder: Folder) -> Failure:
     """What a signal leaves behind: something to collect, or nothing."""
     exit_code, state = signal_exit_code(stop), folder.state()
-    word = {INTERRUPTED: "interrupted", UNREAD: "nobody reads the result any more"}.get(exit_code, "terminated")
+    causes = {INTERRUPTED: "interrupted", UNREAD: "the program that was reading the result has gone"}
+    cause = causes.get(exit_code, "terminated")
     if state == RUNNING or folder.paid_answers():
-        told = "the transfer goes on by itself" if state == RUNNING else "the server's answer is kept"
-        return Failure("stopped", f"{word}; {told}", exit_code=exit_code, collectable=True)
-    told, billed = ("the transfer was stopped", "maybe") if state == LOST else ("nothing was bought", "no")
-    return Failure("interrupted", f"{word}; {told}", billed=billed, exit_code=exit_code,
-                   next_step="ask" if billed == "maybe" else "")
+        effect = "the image is still being made" if state == RUNNING else "the server's reply is kept"
+        return Failure("stopped", f"{cause}; {effect}", exit_code=exit_code, collectable=True)
+    if state == LOST:
+        return Failure("interrupted", f"{cause}; the request was stopped", None, "maybe", exit_code,
+                       next_step="ask")
+    return Failure("interrupted", f"{cause}; nothing was bought", exit_code=exit_code)
 
 
 def earlier_input(url: str, console: Console) -> str:
-    """The copy that an unfinished request has of a URL's image, if there is one."""
+    """The copy that an unfinished request has of the image at a URL, if there is one."""
     wanted, numbers = url.encode("utf-8", "surrogateescape"), range(MAX_IMAGES)
     for path in (os.path.join(folder, f"input-{n}") for folder in journal_folders(console) for n in numbers):
         with suppress(OSError), plain_file(path + ".url") as stream:
@@ -3173,16 +3165,16 @@ def earlier_input(url: str, console: Console) -> str:
 # ---- 11. Driver: feed the provider ---------------------------------------------------------------
 
 class Run(NamedTuple):
-    """What goes with every step of one command."""
+    """What every step of one command needs."""
     console: Console
     result: Result
     deadline: float = float("inf")  # time.monotonic() after which nothing new begins
     typical: str = ""
-    watch: Callable[[Exchange], None] = lambda exchange: None  # looks at an answer while it grows
+    watch: Callable[[Exchange], None] = lambda exchange: None  # looks at a response while it grows
     collectable: bool = False  # whether the same command can collect what this one leaves
 
     def go_on_waiting(self, status: str = "") -> None:
-        """A sign of life; it ends the command, not the transfer, when nobody waits for the result any more."""
+        """A sign of life; it ends the command, not the transfer, once nobody reads the result any more."""
         import signal
         self.console.progress(self.typical, status)
         if self.collectable and self.console.is_unread():
@@ -3190,22 +3182,19 @@ class Run(NamedTuple):
 
 
 def run_provider(provider: Provider, folder: Folder, run: Run) -> list[Image | Failure]:
-    """Send each Request that the provider yields, hand it the Response, return its Images.
-
-    Paid steps are numbered, so that a replay finds their answers; repeatable ones are named by the run.
-    """
+    """Send each Request that the provider yields, hand it the Response, and return its Images."""
     previous, paid_steps, repeats, response = None, 0, 0, None
     run_name = os.urandom(4).hex()  # a killed run's curl may still be about to open its files
     try:
         item = next(provider)
         while True:
-            try:
+            try:  # paid steps are numbered, so that a replay finds their responses
                 if isinstance(item, Wait):
                     pause(item, run)
                 elif item.rules.repeatable:
-                    if item != previous:  # looking at a task again needs no new files
-                        repeats += 1
-                    previous, response = item, send_with_retries(item, folder.exchange(f"{run_name}-{repeats}"), run)
+                    if item != previous:  # polling again needs no new files
+                        previous, repeats = item, repeats + 1
+                    response = send_with_retries(item, folder.exchange(f"{run_name}-{repeats}"), run)
                 else:
                     paid_steps += 1
                     response = send_with_retries(item, folder.exchange(paid_steps), run)
@@ -3218,7 +3207,7 @@ def run_provider(provider: Provider, folder: Folder, run: Run) -> list[Image | F
 
 
 def send_with_retries(request: Request, exchange: Exchange, run: Run) -> Response:
-    """One request until there is a usable Response; everything else is a Failure."""
+    """Send one request until there is a usable Response; everything else is a Failure."""
     attempt = 0
     while True:
         attempt += 1
@@ -3227,17 +3216,18 @@ def send_with_retries(request: Request, exchange: Exchange, run: Run) -> Respons
         response = read_response(request, exchange, outcome)
         if not request.rules.is_file:
             seconds = run.console.seconds()
-            if not request.rules.repeatable:  # whoever started it
-                seconds = max(0.0, os.stat(exchange.file("outcome")).st_mtime - os.stat(exchange.file("lock")).st_mtime)
+            if not request.rules.repeatable:  # whichever run started it
+                started, ended = (os.stat(exchange.file(kind)).st_mtime for kind in ("lock", "outcome"))
+                seconds = max(0.0, ended - started)
             run.result.facts.update(http_status=response.status or None, elapsed_s=round(seconds, 1),
                                     request_id=response.headers.get("x-request-id"))
         failure = failure_of(request, outcome, response)
         if failure is None:
-            tell_beside(request, outcome, response, run)
+            tell_extras(request, outcome, response, run)
             return response
         delay = retry_pause(request, failure, response.headers, attempt)
         if delay is not None and time.monotonic() + delay > run.deadline:
-            failure.message += f"; the next try would be in {delay:.0f} s, when --timeout is over"
+            failure.message += f"; the next try would be in {delay:.0f} s, after --timeout has run out"
             delay = None
         if delay is None:
             raise failure
@@ -3246,51 +3236,51 @@ def send_with_retries(request: Request, exchange: Exchange, run: Run) -> Respons
         rest(delay, run)
 
 
-def tell_beside(request: Request, outcome: Outcome, response: Response, run: Run) -> None:
-    """What a usable answer says besides its images."""
+def tell_extras(request: Request, outcome: Outcome, response: Response, run: Run) -> None:
+    """Tell what a usable response says besides its images."""
     run.result.is_cut_off |= response.broken or bool(outcome.exit_code)
     if response.broken:
-        run.console.warn(f"the answer broke off (curl {outcome.exit_code}) behind what is saved of it")
+        run.console.warn(f"the reply was cut off (curl {outcome.exit_code}) after what is saved")
     elif outcome.exit_code:
-        run.console.warn(f"the transfer ended with a fault (curl {outcome.exit_code}) after the whole answer")
+        run.console.warn(f"the transfer failed (curl {outcome.exit_code}) after the whole reply had arrived")
     if request.rules.is_file:
         return
-    if task_status(response.document) not in WAITING:  # or each look at a task would be added
+    if task_status(response.document) not in WAITING:  # or each poll of a task would be added
         usage, dollars = usage_cost(response.document)
         run.result.add_cost(usage, dollars)
         if dollars is not None:
             run.console.note(f"cost: about ${run.result.dollars:.3f}")
     if response.stray:
-        run.console.warn(f"the image was under a name that is not known here: {as_text(response.document)}")
+        run.console.warn(f"the image was under an unknown name: {as_text(response.document)}")
     if response.error:
         run.console.warn(f"the server also says: {response.error.message or response.error.code}")
 
 
 def send_or_resume(request: Request, exchange: Exchange, run: Run) -> None:
-    """Let the exchange's files hold an answer: an earlier run's, or one that is asked for now."""
+    """Make sure that the exchange's files hold a response: an earlier run's, or that of a request sent now."""
     state = exchange_state(exchange)
     harmless = request.idempotent or request.purpose != "create"  # sending it again makes nothing twice
     if state == UNSENT or request.rules.repeatable or (state == LOST and harmless):
         try:
             send(request, exchange, run)
-        except Failure as failure:  # curl could not even be started; what is made already stays to be fetched
+        except Failure as failure:  # curl did not even start; what is made already can still be fetched
             raise afterwards_failure(request, failure) from None
     elif state == RUNNING:
-        run.console.note("the request is still under way; waiting for it")
+        run.console.note("the request is still running; waiting for it")
         wait_for(lambda: exchange_state(exchange) != RUNNING, exchange, run)
 
 
 def pause(wait: Wait, run: Run) -> None:
-    """Sleep between two looks at a task; past the deadline it is left to the next run."""
+    """Sleep between two polls of a task; past the deadline the task is left to the next run."""
     if time.monotonic() >= run.deadline:
-        raise Failure("timeout", f"task {wait.task} is still {wait.status or 'under way'} after --timeout",
-                      "Run the same command again: it goes on waiting for this task and buys nothing.",
+        raise Failure("timeout", f"task {wait.task} is still {wait.status or 'running'} after --timeout",
+                      "Run the same command again to keep waiting for it; you won't be charged twice.",
                       collectable=True)
     rest(min(wait.seconds, run.deadline - time.monotonic()), run, wait.status)
 
 
 def rest(seconds: float, run: Run, status: str = "") -> None:
-    """Sleep in small steps, with a sign of life; nothing that waits for a server sleeps anywhere else."""
+    """Sleep in small steps, with signs of life. All waiting for a server happens here."""
     ends = time.monotonic() + seconds
     while time.monotonic() < ends:
         time.sleep(min(0.5, max(0.0, ends - time.monotonic())))
@@ -3298,45 +3288,42 @@ def rest(seconds: float, run: Run, status: str = "") -> None:
 
 
 def failure_of(request: Request, outcome: Outcome, response: Response) -> Failure | None:
-    """What is wrong with an answer, None for a usable one."""
+    """What is wrong with a response, None if it is usable."""
     failure = transport_failure(outcome, request)
-    if failure and outcome.status != 407 and says_enough(request, response):
+    if failure and outcome.status != 407 and is_conclusive(request, response):
         failure = None
     if failure is None and response.status:  # 0: curl was killed, but after an image had come
         failure = answer_failure(request, response)
-        if failure and request.purpose == "input":  # no word of what came: it may be another service's secret
+        if failure and request.purpose == "input":  # its text may be another service's secret
             failure.message = f"HTTP {response.status} from {host_of(request.url)}"
     if failure is None and request.rules.is_file and response.meaning != "images":
-        failure = Failure("broken_image", "what came is no whole image", http_status=response.status)
+        failure = Failure("broken_image", "the reply is not a complete image", http_status=response.status)
     return afterwards_failure(request, failure) if failure else None
 
 
-def says_enough(request: Request, response: Response) -> bool:
-    """Whether an answer says all that matters, though its transfer ended with a fault."""
+def is_conclusive(request: Request, response: Response) -> bool:
+    """Whether a response has all that matters, although its transfer failed at the end."""
     if request.rules.is_file:
         return response.status == 200 and response.meaning == "images"
     if response.status >= 400:
         return response.error is not None
-    return response.status in (0, 200) and bool(response.images)  # 0: curl was killed and said nothing
+    return response.status in (0, 200) and bool(response.images)  # 0: curl was killed before it could report
 
 
 def afterwards_failure(request: Request, failure: Failure) -> Failure:
-    """The failure of a step after the paid request: the same command can go on from there. Others stay as they are."""
+    """The failure of a step after payment, which the same command can continue; others are returned as they are."""
     if not request.rules.cannot or failure.kind in ("task_failed", "moderation", "place"):
         return failure
-    hint = "Run the same command again: it goes on from here and buys nothing (--fresh gives this image up)."
+    hint = "Run the same command again to continue at no cost (--fresh abandons this image)."
     if request.url.startswith("http:") and failure.kind == "config":
-        hint = "The address is not encrypted; the same command with --allow-http fetches it and buys nothing."
+        hint = "The address is not encrypted. Run the same command with --allow-http to fetch it at no cost."
     return Failure(request.purpose, f"{request.rules.cannot} from {request.url}: {failure.message}", hint,
                    retryable=failure.retryable, collectable=True, http_status=failure.http_status,
                    code=failure.code, request_id=failure.request_id)
 
 
 def retry_pause(request: Request, failure: Failure, headers: Mapping[str, str], attempt: int) -> float | None:
-    """Seconds until the same request may be sent again; None when it must not: an image may exist already.
-
-    attempt counts from 1.
-    """
+    """Seconds until the same request may be sent again, None if it must not be; attempt counts from 1."""
     repeatable = request.rules.repeatable
     limited = failure.retryable and failure.http_status and not repeatable
     if attempt >= (RATE_LIMIT_TRIES if limited else TRIES) or not may_repeat(request, failure):
@@ -3345,8 +3332,8 @@ def retry_pause(request: Request, failure: Failure, headers: Mapping[str, str], 
     if asked is not None:
         return asked
     if repeatable:
-        return float(NETWORK_PAUSE * 2 ** attempt)
-    return float((RATE_LIMIT_PAUSE if failure.http_status else NETWORK_PAUSE) * 2 ** (attempt - 1))
+        return NETWORK_PAUSE * 2.0 ** attempt
+    return (RATE_LIMIT_PAUSE if failure.http_status else NETWORK_PAUSE) * 2.0 ** (attempt - 1)
 
 
 def may_repeat(request: Request, failure: Failure) -> bool:
@@ -3357,7 +3344,7 @@ def may_repeat(request: Request, failure: Failure) -> bool:
         return failure.kind == request.purpose and failure.http_status not in request.rules.final
     limit = re.search(r"Limit (\d{1,18}), Used \d+, Requested (\d{1,18})", failure.message)
     if limit and int(limit.group(2)) > int(limit.group(1)):
-        return False  # more than is ever allowed at once
+        return False  # more than the limit ever allows at once
     return failure.retryable or (request.idempotent and failure.billed == "maybe")
 
 
@@ -3371,57 +3358,59 @@ PAUSE_WORDS = (r"\b(?:again|retry(?:.?(?:after|delay))?|wait|resets?|available|c
                r"\bretry.?after\W{1,4}(\d+(?:\.\d+)?)(?![\w:/-])")
 
 
-def seconds_told(text: str) -> float | None:
-    """The pause that words ask for; a number alone behind `retry after` is seconds."""
-    match = next(filter(None, (re.search(words, text, re.IGNORECASE) for words in PAUSE_WORDS)), None)
-    parts = re.findall(AMOUNT, match.group(1), re.IGNORECASE) or [(match.group(1), "s")] if match else []
-    amounts = [float(re.sub(r"(?i)an?", "1", number)) * UNITS[unit.lower()] for number, unit in parts]
-    return sum(amounts) if match else None
+def seconds_in(text: str) -> float | None:
+    """The pause that words ask for; a number alone after `retry after` means seconds."""
+    for words in PAUSE_WORDS:
+        match = re.search(words, text, re.IGNORECASE)
+        if match:
+            parts = re.findall(AMOUNT, match.group(1), re.IGNORECASE) or [(match.group(1), "s")]
+            return sum(float(re.sub(r"(?i)an?", "1", number)) * UNITS[unit.lower()] for number, unit in parts)
+    return None
 
 
 def server_pause(headers: Mapping[str, str], message: str) -> float | None:
-    """The pause that a server asks for, in seconds: two headers, or words in its message."""
+    """The pause that a server asks for, in seconds: in two headers, or in words of its message."""
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         if re.fullmatch(r"\d+(\.\d+)?", headers.get(name, "")):
             return float(headers[name]) * unit
-    asked = headers.get("retry-after", "")
-    told = seconds_told(f"in {asked}" if asked else message)
-    if told is not None or not asked:
-        return told
+    text = headers.get("retry-after", "")
+    seconds = seconds_in(f"in {text}" if text else message)
+    if seconds is not None or not text:
+        return seconds
     from email.utils import mktime_tz, parsedate_tz
     try:
-        date = parsedate_tz(asked)
+        date = parsedate_tz(text)
         return max(0.0, mktime_tz(date) - time.time()) if date else None
-    except (ValueError, OverflowError, TypeError, IndexError):  # what it raises differs from Python to Python
+    except (ValueError, OverflowError, TypeError, IndexError):  # which one depends on the Python version
         return None
 
 
 def forget_exchange(exchange: Exchange) -> None:
-    """Remove what one try left, so that the next one is not taken for answered."""
+    """Remove what one try left, so that a stale response is not mistaken for the next try's."""
     for kind in ("errors", "outcome", "headers", "answer", "lock"):
         discard(exchange.file(kind))
 
 
 def send(request: Request, exchange: Exchange, run: Run) -> None:
-    """Send one request; a file is followed to where it has moved, and each place is looked at first."""
+    """Send one request; the redirects of a file are followed here, and each address is checked first."""
     from urllib.parse import urljoin
     run_curl(request, exchange, run)
     for _ in range(MAX_REDIRECTS):
-        place = read_headers(exchange.file("headers")).get("location")
-        moved = request.rules.is_file and place and 300 <= read_outcome(exchange).status < 400
+        location = read_headers(exchange.file("headers")).get("location")
+        moved = request.rules.is_file and location and 300 <= read_outcome(exchange).status < 400
         if not moved or request.headers:
             return
         try:
-            url = web_address(urljoin(request.url, place))
+            url = web_address(urljoin(request.url, location))
         except ValueError:
             return
         check_address(url, request.url)
-        request = request._replace(url=url, headers=())
+        request = request._replace(url=url)
         run_curl(request, exchange, run)
 
 
 def run_curl(request: Request, exchange: Exchange, run: Run) -> None:
-    """Run curl on one request and wait for its end. Ctrl-C ends curl; a SIGTERM leaves it at work."""
+    """Run curl on one request and wait for its end. Ctrl-C stops curl; after a SIGTERM it keeps running."""
     import signal
     run.console.detail(f"{request.method} {request.url}")
     for line in curl_config(request, exchange).split("\n"):
@@ -3429,18 +3418,18 @@ def run_curl(request: Request, exchange: Exchange, run: Run) -> None:
     forget_exchange(exchange)
     answer = exchange.file("answer")
 
-    def too_large() -> bool:  # curl before 8.4 counts only what a Content-Length announces
+    def is_too_large() -> bool:  # curl before 8.4 checks only what a Content-Length announces
         return os.path.exists(answer) and os.path.getsize(answer) > request.most_bytes
 
     child = None
     try:
         child = start_curl(request, exchange, run.console.secrets.keys)
-        wait_for(lambda: not is_running(child, exchange) or too_large(), exchange, run)
+        wait_for(lambda: not is_running(child, exchange) or is_too_large(), exchange, run)
         run.watch(exchange)  # what came since the last look
         if is_running(child, exchange):
             stop_curl(child, exchange)
             with private_file(exchange.file("errors")) as errors:
-                errors.write(b"curl: (%d) stopped\n" % TOO_LARGE)  # as a newer curl says
+                errors.write(b"curl: (%d) stopped\n" % TOO_LARGE)  # like a newer curl
     except KeyboardInterrupt as stop:
         if stop.args == (signal.SIGINT,) or not run.collectable:
             stop_curl(child, exchange)
@@ -3451,7 +3440,7 @@ def run_curl(request: Request, exchange: Exchange, run: Run) -> None:
 
 
 def wait_for(done: Callable[[], bool], exchange: Exchange, run: Run) -> None:
-    """Wait for a transfer's end, with a sign of life."""
+    """Wait for the end of a transfer, with signs of life."""
     seconds = 0.001
     while not done():
         rest(seconds, run)
