@@ -137,7 +137,7 @@ class PastedKeyTest(AdviceCase):
             with self.subTest(key):
                 for words, env in (([], {"GPT_IMAGE2_API_KEY": key}), (["--api-key", key], {})):
                     text = self.refused("generate", "a fox", *words, exit_code=SETUP, env=dict(env))
-                    self.assertIn("stands in quotes", text)
+                    self.assertIn("is in quotes", text)
                     self.assertNotIn(KEY, text)
 
     def test_placeholders(self) -> None:

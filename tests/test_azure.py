@@ -200,7 +200,7 @@ class AzureRefusalsTest(AzureCase):
                 error = result.json["error"]
                 self.assertEqual((result.exit_code, error["kind"]), (NO_ANSWER, "server"), error)
                 self.assertIn("temporarily blocked", error["message"])
-                self.assertNotIn("Reword", error["hint"])
+                self.assertNotIn("Change the prompt", error["hint"])
                 self.only_post()
 
     def refusal(self, code: str, message: str, status: int = 400) -> Answer:

@@ -299,7 +299,7 @@ class InputsBehindUrlsTest(EditCase):
     def test_trouble_is_told_and_costs_nothing(self) -> None:
         rows = (("missing", self.server.origin + "/files/none.png?sig=secret", "cannot fetch image"),
                 ("no picture", self.server.origin + "/files/page.png", "cannot fetch image"),
-                ("nobody there", "http://127.0.0.1:9/a.png", "nothing answers there"),
+                ("nobody there", "http://127.0.0.1:9/a.png", "no server is listening there"),
                 ("no URL", self.server.origin + "/a b", "cannot fetch image"))
         self.server.files["page.png"] = b"<html>no</html>"
         for name, url, words in rows:
