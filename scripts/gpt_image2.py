@@ -1283,7 +1283,9 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
     explicit = config_path(flags.get("config") or "")
     path = explicit or next((place for place in config_locations() if os.path.lexists(place)), "")
     content = read_config(path, warnings) if path else {}
-    from_flags, from_file = flag_layer(flags), {name: Setting(value, path) for name, value in content.items()}
+    from_file = {name: Setting(value, path) for name, value in content.items()}
+    from_flags = {name: Setting(value, "--" + name.replace("_", "-")) for name, value in flags.items()
+                  if name in CONFIG_KEYS and value not in (None, False, {})}
     if explicit:
         warnings += overridden_flags(from_file, from_flags)
     given = [from_file, from_flags] if explicit else [from_flags, from_file]
@@ -1292,7 +1294,10 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
     if api.source == "--api" and address and api.value != (content.get("api") or api_of(address)):
         del from_file["base_url"]  # it is another service's
     layers = [*given, environment_layer(api.value), default_layer(api.value or "openai")]
-    allow_http, base_url = first_value(layers, "allow_http"), first_value(layers, "base_url")
+    timeout, allow_http = first_value(layers, "timeout"), first_value(layers, "allow_http")
+    if not 1 <= timeout.value <= MAX_TIMEOUT:
+        raise setting_failure(timeout, f"timeout must be between 1 and {MAX_TIMEOUT} s, not {timeout.value}")
+    base_url = first_value(layers, "base_url")
     base_url = base_url._replace(value=checked_base_url(base_url, allow_http.value))
     own_address = environment("GPT_IMAGE2_BASE_URL").rstrip("/")
     if base_url.source == path and not explicit and own_address not in ("", base_url.value):
@@ -1304,7 +1309,7 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
         host = host_of(base_url.value)
         raise setting_failure(plain["poll_url"], f"poll_url must point to {host}, the host of the key")
     keys = key_sources(api.value, flags, content, path, explicit, base_url.source)
-    return Settings(api=api, base_url=base_url, timeout=checked_timeout(first_value(layers, "timeout")),
+    return Settings(api=api, base_url=base_url, timeout=timeout,
                     headers=merged_headers(layers, content, base_url.value, warnings), allow_http=allow_http,
                     keys=tuple(keys), config_path=path, warnings=tuple(warnings), **plain)
 
@@ -1349,12 +1354,6 @@ def overridden_flags(from_file: Layer, from_flags: Layer) -> list[str]:
     return [f"the file of --config takes precedence over {setting.source}"
             for name, setting in from_flags.items()
             if (name in from_file and name != "headers") or (name in KEY_SETTINGS and file_has_key)]
-
-
-def flag_layer(flags: Mapping[str, Any]) -> Layer:
-    """The settings given on the command line."""
-    return {name: Setting(value, "--" + name.replace("_", "-")) for name, value in flags.items()
-            if name in CONFIG_KEYS and value not in (None, False, {})}
 
 
 def first_value(layers: Sequence[Layer], name: str) -> Setting:
@@ -1463,13 +1462,6 @@ def host_of(url: str) -> str:
     return host if port in (None, "443") else f"{host}:{port}"
 
 
-def checked_timeout(setting: Setting) -> Setting:
-    """Seconds, more than zero; curl takes at most a few million."""
-    if not 1 <= setting.value <= MAX_TIMEOUT:
-        raise setting_failure(setting, f"timeout must be between 1 and {MAX_TIMEOUT} s, not {setting.value}")
-    return setting
-
-
 def merged_headers(layers: Sequence[Layer], content: Mapping[str, Any], base_url: str,
                    warnings: list[str]) -> Setting:
     """Extra headers of all layers, the first layer winning by name; those of a file stay with its host."""
@@ -1567,6 +1559,7 @@ def read_login(path: str, hint: str = "") -> Any:
 
 def codex_login() -> KeySource:
     """Codex's access token, for chatgpt.com only; not refreshed here: the refresh token works once."""
+    import base64
     folder = environment("CODEX_HOME") or os.path.join(os.path.expanduser("~"), ".codex")
     path = os.path.join(folder, "auth.json")
     hint = ("Run codex once (or codex login), then try again. If Codex keeps its sign-in in a keyring, first "
@@ -1575,22 +1568,16 @@ def codex_login() -> KeySource:
     token = json_path(tokens, "access_token")
     if not isinstance(token, str) or not token:
         raise setup_failure(f"there is no ChatGPT sign-in in {path}", hint, "key")
-    claims = token_claims(token)
+    claims = None
+    with suppress(IndexError, ValueError):  # a JSON web token, which is only read, not verified
+        body = token.split(".")[1]
+        claims = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
     expires = json_path(claims, "exp")
     if isinstance(expires, (int, float)) and expires < time.time():
         raise setup_failure("the Codex sign-in has expired", hint, "key")
     claimed = json_path(claims, "https://api.openai.com/auth", "chatgpt_account_id")
     account = as_text(json_path(tokens, "account_id") or claimed)
     return KeySource(path, "chatgpt.com", token, account=account)
-
-
-def token_claims(token: str) -> Any:
-    """What a JSON web token says; it is not verified, only read."""
-    import base64
-    with suppress(IndexError, ValueError):
-        body = token.split(".")[1]
-        return json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
-    return None
 
 
 def choose_key(settings: Settings) -> KeySource | None:
