@@ -330,9 +330,11 @@ class ErrorEnvelopesTest(WrongAnswerCase):
         text = "Your request was rejected by the safety system. safety_violations=[sexual]."
         self.check(
             Wrong("input", refusal(400, text, "moderation_blocked", USER_ERROR, moderation_details={
-                "moderation_stage": "input", "categories": ["sexual"]}), REFUSED, "moderation", hint="Change the prompt"),
+                "moderation_stage": "input", "categories": ["sexual"]}), REFUSED, "moderation",
+                  hint="Change the prompt"),
             Wrong("output", refusal(400, text, "moderation_blocked", USER_ERROR, moderation_details={
-                "moderation_stage": "output", "categories": ["sexual"]}), REFUSED, "moderation", "maybe", "Change the prompt"),
+                "moderation_stage": "output", "categories": ["sexual"]}), REFUSED, "moderation", "maybe",
+                  "Change the prompt"),
             Wrong("without details", refusal(400, text, "moderation_blocked", USER_ERROR), REFUSED, "moderation"),
             Wrong("Azure's code", refusal(400, "blocked", "contentFilter"), REFUSED, "moderation"))
 
@@ -521,7 +523,8 @@ class NoAnswerAtAllTest(WrongAnswerCase):
         result = self.run_inside("generate", PROMPT, "--base-url", f"http://127.0.0.1:{listener.getsockname()[1]}/v1",
                                  "--json")
         server.join(10)
-        self.check_result(Wrong("", Answer(), NO_ANSWER, "network", "maybe", "", "the server there does not speak HTTP"), result)
+        self.check_result(Wrong("", Answer(), NO_ANSWER, "network", "maybe", "",
+                                "the server there does not speak HTTP"), result)
 
     def test_refusal_with_a_wrong_length(self) -> None:
         wrong = (("Content-Length", "9000"), ("Connection", "close"))

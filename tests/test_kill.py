@@ -21,9 +21,9 @@ from api_server import Answer, draw_png
 from support import KEY, NO_ANSWER, PROGRAM, ProgramCase, World, program
 
 KILL_AT = Path(__file__).resolve().parent / "kill_at.py"
-# Sections of the program between the decision to send and the end, by how their titles begin: all that a kill could
-# interrupt. The first two are the ends of a range.
-FIRST, LAST, ALSO = "Transport", "Saving", "Commands"
+# The first and the last section of the program between the decision to send and the end, by how their titles begin:
+# all that a kill could interrupt.
+FIRST, LAST = "Transport", "Commands"
 NOT_KILLED = {  # functions of these sections, and why no kill there could prove anything
     program.json_skeleton: "computes from bytes that are read already, hundreds of lines for one answer",
     program.find_images: "computes from the parsed answer",
@@ -56,7 +56,7 @@ def critical_functions(without: Collection[Callable[..., Any]] = NOT_KILLED) -> 
     found, inside = [], False
     for (start, title), (end, _) in zip(banners, [*banners[1:], (sys.maxsize, "")]):
         inside = inside or title.startswith(FIRST)
-        if inside or title.startswith(ALSO):
+        if inside:
             found += [node.name for node in functions if start < node.lineno < end]
         inside = inside and not title.startswith(LAST)
     return [name for name in found if name not in {function.__name__ for function in without}]
@@ -171,10 +171,10 @@ class KilledAndCollectedTest(KillCase):
 
     def test_lines_for_kills_are_those_between_the_decision_to_send_and_the_end(self) -> None:
         critical = critical_functions()
-        for function in (program.start_curl, program.make_folder, program.perform, program.read_response,
+        for function in (program.start_curl, program.make_folder, program.send_with_retries, program.read_response,
                          program.save_image, program.run_image_command):
             self.assertIn(function.__name__, critical)
-        for function in (program.load_settings, program.build_job, *NOT_KILLED):
+        for function in (program.load_settings, program.plan, *NOT_KILLED):
             self.assertNotIn(function.__name__, critical)
         spared = [function.__name__ for function in NOT_KILLED]
         self.assertEqual(set(spared) - set(critical_functions(without=())), set(), "no exception: it is not in there")
