@@ -59,7 +59,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 try:
     import fcntl
-except ImportError:  # Windows: answers are kept, but unfinished requests cannot be told from running ones
+except ImportError:  # Windows: answers are kept, but unfinished requests look like running ones
     fcntl = None  # type: ignore[assignment]
 
 # argparse, subprocess, tempfile and other slow modules are imported where they are used: together
@@ -114,7 +114,7 @@ MAX_ANSWER_BYTES = 500_000_000  # ten 4K PNGs as base64
 MAX_UNPACKED = 100  # times its packed size: a picture as base64 shrinks to three quarters, text to a fiftieth
 SPARE_IMAGES = 3  # some servers send more than were asked for
 MAX_DEPTH = 64  # of an answer's JSON
-MAX_MEMBERS = 100  # of one list or object that is told to the caller
+MAX_MEMBERS = 100  # of one list or object that is shown to the caller
 MAX_LINES = 1_000_000  # of an event stream
 
 # Pixels of a resolution, and the ratios that RunAPI takes (its SDKs, read 2026-10).
@@ -291,7 +291,7 @@ class Setting(NamedTuple):
 
 
 class KeySource(NamedTuple):
-    """One place that may hold the key. host: the only one it may be sent to, "" for any."""
+    """One source of the key. host: the only one it may be sent to, "" for any."""
     source: str
     host: str
     value: str = ""
@@ -455,7 +455,7 @@ class Response(NamedTuple):
     broken: bool = False  # it broke off: document is what came before
     url: str = ""  # where it came from
     images: tuple[Image, ...] = ()
-    stray: bool = False  # they were under a name that nobody has told us of
+    stray: bool = False  # they were under a name that is not known
     error: ServerError | None = None
     meaning: str = "nothing"  # or images, pending (a task), linked (images elsewhere), error: with_meaning
 
@@ -859,12 +859,12 @@ def mask_fault(stream: BinaryIO) -> str:
         return "has too many pixels to be checked"
     step = max(1, channels * depth // 8)
     if colour >= 4:
-        clear = [(place, b"\0") for place in range(step - depth // 8, step)]
+        clear = [(offset, b"\0") for offset in range(step - depth // 8, step)]
     elif colour == 3:  # the clear entries of the palette
         clear = [(0, bytes(index for index, alpha in enumerate(special) if alpha == 0))]
     else:  # one colour, two bytes for each of its samples
         samples = special if depth == 16 else bytes(byte & (1 << depth) - 1 for byte in special[1::2])
-        clear = [(place, samples[place:place + 1]) for place in range(step)]
+        clear = [(offset, samples[offset:offset + 1]) for offset in range(step)]
     rows = png_rows(png_passes(width, height) if interlaced else [(width, height)], channels * depth, data)
     try:
         return "" if any_clear(rows, clear, depth, step) else "is fully opaque, or half: no pixel has alpha 0"
@@ -874,15 +874,15 @@ def mask_fault(stream: BinaryIO) -> str:
 
 def any_clear(rows: Iterator[tuple[int, bool, bytes]], clear: Sequence[tuple[int, bytes]], depth: int,
               step: int) -> bool:
-    """Whether any pixel (of step bytes) has one of these values at each of these places: is clear."""
+    """Whether any pixel (of step bytes) has one of these values at each of these offsets: is clear."""
     tables = [bytes(value in values for value in range(256)) for _, values in clear]
     shifts = range(8 - depth, -1, -depth)  # several pixels may share a byte
     pixels = [bytes(byte >> shift & (1 << depth) - 1 for shift in shifts) for byte in range(256)]
     lines = [b""] * len(clear)
     for width, first_row, row in rows:
         marks = -1
-        for number, (place, _) in enumerate(clear):
-            line = row[1 + place::step]
+        for number, (offset, _) in enumerate(clear):
+            line = row[1 + offset::step]
             line = lines[number] = unfiltered(row[0], line, bytes(len(line)) if first_row else lines[number])
             line = b"".join(pixels[byte] for byte in line)[:width] if depth < 8 else line
             marks &= int.from_bytes(line.translate(tables[number]), "big")
@@ -1185,12 +1185,12 @@ def child_environment(secrets: Sequence[str]) -> dict[str, str]:
 def config_locations() -> list[str]:
     """Where a config file may be, in the order of search; the first one is where --init writes."""
     home = os.path.expanduser("~")
-    places = [os.path.join(environment("XDG_CONFIG_HOME"), "gpt-image-2", "config.json"),
+    paths = [os.path.join(environment("XDG_CONFIG_HOME"), "gpt-image-2", "config.json"),
               os.path.join(home, ".config", "gpt-image-2", "config.json"),
               os.path.join(home, ".gpt-image-2-config.json"),
               os.path.join(home, ".hermes", "gpt-image-2-config.json")]
-    places = [place for place in places if not CONTROL.search(whole_characters(place))]
-    return [place for place in places if os.path.isabs(place)]  # XDG says so; and there may be no home folder
+    paths = [path for path in paths if not CONTROL.search(whole_characters(path))]
+    return [path for path in paths if os.path.isabs(path)]  # XDG says so; and there may be no home folder
 
 
 def config_path(named: str) -> str:
@@ -1281,7 +1281,7 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
     """--config file > flags > found config file > environment > defaults; each value with its source."""
     warnings: list[str] = []
     explicit = config_path(flags.get("config") or "")
-    path = explicit or next((place for place in config_locations() if os.path.lexists(place)), "")
+    path = explicit or next(filter(os.path.lexists, config_locations()), "")
     content = read_config(path, warnings) if path else {}
     from_file = {name: Setting(value, path) for name, value in content.items()}
     from_flags = {name: Setting(value, "--" + name.replace("_", "-")) for name, value in flags.items()
@@ -1324,7 +1324,7 @@ def named_api(layers: Sequence[Layer]) -> Setting:
 
 def key_sources(api: str, flags: Mapping[str, Any], content: Mapping[str, Any], path: str,
                 explicit: str, address: str) -> list[KeySource]:
-    """Every place that may hold the key, the first that counts in front."""
+    """Every source of the key, the first that counts in front."""
     from_flags, from_file = named_keys(flags), named_keys(content, path) if path else []
     if api == "codex":
         return [codex_login()]
@@ -1336,7 +1336,7 @@ def key_sources(api: str, flags: Mapping[str, Any], content: Mapping[str, Any], 
 
 
 def fill_template(template: str, base: str, task: str) -> str:
-    """A poll_url with its two places filled in."""
+    """A poll_url with {base} and {id} filled in."""
     return template.replace("{base}", base.partition("?")[0]).replace("{id}", task)
 
 
@@ -1362,7 +1362,7 @@ def first_value(layers: Sequence[Layer], name: str) -> Setting:
 
 
 def default_address(api: str) -> str:
-    """Where a protocol is spoken by default; "" for one that has no such place."""
+    """Where a protocol is spoken by default; "" where there is no default."""
     service = SERVICES.get(api or "openai")
     return service.base_url if service else ""
 
@@ -1427,10 +1427,10 @@ def address_fault(url: str, named_by: str) -> str:
     if not match or not author:
         return "is not of the form https://HOST/PATH"
     host, own_host = match.group(2).lower(), author.group(2).lower()
-    place = "" if host == own_host else local_place(host)
-    if not place or place == local_place(own_host) == "this machine":
+    where = "" if host == own_host else local_place(host)
+    if not where or where == local_place(own_host) == "this machine":
         return ""
-    return f"leads to {place}, which that server must not reach"
+    return f"leads to {where}, which that server must not reach"
 
 
 def local_place(host: str) -> str:
@@ -1511,16 +1511,16 @@ def named_keys(values: Mapping[str, Any], path: str = "") -> list[KeySource]:
         shown = name if re.fullmatch(VARIABLE_NAME, name) else "a variable"
         raise setup_failure(f"--api-key-env names {shown}, which is not set", kind="key")
     if name:
-        place = f"in {path}" if path else "by --api-key-env"
+        where = f"in {path}" if path else "by --api-key-env"
         shown = f"${name}" if environment(name) or re.fullmatch(VARIABLE_NAME, name) else "a variable"
-        found.append(KeySource(f"{shown}, named {place}", host, environment(name)))
+        found.append(KeySource(f"{shown}, named {where}", host, environment(name)))
     if "api_key_command" in values:
         found.append(KeySource(f"api_key_command in {path}", host, "", tuple(values["api_key_command"])))
     return found
 
 
 def variable_name(text: str) -> str:
-    """The text, which can be a variable's name; a key in its place is not repeated in the message."""
+    """The text, which can be a variable's name. If it is a key by mistake, the message does not repeat it."""
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text):
         raise usage_failure("--api-key-env takes the name of a variable, not a key")
     return text
@@ -1622,7 +1622,7 @@ class Secrets:
 
 
 def read_settings(options: Namespace, console: Console) -> Settings:
-    """The settings, their warnings told, their secrets known."""
+    """The settings; their warnings are shown, and their secrets known from now on."""
     secrets = console.secrets
     if options.api_key:
         secrets.texts.append(options.api_key)
@@ -1754,7 +1754,7 @@ def read_inputs(job: Job, settings: Settings, notes: list[str]) -> Job:
 
 
 def with_inputs(job: Job, change: Callable[[Upload], Upload]) -> Job:
-    """The job with each input changed; one that cannot be read is told."""
+    """The job with each input changed; one that cannot be read is refused."""
     uploads = []
     for upload in job.uploads:
         try:
@@ -2045,10 +2045,10 @@ def picture_path(target: Target, number: int, image_format: str) -> str:
 
 
 def probe_folder(target: Target, n: int, size: str) -> None:
-    """Prove by doing it that pictures can be written there: a paid image must find its place."""
+    """Prove by doing it that images can be written there, before one is paid for."""
     import tempfile
     from errno import EPERM, EROFS
-    hint = "Choose another place with -o."
+    hint = "Choose another folder with -o."
     if os.path.exists(target.folder) and not os.path.isdir(target.folder):
         raise target_failure(f"cannot save in {target.folder}: it is a file, not a folder", hint)
     try:
@@ -5077,9 +5077,9 @@ def build_parser(command: str) -> ArgumentParser:
     from functools import partial
 
     def fail(message: str) -> NoReturn:
-        told, choices, rest = message.partition(" (choose from ")
-        told = re.sub(r"(['\"])(.*)\1", lambda word: quoted(word.group(2)), told)
-        raise usage_failure(told + choices + rest, "See: " + own_command(f"{command} --help"))
+        text, choices, rest = message.partition(" (choose from ")
+        text = re.sub(r"(['\"])(.*)\1", lambda word: quoted(word.group(2)), text)
+        raise usage_failure(text + choices + rest, "See: " + own_command(f"{command} --help"))
 
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.error = fail  # type: ignore[method-assign]  # one form and exit code for all failures
