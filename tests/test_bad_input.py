@@ -441,7 +441,7 @@ class KeyAndAddressTest(BadInputCase):
                     "os.access", return_value=False):
                 result = self.call_program(*arguments, env=env)
                 self.assertEqual(result.exit_code, SETUP, result.stderr)
-                self.assertIn("no place for temporary files", result.stderr)
+                self.assertIn("no folder for temporary files", result.stderr)
                 self.assertIn("TMPDIR", result.stderr)
         self.assertEqual(self.server.requests, [])
 
