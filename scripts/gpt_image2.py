@@ -209,8 +209,7 @@ KINDS = {
     "overloaded": Kind(NO_ANSWER, "no", "later", "Run the same command again in a minute.", True),
     "unavailable": Kind(NO_ANSWER, "no", "later", "No model was reached. Check --model, or try again later."),
     # No usable response.
-    "gateway": Kind(NO_ANSWER, "maybe", "ask", "The gateway gave up waiting. --stream often avoids this; "
-                    "otherwise try a lower --quality or a smaller --size."),
+    "gateway": Kind(NO_ANSWER, "maybe", "ask", "Try --stream, or a lower --quality or smaller --size."),
     "server": Kind(NO_ANSWER, "maybe", "ask", LOOK_FIRST),
     "task_failed": Kind(NO_ANSWER, "maybe", "ask", ASKS_ANEW),
     "web_page": Kind(NO_ANSWER, "maybe", "fix", "Check --base-url: it should end in /v1."),
@@ -2113,7 +2112,9 @@ def api_request(settings: Settings, key: str, method: str, path: str) -> Request
     """A request to the configured endpoint, with its key and extra headers."""
     base, question, query = settings.base_url.value.partition("?")
     name, value = "Authorization", f"Bearer {key}"
-    if settings.api.value == "azure":
+    if settings.api.value == "runapi":
+        base = re.sub(r"(/api)?(/v1)?$", "", base)  # people set it with /v1 for chat
+    elif settings.api.value == "azure":
         name, value = "api-key", key
         classic = "/deployments/" in base
         if not classic and not base.endswith("/v1"):
@@ -2139,18 +2140,14 @@ def edit_form(job: Job, body: Mapping[str, Any]) -> tuple[Part, ...]:
 
 def is_image_field_refused(failure: Failure) -> bool:
     """Whether a relay refused an edit only because of `image` or `image[]`, as relays did in 2026."""
-    if failure.http_status == 400:
-        duplicate = failure.code == "duplicate_parameter" and "'image" in failure.message
-        return duplicate or "Invalid type for 'image" in failure.message
-    named = re.search(r"\bimage\b", failure.message) is not None
-    return failure.http_status == 422 and failure.kind == "refused" and named
+    if failure.http_status == 422:
+        return failure.kind == "refused" and re.search(r"\bimage\b", failure.message) is not None
+    is_duplicate = failure.code == "duplicate_parameter" and "'image" in failure.message
+    return failure.http_status == 400 and (is_duplicate or "Invalid type for 'image" in failure.message)
 
 
 def poll_until_done(create: Request, response: Response, settings: Settings, templates: list[str]) -> Steps:
-    """Poll the task a response refers to until it has images; a response that has some is returned at once.
-
-    templates: URLs, with {id}, where the service's tasks may be; one that answers 404 is removed, in place.
-    """
+    """Poll a response's task until it has images. templates: its possible URLs; a missing one is removed."""
     look = create._replace(method="GET", body=None, form=(), purpose="poll",
                            timeout=min(create.timeout, POLL_TIMEOUT))
     task = task_id(response.document)
@@ -2226,12 +2223,11 @@ def fetch_image(image: Image, response: Response, create: Request,
         if re.search(r"[\\\x00-\x1f\x7f-\x9f]", image.url):
             raise ValueError
         base = (response.url or create.url) if image.is_relative() else ""
-        url = web_address(urljoin(base, image.url))
-        request = download(url, settings)
+        request = download(web_address(urljoin(base, image.url)), settings)
         try:
             return Image(path=(yield request).path)
         except Failure as failure:
-            if failure.http_status not in (401, 403) or not url_on_host(url, create.url):
+            if failure.http_status not in (401, 403) or not url_on_host(request.url, create.url):
                 raise
         return Image(path=(yield request._replace(headers=create.headers)).path)
     except ValueError:
@@ -2275,87 +2271,68 @@ def codex(job: Job, settings: Settings, key: KeySource, token: str) -> Provider:
     try:
         response = yield request._replace(body=body, headers=headers)
     except Failure as failure:
-        if failure.kind == "key":
-            failure.hint = "Run codex once to renew its sign-in, then run the same command again."
-        elif failure.kind == "blocked":
-            failure.hint = "chatgpt.com refuses some networks, above all data centers; use an API key there."
+        hints = {"key": "Run codex once to renew its sign-in, then run the same command again.",
+                 "blocked": "chatgpt.com refuses some networks, above all data centers; use an API key."}
+        failure.hint = hints.get(failure.kind, failure.hint)
         raise
     return (yield from collect_images(request, response, settings, job.n))
 
 
 def runapi(job: Job, settings: Settings, key: KeySource, token: str) -> Provider:
-    """RunAPI: upload, then for each image create a task, wait for it, fetch its result.
-
-    token: the same for every run of one command, so that a repeated create makes nothing twice.
-    """
-    root = runapi_root(settings)
-    origin = root.base_url.value
-    sources = []
+    """RunAPI: upload; then for each image create a task, wait and fetch it. token: the same in every run."""
+    root = api_request(settings, "", "", "").url
+    urls = []
     for image in job.images:
-        sources.append((yield from runapi_upload(image, root, key.value)))
+        urls.append((yield from runapi_upload(image, settings, key.value)))
     dialects = runapi_dialects(job)
     templates: list[str] = []
     results: list[Image | Failure] = []
-    for index in range(1, job.n + 1):
+    for take in range(1, job.n + 1):
         try:
-            create, response = yield from runapi_create(job, root, key, dialects, sources, f"{token}-{index}")
+            create, response = yield from runapi_create(job, settings, key, f"{token}-{take}", dialects, urls)
             action = create.url.rpartition("/")[2]
-            templates = templates or [create.url + "/{id}", origin + "/api/v1/tasks/{id}",
-                                      f"{origin}/api/v1/gpt_image_2/{action}/{{id}}"]
+            templates = templates or [create.url + "/{id}", root + "/api/v1/tasks/{id}",
+                                      f"{root}/api/v1/gpt_image_2/{action}/{{id}}"]
             results += yield from collect_images(create, response, settings, 1, templates)
         except Failure as failure:
             failed_alone = failure.kind in ("task_failed", "moderation")
-            if failure.collectable or (index == 1 and not failed_alone):
+            if failure.collectable or (take == 1 and not failed_alone):
                 raise
             failure.collectable = failure.retryable  # the same command asks for this one image again
             results.append(failure)
     return results
 
 
-def runapi_root(settings: Settings) -> Settings:
-    """The settings with RunAPI's base URL as its paths need it; for chat, people set it with /v1."""
-    origin = re.sub(r"(/api)?(/v1)?$", "", settings.base_url.value)
-    return settings._replace(base_url=settings.base_url._replace(value=origin))
-
-
-class Dialect(NamedTuple):
-    """One of the two ways to ask RunAPI for the same: its pages and its SDKs disagree."""
-    path: str
-    model: str
-    idempotent: bool  # whether Idempotency-Key is honoured
-
-
-def runapi_dialects(job: Job) -> list[Dialect]:
-    """The dialect of RunAPI's pages, then that of its SDKs."""
+def runapi_dialects(job: Job) -> list[tuple[str, str]]:
+    """The two ways to ask RunAPI for the same, as (path, model): its pages' way, then its SDKs'."""
     action, long = ("edit_image", "image-to-image") if job.images else ("text_to_image", "text-to-image")
     family = re.sub(r"-(sunburst|flare)$", "", re.sub(DATED, "", job.model))
     folder = {"gpt-image-1.5": "gpt_image"}.get(family, re.sub(r"[-.]", "_", family))
-    return [Dialect(f"/v1/{action}", f"{job.model}-{long}", False),
-            Dialect(f"/api/v1/{folder}/{action}", job.model, True)]
+    return [(f"/v1/{action}", f"{job.model}-{long}"), (f"/api/v1/{folder}/{action}", job.model)]
 
 
-def runapi_create(job: Job, settings: Settings, key: KeySource, dialects: list[Dialect], sources: list[str],
-                  token: str) -> Generator[Request | Wait, Response, tuple[Request, Response]]:
+def runapi_create(job: Job, settings: Settings, key: KeySource, token: str, dialects: list[tuple[str, str]],
+                  urls: list[str]) -> Generator[Request | Wait, Response, tuple[Request, Response]]:
     """One task. dialects: the one that works is moved to the front, in place."""
     remaining, renamed = list(dialects), False
-    images = {"source_image_urls": sources} if sources else {}
+    images = {"source_image_urls": urls} if urls else {}
     for number in range(4):  # two paths, and one other name of the model
-        dialect = remaining[0]
-        body = {"model": dialect.model, "prompt": job.prompt, **job.parameters, **images}
-        request = api_request(settings, key.value, "POST", dialect.path)
-        headers = (*request.headers, ("Idempotency-Key", f"{token}-{number}"))
-        request = request._replace(headers=headers, body=body, idempotent=dialect.idempotent, tasks=True,
-                                   free_failures=True)
+        path, model = remaining[0]
+        body = {"model": model, "prompt": job.prompt, **job.parameters, **images}
+        request = api_request(settings, key.value, "POST", path)
+        headers = (*request.headers, ("Idempotency-Key", f"{token}-{number}"))  # only SDK paths honour it
+        request = request._replace(headers=headers, body=body, tasks=True, free_failures=True,
+                                   idempotent=path.startswith("/api/"))
         try:
             response = yield request
-            dialects[:] = [dialect, *(each for each in dialects if each.path != dialect.path)]
+            dialects[:] = [remaining[0], *(pair for pair in dialects if pair[0] != path)]
             return request, response
         except Failure as failure:  # another dialect only where the refusal proves that there is no task
             if failure.http_status in (404, 405) and len(remaining) > 1:
                 remaining.pop(0)
             elif failure.http_status in (400, 422) and "model" in failure.message.lower() and not renamed:
-                names = [each.model for each in runapi_dialects(job) if each.model != dialect.model]
-                renamed, remaining[0] = True, dialect._replace(model=names[0])
+                names = [name for _, name in runapi_dialects(job) if name != model]
+                renamed, remaining[0] = True, (path, names[0])
             else:
                 raise
     raise AssertionError("every branch above leaves the loop in time")
@@ -2366,9 +2343,8 @@ def runapi_upload(image: Upload, settings: Settings, key: str) -> Generator[Requ
     if image.origin == "url":
         return image.path
     request = api_request(settings, key, "POST", "/api/v1/files")._replace(purpose="upload")
-    content_type, name = f"image/{image.picture.format}", f"image.{image.picture.format}"
-    prepare = {"filename": name, "byte_size": image.bytes, "checksum": image.checksum,
-               "content_type": content_type}
+    mime, name = f"image/{image.picture.format}", f"image.{image.picture.format}"
+    prepare = {"filename": name, "byte_size": image.bytes, "checksum": image.checksum, "content_type": mime}
     try:
         response = yield request._replace(url=request.url + "/prepare", body=prepare)
     except Failure as failure:
@@ -2414,7 +2390,7 @@ class CurlFault(NamedTuple):
 
 
 TOO_LARGE = 63
-CURL_FAULTS = {  # by exit code; curl's man page, read 2026-11-01
+CURL_FAULTS = {  # by exit code; curl's man page, read 2026-11-01. For any other, curl's own message must do.
     1: CurlFault("config", "curl does not support this kind of URL", hopeless=True),
     2: CurlFault("curl", "curl rejected its options; it may be too old", early=True, hopeless=True),
     3: CurlFault("config", "curl rejected the URL", early=True, hopeless=True),
@@ -2422,13 +2398,11 @@ CURL_FAULTS = {  # by exit code; curl's man page, read 2026-11-01
     6: CurlFault("network", "cannot find the server", early=True),
     7: CurlFault("network", "no server is listening there", early=True),
     8: CurlFault("network", "the server there does not speak HTTP"),
-    16: CurlFault("network", "the HTTP/2 connection broke"),
     18: CurlFault("network", "the reply was cut off"),
     23: CurlFault("disk", "the reply could not be written to disk"),
     26: CurlFault("input", "an input file could not be read", hopeless=True),
     28: CurlFault("timeout", "could not connect in time"),
     35: CurlFault("tls", "the TLS handshake failed: a wrong port, or a proxy in between", early=True),
-    47: CurlFault("network", "too many redirects"),
     52: CurlFault("network", "the server closed the connection without a reply"),
     55: CurlFault("network", "the connection broke while sending"),
     56: CurlFault("network", "the connection broke while waiting for the reply"),
@@ -2436,8 +2410,6 @@ CURL_FAULTS = {  # by exit code; curl's man page, read 2026-11-01
     TOO_LARGE: CurlFault("network", "the reply is larger than allowed"),
     65: CurlFault("network", "the request would have to be repeated, which could charge you twice"),
     77: CurlFault("config", "the file named as cacert cannot be read", early=True, hopeless=True),
-    92: CurlFault("network", "the HTTP/2 connection broke"),
-    97: CurlFault("network", "the SOCKS proxy refused the connection"),
 }
 OTHER_FAULT = CurlFault("network", "the transfer failed")
 
@@ -2486,10 +2458,7 @@ def discard(path: str) -> None:
 
 
 def curl_config(request: Request, exchange: Exchange) -> str:
-    """The text of curl's -K file. Guards come first, before any line that holds outside text.
-
-    All its options exist in curl 7.68 (checked with 7.68 to 8.16).
-    """
+    """The text of curl's -K file, guards first; all options exist in curl 7.68 (checked up to 8.16)."""
     is_local = is_loopback(request.url)
     plain = request.url.startswith("http:") and (request.allow_http or is_local)
     lines = [("globoff", ""), ("silent", ""), ("show-error", ""), ("proto", "=http" if plain else "=https"),
@@ -2563,23 +2532,21 @@ def start_child(argv: Sequence[str], secrets: Sequence[str], **streams: Any) -> 
 def child_output(argv: Sequence[str], secrets: Sequence[str], kind: str, timeout: float) -> bytes:
     """A finished program's standard output; a non-zero exit is a failure that names only the program."""
     import select
-    import subprocess
+    from subprocess import DEVNULL, PIPE, TimeoutExpired
     deadline = time.monotonic() + timeout
-    with start_child(argv, secrets, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                     stderr=subprocess.DEVNULL) as child:
+    with start_child(argv, secrets, stdin=DEVNULL, stdout=PIPE, stderr=DEVNULL) as child:
         output = None
         try:
             while output is None:
                 try:
                     output = child.communicate(timeout=0.5)[0]
-                except subprocess.TimeoutExpired as late:
+                except TimeoutExpired as late:
                     pipe = child.stdout
                     if (child.poll() is not None and os.name == "posix" and pipe and not pipe.closed
                             and not select.select([pipe], [], [], 0)[0]):
                         output = late.output or b""  # what it started, perhaps an agent, holds the pipe
                     elif time.monotonic() > deadline:
-                        message = f"{quoted(argv[0])} did not finish within {timeout:g} s"
-                        raise setup_failure(message, kind=kind) from None
+                        raise setup_failure(f"{quoted(argv[0])} took over {timeout:g} s", kind=kind) from None
         finally:
             child.kill()
     if child.returncode:
@@ -2592,8 +2559,7 @@ def check_curl(secrets: Sequence[str]) -> str:
     output = child_output(["curl", "-q", "--version"], secrets, "curl", 10).decode("utf-8", "replace")
     match = re.match(r"curl (\d+)\.(\d+)\S*", output)
     if not match or (int(match.group(1)), int(match.group(2))) < MINIMUM_CURL:
-        version = match.group() if match else one_line(output, 40)
-        raise setup_failure(f"curl 7.68 or newer is needed; this is {version}", kind="curl")
+        raise setup_failure(f"curl 7.68 or newer is needed; this is {one_line(output, 40)}", kind="curl")
     return match.group()
 
 
@@ -2617,8 +2583,7 @@ def read_key(source: KeySource, secrets: Sequence[str]) -> str:
         try:
             output = child_output(source.command, secrets, "key", 120).decode("utf-8", "replace")
         except Failure as failure:
-            raise setup_failure(f"{source.source}: {failure.message}", "Run that command by hand to see why.",
-                                "key") from None
+            raise setup_failure(f"{source.source}: {failure.message}", "Try that command by hand.", "key") from None
         key = (output.splitlines() or [""])[0]
     key = pasted(key)
     for pattern, fault in NO_KEYS.items():
@@ -2633,7 +2598,7 @@ def start_curl(request: Request, exchange: Exchange, secrets: Sequence[str]) -> 
     write_bodies(request, exchange)
     if request.purpose == "create":
         private_file(exchange.file("create")).close()
-    lock = take_lock(exchange.file("lock"), create=True, wait=True)  # others only test it
+    lock = take_lock(exchange.file("lock"), create=True)  # others only test it
     more: dict[str, Any] = {}
     if lock is not None and lock != NO_LOCKS:
         more = {"pass_fds": (lock,), "preexec_fn": lambda: detach_from_tree(lock)}
@@ -2730,8 +2695,7 @@ def transport_failure(outcome: Outcome, request: Request) -> Failure | None:
     elif outcome.exit_code == 1 and outcome.sent:
         fault = CURL_FAULTS[8]
     never_sent = not outcome.sent or fault.early
-    message = f"{host}: {fault.sentence} (curl {outcome.exit_code})"
-    message += f": {outcome.message}" if outcome.message else ""
+    message = f"{host}: {fault.sentence} (curl {outcome.exit_code}): {outcome.message}".rstrip(": ")
     billed = "no" if never_sent or request.rules.is_free else "maybe"
     kept = fault.kind == "disk" and billed == "maybe"
     own_exit_code = kept or (never_sent and fault.kind != "disk")
@@ -2766,13 +2730,14 @@ def unsent_hint(kind: str, url: str) -> str:
         return f"Nothing was sent: there is no network here. {SANDBOX}"
     return "Nothing was sent. Check --base-url, the network and the proxy, then run the same command again."
 
+
 # ---- 10. Journal: unfinished requests survive everything -----------------------------------------
 # One folder for each command, FINGERPRINT-RANDOM. Running the same command again adopts it and replays the
 # provider: a paid step that has a response is read instead of sent, one that still runs is waited for.
 #   file                  written by             read by              meaning
 #   request.json          make_folder            request_record       the request without a key; its schema
 #   owner                 make_folder            take_lock            locked by the program that works on it
-#   droppable             Folder.let_fresh_drop  take_over            --fresh may remove the folder
+#   droppable             Folder.let_fresh_drop  adopt_folder         --fresh may remove the folder
 #   input-K, input-K.url  Inputs.moved           curl, Inputs         the Kth input image, and its URL if any
 #   N.create              start_curl             Folder.create_steps  the Nth paid step asks for images
 #   N.body, N.field-K     write_bodies           curl                 what is sent
@@ -2871,19 +2836,19 @@ class Folder(NamedTuple):
         remove_tree(path)
 
 
-def take_lock(path: str, create: bool = False, wait: bool = False) -> int | None:
-    """A descriptor that holds the file's lock; None when another process holds it or there is no file."""
+def take_lock(path: str, create: bool = False) -> int | None:
+    """A file's lock, as a descriptor; None if it is held elsewhere or has no file. create: wait for it."""
     if fcntl is None:
         if create:
             private_file(path).close()
         return NO_LOCKS if os.path.exists(path) else None
-    try:  # the lock lasts until the last process that has the descriptor exits, for whatever reason
+    try:  # the lock lasts until the last process that has the descriptor exits
         handle = os.open(path, os.O_RDWR | NO_LINK | (os.O_CREAT if create else 0), 0o600)
     except FileNotFoundError:
         return None
     lock = None
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if create else fcntl.LOCK_NB))
         if os.path.samestat(os.fstat(handle), os.lstat(path)):
             return handle
     except (BlockingIOError, FileNotFoundError):  # held by another, or removed since it was opened
@@ -2894,9 +2859,9 @@ def take_lock(path: str, create: bool = False, wait: bool = False) -> int | None
     return lock
 
 
-def journal_lock(folder: str, name: str, create: bool = False, wait: bool = False) -> int | None:
+def journal_lock(folder: str, name: str, create: bool = False) -> int | None:
     """The lock of the journal or of a request; without one, two programs could buy the same image."""
-    lock = take_lock(os.path.join(folder, name), create, wait)
+    lock = take_lock(os.path.join(folder, name), create)
     if lock == NO_LOCKS and fcntl:  # Windows does without
         raise OSError("files cannot be locked there")
     return lock
@@ -3039,49 +3004,39 @@ def temporary_folder() -> Folder:
     for folder in [*temporary_places(), os.curdir]:
         with suppress(OSError):
             return Folder(tempfile.mkdtemp(prefix=PROGRAM + "-", dir=folder), None, False)
-    raise setup_failure("there is no folder for temporary files",
-                        "Set TMPDIR or XDG_STATE_HOME to a folder that can be written. " + SANDBOX)
+    raise setup_failure("there is no folder for temporary files", "Set TMPDIR to a writable folder. " + SANDBOX)
 
 
 def adopt_folder(root: str, name: str, fresh: bool, console: Console) -> Folder | None:
-    """Take over what an identical command left; with fresh, only delete a request that is marked droppable."""
+    """Take over what an identical command left; with fresh, only delete what is marked as droppable."""
     paths = [os.path.join(root, entry) for entry in sorted(os.listdir(root)) if entry.startswith(name)]
     waiting = [path for path in paths if fcntl and is_safe(path, console, 0o077)
                and request_record(path, console) is not None]
     if not waiting:
         return None
+    gate = None
     try:
-        gate = journal_lock(root, ".lock", create=True, wait=True)
-        try:
-            folders = (take_over(path, fresh) for path in waiting)
-            return next((folder for folder in folders if folder), None)
-        finally:
-            release(gate)
+        gate = journal_lock(root, ".lock", create=True)
+        for path in waiting:
+            folder = Folder(path, journal_lock(path, "owner"), True, adopted=True)
+            if folder.lock is not None and not fresh:  # None: another program works on it
+                return folder
+            if folder.lock is not None and os.path.exists(folder.file("droppable")):
+                folder.remove()
+            release(folder.lock)
     except OSError as error:  # better no image than one that is paid for twice
-        if fresh:
-            return None
-        raise setup_failure(f"the same request waits in {root}, which cannot be used here: {reason(error)}",
-                            "Run it where you started it (outside the sandbox); --fresh buys a new image.",
-                            "state") from None
-
-
-def take_over(path: str, fresh: bool) -> Folder | None:
-    """The folder, locked; None when another program works on it, or a new image is wanted."""
-    lock = journal_lock(path, "owner")
-    if lock is None:
-        return None
-    folder = Folder(path, lock, True, adopted=True)
-    if not fresh:
-        return folder
-    if os.path.exists(folder.file("droppable")):
-        folder.remove()
-    release(lock)
+        if not fresh:
+            raise setup_failure(f"the same request waits in {root}, which is unusable here: {reason(error)}",
+                                "Run it where you started it (outside the sandbox); --fresh buys a new one.",
+                                "state") from None
+    finally:
+        release(gate)
     return None
 
 
 def make_folder(root: str, name: str, room: int, record: Mapping[str, Any], console: Console) -> Folder:
     """A new folder. One process at a time does this, so that none is seen half made."""
-    gate = journal_lock(root, ".lock", create=True, wait=True)
+    gate = journal_lock(root, ".lock", create=True)
     try:
         prune(root, console)
         if free_bytes(root) < room:
@@ -3162,16 +3117,15 @@ def signal_exit_code(stop: KeyboardInterrupt) -> int:
 
 def stop_failure(stop: KeyboardInterrupt, folder: Folder) -> Failure:
     """What a signal leaves behind: something to collect, or nothing."""
-    exit_code, state = signal_exit_code(stop), folder.state()
+    code, state = signal_exit_code(stop), folder.state()
     causes = {INTERRUPTED: "interrupted", UNREAD: "the program that was reading the result has gone"}
-    cause = causes.get(exit_code, "terminated")
+    cause = causes.get(code, "terminated")
     if state == RUNNING or folder.paid_answers():
         effect = "the image is still being made" if state == RUNNING else "the server's reply is kept"
-        return Failure("stopped", f"{cause}; {effect}", exit_code=exit_code, collectable=True)
+        return Failure("stopped", f"{cause}; {effect}", exit_code=code, collectable=True)
     if state == LOST:
-        return Failure("interrupted", f"{cause}; the request was stopped", None, "maybe", exit_code,
-                       next_step="ask")
-    return Failure("interrupted", f"{cause}; nothing was bought", exit_code=exit_code)
+        return Failure("interrupted", f"{cause}; the request was stopped", None, "maybe", code, next_step="ask")
+    return Failure("interrupted", f"{cause}; nothing was bought", exit_code=code)
 
 
 def earlier_input(url: str, console: Console) -> str:
@@ -3194,13 +3148,6 @@ class Run(NamedTuple):
     typical: str = ""
     watch: Callable[[Exchange], None] = lambda exchange: None  # looks at a response while it grows
     collectable: bool = False  # whether the same command can collect what this one leaves
-
-    def go_on_waiting(self, status: str = "") -> None:
-        """A sign of life; it ends the command, not the transfer, once nobody reads the result any more."""
-        import signal
-        self.console.progress(self.typical, status)
-        if self.collectable and self.console.is_unread():
-            raise KeyboardInterrupt(signal.SIGPIPE)
 
 
 def run_provider(provider: Provider, folder: Folder, run: Run) -> list[Image | Failure]:
@@ -3248,10 +3195,10 @@ def send_with_retries(request: Request, exchange: Exchange, run: Run) -> Respons
             tell_extras(request, outcome, response, run)
             return response
         delay = retry_pause(request, failure, response.headers, attempt)
-        if delay is not None and time.monotonic() + delay > run.deadline:
-            failure.message += f"; the next try would be in {delay:.0f} s, after --timeout has run out"
-            delay = None
         if delay is None:
+            raise failure
+        if time.monotonic() + delay > run.deadline:
+            failure.message += f"; the next try would be in {delay:.0f} s, after --timeout has run out"
             raise failure
         run.console.note(f"{failure.message}; trying again in {delay:.1f} s")
         forget_exchange(exchange)
@@ -3279,7 +3226,7 @@ def tell_extras(request: Request, outcome: Outcome, response: Response, run: Run
 
 
 def send_or_resume(request: Request, exchange: Exchange, run: Run) -> None:
-    """Make sure that the exchange's files hold a response: an earlier run's, or that of a request sent now."""
+    """Make sure that the exchange's files hold a response: an earlier run's, or that of sending now."""
     state = exchange_state(exchange)
     harmless = request.idempotent or request.purpose != "create"  # sending it again makes nothing twice
     if state == UNSENT or request.rules.repeatable or (state == LOST and harmless):
@@ -3303,10 +3250,13 @@ def pause(wait: Wait, run: Run) -> None:
 
 def rest(seconds: float, run: Run, status: str = "") -> None:
     """Sleep in small steps, with signs of life. All waiting for a server happens here."""
+    import signal
     ends = time.monotonic() + seconds
     while time.monotonic() < ends:
         time.sleep(min(0.5, max(0.0, ends - time.monotonic())))
-        run.go_on_waiting(status)
+        run.console.progress(run.typical, status)
+        if run.collectable and run.console.is_unread():  # nobody reads the result; the transfer continues
+            raise KeyboardInterrupt(signal.SIGPIPE)
 
 
 def failure_of(request: Request, outcome: Outcome, response: Response) -> Failure | None:
@@ -3333,7 +3283,7 @@ def is_conclusive(request: Request, response: Response) -> bool:
 
 
 def afterwards_failure(request: Request, failure: Failure) -> Failure:
-    """The failure of a step after payment, which the same command can continue; others are returned as they are."""
+    """The failure of a step after payment, which the same command can continue; others stay as they are."""
     if not request.rules.cannot or failure.kind in ("task_failed", "moderation", "place"):
         return failure
     hint = "Run the same command again to continue at no cost (--fresh abandons this image)."
@@ -4959,7 +4909,6 @@ def show_settings(settings: Settings, console: Console) -> None:
 
 def check_request(settings: Settings, key: str) -> Request:
     """A request that costs nothing and proves the key."""
-    settings = runapi_root(settings) if settings.api.value == "runapi" else settings
     request = api_request(settings, key, "GET", settings.service.free_check)
     return request._replace(timeout=min(60, settings.timeout.value), purpose="models")
 

@@ -62,7 +62,7 @@ class SleepTest(unittest.TestCase):
 
     def test_steps_are_small_and_told(self) -> None:
         clock, steps = [1000.0], []
-        run = mock.Mock()
+        run = mock.Mock(collectable=False)
 
         def sleep(seconds: float) -> None:
             steps.append(seconds)
@@ -72,7 +72,7 @@ class SleepTest(unittest.TestCase):
             program.rest(20, run, "status")
         self.assertAlmostEqual(sum(steps), 20)
         self.assertLessEqual(max(steps), 0.5)
-        self.assertEqual(run.go_on_waiting.call_args_list, [mock.call("status")] * len(steps))
+        self.assertEqual(run.console.progress.call_args_list, [mock.call(run.typical, "status")] * len(steps))
 
 
 def limited(message: str = "Rate limit reached.", status: int = 429, code: str = "rate_limit_exceeded",
@@ -114,7 +114,7 @@ class LongPauseTest(ProgramCase):
             with self.fresh(asked):
                 self.server.plan(Answer(as_url=True))
                 self.server.plan_files(Answer(status=503, headers=(("Retry-After", asked),)))
-                self.fails(self.generate("a fox", "--json"), 7, "yes", " s, when --timeout is over")
+                self.fails(self.generate("a fox", "--json"), 7, "yes", " s, after --timeout has run out")
                 self.saved_file(self.generate("a fox"))  # collects it
                 self.assertEqual(len(self.server.posts), 1)
 
