@@ -3546,27 +3546,28 @@ def read_response(request: Request, exchange: Exchange, outcome: Outcome) -> Res
         if not os.path.exists(path):  # curl makes the file with the first byte
             private_file(path).close()
         unpack_file(path, request.most_bytes)
-        headers = read_headers(exchange.file("headers"))
-        return with_meaning(request, Response(path, outcome.status, headers, *read_document(path), request.url))
+        headers, document = read_headers(exchange.file("headers")), read_document(path)
+        return with_meaning(request, Response(path, outcome.status, headers, *document, request.url))
     except OSError as error:
         folder = os.path.dirname(path)
         if request.rules.is_free:
             raise setup_failure(f"cannot write {folder}: {reason(error)}", "Make room there.") from None
         raise Failure("disk", f"cannot write the reply in {os.path.dirname(folder)}: {reason(error)}",
-                      "What arrived is kept. Make room there and run the same command again to continue at no cost "
-                      "(--fresh buys a new image).", collectable=True) from None
+                      "What arrived is kept. Make room there and run the same command again to continue at "
+                      "no cost (--fresh buys a new image).", collectable=True) from None
 
 
 def with_meaning(request: Request, response: Response) -> Response:
-    """The response with what it means. Nothing else judges it: the driver and the providers read this result."""
+    """The response with what it means. Nothing else judges it: driver and providers read this result."""
     is_good, document = 200 <= response.status < 300, response.document
     if request.rules.is_file:
         is_image = is_good and (request.purpose == "input" or picture_in(response.path)[1])
-        return response._replace(meaning="images" if is_image else "nothing" if is_good else "error")
+        return response._replace(meaning="images" if is_image else "broken" if is_good else "error")
     images, stray = images_in(document)
     error = server_error(document)
     beside = {name: json_path(document, name) for name in ("b64_json", "data", "images", "outputs")}
     task = task_id(document) or (response.status == 202 and response.headers.get("location"))
+    may_be_empty = request.method == "PUT" or request.purpose == "poll"
     meaning = "nothing"
     if not is_good or (error and not find_images(beside)):
         meaning = "error"  # where images stand beside it, it is only a warning
@@ -3576,6 +3577,8 @@ def with_meaning(request: Request, response: Response) -> Response:
         meaning = "pending"
     elif task_field(document, ("response_url",)):
         meaning = "linked"
+    elif request.purpose != "create" and (may_be_empty or document is not None):
+        meaning = "accepted"  # this step needs no image
     return response._replace(images=tuple(images), stray=stray, error=error, meaning=meaning)
 
 
@@ -3599,7 +3602,7 @@ def unpack_file(path: str, limit: int) -> None:
 
 
 def packing(start: bytes) -> int:
-    """How a file that begins like this is compressed, as zlib's wbits (gzip, zlib, raw deflate); 0 if it is not."""
+    """How a file that begins like this is compressed: zlib's wbits (31, 15 or -15), or 0 if it is not."""
     import io
     import zlib
     if is_readable(start) or inspect_picture(io.BytesIO(start)):
@@ -3649,8 +3652,8 @@ STRING = rb'"[^"\\]*(?:\\.[^"\\]*)*"|\{"%s":\[\d+,\d+\]\}'
 
 
 def parse_json(stream: BinaryIO, ranges: Sequence[tuple[int, int]], broken: bool = False) -> Any:
-    """The JSON text in ranges of a file, long strings as Spans; ValueError or RecursionError if it is not JSON.
-    broken: it breaks off, or is not proper JSON; only whole images are left of its last string."""
+    """The JSON in ranges of a file, long strings as Spans; ValueError or RecursionError if it is not JSON.
+    broken: it may break off or be malformed; only whole images are left of its last string."""
     mark = os.urandom(8).hex()  # no server can write a Span into its answer
 
     def revive(item: dict[str, Any]) -> Any:
@@ -3679,7 +3682,7 @@ def parse_json(stream: BinaryIO, ranges: Sequence[tuple[int, int]], broken: bool
 
 
 def completed(text: bytes, string: bytes) -> tuple[bytes, bytes]:
-    """JSON that breaks off or goes on after its end, closed: all of it, or its whole members. string: as STRING."""
+    """JSON that breaks off or goes on after its end, closed: all of it, and its whole members only."""
     closing, last = bytearray(), 0
     for token in re.finditer(string + rb"|[][{},]", text, re.DOTALL):
         sign = token.group()
@@ -3694,11 +3697,11 @@ def completed(text: bytes, string: bytes) -> tuple[bytes, bytes]:
 
 
 def load_json(text: bytes, revive: Callable[[dict[str, Any]], Any] | None = None) -> Any:
-    """A stranger's JSON made harmless: no half characters, no number that JSON cannot write, no endless depth."""
+    """A stranger's JSON made harmless: no half characters, no number that JSON lacks, no endless depth."""
     from math import inf
     return tidy(json.loads(text.decode("utf-8-sig", "replace"), strict=False, object_hook=revive,
                            parse_float=lambda digits: None if float(digits) in (inf, -inf) else float(digits),
-                           parse_int=lambda digits: int(digits[:40]),  # nobody needs a number of a million digits
+                           parse_int=lambda digits: int(digits[:40]),  # nobody needs a million digits
                            parse_constant=lambda name: None))
 
 
@@ -3748,8 +3751,8 @@ STRING_MARK, OPENING_QUOTE = re.compile(rb'["\\]'), re.compile(rb'"')
 
 
 def json_skeleton(blocks: Iterable[tuple[int, bytes]], mark: str, broken: bool = False) -> bytes:
-    """JSON in which every string longer than 64 KB is replaced by {mark: [start, end]}, its place in the file;
-    in broken JSON also the last one, whose closing quote is missing."""
+    """JSON in which {mark: [start, end]}, the place in the file, stands for every string longer than 64 KB.
+    broken: also for the last one, if its closing quote is missing."""
     skeleton, opened = bytearray(), -1  # opened: where the current string begins in the file
     kept = 0  # where the current string begins in the skeleton
     skip = 0  # bytes of an escape that continues in the next block
@@ -3852,7 +3855,7 @@ def file_lines(stream: BinaryIO, begin: int, growing: bool) -> Iterator[tuple[in
 
 
 def event_document(stream: BinaryIO) -> tuple[dict[str, Any], bool]:
-    """(a stream as one plain response: the finished images, else its error, and all events; whether it broke off)."""
+    """(a stream as one plain response: finished images, else its error, and all events; is it cut off?)."""
     finished: list[tuple[str, Image]] = []  # with the kinds of their events
     events: list[Any] = []
     words, usage, error, broken = "", None, None, False
@@ -3862,7 +3865,9 @@ def event_document(stream: BinaryIO) -> tuple[dict[str, Any], bool]:
         error = failed or error
         if not failed and not event.is_preview:
             finished += [(event.kind, image) for image in find_images(event.data)]
-            words += chat_words(data)
+            choices = data.get("choices")  # of a chat
+            piece = json_path(choices[0], "delta", "content") if isinstance(choices, list) and choices else ""
+            words += piece if isinstance(piece, str) else ""
         usage = data.get("usage") or json_path(data, "response", "usage") or usage
         if event.data is not None:
             events.append({"type": event.kind} if event.is_preview else event.data)
@@ -3872,22 +3877,14 @@ def event_document(stream: BinaryIO) -> tuple[dict[str, Any], bool]:
     return {"data": without_repeats(finished), "usage": usage, "events": events}, broken
 
 
-def chat_words(data: Mapping[str, Any]) -> str:
-    """The piece of text in one event of a chat."""
-    choices = data.get("choices")
-    piece = json_path(choices[0], "delta", "content") if isinstance(choices, list) and choices else ""
-    return piece if isinstance(piece, str) else ""
-
-
 def without_repeats(finished: Sequence[tuple[str, Image]]) -> list[Image]:
     """The images of a stream without those that an event of another kind repeats, as a final summary does."""
     import hashlib
     kinds: dict[bytes, str] = {}
     images = []
-    several = len({kind for kind, _ in finished}) > 1
     for kind, image in finished:
         content = (image.path or image.url).encode() or b"".join(
-            hashlib.sha256(block).digest() for block in base64_blocks(image.base64) if several)
+            hashlib.sha256(block).digest() for block in base64_blocks(image.base64))
         if kinds.setdefault(content, kind) == kind:
             images.append(image)
     return images
@@ -3955,24 +3952,19 @@ def images_under(key: str, value: Any, depth: int, stray: bool) -> list[Image]:
 
 
 def images_in_words(text: str | Span) -> list[Image]:
-    """The images that a text with Markdown shows, in their order."""
-    if isinstance(text, str):
-        return [image for _, image in markdown_images(text)]
-    images = {start: Image(base64=text._replace(start=start)) for start in text.links}
-    images.update((text.start + start, image) for start, image in markdown_images(text.head) if image.url)
-    return [image for _, image in sorted(images.items())]
-
-
-def markdown_images(text: str) -> Iterator[tuple[int, Image]]:
-    """(position, image) of each image in a text with Markdown; its description may hold brackets."""
-    last = 0
-    for match in re.finditer(MARKDOWN_LINK, text):
+    """The images that a text with Markdown shows, in their order; a description may hold brackets."""
+    words, start, last = (text, 0, 0) if isinstance(text, str) else (text.head, text.start, 0)
+    images: dict[int, Image] = {}
+    if isinstance(text, Span):
+        images = {link: Image(base64=text._replace(start=link)) for link in text.links}
+    for match in re.finditer(MARKDOWN_LINK, words):
         inline, angled, plain = match.groups()
-        if inline:
-            yield match.start(1), Image(base64=re.sub(r"\s", "", inline))
-        elif "![" in text[last:match.start()]:
-            yield match.start(), Image(url=angled or plain)
+        if inline and isinstance(text, str):
+            images[match.start(1)] = Image(base64=re.sub(r"\s", "", inline))
+        elif not inline and "![" in words[last:match.start()]:
+            images[start + match.start()] = Image(url=angled or plain)
         last = match.end()
+    return [image for _, image in sorted(images.items())]
 
 
 def stray_images(text: str | Span) -> list[Image]:
@@ -4083,7 +4075,7 @@ def flagged(error: Mapping[str, Any], stage: str) -> str:
 
 MODERATION_CODES = ("moderation_blocked", "content_policy_violation", "contentfilter", "content_filter")
 MODERATION_WORDS = ("safety system", "safety_violations", "moderation", "content policy")
-# Codes and words of OpenAI, one-api, new-api, sub2api and others (their sources, 2026-11), words apart by a blank.
+# Codes and words of OpenAI, one-api, new-api, sub2api and others (their sources, 2026-11), one blank apart.
 QUOTA_WORDS = (r"\binsufficient (\w+ ){0,3}(quota|balance|credits?|funds?)\b|\b(not enough|no|out of) "
                r"(quota|balance|credits?|funds?)\b|\b(quota|balance|credits?|funds?) (\w+ ){0,3}"
                r"(not enough|insufficient|exhausted|used up|too low)\b|billing (hard )?limit|"
@@ -4098,7 +4090,7 @@ UNREACHED_WORDS = (r"^(model not found|get channel failed|channel no available k
 
 def answer_failure(request: Request, response: Response) -> Failure | None:
     """The failure that a response means, None for a usable one."""
-    if is_usable(request, response):
+    if response.meaning not in ("error", "nothing"):
         return None
     document = response.document
     error = response.error or ServerError(
@@ -4119,16 +4111,6 @@ def answer_failure(request: Request, response: Response) -> Failure | None:
     ids = (response.headers.get(name, "") for name in ("x-request-id", "x-runapi-task-id"))
     return Failure(kind, message, hint, billed, next_step=next_step, http_status=response.status,
                    code=error.code, request_id=" ".join(filter(None, ids)))
-
-
-def is_usable(request: Request, response: Response) -> bool:
-    """Whether a response lets the provider continue."""
-    if response.meaning != "nothing":
-        return response.meaning != "error"
-    if request.rules.is_file:
-        return True  # failure_of says what is wrong with it
-    may_be_empty = request.method == "PUT" or request.purpose == "poll"
-    return request.purpose != "create" and (may_be_empty or response.document is not None)
 
 
 def better_hint(request: Request, response: Response, kind: str, error: ServerError) -> str:
@@ -4237,9 +4219,7 @@ def save_images(images: Sequence[Image | Failure], job: Job, folder: Folder, run
 
 def save_image(image: Image, index: int, target: Target, numbers: Iterator[int], folder: Folder) -> Saved:
     """Decode into a temporary file in the target's folder, verify it, then give it its name.
-
-    An earlier run may have been killed at any line of this: what it has finished is found, not done again.
-    """
+    An earlier run may have been killed at any line of this: what it has finished is found, not done again."""
     part = os.path.join(target.folder, f".{os.path.basename(folder.path)}-{index}.part")
     path = folder.saved_before(index)
     if not path:
@@ -4247,10 +4227,14 @@ def save_image(image: Image, index: int, target: Target, numbers: Iterator[int],
         path = path or save_new(image, part, target, numbers, folder.saved_paths())
         folder.remember_saved(index, path)
     discard(part)
-    sync_folder(target.folder)
+    with suppress(OSError):  # new names survive a loss of power, where the system can (not on Windows)
+        handle = os.open(target.folder, os.O_RDONLY)
+        with suppress(OSError):
+            os.fsync(handle)
+        os.close(handle)
     picture, is_whole = picture_in(path)
     if picture is None or not is_whole:
-        raise Failure("broken_image", f"the image is incomplete; what arrived of it is in {path}", billed="yes")
+        raise Failure("broken_image", f"the image is incomplete; what came of it is in {path}", billed="yes")
     return Saved(path, os.path.getsize(path), picture)
 
 
@@ -4268,7 +4252,7 @@ def save_new(image: Image, part: str, target: Target, numbers: Iterator[int], si
 
 
 def decode_to(path: str, image: Image) -> Picture:
-    """Write the image to a new file, safe on the disk; what it is. The file stays even if it is not an image."""
+    """Write an image to a new file, down to the disk. The file stays even if it is not an image."""
     discard(path)
     with open(path, "xb") as stream:
         copy_image(image, stream)
@@ -4292,8 +4276,8 @@ def path_given_before_kill(part: str, target: Target) -> str:
 class Partials:
     """Images in the making, saved beside the target while a stream arrives.
 
-    position: how far the growing response has been read. names: the paths given in this run. made: the marks of
-    all files this command has made, which the file `record` keeps for a run that collects it. part: as in save_image.
+    position: how far the growing response has been read. names: the paths given in this run. made: marks of
+    all files that this command has made; the file `record` keeps them for a run that collects it.
     """
 
     def __init__(self, job: Job, folder: Folder, console: Console) -> None:
@@ -4379,16 +4363,6 @@ def give_name(part: str, path: str, overwrite: bool) -> bool:
     return True
 
 
-def sync_folder(folder: str) -> None:
-    """Make new names survive a loss of power, where the system can."""
-    with suppress(OSError):  # Windows cannot
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
 def copy_image(image: Image, sink: BinaryIO) -> None:
     """Write the image's bytes, a block at a time."""
     if image.path:
@@ -4414,23 +4388,19 @@ def base64_blocks(source: str | Span) -> Iterator[bytes]:
 
 def unescaped(blocks: Iterator[bytes]) -> Iterator[bytes]:
     """The JSON escapes resolved that base64 may have: PHP writes `\\/`, some servers write `\\n` every 76."""
+    from itertools import chain
     tail = b""
-    for block in blocks:
-        block = tail + block
-        cut = block.rfind(b"\\", max(0, len(block) - 6))  # an escape may go on in the next block
-        block, tail = (block[:cut], block[cut:]) if cut >= 0 else (block, b"")
-        yield resolve_escapes(block)
-    yield resolve_escapes(tail)
+    for block in chain(filter(None, blocks), [b""]):
+        text, tail = tail + block, b""
+        cut = text.rfind(b"\\", max(0, len(text) - 6)) if block else -1
+        if cut >= 0:  # the escape may go on in the next block
+            text, tail = text[:cut], text[cut:]
+        for escape, plain in ESCAPES if b"\\" in text else ():
+            text = re.sub(escape, plain, text)
+        yield text
 
 
-def resolve_escapes(text: bytes) -> bytes:
-    """The escapes resolved that can stand for a base64 character or white space."""
-    if b"\\" in text:
-        for escape, plain in ((rb"/|u002[fF]", b"/"), (rb"u002[bB]", b"+"), (rb"u003[dD]", b"="), (rb"[nrt]", b"")):
-            text = re.sub(rb"\\(?:" + escape + rb")", plain, text)
-    return text
-
-
+ESCAPES = ((rb"\\/|\\u002[fF]", b"/"), (rb"\\u002[bB]", b"+"), (rb"\\u003[dD]", b"="), (rb"\\[nrt]", b""))
 BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="
 URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
@@ -4479,7 +4449,7 @@ def same_shape(one: Picture, other: Picture) -> bool:
 
 
 def save_answer(answer: str, target: Target, secrets: Sequence[str]) -> str:
-    """The path of a copy of a response for people, beside where its image should be; a key in it is blanked."""
+    """The path of a copy of a response, for people, where its image should be; any key in it is blanked."""
     secrets = [secret for secret in secrets if len(secret) >= SHORTEST_KEY]  # not a piece of base64 by chance
     for number in range(1, 1000):
         path = os.path.join(target.folder, f"{target.stem}-{number}.answer")
@@ -4498,9 +4468,8 @@ def save_answer(answer: str, target: Target, secrets: Sequence[str]) -> str:
 class Console:
     """What a person sees: notes, warnings and progress. Every line goes through here, and shows no secret.
 
-    as_json, quiet, verbose: as the options say. warnings: all so far, for the JSON result. progress_shown: a line
-    on the terminal waits to be replaced. last_sign: time of the last sign of life. lost_output: nobody could read
-    a line of standard output.
+    as_json, quiet, verbose: the options. warnings: all so far, for the JSON result. progress_shown: the next
+    line replaces one. last_sign: when there was progress. lost_output: a line of stdout reached nobody.
     """
 
     def __init__(self, secrets: Secrets) -> None:
@@ -4512,13 +4481,16 @@ class Console:
 
     def say(self, stream: str, text: str, end: str = "\n") -> None:
         """Write to sys.stdout or sys.stderr at once. A reader that went away must not cost an image."""
+        if self.progress_shown:
+            self.progress_shown = False
+            self.say("stderr", "\r\033[K", end="")
         sink = getattr(sys, stream)
         if sink is None:  # closed from the start; print would take standard output for it
             return
         try:
             try:
                 print(text, end=end, file=sink, flush=True)
-            except UnicodeEncodeError:  # a file name that the terminal's encoding lacks is written as its bytes
+            except UnicodeEncodeError:  # a file name that the terminal's encoding lacks: as its bytes
                 sink.buffer.write(as_bytes(text + end))
                 sink.flush()
         except (OSError, ValueError):
@@ -4527,19 +4499,11 @@ class Console:
 
     def output(self, text: str) -> None:
         """One line on standard output."""
-        self.clear_progress()
         self.say("stdout", text)
 
     def error_line(self, text: str, indent: str = "") -> None:
         """One line on standard error."""
-        self.clear_progress()
         self.say("stderr", indent + self.secrets.clean(text))
-
-    def clear_progress(self) -> None:
-        """Take the progress line off the terminal."""
-        if self.progress_shown:
-            self.progress_shown = False
-            self.say("stderr", "\r\033[K", end="")
 
     def note(self, text: str) -> None:
         """Something good to know while it happens."""
@@ -4563,13 +4527,12 @@ class Console:
         return time.monotonic() - self.started
 
     def is_unread(self) -> bool:
-        """Whether a JSON result will reach nobody: stdout's reader has closed it. Without --json a person may
-        still want the file."""
+        """Whether --json's reader has closed stdout. Without --json a person may still want the file."""
         import select
         if self.as_json:
             with suppress(AttributeError, OSError, ValueError):  # Windows has no poll; or it is not a file
                 poll = select.poll()
-                poll.register(sys.stdout.fileno(), 0)  # no events are wanted: it reports errors and hang-ups only
+                poll.register(sys.stdout.fileno(), 0)  # no events: it reports only errors and hang-ups
                 return bool(poll.poll(0))
         return False
 
@@ -4584,8 +4547,8 @@ class Console:
         if not is_terminal:
             self.note(text)
         elif not self.quiet:
+            self.say("stderr", self.secrets.clean(text), end="")
             self.progress_shown = True
-            self.say("stderr", "\r\033[K" + self.secrets.clean(text), end="")
 
     def finish(self, record: Mapping[str, Any]) -> None:
         """Show the result of a command. record: as from Result.record."""
@@ -4616,7 +4579,7 @@ class Console:
 class Result:
     """What a command has made, for its caller.
 
-    saved: the files. facts: the fields of the JSON object that a step fills in. dollars: all that was paid so far.
+    saved: the files. facts: fields of the JSON object, filled in on the way. dollars: the sum of all costs.
     is_cut_off: a response broke off, or its transfer ended with a fault.
     """
 
@@ -4636,9 +4599,8 @@ class Result:
 
     def record(self, console: Console, failure: Failure | None = None) -> dict[str, Any]:
         """The JSON object; schema rises when a field changes its meaning."""
-        record = {"schema": 1, "ok": failure is None,
-                  "saved": [{"path": saved.path, "bytes": saved.bytes, **saved.picture._asdict()}
-                            for saved in self.saved],
+        saved = [{"path": path, "bytes": size, **picture._asdict()} for path, size, picture in self.saved]
+        record = {"schema": 1, "ok": failure is None, "saved": saved,
                   **map_texts(self.facts, console.secrets.clean), "warnings": console.warnings}
         if failure:
             record["error"] = map_texts({
@@ -4650,6 +4612,7 @@ class Result:
 
 
 # ---- 15. Commands --------------------------------------------------------------------------------
+
 
 def run_image_command(options: Namespace, run: Run) -> None:
     """generate and edit."""
@@ -4676,17 +4639,28 @@ def run_image_command(options: Namespace, run: Run) -> None:
                                   re.escape(folder.path) + r"(?:/\d+\.answer)?"]
         run_job(job, settings, key, folder, inputs, run, ignore_signals)
     finally:
-        inputs.remove()
+        if inputs.folder:
+            inputs.folder.remove()
 
 
-def refuse_keys(job: Job, keys: Sequence[str]) -> None:
-    """A key in what is asked for would go to the server as text, and into the journal."""
-    asked = json.dumps([job.prompt, job.model, *job.parameters.items()], ensure_ascii=False)
-    text = utf8(asked).decode("latin-1")
-    known = [key for key in keys if len(key) >= SHORTEST_KEY and not key.isalpha()]  # "password" is a word too
-    if blanked(text, known, "*") != text:
-        raise usage_failure("the prompt or an option contains a key or password that this program uses",
-                            "Take it out; nothing was sent.")
+def catch_signals() -> Callable[[], None]:
+    """Let SIGTERM and SIGHUP stop the program like Ctrl-C, but not one that is ignored already (nohup).
+    Returns a function that ignores them all from then on; call it when only a short cleanup is left."""
+    import signal
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    caught = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+
+    def ignore() -> None:
+        for number in caught:
+            signal.signal(number, signal.SIG_IGN)
+
+    def stop(number: int, frame: Any) -> None:
+        ignore()
+        raise KeyboardInterrupt(number)
+
+    for number in caught:
+        signal.signal(number, stop)
+    return ignore
 
 
 class Inputs:
@@ -4702,9 +4676,10 @@ class Inputs:
 
     def fetch(self, url: str) -> str:
         """The path of a copy. What fails here costs nothing."""
-        inline = url[:5].lower() == "data:"
-        url, name = url if inline else web_address(url), shown_input(url)
-        if not inline and not ORIGIN.match(url):
+        from urllib.parse import unquote, unquote_to_bytes
+        is_data, name = url[:5].lower() == "data:", shown_input(url)
+        url = url if is_data else web_address(url)
+        if not is_data and not ORIGIN.match(url):
             raise usage_failure("an image's URL must be https://HOST/PATH, without a user name", kind="input")
         if self.folder is None:
             check_curl(self.run.console.secrets.keys)
@@ -4712,8 +4687,13 @@ class Inputs:
         exchange = self.folder.exchange(len(self.addresses))
         path = exchange.file("answer")
         try:
-            if inline:
-                write_data(url, path)
+            if is_data:
+                head, _, text = url.partition(",")
+                with private_file(path) as stream:
+                    if head.lower().endswith(";base64"):
+                        copy_image(Image(base64=unquote(text)), stream)
+                    else:
+                        stream.write(unquote_to_bytes(as_bytes(text)))
             else:
                 request = download(url, self.settings, url)._replace(allow_http=True, purpose="input")
                 deadline = self.run.console.started + self.settings.timeout.value
@@ -4730,8 +4710,7 @@ class Inputs:
         return path
 
     def moved(self, job: Job, folder: Folder) -> Job:
-        """The job with private copies of its files: what was checked is sent, whatever becomes of the names,
-        and curl finds it even when this program has been killed."""
+        """The job with private copies of its files: what was checked is sent, whatever becomes of them."""
         uploads = list(job.uploads)
         try:
             for number, upload in enumerate(uploads):
@@ -4751,22 +4730,6 @@ class Inputs:
             failure.collectable = folder.adopted
             raise failure from None
         return job._replace(images=tuple(uploads[:len(job.images)]), mask=uploads[-1] if job.mask else None)
-
-    def remove(self) -> None:
-        """Forget the copies."""
-        if self.folder:
-            self.folder.remove()
-
-
-def write_data(uri: str, path: str) -> None:
-    """Write the content of a data: URI to a file."""
-    from urllib.parse import unquote, unquote_to_bytes
-    head, _, text = uri.partition(",")
-    with private_file(path) as stream:
-        if head.lower().endswith(";base64"):
-            copy_image(Image(base64=unquote(text)), stream)
-        else:
-            stream.write(unquote_to_bytes(as_bytes(text)))
 
 
 def copy_upload(upload: Upload, path: str, masked: Upload | None) -> None:
@@ -4791,6 +4754,26 @@ def copy_upload(upload: Upload, path: str, masked: Upload | None) -> None:
     raise changed
 
 
+def find_key(settings: Settings, console: Console) -> KeySource:
+    """The key for the configured host, known as a secret before anything can show it."""
+    source = choose_key(settings)
+    if source is None:
+        return KeySource("nothing", "")  # this machine needs no key
+    source = source._replace(value=read_key(source, console.secrets.keys))
+    console.secrets.add_keys(source.value)
+    return source
+
+
+def refuse_keys(job: Job, keys: Sequence[str]) -> None:
+    """A key in what is asked for would go to the server as text, and into the journal."""
+    text = json.dumps([job.prompt, job.model, *job.parameters.items()], ensure_ascii=False)
+    text = utf8(text).decode("latin-1")
+    known = [key for key in keys if len(key) >= SHORTEST_KEY and not key.isalpha()]  # it may be a word
+    if blanked(text, known, "*") != text:
+        raise usage_failure("the prompt or an option contains a key or password that this program uses",
+                            "Take it out; nothing was sent.")
+
+
 # How a job ended              can be collected   folder stays   billed                    --fresh may drop it
 # everything is saved           -                  unless told    -                         no
 # refused, or failed for good   no                 no             no or maybe               -
@@ -4809,11 +4792,15 @@ def run_job(job: Job, settings: Settings, key: KeySource, folder: Folder, inputs
         # The token is the same whenever this command is collected.
         provider = settings.service.provider(job, settings, key, os.path.basename(folder.path))
         make_images(provider, job, settings, folder, run)
-        run.console.finish(run.result.record(run.console))  # before the folder goes: a kill in between is safe
+        run.console.finish(run.result.record(run.console))  # first: after a kill the folder is still there
         ignore_signals()
         keep_folder = run.console.as_json and run.console.lost_output  # a caller that has gone will ask again
     except (Exception, KeyboardInterrupt) as error:
-        failure = what_ended(error, folder)
+        failure = error if isinstance(error, Failure) else Failure(
+            "bug", f"a bug in this program: {error!r}", "What arrived is kept. Run the same command again to "
+            "read it at no cost (--fresh buys a new image).", collectable=True)
+        if isinstance(error, KeyboardInterrupt):
+            failure = stop_failure(error, folder)
         ignore_signals()
         keep_folder = add_what_is_known(failure, folder, job, run)
         failure.billed = billed_in_the_end(failure, folder, run.result)
@@ -4824,71 +4811,12 @@ def run_job(job: Job, settings: Settings, key: KeySource, folder: Folder, inputs
         release(folder.lock)
 
 
-def what_ended(error: BaseException, folder: Folder) -> Failure:
-    """Whatever ended a job, as a Failure."""
-    if isinstance(error, Failure):
-        return error
-    if isinstance(error, KeyboardInterrupt):
-        return stop_failure(error, folder)
-    return Failure("bug", f"a bug in this program: {error!r}", "What arrived is kept. Run the same command again "
-                   "to try to read it at no cost (--fresh buys a new image).", collectable=True)
-
-
-def billed_in_the_end(failure: Failure, folder: Folder, result: Result) -> str:
-    """Whether money is gone. Only this function decides it: a Failure knows what its own request cost, no more."""
-    answered = bool(folder.paid_answers())
-    if result.saved or (failure.kind == "stopped" and answered):
-        return "yes"
-    is_late = failure.billed == "no" and failure.exit_code in (USAGE, SETUP, BUG)  # it came after a paid request
-    return "maybe" if is_late and answered else failure.billed
-
-
-def add_what_is_known(failure: Failure, folder: Folder, job: Job, run: Run) -> bool:
-    """Add to the failure where the bytes are that came; whether the folder has to stay."""
-    if failure.collectable and not folder.journaled:
-        failure.hint = f"What arrived is kept in {folder.path}"
-    is_unread = failure.kind == "place" or (failure.kind in UNREAD_KINDS and failure.billed != "yes")
-    keep_folder = failure.collectable or (
-        is_unread and rescue_answer(failure, folder, job, run.console.secrets.texts))
-    if keep_folder and failure.kind != "stopped":
-        folder.let_fresh_drop()
-    return keep_folder
-
-
-# Nothing is saved of what came. Up to so many bytes the message says it all: a page's title, short JSON.
-UNREAD_KINDS = {"no_image": MAX_MESSAGE // 2, "web_page": LONG_STRING, "broken_image": 0, "place": 0,
-                "network": 0, "timeout": 0}
-
-
-def rescue_answer(failure: Failure, folder: Folder, job: Job, secrets: Sequence[str]) -> bool:
-    """Save a reply that could not be read; a person may find its image. True when it stays in the folder."""
-    long = [path for path in folder.answers() if os.path.getsize(path) > UNREAD_KINDS[failure.kind]]
-    if not long:
-        return False
-    kept = long[-1]
-    with suppress(OSError):
-        kept = save_answer(kept, job.target, secrets)
-    failure.hint = f"The server's reply was saved to {kept}. {failure.hint}"
-    return kept in long
-
-
-def keep_rest(images: Sequence[Image | Failure], job: Job, folder: Folder, run: Run) -> None:
-    """Keep a reply that holds many more images than were asked for, or broke off before all had come."""
-    answers = folder.answers()
-    if answers and (len(images) > job.n + SPARE_IMAGES or (len(images) < job.n and run.result.is_cut_off)):
-        try:
-            kept = "was saved to " + save_answer(answers[-1], job.target, run.console.secrets.texts)
-        except OSError as error:  # the images are saved, and must be reported
-            kept = f"could not be saved: {reason(error)}"
-        run.console.warn(f"{len(images)} images came instead of {job.n}; the whole reply {kept}")
-
-
 def make_images(provider: Provider, job: Job, settings: Settings, folder: Folder, run: Run) -> None:
     """From the request to the files."""
     console = run.console
     typical = TYPICAL_SECONDS.get(as_text(job.parameters.get("quality")), "70 to 280 s")
     if folder.adopted:
-        console.note("picking up the unfinished request from before; no new charge (--fresh buys a new image)")
+        console.note("continuing the unfinished request from before at no charge (--fresh buys a new image)")
     else:
         path = first_path(job.target, job.n, job.parameters.get("output_format", "png"))
         if os.path.lexists(path) and not job.target.overwrite:
@@ -4905,36 +4833,49 @@ def make_images(provider: Provider, job: Job, settings: Settings, folder: Folder
     warn_about_differences(job, run)
 
 
-def catch_signals() -> Callable[[], None]:
-    """Let SIGTERM and SIGHUP stop the program like Ctrl-C, but not one that is ignored already (nohup).
-
-    Returns a function that ignores them all from then on; call it when only a short cleanup is left.
-    """
-    import signal
-    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    caught = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
-
-    def ignore() -> None:
-        for number in caught:
-            signal.signal(number, signal.SIG_IGN)
-
-    def stop(number: int, frame: Any) -> None:
-        ignore()
-        raise KeyboardInterrupt(number)
-
-    for number in caught:
-        signal.signal(number, stop)
-    return ignore
+def keep_rest(images: Sequence[Image | Failure], job: Job, folder: Folder, run: Run) -> None:
+    """Keep a reply that holds many more images than were asked for, or broke off before all had come."""
+    answers = folder.answers()
+    if answers and (len(images) > job.n + SPARE_IMAGES or (len(images) < job.n and run.result.is_cut_off)):
+        try:
+            kept = "was saved to " + save_answer(answers[-1], job.target, run.console.secrets.texts)
+        except OSError as error:  # the images are saved, and must be reported
+            kept = f"could not be saved: {reason(error)}"
+        run.console.warn(f"images requested: {job.n}, received: {len(images)}; the whole reply {kept}")
 
 
-def find_key(settings: Settings, console: Console) -> KeySource:
-    """The key for the configured host, known as a secret before anything can show it."""
-    source = choose_key(settings)
-    if source is None:
-        return KeySource("nothing", "")  # this machine needs no key
-    source = source._replace(value=read_key(source, console.secrets.keys))
-    console.secrets.add_keys(source.value)
-    return source
+# Nothing is saved of what came. Up to so many bytes the message says it all: a page's title, short JSON.
+UNREAD_KINDS = {"no_image": MAX_MESSAGE // 2, "web_page": LONG_STRING, "broken_image": 0, "place": 0,
+                "network": 0, "timeout": 0}
+
+
+def add_what_is_known(failure: Failure, folder: Folder, job: Job, run: Run) -> bool:
+    """Add to the failure where the bytes are that came; whether the folder has to stay."""
+    keep_folder, unread = failure.collectable, []
+    if keep_folder and not folder.journaled:
+        failure.hint = f"What arrived is kept in {folder.path}"
+    is_unread = failure.kind in UNREAD_KINDS and (failure.billed != "yes" or failure.kind == "place")
+    if is_unread and not keep_folder:
+        unread = [path for path in folder.answers() if os.path.getsize(path) > UNREAD_KINDS[failure.kind]]
+    if unread:  # a person may find its image
+        try:
+            kept = save_answer(unread[-1], job.target, run.console.secrets.texts)
+        except OSError:
+            kept, keep_folder = unread[-1], True
+        failure.hint = f"The server's reply was saved to {kept}. {failure.hint}"
+    if keep_folder and failure.kind != "stopped":
+        folder.let_fresh_drop()
+    return keep_folder
+
+
+def billed_in_the_end(failure: Failure, folder: Folder, result: Result) -> str:
+    """Whether money is gone. Only this function decides it: a Failure knows no more than its own request."""
+    answered = bool(folder.paid_answers())
+    if result.saved or (failure.kind == "stopped" and answered):
+        return "yes"
+    if answered and failure.billed == "no" and failure.exit_code in (USAGE, SETUP, BUG):
+        return "maybe"  # it came after a paid request
+    return failure.billed
 
 
 def run_config_command(options: Namespace, run: Run) -> None:
@@ -4953,21 +4894,20 @@ def write_template(options: Namespace, console: Console) -> None:
     """A config file that only its owner can read, with the two settings that most people need."""
     if options.api_key:
         raise usage_failure("--init does not store keys", "Name a variable: --api-key-env NAME")
-    if not options.config and not config_locations():
-        raise usage_failure("there is no home folder", "Name the file with --config.")
-    path = config_path(options.config or config_locations()[0])
+    path = config_path(options.config or next(iter(config_locations()), "-"))
     if path == STANDARD_INPUT:
-        raise usage_failure("--init needs a file name, not --config -", "Name the file with --config.")
+        raise usage_failure("--init needs a file to write", "Name it with --config FILE.")
     flags = {"base_url": Setting(options.base_url, "--base-url")} if options.base_url else {}
     base_url = first_value([flags, environment_layer(""), default_layer("openai")], "base_url")
-    is_own_endpoint = base_url.source in ("--base-url", "$GPT_IMAGE2_BASE_URL")  # not OPENAI_API_KEY's, perhaps
     has_openai_key = environment("OPENAI_API_KEY") and not environment("GPT_IMAGE2_API_KEY")
-    is_openai = base_url.source == "$OPENAI_BASE_URL" or (has_openai_key and not is_own_endpoint)
+    is_openai = base_url.source == "$OPENAI_BASE_URL" or (
+        has_openai_key and base_url.source not in ("--base-url", "$GPT_IMAGE2_BASE_URL"))
     variable = options.api_key_env or ("OPENAI_API_KEY" if is_openai else "GPT_IMAGE2_API_KEY")
     hidden = [other for other in config_locations() if os.path.lexists(other) and other != path]
     if hidden and not options.config:
         console.warn(f"{hidden[0]} will no longer be read")
-    content = {"base_url": checked_base_url(base_url, options.allow_http), "api_key_env": variable_name(variable)}
+    content = {"base_url": checked_base_url(base_url, options.allow_http),
+               "api_key_env": variable_name(variable)}
     part = f"{path}.{os.getpid()}.part"
     try:
         make_private(os.path.dirname(path))
@@ -5013,7 +4953,8 @@ def show_settings(settings: Settings, console: Console) -> None:
     console.output(f"config file {file}")
     for request in pending:
         console.output(f"unfinished  {request['age_s']} s ago, {request['state']}: {request['prompt']}")
-    console.output("To collect an unfinished request, run its command again." if pending else "unfinished  none")
+    console.output("To collect an unfinished request, run its command again." if pending else
+                   "unfinished  none")
 
 
 def check_setup(settings: Settings, run: Run) -> None:
@@ -5035,17 +4976,17 @@ def check_setup(settings: Settings, run: Run) -> None:
 
 
 def try_key(settings: Settings, key: str, run: Run, say: Callable[[str], None]) -> None:
-    """A free request that proves host and key, and one without the key, to see whether the first proved it."""
+    """A free request that proves host and key, and one without the key: was it the key that was accepted?"""
     root = runapi_root(settings) if settings.api.value == "runapi" else settings
     request = api_request(root, key, "GET", settings.service.free_check)._replace(
         timeout=min(60, settings.timeout.value), purpose="models")
-    without_key = [pair for pair in request.headers if not re.search(SECRET_HEADER, pair[0])]
+    bare = tuple(pair for pair in request.headers if not re.search(SECRET_HEADER, pair[0]))
     run = run._replace(deadline=time.monotonic() + request.timeout)
     host, folder, note, response = host_of(request.url), temporary_folder(), "", None
     try:
         response = send_with_retries(request, folder.exchange(1), run)
         with suppress(Failure):
-            if key and send_with_retries(request._replace(headers=tuple(without_key)), folder.exchange(2), run):
+            if key and send_with_retries(request._replace(headers=bare), folder.exchange(2), run):
                 note = f"{host} answers without the key too: this proves the address, not the key"
     except Failure as failure:
         if failure.http_status not in (404, 405, 501):

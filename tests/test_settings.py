@@ -467,7 +467,7 @@ class PipedConfigTest(SettingsCase):
                 (["generate", PROMPT], "", SETUP, "standard input is not valid JSON"),
                 (["generate", "-"], "{}", USAGE, "both the config and the prompt"),
                 (["generate", "--prompt-file", "-"], "{}", USAGE, "both the config and the prompt"),
-                (["config", "--init"], "{}", USAGE, "--init writes a file")):
+                (["config", "--init"], "{}", USAGE, "--init needs a file to write")):
             with self.subTest(arguments + [stdin]):
                 result = self.run_program(*arguments, "--config", "-", stdin=stdin)
                 self.assertEqual(result.exit_code, code, result.stderr)
