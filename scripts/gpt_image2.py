@@ -162,8 +162,8 @@ MODELS = {"gpt-image-2": ModelRules(QUALITIES, "free"),
 OK, BUG, USAGE, SETUP, REFUSED, LIMITED, NO_ANSWER, UNSAVED = range(8)
 INTERRUPTED, UNREAD = 130, 141  # 128 + the signal's number, like the others
 
-LOOK_FIRST = "Look at the account's usage before running the command again."
-ASKS_ANEW = "Running the command again asks for a new image."
+LOOK_FIRST = "Check the account's usage before you run the command again."
+ASKS_ANEW = "Running the command again buys a new image."
 
 
 class Kind(NamedTuple):
@@ -180,54 +180,52 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    # Before anything is asked for.
+    # Before anything is sent.
     "usage": Kind(USAGE, "no", "fix"),
     "input": Kind(USAGE, "no", "fix"),
     "target": Kind(USAGE, "no", "fix"),
     "config": Kind(SETUP, "no", "fix"),
     "curl": Kind(SETUP, "no", "fix"),
     "state": Kind(SETUP, "no", "ask"),
-    "key": Kind(SETUP, "no", "ask", "Check the key: config --show says where it comes from, config --check tries it."),
+    "key": Kind(SETUP, "no", "ask", "config --show says where the key comes from; config --check tests it."),
     # On the way.
     "network": Kind(NO_ANSWER, "maybe", "ask", ASKS_ANEW),
-    "tls": Kind(NO_ANSWER, "no", "fix", 'If your network has its own CA, name its file as "cacert" in the config.'),
-    "timeout": Kind(NO_ANSWER, "maybe", "ask", "Raise --timeout, or try a lower --quality or a smaller --size."),
-    "upload": Kind(NO_ANSWER, "no", "again", "Run the command again; nothing was bought."),
-    # The server said no.
-    "moderation": Kind(REFUSED, "no", "fix", "Reword the prompt; the same one will be refused again."),
-    "refused": Kind(REFUSED, "no", "fix", "Change what the message names and run the command again."),
-    "not_found": Kind(REFUSED, "no", "fix", "Check --base-url for a missing or doubled /v1, and --model."),
-    "too_large": Kind(REFUSED, "no", "fix", "Scale the input images down or save them as JPEG."),
-    "redirect": Kind(NO_ANSWER, "no", "fix", "Use the address it names as --base-url."),
+    "tls": Kind(NO_ANSWER, "no", "fix", 'If your network has its own CA, set "cacert" in the config.'),
+    "timeout": Kind(NO_ANSWER, "maybe", "ask", "Raise --timeout, or lower --quality or --size."),
+    "upload": Kind(NO_ANSWER, "no", "again", "Run the same command again; you were not charged."),
+    # The server refused.
+    "moderation": Kind(REFUSED, "no", "fix", "Change the prompt; the same words will be refused again."),
+    "refused": Kind(REFUSED, "no", "fix", "Fix what the message names, then run the command again."),
+    "not_found": Kind(REFUSED, "no", "fix", "Check --base-url (is /v1 missing or there twice?) and --model."),
+    "too_large": Kind(REFUSED, "no", "fix", "Make the input images smaller, or save them as JPEG."),
+    "redirect": Kind(NO_ANSWER, "no", "fix", "Use the address it points to as --base-url."),
     "forbidden": Kind(SETUP, "no", "ask", "This key may not use this model or endpoint."),
-    "verification": Kind(SETUP, "no", "ask", "Verify the organization in the settings of platform.openai.com; it "
-                         "may take 15 minutes to work."),
+    "verification": Kind(SETUP, "no", "ask", "Verify your organization at platform.openai.com/settings; "
+                         "it can take 15 minutes to take effect."),
     "region": Kind(SETUP, "no", "stop", "The service is not offered in this region."),
-    "blocked": Kind(SETUP, "no", "ask", "A firewall in front of the server refused this computer; try another "
-                    "network."),
-    "quota": Kind(LIMITED, "no", "ask", "Add credit or raise the spending limit of the account; waiting does not "
-                  "help."),
+    "blocked": Kind(SETUP, "no", "ask", "The server's firewall blocked this computer; try another network."),
+    "quota": Kind(LIMITED, "no", "ask", "Add credit or raise your spending limit. Waiting won't help."),
     "rate_limit": Kind(LIMITED, "no", "later", "Wait a minute, then run the same command again.", True),
     "overloaded": Kind(NO_ANSWER, "no", "later", "Run the same command again in a minute.", True),
-    "unavailable": Kind(NO_ANSWER, "no", "later", "Nobody was asked to draw. Check --model, or try again later."),
-    # Nothing usable came.
-    "gateway": Kind(NO_ANSWER, "maybe", "ask", "The gateway gave up waiting. --stream keeps some of them patient; "
-                    "else use a lower --quality or a smaller --size."),
+    "unavailable": Kind(NO_ANSWER, "no", "later", "No model was reached. Check --model, or try again later."),
+    # No usable response.
+    "gateway": Kind(NO_ANSWER, "maybe", "ask", "The gateway gave up waiting. --stream often avoids this; "
+                    "otherwise try a lower --quality or a smaller --size."),
     "server": Kind(NO_ANSWER, "maybe", "ask", LOOK_FIRST),
     "task_failed": Kind(NO_ANSWER, "maybe", "ask", ASKS_ANEW),
     "web_page": Kind(NO_ANSWER, "maybe", "fix", "Check --base-url: it should end in /v1."),
     "no_image": Kind(NO_ANSWER, "maybe", "ask", LOOK_FIRST),
     "broken_image": Kind(NO_ANSWER, "maybe", "ask", LOOK_FIRST),
-    "place": Kind(NO_ANSWER, "yes", "stop", "Tell those who run the service. " + ASKS_ANEW),
-    # The image is made, or being made: the same command goes on from there. The first three are purposes.
+    "place": Kind(NO_ANSWER, "yes", "stop", "Tell the people who run the service. " + ASKS_ANEW),
+    # The image exists or is being made: the same command continues from there. The first three are purposes.
     "poll": Kind(NO_ANSWER, "maybe", "again"),
     "result": Kind(NO_ANSWER, "maybe", "again"),
     "download": Kind(UNSAVED, "yes", "again"),
-    "disk": Kind(UNSAVED, "maybe", "again", "What came is kept. Make room on the disk; --fresh buys a new image."),
-    "save": Kind(UNSAVED, "yes", "again", "The answer is kept: make room (or choose another -o) and run the same "
-                 "command again; it is not bought twice."),
-    "stopped": Kind(INTERRUPTED, "maybe", "again", "Run the same command again (600 s are enough) to collect the "
-                    "image; it is not bought twice."),
+    "disk": Kind(UNSAVED, "maybe", "again", "What came is kept. Make room; --fresh buys a new image."),
+    "save": Kind(UNSAVED, "yes", "again", "The reply is kept. Make room (or choose another -o), then run "
+                 "the same command again; you won't be charged twice."),
+    "stopped": Kind(INTERRUPTED, "maybe", "again", "Run the same command again (allow 10 minutes) to get the "
+                    "image; you won't be charged twice."),
     "interrupted": Kind(INTERRUPTED, "no", "again", ASKS_ANEW),
     "bug": Kind(BUG, "no", "stop", "Please report it."),
 }
@@ -257,9 +255,19 @@ class Failure(Exception):
         return "again" if self.collectable else self.next_step
 
 
-def usage_failure(message: str, hint: str = "", kind: str = "usage") -> Failure:
-    """The command or a local file is wrong, nothing was sent."""
-    return Failure(kind, message, hint)
+def usage_failure(message: str, hint: str = "") -> Failure:
+    """The command is wrong; nothing was sent."""
+    return Failure("usage", message, hint)
+
+
+def input_failure(message: str, hint: str = "") -> Failure:
+    """An image or a mask cannot be used; nothing was sent."""
+    return Failure("input", message, hint)
+
+
+def target_failure(message: str, hint: str = "") -> Failure:
+    """Nothing can be saved where -o points to; nothing was sent."""
+    return Failure("target", message, hint)
 
 
 def setup_failure(message: str, hint: str = "", kind: str = "config") -> Failure:
@@ -954,7 +962,7 @@ class Service(NamedTuple):
     key_variables: tuple[str, ...]  # the first that is set counts
     address_variables: tuple[str, ...]
     provider: Callable[..., Provider]  # (job, settings, key, token) -> what to send
-    values: Callable[..., dict[str, Any]]  # (options, settings, notes) -> what options come to; checks them
+    values: Callable[..., dict[str, Any]]  # (options, size, settings, notes) -> what is sent instead
     free_check: str = "/models"  # where a GET proves address and key, free of charge; "" where nothing can
     takes_urls: bool = False  # it fetches inputs itself, from its own storage or from anywhere
     formats: tuple[str, ...] = tuple(SUFFIXES)
@@ -983,39 +991,37 @@ KEY_VARIABLES = tuple(dict.fromkeys(name for service in SERVICES.values() for na
 class Option(NamedTuple):
     """One row of OPTIONS."""
     commands: tuple[str, ...]
-    flags: str
+    flag: str
     value: str  # its value's name in the help; a switch has none
     help: str
-    convert: Callable[[str], Any] = str
+    kind: Callable[[str], Any] | tuple[str, ...] = str  # what reads its value, or the words that it may be
     default: Any = None  # what holds when nobody says anything
-    choices: Sequence[str] = ()
-    limits: tuple[int, int] | None = None  # of a number
     wire: str = ""  # OpenAI's name for it, if it is sent
-    runapi: str | None = ""  # RunAPI's name for it, if it is sent; None: RunAPI has no such thing
-    config: str = ""  # its key in a config file, if it may be there
+    runapi: str | None = None  # RunAPI's name for it, if it is sent; None: it lacks what has a wire name
+    config: tuple[Any, ...] = ()  # its key in a config file, if it may be there, and the types of its value
+    short: str = ""
     repeatable: bool = False
     alone: bool = False  # it excludes the others that are
-
-    @property
-    def flag(self) -> str:
-        """Its long flag."""
-        return self.flags.split(", ")[-1]
 
     @property
     def name(self) -> str:
         """What the program calls it."""
         return self.flag[2:].replace("-", "_")
 
-    @property
-    def types(self) -> tuple[type, ...]:
-        """What its value may be in a config file."""
-        number = (int, float) if self.convert is float else (int,)
-        return number if self.limits else (dict,) if self.repeatable else (str,) if self.value else (bool,)
 
-    def is_set(self, values: Mapping[str, Any]) -> bool:
-        """Whether it asks for something else than what happens anyway."""
-        value = values[self.name]
-        return value is not None and value is not False and value != self.default
+def number(low: int, high: int, convert: Callable[[str], Any] = int) -> Callable[[str], Any]:
+    """What reads a number in a range."""
+    def read(text: str) -> Any:
+        try:
+            if "_" in text or not text.isascii():
+                raise ValueError  # Python would read 1_000 and the digits of other scripts
+            value = convert(text)
+        except ValueError:
+            raise ValueError(f"needs a {'whole ' * (convert is int)}number, not {quoted(text)}") from None
+        if not low <= value <= high:
+            raise ValueError(f"must be between {low} and {high}, not {text}")
+        return value
+    return read
 
 
 def as_pair(text: str) -> str:
@@ -1023,16 +1029,6 @@ def as_pair(text: str) -> str:
     text = text.strip().lower()
     edges = re.fullmatch(r"([0-9]+) *(?:px)? *([x×х*:：∶/]|by) *([0-9]+) *(?:px)?", text)  # a Cyrillic one too
     return f"{edges[1]}{':' if edges[2] in ':：∶/' and len(edges[1]) < 3 else 'x'}{edges[3]}" if edges else text
-
-
-def as_size(text: str) -> str:
-    """A size; one number is a square's."""
-    return as_pair(re.sub(r"^ *([0-9]{3,5})( *px)? *$", r"\1x\1", text))
-
-
-def as_ratio(text: str) -> str:
-    """A shape; `16x9` is one here."""
-    return re.sub(r"(?<=\d)x", ":", as_pair(text))
 
 
 def as_header(text: str) -> tuple[str, str]:
@@ -1048,76 +1044,75 @@ def as_parameter(text: str) -> tuple[str, Any]:
     """`key=value` as a pair, the value read as JSON where it is JSON."""
     name, equals, value = text.partition("=")
     if not equals or not name:
-        raise usage_failure(f"--param must look like key=value, not {quoted(text)}")
+        raise ValueError(f"must look like key=value, not {quoted(text)}")
     try:
         return name, json.loads(value, parse_constant=str)
     except (ValueError, RecursionError):
         return name, value
 
 
-PATH = os.fspath  # a path's bytes need not be UTF-8
+PATH = os.fspath  # as it is: a path's bytes need not be UTF-8
 CONFIG, EDIT, IMAGES, ALL = ("config",), ("edit",), ("generate", "edit"), ("generate", "edit", "config")
 OPTIONS = (
     Option(CONFIG, "--show", "", "every setting and where it comes from (default)", alone=True),
     Option(CONFIG, "--init", "", "write a config file that only you can read", alone=True),
     Option(CONFIG, "--force", "", "with --init: overwrite an existing file"),
     Option(CONFIG, "--check", "", "test curl, the key and the endpoint (free)", alone=True),
-
     Option(EDIT, "--image", "PATH", "another image, 16 in all; can be repeated", PATH, repeatable=True),
-    Option(EDIT, "--mask", "PNG", "as large as IMAGE, transparent where it is to change", PATH, runapi=None),
-    Option(EDIT, "--input-fidelity", "KIND", "low or high; older models only", str.lower, None, ("low", "high"),
-           wire="input_fidelity", runapi=None),
-
-    Option(IMAGES, "-o, --output", "PATH", f"file or folder (default {DEFAULT_OUTPUT})", PATH, DEFAULT_OUTPUT),
-    Option(IMAGES, "--size", "WIDTHxHEIGHT", "or square, landscape, portrait, auto (default)", as_size, "auto",
-           wire="size"),
-    Option(IMAGES, "--aspect-ratio", "W:H", "a shape such as 16:9; the closest allowed size is used", as_ratio,
-           runapi="aspect_ratio"),
-    Option(IMAGES, "--resolution", "1k|2k|4k", "how many pixels that shape gets (default 1k)", str.lower,
-           choices=tuple(RESOLUTIONS), runapi="output_resolution"),
+    Option(EDIT, "--mask", "PNG", "as large as IMAGE, transparent where it is to change", PATH, wire="mask"),
+    Option(EDIT, "--input-fidelity", "KIND", "low or high; older models only", ("low", "high"),
+           wire="input_fidelity"),
+    Option(IMAGES, "--output", "PATH", f"file or folder (default {DEFAULT_OUTPUT})", PATH, DEFAULT_OUTPUT,
+           short="-o"),
+    Option(IMAGES, "--size", "WIDTHxHEIGHT", "or square, landscape, portrait, auto (default)",
+           lambda text: as_pair(re.sub(r"^ *([0-9]{3,5})( *px)? *$", r"\1x\1", text)), "auto", "size", ""),
+    Option(IMAGES, "--aspect-ratio", "W:H", "a shape such as 16:9; the closest allowed size is used",
+           lambda text: re.sub(r"(?<=\d)x", ":", as_pair(text)), runapi="aspect_ratio"),
+    Option(IMAGES, "--resolution", "1k|2k|4k", "how many pixels that shape gets (default 1k)",
+           tuple(RESOLUTIONS), runapi="output_resolution"),
     Option(IMAGES, "--quality", "LEVEL", "low (about 70 s), medium (120 s), high (276 s)\nor auto (default)",
-           str.lower, "auto", wire="quality", runapi=None),
-    Option(IMAGES, "-n, --n", "1-10", "how many images: NAME-1.png, NAME-2.png, ...", int, 1, limits=(1, MAX_N),
-           wire="n"),
-    Option(IMAGES, "--format", "FORMAT", "png, jpeg or webp (default: as -o ends, else png);\nsome models: gif, svg",
-           str.lower, None, (*SUFFIXES, "jpg"), wire="output_format", runapi=None),
-    Option(IMAGES, "--compression", "0-100", "for jpeg and webp", int, None, limits=(0, 100),
-           wire="output_compression", runapi=None),
-    Option(IMAGES, "--background", "KIND", "opaque, transparent or auto (default)", str.lower, None,
-           ("auto", "opaque", "transparent"), wire="background", runapi=None),
-    Option(IMAGES, "--moderation", "LEVEL", "low or auto (default)", str.lower, None, ("auto", "low"),
-           wire="moderation", runapi=None),
+           str.lower, "auto", "quality"),
+    Option(IMAGES, "--n", "1-10", "how many images: NAME-1.png, NAME-2.png, ...", number(1, MAX_N), 1,
+           "n", "", short="-n"),
+    Option(IMAGES, "--format", "FORMAT",
+           "png, jpeg or webp (default: as -o ends, else png);\nnewer models: gif, svg",
+           (*SUFFIXES, "jpg"), None, "output_format"),
+    Option(IMAGES, "--compression", "0-100", "for jpeg and webp", number(0, 100), None, "output_compression"),
+    Option(IMAGES, "--background", "KIND", "opaque, transparent or auto (default)",
+           ("auto", "opaque", "transparent"), None, "background"),
+    Option(IMAGES, "--moderation", "LEVEL", "low or auto (default)", ("auto", "low"), None, "moderation"),
     Option(IMAGES, "--prompt-file", "FILE", "read the prompt from FILE; a PROMPT of - reads stdin", PATH),
     Option(IMAGES, "--overwrite", "", "replace existing files (default: pick a free name)"),
     Option(IMAGES, "--fresh", "", "ignore an unfinished request and buy a new image"),
-    Option(IMAGES, "--model", "MODEL", f"default {DEFAULT_MODEL}", str, DEFAULT_MODEL, config="model"),
-    Option(IMAGES, "--timeout", "SECONDS", f"time limit for the whole request (default {DEFAULT_TIMEOUT})", float,
-           DEFAULT_TIMEOUT, limits=(1, MAX_TIMEOUT), config="timeout"),
-    Option(IMAGES, "--stream", "", "stream the reply; helps if a gateway times out", wire="stream", runapi=None),
-    Option(IMAGES, "--partial-images", "0-3", "with --stream: save previews as NAME.partial-K.EXT", int, 0,
-           limits=(0, MAX_PARTIALS), wire="partial_images", runapi=None),
+    Option(IMAGES, "--model", "MODEL", f"default {DEFAULT_MODEL}", str, DEFAULT_MODEL, config=("model", str)),
+    Option(IMAGES, "--timeout", "SECONDS", f"time limit for the whole request (default {DEFAULT_TIMEOUT})",
+           number(1, MAX_TIMEOUT, float), DEFAULT_TIMEOUT, config=("timeout", int, float)),
+    Option(IMAGES, "--stream", "", "stream the reply; helps if a gateway times out", wire="stream"),
+    Option(IMAGES, "--partial-images", "0-3", "with --stream: save previews as NAME.partial-K.EXT",
+           number(0, MAX_PARTIALS), 0, "partial_images"),
     Option(IMAGES, "--keep-partials", "", "keep the previews when the final image is saved"),
-    Option(IMAGES, "--param", "KEY=VALUE", "any other API parameter, not checked; can be repeated", as_parameter,
-           repeatable=True),
-
-    Option(ALL, "--base-url", "URL", f"default {DEFAULT_BASE_URL}", str, DEFAULT_BASE_URL, config="base_url"),
-    Option(ALL, "--api", "NAME", "openai, azure, runapi or codex (default: by the host;\ncodex must be asked for)",
-           str.lower, choices=tuple(SERVICES), config="api"),
-    Option(ALL, "--api-key-env", "NAME", "the variable that holds the key", config="api_key_env"),
-    Option(ALL, "--api-key", "KEY", "the key itself (visible in ps and shell history; avoid)", config="api_key"),
-    Option(ALL, "--header", "'NAME: VALUE'", "an extra header; can be repeated", as_header, {}, config="headers",
-           repeatable=True),
-    Option(ALL, "--allow-http", "", "send the key unencrypted to another machine", config="allow_http"),
+    Option(IMAGES, "--param", "KEY=VALUE", "any other API parameter, not checked; can be repeated",
+           as_parameter, repeatable=True),
+    Option(ALL, "--base-url", "URL", f"default {DEFAULT_BASE_URL}", str, DEFAULT_BASE_URL,
+           config=("base_url", str)),
+    Option(ALL, "--api", "NAME", "openai, azure, runapi or codex (default: by the host)",
+           tuple(SERVICES), config=("api", str)),
+    Option(ALL, "--api-key-env", "NAME", "the variable that holds the key", config=("api_key_env", str)),
+    Option(ALL, "--api-key", "KEY", "the key (visible in ps and shell history)", config=("api_key", str)),
+    Option(ALL, "--header", "'NAME: VALUE'", "an extra header; can be repeated", as_header, {},
+           config=("headers", dict), repeatable=True),
+    Option(ALL, "--allow-http", "", "send the key unencrypted to another machine", default=False,
+           config=("allow_http", bool)),
     Option(ALL, "--config", "PATH", "read the settings from this file; - means stdin", PATH),
     Option(ALL, "--json", "", "print the result as one JSON object"),
-    Option(ALL, "-q, --quiet", "", "print only warnings, errors and Saved: lines"),
-    Option(ALL, "-v, --verbose", "", "also show what is sent (keys are hidden)"))
+    Option(ALL, "--quiet", "", "print only warnings, errors and Saved: lines", short="-q"),
+    Option(ALL, "--verbose", "", "also show what is sent (keys are hidden)", short="-v"))
 
-# What may stand in a config file: name -> (types, default).
-CONFIG_KEYS: dict[str, tuple[tuple[type, ...], Any]] = {
-    **{row.config: (row.types, row.default) for row in OPTIONS if row.config},
-    "api_key_command": ((list,), None), "proxy": ((str,), ""), "cacert": ((str,), ""), "poll_url": ((str,), ""),
-    "max_cost": ((int, float), None)}
+# What may stand in a config file: name -> (default, types of its value).
+CONFIG_KEYS: dict[str, tuple[Any, ...]] = {
+    **{row.config[0]: (row.default, *row.config[1:]) for row in OPTIONS if row.config},
+    "api_key_command": (None, list), "proxy": ("", str), "cacert": ("", str), "poll_url": ("", str),
+    "max_cost": (None, int, float)}
 
 # What other image tools call it -> what to write here.
 STRANGERS = {
@@ -1260,7 +1255,7 @@ def check_owner(path: str, status: os.stat_result, names: set[str], warnings: li
 
 def checked_value(path: str, name: str, value: Any) -> Any:
     """The value, which has the type of its setting."""
-    types = CONFIG_KEYS[name][0]
+    types = CONFIG_KEYS[name][1:]
     items = value if isinstance(value, list) else value.values() if isinstance(value, dict) else ()
     if type(value) in types and all(isinstance(item, str) for item in items):  # True is no number
         return value
@@ -1374,8 +1369,8 @@ def environment_layer(api: str) -> Layer:
 
 def default_layer(api: str) -> Layer:
     """What holds when nobody says anything."""
-    layer = {name: Setting(default, "default") for name, (_, default) in CONFIG_KEYS.items()}
-    return {**layer, "base_url": Setting(SERVICES[api].base_url, "default")}
+    defaults = {name: Setting(default, "default") for name, (default, *_) in CONFIG_KEYS.items()}
+    return {**defaults, "base_url": Setting(SERVICES[api].base_url, "default")}
 
 
 def setting_failure(setting: Setting, message: str, hint: str = "") -> Failure:
@@ -1672,7 +1667,7 @@ OTHER_KINDS = (
 
 
 def read_words(options: Namespace) -> tuple[str, list[str]]:
-    """(prompt, images) that the words of a command mean. Here files and standard input are read, in plan none."""
+    """(prompt, images) that the words of a command mean. Reads what plan must not: files, standard input."""
     words, paths = edit_words(options) if options.command == "edit" else (options.words, [])
     if options.config == "-" and "-" in (options.prompt_file, *words):
         raise usage_failure("standard input cannot hold both the config and the prompt", "Use --prompt-file FILE.")
@@ -1689,34 +1684,51 @@ def read_words(options: Namespace) -> tuple[str, list[str]]:
         raise usage_failure("the prompt is not valid UTF-8") from None
 
 
+def refuse_broken(*rules: tuple[Any, str, str], failure: Callable[[str, str], Failure] = usage_failure) -> None:
+    """Refuse the command for the first of the rules that is broken: (whether it is, message, hint)."""
+    for broken, message, hint in rules:
+        if broken:
+            raise failure(message, hint)
+
+
 def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[str], notes: list[str]) -> Job:
-    """The job that is asked for, checked as far as words and settings decide: neither disk nor network is touched."""
+    """The job that is asked for, checked as far as words and settings decide. Neither reads nor writes."""
     model, image_format = settings.model.value, chosen_format(options)
-    if not prompt.strip():
-        raise usage_failure("the prompt is empty")
-    if len(prompt) > MAX_PROMPT:
-        raise usage_failure(f"the prompt has {len(prompt)} characters, {MAX_PROMPT} are allowed",
-                            f"Shorten it by {len(prompt) - MAX_PROMPT}.")
-    formats = (model_rules(model) or NEWEST).formats
-    if image_format not in formats:
-        raise usage_failure(f"{model} makes no {image_format}, only {', '.join(formats)}", "Use -o NAME.png")
+    formats, runapi = (model_rules(model) or NEWEST).formats, settings.api.value == "runapi"
+    size, shaped = SIZE_NAMES.get(options.size, options.size), options.aspect_ratio or options.resolution
+    refuse_broken(
+        (not prompt.strip(), "the prompt is empty", ""),
+        (len(prompt) > MAX_PROMPT, f"the prompt has {len(prompt)} characters, {MAX_PROMPT} are allowed",
+         f"Shorten it by {len(prompt) - MAX_PROMPT}."),
+        (image_format not in formats,
+         f"{model} makes no {image_format}, only {', '.join(formats)}", "Use -o NAME.png"),
+        (options.command == "edit" and not paths,
+         "the image to edit is missing", 'Use: edit IMAGE "what to change"'),
+        (len(paths) > MAX_IMAGES, f"{len(paths)} images were given, {MAX_IMAGES} are allowed", ""),
+        (shaped and size != "auto",
+         "--size already says what --aspect-ratio and --resolution say; leave one of them out", ""),
+        (size != "auto" and not split_size(size),
+         f"size {quoted(size)} is not WIDTHxHEIGHT, auto, {', '.join(SIZE_NAMES)}",
+         "For example --size 1536x1024"))
     images = tuple(unread_input("image", path) for path in paths)
-    if options.command == "edit" and not images:
-        raise usage_failure("the image to edit is missing", 'Use: edit IMAGE "what to change"')
-    if len(images) > MAX_IMAGES:
-        raise usage_failure(f"{len(images)} images were given, {MAX_IMAGES} are allowed")
     mask = unread_input("mask", options.mask) if options.mask else None
-    parameters, resolution = planned_parameters(options, settings, notes)
+    computed = settings.service.values(options, size, settings, notes)
+    values = {**vars(options), "mask": None, **computed}  # the mask is sent as a file
+    rows = [(row.runapi if runapi else row.wire, values[row.name], row.default) for row in OPTIONS]
+    sent = {wire: value for wire, value, default in rows
+            if wire and value not in (None, default) and (runapi or value != "auto")}
+    parameters = {**sent, **dict(options.param)}  # --param may say what no check here knows
     target = checked_target(options.output, image_format, options.overwrite)
     if target.suffix.lower() not in SUFFIXES[image_format]:
         name = os.path.basename(first_path(target, options.n, image_format))
         notes.append(f"--format {image_format} against {target.suffix}: the file will be {name}")
+    shape_waits = shaped and not runapi and values["size"] == "auto"
     return Job(options.command, model, prompt, images, mask, parameters, options.n, target,
-               options.keep_partials, resolution)
+               options.keep_partials, (options.resolution or "1k") if shape_waits else "")
 
 
 def prove(job: Job, settings: Settings, notes: list[str], fetch: Callable[[str], str]) -> Job:
-    """The planned job with its inputs fetched and read, and its folder tried. fetch: URL -> path of a local copy."""
+    """The planned job, its inputs fetched and read, its folder tried. fetch: URL -> path of a local copy."""
     job = read_inputs(fetch_inputs(job, settings, fetch), settings, notes)
     probe_folder(job.target, job.n, as_text(job.parameters.get("size")))
     return job
@@ -1740,7 +1752,7 @@ def read_inputs(job: Job, settings: Settings, notes: list[str]) -> Job:
         job = job._replace(parameters={"size": size, **job.parameters})
     path = first_path(job.target, job.n, job.parameters.get("output_format", "png"))
     if job.target.overwrite and os.path.isdir(path):
-        raise usage_failure(f"{path} is a folder, which --overwrite cannot replace")
+        raise target_failure(f"{path} is a folder, which --overwrite cannot replace")
     return job
 
 
@@ -1751,7 +1763,7 @@ def with_inputs(job: Job, change: Callable[[Upload], Upload]) -> Job:
         try:
             uploads.append(change(upload))
         except (OSError, ValueError) as error:
-            raise usage_failure(f"cannot read {upload.name}: {reason(error)}") from None
+            raise input_failure(f"cannot read {upload.name}: {reason(error)}") from None
     return job._replace(images=tuple(uploads[:len(job.images)]), mask=uploads[-1] if job.mask else None)
 
 
@@ -1828,13 +1840,13 @@ def local_path(path: str) -> str:
 def unread_input(role: str, path: str) -> Upload:
     """An input as it is named on the command line. role: image or mask, for messages."""
     if not path:
-        raise usage_failure(f"the name of the {role} is empty: perhaps a variable that is not set")
+        raise input_failure(f"the name of the {role} is empty: perhaps a variable that is not set")
     origin = next((origin for origin, pattern in ORIGINS.items() if re.match(pattern, path)), "file")
     return Upload(path, origin=origin, name=f"{role} {shown_input(path)}")
 
 
 def read_upload(upload: Upload, md5: bool = False) -> Upload:
-    """The input with what its file holds, a whole PNG, JPEG or WebP below 50 MB; of others nothing is known here.
+    """The input with what its file holds, a whole PNG, JPEG or WebP below 50 MB; others stay as they are.
 
     md5: RunAPI's storage wants it against broken transfers, not for safety.
     """
@@ -1844,15 +1856,15 @@ def read_upload(upload: Upload, md5: bool = False) -> Upload:
         return upload
     who, path = upload.name, local_path(upload.path)
     if re.search(UNQUOTABLE, path):
-        raise usage_failure(f"{one_line(who)} has a control character in its name; curl cannot take it")
+        raise input_failure(f"{one_line(who)} has a control character in its name; curl cannot take it")
     status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):
-        raise usage_failure(f"{who} is {'a folder' if stat.S_ISDIR(status.st_mode) else 'not a file'}")
-    if status.st_size == 0:
-        raise usage_failure(f"{who} is empty")
-    if status.st_size >= MAX_IMAGE_BYTES:
-        raise usage_failure(f"{who} has {status.st_size // 1000000} MB, less than 50 MB are allowed",
-                            "Scale it down or save it as JPEG.")
+    refuse_broken(
+        (stat.S_ISDIR(status.st_mode), f"{who} is a folder", ""),
+        (not stat.S_ISREG(status.st_mode), f"{who} is not a file", ""),
+        (status.st_size == 0, f"{who} is empty", ""),
+        (status.st_size >= MAX_IMAGE_BYTES,
+         f"{who} has {status.st_size // 1000000} MB, less than 50 MB are allowed",
+         "Scale it down or save it as JPEG."), failure=input_failure)
     picture = read_input(path, who, path)
     checksum = base64.b64encode(file_digest(path, "md5")).decode("ascii") if md5 else upload.checksum
     seen = Picture(picture.format, picture.height, picture.width) if is_turned(path) else picture
@@ -1865,14 +1877,14 @@ def read_input(path: str, who: str, name: str) -> Picture:
     picture, whole = picture_in(path)
     if picture and picture.format in FORMATS and picture.width * picture.height:
         if not whole:
-            raise usage_failure(f"{who} is cut off in the middle", "Get it or save it once more.")
+            raise input_failure(f"{who} is cut off in the middle", "Get it or save it once more.")
         return picture
     with open(path, "rb") as stream:
         head = XML_NOISE.sub(b"", stream.read(HEAD))
     kind = next((kind for mark, kind in OTHER_KINDS if re.match(b"(?si)" + mark, head)), "")
     hint = "Convert it: " + conversion(name) if kind else ""
     told = f" but {kind}" if kind else " (its content decides, not its name)"
-    raise usage_failure(f"{who} is not a PNG, JPEG or WebP file{told}",
+    raise input_failure(f"{who} is not a PNG, JPEG or WebP file{told}",
                         "Name the picture itself." if kind == WEB_PAGE else hint)
 
 
@@ -1892,15 +1904,15 @@ def check_mask(mask: Upload, image: Upload, notes: list[str]) -> None:
     wanted, found = image.picture, mask.picture
     hint = "A mask is a PNG whose transparent pixels (alpha 0) mark the part to change."
     if found.format != "png":
-        raise usage_failure(f"{mask.name} is {found.format}, it must be PNG", hint)
+        raise input_failure(f"{mask.name} is {found.format}, it must be PNG", hint)
     if image.digest and found[1:] != wanted[1:]:
         turned = "" if image.seen == wanted else "EXIF turns the first image; save that upright first."
-        raise usage_failure(f"{mask.name} is {found.width}x{found.height}, the first image is "
+        raise input_failure(f"{mask.name} is {found.width}x{found.height}, the first image is "
                             f"{wanted.width}x{wanted.height}; both must be the same size", turned)
     with open(mask.path, "rb") as stream:
         problem = mask_fault(stream)
     if problem:
-        raise usage_failure(f"{mask.name} {problem}", hint)
+        raise input_failure(f"{mask.name} {problem}", hint)
     if mask.bytes >= SAFE_MASK_BYTES:
         notes.append(f"{mask.name} is larger than 4 MB; some servers refuse that")
 
@@ -1910,23 +1922,9 @@ def model_rules(model: str) -> ModelRules | None:
     return MODELS.get(re.sub(DATED, "", model))
 
 
-def planned_parameters(options: Namespace, settings: Settings, notes: list[str]) -> tuple[dict[str, Any], str]:
-    """What is sent besides model and prompt: nothing that is left at its default. Then the resolution of a size
-    that waits for the first image's shape."""
-    shaped, runapi = options.aspect_ratio or options.resolution, settings.api.value == "runapi"
-    if options.size != "auto" and shaped:
-        raise usage_failure("--size already says what --aspect-ratio and --resolution say; leave one of them out")
-    values = {**vars(options), **settings.service.values(options, settings, notes)}
-    rows = [(row, row.runapi if runapi else row.wire) for row in OPTIONS]
-    sent = {wire: values[row.name] for row, wire in rows
-            if wire and row.is_set(values) and (runapi or values[row.name] != "auto")}
-    waits = shaped and not runapi and values["size"] == "auto"
-    return {**sent, **dict(options.param)}, (options.resolution or "1k") if waits else ""
-
-
-def openai_values(options: Namespace, settings: Settings, notes: list[str]) -> dict[str, Any]:
-    """The size and format that OpenAI's API gets, with all checks that its rules allow."""
-    model, image_format, size = settings.model.value, chosen_format(options), options.size
+def openai_values(options: Namespace, size: str, settings: Settings, notes: list[str]) -> dict[str, Any]:
+    """The size and format that OpenAI's API gets, and what contradicts each other there."""
+    model, image_format = settings.model.value, chosen_format(options)
     rules = model_rules(model)
     if rules is None:
         notes.append(f"{model} is not a model this program knows: size and quality are not checked")
@@ -1935,28 +1933,25 @@ def openai_values(options: Namespace, settings: Settings, notes: list[str]) -> d
     if rules and options.quality not in rules.qualities:
         raise usage_failure(f"{model} has no quality {quoted(options.quality)}, only "
                             f"{', '.join(rules.qualities)}", nearest(options.quality, rules.qualities).strip())
-    check_combinations(options, image_format, settings)
-    if options.aspect_ratio or options.resolution:
-        ratio = checked_ratio(options.aspect_ratio) or ((1, 1) if options.command == "generate" else None)
-        size = size_of_shape(model, *ratio, options.resolution or "1k") if ratio else "auto"
-    return {"size": checked_size(size, model, rules), "format": None if image_format == "png" else image_format}
-
-
-def check_combinations(options: Namespace, image_format: str, settings: Settings) -> None:
-    """Options that contradict each other, with the reason."""
-    model, formats = settings.model.value, settings.service.formats
-    rules = (
-        (image_format not in formats, f"{settings.api.value} makes {' and '.join(formats)}, not {image_format}"),
-        (options.partial_images and not options.stream, "--partial-images needs --stream"),
+    match = re.fullmatch(r"([1-9]\d{0,3}):([1-9]\d{0,3})", options.aspect_ratio or "")
+    refuse_broken(
+        (image_format not in settings.service.formats,
+         f"{settings.api.value} makes {' and '.join(settings.service.formats)}, not {image_format}", ""),
+        (options.partial_images and not options.stream, "--partial-images needs --stream", ""),
         (options.compression is not None and image_format not in ("jpeg", "webp"),
-         f"--compression needs --format jpeg or webp: {image_format.upper()} is always lossless"),
+         f"--compression needs --format jpeg or webp: {image_format.upper()} is always lossless", ""),
         (options.background == "transparent" and image_format == "jpeg",
-         "--background transparent needs --format png or webp: JPEG has no transparency"),
-        (options.input_fidelity and re.sub(DATED, "", model) == DEFAULT_MODEL,
-         f"--input-fidelity is not for {model}, which always keeps inputs at high fidelity; leave it out"))
-    for broken, message in rules:
-        if broken:
-            raise usage_failure(message)
+         "--background transparent needs --format png or webp: JPEG has no transparency", ""),
+        (options.input_fidelity and re.sub(DATED, "", model) == DEFAULT_MODEL, "--input-fidelity is not for "
+         f"{model}, which always keeps inputs at high fidelity; leave it out", ""),
+        (options.aspect_ratio not in (None, "auto") and not match,
+         f"--aspect-ratio {quoted(options.aspect_ratio or '')} is not of the form 16:9", ""))
+    if match or (options.command == "generate" and (options.aspect_ratio or options.resolution)):
+        width, height = map(int, match.groups()) if match else (1, 1)
+        size = size_of_shape(model, width, height, options.resolution or "1k")
+    elif size != "auto":
+        size = checked_size(size, model, rules)
+    return {"size": size, "format": None if image_format == "png" else image_format}
 
 
 def size_of_shape(model: str, width: int, height: int, resolution: str) -> str:
@@ -1970,72 +1965,51 @@ def size_of_shape(model: str, width: int, height: int, resolution: str) -> str:
     return size_of_ratio(width / height, RESOLUTIONS[resolution])
 
 
-def checked_ratio(text: str | None) -> tuple[int, int] | None:
-    """A ratio, None for none or auto."""
-    if text is None or text == "auto":
-        return None
-    match = re.fullmatch(r"([1-9]\d{0,3}):([1-9]\d{0,3})", text)
-    if not match:
-        raise usage_failure(f"--aspect-ratio {quoted(text)} is not of the form 16:9")
-    return int(match.group(1)), int(match.group(2))
-
-
-def runapi_shape(options: Namespace, settings: Settings, notes: list[str]) -> dict[str, Any]:
+def runapi_shape(options: Namespace, size: str, settings: Settings, notes: list[str]) -> dict[str, Any]:
     """The shape that RunAPI gets; what it has not is refused, or people would believe in it."""
-    missing = [row.flag for row in OPTIONS if row.runapi is None and row.is_set(vars(options))]
+    missing = [row.flag for row in OPTIONS
+               if row.wire and row.runapi is None and getattr(options, row.name) not in (None, row.default)]
     if missing:
         raise usage_failure(f"RunAPI has no {', '.join(missing)}", "Leave it out, or use another endpoint.")
     ratio, resolution = options.aspect_ratio, options.resolution
-    if options.size != "auto":
-        ratio, resolution = runapi_size(SIZE_NAMES.get(options.size, options.size))
-    if ratio not in (None, "auto", *RUNAPI_RATIOS):
-        raise usage_failure(f"RunAPI has no ratio {quoted(ratio)}, only {', '.join(RUNAPI_RATIOS)}")
-    if resolution in ("2k", "4k") and ratio in (None, "auto"):
-        raise usage_failure(f"RunAPI makes {resolution} only with a ratio", "Add for example --aspect-ratio 16:9")
-    if ratio == "1:1" and resolution == "4k":
-        raise usage_failure("RunAPI makes 1:1 at 2k at most", "Use --resolution 2k, or another ratio.")
+    if size != "auto":
+        ratio, resolution = runapi_size(size, *split_size(size) or (0, 0))
+    refuse_broken(
+        (ratio not in (None, "auto", *RUNAPI_RATIOS),
+         f"RunAPI has no ratio {quoted(ratio or '')}, only {', '.join(RUNAPI_RATIOS)}", ""),
+        (resolution in ("2k", "4k") and ratio in (None, "auto"),
+         f"RunAPI makes {resolution} only with a ratio", "Add for example --aspect-ratio 16:9"),
+        (ratio == "1:1" and resolution == "4k",
+         "RunAPI makes 1:1 at 2k at most", "Use --resolution 2k, or another ratio."))
     return {"aspect_ratio": ratio, "resolution": resolution}
 
 
-def runapi_size(size: str) -> tuple[str, str]:
+def runapi_size(size: str, width: int, height: int) -> tuple[str, str]:
     """(ratio, resolution) for a pixel size that has both exactly."""
     from math import log
-    edges = split_size(size)
-    if not edges or not min(edges):
-        raise usage_failure(f"size {quoted(size)} is not WIDTHxHEIGHT, auto, {', '.join(SIZE_NAMES)}")
-    shapes = {ratio: abs(log(edges[0] / edges[1] * int(ratio.split(":")[1]) / int(ratio.split(":")[0])))
+    width, height, edge = max(width, 1), max(height, 1), max(width, height, 1)
+    shapes = {ratio: abs(log(width / height * int(ratio.split(":")[1]) / int(ratio.split(":")[0])))
               for ratio in RUNAPI_RATIOS}
     best = min(shapes, key=lambda ratio: shapes[ratio])
-    fits = [name for name, (low, high) in RUNAPI_EDGES.items() if low <= max(edges) <= high]
+    fits = [name for name, (low, high) in RUNAPI_EDGES.items() if low <= edge <= high]
     if shapes[best] < 1e-9 and fits and (best, fits[0]) != ("1:1", "4k"):
         return best, fits[0]
     possible = [name for name in RUNAPI_EDGES if (best, name) != ("1:1", "4k")]
-    near = min(possible, key=lambda name: abs(log(max(edges) / RUNAPI_EDGES[name][0])))
+    near = min(possible, key=lambda name: abs(log(edge / RUNAPI_EDGES[name][0])))
     raise usage_failure(f"RunAPI has no size {size}", f"The nearest: --aspect-ratio {best} --resolution {near}")
 
 
 def checked_size(size: str, model: str, rules: ModelRules | None) -> str:
-    """A size the model takes, or auto."""
-    size = SIZE_NAMES.get(size, size)
-    edges = split_size(size)
-    if size == "auto":
-        return size
-    if edges is None:
-        raise usage_failure(f"size {quoted(size)} is not WIDTHxHEIGHT, auto, {', '.join(SIZE_NAMES)}",
-                            "For example --size 1536x1024")
+    """A size in pixels that the model takes."""
+    width, height = split_size(size) or (0, 0)
     if rules and isinstance(rules.sizes, tuple) and size not in rules.sizes:
         raise usage_failure(f"{model} makes only {', '.join(rules.sizes)} or auto, not {size}")
-    problem = size_fault(*edges) if rules and rules.sizes == "free" else ""
+    problem = size_fault(width, height) if rules and rules.sizes == "free" else ""
     if problem:
-        near, exact = nearest_size(*edges), nearest_size(*edges, exact=True)
+        near, exact = nearest_size(width, height), nearest_size(width, height, exact=True)
         same_shape_too = f"; of exactly this shape: --size {exact}" if exact not in ("", near) else ""
         raise usage_failure(f"size {size} is not possible: {problem}", f"The nearest: --size {near}{same_shape_too}")
-    return "%dx%d" % edges
-
-
-def folder_marked(output: str) -> str:
-    """The value of -o, with a slash behind it where it is a folder."""
-    return os.path.join(output, "") if output != "-" and os.path.isdir(os.path.expanduser(output)) else output
+    return f"{width}x{height}"
 
 
 def chosen_format(options: Namespace) -> str:
@@ -2048,15 +2022,15 @@ def chosen_format(options: Namespace) -> str:
 def checked_target(output: str, image_format: str, overwrite: bool) -> Target:
     """Where to save, from -o: a file, or a folder to save in."""
     if output == "-":
-        raise usage_failure("standard output is for the Saved: lines; name a file with -o")
+        raise target_failure("standard output is for the Saved: lines; name a file with -o")
     try:
         path = os.path.abspath(os.path.expanduser(output))
     except OSError as error:
-        raise usage_failure(f"cannot save in this folder: {reason(error)}", "Name a full path with -o.") from None
+        raise target_failure(f"cannot save in this folder: {reason(error)}", "Name a full path with -o.") from None
     if CONTROL.search(whole_characters(path)):
-        raise usage_failure("the output path holds a control character, which would break the Saved: line")
+        raise target_failure("the output path holds a control character, which would break the Saved: line")
     if output.startswith("~") and os.path.expanduser(output) == output:
-        raise usage_failure(f"cannot save in {output}: there is no home folder", "Name a full path with -o.")
+        raise target_failure(f"cannot save in {output}: there is no home folder", "Name a full path with -o.")
     if output.endswith(("/", os.sep)):
         path = os.path.join(path, os.path.basename(DEFAULT_OUTPUT))
     folder, name = os.path.split(path)
@@ -2079,7 +2053,7 @@ def probe_folder(target: Target, n: int, size: str) -> None:
     from errno import EPERM, EROFS
     hint = "Choose another place with -o."
     if os.path.exists(target.folder) and not os.path.isdir(target.folder):
-        raise usage_failure(f"cannot save in {target.folder}: it is a file, not a folder", hint)
+        raise target_failure(f"cannot save in {target.folder}: it is a file, not a folder", hint)
     try:
         os.makedirs(target.folder, exist_ok=True)
         with tempfile.TemporaryFile(dir=target.folder):
@@ -2088,10 +2062,10 @@ def probe_folder(target: Target, n: int, size: str) -> None:
             os.lstat(picture_path(target, 999, "jpeg"))
     except (OSError, ValueError) as error:
         hint += f" {SANDBOX}" if getattr(error, "errno", 0) in (EROFS, EPERM) else ""
-        raise usage_failure(f"cannot save in {target.folder}: {reason(error)}", hint) from None
+        raise target_failure(f"cannot save in {target.folder}: {reason(error)}", hint) from None
     needed = room_needed(n, size)
     if free < needed:
-        raise usage_failure(f"only {free // 1_000_000} MB are free in {target.folder}, "
+        raise target_failure(f"only {free // 1_000_000} MB are free in {target.folder}, "
                             f"{needed // 1_000_000 + 1} MB may be needed", f"Make room. {hint}")
 
 
@@ -2120,56 +2094,54 @@ def first_path(target: Target, n: int, image_format: str) -> str:
 # ---- 8. Providers: what to send ------------------------------------------------------------------
 
 def openai(job: Job, settings: Settings, key: KeySource, token: str) -> Provider:
-    """The OpenAI Images API and what resembles it, Azure too: one POST, on some relays a task behind it."""
+    """The OpenAI Images API and its relatives, Azure too: one POST, which some relays turn into a task."""
     body = {"model": job.model, "prompt": job.prompt, **job.parameters}
     if "/deployments/" in settings.base_url.value:
         del body["model"]  # Azure's older addresses name the deployment in the path and refuse it here
-    if job.command == "generate":
-        request = api_request(settings, key.value, "POST", "/images/generations")._replace(body=body)
-    else:
-        request = api_request(settings, key.value, "POST", "/images/edits")._replace(form=edit_form(job, body))
+    request = api_request(settings, key.value, "POST", f"/images/{'edits' if job.images else 'generations'}")
+    request = request._replace(form=edit_form(job, body)) if job.images else request._replace(body=body)
     try:
         response = yield request
     except Failure as failure:
-        if len(job.images) == 0 or not wants_other_spelling(failure):
+        if not job.images or not is_image_field_refused(failure):
             raise
-        request = respelled(request)  # a refused request is not billed
-        response = yield request
+        names = {"image": "image[]", "image[]": "image"}
+        form = [part._replace(name=names.get(part.name, part.name)) for part in request.form]
+        request = request._replace(form=tuple(form))
+        response = yield request  # a refused request is not billed
     return (yield from collect_images(request, response, settings, job.n))
 
 
 def api_request(settings: Settings, key: str, method: str, path: str) -> Request:
     """A request to the configured endpoint, with its key and extra headers."""
     base, question, query = settings.base_url.value.partition("?")
-    auth = {"Authorization": f"Bearer {key}"}
+    name, value = "Authorization", f"Bearer {key}"
     if settings.api.value == "azure":
-        auth = {"api-key": key}
+        name, value = "api-key", key
         classic = "/deployments/" in base
-        base += "" if classic or base.endswith("/v1") else "/v1" if base.endswith("/openai") else "/openai/v1"
+        if not classic and not base.endswith("/v1"):
+            base += "/v1" if base.endswith("/openai") else "/openai/v1"
         question, query = "?", query or f"api-version={AZURE_CLASSIC_VERSION if classic else 'preview'}"
-    extra = settings.headers.value
-    replaced = {name.lower() for name in extra} & {name.lower() for name in auth}
-    headers = (*(auth.items() if key and not replaced else ()), *extra.items())
-    return Request(method, base + path + question + query, headers, timeout=settings.timeout.value,
-                   proxy=settings.proxy.value, cacert=settings.cacert.value, allow_http=settings.allow_http.value,
-                   tasks=bool(settings.poll_url.value))
+    headers = settings.headers.value
+    if key and name.lower() not in map(str.lower, headers):
+        headers = {name: value, **headers}
+    return Request(method, base + path + question + query, tuple(headers.items()),
+                   timeout=settings.timeout.value, proxy=settings.proxy.value, cacert=settings.cacert.value,
+                   allow_http=settings.allow_http.value, tasks=bool(settings.poll_url.value))
 
 
 def edit_form(job: Job, body: Mapping[str, Any]) -> tuple[Part, ...]:
-    """The parts of an edit: text first, as the official SDK sends them; one image is `image`, several `image[]`."""
-    texts = [Part(name, value if isinstance(value, str) else json.dumps(value)) for name, value in body.items()]
+    """The parts of an edit, text first as in the official SDK; one image is `image`, several `image[]`."""
+    parts = [Part(name, item if isinstance(item, str) else json.dumps(item)) for name, item in body.items()]
     field = "image" if len(job.images) == 1 else "image[]"
-    files = [upload_part(field, image) for image in job.images]
-    return (*texts, *files, *([upload_part("mask", job.mask)] if job.mask else ()))
+    for upload in job.uploads:
+        parts.append(Part("mask" if upload is job.mask else field, path=upload.path, bytes=upload.bytes,
+                          content_type=f"image/{upload.picture.format}"))
+    return tuple(parts)
 
 
-def upload_part(name: str, upload: Upload) -> Part:
-    """A file's part of a form."""
-    return Part(name, path=upload.path, content_type=f"image/{upload.picture.format}", bytes=upload.bytes)
-
-
-def wants_other_spelling(failure: Failure) -> bool:
-    """Whether a relay refused an edit only because of `image` or `image[]`: the answers seen on relays in 2026."""
+def is_image_field_refused(failure: Failure) -> bool:
+    """Whether a relay refused an edit only because of `image` or `image[]`, as relays did in 2026."""
     if failure.http_status == 400:
         duplicate = failure.code == "duplicate_parameter" and "'image" in failure.message
         return duplicate or "Invalid type for 'image" in failure.message
@@ -2177,21 +2149,16 @@ def wants_other_spelling(failure: Failure) -> bool:
     return failure.http_status == 422 and failure.kind == "refused" and named
 
 
-def respelled(request: Request) -> Request:
-    """The same edit with the other name for its images."""
-    names = {"image": "image[]", "image[]": "image"}
-    return request._replace(form=tuple(part._replace(name=names.get(part.name, part.name)) for part in request.form))
-
-
 def poll_until_done(create: Request, response: Response, settings: Settings, templates: list[str]) -> Steps:
-    """Poll the task an answer refers to until it has images; an answer that has some is returned at once.
+    """Poll the task a response refers to until it has images; a response that has some is returned at once.
 
-    templates: the URLs, with {id}, at which this service's tasks may be; one that is not there is taken out.
+    templates: URLs, with {id}, where the service's tasks may be; one that answers 404 is removed, in place.
     """
-    look = create._replace(method="GET", body=None, form=(), purpose="poll", timeout=min(create.timeout, POLL_TIMEOUT))
+    look = create._replace(method="GET", body=None, form=(), purpose="poll",
+                           timeout=min(create.timeout, POLL_TIMEOUT))
     task = task_id(response.document)
     urls = poll_urls(create, response, settings, templates) if response.meaning == "pending" else []
-    least = 0.05  # seconds; it grows, for a server may always say: at once
+    least = 0.05  # seconds; it grows, because a server may always say "at once"
     while urls and not response.images and task_status(response.document) not in DONE:
         asked = server_pause(response.headers, "")
         yield Wait(POLL_PAUSE if asked is None else max(asked, least), task_status(response.document), task)
@@ -2200,8 +2167,8 @@ def poll_until_done(create: Request, response: Response, settings: Settings, tem
             response = yield look._replace(url=urls[0])
         except Failure as failure:
             if failure.http_status == 404 and len(urls) > 1:
-                missing = urls.pop(0)
-                templates[:] = [each for each in templates if not missing.startswith(each.partition("{id}")[0])]
+                gone = urls.pop(0)
+                templates[:] = [each for each in templates if not gone.startswith(each.partition("{id}")[0])]
             elif failure.http_status and failure.http_status != 429 and failure.http_status < 500:
                 raise  # anything else says nothing about the task
     url = url_on_host(task_field(response.document, ("response_url",)), create.url)
@@ -2213,41 +2180,41 @@ def poll_until_done(create: Request, response: Response, settings: Settings, tem
 
 
 def poll_urls(create: Request, response: Response, settings: Settings, templates: Sequence[str]) -> list[str]:
-    """Where a task may be looked at, the most certain place first; only on the host that has the key."""
+    """Where a task may be polled, the most certain URL first; only on the host that already has the key."""
     from urllib.parse import quote
     document, task = response.document, quote(task_id(response.document), safe="")
-    base = re.sub(r"/images/\w+$", "", create.url)
-    template = url_on_host(fill_template(settings.poll_url.value, settings.base_url.value, task), create.url)
-    data = json_path(document, "data")
-    named = [url_on_host(as_text(link), create.url) for link in (
-        response.headers.get("location"), task_field(document, ("status_url",)),
-        json_path(document, "urls", "get"), json_path(data, "urls", "get"))]
+    base, data = re.sub(r"/images/\w+$", "", create.url), json_path(document, "data")
+    links = [fill_template(settings.poll_url.value, settings.base_url.value, task),
+             response.headers.get("location"), task_field(document, ("status_url",)),
+             json_path(document, "urls", "get"), json_path(data, "urls", "get")]
     known = [f"{base}/tasks/{task}", f"{create.url}/{task}"]
     if not isinstance(data, list):
         known.reverse()
     if templates:
         known = [each.replace("{id}", task) for each in templates]
-    return [url for url in (template, *named, *(known if task.strip(".") else ())) if url]
+    named = [url_on_host(as_text(link), create.url) for link in links]
+    return [url for url in (*named, *(known if task.strip(".") else ())) if url]
 
 
 def url_on_host(url: str, base: str) -> str:
     """The absolute URL if it leads to base's host, else an empty text: a key never follows it elsewhere."""
     match = ORIGIN.match(base)
     origin = match.group() if match else "no host"
-    start = origin.partition("//")[0] if url.startswith("//") else origin if url.startswith("/") else ""
-    full = start + url
-    clean = full.startswith((origin + "/", origin + "?")) and not re.search(r"[\s\\\x00-\x20\x7f-\x9f]", full)
-    return full if clean else ""
+    if url.startswith("//"):
+        url = origin.partition("//")[0] + url
+    elif url.startswith("/"):
+        url = origin + url
+    is_clean = not re.search(r"[\s\\\x00-\x20\x7f-\x9f]", url)
+    return url if is_clean and url.startswith((origin + "/", origin + "?")) else ""
 
 
 def collect_images(create: Request, response: Response, settings: Settings, wanted: int = 1,
                    templates: list[str] | None = None) -> Provider:
-    """The images of an answer; those behind a URL are fetched. One that cannot be fetched is represented by its
-    Failure. Of many more than are wanted, the last ones are not fetched."""
+    """The images of a response, fetched where it only links to them; one that cannot be is its Failure."""
     response = yield from poll_until_done(create, response, settings, [] if templates is None else templates)
     images: list[Image | Failure] = []
     for image in response.images:
-        if image.url and len(images) < wanted + SPARE_IMAGES:
+        if image.url and len(images) < wanted + SPARE_IMAGES:  # more than that are not fetched
             images.append((yield from fetch_image(image, response, create, settings)))
         else:
             images.append(image)
@@ -2256,12 +2223,13 @@ def collect_images(create: Request, response: Response, settings: Settings, want
 
 def fetch_image(image: Image, response: Response, create: Request,
                 settings: Settings) -> Generator[Request | Wait, Response, Image | Failure]:
-    """The image behind an address: fetched without the key, and once with it where the endpoint itself wants it."""
+    """The image at a URL, fetched without the key, then with it if the endpoint itself asks for it."""
     from urllib.parse import urljoin
     try:
         if re.search(r"[\\\x00-\x1f\x7f-\x9f]", image.url):
             raise ValueError
-        url = web_address(urljoin(response.url or create.url, image.url) if image.is_relative() else image.url)
+        base = (response.url or create.url) if image.is_relative() else ""
+        url = web_address(urljoin(base, image.url))
         request = download(url, settings)
         try:
             return Image(path=(yield request).path)
@@ -2270,19 +2238,19 @@ def fetch_image(image: Image, response: Response, create: Request,
                 raise
         return Image(path=(yield request._replace(headers=create.headers)).path)
     except ValueError:
-        return Failure("broken_image", f"the address of an image is no URL: {image.url}")
+        return Failure("broken_image", f"the address of an image is not a URL: {image.url}")
     except Failure as failure:
         return failure
 
 
 def web_address(url: str) -> str:
-    """A URL as curl reads it: the scheme in lower case, no blanks."""
+    """A URL as curl wants it: scheme in lower case, no spaces."""
     scheme, colon, rest = url.partition(":")
     return (scheme.lower() + colon + rest).replace(" ", "%20")
 
 
 def download(url: str, settings: Settings, named_by: str = "") -> Request:
-    """A request for a file somewhere in the world, without the key. named_by: a URL; the endpoint's if none."""
+    """A request for a file anywhere, without the key. named_by: the URL that named it, else the endpoint."""
     check_address(url, named_by or settings.base_url.value)
     timeout = min(DOWNLOAD_TIMEOUT, settings.timeout.value)
     return Request("GET", url, timeout=timeout, proxy=settings.proxy.value, cacert=settings.cacert.value,
@@ -2290,7 +2258,7 @@ def download(url: str, settings: Settings, named_by: str = "") -> Request:
 
 
 def check_address(url: str, named_by: str) -> None:
-    """Refuse a result's address for good: no other try can make it right."""
+    """Refuse the address of a result for good: trying again cannot fix it."""
     fault = address_fault(url, named_by)
     if fault:
         raise Failure("place", f"the image's address {url} {fault}")
@@ -2299,26 +2267,23 @@ def check_address(url: str, named_by: str) -> None:
 def codex(job: Job, settings: Settings, key: KeySource, token: str) -> Provider:
     """The images endpoints behind a ChatGPT sign-in, as the Codex command line uses them: JSON, edits too."""
     body = {"model": job.model, "prompt": job.prompt, **job.parameters}
+    files = [DataUrl(upload.path, f"data:image/{upload.picture.format};base64,") for upload in job.uploads]
     if job.images:
-        body["images"] = [{"image_url": data_url(image)} for image in job.images]
+        body["images"] = [{"image_url": file} for file in files[:len(job.images)]]
     if job.mask:
-        body["mask"] = {"image_url": data_url(job.mask)}
+        body["mask"] = {"image_url": files[-1]}
     request = api_request(settings, key.value, "POST", f"/images/{'edits' if job.images else 'generations'}")
-    extra = (("ChatGPT-Account-ID", key.account), ("originator", PROGRAM))
+    account = [("ChatGPT-Account-ID", key.account)] if key.account else []
+    headers = (*request.headers, *account, ("originator", PROGRAM))
     try:
-        response = yield request._replace(body=body, headers=(*request.headers, *(pair for pair in extra if pair[1])))
+        response = yield request._replace(body=body, headers=headers)
     except Failure as failure:
         if failure.kind == "key":
-            failure.hint = "Run codex once so that it renews its sign-in, then this command again."
+            failure.hint = "Run codex once to renew its sign-in, then run the same command again."
         elif failure.kind == "blocked":
-            failure.hint = "chatgpt.com refuses some networks, data centres above all; use an API key there."
+            failure.hint = "chatgpt.com refuses some networks, above all data centers; use an API key there."
         raise
     return (yield from collect_images(request, response, settings, job.n))
-
-
-def data_url(upload: Upload) -> DataUrl:
-    """A file as a data: URL in a body."""
-    return DataUrl(upload.path, f"data:image/{upload.picture.format};base64,")
 
 
 def runapi(job: Job, settings: Settings, key: KeySource, token: str) -> Provider:
@@ -2334,155 +2299,145 @@ def runapi(job: Job, settings: Settings, key: KeySource, token: str) -> Provider
     dialects = runapi_dialects(job)
     templates: list[str] = []
     results: list[Image | Failure] = []
-    for number in range(1, job.n + 1):
+    for index in range(1, job.n + 1):
         try:
-            create, response = yield from runapi_create(job, root, key.value, dialects, sources, f"{token}-{number}")
+            create, response = yield from runapi_create(job, root, key, dialects, sources, f"{token}-{index}")
             action = create.url.rpartition("/")[2]
             templates = templates or [create.url + "/{id}", origin + "/api/v1/tasks/{id}",
                                       f"{origin}/api/v1/gpt_image_2/{action}/{{id}}"]
             results += yield from collect_images(create, response, settings, 1, templates)
         except Failure as failure:
             failed_alone = failure.kind in ("task_failed", "moderation")
-            if failure.collectable or (number == 1 and not failed_alone):
+            if failure.collectable or (index == 1 and not failed_alone):
                 raise
-            failure.collectable = failure.retryable  # it can be asked for again, without those that came
+            failure.collectable = failure.retryable  # the same command asks for this one image again
             results.append(failure)
     return results
 
 
 def runapi_root(settings: Settings) -> Settings:
-    """RunAPI's base URL as its paths need it; people set it with /v1 for chat."""
+    """The settings with RunAPI's base URL as its paths need it; for chat, people set it with /v1."""
     origin = re.sub(r"(/api)?(/v1)?$", "", settings.base_url.value)
     return settings._replace(base_url=settings.base_url._replace(value=origin))
 
 
 class Dialect(NamedTuple):
-    """One of the two ways to say the same to RunAPI: its pages and its SDKs disagree."""
+    """One of the two ways to ask RunAPI for the same: its pages and its SDKs disagree."""
     path: str
     model: str
     idempotent: bool  # whether Idempotency-Key is honoured
 
 
 def runapi_dialects(job: Job) -> list[Dialect]:
-    """The pages' way, then the SDKs'."""
+    """The dialect of RunAPI's pages, then that of its SDKs."""
     action, long = ("edit_image", "image-to-image") if job.images else ("text_to_image", "text-to-image")
     family = re.sub(r"-(sunburst|flare)$", "", re.sub(DATED, "", job.model))
     folder = {"gpt-image-1.5": "gpt_image"}.get(family, re.sub(r"[-.]", "_", family))
-    page, sdk = f"/v1/{action}", f"/api/v1/{folder}/{action}"
-    return [Dialect(page, f"{job.model}-{long}", False), Dialect(sdk, job.model, True)]
+    return [Dialect(f"/v1/{action}", f"{job.model}-{long}", False),
+            Dialect(f"/api/v1/{folder}/{action}", job.model, True)]
 
 
-def runapi_create(job: Job, settings: Settings, key: str, dialects: list[Dialect], sources: Sequence[str],
+def runapi_create(job: Job, settings: Settings, key: KeySource, dialects: list[Dialect], sources: list[str],
                   token: str) -> Generator[Request | Wait, Response, tuple[Request, Response]]:
-    """One task. The other dialect is tried where the refusal proves that there is no task; dialects keeps the
-    one that works in front."""
-    left, renamed = list(dialects), False
-    images = {"source_image_urls": list(sources)} if sources else {}
+    """One task. dialects: the one that works is moved to the front, in place."""
+    remaining, renamed = list(dialects), False
+    images = {"source_image_urls": sources} if sources else {}
     for number in range(4):  # two paths, and one other name of the model
-        spoken = left[0]
-        body = {"model": spoken.model, "prompt": job.prompt, **job.parameters, **images}
-        request = api_request(settings, key, "POST", spoken.path)
-        request = request._replace(headers=(*request.headers, ("Idempotency-Key", f"{token}-{number}")), body=body,
-                                   idempotent=spoken.idempotent, tasks=True, free_failures=True)
+        dialect = remaining[0]
+        body = {"model": dialect.model, "prompt": job.prompt, **job.parameters, **images}
+        request = api_request(settings, key.value, "POST", dialect.path)
+        headers = (*request.headers, ("Idempotency-Key", f"{token}-{number}"))
+        request = request._replace(headers=headers, body=body, idempotent=dialect.idempotent, tasks=True,
+                                   free_failures=True)
         try:
             response = yield request
-        except Failure as failure:
-            if failure.http_status in (404, 405) and len(left) > 1:
-                left.pop(0)
+            dialects[:] = [dialect, *(each for each in dialects if each.path != dialect.path)]
+            return request, response
+        except Failure as failure:  # another dialect only where the refusal proves that there is no task
+            if failure.http_status in (404, 405) and len(remaining) > 1:
+                remaining.pop(0)
             elif failure.http_status in (400, 422) and "model" in failure.message.lower() and not renamed:
-                other = next(dialect.model for dialect in runapi_dialects(job) if dialect.model != spoken.model)
-                renamed, left[0] = True, spoken._replace(model=other)
+                names = [each.model for each in runapi_dialects(job) if each.model != dialect.model]
+                renamed, remaining[0] = True, dialect._replace(model=names[0])
             else:
                 raise
-        else:
-            dialects[:] = [spoken, *(dialect for dialect in dialects if dialect.path != spoken.path)]
-            return request, response
     raise AssertionError("every branch above leaves the loop in time")
 
 
 def runapi_upload(image: Upload, settings: Settings, key: str) -> Generator[Request | Wait, Response, str]:
-    """The URL of an input image: it may have one, else it is put into RunAPI's storage for an hour."""
+    """The URL of an input image: its own, or one in RunAPI's storage, which keeps it for an hour."""
     if image.origin == "url":
         return image.path
     request = api_request(settings, key, "POST", "/api/v1/files")._replace(purpose="upload")
-    name = f"image.{image.picture.format}"
+    content_type, name = f"image/{image.picture.format}", f"image.{image.picture.format}"
     prepare = {"filename": name, "byte_size": image.bytes, "checksum": image.checksum,
-               "content_type": f"image/{image.picture.format}"}
+               "content_type": content_type}
     try:
         response = yield request._replace(url=request.url + "/prepare", body=prepare)
     except Failure as failure:
         if failure.http_status not in (404, 405):
             raise
-        return (yield from runapi_upload_inline(image, request))
-    place, headers, signed = (json_path(response.document, name) for name in ("upload_url", "headers", "signed_id"))
-    bad = not isinstance(place, str) or re.search(r"[\s\x00-\x20\x7f-\x9f]", place)
-    if bad or address_fault(place, request.url):
-        raise useless_upload(response)
-    pairs = [(name, as_text(value)) for name, value in headers.items()] if isinstance(headers, dict) else []
-    if any(header_fault(name, value) for name, value in pairs if name.lower() != "content-type"):
-        raise useless_upload(response)
-    yield Request("PUT", place, tuple(pairs), file=image.path, timeout=request.timeout, proxy=request.proxy,
-                  cacert=request.cacert, allow_http=request.allow_http, purpose="upload")
-    return uploaded_url((yield request._replace(url=request.url + "/confirm", body={"signed_id": signed})))
-
-
-def runapi_upload_inline(image: Upload, request: Request) -> Generator[Request | Wait, Response, str]:
-    """The older way: the whole file as base64 in one JSON body."""
-    source = {"type": "base64", "data": DataUrl(image.path)}
-    body = {"source": source, "file_name": f"image.{image.picture.format}"}
-    return uploaded_url((yield request._replace(body=body)))
-
-
-def uploaded_url(response: Response) -> str:
-    """Where an upload can be read."""
+        source = {"type": "base64", "data": DataUrl(image.path)}  # the older way: all in one JSON body
+        response = yield request._replace(body={"source": source, "file_name": name})
+    else:
+        yield storage_request(request, response, image.path)
+        signed_id = json_path(response.document, "signed_id")
+        response = yield request._replace(url=request.url + "/confirm", body={"signed_id": signed_id})
     url = task_field(response.document, ("url",))
     if not re.match(r"https?://", url):
-        raise useless_upload(response)
+        raise Failure("upload", "the upload did not return a URL: " + nothing_usable(response))
     return url
 
 
-def useless_upload(response: Response) -> Failure:
-    """An upload that leads nowhere."""
-    return Failure("upload", "the upload brought no URL: " + nothing_usable(response))
+def storage_request(request: Request, response: Response, path: str) -> Request:
+    """The PUT of a file that RunAPI prepared, without the key; its address and headers must be harmless."""
+    url = as_text(json_path(response.document, "upload_url"))
+    headers = json_path(response.document, "headers")
+    pairs = [(name, as_text(value)) for name, value in headers.items()] if isinstance(headers, dict) else []
+    bad = any(header_fault(name, value) for name, value in pairs if name.lower() != "content-type")
+    if bad or re.search(r"[\s\x00-\x20\x7f-\x9f]", url) or address_fault(url, request.url):
+        raise Failure("upload", "the upload has no usable address: " + nothing_usable(response))
+    return request._replace(method="PUT", url=url, headers=tuple(pairs), file=path)
 
 
 # ---- 9. Transport: how to send -------------------------------------------------------------------
-# The only part that knows curl. Its key travels in a file without a name that is curl's standard
-# input; prompts and bodies travel in files of a private folder, where the answer arrives too.
+# The only part that knows curl. The key travels in a file without a name that is curl's standard input;
+# prompts and bodies travel in files of a private folder, where the response arrives too.
 
 WRITE_OUT = ("%{http_code} %{http_connect} %{size_upload} %{time_pretransfer} %{size_download} "
              "%{size_request}\\n")
+
 
 class CurlFault(NamedTuple):
     """What one of curl's exit codes means."""
     kind: str
     sentence: str
-    early: bool = False  # before anything of the request could leave this machine
-    hopeless: bool = False  # the next try would meet the same
+    early: bool = False  # before any of the request could leave this machine
+    hopeless: bool = False  # the next try would fail in the same way
 
 
 TOO_LARGE = 63
 CURL_FAULTS = {  # by exit code; curl's man page, read 2026-11-01
-    1: CurlFault("config", "curl cannot use this kind of URL", hopeless=True),
+    1: CurlFault("config", "curl does not support this kind of URL", hopeless=True),
     2: CurlFault("curl", "curl rejected its options; it may be too old", early=True, hopeless=True),
     3: CurlFault("config", "curl rejected the URL", early=True, hopeless=True),
-    5: CurlFault("network", "the proxy's name cannot be found", early=True),
-    6: CurlFault("network", "the server's name cannot be found", early=True),
-    7: CurlFault("network", "nothing answers there", early=True),
-    8: CurlFault("network", "what answers there does not speak HTTP"),
+    5: CurlFault("network", "cannot find the proxy", early=True),
+    6: CurlFault("network", "cannot find the server", early=True),
+    7: CurlFault("network", "no server is listening there", early=True),
+    8: CurlFault("network", "the server there does not speak HTTP"),
     16: CurlFault("network", "the HTTP/2 connection broke"),
-    18: CurlFault("network", "the answer broke off in the middle"),
-    23: CurlFault("disk", "the answer could not be written to disk"),
-    26: CurlFault("input", "a file to send could not be read", hopeless=True),
-    28: CurlFault("timeout", "no answer in time"),
+    18: CurlFault("network", "the reply was cut off"),
+    23: CurlFault("disk", "the reply could not be written to disk"),
+    26: CurlFault("input", "an input file could not be read", hopeless=True),
+    28: CurlFault("timeout", "could not connect in time"),
     35: CurlFault("tls", "the TLS handshake failed: a wrong port, or a proxy in between", early=True),
     47: CurlFault("network", "too many redirects"),
-    52: CurlFault("network", "the server closed the connection without an answer"),
+    52: CurlFault("network", "the server closed the connection without a reply"),
     55: CurlFault("network", "the connection broke while sending"),
-    56: CurlFault("network", "the connection broke while waiting for the answer"),
+    56: CurlFault("network", "the connection broke while waiting for the reply"),
     60: CurlFault("tls", "the server's certificate is not trusted", early=True, hopeless=True),
-    TOO_LARGE: CurlFault("network", "the answer is larger than allowed"),
-    65: CurlFault("network", "the request would have to be sent again"),
+    TOO_LARGE: CurlFault("network", "the reply is larger than allowed"),
+    65: CurlFault("network", "the request would have to be repeated, which could charge you twice"),
     77: CurlFault("config", "the file named as cacert cannot be read", early=True, hopeless=True),
     92: CurlFault("network", "the HTTP/2 connection broke"),
     97: CurlFault("network", "the SOCKS proxy refused the connection"),
@@ -2491,11 +2446,11 @@ OTHER_FAULT = CurlFault("network", "the transfer failed")
 
 
 class Exchange(NamedTuple):
-    """The files of one transfer, side by side in the command's folder, by kind."""
+    """The files of one transfer, side by side in the command's folder."""
     base: str
 
     def file(self, kind: str) -> str:
-        """The path of one of the kinds that stand in the journal's table."""
+        """The path of one of them; the journal's table lists the kinds."""
         return f"{self.base}.{kind}"
 
 
@@ -2518,7 +2473,7 @@ def private_file(path: str, how: int = os.O_TRUNC) -> BinaryIO:
 
 
 def plain_file(path: str, follow: bool = False) -> BinaryIO:
-    """A file to read. Whatever else has that name, a link or a pipe, is an OSError, and never waited for."""
+    """A file to read. Anything else of that name, a link or a pipe, is an OSError and never blocks."""
     import stat
     stream = open(os.open(path, getattr(os, "O_NONBLOCK", 0) | BINARY | (0 if follow else NO_LINK)), "rb")
     if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
@@ -2538,35 +2493,30 @@ def curl_config(request: Request, exchange: Exchange) -> str:
 
     All its options exist in curl 7.68 (checked with 7.68 to 8.16).
     """
-    plain = request.url.startswith("http:") and (request.allow_http or is_loopback(request.url))
-    protocols = "=http" if plain else "=https"
-    lines = [("globoff", ""), ("silent", ""), ("show-error", ""), ("proto", protocols),
-             ("connect-timeout", f"{min(CONNECT_TIMEOUT, request.timeout):g}"), ("max-time", f"{request.timeout:.3f}")]
-    if is_loopback(request.url):
-        lines += [("noproxy", "*")]
-    elif request.proxy:
-        lines += [("proxy", request.proxy)]
+    is_local = is_loopback(request.url)
+    plain = request.url.startswith("http:") and (request.allow_http or is_local)
+    lines = [("globoff", ""), ("silent", ""), ("show-error", ""), ("proto", "=http" if plain else "=https"),
+             ("connect-timeout", f"{min(CONNECT_TIMEOUT, request.timeout):g}"),
+             ("max-time", f"{request.timeout:.3f}"), ("max-filesize", str(request.most_bytes)),
+             ("write-out", WRITE_OUT)]
+    if is_local or request.proxy:
+        lines.append(("noproxy", "*") if is_local else ("proxy", request.proxy))
     if request.cacert:
-        lines += [("cacert", os.path.abspath(os.path.expanduser(request.cacert)))]
+        lines.append(("cacert", os.path.abspath(os.path.expanduser(request.cacert))))
     if (request.body or {}).get("stream") or any(part.name == "stream" for part in request.form):
-        lines += [("no-buffer", "")]
-    lines += [("max-filesize", str(request.most_bytes)), ("url", request.url), ("header", "Expect:"),
-              ("header", "Accept-Encoding: identity")]
-    lines += [("header", header_line(name, value)) for name, value in request.headers]
+        lines.append(("no-buffer", ""))
+    lines += [("url", request.url), ("header", "Expect:"), ("header", "Accept-Encoding: identity")]
+    for name, value in request.headers:
+        if CONTROL.search(name + value):
+            raise setup_failure(f"the header {one_line(name)} contains a control character")
+        lines.append(("header", f"{name}: {value}"))
     lines += body_lines(request, exchange)
-    lines += [("output", exchange.file("answer")), ("dump-header", exchange.file("headers")), ("write-out", WRITE_OUT)]
+    lines += [("output", exchange.file("answer")), ("dump-header", exchange.file("headers"))]
     return "".join(f"{name} = {quote_config(value)}\n" if value else f"{name}\n" for name, value in lines)
 
 
-def header_line(name: str, value: str) -> str:
-    """`Name: value`; a control character would start a second header."""
-    if CONTROL.search(name + value):
-        raise setup_failure(f"the header {one_line(name)} holds a control character")
-    return f"{name}: {value}"
-
-
 def body_lines(request: Request, exchange: Exchange) -> list[tuple[str, str]]:
-    """The body's lines: JSON from one file, or form parts from a file each, so that no text is interpreted."""
+    """The lines for the body: JSON from a file, or form parts from a file each; curl interprets no text."""
     if request.body is not None:
         return [("header", "Content-Type: application/json"), ("data-binary", "@" + exchange.file("body"))]
     if request.file:
@@ -2575,16 +2525,16 @@ def body_lines(request: Request, exchange: Exchange) -> list[tuple[str, str]]:
                 ("data-binary", "@" + request.file)]
     lines = []
     for number, part in enumerate(request.form):
+        content = f"<{quote_path(exchange.file(f'field-{number}'))}"
         if part.path:
             name = f"{part.name.rstrip('[]')}-{number}.{part.content_type.split('/')[-1]}"
-            lines.append(("form", f'{part.name}=@{quote_path(part.path)};filename="{name}";type={part.content_type}'))
-        else:
-            lines.append(("form", f"{part.name}=<{quote_path(exchange.file(f'field-{number}'))}"))
+            content = f'@{quote_path(part.path)};filename="{name}";type={part.content_type}'
+        lines.append(("form", f"{part.name}={content}"))
     return lines
 
 
 def write_bodies(request: Request, exchange: Exchange) -> None:
-    """Put JSON and form texts where curl_config says they are."""
+    """Write the JSON or the form's texts to the files that curl_config names."""
     bodies = {f"field-{number}": part.text for number, part in enumerate(request.form) if not part.path}
     if request.body is not None:
         bodies["body"] = json.dumps(request.body, ensure_ascii=False, default=inline_file)
@@ -2601,7 +2551,7 @@ def inline_file(item: DataUrl) -> str:
 
 
 def start_child(argv: Sequence[str], secrets: Sequence[str], **streams: Any) -> Popen[bytes]:
-    """Start a program: no shell, no key in its environment, private files, out of reach of a terminal's Ctrl-C."""
+    """Start a program: no shell, no key in its environment, private files, no Ctrl-C from a terminal."""
     import subprocess
     umask = os.umask(0o077)
     try:
@@ -2614,7 +2564,7 @@ def start_child(argv: Sequence[str], secrets: Sequence[str], **streams: Any) -> 
 
 
 def child_output(argv: Sequence[str], secrets: Sequence[str], kind: str, timeout: float) -> bytes:
-    """A finished program's standard output; a non-zero exit is a failure that names the program only."""
+    """A finished program's standard output; a non-zero exit is a failure that names only the program."""
     import select
     import subprocess
     deadline = time.monotonic() + timeout
@@ -2624,15 +2574,15 @@ def child_output(argv: Sequence[str], secrets: Sequence[str], kind: str, timeout
         try:
             while output is None:
                 try:
-                    output = child.communicate(timeout=min(0.5, timeout))[0]
+                    output = child.communicate(timeout=0.5)[0]
                 except subprocess.TimeoutExpired as late:
                     pipe = child.stdout
                     if (child.poll() is not None and os.name == "posix" and pipe and not pipe.closed
                             and not select.select([pipe], [], [], 0)[0]):
-                        output = late.output or b""  # what it started, a password agent perhaps, has the pipe
+                        output = late.output or b""  # what it started, perhaps an agent, holds the pipe
                     elif time.monotonic() > deadline:
-                        raise setup_failure(f"{quoted(argv[0])} did not finish within {timeout:g} s",
-                                            kind=kind) from None
+                        message = f"{quoted(argv[0])} did not finish within {timeout:g} s"
+                        raise setup_failure(message, kind=kind) from None
         finally:
             child.kill()
     if child.returncode:
@@ -2645,25 +2595,26 @@ def check_curl(secrets: Sequence[str]) -> str:
     output = child_output(["curl", "-q", "--version"], secrets, "curl", 10).decode("utf-8", "replace")
     match = re.match(r"curl (\d+)\.(\d+)\S*", output)
     if not match or (int(match.group(1)), int(match.group(2))) < MINIMUM_CURL:
-        found = match.group(0) if match else one_line(output, 40)
-        raise setup_failure(f"curl 7.68 or newer is needed, this is {found}", kind="curl")
-    return match.group(0)
+        version = match.group() if match else one_line(output, 40)
+        raise setup_failure(f"curl 7.68 or newer is needed; this is {version}", kind="curl")
+    return match.group()
 
 
 QUOTE = r"[\"'`\u2018-\u201f\u00ab\u00bb]"
-# What is no key -> what it is; the first that fits counts.
-NO_KEYS = {
-    "": "is empty", r".*[\r\n].*": "holds a line break", rf"{QUOTE}.*|.*{QUOTE}": "stands in quotes: remove them",
-    r".*(\.\.\.|\u2026|\*\*\*).*|<.*>|\[.*\]|\$?\{.*\}|\$?[A-Z0-9]+(_[A-Z0-9]+)*_KEY|%\w+%|"
-    r"(?i:(.*[-_ ])?(your|insert|replace|change)[-_ ]?(([a-z0-9]+[-_ ])*(api)?(key|token|secret|here)|me|this)|"
+NO_KEYS = {  # what is no key -> what is wrong with it; the first that matches counts
+    "": "is empty",
+    r".*[\r\n].*": "contains a line break",
+    rf"{QUOTE}.*|.*{QUOTE}": "is in quotes: remove them",
+    r".*(\.\.\.|\u2026|\*\*\*).*|<.*>|\[.*\]|\$?\{.*\}|\$?[A-Z0-9]+(_[A-Z0-9]+)*_KEY|%\w+%|(?i:"
+    r"(.*[-_ ])?(your|insert|replace|change)[-_ ]?(([a-z0-9]+[-_ ])*(api)?(key|token|secret|here)|me|this)|"
     r".*(key|token)[-_ ]here|(my[-_ ]?)?api[-_ ]?key|([srp]k-)?(proj-)?[x-]*xxx[x-]*|[srp]k-(proj-)?)":
-        "is only a placeholder: put the real one there",
-    r"(?i:bearer\s.*)|[A-Z_\d]+_KEY=.*": "has a word in front: put the key alone there",
-    r".*[^\x21-\x7e].*": "holds a blank or a character that is not ASCII"}
+        "is only a placeholder: put the real key there",
+    r"(?i:bearer\s.*)|[A-Z_\d]+_KEY=.*": "starts with another word: leave only the key",
+    r".*[^\x21-\x7e].*": "contains a space or a character that is not ASCII"}
 
 
 def read_key(source: KeySource, secrets: Sequence[str]) -> str:
-    """The key itself, from its source or as the first line that its command prints; it fits into a header line."""
+    """The key itself, or the first line that its command prints; it is fit for a header."""
     key = source.value
     if source.command:
         try:
@@ -2673,93 +2624,87 @@ def read_key(source: KeySource, secrets: Sequence[str]) -> str:
                                 "key") from None
         key = (output.splitlines() or [""])[0]
     key = pasted(key)
-    fault = next((name for pattern, name in NO_KEYS.items() if re.fullmatch(pattern, key, re.DOTALL)), "")
-    if fault:
-        raise setup_failure(f"the key from {source.source} {fault}", kind="key")
+    for pattern, fault in NO_KEYS.items():
+        if re.fullmatch(pattern, key, re.DOTALL):
+            raise setup_failure(f"the key from {source.source} {fault}", kind="key")
     return key
 
 
 def start_curl(request: Request, exchange: Exchange, secrets: Sequence[str]) -> Popen[bytes]:
-    """curl at work on one request; all it has to say goes to files, and its end frees the exchange's lock."""
+    """Start curl on one request; it writes everything to files, and its end releases the exchange's lock."""
     import tempfile
     write_bodies(request, exchange)
     if request.purpose == "create":
         private_file(exchange.file("create")).close()
-    lock = take_lock(exchange.file("lock"), create=True, wait=True)  # others take it only for a look
+    lock = take_lock(exchange.file("lock"), create=True, wait=True)  # others only test it
+    more: dict[str, Any] = {}
+    if lock is not None and lock != NO_LOCKS:
+        more = {"pass_fds": (lock,), "preexec_fn": lambda: detach_from_tree(lock)}
     try:
-        # In the private folder: looking for a temporary one leaves a probe file when it is killed.
+        # tempfile's own search for a folder leaves a probe file behind if we are killed.
         with tempfile.TemporaryFile(dir=os.path.dirname(exchange.base)) as config, \
-                private_file(exchange.file("outcome")) as outcome, private_file(exchange.file("errors")) as errors:
-            reserve_room(outcome, errors)
+                private_file(exchange.file("outcome")) as outcome, \
+                private_file(exchange.file("errors")) as errors:
+            for file in (outcome, errors):  # room for how it ended, on a disk that is full by then
+                file.write(b" " * 4096)
             config.write(as_bytes(curl_config(request, exchange)))
-            config.seek(0)  # the child shares the offset
-            more = {} if lock is None or lock == NO_LOCKS else {
-                "pass_fds": (lock,), "preexec_fn": lambda: detach_from_tree(lock)}
-            return start_child(["curl", "-q", "-K", "-"], secrets, stdin=config, stdout=outcome, stderr=errors, **more)
+            for file in (outcome, errors, config):
+                file.flush()
+                file.seek(0)  # the child shares the offset
+            return start_child(["curl", "-q", "-K", "-"], secrets, stdin=config, stdout=outcome,
+                               stderr=errors, **more)
     finally:
         release(lock)
 
 
-def reserve_room(*files: BinaryIO) -> None:
-    """Blanks where curl will write how it ended: on a disk that is full by then it could not say so."""
-    for file in files:
-        file.write(b" " * 4096)
-        file.flush()
-        file.seek(0)  # the child shares the offset
-
-
 def detach_from_tree(lock: int) -> None:
-    """Fork once more before curl begins, so that init adopts it: some agents kill a program's whole process tree.
-
-    The orphan's process id is in the lock file, and true as long as the lock is held.
-    """
+    """Fork and exit before curl starts, so that init adopts it: some agents kill a whole process tree."""
     if os.fork():
         os._exit(0)
-    os.write(lock, b"%d" % os.getpid())
+    os.write(lock, b"%d" % os.getpid())  # in the lock file, true as long as the lock is held
 
 
 def is_running(child: Popen[bytes] | None, exchange: Exchange) -> bool:
-    """Whether curl is still at work. child is its short-lived parent; where there are no locks it is curl itself."""
+    """Whether curl is still running. child is its short-lived parent; without locks it is curl itself."""
     return (child is not None and child.poll() is None) or exchange_state(exchange) == RUNNING
 
 
 def stop_curl(child: Popen[bytes] | None, exchange: Exchange) -> None:
-    """End a transfer that this run has started, if it has not ended by itself."""
+    """Stop a transfer that this run started, if it has not ended by itself."""
     import signal
     while is_running(child, exchange):
         if child is not None:
-            child.terminate()  # without a lock it is curl itself
+            child.terminate()
         with suppress(OSError, ValueError), plain_file(exchange.file("lock")) as stream:
             os.kill(int(stream.read()), signal.SIGTERM)
         time.sleep(0.01)
 
 
 def read_outcome(exchange: Exchange) -> Outcome:
-    """What curl's files say. Its exit code is in its error message, so that any process can read it.
-
-    What was sent has a time and a size; 8.23 gives what was not a time too, 7.x gives a proxy's CONNECT a size.
-    """
+    """What curl's files say; the exit code is in its error message, so that any process can read it."""
     with open(exchange.file("outcome"), encoding="ascii", errors="replace") as stream:
         fields = stream.read().split()
     with open(exchange.file("errors"), encoding="utf-8", errors="replace") as stream:
-        errors = stream.read(4000)
-    errors = errors.replace(os.path.dirname(exchange.base) + os.sep, "")  # some curls name the files
-    match = re.search(r"^(?:curl: )*\((\d+)\) ?(.*)", errors, re.MULTILINE)  # 7.74: `(23) ...` for a full disk
-    rejected = "" if match or "curl --help" not in errors else errors.partition("\n")[0]  # 8.23 tells no code of it
-    exit_code = int(match.group(1)) if match else 2 if rejected else 0 if len(fields) >= 5 else -9
-    message = match.group(2) if match else rejected
-    if len(fields) < 5:  # no write-out line, or half of one: a usage error, or curl was killed
+        errors = stream.read(4000).replace(os.path.dirname(exchange.base) + os.sep, "")  # some curls name it
+    exit_code, message = 0 if len(fields) >= 5 else -9, ""
+    match = re.search(r"^(?:curl: )*\((\d+)\) ?(.*)", errors, re.MULTILINE)  # 7.74: `(23) ...` on a full disk
+    if match:
+        exit_code, message = int(match.group(1)), match.group(2)
+    elif "curl --help" in errors:  # 8.23 gives no code when it rejects its options
+        exit_code, message = 2, errors.partition("\n")[0]
+    if len(fields) < 5:  # half a write-out line or none: a usage error, or curl was killed
         return Outcome(exit_code, 0, 0, exit_code not in (2, 26), message)
-    # curl 8.14 says nothing of a full disk. An unpacked answer is hardly ever shorter than it was.
+    # curl 8.14 does not report a full disk. An unpacked answer is hardly ever shorter than it was.
     if not exit_code and os.path.exists(exchange.file("answer")) and (
             float(fields[4]) > os.path.getsize(exchange.file("answer")) * 1.01 + 100):
         exit_code = 23
-    sent = float(fields[3]) > 0 and (len(fields) < 6 or float(fields[5]) > 0)  # 5: this program's, before 1.1
+    # What was sent has a time and a size; 8.23 has a time without it, and 7.x a size for a proxy's CONNECT.
+    sent = float(fields[3]) > 0 and (len(fields) < 6 or float(fields[5]) > 0)  # 5: by this program before 1.1
     return Outcome(exit_code, int(fields[0]), int(fields[1]), sent or float(fields[2]) > 0, message)
 
 
 def read_headers(path: str) -> dict[str, str]:
-    """The last block of headers, names in lower case: earlier blocks are 100, 103, a proxy's or redirects."""
+    """The last block of headers, names in lower case; earlier blocks are 100, 103, a proxy's or redirects."""
     headers: dict[str, str] = {}
     with suppress(FileNotFoundError), open(path, encoding="utf-8", errors="replace") as stream:
         for line in stream:
@@ -2772,85 +2717,85 @@ def read_headers(path: str) -> dict[str, str]:
 
 
 def transport_failure(outcome: Outcome, request: Request) -> Failure | None:
-    """The failure for a transfer without a whole answer, None when there is one."""
+    """The failure of a transfer that brought no whole response, else None."""
     host = host_of(request.url)
     refused = outcome.status or outcome.proxy_status
-    if refused == 407 or (not outcome.status and refused >= 400):  # without TLS its refusal is the answer
+    if refused == 407 or (not outcome.status and refused >= 400):  # without TLS its refusal is the response
         return Failure("network", f"the proxy refused the connection to {host} (HTTP {refused})",
                        "Check the proxy's address and password.", "no", retryable=True, next_step="fix")
     if outcome.exit_code == 0:
         return None
     fault = CURL_FAULTS.get(outcome.exit_code, OTHER_FAULT)
-    never_sent = not outcome.sent or fault.early
-    kind, sentence = fault.kind, fault.sentence
     if outcome.exit_code < 0:
-        sentence = "curl was stopped"
-    elif outcome.exit_code == 28:
-        sentence = f"no answer within {request.timeout:g} s" if outcome.sent else "no connection in time"
+        fault = OTHER_FAULT._replace(sentence="curl was stopped")
+    elif outcome.exit_code == 28 and outcome.sent:
+        fault = fault._replace(sentence=f"no reply within {request.timeout:g} s")
     elif outcome.exit_code == 1 and outcome.sent:
-        kind, sentence = "network", "what answers there does not speak HTTP"
-    message = f"{host}: {sentence} (curl {outcome.exit_code})" + (f": {outcome.message}" if outcome.message else "")
+        fault = CURL_FAULTS[8]
+    never_sent = not outcome.sent or fault.early
+    message = f"{host}: {fault.sentence} (curl {outcome.exit_code})"
+    message += f": {outcome.message}" if outcome.message else ""
     billed = "no" if never_sent or request.rules.is_free else "maybe"
-    kept = kind == "disk" and billed == "maybe"
-    return Failure(kind, message, unsent_hint(kind, request.url) if never_sent else None, billed,
-                   -1 if kept or (never_sent and kind != "disk") else NO_ANSWER, never_sent and not fault.hopeless,
-                   "ask" if billed == "maybe" else "", kept, outcome.status)
+    kept = fault.kind == "disk" and billed == "maybe"
+    own_exit_code = kept or (never_sent and fault.kind != "disk")
+    return Failure(fault.kind, message, unsent_hint(fault.kind, request.url) if never_sent else None, billed,
+                   -1 if own_exit_code else NO_ANSWER, never_sent and not fault.hopeless,
+                   "ask" if billed == "maybe" else "", collectable=kept, http_status=outcome.status)
 
 
 # Codex's words, read in 0.169. It sets CODEX_SANDBOX_NETWORK_DISABLED where a command has no network.
-SANDBOX = ("If this is a sandbox, ask for more or to run outside it (Codex: sandbox_permissions require_escalated; or "
+SANDBOX = ("In a sandbox, ask for access or run outside it (Codex: sandbox_permissions require_escalated; or "
            'sandbox_mode = "workspace-write", and network_access = true under [sandbox_workspace_write]).')
 
 
 def network_is_closed(url: str) -> bool:
-    """Whether this machine reaches no other one, as in a sandbox. Connecting a datagram socket sends nothing."""
+    """Whether this machine reaches no other, as in a sandbox. Connecting a datagram socket sends nothing."""
     import socket
     closed = bool(environment("CODEX_SANDBOX_NETWORK_DISABLED"))
     if closed or is_loopback(url):
         return closed
-    for family, address in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):  # RFC 5737, 3849
+    for family, host in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):  # RFC 5737, 3849
         with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect((address, 9))
+            probe.connect((host, 9))
             return False
     return True
 
 
 def unsent_hint(kind: str, url: str) -> str:
-    """What to do where nothing left this machine."""
+    """What to do when nothing has left this machine."""
     if kind not in ("network", "timeout"):
         return KINDS[kind].hint
-    return f"Nothing was sent: there is no network here. {SANDBOX}" if network_is_closed(url) else (
-        "Nothing was sent. Check --base-url, the network and the proxy, then run the same command again.")
+    if network_is_closed(url):
+        return f"Nothing was sent: there is no network here. {SANDBOX}"
+    return "Nothing was sent. Check --base-url, the network and the proxy, then run the same command again."
 
 # ---- 10. Journal: unfinished requests survive everything -----------------------------------------
-# One folder for each command, FINGERPRINT-RANDOM. Running the same command again takes it over and replays the
-# provider: a paid step that has an answer is read instead of sent, one that still runs is waited for.
-#
-#   file                 written by           read by           meaning
-#   request.json         make_folder          request_record    what was asked for, without a key; its schema
-#   owner                make_folder          take_lock         locked by the program at work on the folder
-#   droppable            Folder.let_fresh_drop take_over         --fresh may remove it: it may fail for ever
-#   input-K, input-K.url Inputs.moved         curl, Inputs      the Kth input image, and its address if it has one
-#   N.create             start_curl           Folder.creates    the Nth paid step asks for images
-#   N.body, N.field-K    write_bodies         curl              what is sent
-#   N.lock               curl's parent        exchange_state    locked by curl while it is at work; its process id
-#   N.answer, N.headers  curl                 read_response     what came, as it came
-#   N.outcome, N.errors  curl                 read_outcome      how it ended; errors is there before curl starts
-#   RUN-K.*              as N.*               as N.*            a step that is repeated by every run, not replayed
-#   saved-N              Folder.remember_saved Folder.saved_before      the path of the Nth picture
-#   partials             Partials.publish     Partials          the files of pictures in the making
-#
+# One folder for each command, FINGERPRINT-RANDOM. Running the same command again adopts it and replays the
+# provider: a paid step that has a response is read instead of sent, one that still runs is waited for.
+#   file                  written by             read by              meaning
+#   request.json          make_folder            request_record       the request without a key; its schema
+#   owner                 make_folder            take_lock            locked by the program that works on it
+#   droppable             Folder.let_fresh_drop  take_over            --fresh may remove the folder
+#   input-K, input-K.url  Inputs.moved           curl, Inputs         the Kth input image, and its URL if any
+#   N.create              start_curl             Folder.create_steps  the Nth paid step asks for images
+#   N.body, N.field-K     write_bodies           curl                 what is sent
+#   N.lock                curl's parent          exchange_state       curl's process id; locked while it runs
+#   N.answer, N.headers   curl                   read_response        what came, as it came
+#   N.outcome, N.errors   curl                   read_outcome         how it ended; errors: curl may start
+#   RUN-K.*               as N.*                 as N.*               a step that is repeated, not replayed
+#   saved-N               Folder.remember_saved  Folder.saved_before  the path of the Nth image
+#   partials              Partials.publish       Partials             the files of the previews
 # The state of a transfer, from what is there:
 #   errors   lock held   text in outcome or errors   headers   state
 #   no       -           -                           -         UNSENT
 #   yes      yes         -                           -         RUNNING
 #   yes      no          yes                         -         ANSWERED: curl has ended and said how
 #   yes      no          no                          yes       LOST: curl was killed in the middle
-#   yes      no          no                          no        UNSENT: killed before it could connect
+#   yes      no          no                          no        UNSENT: curl was killed before it could connect
 
 SCHEMA = 1  # of request.json; a folder with a newer one is left alone
 UNSENT, RUNNING, ANSWERED, LOST = "unsent", "running", "answered", "lost"
-NO_LOCKS = -1  # in place of a lock's descriptor, where there are none: nothing is running then, as far as is known
+NO_LOCKS = -1  # instead of a lock's descriptor, where locks do not exist: then nothing counts as running
 
 
 class Folder(NamedTuple):
@@ -2861,37 +2806,37 @@ class Folder(NamedTuple):
     adopted: bool = False
 
     def exchange(self, name: object) -> Exchange:
-        """The files of one transfer: 1, 2 ... for those that are never repeated, others are named by their run."""
+        """The files of one transfer. Paid steps have a number, repeatable ones a name from their run."""
         return Exchange(self.file(str(name)))
 
     def file(self, name: str) -> str:
         """The path of one of its own files."""
         return os.path.join(self.path, name)
 
-    def creates(self) -> list[Exchange]:
+    def create_steps(self) -> list[Exchange]:
         """The transfers that ask for images and were begun."""
         steps = sorted(int(name[:-7]) for name in os.listdir(self.path) if re.fullmatch(r"\d+\.create", name))
         return [self.exchange(step) for step in steps]
 
     def state(self) -> str:
-        """RUNNING while an image is asked for, then LOST or ANSWERED; UNSENT when nothing was asked."""
-        states = [exchange_state(exchange) for exchange in self.creates()]
+        """RUNNING while images are being made, else LOST or ANSWERED; UNSENT when nothing was sent."""
+        states = [exchange_state(exchange) for exchange in self.create_steps()]
         return next((state for state in (RUNNING, LOST, ANSWERED) if state in states), UNSENT)
 
     def paid_answers(self) -> list[Exchange]:
-        """The transfers whose server said yes: something may have been bought there."""
-        ended = [exchange for exchange in self.creates() if exchange_state(exchange) == ANSWERED]
+        """The transfers that the server accepted: something may have been bought there."""
+        ended = [exchange for exchange in self.create_steps() if exchange_state(exchange) == ANSWERED]
         return [exchange for exchange in ended if 200 <= read_outcome(exchange).status < 300]
 
     def answers(self) -> list[str]:
-        """The files that came and may hold an image: not refused, not endless."""
-        ended = [(exchange.file("answer"), read_outcome(exchange)) for exchange in self.creates()
+        """The files of responses that may hold an image: not refused, not endless."""
+        ended = [(exchange.file("answer"), read_outcome(exchange)) for exchange in self.create_steps()
                  if exchange_state(exchange) in (ANSWERED, LOST)]
         return [path for path, outcome in ended if outcome.status < 300 and outcome.exit_code != TOO_LARGE
                 and os.path.exists(path) and os.path.getsize(path)]
 
     def saved_before(self, number: int) -> str:
-        """Where an earlier run saved the Nth picture, if there is still a picture."""
+        """Where an earlier run saved the Nth image, if that file is still an image."""
         with suppress(OSError):
             with plain_file(self.file(f"saved-{number}")) as stream:
                 path = os.fsdecode(stream.read())
@@ -2900,23 +2845,23 @@ class Folder(NamedTuple):
         return ""
 
     def saved_paths(self) -> set[str]:
-        """The files of all pictures that this command has saved, in this run or in an earlier one."""
+        """The files of all images that this command has saved, in this run or an earlier one."""
         numbers = [int(name[6:]) for name in os.listdir(self.path) if re.fullmatch(r"saved-\d+", name)]
         return {self.saved_before(number) for number in numbers}
 
     def remember_saved(self, number: int, path: str) -> None:
-        """Note where the Nth picture is, so that a later run does not save it again."""
-        discard(self.file(f"saved-{number}"))  # it named no picture
+        """Note where the Nth image is, so that a later run does not save it again."""
+        discard(self.file(f"saved-{number}"))  # it named no image
         with private_file(self.file(f"saved-{number}")) as stream:
             stream.write(os.fsencode(path))
 
     def let_fresh_drop(self) -> None:
         """Let --fresh remove the folder: collecting it may fail for ever."""
-        with suppress(OSError):  # a full disk: there it stays until it is collected
+        with suppress(OSError):  # on a full disk it stays until it is collected
             private_file(self.file("droppable")).close()
 
     def remove(self) -> None:
-        """Forget the command. Renamed first, so that a half removed folder is never taken for a request."""
+        """Forget the command. Renamed first, so that a half-removed folder is never taken for a request."""
         path = self.path
         if self.journaled:
             gone = os.path.join(os.path.dirname(path), ".gone-" + os.path.basename(path))
@@ -2924,21 +2869,18 @@ class Folder(NamedTuple):
                 os.rename(path, gone)
                 path = gone
             except OSError:
-                with suppress(OSError):  # without it a folder is none either
-                    discard(os.path.join(path, "owner"))
+                with suppress(OSError):  # a folder without it is no request either
+                    discard(self.file("owner"))
         remove_tree(path)
 
 
 def take_lock(path: str, create: bool = False, wait: bool = False) -> int | None:
-    """A descriptor that holds the file's lock, None when another process holds it or there is no file.
-
-    The lock is released when the last process that has the descriptor exits, for whatever reason.
-    """
+    """A descriptor that holds the file's lock; None when another process holds it or there is no file."""
     if fcntl is None:
         if create:
             private_file(path).close()
         return NO_LOCKS if os.path.exists(path) else None
-    try:
+    try:  # the lock lasts until the last process that has the descriptor exits, for whatever reason
         handle = os.open(path, os.O_RDWR | NO_LINK | (os.O_CREAT if create else 0), 0o600)
     except FileNotFoundError:
         return None
@@ -2956,9 +2898,9 @@ def take_lock(path: str, create: bool = False, wait: bool = False) -> int | None
 
 
 def journal_lock(folder: str, name: str, create: bool = False, wait: bool = False) -> int | None:
-    """The lock of the journal or of one request: without it two programs could buy the same, but on Windows."""
+    """The lock of the journal or of a request; without one, two programs could buy the same image."""
     lock = take_lock(os.path.join(folder, name), create, wait)
-    if lock == NO_LOCKS and fcntl:
+    if lock == NO_LOCKS and fcntl:  # Windows does without
         raise OSError("files cannot be locked there")
     return lock
 
@@ -2970,7 +2912,7 @@ def release(lock: int | None) -> None:
 
 
 def state_root() -> str:
-    """Where the folders are: XDG's place for what should survive a restart but is no setting."""
+    """The folder of all requests: XDG's place for what survives a restart but is not a setting."""
     state = environment("XDG_STATE_HOME")
     base = state if os.path.isabs(state) else os.path.join(os.path.expanduser("~"), ".local", "state")
     if not os.path.isabs(base):
@@ -2979,58 +2921,55 @@ def state_root() -> str:
 
 
 def sandbox_root() -> str:
-    """The place for them where a sandbox lets a command write nothing but its workspace and temporary files."""
-    places = temporary_places()
-    if not places:
-        raise OSError("there is no folder for temporary files")  # requests do not belong into a workspace
-    return os.path.join(places[0], f"gpt-image-2-{os.getuid() if hasattr(os, 'getuid') else None}")
+    """Its substitute in a sandbox, where a command can write only to its workspace and temporary files."""
+    folders = temporary_places()
+    if not folders:
+        raise OSError("there is no folder for temporary files")  # requests do not belong in a workspace
+    return os.path.join(folders[0], f"gpt-image-2-{os.getuid() if hasattr(os, 'getuid') else None}")
 
 
 def temporary_places() -> list[str]:
-    """Where temporary files can go. Python's own search tries each place out with a file, which a kill leaves there."""
-    places = [*map(environment, ("TMPDIR", "TEMP", "TMP")), "/tmp", "/var/tmp"]
-    return [place for place in map(os.path.realpath, filter(None, places))
-            if os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK)
-            and not folder_fault(os.path.join(place, os.urandom(8).hex()))]  # a name that is not there
+    """Folders for temporary files. Python's own search leaves a probe file behind if it is killed."""
+    folders = [*map(environment, ("TMPDIR", "TEMP", "TMP")), "/tmp", "/var/tmp"]
+    return [folder for folder in map(os.path.realpath, filter(None, folders))
+            if os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)
+            and not folder_fault(os.path.join(folder, os.urandom(8).hex()))]  # a name that is not there
 
 
 def folder_fault(path: str, closed: int = 0o022) -> str:
-    """Why others may change a folder (perhaps not made yet) or put another in its place; or an empty text.
-
-    closed: the rights that nobody else may have.
-    """
+    """Why others can change or replace a folder, made or not; else "". closed: rights they must not have."""
     import stat
     if not hasattr(os, "getuid"):  # Windows
         return ""
-    user, place, below = os.getuid(), path, ""
-    rulers = {0, user, os.stat("/").st_uid, *((1000,) if hasattr(sys, "getandroidapilevel") else ())}
-    while place != below:
+    user, folder, child = os.getuid(), path, ""
+    trusted = {0, user, os.stat("/").st_uid, *((1000,) if hasattr(sys, "getandroidapilevel") else ())}
+    while folder != child:
         with suppress(FileNotFoundError):
-            status, itself = os.lstat(place), place == path
+            status, is_itself = os.lstat(folder), folder == path
             mode, owner = status.st_mode, status.st_uid
             # In a sticky folder nobody replaces what others own; many systems give each user a group alone.
             above = 0 if mode & stat.S_ISVTX else 0o002 if status.st_gid == owner else 0o022
-            if not stat.S_ISDIR(mode) or owner not in ({user} if itself else rulers):
-                return f"{place} is a link, or belongs to somebody else"
-            if mode & (closed if itself else above):
+            if not stat.S_ISDIR(mode) or owner not in ({user} if is_itself else trusted):
+                return f"{folder} is a link, or belongs to another user"
+            if mode & (closed if is_itself else above):
                 from shlex import quote
-                rights = "700" if itself else "go-w"
-                return f"{place} is open to others, fix it with: chmod {rights} {quote(place)} (or set XDG_STATE_HOME)"
-        place, below = os.path.dirname(place), place
+                command = f"chmod {'700' if is_itself else 'go-w'} {quote(folder)}"
+                return f"{folder} is open to other users; fix it with: {command} (or set XDG_STATE_HOME)"
+        folder, child = os.path.dirname(folder), folder
     return ""
 
 
 def is_safe(path: str, console: Console, closed: int = 0o022) -> bool:
-    """Whether a folder is this user's alone; a warning says why it is not."""
+    """Whether a folder is this user's alone; if not, a warning says why."""
     fault = folder_fault(path, closed)
     if fault:
-        console.warn(f"{path} is not used, nor what waits there: {fault}")
+        console.warn(f"{path} is not used, nor is any request in it: {fault}")
     return not fault
 
 
 def make_private(path: str) -> None:
-    """A folder and those above it, as far as they are not there: closed to others whatever the umask."""
-    umask = os.umask(0o077)  # for those above it, which makedirs gives no mode
+    """Make a folder and any missing parents, closed to others whatever the umask."""
+    umask = os.umask(0o077)  # for the parents, which makedirs gives no mode
     try:
         os.makedirs(path, exist_ok=True)
     finally:
@@ -3038,7 +2977,7 @@ def make_private(path: str) -> None:
 
 
 def journal_root(find_root: Callable[[], str], console: Console, create: bool = False) -> str:
-    """A place of the journal. OSError when it is not there or others could tamper with it."""
+    """A root of the journal. OSError when it does not exist or others could tamper with it."""
     root = find_root()
     if not create:
         os.lstat(root)
@@ -3050,14 +2989,14 @@ def journal_root(find_root: Callable[[], str], console: Console, create: bool = 
 
 
 def journal_roots(console: Console) -> Iterator[str]:
-    """The places of the journal that are there and this user's."""
+    """The roots of the journal that exist and are this user's."""
     for find_root in (state_root, sandbox_root):
         with suppress(OSError):
             yield journal_root(find_root, console)
 
 
 def request_record(path: str, console: Console) -> dict[str, Any] | None:
-    """What request.json says, empty where it cannot be read; None for one of a newer program, which is left alone."""
+    """The content of request.json, empty if unreadable; None for a newer program's, which is left alone."""
     record: dict[str, Any] = {}
     with suppress(OSError, ValueError, TypeError), plain_file(os.path.join(path, "request.json")) as stream:
         record = dict(json.load(stream))
@@ -3068,47 +3007,47 @@ def request_record(path: str, console: Console) -> dict[str, Any] | None:
 
 
 def fingerprint(job: Job, settings: Settings) -> str:
-    """The same for commands that ask for the same images: endpoint, parameters, prompt, bytes of all inputs."""
+    """Equal for commands that ask for the same: endpoint, parameters, prompt and the bytes of all inputs."""
     import hashlib
     inputs = [upload.digest or upload.path for upload in job.uploads]
-    asked = [1, job.command, settings.api.value, settings.base_url.value, job.model, job.prompt,
+    facts = [1, job.command, settings.api.value, settings.base_url.value, job.model, job.prompt,
              sorted(job.parameters.items()), job.n, inputs, bool(job.mask)]
-    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:24]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
 
 
 def open_folder(job: Job, settings: Settings, fresh: bool, console: Console) -> Folder:
     """The folder of an unfinished identical command, or a new one."""
-    room = room_needed(job.n, as_text(job.parameters.get("size"))) * 3 // 2  # as base64
-    room += sum(upload.bytes for upload in job.uploads) * (3 if settings.api.value == "codex" else 1)
     name, problem = fingerprint(job, settings), ""
-    record = {"schema": SCHEMA, "version": VERSION, "prompt": job.prompt, "model": job.model,
-              "images": len(job.images), "endpoint": settings.base_url.value, "parameters": dict(job.parameters)}
     for root in journal_roots(console):
-        with suppress(OSError):  # not there any more, or not to be read
+        with suppress(OSError):  # just removed, or not readable
             found = adopt_folder(root, name, fresh, console)
             if found:
                 return found
+    room = room_needed(job.n, as_text(job.parameters.get("size"))) * 3 // 2  # as base64
+    room += sum(upload.bytes for upload in job.uploads) * (3 if settings.api.value == "codex" else 1)
+    record = {"schema": SCHEMA, "version": VERSION, "prompt": job.prompt, "model": job.model,
+              "images": len(job.images), "endpoint": settings.base_url.value, "parameters": job.parameters}
     for find_root in (state_root, sandbox_root):
         try:
             return make_folder(journal_root(find_root, console, create=True), name, room, record, console)
         except OSError as error:
             problem = problem or reason(error)
-    console.warn(f"the state folder cannot be used ({problem}): if this command is cut off, its image is lost")
+    console.warn(f"cannot use the state folder ({problem}); if this command is cut off, its image is lost")
     return temporary_folder()
 
 
 def temporary_folder() -> Folder:
     """A private folder that no later run will look for."""
     import tempfile
-    for place in [*temporary_places(), os.curdir]:
+    for folder in [*temporary_places(), os.curdir]:
         with suppress(OSError):
-            return Folder(tempfile.mkdtemp(prefix=PROGRAM + "-", dir=place), None, False)
-    raise setup_failure("there is no place for temporary files",
+            return Folder(tempfile.mkdtemp(prefix=PROGRAM + "-", dir=folder), None, False)
+    raise setup_failure("there is no folder for temporary files",
                         "Set TMPDIR or XDG_STATE_HOME to a folder that can be written. " + SANDBOX)
 
 
 def adopt_folder(root: str, name: str, fresh: bool, console: Console) -> Folder | None:
-    """Take over what an identical command has left; with fresh only remove what may be dropped."""
+    """Take over what an identical command left; with fresh, only delete a request that is marked droppable."""
     paths = [os.path.join(root, entry) for entry in sorted(os.listdir(root)) if entry.startswith(name)]
     waiting = [path for path in paths if fcntl and is_safe(path, console, 0o077)
                and request_record(path, console) is not None]
@@ -3117,26 +3056,27 @@ def adopt_folder(root: str, name: str, fresh: bool, console: Console) -> Folder 
     try:
         gate = journal_lock(root, ".lock", create=True, wait=True)
         try:
-            return next(filter(None, (take_over(path, fresh) for path in waiting)), None)
+            folders = (take_over(path, fresh) for path in waiting)
+            return next((folder for folder in folders if folder), None)
         finally:
             release(gate)
-    except OSError as error:  # better no picture than one that is paid for twice
+    except OSError as error:  # better no image than one that is paid for twice
         if fresh:
             return None
-        raise setup_failure(f"an identical request waits in {root}, which cannot be used here: {reason(error)}",
-                            "Run the command where it began (outside the sandbox), or buy anew with --fresh.",
+        raise setup_failure(f"the same request waits in {root}, which cannot be used here: {reason(error)}",
+                            "Run it where you started it (outside the sandbox); --fresh buys a new image.",
                             "state") from None
 
 
 def take_over(path: str, fresh: bool) -> Folder | None:
-    """The folder, locked; None when another program is at work on it, or something new is wanted."""
+    """The folder, locked; None when another program works on it, or a new image is wanted."""
     lock = journal_lock(path, "owner")
     if lock is None:
         return None
     folder = Folder(path, lock, True, adopted=True)
     if not fresh:
         return folder
-    if os.path.exists(os.path.join(path, "droppable")):
+    if os.path.exists(folder.file("droppable")):
         folder.remove()
     release(lock)
     return None
@@ -3165,11 +3105,12 @@ def prune(root: str, console: Console) -> None:
         path = os.path.join(root, entry)
         with suppress(OSError):  # its owner has just removed it
             status = os.lstat(path)
+            is_old = time.time() - status.st_mtime > KEEP_DAYS * 86400
             if not stat.S_ISDIR(status.st_mode):
                 continue
             if entry.startswith(".") or not os.path.lexists(os.path.join(path, "owner")):
                 remove_tree(path)
-            elif time.time() - status.st_mtime > KEEP_DAYS * 86400 and request_record(path, console) is not None:
+            elif is_old and request_record(path, console) is not None:
                 folder = Folder(path, journal_lock(path, "owner"), True)
                 if folder.lock is not None and folder.state() != RUNNING:
                     folder.remove()
@@ -3182,29 +3123,25 @@ def remove_tree(path: str) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
-def has_text(path: str) -> bool:
-    """Whether there is more than the blanks that were there before curl began."""
-    with open(path, "rb") as stream:
-        return bool(stream.read(4096).strip())
-
-
 def exchange_state(exchange: Exchange) -> str:
-    """The state of a transfer, as the journal's table has it."""
+    """The state of a transfer, according to the journal's table."""
     if not os.path.exists(exchange.file("errors")):
         return UNSENT
     lock = take_lock(exchange.file("lock"))
     if lock is None:
         return RUNNING
     release(lock)
-    if has_text(exchange.file("outcome")) or has_text(exchange.file("errors")):
-        return ANSWERED
+    for kind in ("outcome", "errors"):
+        with open(exchange.file(kind), "rb") as stream:
+            if stream.read(4096).strip():  # more than the blanks from before curl started
+                return ANSWERED
     return LOST if os.path.exists(exchange.file("headers")) else UNSENT
 
 
 def journal_folders(console: Console) -> list[str]:
-    """The paths of the folders of all unfinished commands, wherever they are."""
-    paths = [os.path.join(root, entry) for root in journal_roots(console) for entry in sorted(os.listdir(root))
-             if not entry.startswith(".")]
+    """The folders of all unfinished commands, wherever they are."""
+    paths = [os.path.join(root, entry) for root in journal_roots(console)
+             for entry in sorted(os.listdir(root)) if not entry.startswith(".")]
     return [path for path in paths
             if os.path.lexists(os.path.join(path, "owner")) and is_safe(path, console, 0o077)]
 
@@ -3216,30 +3153,32 @@ def unfinished_commands(console: Console) -> list[tuple[float, str, str]]:
         record = request_record(path, console)
         with suppress(OSError):  # just removed
             if record:
-                state = Folder(path, None, True).state()
-                found.append((time.time() - os.stat(path).st_mtime, state, one_line(as_text(record.get("prompt")), 60)))
+                age, prompt = time.time() - os.stat(path).st_mtime, as_text(record.get("prompt"))
+                found.append((age, Folder(path, None, True).state(), one_line(prompt, 60)))
     return sorted(found, reverse=True)
 
 
 def signal_exit_code(stop: KeyboardInterrupt) -> int:
-    """128 and the number of the signal that came."""
+    """128 plus the number of the signal."""
     return 128 + int(stop.args[0] if stop.args else 2)
 
 
 def stop_failure(stop: KeyboardInterrupt, folder: Folder) -> Failure:
     """What a signal leaves behind: something to collect, or nothing."""
     exit_code, state = signal_exit_code(stop), folder.state()
-    word = {INTERRUPTED: "interrupted", UNREAD: "nobody reads the result any more"}.get(exit_code, "terminated")
+    causes = {INTERRUPTED: "interrupted", UNREAD: "the program that was reading the result has gone"}
+    cause = causes.get(exit_code, "terminated")
     if state == RUNNING or folder.paid_answers():
-        told = "the transfer goes on by itself" if state == RUNNING else "the server's answer is kept"
-        return Failure("stopped", f"{word}; {told}", exit_code=exit_code, collectable=True)
-    told, billed = ("the transfer was stopped", "maybe") if state == LOST else ("nothing was bought", "no")
-    return Failure("interrupted", f"{word}; {told}", billed=billed, exit_code=exit_code,
-                   next_step="ask" if billed == "maybe" else "")
+        effect = "the image is still being made" if state == RUNNING else "the server's reply is kept"
+        return Failure("stopped", f"{cause}; {effect}", exit_code=exit_code, collectable=True)
+    if state == LOST:
+        return Failure("interrupted", f"{cause}; the request was stopped", None, "maybe", exit_code,
+                       next_step="ask")
+    return Failure("interrupted", f"{cause}; nothing was bought", exit_code=exit_code)
 
 
 def earlier_input(url: str, console: Console) -> str:
-    """The copy that an unfinished request has of a URL's image, if there is one."""
+    """The copy that an unfinished request has of the image at a URL, if there is one."""
     wanted, numbers = url.encode("utf-8", "surrogateescape"), range(MAX_IMAGES)
     for path in (os.path.join(folder, f"input-{n}") for folder in journal_folders(console) for n in numbers):
         with suppress(OSError), plain_file(path + ".url") as stream:
@@ -3251,16 +3190,16 @@ def earlier_input(url: str, console: Console) -> str:
 # ---- 11. Driver: feed the provider ---------------------------------------------------------------
 
 class Run(NamedTuple):
-    """What goes with every step of one command."""
+    """What every step of one command needs."""
     console: Console
     result: Result
     deadline: float = float("inf")  # time.monotonic() after which nothing new begins
     typical: str = ""
-    watch: Callable[[Exchange], None] = lambda exchange: None  # looks at an answer while it grows
+    watch: Callable[[Exchange], None] = lambda exchange: None  # looks at a response while it grows
     collectable: bool = False  # whether the same command can collect what this one leaves
 
     def go_on_waiting(self, status: str = "") -> None:
-        """A sign of life; it ends the command, not the transfer, when nobody waits for the result any more."""
+        """A sign of life; it ends the command, not the transfer, once nobody reads the result any more."""
         import signal
         self.console.progress(self.typical, status)
         if self.collectable and self.console.is_unread():
@@ -3268,22 +3207,19 @@ class Run(NamedTuple):
 
 
 def run_provider(provider: Provider, folder: Folder, run: Run) -> list[Image | Failure]:
-    """Send each Request that the provider yields, hand it the Response, return its Images.
-
-    Paid steps are numbered, so that a replay finds their answers; repeatable ones are named by the run.
-    """
+    """Send each Request that the provider yields, hand it the Response, and return its Images."""
     previous, paid_steps, repeats, response = None, 0, 0, None
     run_name = os.urandom(4).hex()  # a killed run's curl may still be about to open its files
     try:
         item = next(provider)
         while True:
-            try:
+            try:  # paid steps are numbered, so that a replay finds their responses
                 if isinstance(item, Wait):
                     pause(item, run)
                 elif item.rules.repeatable:
-                    if item != previous:  # looking at a task again needs no new files
-                        repeats += 1
-                    previous, response = item, send_with_retries(item, folder.exchange(f"{run_name}-{repeats}"), run)
+                    if item != previous:  # polling again needs no new files
+                        previous, repeats = item, repeats + 1
+                    response = send_with_retries(item, folder.exchange(f"{run_name}-{repeats}"), run)
                 else:
                     paid_steps += 1
                     response = send_with_retries(item, folder.exchange(paid_steps), run)
@@ -3296,7 +3232,7 @@ def run_provider(provider: Provider, folder: Folder, run: Run) -> list[Image | F
 
 
 def send_with_retries(request: Request, exchange: Exchange, run: Run) -> Response:
-    """One request until there is a usable Response; everything else is a Failure."""
+    """Send one request until there is a usable Response; everything else is a Failure."""
     attempt = 0
     while True:
         attempt += 1
@@ -3305,17 +3241,18 @@ def send_with_retries(request: Request, exchange: Exchange, run: Run) -> Respons
         response = read_response(request, exchange, outcome)
         if not request.rules.is_file:
             seconds = run.console.seconds()
-            if not request.rules.repeatable:  # whoever started it
-                seconds = max(0.0, os.stat(exchange.file("outcome")).st_mtime - os.stat(exchange.file("lock")).st_mtime)
+            if not request.rules.repeatable:  # whichever run started it
+                started, ended = (os.stat(exchange.file(kind)).st_mtime for kind in ("lock", "outcome"))
+                seconds = max(0.0, ended - started)
             run.result.facts.update(http_status=response.status or None, elapsed_s=round(seconds, 1),
                                     request_id=response.headers.get("x-request-id"))
         failure = failure_of(request, outcome, response)
         if failure is None:
-            tell_beside(request, outcome, response, run)
+            tell_extras(request, outcome, response, run)
             return response
         delay = retry_pause(request, failure, response.headers, attempt)
         if delay is not None and time.monotonic() + delay > run.deadline:
-            failure.message += f"; the next try would be in {delay:.0f} s, when --timeout is over"
+            failure.message += f"; the next try would be in {delay:.0f} s, after --timeout has run out"
             delay = None
         if delay is None:
             raise failure
@@ -3324,51 +3261,51 @@ def send_with_retries(request: Request, exchange: Exchange, run: Run) -> Respons
         rest(delay, run)
 
 
-def tell_beside(request: Request, outcome: Outcome, response: Response, run: Run) -> None:
-    """What a usable answer says besides its images."""
+def tell_extras(request: Request, outcome: Outcome, response: Response, run: Run) -> None:
+    """Tell what a usable response says besides its images."""
     run.result.is_cut_off |= response.broken or bool(outcome.exit_code)
     if response.broken:
-        run.console.warn(f"the answer broke off (curl {outcome.exit_code}) behind what is saved of it")
+        run.console.warn(f"the reply was cut off (curl {outcome.exit_code}) after what is saved")
     elif outcome.exit_code:
-        run.console.warn(f"the transfer ended with a fault (curl {outcome.exit_code}) after the whole answer")
+        run.console.warn(f"the transfer failed (curl {outcome.exit_code}) after the whole reply had arrived")
     if request.rules.is_file:
         return
-    if task_status(response.document) not in WAITING:  # or each look at a task would be added
+    if task_status(response.document) not in WAITING:  # or each poll of a task would be added
         usage, dollars = usage_cost(response.document)
         run.result.add_cost(usage, dollars)
         if dollars is not None:
             run.console.note(f"cost: about ${run.result.dollars:.3f}")
     if response.stray:
-        run.console.warn(f"the image was under a name that is not known here: {as_text(response.document)}")
+        run.console.warn(f"the image was under an unknown name: {as_text(response.document)}")
     if response.error:
         run.console.warn(f"the server also says: {response.error.message or response.error.code}")
 
 
 def send_or_resume(request: Request, exchange: Exchange, run: Run) -> None:
-    """Let the exchange's files hold an answer: an earlier run's, or one that is asked for now."""
+    """Make sure that the exchange's files hold a response: an earlier run's, or that of a request sent now."""
     state = exchange_state(exchange)
     harmless = request.idempotent or request.purpose != "create"  # sending it again makes nothing twice
     if state == UNSENT or request.rules.repeatable or (state == LOST and harmless):
         try:
             send(request, exchange, run)
-        except Failure as failure:  # curl could not even be started; what is made already stays to be fetched
+        except Failure as failure:  # curl did not even start; what is made already can still be fetched
             raise afterwards_failure(request, failure) from None
     elif state == RUNNING:
-        run.console.note("the request is still under way; waiting for it")
+        run.console.note("the request is still running; waiting for it")
         wait_for(lambda: exchange_state(exchange) != RUNNING, exchange, run)
 
 
 def pause(wait: Wait, run: Run) -> None:
-    """Sleep between two looks at a task; past the deadline it is left to the next run."""
+    """Sleep between two polls of a task; past the deadline the task is left to the next run."""
     if time.monotonic() >= run.deadline:
-        raise Failure("timeout", f"task {wait.task} is still {wait.status or 'under way'} after --timeout",
-                      "Run the same command again: it goes on waiting for this task and buys nothing.",
+        raise Failure("timeout", f"task {wait.task} is still {wait.status or 'running'} after --timeout",
+                      "Run the same command again to keep waiting for it; you won't be charged twice.",
                       collectable=True)
     rest(min(wait.seconds, run.deadline - time.monotonic()), run, wait.status)
 
 
 def rest(seconds: float, run: Run, status: str = "") -> None:
-    """Sleep in small steps, with a sign of life; nothing that waits for a server sleeps anywhere else."""
+    """Sleep in small steps, with signs of life. All waiting for a server happens here."""
     ends = time.monotonic() + seconds
     while time.monotonic() < ends:
         time.sleep(min(0.5, max(0.0, ends - time.monotonic())))
@@ -3376,45 +3313,42 @@ def rest(seconds: float, run: Run, status: str = "") -> None:
 
 
 def failure_of(request: Request, outcome: Outcome, response: Response) -> Failure | None:
-    """What is wrong with an answer, None for a usable one."""
+    """What is wrong with a response, None if it is usable."""
     failure = transport_failure(outcome, request)
-    if failure and outcome.status != 407 and says_enough(request, response):
+    if failure and outcome.status != 407 and is_conclusive(request, response):
         failure = None
     if failure is None and response.status:  # 0: curl was killed, but after an image had come
         failure = answer_failure(request, response)
-        if failure and request.purpose == "input":  # no word of what came: it may be another service's secret
+        if failure and request.purpose == "input":  # its text may be another service's secret
             failure.message = f"HTTP {response.status} from {host_of(request.url)}"
     if failure is None and request.rules.is_file and response.meaning != "images":
-        failure = Failure("broken_image", "what came is no whole image", http_status=response.status)
+        failure = Failure("broken_image", "the reply is not a complete image", http_status=response.status)
     return afterwards_failure(request, failure) if failure else None
 
 
-def says_enough(request: Request, response: Response) -> bool:
-    """Whether an answer says all that matters, though its transfer ended with a fault."""
+def is_conclusive(request: Request, response: Response) -> bool:
+    """Whether a response has all that matters, although its transfer failed at the end."""
     if request.rules.is_file:
         return response.status == 200 and response.meaning == "images"
     if response.status >= 400:
         return response.error is not None
-    return response.status in (0, 200) and bool(response.images)  # 0: curl was killed and said nothing
+    return response.status in (0, 200) and bool(response.images)  # 0: curl was killed before it could report
 
 
 def afterwards_failure(request: Request, failure: Failure) -> Failure:
-    """The failure of a step after the paid request: the same command can go on from there. Others stay as they are."""
+    """The failure of a step after payment, which the same command can continue; others are returned as they are."""
     if not request.rules.cannot or failure.kind in ("task_failed", "moderation", "place"):
         return failure
-    hint = "Run the same command again: it goes on from here and buys nothing (--fresh gives this image up)."
+    hint = "Run the same command again to continue at no cost (--fresh abandons this image)."
     if request.url.startswith("http:") and failure.kind == "config":
-        hint = "The address is not encrypted; the same command with --allow-http fetches it and buys nothing."
+        hint = "The address is not encrypted. Run the same command with --allow-http to fetch it at no cost."
     return Failure(request.purpose, f"{request.rules.cannot} from {request.url}: {failure.message}", hint,
                    retryable=failure.retryable, collectable=True, http_status=failure.http_status,
                    code=failure.code, request_id=failure.request_id)
 
 
 def retry_pause(request: Request, failure: Failure, headers: Mapping[str, str], attempt: int) -> float | None:
-    """Seconds until the same request may be sent again; None when it must not: an image may exist already.
-
-    attempt counts from 1.
-    """
+    """Seconds until the same request may be sent again, None if it must not be; attempt counts from 1."""
     repeatable = request.rules.repeatable
     limited = failure.retryable and failure.http_status and not repeatable
     if attempt >= (RATE_LIMIT_TRIES if limited else TRIES) or not may_repeat(request, failure):
@@ -3423,8 +3357,8 @@ def retry_pause(request: Request, failure: Failure, headers: Mapping[str, str], 
     if asked is not None:
         return asked
     if repeatable:
-        return float(NETWORK_PAUSE * 2 ** attempt)
-    return float((RATE_LIMIT_PAUSE if failure.http_status else NETWORK_PAUSE) * 2 ** (attempt - 1))
+        return NETWORK_PAUSE * 2.0 ** attempt
+    return (RATE_LIMIT_PAUSE if failure.http_status else NETWORK_PAUSE) * 2.0 ** (attempt - 1)
 
 
 def may_repeat(request: Request, failure: Failure) -> bool:
@@ -3435,7 +3369,7 @@ def may_repeat(request: Request, failure: Failure) -> bool:
         return failure.kind == request.purpose and failure.http_status not in request.rules.final
     limit = re.search(r"Limit (\d{1,18}), Used \d+, Requested (\d{1,18})", failure.message)
     if limit and int(limit.group(2)) > int(limit.group(1)):
-        return False  # more than is ever allowed at once
+        return False  # more than the limit ever allows at once
     return failure.retryable or (request.idempotent and failure.billed == "maybe")
 
 
@@ -3449,57 +3383,59 @@ PAUSE_WORDS = (r"\b(?:again|retry(?:.?(?:after|delay))?|wait|resets?|available|c
                r"\bretry.?after\W{1,4}(\d+(?:\.\d+)?)(?![\w:/-])")
 
 
-def seconds_told(text: str) -> float | None:
-    """The pause that words ask for; a number alone behind `retry after` is seconds."""
-    match = next(filter(None, (re.search(words, text, re.IGNORECASE) for words in PAUSE_WORDS)), None)
-    parts = re.findall(AMOUNT, match.group(1), re.IGNORECASE) or [(match.group(1), "s")] if match else []
-    amounts = [float(re.sub(r"(?i)an?", "1", number)) * UNITS[unit.lower()] for number, unit in parts]
-    return sum(amounts) if match else None
+def seconds_in(text: str) -> float | None:
+    """The pause that words ask for; a number alone after `retry after` means seconds."""
+    for words in PAUSE_WORDS:
+        match = re.search(words, text, re.IGNORECASE)
+        if match:
+            parts = re.findall(AMOUNT, match.group(1), re.IGNORECASE) or [(match.group(1), "s")]
+            return sum(float(re.sub(r"(?i)an?", "1", number)) * UNITS[unit.lower()] for number, unit in parts)
+    return None
 
 
 def server_pause(headers: Mapping[str, str], message: str) -> float | None:
-    """The pause that a server asks for, in seconds: two headers, or words in its message."""
+    """The pause that a server asks for, in seconds: in two headers, or in words of its message."""
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         if re.fullmatch(r"\d+(\.\d+)?", headers.get(name, "")):
             return float(headers[name]) * unit
-    asked = headers.get("retry-after", "")
-    told = seconds_told(f"in {asked}" if asked else message)
-    if told is not None or not asked:
-        return told
+    text = headers.get("retry-after", "")
+    seconds = seconds_in(f"in {text}" if text else message)
+    if seconds is not None or not text:
+        return seconds
     from email.utils import mktime_tz, parsedate_tz
     try:
-        date = parsedate_tz(asked)
+        date = parsedate_tz(text)
         return max(0.0, mktime_tz(date) - time.time()) if date else None
-    except (ValueError, OverflowError, TypeError, IndexError):  # what it raises differs from Python to Python
+    except (ValueError, OverflowError, TypeError, IndexError):  # which one depends on the Python version
         return None
 
 
 def forget_exchange(exchange: Exchange) -> None:
-    """Remove what one try left, so that the next one is not taken for answered."""
+    """Remove what one try left, so that a stale response is not mistaken for the next try's."""
     for kind in ("errors", "outcome", "headers", "answer", "lock"):
         discard(exchange.file(kind))
 
 
 def send(request: Request, exchange: Exchange, run: Run) -> None:
-    """Send one request; a file is followed to where it has moved, and each place is looked at first."""
+    """Send one request; the redirects of a file are followed here, and each address is checked first."""
     from urllib.parse import urljoin
     run_curl(request, exchange, run)
     for _ in range(MAX_REDIRECTS):
-        place = read_headers(exchange.file("headers")).get("location")
-        moved = request.rules.is_file and place and 300 <= read_outcome(exchange).status < 400
+        location = read_headers(exchange.file("headers")).get("location")
+        moved = request.rules.is_file and location and 300 <= read_outcome(exchange).status < 400
         if not moved or request.headers:
             return
         try:
-            url = web_address(urljoin(request.url, place))
+            url = web_address(urljoin(request.url, location))
         except ValueError:
             return
         check_address(url, request.url)
-        request = request._replace(url=url, headers=())
+        request = request._replace(url=url)
         run_curl(request, exchange, run)
 
 
 def run_curl(request: Request, exchange: Exchange, run: Run) -> None:
-    """Run curl on one request and wait for its end. Ctrl-C ends curl; a SIGTERM leaves it at work."""
+    """Run curl on one request and wait for its end. Ctrl-C stops curl; after a SIGTERM it keeps running."""
     import signal
     run.console.detail(f"{request.method} {request.url}")
     for line in curl_config(request, exchange).split("\n"):
@@ -3507,18 +3443,18 @@ def run_curl(request: Request, exchange: Exchange, run: Run) -> None:
     forget_exchange(exchange)
     answer = exchange.file("answer")
 
-    def too_large() -> bool:  # curl before 8.4 counts only what a Content-Length announces
+    def is_too_large() -> bool:  # curl before 8.4 checks only what a Content-Length announces
         return os.path.exists(answer) and os.path.getsize(answer) > request.most_bytes
 
     child = None
     try:
         child = start_curl(request, exchange, run.console.secrets.keys)
-        wait_for(lambda: not is_running(child, exchange) or too_large(), exchange, run)
+        wait_for(lambda: not is_running(child, exchange) or is_too_large(), exchange, run)
         run.watch(exchange)  # what came since the last look
         if is_running(child, exchange):
             stop_curl(child, exchange)
             with private_file(exchange.file("errors")) as errors:
-                errors.write(b"curl: (%d) stopped\n" % TOO_LARGE)  # as a newer curl says
+                errors.write(b"curl: (%d) stopped\n" % TOO_LARGE)  # like a newer curl
     except KeyboardInterrupt as stop:
         if stop.args == (signal.SIGINT,) or not run.collectable:
             stop_curl(child, exchange)
@@ -3529,7 +3465,7 @@ def run_curl(request: Request, exchange: Exchange, run: Run) -> None:
 
 
 def wait_for(done: Callable[[], bool], exchange: Exchange, run: Run) -> None:
-    """Wait for a transfer's end, with a sign of life."""
+    """Wait for the end of a transfer, with signs of life."""
     seconds = 0.001
     while not done():
         rest(seconds, run)
@@ -4204,11 +4140,9 @@ def save_images(images: Sequence[Image | Failure], job: Job, folder: Folder, run
             if isinstance(image, Failure):
                 raise image
             run.result.saved.append(save_image(image, index, job.target, numbers, folder))
-        except OSError as error:
-            message = f"cannot save an image in {job.target.folder}: {reason(error)}"
-            problems.append(Failure("save", message, collectable=True))
-        except Failure as failure:
-            problems.append(failure)
+        except (OSError, Failure) as error:
+            text = f"cannot save an image in {job.target.folder}: {reason(error)}"
+            problems.append(error if isinstance(error, Failure) else Failure("save", text, collectable=True))
     if problems:
         worst = max(problems, key=lambda failure: failure.exit_code)
         worst.collectable = any(failure.collectable for failure in problems)
@@ -4275,10 +4209,8 @@ def path_given_before_kill(part: str, target: Target) -> str:
 
 class Partials:
     """Images in the making, saved beside the target while a stream arrives.
-
     position: how far the growing response has been read. names: the paths given in this run. made: marks of
-    all files that this command has made; the file `record` keeps them for a run that collects it.
-    """
+    all files that this command has made; the file `record` keeps them for a run that collects it."""
 
     def __init__(self, job: Job, folder: Folder, console: Console) -> None:
         self.job, self.console, self.position = job, console, 0
@@ -4467,10 +4399,8 @@ def save_answer(answer: str, target: Target, secrets: Sequence[str]) -> str:
 
 class Console:
     """What a person sees: notes, warnings and progress. Every line goes through here, and shows no secret.
-
     as_json, quiet, verbose: the options. warnings: all so far, for the JSON result. progress_shown: the next
-    line replaces one. last_sign: when there was progress. lost_output: a line of stdout reached nobody.
-    """
+    line replaces one. last_sign: when there was progress. lost_output: a line of stdout reached nobody."""
 
     def __init__(self, secrets: Secrets) -> None:
         self.secrets = secrets
@@ -4578,10 +4508,8 @@ class Console:
 
 class Result:
     """What a command has made, for its caller.
-
     saved: the files. facts: fields of the JSON object, filled in on the way. dollars: the sum of all costs.
-    is_cut_off: a response broke off, or its transfer ended with a fault.
-    """
+    is_cut_off: a response broke off, or its transfer ended with a fault."""
 
     def __init__(self) -> None:
         self.saved: list[Saved] = []
@@ -4612,13 +4540,12 @@ class Result:
 
 
 # ---- 15. Commands --------------------------------------------------------------------------------
-
-
 def run_image_command(options: Namespace, run: Run) -> None:
     """generate and edit."""
     console = run.console
     settings = read_settings(options, console)
-    options.output = folder_marked(options.output)
+    if options.output != "-" and os.path.isdir(os.path.expanduser(options.output)):
+        options.output = os.path.join(options.output, "")  # plan knows a folder by its last character
     requested = {"size": options.size, "format": chosen_format(options), "quality": options.quality}
     run.result.facts.update(model=settings.model.value, requested=requested)
     notes: list[str] = []
@@ -4664,10 +4591,8 @@ def catch_signals() -> Callable[[], None]:
 
 
 class Inputs:
-    """Inputs given as URLs or data: URIs: copies in a private folder until the request has its own.
-
-    folder: made for the first one. addresses: the URL of each copy, by its path.
-    """
+    """Inputs given as URLs or data: URIs, copied to a private folder until the request has its own copies.
+    folder: made for the first one. addresses: the URL of each copy, by its path."""
 
     def __init__(self, settings: Settings, run: Run) -> None:
         self.settings, self.run = settings, run
@@ -4680,7 +4605,7 @@ class Inputs:
         is_data, name = url[:5].lower() == "data:", shown_input(url)
         url = url if is_data else web_address(url)
         if not is_data and not ORIGIN.match(url):
-            raise usage_failure("an image's URL must be https://HOST/PATH, without a user name", kind="input")
+            raise input_failure("an image's URL must look like https://HOST/PATH, without a user name")
         if self.folder is None:
             check_curl(self.run.console.secrets.keys)
             self.folder = temporary_folder()
@@ -4702,10 +4627,10 @@ class Inputs:
         except Failure as failure:
             path = earlier_input(url, self.run.console)  # its request can be collected although it is gone
             if not path:
-                hint = failure.hint if failure.kind in ("usage", "input") else ""
+                hint = failure.hint if failure.kind == "input" else ""
                 if failure.kind == "network" and network_is_closed(url):
                     hint = SANDBOX
-                raise usage_failure(f"cannot fetch image {name}: {failure.message}", hint, "input") from None
+                raise input_failure(f"cannot fetch image {name}: {failure.message}", hint) from None
         self.addresses[path] = url
         return path
 
@@ -4735,8 +4660,7 @@ class Inputs:
 def copy_upload(upload: Upload, path: str, masked: Upload | None) -> None:
     """A private copy of a file, which must be what was checked. masked: the image that it is the mask of."""
     import shutil
-    changed = usage_failure(f"{upload.path} changed while it was being read; nothing was sent",
-                            "Run the command again.", "input")
+    changed = input_failure(f"{upload.path} changed while it was read", "Run the same command again.")
     try:
         source = plain_file(upload.path, follow=True)
     except OSError:
@@ -4770,8 +4694,7 @@ def refuse_keys(job: Job, keys: Sequence[str]) -> None:
     text = utf8(text).decode("latin-1")
     known = [key for key in keys if len(key) >= SHORTEST_KEY and not key.isalpha()]  # it may be a word
     if blanked(text, known, "*") != text:
-        raise usage_failure("the prompt or an option contains a key or password that this program uses",
-                            "Take it out; nothing was sent.")
+        raise usage_failure("the prompt or an option contains a known key or password", "Nothing was sent.")
 
 
 # How a job ended              can be collected   folder stays   billed                    --fresh may drop it
@@ -4930,9 +4853,8 @@ def show_settings(settings: Settings, console: Console) -> None:
     """Every setting with its value and its source; keys masked."""
     rows = {name: Setting(console.secrets.clean(as_text(setting.value)), setting.source)
             for name, setting in settings._asdict().items() if isinstance(setting, Setting)}
-    if settings.headers.value:
-        rows["headers"] = Setting(", ".join(f"{name}: ***" for name in settings.headers.value),
-                                  settings.headers.source)
+    masked = ", ".join(f"{name}: ***" for name in settings.headers.value)
+    rows["headers"] = rows["headers"]._replace(value=masked)
     for number, source in enumerate(settings.keys, 1):
         value = f"the output of {quoted(source.command[0])}" if source.command else mask_key(source.value)
         value = value if source.is_set else "not set"
@@ -5023,41 +4945,36 @@ Generate and edit images with gpt-image-2.
   gpt_image2 config --check
 
   generate PROMPT                     make an image
-  edit IMAGE PROMPT                   change an image, or combine several with --image
-  config [--show | --init | --check]  show, write or try the settings
+  edit IMAGE PROMPT                   edit an image, or combine several
+  config [--show | --init | --check]  show, create or test your settings
 
 Each has its own --help. --version shows the version.
 """
 
-SYNOPSIS = {
-    "generate": """\
+SYNOPSIS = {"generate": """\
 gpt_image2 generate PROMPT [options]
 
-  gpt_image2 generate "a red fox in the snow" --size landscape --quality low -o fox.png
-""",
-    "edit": """\
-gpt_image2 edit IMAGE [IMAGE ...] PROMPT [--image PATH ...] [--mask PNG] [options]
+  gpt_image2 generate "a red fox in the snow" --quality low -o fox.png
+""", "edit": """\
+gpt_image2 edit IMAGE [IMAGE ...] PROMPT [options]
 
   gpt_image2 edit fox.png "give the fox a hat" -o hat.png
   gpt_image2 edit room.png chair.jpg "put the chair into the room"
 
   IMAGE                  PNG, JPEG or WebP below 50 MB: a file, an http(s) URL,
                          a file: or data: URI
-""",
-    "config": """\
-gpt_image2 config [--show | --init [--force] | --check] [options]
-"""}
+""", "config": "gpt_image2 config [--show | --init [--force] | --check] [options]\n"}
 
 
 def command_help(command: str) -> str:
     """The help of one command: its usage, then its options in groups."""
+    from itertools import groupby
     text = SYNOPSIS[command]
-    group: tuple[str, ...] = ()
-    for row in OPTIONS:
-        if command in row.commands:
-            text += "" if row.commands == group else "\n"
-            text += f"  {row.flags + ' ' + row.value:22} " + row.help.replace("\n", "\n" + " " * 25) + "\n"
-            group = row.commands
+    for _, group in groupby((row for row in OPTIONS if command in row.commands), lambda row: row.commands):
+        text += "\n"
+        for row in group:
+            names = (row.short + ", " if row.short else "") + row.flag + " " + row.value
+            text += f"  {names:22} " + row.help.replace("\n", "\n" + " " * 25) + "\n"
     return text
 
 
@@ -5065,23 +4982,12 @@ def read_value(row: Option, text: str) -> Any:
     """The value of an option on the command line. An empty one is a variable that was not set."""
     if not text:
         raise usage_failure(f"{row.flag} is empty")
-    value = read_number(row, *row.limits, text) if row.limits else row.convert(text)
-    if row.convert is not PATH and re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False)):
-        raise usage_failure(f"{row.flag} is not valid UTF-8")
-    return value
-
-
-def read_number(row: Option, low: int, high: int, text: str) -> Any:
-    """A number in a range."""
     try:
-        if "_" in text or not text.isascii():
-            raise ValueError  # Python would read 1_000 and the digits of other scripts
-        value = row.convert(text)
-    except ValueError:
-        kind = "a whole number" if row.convert is int else "a number"
-        raise usage_failure(f"{row.flag} needs {kind}, not {quoted(text)}") from None
-    if not low <= value <= high:
-        raise usage_failure(f"{row.flag} must be between {low} and {high}, not {text}")
+        value = text.lower() if isinstance(row.kind, tuple) else row.kind(text)
+    except ValueError as fault:
+        raise usage_failure(f"{row.flag} {fault}") from None
+    if row.kind is not PATH and re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False)):
+        raise usage_failure(f"{row.flag} is not valid UTF-8")
     return value
 
 
@@ -5100,14 +5006,16 @@ def build_parser(command: str) -> ArgumentParser:
     parser.add_argument("words", nargs="*")
     one_of = parser.add_mutually_exclusive_group()
     for row in OPTIONS:
-        default = [] if row.repeatable else None if row.config else row.default
+        flags, default = filter(None, (row.short, row.flag)), None if row.config else row.default
         if command not in row.commands:
-            parser.set_defaults(**{row.name: default})
-        elif row.value:
-            parser.add_argument(*row.flags.split(", "), action="append" if row.repeatable else "store",
-                                default=default, type=partial(read_value, row), choices=row.choices or None)
+            parser.set_defaults(**{row.name: [] if row.repeatable else default})
+        elif not row.value:
+            (one_of if row.alone else parser).add_argument(*flags, action="store_true", default=None)
+        elif row.repeatable:
+            parser.add_argument(*flags, action="append", default=[], type=partial(read_value, row))
         else:
-            (one_of if row.alone else parser).add_argument(*row.flags.split(", "), action="store_true")
+            parser.add_argument(*flags, default=default, type=partial(read_value, row),
+                                choices=row.kind if isinstance(row.kind, tuple) else None)
     parser.set_defaults(run=run_config_command if command == "config" else run_image_command)
     if environment("OPENCLAW_SHELL"):  # OpenClaw delivers files of its workspace, in which it runs commands
         parser.set_defaults(output=os.path.basename(DEFAULT_OUTPUT))
@@ -5118,23 +5026,22 @@ def parse(arguments: list[str]) -> Namespace:
     """The command line; words may stand anywhere among the options, and after -- they are never options."""
     cut = arguments.index("--") if "--" in arguments else len(arguments)
     command = arguments[0] if arguments else ""
-    if not command or command.startswith("-"):
-        raise usage_failure("a command is missing: generate, edit or config", "See: " + own_command("--help"))
     if command not in SYNOPSIS:
-        raise usage_failure(f"{quoted(command)} is no command.{nearest(command, SYNOPSIS)}",
+        unknown = f"{quoted(command)} is no command.{nearest(command, SYNOPSIS)}"
+        missing = not command or command.startswith("-")
+        raise usage_failure("a command is missing: generate, edit or config" if missing else unknown,
                             "See: " + own_command("--help"))
     parser = build_parser(command)
     options, left = parser.parse_known_args(arguments[1:cut])
     unknown = next((word for word in left if word.startswith("-") and word != "-"), "").split("=")[0]
     if unknown:
-        known = [row.flag for row in OPTIONS if command in row.commands]
         plain = unknown.lower().replace("_", "-")
         advice = next((f" {advice}" for names, advice in STRANGERS.items() if plain in names.split()),
-                      nearest(plain, known, 0.75))
+                      nearest(plain, (row.flag for row in OPTIONS if command in row.commands), 0.75))
         shown = unknown if re.search(HARMLESS, unknown) else unknown[:2]
         raise usage_failure(f"unknown option {shown}.{advice}", "See: " + own_command(f"{command} --help"))
     for name, fitting in (("aspect_ratio", "[0-9]+:[0-9]+"), ("resolution", "[124]k")):
-        if re.fullmatch(fitting, options.size) and not getattr(options, name):
+        if re.fullmatch(fitting, options.size or "") and not getattr(options, name):
             setattr(options, name, options.size)  # --size may say what these two say
             options.size = "auto"
     options.command, options.words = command, options.words + left + arguments[cut + 1:]

@@ -2,11 +2,9 @@
 
 A request is received (Recorded), checked (Refused when the API would refuse it), answered with drawn images
 (Reply) and sent the way the planned Answer says. Nothing leaves 127.0.0.1 and nothing is logged.
-As a script it serves until --seconds are over: python3 tests/api_server.py --port-file port.txt
 """
 from __future__ import annotations
 
-import argparse
 import base64
 import collections
 import colorsys
@@ -22,7 +20,6 @@ import time
 import traceback
 import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from socketserver import TCPServer
 from typing import Any, Callable, Iterator, NamedTuple, Tuple, TypeVar, Union, final
 from urllib.parse import parse_qs, urlsplit
@@ -1094,28 +1091,3 @@ class ApiHandler(QuietHandler):
         deadline = time.monotonic() + MAX_HOLD
         while time.monotonic() < deadline and not self.server.api.stopping.wait(answer.trickle or 0.02):
             self.send_body(piece, True, 0)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Serve until the time is over; the first line of output is the base URL."""
-    parser = argparse.ArgumentParser(description="Serve a loopback Images API for tests and demonstrations.")
-    parser.add_argument("--port", type=int, default=0, help="default: any free port")
-    parser.add_argument("--key", default="test-key", help="the key to accept (default: test-key)")
-    parser.add_argument("--seconds", type=float, default=600, help="stop after this time (default: 600)")
-    parser.add_argument("--delay", type=float, default=0, help="seconds that every image takes")
-    parser.add_argument("--port-file", type=Path, help="write the port number to this file")
-    args = parser.parse_args(argv)
-    with ApiServer(args.key, args.port) as server:
-        server.default = Answer(delay=args.delay)
-        if args.port_file:
-            args.port_file.write_text(server.origin.rpartition(":")[2] + "\n")
-        print(server.url, flush=True)
-        try:
-            time.sleep(args.seconds)
-        except KeyboardInterrupt:
-            pass
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -161,7 +161,8 @@ class ProgramCase(unittest.TestCase):
     """Runs the real program against one loopback server per class, in a private World per test.
 
     run_program, generate and edit start the real file as a child process; run_inside and generate_inside call its
-    main() in this process, for long tables. generate, edit and generate_inside add the server's address and key.
+    main() in this process, for long tables; start_program and start_generate return while the child still runs.
+    generate, edit, generate_inside and start_generate add the server's address and key.
     """
     server: Any
     maxDiff = None
@@ -186,6 +187,12 @@ class ProgramCase(unittest.TestCase):
         self.root, self.home, self.work, self.tmp = (self.world.root, self.world.home, self.world.work, self.world.tmp)
         self.server.reset()
 
+    def enter(self, server: Any) -> Any:
+        """Keep a server running until the end of the test."""
+        server.__enter__()
+        self.addCleanup(server.__exit__, None, None, None)
+        return server
+
     # ---- Running ----
 
     def make_world(self, name: str, server: Any = None, **about: Any) -> World:
@@ -200,19 +207,21 @@ class ProgramCase(unittest.TestCase):
         """Start the program (with env, stdin, cwd as in World.launch) and return at once."""
         return self.world.launch(sys.executable, PROGRAM, *arguments, **options)
 
-    def finish(self, child: subprocess.Popen[bytes], timeout: float = 60) -> Result:
-        """Wait for a started program; one that hangs is killed and fails the test."""
-        return finish(child, timeout)
+    finish = staticmethod(finish)
 
     def kill(self, child: subprocess.Popen[bytes], number: int = 9) -> Result:
         """Send a signal, by default the one that nobody survives, and wait for the end."""
         child.send_signal(number)
         return finish(child)
 
-    def run_program(self, *arguments: Argument, env: Environment | None = None, stdin: Argument | None = None,
-                    cwd: Path | None = None, timeout: float = 60) -> Result:
+    def kill_at_request(self, child: subprocess.Popen[bytes], number: int = 9) -> Result:
+        """The same once a paid request has arrived."""
+        self.wait_until(lambda: bool(self.server.posts))
+        return self.kill(child, number)
+
+    def run_program(self, *arguments: Argument, timeout: float = 60, **options: Any) -> Result:
         """Run the program to its end and check that it cleaned up."""
-        result = self.finish(self.start_program(*arguments, env=env, stdin=stdin, cwd=cwd), timeout)
+        result = self.finish(self.start_program(*arguments, **options), timeout)
         self.assert_no_leftovers()
         return result
 
@@ -247,6 +256,11 @@ class ProgramCase(unittest.TestCase):
             for number, handler in handlers.items():
                 signal.signal(number, handler)
 
+    def load_settings(self, flags: Mapping[str, Any], env: Environment | None = None) -> Any:
+        """Return the program's Settings for these options and variables."""
+        with self.inside(env, ""):
+            return program.load_settings(flags)
+
     def access(self) -> list[str]:
         """Return the options that lead to the server of the class."""
         return ["--base-url", self.server.url]
@@ -264,12 +278,14 @@ class ProgramCase(unittest.TestCase):
     def generate_inside(self, *arguments: str, env: Environment | None = None, **options: Any) -> Result:
         """Run generate against the server inside this process."""
         return self.run_inside("generate", *self.access(), *arguments,
-                                 env={"GPT_IMAGE2_API_KEY": KEY, **(env or {})}, **options)
+                               env={"GPT_IMAGE2_API_KEY": KEY, **(env or {})}, **options)
 
-    def start_generate(self, *arguments: Argument, env: Environment | None = None) -> subprocess.Popen[bytes]:
-        """Start generate against the server, with its key, and return at once."""
-        return self.start_program("generate", *self.access(), *arguments,
-                                  env={"GPT_IMAGE2_API_KEY": KEY, **(env or {})})
+    def start_generate(self, *arguments: Argument, env: Environment | None = None,
+                       through: Sequence[str | Path] = (sys.executable, PROGRAM),
+                       **options: Any) -> subprocess.Popen[bytes]:
+        """Start generate against the server, with its key, and return at once; `through` may wrap the program."""
+        return self.world.launch(*through, "generate", *self.access(), *arguments,
+                                 env={"GPT_IMAGE2_API_KEY": KEY, **(env or {})}, **options)
 
     # ---- Files ----
 

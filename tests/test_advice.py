@@ -137,7 +137,7 @@ class PastedKeyTest(AdviceCase):
             with self.subTest(key):
                 for words, env in (([], {"GPT_IMAGE2_API_KEY": key}), (["--api-key", key], {})):
                     text = self.refused("generate", "a fox", *words, exit_code=SETUP, env=dict(env))
-                    self.assertIn("stands in quotes", text)
+                    self.assertIn("is in quotes", text)
                     self.assertNotIn(KEY, text)
 
     def test_placeholders(self) -> None:
@@ -164,8 +164,7 @@ class PastedAddressIsUnderstoodTest(AdviceCase):
     """Base URLs as people paste them lead to the right path, and no hint makes them worse."""
 
     def base(self, url: str, *words: str) -> str:
-        with self.inside({}, ""):
-            return str(program.load_settings({"base_url": url}).base_url.value)
+        return str(self.load_settings({"base_url": url}).base_url.value)
 
     def test_cut(self) -> None:
         table = (("/v1/chat/completions", "/v1"), ("/v1/responses", "/v1"), ("/v1/models", "/v1"),
@@ -190,12 +189,12 @@ class PastedAddressIsUnderstoodTest(AdviceCase):
         for one, other in (("HTTPS://API.openai.com/v1", "api.openai.com"),
                            ("HTTP://x.invalid", "http://x.invalid:80")):
             self.assertEqual(program.host_of(one), other)
-        with self.inside({"OPENAI_BASE_URL": " Https://Relay.invalid/v1 ", "OPENAI_API_KEY": KEY}, ""):
-            self.assertIsNotNone(program.choose_key(program.load_settings({})))
-            self.assertEqual(program.api_of("HTTPS://R.OPENAI.AZURE.COM"), "azure")
+        settings = self.load_settings({}, {"OPENAI_BASE_URL": " Https://Relay.invalid/v1 ", "OPENAI_API_KEY": KEY})
+        self.assertIsNotNone(program.choose_key(settings))
+        self.assertEqual(program.api_of("HTTPS://R.OPENAI.AZURE.COM"), "azure")
 
     def test_plain_http_in_capitals_is_still_refused(self) -> None:
-        self.assertIn("unencrypted", self.refused("generate", "a fox", "--base-url", "HTTP://relay.invalid/v1"))
+        self.assertIn("over plain http", self.refused("generate", "a fox", "--base-url", "HTTP://relay.invalid/v1"))
 
     def test_the_whole_way(self) -> None:
         for tail in ("/chat/completions", "/responses", "/models", "/images", "/images/edits", "//images/generations/"):
@@ -478,10 +477,10 @@ class ValuesAsPeopleWriteThemTest(AdviceCase):
         for size, rules, hints in (
                 ("3840x1000", ["multiples of 16", "3 times"], ["--size 3840x1280"]),
                 ("8001x100", ["multiples of 16", "3840", "3 times"], []),
-                ("500x500", ["multiples of 16", "250000"], []),
+                ("500x500", ["multiples of 16", "250,000"], []),
                 ("1920x1080", ["multiples of 16"], ["--size 1920x1088", "exactly this shape: --size 2048x1152"]),
                 ("1080x1920", ["multiples of 16"], ["--size 1088x1920", "exactly this shape: --size 1152x2048"]),
-                ("7680x4320", ["3840", "33177600"], ["The nearest: --size 3840x2160"])):
+                ("7680x4320", ["3840", "33,177,600"], ["The nearest: --size 3840x2160"])):
             with self.subTest(size):
                 text = self.refused("generate", "a fox", "--size", size)
                 for words in (*rules, *hints):

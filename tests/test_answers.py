@@ -330,9 +330,9 @@ class ErrorEnvelopesTest(WrongAnswerCase):
         text = "Your request was rejected by the safety system. safety_violations=[sexual]."
         self.check(
             Wrong("input", refusal(400, text, "moderation_blocked", USER_ERROR, moderation_details={
-                "moderation_stage": "input", "categories": ["sexual"]}), REFUSED, "moderation", hint="Reword"),
+                "moderation_stage": "input", "categories": ["sexual"]}), REFUSED, "moderation", hint="Change the prompt"),
             Wrong("output", refusal(400, text, "moderation_blocked", USER_ERROR, moderation_details={
-                "moderation_stage": "output", "categories": ["sexual"]}), REFUSED, "moderation", "maybe", "Reword"),
+                "moderation_stage": "output", "categories": ["sexual"]}), REFUSED, "moderation", "maybe", "Change the prompt"),
             Wrong("without details", refusal(400, text, "moderation_blocked", USER_ERROR), REFUSED, "moderation"),
             Wrong("Azure's code", refusal(400, "blocked", "contentFilter"), REFUSED, "moderation"))
 
@@ -521,7 +521,7 @@ class NoAnswerAtAllTest(WrongAnswerCase):
         result = self.run_inside("generate", PROMPT, "--base-url", f"http://127.0.0.1:{listener.getsockname()[1]}/v1",
                                  "--json")
         server.join(10)
-        self.check_result(Wrong("", Answer(), NO_ANSWER, "network", "maybe", "", "does not speak HTTP"), result)
+        self.check_result(Wrong("", Answer(), NO_ANSWER, "network", "maybe", "", "the server there does not speak HTTP"), result)
 
     def test_refusal_with_a_wrong_length(self) -> None:
         wrong = (("Content-Length", "9000"), ("Connection", "close"))
@@ -605,14 +605,14 @@ class HostileTextsOfServersTest(ProgramCase):
         for length in (140, 190, 270, 280, 290):
             with self.subTest(length):
                 self.server.default = refusal(400, "x" * length + " " + key)._replace(check=False)
-                result = self.run_inside("generate", PROMPT, *self.access(), "--json", env={"GPT_IMAGE2_API_KEY": key})
+                result = self.generate_inside(PROMPT, "--json", env={"GPT_IMAGE2_API_KEY": key})
                 self.assertNotIn(key[:9], result.stdout + result.stderr)
 
     def test_key_that_curls_config_escapes(self) -> None:
         for key in ('test"quoted"key-123', "test\\slash\\key-123", "test'key-123"):
             with self.subTest(key):
                 self.server.plan(Answer(check=False))
-                result = self.run_inside("generate", PROMPT, *self.access(), "-v", env={"GPT_IMAGE2_API_KEY": key})
+                result = self.generate_inside(PROMPT, "-v", env={"GPT_IMAGE2_API_KEY": key})
                 self.assert_succeeded(result)
                 self.assertNotIn("key-123", result.stdout + result.stderr)
 

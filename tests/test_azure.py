@@ -115,9 +115,8 @@ class AzureIsChosenTest(AzureCase):
     """Chosen by --api, by the config or by the host; hosts of Azure cannot be reached here."""
 
     def settings(self, base_url: str, config: dict[str, Any] | None = None, **flags: Any) -> Any:
-        with self.inside({"GPT_IMAGE2_API_KEY": KEY}, ""):
-            path = self.write_config(config) if config else None
-            return program.load_settings({"base_url": base_url, "config": path, **flags})
+        path = self.write_config(config) if config else None
+        return self.load_settings({"base_url": base_url, "config": path, **flags}, {"GPT_IMAGE2_API_KEY": KEY})
 
     def test_chosen_by_host(self) -> None:
         for host, expected in (
@@ -158,7 +157,7 @@ class AzureIsChosenTest(AzureCase):
         result = self.run_inside("generate", "a fox", "--base-url", "https://res.openai.azure.com",
                                  env={"OPENAI_API_KEY": KEY})
         self.assertEqual(result.exit_code, 3, result.stderr)
-        self.assertIn("belongs to api.openai.com", result.stderr)
+        self.assertIn("is for api.openai.com", result.stderr)
 
     def test_show(self) -> None:
         result = self.run_inside("config", "--base-url", "https://res.openai.azure.com", "--json",
@@ -201,7 +200,7 @@ class AzureRefusalsTest(AzureCase):
                 error = result.json["error"]
                 self.assertEqual((result.exit_code, error["kind"]), (NO_ANSWER, "server"), error)
                 self.assertIn("temporarily blocked", error["message"])
-                self.assertNotIn("Reword", error["hint"])
+                self.assertNotIn("Change the prompt", error["hint"])
                 self.only_post()
 
     def refusal(self, code: str, message: str, status: int = 400) -> Answer:

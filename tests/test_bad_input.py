@@ -4,7 +4,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import sys
 import unittest
 from pathlib import Path
@@ -39,10 +38,9 @@ class StrangeModulesTest(ProgramCase):
         for name in ("shlex", "json", "tempfile", "subprocess", "argparse", "re", "time", "difflib"):
             self.file(f"tool/{name}.py", "raise SystemExit('a stranger')\n")
         for folder in (self.work, self.work / "tool"):
-            child = subprocess.run([sys.executable, copy, "generate", "a fox", *self.access(), "-o", "a.png"],
-                                   cwd=str(folder),
-                                   env=self.environment({"GPT_IMAGE2_API_KEY": KEY}), stderr=subprocess.PIPE)
-            self.assertEqual((child.returncode, b"stranger" in child.stderr), (0, False), child.stderr)
+            result = self.finish(self.start_generate("a fox", "-o", "a.png", through=(sys.executable, copy),
+                                                     cwd=folder))
+            self.assertEqual((result.exit_code, "stranger" in result.stderr), (0, False), result.stderr)
 
 
 class Bad(NamedTuple):
@@ -52,13 +50,14 @@ class Bad(NamedTuple):
     message: str
     hint: str = ""
     exit_code: int = USAGE
-    kind: str = "usage"
+    kind: str = ""  # else that of the class
     env: dict[str, str | None] = {}
     stdin: str = ""
 
 
 class BadInputCase(ProgramCase):
     """Runs wrong commands: all with --json, which reports on both streams, and one of each table as a child."""
+    kind = "usage"
 
     def refuse(self, *table: Bad) -> None:
         """Check a table of wrong commands."""
@@ -99,7 +98,7 @@ class BadInputCase(ProgramCase):
         self.assertEqual(set(error), ERROR_FIELDS)
         self.assertEqual((document["schema"], document["ok"], document["saved"]), (1, False, []))
         self.assertEqual((error["kind"], error["billed"], error["retryable"], error["http_status"]),
-                         (bad.kind, "no", False, None), error)
+                         (bad.kind or self.kind, "no", False, None), error)
         self.assertIn(bad.message, error["message"])
         self.assertIn(bad.hint, error["hint"])
 
@@ -147,6 +146,7 @@ class BadPromptTest(BadInputCase):
 
 class BadInputImageTest(BadInputCase):
     """Input files that are no usable images."""
+    kind = "input"
 
     def test_missing_and_unreadable(self) -> None:
         image, long = self.file("a.png", SMALL), "x" * 300 + ".png"
@@ -155,14 +155,15 @@ class BadInputImageTest(BadInputCase):
             Bad("second missing", ["edit", image, PROMPT, "--image", "none.png"], "none.png: No such file"),
             Bad("below a file", ["edit", image + "/b.png", PROMPT], "b.png: Not a directory"),
             Bad("long name", ["edit", long, PROMPT], "File name too long"),
-            Bad("nothing given", ["edit"], "the image and the prompt are missing", "edit IMAGE"),
+            Bad("nothing given", ["edit"], "the image and the prompt are missing", "edit IMAGE", kind="usage"),
             Bad("empty name", ["edit", "", PROMPT], "name of the image is empty"),
             Bad("address for a prompt", ["edit", "https://relay.invalid/a.png", "--image", image],
-                "the prompt is missing"),
-            Bad("name for a prompt", ["edit", "none.jpg", "--image", image], "the prompt is missing"),
+                "the prompt is missing", kind="usage"),
+            Bad("name for a prompt", ["edit", "none.jpg", "--image", image], "the prompt is missing",
+                kind="usage"),
             Bad("control character", ["edit", "a\1.png", PROMPT], "control character in its name"),
             Bad("only a prompt file", ["edit", "--prompt-file", self.file("p.txt", PROMPT)],
-                "the image to edit is missing", "edit IMAGE"),
+                "the image to edit is missing", "edit IMAGE", kind="usage"),
             Bad("address", ["edit", "https://relay.invalid/a.png", PROMPT], "cannot fetch image https://relay.invalid"))
 
     @unittest.skipIf(os.geteuid() == 0, "root reads everything")
@@ -200,11 +201,13 @@ class BadInputImageTest(BadInputCase):
 
     def test_too_many(self) -> None:
         image = self.file("a.png", SMALL)
-        self.refuse(Bad("17", ["edit", image, PROMPT] + ["--image", image] * 16, "17 images were given, 16"))
+        self.refuse(Bad("17", ["edit", image, PROMPT] + ["--image", image] * 16, "17 images were given, 16",
+                        kind="usage"))
 
 
 class BadMaskTest(BadInputCase):
     """Masks that the API would refuse, or that mark nothing."""
+    kind = "input"
 
     def mask(self, name: str, content: bytes, message: str, hint: str = "") -> Bad:
         """Return the edit of a 64x48 image with this mask."""
@@ -243,7 +246,7 @@ class BadMaskTest(BadInputCase):
         self.refuse(
             Bad("missing", ["edit", image, PROMPT, "--mask", "none.png"], "cannot read mask none.png: No such file"),
             Bad("folder", ["edit", image, PROMPT, "--mask", "."], "mask . is a folder"),
-            Bad("generate", ["generate", PROMPT, "--mask", image], "--mask"))
+            Bad("generate", ["generate", PROMPT, "--mask", image], "--mask", kind="usage"))
 
     def test_measured_against_the_first_image(self) -> None:
         first, second = self.file("a.png", plain_png(48, 48)), self.file("b.png", SMALL)
@@ -258,9 +261,9 @@ class BadParameterTest(BadInputCase):
     def test_size_outside_the_rules(self) -> None:
         table = (
             ("1000x1000", "multiples of 16", "--size 1008x1008"), ("1920x1080", "multiples of 16", "--size 1920x1088"),
-            ("768x768", "this is 589824", "--size 816x816"), ("3008x3008", "this is 9048064", "--size 2880x2880"),
-            ("4096x4096", "longest edge", "--size 2880x2880"), ("3840x1264", "3 times", "--size "),
-            ("0x0", "this is 0", "--size "), ("abc", "WIDTHxHEIGHT", "1536x1024"), ("", "--size is empty", ""),
+            ("768x768", "has 589,824", "--size 816x816"), ("3008x3008", "has 9,048,064", "--size 2880x2880"),
+            ("4096x4096", "longer side", "--size 2880x2880"), ("3840x1264", "3 times", "--size "),
+            ("0x0", "0x0 has 0", "--size "), ("abc", "WIDTHxHEIGHT", "1536x1024"), ("", "--size is empty", ""),
             ("10", "WIDTHxHEIGHT", ""), ("1024x", "WIDTHxHEIGHT", ""), ("1024x1024x3", "WIDTHxHEIGHT", ""),
             ("1024 1024", "WIDTHxHEIGHT", ""), ("squar", "square", ""), ("3k", "WIDTHxHEIGHT", ""))
         self.refuse(*(Bad(size or "empty", ["generate", PROMPT, "--size", size], message, hint)
@@ -326,6 +329,7 @@ class BadParameterTest(BadInputCase):
 
 class BadTargetTest(BadInputCase):
     """Places where nothing can be saved."""
+    kind = "target"
 
     def output(self, name: str, path: str, message: str = "cannot save in") -> Bad:
         """Return a generate that is to be saved there."""
@@ -377,8 +381,8 @@ class BadConfigFileTest(BadInputCase):
                         kind="config"))
 
     def test_not_an_object(self) -> None:
-        self.refuse(*(self.config(name, content, f"must hold one JSON object, not {name}")
-                      for name, content in (("a list", '["a"]'), ("a text", '"a"'), ("a number", "5"),
+        self.refuse(*(self.config(name, content, f"must contain one JSON object, not {name}")
+                      for name, content in (("a list", '["a"]'), ("a string", '"a"'), ("a number", "5"),
                                             ("null", "null"))))
 
     def test_wrong_types(self) -> None:
@@ -396,7 +400,7 @@ class BadConfigFileTest(BadInputCase):
         folder, latin = self.work / "folder", self.work / "latin.json"
         folder.mkdir()
         latin.write_bytes(b'{"model": "caf\xe9"}')
-        self.refuse(*(Bad(path, ["generate", PROMPT, "--config", path], f"cannot read the config file {path}",
+        self.refuse(*(Bad(path, ["generate", PROMPT, "--config", path], f"cannot read config file {path}",
                           exit_code=SETUP, kind="config")
                       for path in (str(folder), str(latin), str(self.work / "none.json"))))
 
@@ -467,10 +471,10 @@ class BadKeyAndAddressTest(BadInputCase):
                  ("no host", "https:///v1", "base URL"),
                  ("user and password", "https://me:hidden@relay.invalid/v1", "user name or password"),
                  ("user", "https://me@relay.invalid/v1", "user name or password"),
-                 ("remote http", "http://relay.invalid/v1", "unencrypted"),
-                 ("looks like loopback", "http://127.0.0.1.relay.invalid/v1", "unencrypted"),
-                 ("not quite loopback", "http://localhost.relay.invalid/v1", "unencrypted"),
-                 ("private network", "http://192.168.0.7/v1", "unencrypted"),
+                 ("remote http", "http://relay.invalid/v1", "over plain http"),
+                 ("looks like loopback", "http://127.0.0.1.relay.invalid/v1", "over plain http"),
+                 ("not quite loopback", "http://localhost.relay.invalid/v1", "over plain http"),
+                 ("private network", "http://192.168.0.7/v1", "over plain http"),
                  ("backslash", "http://127.0.0.1\\@relay.invalid/v1", "base URL"),
                  ("blank", "https://relay.invalid/v1 x", "base URL"),
                  ("new line", "https://relay.invalid\n/v1", "base URL"),
@@ -561,8 +565,8 @@ class BadCommandLineTest(BadInputCase):
 
     def test_values_that_no_request_can_hold(self) -> None:
         self.refuse(*(Bad(" ".join(words), ["generate", PROMPT, *words], words[0][2:]) for words in (
-            ["--model", "\udcff"], ["--base-url", "http://127.0.0.1:9/\udcff"], ["--param", 'a="\\ud800"'],
-            ["--output", "-"])))
+            ["--model", "\udcff"], ["--base-url", "http://127.0.0.1:9/\udcff"], ["--param", 'a="\\ud800"'])))
+        self.refuse(Bad("output -", ["generate", PROMPT, "--output", "-"], "output", kind="target"))
 
     def test_prompt_that_is_a_file(self) -> None:
         image = self.file("a.png", SMALL)

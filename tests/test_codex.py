@@ -74,11 +74,6 @@ class CodexCase(ProgramCase):
     def tell(self, error: dict[str, Any]) -> str:
         return f"{error['message']} {error['hint']}".lower()
 
-    def load(self, flags: dict[str, Any], env: Any = None) -> Any:
-        """The program's Settings."""
-        with self.inside(env, ""):
-            return program.load_settings(flags)
-
 
 class CodexOnlyWhenAskedForTest(CodexCase):
     """Nothing but the word codex chooses it."""
@@ -115,12 +110,12 @@ class CodexOnlyWhenAskedForTest(CodexCase):
 
     def test_by_flag_and_by_config(self) -> None:
         self.sign_in()
-        settings = self.load({"api": "codex"})
+        settings = self.load_settings({"api": "codex"})
         self.assertEqual((settings.api.value, settings.base_url.value),
                          ("codex", "https://chatgpt.com/backend-api/codex"))
         self.write_config({"api": "codex"})
-        self.assertEqual(self.load({}), settings._replace(
-            api=(("codex", self.load({}).config_path)), config_path=self.load({}).config_path))
+        self.assertEqual(self.load_settings({}), settings._replace(
+            api=(("codex", self.load_settings({}).config_path)), config_path=self.load_settings({}).config_path))
 
     def test_by_config_for_real(self) -> None:
         self.sign_in()
@@ -138,13 +133,14 @@ class CodexOnlyWhenAskedForTest(CodexCase):
     def test_base_url_of_another_service_in_the_config_is_left_out(self) -> None:
         self.sign_in()
         self.write_config({"base_url": "https://relay.invalid/v1", "api_key": "file-key"})
-        self.assertEqual(self.load({"api": "codex"}).base_url.value, "https://chatgpt.com/backend-api/codex")
+        self.assertEqual(self.load_settings({"api": "codex"}).base_url.value, "https://chatgpt.com/backend-api/codex")
 
     def test_variables_of_other_services_do_not_move_it(self) -> None:
         self.sign_in()
         env = {"GPT_IMAGE2_BASE_URL": "https://a.invalid/v1", "OPENAI_BASE_URL": "https://b.invalid/v1",
                "RUNAPI_BASE_URL": "https://c.invalid"}
-        self.assertEqual(self.load({"api": "codex"}, env).base_url.value, "https://chatgpt.com/backend-api/codex")
+        self.assertEqual(self.load_settings({"api": "codex"}, env).base_url.value,
+                         "https://chatgpt.com/backend-api/codex")
 
 
 class CodexSignInTest(CodexCase):
@@ -263,7 +259,7 @@ class CodexTokenStaysWithItsHostTest(CodexCase):
 
     def test_default_address(self) -> None:
         self.sign_in()
-        settings = self.load({"api": "codex"})
+        settings = self.load_settings({"api": "codex"})
         key = program.choose_key(settings)
         self.assertEqual((key.host, key.value), ("chatgpt.com", self.token))
         upload = program.Upload("/a.png", program.Picture("png", 64, 64), 100)
@@ -373,9 +369,7 @@ class CodexRequestTest(CodexCase):
     def test_killed_command_is_collected(self) -> None:
         self.sign_in()
         self.server.plan(Answer(delay=0.7))
-        child = self.start_program("generate", "a fox", *self.access(), "-o", "fox.png")
-        self.wait_until(lambda: bool(self.server.posts))
-        self.kill(child)
+        self.kill_at_request(self.start_program("generate", "a fox", *self.access(), "-o", "fox.png"))
         self.token = fresh_token(sub="renewed meanwhile")
         self.sign_in()
         result = self.run_program("generate", "a fox", *self.access(), "-o", "fox.png")

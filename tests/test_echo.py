@@ -246,7 +246,7 @@ class ForgedLineTest(ProgramCase):
                 self.server.plan(Answer(status=400,
                                         body=json.dumps({"error": {"message": text, "code": text}}).encode(),
                                         headers=(("X-Request-Id", "a"),)))
-                result = self.run_inside("generate", PROMPT, *self.access(), "-v", env={"GPT_IMAGE2_API_KEY": KEY})
+                result = self.generate_inside(PROMPT, "-v")
                 self.assertEqual([line for line in self.lines(result) if line.startswith("Saved:")], [])
                 self.assertNotRegex(result.stderr, "[\u2028\u2029\x85\u202e\u2066\u200f\u061c\x9b\x1b]")
 
@@ -255,8 +255,7 @@ class ForgedLineTest(ProgramCase):
             with self.subTest(repr(mark)):
                 url = f"{self.server.origin}/files/none.png?{mark}{FORGED.replace(' ', chr(0xa0))}{mark}"
                 self.server.plan(Answer(body=json.dumps({"data": [{"url": url}]}).encode()))
-                result = self.run_inside("generate", PROMPT, *self.access(), "-v", "--fresh",
-                                         env={"GPT_IMAGE2_API_KEY": KEY})
+                result = self.generate_inside(PROMPT, "-v", "--fresh")
                 self.assertEqual([line for line in self.lines(result) if line.startswith("Saved:")], [])
                 self.assertNotRegex(result.stderr, "[\u2028\u2029\x85\u202e\u2066\u200f\u061c]")
 
@@ -264,8 +263,7 @@ class ForgedLineTest(ProgramCase):
         for mark in (*BREAKS, *TURNS):
             for words in (["-o", f"x{mark}{FORGED}.png"], ["--config", f"x{mark}{FORGED}"]):
                 with self.subTest(words):
-                    result = self.run_inside("generate", PROMPT, *self.access(), *words,
-                                             env={"GPT_IMAGE2_API_KEY": KEY})
+                    result = self.generate_inside(PROMPT, *words)
                     self.assertEqual((result.exit_code, self.server.requests), (2, []), result.stderr)
                     self.assertEqual([line for line in self.lines(result) if line.startswith("Saved:")], [])
 
@@ -301,8 +299,7 @@ class NeededPathTest(ProgramCase):
     def test_other_texts_like_a_key_are_hidden(self) -> None:
         self.server.default = Answer(status=400,
                                      body=b'{"error": {"message": "no sk-learn-data/x and sk-0123456789abc"}}')
-        result = self.run_inside("generate", PROMPT, *self.access(), "-o", "sk-learn-data/x.png",
-                                 env={"GPT_IMAGE2_API_KEY": KEY})
+        result = self.generate_inside(PROMPT, "-o", "sk-learn-data/x.png")
         self.assertNotIn("sk-", result.stderr)
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import unittest
 from pathlib import Path
 from typing import Any
@@ -298,7 +299,7 @@ class InputsBehindUrlsTest(EditCase):
     def test_trouble_is_told_and_costs_nothing(self) -> None:
         rows = (("missing", self.server.origin + "/files/none.png?sig=secret", "cannot fetch image"),
                 ("no picture", self.server.origin + "/files/page.png", "cannot fetch image"),
-                ("nobody there", "http://127.0.0.1:9/a.png", "nothing answers there"),
+                ("nobody there", "http://127.0.0.1:9/a.png", "no server is listening there"),
                 ("no URL", self.server.origin + "/a b", "cannot fetch image"))
         self.server.files["page.png"] = b"<html>no</html>"
         for name, url, words in rows:
@@ -336,9 +337,7 @@ class InputsBehindUrlsTest(EditCase):
     def test_collected_although_the_input_is_gone(self) -> None:
         self.server.plan(Answer(delay=1))
         command = ("edit", *self.access(), self.url, PROMPT, "-o", "cat.png")
-        first = self.start_program(*command, env={"GPT_IMAGE2_API_KEY": KEY})
-        self.wait_until(lambda: bool(self.server.posts))
-        self.kill(first)
+        self.kill_at_request(self.start_program(*command, env={"GPT_IMAGE2_API_KEY": KEY}))
         for left in self.tmp.iterdir():
             shutil.rmtree(str(left))  # what a killed program leaves there
         del self.server.files["a.png"]
@@ -348,10 +347,8 @@ class InputsBehindUrlsTest(EditCase):
     def test_killed_and_collected(self) -> None:
         self.server.plan(Answer(delay=1.5))
         command = ("edit", *self.access(), self.url, PROMPT, "-o", "cat.png")
-        first = self.start_program(*command, env={"GPT_IMAGE2_API_KEY": KEY})
-        self.wait_until(lambda: bool(self.server.posts))
-        first.terminate()
-        self.assertEqual(self.finish(first).exit_code, 143)
+        self.assertEqual(self.kill_at_request(self.start_program(*command, env={"GPT_IMAGE2_API_KEY": KEY}),
+                                              signal.SIGTERM).exit_code, 143)
         self.saved_file(self.run_program(*command, env={"GPT_IMAGE2_API_KEY": KEY}))
         self.assertEqual(self.files(self.only_post())[0].body, PNG)
 

@@ -189,8 +189,7 @@ class MutatedAnswersTest(ProgramCase):
 
     def setUp(self) -> None:
         super().setUp()
-        with self.inside(None, ""):
-            self.settings = program.load_settings({"base_url": ORIGIN + "/v1", "api_key": KEY})
+        self.settings = self.load_settings({"base_url": ORIGIN + "/v1", "api_key": KEY})
         self.path = str(self.work / "answer")
         self.picture = self.file("picture.png", PICTURE)
 

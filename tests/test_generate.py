@@ -292,7 +292,7 @@ class FilesAreNotReplacedTest(ProgramCase):
         (self.work / "link.png").symlink_to("kept.png")
         saved = self.saved_file(self.generate_inside(PROMPT, "-o", "link.png", "--overwrite"))
         self.assertEqual((self.work / "kept.png").read_text(), "mine")
-        self.assertEqual(sniff(saved.read_bytes())[0], "png")
+        self.assertEqual((sniff(saved.read_bytes())[0], saved.name, saved.is_symlink()), ("png", "link.png", False))
 
 
 class HumanOutputTest(ProgramCase):

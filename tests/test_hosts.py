@@ -76,9 +76,7 @@ class ProxyCase(ProgramCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.proxy = Proxy(self.login)
-        self.proxy.__enter__()
-        self.addCleanup(self.proxy.__exit__, None, None, None)
+        self.proxy = self.enter(Proxy(self.login))
         self.port = self.proxy.origin.rpartition(":")[2]
         self.proxy.answers[f"{REMOTE}/images/generations"] = (200, {}, B64)
 

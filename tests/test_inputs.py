@@ -8,6 +8,7 @@ import json
 import random
 import shlex
 import shutil
+import signal
 import struct
 import tracemalloc
 import unittest
@@ -214,10 +215,8 @@ class UrisAsInputsTest(InputCase):
         self.server.plan(Answer(delay=1.5))
         small = draw_png(16, 16)
         command = ("edit", *self.access(), data_uri(small), PROMPT, "-o", "cat.png")
-        first = self.start_program(*command, env={"GPT_IMAGE2_API_KEY": KEY})
-        self.wait_until(lambda: bool(self.server.posts))
-        first.terminate()
-        self.assertEqual(self.finish(first).exit_code, 143)
+        self.assertEqual(self.kill_at_request(self.start_program(*command, env={"GPT_IMAGE2_API_KEY": KEY}),
+                                              signal.SIGTERM).exit_code, 143)
         self.saved_file(self.run_program(*command, env={"GPT_IMAGE2_API_KEY": KEY}))
         self.assertEqual([part.body for part in self.only_post().parts if part.filename], [small])
 

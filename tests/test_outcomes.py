@@ -302,7 +302,7 @@ class RecordedOutcomesTest(unittest.TestCase):
                 self.assertEqual(failure.billed, "no" if free else "maybe", failure.message)
                 self.assertEqual("the proxy refused" in failure.message, scenario in REFUSED_BY_PROXY, failure.message)
                 if "in time" in scenario:
-                    words = "no connection in time" if free else "no answer within"
+                    words = "could not connect in time" if free else "no reply within"
                     self.assertIn(words, failure.message)
 
     def test_older_and_broken_lines_do_not_crash(self) -> None:
@@ -373,4 +373,4 @@ class ProxyOnThisMachineTest(ProgramCase):
 
     def test_silent_proxy_sends_nothing_on(self) -> None:
         error = self.through(self.proxy(b""), "https://relay.invalid/v1", "--timeout", "1")
-        self.assertIn("no connection in time", str(error["message"]))
+        self.assertIn("could not connect in time", str(error["message"]))

@@ -133,7 +133,7 @@ class LongPauseTest(ProgramCase):
         self.server.plan(Answer(as_url=True))
         self.server.plan_files(*[Answer(trickle=0.5, slice=1)] * 9)
         result = self.generate("a fox", "--json", "--timeout", "2", timeout=25)
-        self.fails(result, 7, "yes", "no answer within 2 s")
+        self.fails(result, 7, "yes", "no reply within 2 s")
 
     def test_task_that_says_at_once_is_not_asked_without_a_break(self) -> None:
         pending = Answer(body=b'{"id": "t1", "status": "pending"}', headers=(("Retry-After-Ms", "0"),))

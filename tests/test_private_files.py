@@ -56,15 +56,12 @@ class PrivateCase(ProgramCase):
 
     def again(self, *more: str, env: Any = None) -> Result:
         """The same command, without a look at what is left in the temporary folder."""
-        return self.finish(self.start_program("generate", *self.access(), "a fox", "-o", "out.png", *more,
-                                              env={**ACCESS, **(env or {})}))
+        return self.finish(self.start_generate("a fox", "-o", "out.png", *more, env=env))
 
     def changed(self, lines: str, *arguments: str, env: Any = None) -> int:
         """The exit code of a run in which some function does something else."""
-        return subprocess.run([sys.executable, "-c", CHANGED, str(PROGRAM), lines, *arguments],
-                              env=self.environment({**ACCESS, **(env or {})}), cwd=str(self.work),
-                              stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                              timeout=60).returncode
+        command = (sys.executable, "-c", CHANGED, PROGRAM, lines, *arguments)
+        return self.finish(self.world.launch(*command, env={**ACCESS, **(env or {})})).exit_code
 
     def victim(self, name: str = "precious.txt") -> Path:
         return Path(self.file(name, "precious"))
@@ -305,7 +302,7 @@ class AdoptedFolderTest(PrivateCase):
         self.check_unused(str(folder))
 
     def collect(self) -> Result:
-        return self.finish(self.start_program("generate", *self.access(), "a fox", "-o", "out.png", env=ACCESS), 20)
+        return self.finish(self.start_generate("a fox", "-o", "out.png"), 20)
 
     def test_links_in_it_lead_nowhere(self) -> None:
         for name in ("saved-1", "partials", "droppable", "request.json"):
@@ -386,8 +383,8 @@ class PicturesInTheMakingTest(PrivateCase):
 
     def preview(self, *more: str, text: str = "", timeout: float = 30) -> Result:
         self.server.plan(stream(text or frame(partial(0)) + frame(partial(1)) + frame(completed())))
-        return self.finish(self.start_program("generate", *self.access(), "a fox", "--stream", "--partial-images", "2",
-                                              "-o", "fox.png", *more, env=ACCESS), timeout)
+        return self.finish(self.start_generate("a fox", "--stream", "--partial-images", "2", "-o", "fox.png", *more),
+                           timeout)
 
     def plant(self, name: str, kind: str) -> Path:
         """Something of the user's own, or a stranger's, under a name that the program might want."""
@@ -653,12 +650,12 @@ class NoLocksTest(PrivateCase):
 
     def test_faults_are_told_as_ever(self) -> None:
         self.server.plan(Answer(status=400, body=error_body("no", "invalid_value")))
-        self.assertEqual(self.run_inside("generate", "a fox", *self.access(), env=ACCESS).exit_code, 4)
+        self.assertEqual(self.generate_inside("a fox").exit_code, 4)
         self.server.plan(Answer(drop="silent"))
-        result = self.run_inside("generate", "a fox", *self.access(), "--json", env=ACCESS)
+        result = self.generate_inside("a fox", "--json")
         self.assertEqual((result.exit_code, result.json["error"]["billed"]), (6, "maybe"))
         self.server.plan(Answer(delay=20))
-        result = self.run_inside("generate", "a fox", *self.access(), "--timeout", "1", env=ACCESS)
+        result = self.generate_inside("a fox", "--timeout", "1")
         self.assertEqual(result.exit_code, 6, result.stderr)
 
     def test_locks_that_work_in_the_other_place(self) -> None:
@@ -673,10 +670,10 @@ class NoLocksTest(PrivateCase):
             self.skipTest("needs /proc")
         self.server.plan(Answer(body=json.dumps({"data": [{"url": f"{self.server.origin}/files/no.png"}]}).encode()))
         with mock.patch.object(program.fcntl, "flock", flock), mock.patch.object(self, "assert_no_leftovers"):
-            first = self.run_inside("generate", "a fox", *self.access(), "-o", "x.png", env=ACCESS)
+            first = self.generate_inside("a fox", "-o", "x.png")
             self.assertEqual(first.exit_code, 7, first.stderr)
             self.server.files["no.png"] = PNG
-            self.assert_succeeded(self.run_inside("generate", "a fox", *self.access(), "-o", "x.png", env=ACCESS))
+            self.assert_succeeded(self.generate_inside("a fox", "-o", "x.png"))
         self.assertEqual(len(self.server.posts), 1)
 
     def test_locks_that_go_away_buy_nothing_twice(self) -> None:
@@ -691,7 +688,7 @@ class NoLocksTest(PrivateCase):
             if not os.path.exists(DESCRIPTORS):
                 self.skipTest("needs /proc")
             with mock.patch.object(program.fcntl, "flock", flock):
-                result = self.run_inside("generate", "a fox", *self.access(), "-o", "out.png", env=ACCESS)
+                result = self.generate_inside("a fox", "-o", "out.png")
             self.assertEqual((result.exit_code, len(self.server.posts)), (3, 1), result.stderr)
             self.assertIn("--fresh", result.stderr)
         self.assert_succeeded(self.again())

@@ -668,8 +668,7 @@ class FullDiskTest(ReadingCase):
         self.addCleanup(subprocess.run, ["umount", "--lazy", str(disk)], check=True)
         body = data({"b64_json": text(draw_png(32, 32, padding=3_000_000))})
         self.server.plan(Answer(body=body, delay=1.0))
-        child = self.start_program("generate", *self.access(), PROMPT, "--json", "-o", "f.png",
-                                   env={"GPT_IMAGE2_API_KEY": KEY, "XDG_STATE_HOME": str(disk)})
+        child = self.start_generate(PROMPT, "--json", "-o", "f.png", env={"XDG_STATE_HOME": str(disk)})
         self.wait_until(lambda: bool(self.server.posts))
         filler = os.open(str(disk / "filler"), os.O_WRONLY | os.O_CREAT)
         self.addCleanup(os.close, filler)

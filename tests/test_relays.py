@@ -404,9 +404,7 @@ class TaskCase(ProgramCase):
 
     def task_world(self, name: str, *creates: Any, config: Mapping[str, Any] | None = None) -> TaskWorld:
         """A world whose server answers the first paid requests like this."""
-        server = ApiServer(KEY)
-        server.__enter__()
-        self.addCleanup(server.__exit__, None, None, None)
+        server = self.enter(ApiServer(KEY))
         server.files["1.png"] = SMALL
         world = TaskWorld(self.root / re.sub(r"\W+", "-", name), server)
         server.plan(*map(world.answer, creates))

@@ -96,11 +96,6 @@ class RunApiCase(OnRunApi):
         self.assertTrue(error["hint"], error)
         return error
 
-    def load(self, flags: dict[str, Any], env: dict[str, str | None] | None = None) -> Any:
-        """The program's Settings."""
-        with self.inside(env, ""):
-            return program.load_settings(flags)
-
 
 # ---- The server itself -------------------------------------------------------------------------------------
 
@@ -168,15 +163,15 @@ class RunApiIsChosenTest(RunApiCase):
     """Who chooses RunAPI, and where its key may go."""
 
     def test_default_is_not_runapi(self) -> None:
-        settings = self.load({}, {"RUNAPI_API_KEY": KEY, "RUNAPI_BASE_URL": OTHER})
+        settings = self.load_settings({}, {"RUNAPI_API_KEY": KEY, "RUNAPI_BASE_URL": OTHER})
         self.assertEqual((settings.api.value, settings.base_url.value, settings.keys),
                          ("openai", "https://api.openai.com/v1", ()))
 
     def test_by_flag_and_by_config(self) -> None:
-        settings = self.load({"api": "runapi"})
+        settings = self.load_settings({"api": "runapi"})
         self.assertEqual((settings.api, settings.base_url.value), (("runapi", "--api"), HOME_URL))
         path = self.write_config({"api": "runapi"})
-        settings = self.load({})
+        settings = self.load_settings({})
         self.assertEqual((settings.api, settings.base_url.value), (("runapi", path), HOME_URL))
 
     def test_by_host(self) -> None:
@@ -188,20 +183,20 @@ class RunApiIsChosenTest(RunApiCase):
                                        ({}, {}, {"base_url": url})):
                 with self.subTest(url, flags=flags, env=env):
                     self.write_config(config)
-                    self.assertEqual(self.load(flags, env).api.value, api)
+                    self.assertEqual(self.load_settings(flags, env).api.value, api)
 
     def test_flag_beats_the_host(self) -> None:
-        self.assertEqual(self.load({"api": "openai", "base_url": "https://runapi.ai/v1"}).api.value, "openai")
+        self.assertEqual(self.load_settings({"api": "openai", "base_url": "https://runapi.ai/v1"}).api.value, "openai")
 
     def test_base_url_from_its_own_variable(self) -> None:
         env: dict[str, str | None] = {"RUNAPI_BASE_URL": OTHER, "OPENAI_BASE_URL": "https://openai.invalid/v1"}
-        self.assertEqual(self.load({"api": "runapi"}, env).base_url, (OTHER, "$RUNAPI_BASE_URL"))
-        self.assertEqual(self.load({"api": "runapi", "base_url": "https://b.invalid"}, env).base_url.value,
+        self.assertEqual(self.load_settings({"api": "runapi"}, env).base_url, (OTHER, "$RUNAPI_BASE_URL"))
+        self.assertEqual(self.load_settings({"api": "runapi", "base_url": "https://b.invalid"}, env).base_url.value,
                          "https://b.invalid")
 
     def test_base_url_of_another_service_in_the_config_is_left_out(self) -> None:
         self.write_config({"base_url": "https://openai.invalid/v1", "api_key": "fake-key"})
-        self.assertEqual(self.load({"api": "runapi"}).base_url.value, HOME_URL)
+        self.assertEqual(self.load_settings({"api": "runapi"}).base_url.value, HOME_URL)
 
     def test_suffixes_of_the_base_url_are_stripped(self) -> None:
         for suffix in ("", "/", "/v1", "/v1/", "/api/v1", "/api/v1/"):
@@ -256,7 +251,7 @@ class RunApiKeyTest(RunApiCase):
     def chosen(self, row: KeyRow) -> str:
         """The key that would be sent, empty when the program refuses."""
         try:
-            return str(program.choose_key(self.load(row.flags, row.env)).value)
+            return str(program.choose_key(self.load_settings(row.flags, row.env)).value)
         except program.Failure as failure:
             self.assertEqual((failure.exit_code, failure.kind), (SETUP, "key"))
             return ""
@@ -1109,7 +1104,8 @@ class RunApiKilledTest(OnRunApi, KillCase):
     def test_killed_at_every_line(self) -> None:
         self.server.dialects = {"sdk"}
         self.kill_at_lines([function.__name__ for function in (
-            program.runapi, program.runapi_create, program.runapi_upload, program.settle, program.collect_images,
+            program.runapi, program.runapi_create, program.runapi_upload, program.poll_until_done,
+            program.collect_images,
             program.drive, program.start_curl, program.forget_exchange, program.pause)], 39)
 
     def test_killed_twice(self) -> None:

@@ -122,7 +122,7 @@ class SettingsOrderTest(SettingsCase):
         for flag, value in (("--base-url", "https://other.invalid/v1"), ("--api-key", "flag-key")):
             with self.subTest(flag):
                 warnings = self.warnings("--config", explicit, flag, value)
-                self.assertTrue(any(flag in text and "overridden" in text for text in warnings), warnings)
+                self.assertTrue(any(flag in text and "takes precedence" in text for text in warnings), warnings)
 
     def test_flag_over_found_file_is_not_a_warning(self) -> None:
         self.write_config({"base_url": REMOTE})
@@ -203,7 +203,7 @@ class OddConfigTest(SettingsCase):
     def test_key_on_the_command_line(self) -> None:
         result = self.run_inside("generate", PROMPT, *self.access(), "--api-key", KEY)
         self.assert_succeeded(result)
-        self.assertRegex(result.stderr, "warning: --api-key .*history")
+        self.assertRegex(result.stderr, "warning: .*--api-key .*history")
         self.assertNotIn(KEY, result.stdout + result.stderr)
 
 
@@ -222,7 +222,7 @@ class OverriddenVariableTest(SettingsCase):
     def test_warning(self) -> None:
         path = self.write_config({"base_url": REMOTE})
         ours = "GPT_IMAGE2_BASE_URL"
-        self.assertEqual(self.warnings(env={ours: OPENAI}), [f"${ours} is overridden by {path}"])
+        self.assertEqual(self.warnings(env={ours: OPENAI}), [f"{path} takes precedence over ${ours}"])
         self.assertEqual(self.warnings(env={ours: REMOTE + "/"}), [])
         self.assertEqual(self.warnings("--base-url", REMOTE, env={ours: OPENAI}), [])
         self.assertEqual(self.warnings("--config", path, env={ours: OPENAI}), [])

@@ -365,12 +365,10 @@ class StreamMemoryTest(StreamCase):
     def measure(self, answer: Answer, *arguments: str) -> float:
         """Peak memory in MB of the program and curl; a small process between, or this one's size would count."""
         self.server.plan(answer)
-        command = [sys.executable, str(PROGRAM), "generate", PROMPT, *self.access(), "-o", "a.png", *arguments]
-        child = subprocess.run([sys.executable, "-c", MEASURE, *command], cwd=str(self.work), stdin=subprocess.DEVNULL,
-                               env=self.environment({"GPT_IMAGE2_API_KEY": KEY}), stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, timeout=60)
-        self.assertEqual(child.returncode, 0, child.stderr)
-        return int(child.stdout) / (1024 if sys.platform != "darwin" else 1024 * 1024)
+        through = (sys.executable, "-c", MEASURE, sys.executable, PROGRAM)
+        result = self.finish(self.start_generate(PROMPT, "-o", "a.png", *arguments, through=through))
+        self.assertEqual(result.exit_code, 0, result.stderr)
+        return int(result.stdout) / (1024 if sys.platform != "darwin" else 1024 * 1024)
 
     def test_one_event_of_30_megabytes(self) -> None:
         picture = draw_png(64, 64, padding=22_500_000)  # 30 MB of base64
