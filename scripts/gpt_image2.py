@@ -4107,16 +4107,14 @@ def nothing_usable(response: Response) -> str:
     content = as_text(response.document if events is None else events or response.text) or response.text
     if re.search(UNQUOTABLE + "|\ufffd", content[:100]):
         content = f"{os.path.getsize(response.path)} bytes that are not text"
-    if not content.strip():
-        return "an empty reply"
-    return ("no image in the reply: " if events is None else "the stream ended without an image: ") + content
+    fault = "no image in the reply" if events is None else "the stream ended without an image"
+    return f"{fault}: {content}" if content.strip() else "an empty reply"
 
 
 def usage_cost(document: Any) -> tuple[dict[str, Any] | None, float | None]:
     """(usage, US dollars): what the server says it cost, else its token counts at OpenAI's list price."""
-    body = inner_json(json_path(document, "response", "body"))
-    found = (json_path(node, "usage") for node in (document, json_path(document, "data"), body))
-    usage = next((node for node in found if isinstance(node, dict)), None)
+    nodes = (document, json_path(document, "data"), inner_json(json_path(document, "response", "body")))
+    usage = next((node["usage"] for node in nodes if isinstance(json_path(node, "usage"), dict)), None)
     if usage is None:
         return None, None
     if type(usage.get("cost")) in (int, float):
@@ -4264,7 +4262,7 @@ class Partials:
 
     def remove(self) -> None:
         """The final image is there."""
-        paths = [mark.split(" ", 5)[-1] for mark in self.made if not self.job.keep_partials]
+        paths = [] if self.job.keep_partials else [mark.split(" ", 5)[-1] for mark in self.made]
         for path in [self.part, *paths]:
             with suppress(OSError):
                 if path == self.part or self.is_own(path):
@@ -4404,9 +4402,8 @@ class Console:
 
     def __init__(self, secrets: Secrets) -> None:
         self.secrets = secrets
-        self.as_json, self.quiet, self.verbose = False, False, False
+        self.as_json = self.quiet = self.verbose = self.progress_shown = self.lost_output = False
         self.warnings: list[str] = []
-        self.progress_shown, self.lost_output = False, False
         self.started = self.last_sign = time.monotonic()
 
     def say(self, stream: str, text: str, end: str = "\n") -> None:
@@ -4705,7 +4702,6 @@ def refuse_keys(job: Job, keys: Sequence[str]) -> None:
 # stopped while it is made      yes                yes            maybe, yes if it came     no
 # stopped before or in between  no                 no             no, maybe if curl died    -
 # a bug in this program         yes                yes            maybe if an answer came   yes
-
 def run_job(job: Job, settings: Settings, key: KeySource, folder: Folder, inputs: Inputs, run: Run,
             ignore_signals: Callable[[], None]) -> None:
     """One checked job, however it ends: its folder stays as long as there is something to collect."""
@@ -4825,12 +4821,12 @@ def write_template(options: Namespace, console: Console) -> None:
     has_openai_key = environment("OPENAI_API_KEY") and not environment("GPT_IMAGE2_API_KEY")
     is_openai = base_url.source == "$OPENAI_BASE_URL" or (
         has_openai_key and base_url.source not in ("--base-url", "$GPT_IMAGE2_BASE_URL"))
-    variable = options.api_key_env or ("OPENAI_API_KEY" if is_openai else "GPT_IMAGE2_API_KEY")
+    usual = "OPENAI_API_KEY" if is_openai else "GPT_IMAGE2_API_KEY"
     hidden = [other for other in config_locations() if os.path.lexists(other) and other != path]
     if hidden and not options.config:
         console.warn(f"{hidden[0]} will no longer be read")
     content = {"base_url": checked_base_url(base_url, options.allow_http),
-               "api_key_env": variable_name(variable)}
+               "api_key_env": variable_name(options.api_key_env or usual)}
     part = f"{path}.{os.getpid()}.part"
     try:
         make_private(os.path.dirname(path))
@@ -4875,8 +4871,7 @@ def show_settings(settings: Settings, console: Console) -> None:
     console.output(f"config file {file}")
     for request in pending:
         console.output(f"unfinished  {request['age_s']} s ago, {request['state']}: {request['prompt']}")
-    console.output("To collect an unfinished request, run its command again." if pending else
-                   "unfinished  none")
+    console.output("Run its command again to collect a request." if pending else "unfinished  none")
 
 
 def check_setup(settings: Settings, run: Run) -> None:
