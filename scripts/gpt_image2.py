@@ -234,12 +234,12 @@ KINDS = {
 class Failure(Exception):
     """The only expected exception: what happened, whether money may be gone, and what to do next.
 
-    What is not given follows from its kind. `billed` is what this one request cost; run_job has the last word.
+    What is not given follows from its kind. `billed` is what this request cost; run_job has the last word.
     """
 
     def __init__(self, kind: str, message: str, hint: str | None = None, billed: str = "",
-                 exit_code: int = -1, retryable: bool | None = None, next_step: str = "",
-                 collectable: bool = False, http_status: int = 0, code: str = "", request_id: str = "") -> None:
+                 exit_code: int = -1, retryable: bool | None = None, next_step: str = "", collectable: bool = False,
+                 http_status: int = 0, code: str = "", request_id: str = "") -> None:
         super().__init__(message)
         rules = KINDS[kind]
         self.kind, self.message, self.hint = kind, message, rules.hint if hint is None else hint
@@ -686,7 +686,7 @@ def size_fault(width: int, height: int) -> str:
     longest, shortest, step = max(width, height), min(width, height), EDGE_STEP
     rules = ((width % step or height % step, f"width and height must both be multiples of {step}"),
              (longest > MAX_EDGE, f"the longer side can be at most {MAX_EDGE} pixels"),
-             (longest > MAX_RATIO * shortest, f"the longer side can be at most {MAX_RATIO} times the shorter"),
+             (longest > MAX_RATIO * shortest, f"the longer side can be {MAX_RATIO} times the shorter at most"),
              (not MIN_PIXELS <= width * height <= MAX_PIXELS, f"the image must have {MIN_PIXELS:,} to "
               f"{MAX_PIXELS:,} pixels, {width}x{height} has {width * height:,}"))
     return "; ".join(text for broken, text in rules if broken)
@@ -1028,7 +1028,10 @@ def as_pair(text: str) -> str:
     """A size or a shape as people write it, in one spelling: `1024 × 1024`, `16/9`, `LANDSCAPE`."""
     text = text.strip().lower()
     edges = re.fullmatch(r"([0-9]+) *(?:px)? *([x×х*:：∶/]|by) *([0-9]+) *(?:px)?", text)  # a Cyrillic one too
-    return f"{edges[1]}{':' if edges[2] in ':：∶/' and len(edges[1]) < 3 else 'x'}{edges[3]}" if edges else text
+    if not edges:
+        return text
+    sign = ":" if edges[2] in ":：∶/" and len(edges[1]) < 3 else "x"
+    return f"{edges[1]}{sign}{edges[3]}"
 
 
 def as_header(text: str) -> tuple[str, str]:
@@ -1117,14 +1120,18 @@ CONFIG_KEYS: dict[str, tuple[Any, ...]] = {
 # What other image tools call it -> what to write here.
 STRANGERS = {
     "-n -c --count --num --number --num-images --batch --batch-size --samples": "Use --n.",
-    "-f -y --force --yes --clobber --replace": "Use --overwrite.", "--ar --aspect --ratio": "Use --aspect-ratio W:H.",
-    "-s -w --width --height --dimensions --image-size": "Use --size WIDTHxHEIGHT.", "--output-format": "Use --format.",
+    "-f -y --force --yes --clobber --replace": "Use --overwrite.",
+    "--ar --aspect --ratio": "Use --aspect-ratio W:H.",
+    "-s -w --width --height --dimensions --image-size": "Use --size WIDTHxHEIGHT.",
+    "--output-format": "Use --format.", "-k --key --token": "Use --api-key-env NAME.",
+    "--url --endpoint --api-base": "Use --base-url.",
     "-p --prompt --text --description": "The prompt needs no option, only quotes.",
-    "-k --key --token": "Use --api-key-env NAME.", "--url --endpoint --api-base": "Use --base-url.",
-    "-o --out --outfile --output-file --output-dir --outdir --save --file --filename --path": "Use --output PATH.",
-    "-i -m --image --mask --input --input-image --init-image --input-fidelity": "Images go with edit, see edit --help.",
-    "--seed --negative-prompt --negative --no --steps --cfg --cfg-scale --guidance --guidance-scale --sampler --style"
-    " --stylize --strength --chaos --hd --vivid --natural --response-format --user":
+    "-o --out --outfile --output-file --output-dir --outdir --save --file --filename --path":
+        "Use --output PATH.",
+    "-i -m --image --mask --input --input-image --init-image --input-fidelity":
+        "Images go with edit, see edit --help.",
+    "--seed --negative-prompt --negative --no --steps --cfg --cfg-scale --guidance --guidance-scale --sampler "
+    "--style --stylize --strength --chaos --hd --vivid --natural --response-format --user":
         "The API has no such parameter: leave it out, or say it in the prompt."}
 
 
@@ -1413,7 +1420,7 @@ def is_loopback(url: str) -> bool:
 
 
 def address_fault(url: str, named_by: str) -> str:
-    """Why a URL that the server at named_by chose is refused: only this machine may reach it. Empty otherwise.
+    """Why a URL that the server at named_by chose is refused: only this machine may reach it. Else "".
 
     Judged by the host alone: a name can lead anywhere, and companies have their relays in private networks.
     """
@@ -1528,8 +1535,8 @@ def variable_name(text: str) -> str:
 
 
 def environment_keys(api: str, address: str) -> list[KeySource]:
-    """The keys in variables. Our own may go anywhere, but not where only a vendor's variable leads; a vendor's only
-    to the host configured beside it. address: where the base URL comes from."""
+    """The keys in variables. Our own may go anywhere, but not where only a vendor's variable leads; a vendor's
+    only to the host configured beside it. address: where the base URL comes from."""
     vendor = {"$OPENAI_BASE_URL": "openai", "$RUNAPI_BASE_URL": "runapi"}.get(address)
     hosts = {"GPT_IMAGE2_API_KEY": host_of(SERVICES[vendor].base_url) if vendor else "",
              "OPENAI_API_KEY": host_of(environment("OPENAI_BASE_URL") or DEFAULT_BASE_URL),
@@ -1597,8 +1604,8 @@ def choose_key(settings: Settings) -> KeySource | None:
         source, host = keys[0], host_of(base_url)
         raise setup_failure(f"the key from {source.source} is for {source.host}, so it is not sent to {host} "
                             f"(from {settings.base_url.source})",
-                            f"To use {host}, set GPT_IMAGE2_API_KEY and GPT_IMAGE2_BASE_URL, or put its key and "
-                            "base_url into one config file.", "key")
+                            f"To use {host}, set GPT_IMAGE2_API_KEY and GPT_IMAGE2_BASE_URL, or put its key "
+                            "and base_url into one config file.", "key")
     unset = "".join(f": {source.source}, is not set" for source in settings.keys[:1])
     other = (f"name its variable as api_key_env in {settings.config_path}" if settings.config_path
              else "run: " + own_command("config --init"))
@@ -1655,7 +1662,8 @@ def read_settings(options: Namespace, console: Console) -> Settings:
 
 ORIGINS = {"url": r"(?i)https?://", "data": r"(?i)data:[^,\s]*,"}
 # As a prompt it is a mistake.
-IMAGE_NAME = r"(?is)https?://\S+|file:\S+|data:[^,\s]*,.*|\S+\.(?:png|jpe?g|webp|gif|svg|tiff?|avif|hei[cf]|bmp|psd)"
+IMAGE_NAME = (r"(?is)https?://\S+|file:\S+|data:[^,\s]*,.*|"
+              r"\S+\.(?:png|jpe?g|webp|gif|svg|tiff?|avif|hei[cf]|bmp|psd)")
 # What else people pass, by its first bytes without XML's prolog.
 WEB_PAGE = "a web page"
 OTHER_KINDS = (
@@ -1670,11 +1678,12 @@ def read_words(options: Namespace) -> tuple[str, list[str]]:
     """(prompt, images) that the words of a command mean. Reads what plan must not: files, standard input."""
     words, paths = edit_words(options) if options.command == "edit" else (options.words, [])
     if options.config == "-" and "-" in (options.prompt_file, *words):
-        raise usage_failure("standard input cannot hold both the config and the prompt", "Use --prompt-file FILE.")
+        raise usage_failure("standard input cannot be both the config and the prompt", "Use --prompt-file FILE.")
     if words:
         check_prompt_word(options.command, paths, words[0])
     if len(words) > (0 if options.prompt_file else 1):
-        raise usage_failure(f"one argument too many: {quoted(shown_input(words[-1]))}", "Put the prompt in quotes.")
+        raise usage_failure(f"too many arguments: {quoted(shown_input(words[-1]))}",
+                            "Put the whole prompt in quotes.")
     if not words and not options.prompt_file:
         raise usage_failure("the prompt is missing", 'Add it in quotes: "a red fox in the snow"')
     source = options.prompt_file or ("-" if words[0] == "-" else "")
@@ -1684,7 +1693,8 @@ def read_words(options: Namespace) -> tuple[str, list[str]]:
         raise usage_failure("the prompt is not valid UTF-8") from None
 
 
-def refuse_broken(*rules: tuple[Any, str, str], failure: Callable[[str, str], Failure] = usage_failure) -> None:
+def refuse_broken(*rules: tuple[Any, str, str],
+                  failure: Callable[[str, str], Failure] = usage_failure) -> None:
     """Refuse the command for the first of the rules that is broken: (whether it is, message, hint)."""
     for broken, message, hint in rules:
         if broken:
@@ -1699,16 +1709,16 @@ def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[st
     refuse_broken(
         (not prompt.strip(), "the prompt is empty", ""),
         (len(prompt) > MAX_PROMPT, f"the prompt has {len(prompt)} characters, {MAX_PROMPT} are allowed",
-         f"Shorten it by {len(prompt) - MAX_PROMPT}."),
+         f"Shorten it by {len(prompt) - MAX_PROMPT} characters."),
         (image_format not in formats,
-         f"{model} makes no {image_format}, only {', '.join(formats)}", "Use -o NAME.png"),
+         f"{model} does not make {image_format}, only {', '.join(formats)}", "Use -o NAME.png"),
         (options.command == "edit" and not paths,
          "the image to edit is missing", 'Use: edit IMAGE "what to change"'),
         (len(paths) > MAX_IMAGES, f"{len(paths)} images were given, {MAX_IMAGES} are allowed", ""),
         (shaped and size != "auto",
-         "--size already says what --aspect-ratio and --resolution say; leave one of them out", ""),
+         "use either --size or --aspect-ratio and --resolution, not both", ""),
         (size != "auto" and not split_size(size),
-         f"size {quoted(size)} is not WIDTHxHEIGHT, auto, {', '.join(SIZE_NAMES)}",
+         f"{quoted(size)} is not a size: use WIDTHxHEIGHT, {', '.join(SIZE_NAMES)} or auto",
          "For example --size 1536x1024"))
     images = tuple(unread_input("image", path) for path in paths)
     mask = unread_input("mask", options.mask) if options.mask else None
@@ -1877,15 +1887,15 @@ def read_input(path: str, who: str, name: str) -> Picture:
     picture, whole = picture_in(path)
     if picture and picture.format in FORMATS and picture.width * picture.height:
         if not whole:
-            raise input_failure(f"{who} is cut off in the middle", "Get it or save it once more.")
+            raise input_failure(f"{who} is incomplete", "Save or download it again.")
         return picture
     with open(path, "rb") as stream:
         head = XML_NOISE.sub(b"", stream.read(HEAD))
     kind = next((kind for mark, kind in OTHER_KINDS if re.match(b"(?si)" + mark, head)), "")
     hint = "Convert it: " + conversion(name) if kind else ""
-    told = f" but {kind}" if kind else " (its content decides, not its name)"
-    raise input_failure(f"{who} is not a PNG, JPEG or WebP file{told}",
-                        "Name the picture itself." if kind == WEB_PAGE else hint)
+    found = f" but {kind}" if kind else " (whatever its name says)"
+    raise input_failure(f"{who} is not a PNG, JPEG or WebP image{found}",
+                        "Give the address of the image itself." if kind == WEB_PAGE else hint)
 
 
 def conversion(path: str) -> str:
@@ -1927,12 +1937,12 @@ def openai_values(options: Namespace, size: str, settings: Settings, notes: list
     model, image_format = settings.model.value, chosen_format(options)
     rules = model_rules(model)
     if rules is None:
-        notes.append(f"{model} is not a model this program knows: size and quality are not checked")
+        notes.append(f"unknown model {model}: its size and quality are not checked")
     elif rules.shutdown:
-        notes.append(f"{model} is shut down on {rules.shutdown}")
+        notes.append(f"{model} will be shut down on {rules.shutdown}")
     if rules and options.quality not in rules.qualities:
-        raise usage_failure(f"{model} has no quality {quoted(options.quality)}, only "
-                            f"{', '.join(rules.qualities)}", nearest(options.quality, rules.qualities).strip())
+        raise usage_failure(f"unknown quality {quoted(options.quality)} for {model} (choose "
+                            f"{', '.join(rules.qualities)})", nearest(options.quality, rules.qualities).strip())
     match = re.fullmatch(r"([1-9]\d{0,3}):([1-9]\d{0,3})", options.aspect_ratio or "")
     refuse_broken(
         (image_format not in settings.service.formats,
@@ -1942,10 +1952,10 @@ def openai_values(options: Namespace, size: str, settings: Settings, notes: list
          f"--compression needs --format jpeg or webp: {image_format.upper()} is always lossless", ""),
         (options.background == "transparent" and image_format == "jpeg",
          "--background transparent needs --format png or webp: JPEG has no transparency", ""),
-        (options.input_fidelity and re.sub(DATED, "", model) == DEFAULT_MODEL, "--input-fidelity is not for "
-         f"{model}, which always keeps inputs at high fidelity; leave it out", ""),
+        (options.input_fidelity and re.sub(DATED, "", model) == DEFAULT_MODEL,
+         f"{model} always uses high input fidelity; remove --input-fidelity", ""),
         (options.aspect_ratio not in (None, "auto") and not match,
-         f"--aspect-ratio {quoted(options.aspect_ratio or '')} is not of the form 16:9", ""))
+         f"--aspect-ratio is written like 16:9, not {quoted(options.aspect_ratio or '')}", ""))
     if match or (options.command == "generate" and (options.aspect_ratio or options.resolution)):
         width, height = map(int, match.groups()) if match else (1, 1)
         size = size_of_shape(model, width, height, options.resolution or "1k")
@@ -1958,7 +1968,7 @@ def size_of_shape(model: str, width: int, height: int, resolution: str) -> str:
     """The model's size that comes nearest to a shape and a resolution."""
     rules = model_rules(model)
     if max(width, height) > MAX_RATIO * min(width, height):
-        raise usage_failure(f"--aspect-ratio {width}:{height}: one edge may be at most {MAX_RATIO} times the other")
+        raise usage_failure(f"--aspect-ratio {width}:{height}: one side can be {MAX_RATIO} times the other at most")
     if rules and isinstance(rules.sizes, tuple):
         edges = [split_size(size) or (1, 1) for size in rules.sizes]
         return "%dx%d" % min(edges, key=lambda edge: abs(edge[0] / edge[1] - width / height))
@@ -1966,11 +1976,11 @@ def size_of_shape(model: str, width: int, height: int, resolution: str) -> str:
 
 
 def runapi_shape(options: Namespace, size: str, settings: Settings, notes: list[str]) -> dict[str, Any]:
-    """The shape that RunAPI gets; what it has not is refused, or people would believe in it."""
+    """The shape that RunAPI gets. Options that it lacks are refused, not silently ignored."""
     missing = [row.flag for row in OPTIONS
                if row.wire and row.runapi is None and getattr(options, row.name) not in (None, row.default)]
     if missing:
-        raise usage_failure(f"RunAPI has no {', '.join(missing)}", "Leave it out, or use another endpoint.")
+        raise usage_failure(f"RunAPI does not support {', '.join(missing)}", "Remove it or use another endpoint.")
     ratio, resolution = options.aspect_ratio, options.resolution
     if size != "auto":
         ratio, resolution = runapi_size(size, *split_size(size) or (0, 0))
@@ -1996,7 +2006,7 @@ def runapi_size(size: str, width: int, height: int) -> tuple[str, str]:
         return best, fits[0]
     possible = [name for name in RUNAPI_EDGES if (best, name) != ("1:1", "4k")]
     near = min(possible, key=lambda name: abs(log(edge / RUNAPI_EDGES[name][0])))
-    raise usage_failure(f"RunAPI has no size {size}", f"The nearest: --aspect-ratio {best} --resolution {near}")
+    raise usage_failure(f"RunAPI has no size {size}", f"Closest: --aspect-ratio {best} --resolution {near}")
 
 
 def checked_size(size: str, model: str, rules: ModelRules | None) -> str:
@@ -2008,7 +2018,7 @@ def checked_size(size: str, model: str, rules: ModelRules | None) -> str:
     if problem:
         near, exact = nearest_size(width, height), nearest_size(width, height, exact=True)
         same_shape_too = f"; of exactly this shape: --size {exact}" if exact not in ("", near) else ""
-        raise usage_failure(f"size {size} is not possible: {problem}", f"The nearest: --size {near}{same_shape_too}")
+        raise usage_failure(f"{size} is not supported: {problem}", f"Closest: --size {near}{same_shape_too}")
     return f"{width}x{height}"
 
 
@@ -2022,15 +2032,15 @@ def chosen_format(options: Namespace) -> str:
 def checked_target(output: str, image_format: str, overwrite: bool) -> Target:
     """Where to save, from -o: a file, or a folder to save in."""
     if output == "-":
-        raise target_failure("standard output is for the Saved: lines; name a file with -o")
+        raise target_failure("--output - is not supported: give a file name")
     try:
         path = os.path.abspath(os.path.expanduser(output))
     except OSError as error:
-        raise target_failure(f"cannot save in this folder: {reason(error)}", "Name a full path with -o.") from None
+        raise target_failure(f"cannot save in this folder: {reason(error)}", "Give a full path with -o.") from None
     if CONTROL.search(whole_characters(path)):
-        raise target_failure("the output path holds a control character, which would break the Saved: line")
+        raise target_failure("the output path contains a control character, which would break the Saved: line")
     if output.startswith("~") and os.path.expanduser(output) == output:
-        raise target_failure(f"cannot save in {output}: there is no home folder", "Name a full path with -o.")
+        raise target_failure(f"cannot save in {output}: there is no home folder", "Give a full path with -o.")
     if output.endswith(("/", os.sep)):
         path = os.path.join(path, os.path.basename(DEFAULT_OUTPUT))
     folder, name = os.path.split(path)
@@ -2065,8 +2075,8 @@ def probe_folder(target: Target, n: int, size: str) -> None:
         raise target_failure(f"cannot save in {target.folder}: {reason(error)}", hint) from None
     needed = room_needed(n, size)
     if free < needed:
-        raise target_failure(f"only {free // 1_000_000} MB are free in {target.folder}, "
-                            f"{needed // 1_000_000 + 1} MB may be needed", f"Make room. {hint}")
+        raise target_failure(f"{target.folder} has only {free // 1_000_000} MB free; {n} image{'s' * (n > 1)} may "
+                             f"need {needed // 1_000_000 + 1} MB", f"Free some space. {hint}")
 
 
 def free_bytes(folder: str) -> int:
@@ -5022,9 +5032,9 @@ def parse(arguments: list[str]) -> Namespace:
     cut = arguments.index("--") if "--" in arguments else len(arguments)
     command = arguments[0] if arguments else ""
     if command not in SYNOPSIS:
-        unknown = f"{quoted(command)} is no command.{nearest(command, SYNOPSIS)}"
+        unknown = f"unknown command {quoted(command)}.{nearest(command, SYNOPSIS)}"
         missing = not command or command.startswith("-")
-        raise usage_failure("a command is missing: generate, edit or config" if missing else unknown,
+        raise usage_failure("no command given: use generate, edit or config" if missing else unknown,
                             "See: " + own_command("--help"))
     parser = build_parser(command)
     options, left = parser.parse_known_args(arguments[1:cut])
@@ -5041,7 +5051,7 @@ def parse(arguments: list[str]) -> Namespace:
             options.size = "auto"
     options.command, options.words = command, options.words + left + arguments[cut + 1:]
     if command == "config" and options.words:
-        raise usage_failure(f"config takes no argument {quoted(options.words[0])}")
+        raise usage_failure(f"config takes no arguments, got {quoted(options.words[0])}")
     return options
 
 
@@ -5055,7 +5065,7 @@ def help_for(arguments: list[str]) -> str:
 
 
 def fill_standard_streams() -> None:
-    """Open closed ones on nothing: a lock or a file in their place would be lost when a child gets its own."""
+    """Open closed ones on nothing: a lock in their place would vanish when a child's streams are set up."""
     handle = os.open(os.devnull, os.O_RDWR)
     while handle <= 2:
         handle = os.open(os.devnull, os.O_RDWR)
@@ -5081,7 +5091,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return OK
     try:
         options = parse(arguments)
-        run.console.as_json, run.console.quiet, run.console.verbose = options.json, options.quiet, options.verbose
+        run.console.as_json, run.console.quiet = options.json, options.quiet
+        run.console.verbose = options.verbose
         options.run(options, run)
         return OK
     except Failure as failure:
@@ -5094,8 +5105,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def console_for(arguments: Sequence[str]) -> Console:
-    """The console, which knows the secrets of the command line and the environment before anything is read."""
-    console = Console(Secrets([*re.findall(MISPLACED_KEY, "\n".join(arguments)), *map(environment, KEY_VARIABLES)]))
+    """The console, which knows the secrets in arguments and environment before anything is read."""
+    misplaced = re.findall(MISPLACED_KEY, "\n".join(arguments))
+    console = Console(Secrets([*misplaced, *map(environment, KEY_VARIABLES)]))
     console.as_json = "--json" in arguments
     named = [os.path.splitext(word)[0] for word in arguments if os.path.lexists(word)]
     console.secrets.paths = [re.escape(stem) + r"(?:-converted)?(?![\w-])" for stem in named

@@ -124,8 +124,8 @@ class BadPromptTest(BadInputCase):
             Bad("edit without prompt", ["edit", image], "the prompt is missing"),
             Bad("no file", ["generate", "--prompt-file", "none.txt"], "none.txt: No such file"),
             Bad("folder", ["generate", "--prompt-file", "/"], "cannot read the prompt from /"),
-            Bad("two sources", ["generate", PROMPT, "--prompt-file", image], "one argument too many"),
-            Bad("no quotes", ["generate", "a", "red", "fox"], "one argument too many", "quotes"))
+            Bad("two sources", ["generate", PROMPT, "--prompt-file", image], "too many arguments"),
+            Bad("no quotes", ["generate", "a", "red", "fox"], "too many arguments", "quotes"))
 
     def test_too_long(self) -> None:
         long = "\N{FOX FACE}" * 32001
@@ -188,7 +188,7 @@ class BadInputImageTest(BadInputCase):
                               ("bmp.png", b"BM" + bytes(60)), ("half.png", SMALL[:12]), ("head.jpg", b"\xff\xd8\xff"),
                               ("riff.webp", b"RIFF\x24\0\0\0WAVEfmt " + bytes(40))):
             path = self.file(name, content)
-            rows.append(Bad(name, ["edit", path, PROMPT], "is not a PNG, JPEG or WebP file"))
+            rows.append(Bad(name, ["edit", path, PROMPT], "is not a PNG, JPEG or WebP image"))
         self.refuse(*rows, Bad("empty", ["edit", self.file("empty.png"), PROMPT], "empty.png is empty"))
 
     def test_too_many_bytes(self) -> None:
@@ -237,8 +237,8 @@ class BadMaskTest(BadInputCase):
         self.refuse(self.mask("mask.jpg", draw_jpeg(64, 48), "is jpeg, it must be PNG", "alpha 0"),
                     self.mask("text.png", b"text", "is not a PNG"),
                     self.mask("empty.png", b"", "is empty"),
-                    self.mask("broken.png", SMALL[:33], "is cut off in the middle"),
-                    self.mask("half.png", mask_png(64, 48)[:150], "is cut off in the middle"),
+                    self.mask("broken.png", SMALL[:33], "is incomplete"),
+                    self.mask("half.png", mask_png(64, 48)[:150], "is incomplete"),
                     self.mask("empty-inside.png", SMALL[:33] + png_chunk(b"IEND", b""), "is a broken PNG"))
 
     def test_missing(self) -> None:
@@ -298,7 +298,7 @@ class BadParameterTest(BadInputCase):
             Bad("quality", ["generate", PROMPT, "--quality", "ultra"], "low, medium, high"),
             Bad("quality typo", ["generate", PROMPT, "--quality", "hihg"], "hihg", "high"),
             Bad("dall-e's quality", ["generate", PROMPT, "--quality", "hd"], "low, medium, high"),
-            Bad("newer model's quality", ["generate", PROMPT, "--quality", "max"], "gpt-image-2 has no quality"),
+            Bad("newer model's quality", ["generate", PROMPT, "--quality", "max"], "unknown quality"),
             Bad("format", ["generate", PROMPT, "--format", "tiff"], "tiff"),
             Bad("gif", ["generate", PROMPT, "--format", "gif"], "gif"),
             Bad("background", ["generate", PROMPT, "--background", "red"], "red"),
@@ -422,7 +422,7 @@ class BadKeyAndAddressTest(BadInputCase):
         config = self.write_config({"api_key": "fake\nkey"}, path=self.work / "c.json")
         rows = (("new line", {"GPT_IMAGE2_API_KEY": "fake\nkey"}, [], "line break"),
                 ("return", {"GPT_IMAGE2_API_KEY": "fake\rkey"}, [], "line break"),
-                ("blank", {"GPT_IMAGE2_API_KEY": "fake key"}, [], "blank"),
+                ("blank", {"GPT_IMAGE2_API_KEY": "fake key"}, [], "space"),
                 ("not ASCII", {"GPT_IMAGE2_API_KEY": "fake\u00e9"}, [], "not ASCII"),
                 ("option", {}, ["--api-key", "fake\nkey"], "line break"),
                 ("config", {}, ["--config", config], "line break"))
@@ -460,7 +460,7 @@ class BadKeyAndAddressTest(BadInputCase):
                     "os.access", return_value=False):
                 result = self.run_inside(*arguments, env=env)
                 self.assertEqual(result.exit_code, SETUP, result.stderr)
-                self.assertIn("no place for temporary files", result.stderr)
+                self.assertIn("no folder for temporary files", result.stderr)
                 self.assertIn("TMPDIR", result.stderr)
         self.assertEqual(self.server.requests, [])
 

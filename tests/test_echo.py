@@ -193,7 +193,7 @@ class MisplacedKeyTest(ProgramCase):
     def test_what_helps_is_still_said(self) -> None:
         for words, said in ((["--size", "huge"], "'huge'"), (["--n", "many"], "'many'"),
                             (["--qualty=low"], "--quality?"), (["--api-key-env", "NO_SUCH_KEY"], "NO_SUCH_KEY"),
-                            (["--format", "tiff"], "makes no tiff"), (["--background", "x"], "transparent")):
+                            (["--format", "tiff"], "does not make tiff"), (["--background", "x"], "transparent")):
             self.assertIn(said, self.run_inside("generate", PROMPT, *words).stderr)
 
 

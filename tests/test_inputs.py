@@ -106,14 +106,14 @@ class StrangeInputsAreNamedTest(InputCase):
     def test_content_of_an_address(self) -> None:
         self.server.files.update({"a.avif": KINDS["AVIF"] + bytes(500), "page.png": PAGES[0], "cut.png": PNG[:-40]})
         for name, told in (("a.avif?sig=hidden", "but AVIF"), ("page.png", "but a web page"),
-                           ("cut.png", "cut off in the middle")):
+                           ("cut.png", "is incomplete")):
             with self.subTest(name):
                 result = self.refuse(f"{self.server.origin}/files/{name}", PROMPT, told=told)
                 self.assertIn("cannot fetch image", result.stderr)
                 self.assertNotIn("hidden", result.stderr)
 
     def test_something_else(self) -> None:
-        self.refuse(self.file("a.png", "BMW is no bitmap"), PROMPT, told="its content decides")
+        self.refuse(self.file("a.png", "BMW is no bitmap"), PROMPT, told="whatever its name says")
 
     def test_the_command_converts_and_harms_nothing(self) -> None:
         path = self.file("it's a photo.png", GIF)
@@ -138,15 +138,15 @@ class CutInputsAreRefusedTest(InputCase):
                               ("b.webp", extended_webp(64, 48, 8, b"EXIF\4\0\0\0abcd"))):
             for length in (len(content) - len(content) // 5, len(content) - (9 if name == "a.png" else 2)):
                 with self.subTest(f"{name} {length}"):
-                    self.refuse(self.file(name, content[:length]), PROMPT, told="is cut off in the middle")
+                    self.refuse(self.file(name, content[:length]), PROMPT, told="is incomplete")
 
     def test_cut_second_image(self) -> None:
-        self.refuse(self.file("a.png", PNG), PROMPT, "--image", self.file("b.png", PNG[:-20]), told="b.png is cut off")
+        self.refuse(self.file("a.png", PNG), PROMPT, "--image", self.file("b.png", PNG[:-20]), told="b.png is incomplete")
 
     def test_cut_photo_with_a_whole_thumbnail(self) -> None:
         photo = JPEG[:20] + jpeg_segment(0xE1, b"Exif\0\0" + draw_jpeg(16, 16)) + JPEG[20:]
         self.assertEqual(self.sent(self.file("a.jpg", photo), PROMPT), [photo])
-        self.refuse(self.file("a.jpg", photo[:-2]), PROMPT, told="is cut off in the middle")
+        self.refuse(self.file("a.jpg", photo[:-2]), PROMPT, told="is incomplete")
 
     def test_more_behind_the_end_mark(self) -> None:
         noise = random.Random(1).getrandbits(8 * 3_000_000).to_bytes(3_000_000, "big")
@@ -196,9 +196,9 @@ class UrisAsInputsTest(InputCase):
 
     def test_broken_data_uris_do_not_show_their_content(self) -> None:
         text = base64.b64encode(random.Random(2).getrandbits(4000).to_bytes(500, "big")).decode()
-        rows = (("data:image/png;base64," + text, "its content decides"),
+        rows = (("data:image/png;base64," + text, "whatever its name says"),
                 ("data:image/png;base64,%%%" + text, "broken base64"),
-                (data_uri(KINDS["HEIC"] + text.encode()), "but HEIC"), (data_uri(PNG[:-20]), "cut off"),
+                (data_uri(KINDS["HEIC"] + text.encode()), "but HEIC"), (data_uri(PNG[:-20]), "incomplete"),
                 ("data:image/svg+xml;utf8," + SVG.decode(), "but SVG"), ("data:image/png;base64,", "is not a PNG"))
         for uri, told in rows:
             with self.subTest(told):
@@ -207,7 +207,7 @@ class UrisAsInputsTest(InputCase):
                 self.assertNotIn(uri[-30:], result.stderr)
         image = self.file("a.png", PNG)
         for words, told in (([image, data_uri(PNG)], "is an image, the prompt is missing"),
-                            ([image, "a hat", data_uri(PNG)], "one argument too many"),
+                            ([image, "a hat", data_uri(PNG)], "too many arguments"),
                             ([data_uri(PNG).replace(",", ""), PROMPT], "cannot read image data:image/png:")):
             self.assertNotIn("iVBOR", self.refuse(*words, told=told).stderr)
 
@@ -256,9 +256,9 @@ class SeveralImagesBeforeThePromptTest(InputCase):
 
     def test_what_is_still_wrong(self) -> None:
         for words, told in (([self.first, self.second], "the prompt is missing"),
-                            ([self.first, "give", "it", "a hat"], "one argument too many"),
+                            ([self.first, "give", "it", "a hat"], "too many arguments"),
                             ([self.first, "none.png", PROMPT], "none.png: No such file"),
-                            ([self.first, "a hat", self.second], "one argument too many"),
+                            ([self.first, "a hat", self.second], "too many arguments"),
                             ([self.first] * 17 + [PROMPT], "17 images were given, 16")):
             with self.subTest(words):
                 self.refuse(*words, told=told)

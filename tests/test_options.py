@@ -174,7 +174,7 @@ class OptionsOnTheWireTest(ProgramCase):
                             "edit", "fox.png", "a hat", *SAMPLES[row.name].arguments, "--api", "runapi",
                             "--base-url", server.origin, env={"RUNAPI_API_KEY": KEY})
                         self.assertEqual(result.exit_code, USAGE if row.name in lacking else 0, result.stderr)
-                        refused = result.stderr.partition("RunAPI has no ")[2].split(".")[0].split(", ")
+                        refused = result.stderr.partition("RunAPI does not support ")[2].split(".")[0].split(", ")
                         self.assertEqual(row.flag in refused, row.name in lacking, result.stderr)
 
     def test_runapi_gets_its_own_names(self) -> None:
@@ -266,18 +266,18 @@ class PlanTest(ProgramCase):
 
     def test_what_words_alone_decide_is_refused(self) -> None:
         for words, message in (((" ",), "prompt is empty"), (("x" * 32001,), "32001 characters"),
-                               (("a fox", "--size", "17x17"), "is not possible"),
-                               (("a fox", "--size", "16:9", "--aspect-ratio", "1:1"), "--size already says"),
-                               (("a fox", "--aspect-ratio", "9:1"), "at most 3 times"),
-                               (("a fox", "--aspect-ratio", "wide"), "not of the form 16:9"),
-                               (("a fox", "--quality", "best"), "no quality"),
+                               (("a fox", "--size", "17x17"), "is not supported"),
+                               (("a fox", "--size", "16:9", "--aspect-ratio", "1:1"), "use either --size"),
+                               (("a fox", "--aspect-ratio", "9:1"), "3 times"),
+                               (("a fox", "--aspect-ratio", "wide"), "like 16:9"),
+                               (("a fox", "--quality", "best"), "unknown quality"),
                                (("a fox", "--compression", "5"), "--compression needs"),
-                               (("a fox", "-o", "a.gif"), "makes no gif"), (("a fox", "-o", "-"), "standard output")):
+                               (("a fox", "-o", "a.gif"), "does not make gif"), (("a fox", "-o", "-"), "give a file name")):
             with self.subTest(words):
                 self.assertIn(message, self.refused("generate", *words))
         many = [f"--image={self.fox}"] * 17
         self.assertIn("17 images", self.refused("edit", "a hat", *many))
-        self.assertIn("RunAPI has no --mask",
+        self.assertIn("RunAPI does not support --mask",
                       self.refused("edit", self.fox, "a hat", "--mask", self.mask, api="runapi"))
 
     def test_inputs_say_where_they_are(self) -> None:

@@ -575,7 +575,7 @@ class RunApiParametersTest(RunApiCase):
             with self.subTest(size):
                 hint = self.make("--size", size).json["error"]["hint"]
                 self.assertIn("--aspect-ratio", hint)
-                words = hint.split("The nearest: ")[1].split()
+                words = hint.split("Closest: ")[1].split()
                 self.check_success(self.make(*words))
 
     def test_refused_on_an_edit(self) -> None:
@@ -586,7 +586,7 @@ class RunApiParametersTest(RunApiCase):
                     result = self.run_inside("edit", source, "a fox", *self.access(), *options, "--json",
                                              env={"RUNAPI_API_KEY": KEY})
                     self.assertEqual(result.exit_code, USAGE, result.stderr)
-                    self.assertIn(f"RunAPI has no {options[0]}", result.json["error"]["message"])
+                    self.assertIn(f"RunAPI does not support {options[0]}", result.json["error"]["message"])
         self.assertEqual(self.server.requests, [])
 
     def test_several_refused_options_in_one_line(self) -> None:
