@@ -3956,8 +3956,8 @@ def task_status(document: Any) -> str:
 
 def server_error(document: Any) -> ServerError | None:
     """The error in a response, None when there is none."""
-    found = (envelope(document) for envelope in ENVELOPES if isinstance(document, dict))
-    return next(filter(None, found), None)
+    errors = (envelope(document) for envelope in ENVELOPES if isinstance(document, dict))
+    return next(filter(None, errors), None)
 
 
 def forwarded_error(document: dict[str, Any]) -> ServerError | None:
@@ -4010,11 +4010,11 @@ def error_code(document: Any) -> str:
 def flagged(error: Mapping[str, Any], stage: str) -> str:
     """What OpenAI, or Azure inside, says about moderation: the stage and the categories."""
     inner = json_path(error, "innererror") or json_path(error, "inner_error")
-    found = (json_path(error, "moderation_details", "categories") or json_path(inner, "content_filter_result")
+    terms = (json_path(error, "moderation_details", "categories") or json_path(inner, "content_filter_result")
              or json_path(inner, "content_filter_results"))
-    if isinstance(found, dict):
-        found = [name for name, item in found.items() if item is True or json_path(item, "filtered") is True]
-    names = ", ".join(map(as_text, found)) if isinstance(found, list) else as_text(found)
+    if isinstance(terms, dict):
+        terms = [name for name, item in terms.items() if item is True or json_path(item, "filtered") is True]
+    names = ", ".join(map(as_text, terms)) if isinstance(terms, list) else as_text(terms)
     words = [f"{name}: {text}" for name, text in (("stage", stage), ("categories", names)) if text]
     return f" ({'; '.join(words)})" if words else ""
 
@@ -4117,7 +4117,7 @@ def nothing_usable(response: Response) -> str:
     content = as_text(response.document if events is None else events or response.text) or response.text
     if re.search(UNQUOTABLE + "|\ufffd", content[:100]):
         content = f"{os.path.getsize(response.path)} bytes that are not text"
-    fault = "no image in the reply" if events is None else "the stream ended without an image"
+    fault = "no image in the reply" if events is None else "the stream ended without a finished image"
     return f"{fault}: {content}" if content.strip() else "an empty reply"
 
 
@@ -4696,7 +4696,7 @@ def find_key(settings: Settings, console: Console) -> KeySource:
 
 
 def refuse_keys(job: Job, keys: Sequence[str]) -> None:
-    """A key in what is asked for would go to the server as text, and into the journal."""
+    """Refuse a job that contains a key: it would go to the server as text, and into the journal."""
     text = json.dumps([job.prompt, job.model, *job.parameters.items()], ensure_ascii=False)
     text = utf8(text).decode("latin-1")
     known = [key for key in keys if len(key) >= SHORTEST_KEY and not key.isalpha()]  # it may be a word
@@ -4705,13 +4705,13 @@ def refuse_keys(job: Job, keys: Sequence[str]) -> None:
 
 
 # How a job ended              can be collected   folder stays   billed                    --fresh may drop it
-# everything is saved           -                  unless told    -                         no
+# everything is saved           -                  if unread      -                         no
 # refused, or failed for good   no                 no             no or maybe               -
 # the rest can still come       yes                yes            maybe or yes              yes
-# an answer nobody can read     no                 if no copy     maybe                     yes
+# the response is unreadable    no                 if no copy     maybe                     yes
 # stopped while it is made      yes                yes            maybe, yes if it came     no
 # stopped before or in between  no                 no             no, maybe if curl died    -
-# a bug in this program         yes                yes            maybe if an answer came   yes
+# a bug in this program         yes                yes            maybe after a response    yes
 def run_job(job: Job, settings: Settings, key: KeySource, folder: Folder, inputs: Inputs, run: Run,
             ignore_signals: Callable[[], None]) -> None:
     """One checked job, however it ends: its folder stays as long as there is something to collect."""
@@ -4763,7 +4763,7 @@ def make_images(provider: Provider, job: Job, settings: Settings, folder: Folder
 
 
 def keep_rest(images: Sequence[Image | Failure], job: Job, folder: Folder, run: Run) -> None:
-    """Keep a reply that holds many more images than were asked for, or broke off before all had come."""
+    """Keep a reply that holds many more images than requested, or broke off before all had come."""
     answers = folder.answers()
     if answers and (len(images) > job.n + SPARE_IMAGES or (len(images) < job.n and run.result.is_cut_off)):
         try:
@@ -4918,7 +4918,7 @@ def try_key(settings: Settings, key: str, run: Run, say: Callable[[str], None]) 
     except Failure as failure:
         if failure.http_status not in (404, 405, 501):
             raise
-        note = f"{failure.message}: nothing free proves address and key. "
+        note = f"{failure.message}: no free request can prove address and key. "
         note += failure.hint if failure.kind == "not_found" else ""
     finally:
         folder.remove()

@@ -270,7 +270,7 @@ class BrokenAnswerTest(ReadingCase):
         body = data({"b64_json": text(SMALL)}, usage={"total_tokens": 1234})
         for cut in (5, 20):
             answer = Answer(body=body[:-cut], headers=(("Content-Length", str(len(body) - cut)),))
-            self.saves(answer, SMALL, warned="warning: the answer broke off")
+            self.saves(answer, SMALL, warned="warning: the reply was cut off")
 
     def test_stream(self) -> None:
         for image in (SMALL, LARGE):
@@ -478,7 +478,7 @@ class UnknownNamesTest(ReadingCase):
                              {"content": [{"type": "image", "source": {"data": b64}}]}):
                 with self.subTest(str(document)[:60]):
                     body = json.dumps(document).replace("/", "\\/").encode()
-                    self.saves(Answer(body=body), image, warned="under a name that is not known here")
+                    self.saves(Answer(body=body), image, warned="under an unknown name")
         for document in ({"imageUrl": link}, {"download": {"href": link + "?x=1"}}):
             self.server.files["a.png"] = SMALL
             self.saves(Answer(body=json.dumps(document).encode()), SMALL)
