@@ -3489,8 +3489,7 @@ def read_response(request: Request, exchange: Exchange, outcome: Outcome) -> Res
     """The response as data, with what it means; its body stays in the file."""
     path = exchange.file("answer")
     try:
-        if not os.path.exists(path):  # curl makes the file with the first byte
-            private_file(path).close()
+        private_file(path, 0).close()  # curl makes it only with the first byte
         unpack_file(path, request.most_bytes)
         headers, document = read_headers(exchange.file("headers")), read_document(path)
         return with_meaning(request, Response(path, outcome.status, headers, *document, request.url))
@@ -4826,8 +4825,8 @@ def write_template(options: Namespace, console: Console) -> None:
     path = config_path(options.config or next(iter(config_locations()), "-"))
     if path == STANDARD_INPUT:
         raise usage_failure("--init needs a file to write", "Name it with --config FILE.")
-    flags = {"base_url": Setting(options.base_url, "--base-url")} if options.base_url else {}
-    base_url = first_value([flags, environment_layer(""), default_layer("openai")], "base_url")
+    layers = [flag_layer(vars(options)), environment_layer(""), default_layer("openai")]
+    base_url = first_value(layers, "base_url")
     has_openai_key = environment("OPENAI_API_KEY") and not environment("GPT_IMAGE2_API_KEY")
     is_openai = base_url.source == "$OPENAI_BASE_URL" or (
         has_openai_key and base_url.source not in ("--base-url", "$GPT_IMAGE2_BASE_URL"))
