@@ -618,7 +618,7 @@ class ConfigCheckTest(SettingsCase):
     def test_server_that_needs_no_key(self) -> None:
         self.server.plan_models(Answer(body=b'{"data": []}', check=False))
         result = self.check(key="")
-        self.assertNotIn("takes the key", result.stdout)
+        self.assertNotIn("accepts the key", result.stdout)
 
     def test_no_key(self) -> None:
         result = self.run_inside("config", "--check", "--base-url", REMOTE)
