@@ -4312,7 +4312,7 @@ def copy_image(image: Image, sink: BinaryIO) -> None:
     try:
         decode_base64(unescaped(base64_blocks(image.base64)), sink)
     except ValueError:
-        raise Failure("broken_image", "the reply is not an image: broken base64") from None
+        raise Failure("broken_image", "the image's base64 is broken") from None
 
 
 def base64_blocks(source: str | Span) -> Iterator[bytes]:
