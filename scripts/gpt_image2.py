@@ -1282,9 +1282,7 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
     explicit = config_path(flags.get("config") or "")
     path = explicit or next(filter(os.path.lexists, config_locations()), "")
     content = read_config(path, warnings) if path else {}
-    from_file = {name: Setting(value, path) for name, value in content.items()}
-    from_flags = {name: Setting(value, "--" + name.replace("_", "-")) for name, value in flags.items()
-                  if name in CONFIG_KEYS and value not in (None, False, {})}
+    from_flags, from_file = flag_layer(flags), {name: Setting(value, path) for name, value in content.items()}
     if explicit:
         warnings += overridden_flags(from_file, from_flags)
     given = [from_file, from_flags] if explicit else [from_flags, from_file]
@@ -1353,6 +1351,12 @@ def overridden_flags(from_file: Layer, from_flags: Layer) -> list[str]:
     return [f"the file of --config takes precedence over {setting.source}"
             for name, setting in from_flags.items()
             if (name in from_file and name != "headers") or (name in KEY_SETTINGS and file_has_key)]
+
+
+def flag_layer(flags: Mapping[str, Any]) -> Layer:
+    """The settings given on the command line."""
+    return {name: Setting(value, "--" + name.replace("_", "-")) for name, value in flags.items()
+            if name in CONFIG_KEYS and value not in (None, False, {})}
 
 
 def first_value(layers: Sequence[Layer], name: str) -> Setting:
@@ -3423,54 +3427,56 @@ def wait_for(done: Callable[[], bool], exchange: Exchange, run: Run) -> None:
 # ---- 12. Reading answers: a file -> images or a Failure ------------------------------------------
 
 def read_response(request: Request, exchange: Exchange, outcome: Outcome) -> Response:
-    """The answer as data, with what it means; its body stays in the file."""
+    """The response as data, with what it means; its body stays in the file."""
     path = exchange.file("answer")
     try:
-        if not os.path.exists(path):  # curl makes the file with the first byte
-            private_file(path).close()
+        private_file(path, 0).close()  # curl makes it only with the first byte
         unpack_file(path, request.most_bytes)
-        return with_meaning(request, Response(path, outcome.status, read_headers(exchange.file("headers")),
-                                              *read_document(path), request.url))
+        headers, document = read_headers(exchange.file("headers")), read_document(path)
+        return with_meaning(request, Response(path, outcome.status, headers, *document, request.url))
     except OSError as error:
         folder = os.path.dirname(path)
         if request.rules.is_free:
             raise setup_failure(f"cannot write {folder}: {reason(error)}", "Make room there.") from None
-        raise Failure("disk", f"the answer could not be written in {os.path.dirname(folder)}: {reason(error)}",
-                      "What came is kept. Make room there and run the same command again: it buys nothing (--fresh "
-                      "does).", collectable=True) from None
+        raise Failure("disk", f"cannot write the reply in {os.path.dirname(folder)}: {reason(error)}",
+                      "What arrived is kept. Make room there and run the same command again to continue at "
+                      "no cost (--fresh buys a new image).", collectable=True) from None
 
 
 def with_meaning(request: Request, response: Response) -> Response:
-    """The answer with what it means. Nothing else judges it: the driver and the providers read this result."""
-    is_good = 200 <= response.status < 300
+    """The response with what it means. Nothing else judges it: driver and providers read this result."""
+    is_good, document = 200 <= response.status < 300, response.document
     if request.rules.is_file:
-        whole = is_good and (request.purpose == "input" or picture_in(response.path)[1])
-        return response._replace(meaning="images" if whole else "nothing" if is_good else "error")
-    document = response.document
+        is_image = is_good and (request.purpose == "input" or picture_in(response.path)[1])
+        return response._replace(meaning="images" if is_image else "broken" if is_good else "error")
     images, stray = images_in(document)
     error = server_error(document)
     beside = {name: json_path(document, name) for name in ("b64_json", "data", "images", "outputs")}
+    task = task_id(document) or (response.status == 202 and response.headers.get("location"))
+    may_be_empty = request.method == "PUT" or request.purpose == "poll"
     meaning = "nothing"
     if not is_good or (error and not find_images(beside)):
         meaning = "error"  # where images stand beside it, it is only a warning
     elif images:
         meaning = "images"
-    elif is_pending(request, response):
+    elif task and (response.status == 202 or task_status(document) in WAITING or request.tasks):
         meaning = "pending"
     elif task_field(document, ("response_url",)):
         meaning = "linked"
+    elif request.purpose != "create" and (may_be_empty or document is not None):
+        meaning = "accepted"  # this step needs no image
     return response._replace(images=tuple(images), stray=stray, error=error, meaning=meaning)
 
 
 def unpack_file(path: str, limit: int) -> None:
-    """Unpack a compressed answer, whatever its headers say; one that unpacks to far too much stays as it is."""
+    """Unpack a compressed body, whatever its headers say; one that unpacks to far too much stays as it is."""
     with open(path, "rb") as packed:
         bits = packing(packed.read(LONG_STRING))
         if not bits:
             return
         size = os.fstat(packed.fileno()).st_size
+        room = min(limit, MAX_UNPACKED * size + BLOCK)
         with private_file(path + ".plain") as plain:
-            room = min(limit, MAX_UNPACKED * size + BLOCK)
             for piece in unpacked((block for _, block in file_blocks(packed, 0, size)), bits):
                 room -= plain.write(piece)
                 if room < 0:
@@ -3482,7 +3488,7 @@ def unpack_file(path: str, limit: int) -> None:
 
 
 def packing(start: bytes) -> int:
-    """How a file that begins like this is compressed, as zlib's wbits: gzip, zlib or raw deflate; 0 when it is not."""
+    """How a file that begins like this is compressed: zlib's wbits (31, 15 or -15), or 0 if it is not."""
     import io
     import zlib
     if is_readable(start) or inspect_picture(io.BytesIO(start)):
@@ -3496,45 +3502,44 @@ def packing(start: bytes) -> int:
 
 
 def is_readable(start: bytes) -> bool:
-    """Whether an answer begins like JSON, a page or events."""
+    """Whether a body begins like JSON, a web page or events."""
     return re.match(rb"(\xef\xbb\xbf)?\s*([{\[<]|(event|data|id|retry)?:)", start) is not None
 
 
 def read_document(path: str) -> tuple[Any, str, bool]:
-    """(JSON with long strings as Spans, "", whether it broke off) or, when the file is no JSON, (None, its first
-    characters, False)."""
+    """(JSON with long strings as Spans, "", whether it broke off), or (None, the first characters, False)."""
     with open(path, "rb") as stream:
         if inspect_picture(stream):
-            return {"data": [Image(path=path)]}, "", False  # some servers answer with the picture itself
+            return {"data": [Image(path=path)]}, "", False  # some servers answer with the image itself
         stream.seek(0)
-        start = stream.read(4000)
+        start = stream.read(HEAD)
         while start.isspace():  # signs of life of a patient gateway
-            start = stream.read(4000)
-        shown = start.decode("utf-8", "replace") + (CUT_MARK if len(start) == 4000 else "")
-        everything = [(0, os.fstat(stream.fileno()).st_size)]
+            start = stream.read(HEAD)
+        text = start.decode("utf-8", "replace") + (CUT_MARK if len(start) == HEAD else "")
         sign = start.lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
         if not is_readable(start) or sign == b"<":
-            return None, shown, False
+            return None, text, False
+        everything = [(0, os.fstat(stream.fileno()).st_size)]
         if sign in (b"{", b"["):
             with suppress(ValueError, RecursionError):
                 return parse_json(stream, everything), "", False
-        document, broken = event_document(stream)
+        document, is_cut_off = event_document(stream)
         if document["events"] or sign not in (b"{", b"["):
-            return document, shown, broken
+            return document, text, is_cut_off
         with suppress(ValueError, RecursionError):
             document = parse_json(stream, everything, broken=True)
             if images_in(document)[0]:
                 return document, "", True
-        return None, shown, False
+        return None, text, False
 
 
-# A text, which may be a long one that stays in the file.
-TEXT = rb'"[^"\\]*(?:\\.[^"\\]*)*"|\{"%s":\[\d+,\d+\]\}'
+# A string, or what stands for a long one that stays in the file.
+STRING = rb'"[^"\\]*(?:\\.[^"\\]*)*"|\{"%s":\[\d+,\d+\]\}'
 
 
 def parse_json(stream: BinaryIO, ranges: Sequence[tuple[int, int]], broken: bool = False) -> Any:
-    """The JSON text in ranges of a file, long strings as Spans. ValueError, RecursionError when it is none.
-    broken: it breaks off, or is no proper JSON; of its last string only whole pictures are left."""
+    """The JSON in ranges of a file, long strings as Spans; ValueError or RecursionError if it is not JSON.
+    broken: it may break off or be malformed; only whole images are left of its last string."""
     mark = os.urandom(8).hex()  # no server can write a Span into its answer
 
     def revive(item: dict[str, Any]) -> Any:
@@ -3542,7 +3547,7 @@ def parse_json(stream: BinaryIO, ranges: Sequence[tuple[int, int]], broken: bool
             return item
         begin, end = item[mark]
         if broken and end == ranges[-1][1]:
-            return whole_pictures(stream, begin, end)
+            return whole_images(stream, begin, end)
         stream.seek(begin)
         span = Span(stream.name, begin, end, stream.read(min(HEAD, end - begin)).decode("latin-1"))
         links = () if span.is_image() else occurrences(stream, b"data:image", begin, end)
@@ -3552,20 +3557,20 @@ def parse_json(stream: BinaryIO, ranges: Sequence[tuple[int, int]], broken: bool
     text = json_skeleton(blocks, mark, broken)
     if not broken:
         return load_json(text, revive)
-    one = TEXT % mark.encode()
-    for whole in completed(text, one):
+    string = STRING % mark.encode()
+    for closed in completed(text, string):
         with suppress(ValueError):
-            return load_json(whole, revive)
-    members = re.findall(rb'("[^"\\]{1,40}")\s*:\s*(' + one + b")", text, re.DOTALL)
+            return load_json(closed, revive)
+    members = re.findall(rb'("[^"\\]{1,40}")\s*:\s*(' + string + b")", text, re.DOTALL)
     if not members:
-        raise ValueError("no JSON")
+        raise ValueError("not JSON")
     return {"data": [load_json(b"{%s:%s}" % pair, revive) for pair in members]}
 
 
-def completed(text: bytes, one: bytes) -> tuple[bytes, bytes]:
-    """JSON text that breaks off or goes on behind its end (one: a text in it), closed: all, or its whole members."""
+def completed(text: bytes, string: bytes) -> tuple[bytes, bytes]:
+    """JSON that breaks off or goes on after its end, closed: all of it, and its whole members only."""
     closing, last = bytearray(), 0
-    for token in re.finditer(one + rb"|[][{},]", text, re.DOTALL):
+    for token in re.finditer(string + rb"|[][{},]", text, re.DOTALL):
         sign = token.group()
         closing += {b"{": b"}", b"[": b"]"}.get(sign, b"")
         if sign in (b"}", b"]"):
@@ -3578,16 +3583,16 @@ def completed(text: bytes, one: bytes) -> tuple[bytes, bytes]:
 
 
 def load_json(text: bytes, revive: Callable[[dict[str, Any]], Any] | None = None) -> Any:
-    """A stranger's JSON made harmless: no half characters, no number that JSON cannot write, no endless depth."""
+    """A stranger's JSON made harmless: no half characters, no number that JSON lacks, no endless depth."""
     from math import inf
     return tidy(json.loads(text.decode("utf-8-sig", "replace"), strict=False, object_hook=revive,
-                           parse_float=lambda text: None if float(text) in (inf, -inf) else float(text),
-                           parse_int=lambda digits: int(digits[:40]),  # nobody needs a number of a million digits
+                           parse_float=lambda digits: None if float(digits) in (inf, -inf) else float(digits),
+                           parse_int=lambda digits: int(digits[:40]),  # nobody needs a million digits
                            parse_constant=lambda name: None))
 
 
 def tidy(value: Any, depth: int = MAX_DEPTH) -> Any:
-    """The value with whole characters only, as no file and no terminal takes halves; cut at a depth."""
+    """The value without half characters, which no file and no terminal accepts, and cut off at this depth."""
     if isinstance(value, dict):
         return {tidy(name): tidy(item, depth - 1) for name, item in value.items()} if depth else None
     if isinstance(value, list):
@@ -3595,8 +3600,8 @@ def tidy(value: Any, depth: int = MAX_DEPTH) -> Any:
     return value.encode("utf-8", "replace").decode("utf-8") if isinstance(value, str) else value
 
 
-def whole_pictures(stream: BinaryIO, begin: int, end: int) -> list[Image]:
-    """The pictures in a text that breaks off, base64 or Markdown, whose end marks came; in files of their own."""
+def whole_images(stream: BinaryIO, begin: int, end: int) -> list[Image]:
+    """The complete images in a text that breaks off, base64 or Markdown, each in a file of its own."""
     starts = list(occurrences(stream, b"data:image", begin, end))[:MAX_MEMBERS] or [begin]
     images = [Image(path=f"{stream.name}.picture-{start}") for start in starts]
     for start, image in zip(starts, images):
@@ -3617,14 +3622,14 @@ def file_blocks(stream: BinaryIO, begin: int, end: int) -> Iterator[tuple[int, b
 
 
 def occurrences(stream: BinaryIO, mark: bytes, begin: int, end: int) -> Iterator[int]:
-    """Where the mark stands in a range of a file."""
+    """The positions of the mark in a range of a file."""
     tail = b""
     for offset, block in file_blocks(stream, begin, end):
         text, base = tail + block, offset - len(tail)
-        found = text.find(mark)
-        while found >= 0:
-            yield base + found
-            found = text.find(mark, found + 1)
+        position = text.find(mark)
+        while position >= 0:
+            yield base + position
+            position = text.find(mark, position + 1)
         tail = text[max(0, len(text) + 1 - len(mark)):]
 
 
@@ -3632,8 +3637,8 @@ STRING_MARK, OPENING_QUOTE = re.compile(rb'["\\]'), re.compile(rb'"')
 
 
 def json_skeleton(blocks: Iterable[tuple[int, bytes]], mark: str, broken: bool = False) -> bytes:
-    """JSON text in which every string longer than 64 KB is replaced by {mark: [start, end]} in the file; in broken
-    text also the last one, when its closing quote is missing."""
+    """JSON in which {mark: [start, end]}, the place in the file, stands for every string longer than 64 KB.
+    broken: also for the last one, if its closing quote is missing."""
     skeleton, opened = bytearray(), -1  # opened: where the current string begins in the file
     kept = 0  # where the current string begins in the skeleton
     skip = 0  # bytes of an escape that continues in the next block
@@ -3680,12 +3685,12 @@ class Event(NamedTuple):
 
     @property
     def is_preview(self) -> bool:
-        """Whether its picture is one in the making; any other is a finished one, whatever its vendor calls it."""
+        """Whether its image is not finished yet; any other is a result, whatever its vendor calls it."""
         return self.kind.endswith("partial_image")
 
 
 def read_events(stream: BinaryIO, begin: int = 0, growing: bool = False) -> Iterator[Event]:
-    """The events of an answer; of one that still grows only the complete ones."""
+    """The events in a file; while it grows, only the complete ones."""
     name, ranges, end = "", [], begin
     for start, end in file_lines(stream, begin, growing):
         stream.seek(start)
@@ -3695,7 +3700,7 @@ def read_events(stream: BinaryIO, begin: int = 0, growing: bool = False) -> Iter
             ranges.append((start + line.index(b"data:") + 5, end))
         elif head.startswith(b"event:"):
             name = head[6:].strip().decode("utf-8", "replace")
-        elif head.startswith(b"{"):  # JSON lines without a word around
+        elif head.startswith(b"{"):  # lines of JSON alone
             yield from events_of(stream, "", [(start, end)], end, not growing)
         elif not head:
             yield from events_of(stream, name, ranges, end)
@@ -3706,8 +3711,8 @@ def read_events(stream: BinaryIO, begin: int = 0, growing: bool = False) -> Iter
 
 def events_of(stream: BinaryIO, name: str, ranges: Sequence[tuple[int, int]], end: int,
               last: bool = False) -> Iterator[Event]:
-    """The event of some data lines; each is one of its own where they make no sense together. data is None for
-    [DONE] and for what nobody can read. last: it may have broken off."""
+    """The event in some data lines, or one for each line where they make no sense together.
+    data is None for [DONE] and for what is not JSON. last: the last line may have broken off."""
     with suppress(ValueError, RecursionError):
         yield Event(name, parse_json(stream, ranges), end)
         return
@@ -3722,10 +3727,10 @@ def events_of(stream: BinaryIO, name: str, ranges: Sequence[tuple[int, int]], en
 
 
 def file_lines(stream: BinaryIO, begin: int, growing: bool) -> Iterator[tuple[int, int]]:
-    """(start, end) of each line; the last one without a line break only in a file that is complete."""
+    """(start, end) of each line; an unfinished last line counts only in a file that is complete."""
     stream.seek(0)
-    mark = b"\r" if re.search(rb"\r[^\n]", stream.read(4000)) else b"\n"
-    start, size, number = begin, os.fstat(stream.fileno()).st_size, 0
+    mark = b"\r" if re.search(rb"\r[^\n]", stream.read(HEAD)) else b"\n"
+    start, size = begin, os.fstat(stream.fileno()).st_size
     for number, position in enumerate(occurrences(stream, mark, begin, size)):
         yield start, position + 1
         start = position + 1
@@ -3736,68 +3741,61 @@ def file_lines(stream: BinaryIO, begin: int, growing: bool) -> Iterator[tuple[in
 
 
 def event_document(stream: BinaryIO) -> tuple[dict[str, Any], bool]:
-    """(an event stream as the plain answer that it stands for: the finished images, else its error, and all events;
-    whether it broke off)."""
+    """(a stream as one plain response: finished images, else its error, and all events; is it cut off?)."""
     finished: list[tuple[str, Image]] = []  # with the kinds of their events
     events: list[Any] = []
     words, usage, error, broken = "", None, None, False
     for event in read_events(stream):
         data, broken = event.data if isinstance(event.data, dict) else {}, broken or event.broken
-        failed = data.get("error") or json_path(data, "response", "error") or (data if event.kind == "error" else None)
+        failed = data.get("error") or json_path(data, "response", "error") or (event.kind == "error" and data)
         error = failed or error
         if not failed and not event.is_preview:
-            finished += [(event.kind, found) for found in find_images(event.data)]
-            words += chat_words(data)
+            finished += [(event.kind, image) for image in find_images(event.data)]
+            choices = data.get("choices")  # of a chat
+            piece = json_path(choices[0], "delta", "content") if isinstance(choices, list) and choices else ""
+            words += piece if isinstance(piece, str) else ""
         usage = data.get("usage") or json_path(data, "response", "usage") or usage
-        events += [] if event.data is None else [{"type": event.kind} if event.is_preview else event.data]
-    if not finished:
-        finished = [("", found) for found in pictures_in_words(words)]
+        if event.data is not None:
+            events.append({"type": event.kind} if event.is_preview else event.data)
+    finished = finished or [("", image) for image in images_in_words(words)]
     if error and not finished:
         return {"error": error, "events": events}, broken
-    return {"data": told_once(finished), "usage": usage, "events": events}, broken
+    return {"data": without_repeats(finished), "usage": usage, "events": events}, broken
 
 
-def chat_words(data: Mapping[str, Any]) -> str:
-    """The piece of text in one event of a chat."""
-    choices = data.get("choices")
-    piece = json_path(choices[0], "delta", "content") if isinstance(choices, list) and choices else ""
-    return piece if isinstance(piece, str) else ""
-
-
-def told_once(finished: Sequence[tuple[str, Image]]) -> list[Image]:
-    """The images of a stream without those that an event of another kind tells again, as a last summary does."""
+def without_repeats(finished: Sequence[tuple[str, Image]]) -> list[Image]:
+    """The images of a stream without those that an event of another kind repeats, as a final summary does."""
     import hashlib
     kinds: dict[bytes, str] = {}
     images = []
-    several = len({kind for kind, _ in finished}) > 1
     for kind, image in finished:
         content = (image.path or image.url).encode() or b"".join(
-            hashlib.sha256(block).digest() for block in base64_blocks(image.base64) if several)
+            hashlib.sha256(block).digest() for block in base64_blocks(image.base64))
         if kinds.setdefault(content, kind) == kind:
             images.append(image)
     return images
 
 
-# Where relays put images, in the order of search; the first place that holds any wins.
+# Where relays put images, in the order of search; the first member that holds any wins.
 IMAGE_KEYS = ("b64_json", "url", "image_url", "data", "images", "result", "outputs", "output", "resultJson",
               "resultUrls", "choices", "message", "delta", "content", "text", "item", "response", "body")
 # A URL, or base64 that begins like a PNG, JPEG, WebP, GIF or SVG.
 DATA_URL = r"(?i:data:[\w./+-]*[;,])"
-PICTURE_START = DATA_URL + r"|(?:iVBORw0KGgo|/9j/|UklGR|R0lGOD|PHN2Zy|PD94bW)[A-Za-z0-9+/_=\s-]{20}"
-PLAIN_IMAGE = rf"\s*(?:(?i:https?://)|{PICTURE_START})"
+IMAGE_START = DATA_URL + r"|(?:iVBORw0KGgo|/9j/|UklGR|R0lGOD|PHN2Zy|PD94bW)[A-Za-z0-9+/_=\s-]{20}"
+PLAIN_IMAGE = rf"\s*(?:(?i:https?://)|{IMAGE_START})"
 IMAGE_END = r"\.(?:png|jpe?g|webp|gif|svg)(?![\w/.-])(?:[?#][^\s<>()\"'\\]*)?"
 IMAGE_PATH = r"(?://[^\s/]+/)?[^\s<>\"\\:]*" + IMAGE_END  # of an address without a host
 ANY_PATH = r"\.{0,2}[/?][^\s<>\"\\]+|[^\s<>\"\\:]+/[^\s<>\"\\]*|" + IMAGE_PATH  # where only an address can be
 # A data: URL, an address in angle brackets, or a plain one, which may hold brackets.
 MARKDOWN_LINK = (r"\]\(\s{0,9}(?:<?(data:image/[^()>\"'\\]*)(?=[)>\"'])|<([^<>\s][^<>\r\n]*)>|"
                  r"((?:[^\s()<>]|\([^\s()<>]*\))+)(?=[\s)]))")
-PICTURE_ADDRESS = r"(?i)https?://[^\s/<>()\"'\\]+/[^\s<>()\"'\\:]*" + IMAGE_END  # in words
-# Under such names an answer repeats what it was asked, or shows what is no result.
-NO_RESULT = r"(?i)prompt|input|mask|source_image|init|reference|request|partial|preview|thumb|avatar|logo|icon"
+IMAGE_ADDRESS = r"(?i)https?://[^\s/<>()\"'\\]+/[^\s<>()\"'\\:]*" + IMAGE_END  # in words
+# Members with such names repeat the request, or show what is not a result.
+NO_RESULT = "(?i)prompt|input|mask|source_image|init|reference|request|partial|preview|thumb|avatar|logo|icon"
 
 
 def images_in(document: Any) -> tuple[list[Image], bool]:
-    """(the images of an answer, whether they stood under names that are not known)."""
+    """(the images in a response, whether they stood under unknown names)."""
     waiting = task_status(document) in WAITING
     images = [image for image in find_images(document) if not waiting or not image.is_relative()]
     strays = [] if images or waiting else find_images(document, stray=True)
@@ -3805,8 +3803,7 @@ def images_in(document: Any) -> tuple[list[Image], bool]:
 
 
 def find_images(node: Any, depth: int = 12, name: str = "", stray: bool = False) -> list[Image]:
-    """The images in an answer; null and empty ones are absent. name: of the member that holds node. stray: look
-    under names that nobody has told us of, too."""
+    """The images in a response. name: of the member that holds node. stray: look under unknown names too."""
     if depth and isinstance(node, list):
         return [image for item in node for image in find_images(item, depth - 1, name, stray)]
     if isinstance(node, Image):
@@ -3831,60 +3828,56 @@ def image_text(text: str | Span, name: str) -> list[Image]:
     return [Image(url=text)] if is_path else []
 
 
-def images_under(key: str, value: Any, depth: int, stray: bool = False) -> list[Image]:
-    """The images of one member of an object."""
+def images_under(key: str, value: Any, depth: int, stray: bool) -> list[Image]:
+    """The images in one member of an object."""
     if key == "b64_json" and value and isinstance(value, (str, Span)):
         return [Image(base64=value)]
     if key in ("content", "text") and isinstance(value, (str, Span)) and not stray:
-        return pictures_in_words(value)
+        return images_in_words(value)
     return find_images(inner_json(value) if key in ("resultJson", "body") else value, depth, key, stray)
 
 
-def pictures_in_words(text: str | Span) -> list[Image]:
-    """The images that a text with Markdown shows, in their order."""
-    if isinstance(text, str):
-        return [image for _, image in markdown_images(text)]
-    found = {start: Image(base64=text._replace(start=start)) for start in text.links}
-    found.update((text.start + start, image) for start, image in markdown_images(text.head) if image.url)
-    return [image for _, image in sorted(found.items())]
-
-
-def markdown_images(text: str) -> Iterator[tuple[int, Image]]:
-    """(position, image) of each image in a text with Markdown; its description may hold brackets."""
-    last = 0
-    for match in re.finditer(MARKDOWN_LINK, text):
-        is_image, last = "![" in text[last:match.start()], match.end()
+def images_in_words(text: str | Span) -> list[Image]:
+    """The images that a text with Markdown shows, in their order; a description may hold brackets."""
+    words, start, last = (text, 0, 0) if isinstance(text, str) else (text.head, text.start, 0)
+    images: dict[int, Image] = {}
+    if isinstance(text, Span):
+        images = {link: Image(base64=text._replace(start=link)) for link in text.links}
+    for match in re.finditer(MARKDOWN_LINK, words):
         inline, angled, plain = match.groups()
-        if inline:
-            yield match.start(1), Image(base64=re.sub(r"\s", "", inline))
-        elif is_image:
-            yield match.start(), Image(url=angled or plain)
+        if inline and isinstance(text, str):
+            images[match.start(1)] = Image(base64=re.sub(r"\s", "", inline))
+        elif not inline and "![" in words[last:match.start()]:
+            images[start + match.start()] = Image(url=angled or plain)
+        last = match.end()
+    return [image for _, image in sorted(images.items())]
 
 
 def stray_images(text: str | Span) -> list[Image]:
-    """Whatever begins like a picture; a link needs an image's suffix."""
-    shown = (text.head if isinstance(text, Span) else text.strip()).replace("\\/", "/")
-    if re.match(PICTURE_START, shown):
+    """Whatever begins like an image; a link needs an image's suffix."""
+    words = (text.head if isinstance(text, Span) else text.strip()).replace("\\/", "/")
+    if re.match(IMAGE_START, words):
         return [Image(base64=text)]
-    links = dict.fromkeys(re.findall(PICTURE_ADDRESS, shown))
-    return pictures_in_words(text) or [Image(url=link) for link in links]
+    links = dict.fromkeys(re.findall(IMAGE_ADDRESS, words))
+    return images_in_words(text) or [Image(url=link) for link in links]
 
 
 def inner_json(value: Any) -> Any:
-    """JSON inside a string, None when it is none; any other value as it is."""
+    """The JSON inside a string, None when it is not JSON; any other value as it is."""
     with suppress(ValueError, RecursionError):
         return load_json(value.encode()) if isinstance(value, str) else value
     return None
 
 
-WAITING = ("pending", "submitted", "queued", "queuing", "in_queue", "created", "waiting", "starting", "processing",
-           "in_progress", "generating", "running")
-FAILED = ("failed", "fail", "error", "generate_failed", "create_task_failed", "canceled", "cancelled", "timeout")
+WAITING = ("pending", "submitted", "queued", "queuing", "in_queue", "created", "waiting", "starting",
+           "processing", "in_progress", "generating", "running")
+FAILED = ("failed", "fail", "error", "generate_failed", "create_task_failed", "canceled", "cancelled",
+          "timeout")
 DONE = ("completed", "complete", "success", "succeeded", "finished")
 
 
 def task_field(document: Any, names: Sequence[str]) -> str:
-    """The first of these members that an answer has: at the top, in data, or in data's first item."""
+    """The first of these members that a response has: at the top, in data, or in data's first item."""
     data = json_path(document, "data")
     nodes = (document, data, data[0] if isinstance(data, list) and data else None)
     values = [json_path(node, name) for name in names for node in nodes]
@@ -3892,7 +3885,7 @@ def task_field(document: Any, names: Sequence[str]) -> str:
 
 
 def task_id(document: Any) -> str:
-    """The id of the task that an answer speaks of."""
+    """The id of the task that a response speaks of."""
     return task_field(document, ("task_id", "taskId", "id", "request_id"))
 
 
@@ -3901,22 +3894,14 @@ def task_status(document: Any) -> str:
     return task_field(document, ("status", "state")).lower()
 
 
-def is_pending(request: Request, response: Response) -> bool:
-    """Whether an answer without images speaks of a task, with a word (or a 202) that says wait."""
-    task = task_id(response.document) or (response.status == 202 and response.headers.get("location"))
-    waiting = response.status == 202 or task_status(response.document) in WAITING
-    return bool(task) and (waiting or request.tasks)
-
-
 def server_error(document: Any) -> ServerError | None:
-    """The error of an answer, None when it holds none."""
-    if not isinstance(document, dict):
-        return None
-    return next(filter(None, (envelope(document) for envelope in ENVELOPES)), None)
+    """The error in a response, None when there is none."""
+    errors = (envelope(document) for envelope in ENVELOPES if isinstance(document, dict))
+    return next(filter(None, errors), None)
 
 
 def forwarded_error(document: dict[str, Any]) -> ServerError | None:
-    """RunAPI: `{"response": {"status": 400, "body": ...}}` around another server's answer."""
+    """RunAPI: `{"response": {"status": 400, "body": ...}}` around another server's response."""
     status, body = json_path(document, "response", "status"), json_path(document, "response", "body")
     if not isinstance(status, int) or status < 400:
         return None
@@ -3929,26 +3914,27 @@ def error_object(document: dict[str, Any]) -> ServerError | None:
     error = document.get("error") or json_path(document, "data", "error")
     if not isinstance(error, dict) or not any(error.values()):  # some relays always have the member
         return None
-    told = as_text(error.get("message") or error.get("msg") or error)
+    message = as_text(error.get("message") or error.get("msg") or error)
     stage = as_text(json_path(error, "moderation_details", "moderation_stage"))
-    return ServerError(told + flagged(error, stage), as_text(error.get("code")) or error_code(document),
-                       as_text(error.get("type")), stage)
+    code = as_text(error.get("code")) or error_code(document)
+    return ServerError(message + flagged(error, stage), code, as_text(error.get("type")), stage)
 
 
 def error_text(document: dict[str, Any]) -> ServerError | None:
     """`{"error": "..."}`, with details in an object `errors` (both RunAPI), or a text inside data."""
     error = document.get("error") or json_path(document, "data", "error")
+    message = "" if isinstance(error, dict) else as_text(error)
     if isinstance(document.get("errors"), dict):
-        error = f"{as_text(None if isinstance(error, dict) else error)}: {as_text(document['errors'])}"
-    told = "" if isinstance(error, dict) else as_text(error)
-    return ServerError(told, error_code(document)) if told else None
+        message = f"{message}: {as_text(document['errors'])}"
+    return ServerError(message, error_code(document)) if message else None
 
 
 def error_status(document: dict[str, Any]) -> ServerError | None:
     """Kie, one-api and others: `{"code": 422, "msg": "..."}`, or a task whose status says that it failed."""
-    told, code = task_field(document, ("failMsg", "errorMessage", "message", "msg", "detail")), error_code(document)
-    if (told and re.fullmatch(r"[45]\d\d", code)) or task_status(document) in FAILED:
-        return ServerError(told or f"the task ended as {task_status(document)}", code)
+    message = task_field(document, ("failMsg", "errorMessage", "message", "msg", "detail"))
+    code, status = error_code(document), task_status(document)
+    if (message and re.fullmatch(r"[45]\d\d", code)) or status in FAILED:
+        return ServerError(message or f"the task ended as {status}", code)
     return None
 
 
@@ -3956,106 +3942,92 @@ ENVELOPES = (forwarded_error, error_object, error_text, error_status)  # the fir
 
 
 def error_code(document: Any) -> str:
-    """The code that stands beside an error's message; what says that all is well is none."""
+    """The code beside an error's message; one that says that all is well does not count."""
     code = task_field(document, ("code", "error_code", "errorCode", "failCode"))
     return "" if re.fullmatch(r"(?i)0|2\d\d|ok|success", code) else code
 
 
 def flagged(error: Mapping[str, Any], stage: str) -> str:
-    """What OpenAI, or Azure inside, says about a moderated picture: the stage and the categories."""
+    """What OpenAI, or Azure inside, says about moderation: the stage and the categories."""
     inner = json_path(error, "innererror") or json_path(error, "inner_error")
-    found = (json_path(error, "moderation_details", "categories") or json_path(inner, "content_filter_result")
+    terms = (json_path(error, "moderation_details", "categories") or json_path(inner, "content_filter_result")
              or json_path(inner, "content_filter_results"))
-    if isinstance(found, dict):
-        found = [name for name, item in found.items() if item is True or json_path(item, "filtered") is True]
-    names = ", ".join(map(as_text, found)) if isinstance(found, list) else as_text(found)
+    if isinstance(terms, dict):
+        terms = [name for name, item in terms.items() if item is True or json_path(item, "filtered") is True]
+    names = ", ".join(map(as_text, terms)) if isinstance(terms, list) else as_text(terms)
     words = [f"{name}: {text}" for name, text in (("stage", stage), ("categories", names)) if text]
     return f" ({'; '.join(words)})" if words else ""
 
 
 MODERATION_CODES = ("moderation_blocked", "content_policy_violation", "contentfilter", "content_filter")
 MODERATION_WORDS = ("safety system", "safety_violations", "moderation", "content policy")
-# Codes and words of OpenAI, one-api, new-api, sub2api and others (their sources, 2026-11), blanks between words.
+# Codes and words of OpenAI, one-api, new-api, sub2api and others (their sources, 2026-11), one blank apart.
 QUOTA_WORDS = (r"\binsufficient (\w+ ){0,3}(quota|balance|credits?|funds?)\b|\b(not enough|no|out of) "
                r"(quota|balance|credits?|funds?)\b|\b(quota|balance|credits?|funds?) (\w+ ){0,3}"
-               r"(not enough|insufficient|exhausted|used up|too low)\b|billing (hard )?limit|token quota failed|"
-               r"(spend|usage) limit exceeded|^quota exceeded\b|额度不足|余额不足")
+               r"(not enough|insufficient|exhausted|used up|too low)\b|billing (hard )?limit|"
+               r"token quota failed|(spend|usage) limit exceeded|^quota exceeded\b|额度不足|余额不足")
 # A relay or gateway that asked nobody: the same sources, and Cloudflare's list of 5xx errors, read 2026-11.
 UNREACHED = (521, 523, 525, 526, 530)
-UNREACHED_WORDS = (r"^(model not found|get channel failed|channel no available key)\b|无可用|\bno (channel|account|"
-                   r"provider|deployment|server|auth)s? (is |are )?available|\bno (available|healthy|live|allowed|"
-                   r"enabled) (\w+ ){0,3}(channel|account|provider|deployment|upstream|server|backend|auth)")
+UNREACHED_WORDS = (r"^(model not found|get channel failed|channel no available key)\b|无可用|\bno "
+                   r"(channel|account|provider|deployment|server|auth)s? (is |are )?available|\bno "
+                   r"(available|healthy|live|allowed|enabled) (\w+ ){0,3}"
+                   r"(channel|account|provider|deployment|upstream|server|backend|auth)")
 
 
 def answer_failure(request: Request, response: Response) -> Failure | None:
-    """The failure that an answer means, None for a usable one."""
-    if is_usable(request, response):
+    """The failure that a response means, None for a usable one."""
+    if response.meaning not in ("error", "nothing"):
         return None
+    document = response.document
     error = response.error or ServerError(
-        page_title(response.text) or task_field(response.document, ("message", "msg", "detail", "errorMessage"))
-        or as_text(json_path(response.document, "detail")) or nothing_usable(response),
-        error_code(response.document))
+        task_field(document, ("message", "msg", "detail", "errorMessage"))
+        or as_text(json_path(document, "detail")) or nothing_usable(response), error_code(document))
     kind = refusal_kind(response, error)
     if kind == "redirect":
         error = error._replace(message=f"it points to {response.headers.get('location', 'nowhere')}")
     billed, next_step, hint = "", "", better_hint(request, response, kind, error) or None
-    base = base_lacking_v1(request.url) if kind in ("web_page", "not_found") else ""
-    if base:
-        billed, hint = "no", f"The base URL may lack /v1. Try: --base-url {base}/v1"
+    base = re.sub(API_PATH, "", request.url)
+    if kind in ("web_page", "not_found") and base != request.url and not re.search(r"/v\d+$", base):
+        billed, hint = "no", f"The base URL may be missing /v1. Try: --base-url {base}/v1"
     elif kind == "moderation" and error.stage == "output":
-        billed, next_step, hint = "maybe", "", None  # it was looked at after it had been drawn
+        billed = "maybe"  # what was refused is the finished image
     if request.rules.is_free or (kind == "task_failed" and request.free_failures):
         billed, next_step = "no", "again" if kind == "task_failed" else ""
     message = f"HTTP {response.status} from {host_of(request.url)}: {error.message.strip().rstrip('.')}"
-    ids = [response.headers[name] for name in ("x-request-id", "x-runapi-task-id") if name in response.headers]
-    return Failure(kind, message, hint, billed, next_step=next_step, http_status=response.status, code=error.code,
-                   request_id=" ".join(ids))
-
-
-def is_usable(request: Request, response: Response) -> bool:
-    """Whether an answer brings the provider on."""
-    if response.meaning != "nothing":
-        return response.meaning != "error"
-    if request.rules.is_file:
-        return True  # failure_of says what is wrong with it
-    told = response.document is not None or request.method == "PUT" or request.purpose == "poll"
-    return request.purpose != "create" and told
-
-
-def base_lacking_v1(url: str) -> str:
-    """The base URL of a request if it does not end in /v1 or the like, else an empty text."""
-    base = re.sub(API_PATH, "", url)
-    return "" if base == url or re.search(r"/v\d+$", base) else base
+    ids = (response.headers.get(name, "") for name in ("x-request-id", "x-runapi-task-id"))
+    return Failure(kind, message, hint, billed, next_step=next_step, http_status=response.status,
+                   code=error.code, request_id=" ".join(filter(None, ids)))
 
 
 def better_hint(request: Request, response: Response, kind: str, error: ServerError) -> str:
-    """What to do, where the request tells more than the kind of refusal; else an empty text."""
+    """What to do, where more is known than the kind of refusal; else an empty text."""
     if "Transparent background is not supported" in error.message:
         return "Leave --background out, or try --model gpt-image-2.5-flare."
     if kind == "web_page" and re.search(r"/v\d+/(images/\w+|models)$", request.url):
-        return "Check --base-url: a web server answers there, not an API."
+        return "Check --base-url: it points at a website, not an API."
     if kind == "key" and not any(re.search(SECRET_HEADER, name) for name, _ in request.headers):
-        return "None is set: set GPT_IMAGE2_API_KEY, or run: " + own_command("config --init")
-    asked = server_pause(response.headers, error.message)
-    if KINDS[kind].retryable and asked and asked > 60:
-        return f"Wait {asked:.0f} s, as the server asks, then run the same command again."
+        return "No key is set: set GPT_IMAGE2_API_KEY, or run: " + own_command("config --init")
+    seconds = server_pause(response.headers, error.message) or 0
+    if KINDS[kind].retryable and seconds > 60:
+        return f"Wait {seconds:.0f} s, as the server asks, then run the same command again."
     if kind == "too_large" and request.form:
         return f"{sum(part.bytes for part in request.form) / 1e6:.1f} MB were sent. {KINDS[kind].hint}"
     return ""
 
 
 def refusal_kind(response: Response, error: ServerError) -> str:
-    """The kind of failure that an answer is: codes and words first, the HTTP status last."""
+    """The kind of failure that a response is: codes and words first, the HTTP status last."""
     status, code = response.status, error.code.lower()
     if status == 200 and re.fullmatch(r"[45]\d\d", code):
         status = int(code)  # some relays put the status there
     words = f"{error.type} {error.message}".lower()
-    page = response.document is None and "<" in response.text
-    told = status < 500 and "invalid" not in code and any(word in words for word in MODERATION_WORDS)
-    if code in MODERATION_CODES or told:
+    is_page = response.document is None and "<" in response.text
+    has_failed = task_status(response.document) in FAILED
+    by_words = status < 500 and "invalid" not in code and any(word in words for word in MODERATION_WORDS)
+    if code in MODERATION_CODES or by_words:
         return "server" if "temporarily blocked" in words else "moderation"
-    said = status >= 300 or (task_status(response.document) not in FAILED and response.error)
-    plain = re.sub(r"[\W_]+", " ", f"{code} {words}" if said else code)  # a good answer may repeat the prompt
+    may_repeat_prompt = status < 300 and (has_failed or not response.error)
+    plain = re.sub(r"[\W_]+", " ", code if may_repeat_prompt else f"{code} {words}")
     if status == 402 or re.search(QUOTA_WORDS, plain):
         return "quota"
     if "organization must be verified" in words:
@@ -4067,36 +4039,32 @@ def refusal_kind(response: Response, error: ServerError) -> str:
     if status in UNREACHED or (status >= 500 and re.search(UNREACHED_WORDS, plain)):
         return "unavailable"
     if status == 403:
-        return "blocked" if page or "error code: 1010" in words else "forbidden"
+        return "blocked" if is_page or "error code: 1010" in words else "forbidden"
     if status < 300:
-        return "web_page" if page else "task_failed" if task_status(response.document) in FAILED else "no_image"
+        return "web_page" if is_page else "task_failed" if has_failed else "no_image"
     by_status = {401: "key", 404: "not_found", 405: "not_found", 413: "too_large", 429: "rate_limit",
                  408: "gateway", 502: "gateway", 504: "gateway", 522: "gateway", 524: "gateway"}
     return by_status.get(status, "redirect" if status < 400 else "refused" if status < 500 else "server")
 
 
-def page_title(text: str) -> str:
-    """The title of an HTML page that came instead of an answer."""
-    import html
-    match = re.search(r"<title[^>]*>([^<]*)", text, re.IGNORECASE)
-    return f"a web page titled {html.unescape(match.group(1)).strip()!r}" if match else ""
-
-
 def nothing_usable(response: Response) -> str:
     """What came instead of an image, shortened."""
+    import html
+    title = re.search(r"(?i)<title[^>]*>([^<]*)", response.text)
+    if title:
+        return f"a web page titled {html.unescape(title[1]).strip()!r}"
     events = json_path(response.document, "events")
-    shown = as_text(response.document if events is None else events or response.text) or response.text
-    if re.search(UNQUOTABLE + "|\ufffd", shown[:100]):
-        shown = f"{os.path.getsize(response.path)} bytes that are no text"
-    told = "no image in the answer" if events is None else "the stream ended without a finished image"
-    return f"{told}: {shown}" if shown.strip() else "an empty answer"
+    content = as_text(response.document if events is None else events or response.text) or response.text
+    if re.search(UNQUOTABLE + "|\ufffd", content[:100]):
+        content = f"{os.path.getsize(response.path)} bytes that are not text"
+    fault = "no image in the reply" if events is None else "the stream ended without a finished image"
+    return f"{fault}: {content}" if content.strip() else "an empty reply"
 
 
 def usage_cost(document: Any) -> tuple[dict[str, Any] | None, float | None]:
     """(usage, US dollars): what the server says it cost, else its token counts at OpenAI's list price."""
-    body = inner_json(json_path(document, "response", "body"))
-    found = (json_path(node, "usage") for node in (document, json_path(document, "data"), body))
-    usage = next((node for node in found if isinstance(node, dict)), None)
+    nodes = (document, json_path(document, "data"), inner_json(json_path(document, "response", "body")))
+    usage = next((node["usage"] for node in nodes if isinstance(json_path(node, "usage"), dict)), None)
     if usage is None:
         return None, None
     if type(usage.get("cost")) in (int, float):
@@ -4113,61 +4081,69 @@ def usage_cost(document: Any) -> tuple[dict[str, Any] | None, float | None]:
 def save_images(images: Sequence[Image | Failure], job: Job, folder: Folder, run: Run) -> None:
     """Every image under its own name; one that cannot be saved does not stop the others."""
     from itertools import chain, count
-    numbers = count(1) if len(images) > 1 else chain([0], count(2))
+    numbers = count(1) if len(images) > 1 else chain([0], count(2))  # 0: the name alone
     problems = []
     for index, image in enumerate(images, 1):
         try:
             if isinstance(image, Failure):
                 raise image
             run.result.saved.append(save_image(image, index, job.target, numbers, folder))
-        except OSError as error:
-            problems.append(Failure("save", f"an image could not be saved in {job.target.folder}: {reason(error)}",
-                                    collectable=True))
-        except Failure as failure:
-            problems.append(failure)
+        except (OSError, Failure) as error:
+            text = f"cannot save an image in {job.target.folder}: {reason(error)}"
+            problems.append(error if isinstance(error, Failure) else Failure("save", text, collectable=True))
     if problems:
         worst = max(problems, key=lambda failure: failure.exit_code)
         worst.collectable = any(failure.collectable for failure in problems)
         raise worst
     if len(images) < job.n:
-        run.console.warn(f"{job.n} images were asked for, {len(images)} came back")
+        run.console.warn(f"only {len(images)} of the {job.n} images came back")
 
 
 def save_image(image: Image, index: int, target: Target, numbers: Iterator[int], folder: Folder) -> Saved:
     """Decode into a temporary file in the target's folder, verify it, then give it its name.
-
-    An earlier run may have been killed at any line of this: what it has finished is found, not done again.
-    """
+    An earlier run may have been killed at any line of this: what it has finished is found, not done again."""
     part = os.path.join(target.folder, f".{os.path.basename(folder.path)}-{index}.part")
     path = folder.saved_before(index)
     if not path:
-        path = path_given_before_kill(part, target) or save_new(image, part, target, numbers, folder.saved_paths())
+        path = path_given_before_kill(part, target)
+        path = path or save_new(image, part, target, numbers, folder.saved_paths())
         folder.remember_saved(index, path)
     discard(part)
-    sync_folder(target.folder)
-    picture, whole = picture_in(path)
-    if picture is None or not whole:
-        raise Failure("broken_image", f"the image broke off in the middle; what came is in {path}", billed="yes")
+    with suppress(OSError):  # new names survive a loss of power, where the system can (not on Windows)
+        handle = os.open(target.folder, os.O_RDONLY)
+        with suppress(OSError):
+            os.fsync(handle)
+        os.close(handle)
+    picture, is_whole = picture_in(path)
+    if picture is None or not is_whole:
+        raise Failure("broken_image", f"the image is incomplete; what came of it is in {path}", billed="yes")
     return Saved(path, os.path.getsize(path), picture)
 
 
 def save_new(image: Image, part: str, target: Target, numbers: Iterator[int], siblings: set[str]) -> str:
-    """The path of the picture's new file; the temporary one stays for the caller to remove.
-    siblings: the command's other pictures, which --overwrite must not replace."""
-    discard(part)
+    """The path of the image's new file; the temporary one stays for the caller to remove.
+    siblings: the command's other images, which --overwrite must not replace."""
     try:
-        with open(part, "xb") as stream:
-            copy_image(image, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        picture, _ = picture_in(part)
-        if picture is None:
-            raise Failure("broken_image", "what came back is no image")
+        picture = decode_to(part, image)
         paths = (picture_path(target, number, picture.format) for number in numbers)
-        return next(path for path in paths if give_name(part, path, target.overwrite and path not in siblings))
+        return next(path for path in paths
+                    if give_name(part, path, target.overwrite and path not in siblings))
     except BaseException:
         discard(part)
         raise
+
+
+def decode_to(path: str, image: Image) -> Picture:
+    """Write an image to a new file, down to the disk. The file stays even if it is not an image."""
+    discard(path)
+    with open(path, "xb") as stream:
+        copy_image(image, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    picture, _ = picture_in(path)
+    if picture is None:
+        raise Failure("broken_image", "the reply is not an image")
+    return picture
 
 
 def path_given_before_kill(part: str, target: Target) -> str:
@@ -4180,15 +4156,16 @@ def path_given_before_kill(part: str, target: Target) -> str:
 
 
 class Partials:
-    """Pictures in the making, saved beside the target while a stream arrives."""
+    """Images in the making, saved beside the target while a stream arrives.
+    position: how far the growing response has been read. names: the paths given in this run. made: marks of
+    all files that this command has made; the file `record` keeps them for a run that collects it."""
 
     def __init__(self, job: Job, folder: Folder, console: Console) -> None:
-        self.job, self.console = job, console
-        self.position = 0  # in the growing answer
+        self.job, self.console, self.position = job, console, 0
         self.part = os.path.join(job.target.folder, f".{os.path.basename(folder.path)}-partial.part")
-        self.record = os.path.join(folder.path, "partials")  # for the run that collects what this one leaves
-        self.made: list[str] = []  # the files' marks
-        self.names: set[str] = set()  # of this run
+        self.record = folder.file("partials")
+        self.made: list[str] = []
+        self.names: set[str] = set()
         with suppress(OSError), plain_file(self.record) as stream:
             self.made = [os.fsdecode(line) for line in stream.read().splitlines()]
 
@@ -4204,27 +4181,22 @@ class Partials:
                     self.save(event.data)
 
     def save(self, data: Mapping[str, Any]) -> None:
-        """One partial picture, in place of an older one of the same name; trouble with it is only a warning."""
-        target, found = self.job.target, find_images(data)
-        index = data.get("partial_image_index")
+        """One partial image, in place of an older one of that name; trouble with it is only a warning."""
+        target, index = self.job.target, data.get("partial_image_index")
         name = f"{target.stem}.partial-{index if type(index) is int else len(self.names)}"
         try:
-            discard(self.part)
-            with open(self.part, "xb") as sink:
-                copy_image(found[0], sink)
-            picture, _ = picture_in(self.part)
-            if picture:
-                self.publish(os.path.join(target.folder, name + SUFFIXES[picture.format][0]))
+            picture = decode_to(self.part, find_images(data)[0])
+            self.publish(os.path.join(target.folder, name + SUFFIXES[picture.format][0]))
         except (OSError, IndexError, Failure) as problem:
-            self.console.warn(f"a partial image could not be saved: {problem}")
+            self.console.warn(f"cannot save a partial image: {problem}")
         with suppress(OSError):
             discard(self.part)
 
     def publish(self, path: str) -> None:
-        """Give the finished file its name. What this command did not make stays as it is."""
-        names, asked = self.names | {path}, self.job.parameters["partial_images"]
-        if len(names) > self.job.n * (asked if type(asked) is int else MAX_PARTIALS):
-            raise OSError("more came than were asked for")
+        """Give the finished file its name. A file that this command did not make stays."""
+        names, most = self.names | {path}, self.job.parameters["partial_images"]
+        if len(names) > self.job.n * (most if type(most) is int else MAX_PARTIALS):
+            raise OSError("more came than you asked for")
         self.names = names
         self.made.append(file_mark(self.part, path))
         with private_file(self.record, os.O_APPEND) as stream:  # never emptied, not even for a moment
@@ -4232,7 +4204,7 @@ class Partials:
         if give_name(self.part, path, self.is_own(path)):
             self.console.note(f"partial image: {path}")
         else:
-            self.console.warn(f"{path} exists and stays as it is; the partial image is not saved")
+            self.console.warn(f"{path} already exists; the partial image is not saved")
 
     def is_own(self, path: str) -> bool:
         """Whether there is a file of this command, still as it was made."""
@@ -4240,7 +4212,7 @@ class Partials:
 
     def remove(self) -> None:
         """The final image is there."""
-        paths = [mark.split(" ", 5)[-1] for mark in self.made if not self.job.keep_partials]
+        paths = [] if self.job.keep_partials else [mark.split(" ", 5)[-1] for mark in self.made]
         for path in [self.part, *paths]:
             with suppress(OSError):
                 if path == self.part or self.is_own(path):
@@ -4248,9 +4220,9 @@ class Partials:
 
 
 def file_mark(path: str, name: str) -> str:
-    """A line that tells a file from any other that may ever get its name."""
-    found = os.lstat(path)
-    return f"{found.st_mode} {found.st_dev} {found.st_ino} {found.st_size} {found.st_mtime_ns} {name}"
+    """A line that distinguishes a file from any other that may ever get its name."""
+    status = os.lstat(path)
+    return f"{status.st_mode} {status.st_dev} {status.st_ino} {status.st_size} {status.st_mtime_ns} {name}"
 
 
 def give_name(part: str, path: str, overwrite: bool) -> bool:
@@ -4271,18 +4243,8 @@ def give_name(part: str, path: str, overwrite: bool) -> bool:
     return True
 
 
-def sync_folder(folder: str) -> None:
-    """Make new names survive a loss of power, where the system can."""
-    with suppress(OSError):  # Windows cannot
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
 def copy_image(image: Image, sink: BinaryIO) -> None:
-    """The picture's bytes, a block at a time."""
+    """Write the image's bytes, a block at a time."""
     if image.path:
         import shutil
         with open(image.path, "rb") as source:
@@ -4291,7 +4253,7 @@ def copy_image(image: Image, sink: BinaryIO) -> None:
     try:
         decode_base64(unescaped(base64_blocks(image.base64)), sink)
     except ValueError:
-        raise Failure("broken_image", "what came back is no image: broken base64") from None
+        raise Failure("broken_image", "the image's base64 is broken") from None
 
 
 def base64_blocks(source: str | Span) -> Iterator[bytes]:
@@ -4305,26 +4267,20 @@ def base64_blocks(source: str | Span) -> Iterator[bytes]:
 
 
 def unescaped(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """JSON escapes resolved as far as base64 has them: PHP writes `\\/`, some servers write `\\n` every 76."""
+    """The JSON escapes resolved that base64 may have: PHP writes `\\/`, some servers write `\\n` every 76."""
+    from itertools import chain
     tail = b""
-    for block in blocks:
-        block = tail + block
-        cut = block.rfind(b"\\", max(0, len(block) - 6))  # an escape may go on in the next block
-        block, tail = (block[:cut], block[cut:]) if cut >= 0 else (block, b"")
-        yield resolve_escapes(block)
-    yield resolve_escapes(tail)
+    for block in chain(filter(None, blocks), [b""]):
+        text, tail = tail + block, b""
+        cut = text.rfind(b"\\", max(0, len(text) - 6)) if block else -1
+        if cut >= 0:  # the escape may go on in the next block
+            text, tail = text[:cut], text[cut:]
+        for escape, plain in ESCAPES if b"\\" in text else ():
+            text = re.sub(escape, plain, text)
+        yield text
 
 
-def resolve_escapes(text: bytes) -> bytes:
-    """The escapes that can stand for a base64 character or white space."""
-    if b"\\" in text:
-        for escape, plain in ((b"\\/", b"/"), (b"\\n", b""), (b"\\r", b""), (b"\\t", b""),
-                              (b"\\u002b", b"+"), (b"\\u002B", b"+"), (b"\\u002f", b"/"), (b"\\u002F", b"/"),
-                              (b"\\u003d", b"="), (b"\\u003D", b"=")):
-            text = text.replace(escape, plain)
-    return text
-
-
+ESCAPES = ((rb"\\/|\\u002[fF]", b"/"), (rb"\\u002[bB]", b"+"), (rb"\\u003[dD]", b"="), (rb"\\[nrt]", b""))
 BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="
 URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
@@ -4351,94 +4307,80 @@ def decode_base64(blocks: Iterator[bytes], sink: BinaryIO) -> None:
 
 
 def warn_about_differences(job: Job, run: Run) -> None:
-    """Say where the pictures differ from what was asked for; relays ignore sizes and formats."""
-    warn, wanted_format = run.console.warn, job.parameters.get("output_format", "png")
-    for saved in run.result.saved:
-        size = f"{saved.picture.width}x{saved.picture.height}"
-        if job.parameters.get("size", size) != size and saved.picture.format != "svg":  # which has any size
-            warn(f"{job.parameters['size']} was asked for, {saved.path} is {size}")
-        if saved.picture.format != wanted_format:
-            warn(f"{wanted_format} was asked for, {saved.path} is {saved.picture.format}")
-        if job.images and not {"size", "aspect_ratio"} & set(job.parameters) and not same_shape(
-                job.images[0].seen, saved.picture):
-            warn(f"{saved.path} is {size}, another shape than the input's; --size can ask for one")
-        clear = job.parameters.get("background") == "transparent"
-        if clear and not has_alpha(saved.path, saved.picture.format):
-            warn(f"a transparent background was asked for, {saved.path} has no alpha channel")
+    """Say where the images differ from what was asked for: relays ignore sizes and formats."""
+    warn, parameters = run.console.warn, job.parameters
+    wanted_format = parameters.get("output_format", "png")
+    for path, _, picture in run.result.saved:
+        size = f"{picture.width}x{picture.height}"
+        if parameters.get("size", size) != size and picture.format != "svg":  # which has any size
+            warn(f"you asked for {parameters['size']}; {path} is {size}")
+        if picture.format != wanted_format:
+            warn(f"you asked for {wanted_format} but got {picture.format}: {path}")
+        has_shape = "size" in parameters or "aspect_ratio" in parameters
+        if job.images and not has_shape and not same_shape(job.images[0].seen, picture):
+            warn(f"{path} is {size}, a different shape from the input; set it with --size")
+        if parameters.get("background") == "transparent" and not has_alpha(path, picture.format):
+            warn(f"you asked for a transparent background; {path} has no alpha channel")
 
 
 def same_shape(one: Picture, other: Picture) -> bool:
-    """Whether two pictures have the same ratio of width to height, up to rounding; unknown sizes count as the same."""
+    """Whether two images have the same ratio, up to rounding; unknown sizes count as the same."""
     return 0.95 * one.width * other.height <= one.height * other.width <= 1.05 * one.width * other.height
 
 
 def save_answer(answer: str, target: Target, secrets: Sequence[str]) -> str:
-    """The path of a copy of an answer that nobody here could read, beside where its image should be."""
-    import shutil
+    """The path of a copy of a response, for people, where its image should be; any key in it is blanked."""
+    secrets = [secret for secret in secrets if len(secret) >= SHORTEST_KEY]  # not a piece of base64 by chance
     for number in range(1, 1000):
         path = os.path.join(target.folder, f"{target.stem}-{number}.answer")
-        with suppress(FileExistsError):
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | BINARY, 0o600)
-            with open(handle, "w+b") as copy, open(answer, "rb") as source:
-                shutil.copyfileobj(source, copy, BLOCK)
-                hide_secrets(copy, secrets)
+        with suppress(FileExistsError), private_file(path, os.O_EXCL) as copy, open(answer, "rb") as source:
+            for begin in range(0, os.path.getsize(answer), LONG_STRING):
+                before = min(begin, LONG_STRING // 2)  # a key may begin before a piece, or go on after it
+                source.seek(begin - before)
+                text = source.read(2 * LONG_STRING).decode("latin-1")
+                copy.write(blanked(text, secrets, "*")[before:before + LONG_STRING].encode("latin-1"))
             return path
-    raise OSError("too many answers of that name")
-
-
-def hide_secrets(stream: BinaryIO, secrets: Sequence[str]) -> None:
-    """Overwrite a key that a server echoed, in a copy for people; what is still to be collected stays as it came."""
-    secrets = [secret for secret in secrets if len(secret) >= SHORTEST_KEY]  # not a piece of base64 by chance
-    for begin in range(0, stream.seek(0, os.SEEK_END), LONG_STRING):
-        stream.seek(begin)
-        text = blanked(stream.read(2 * LONG_STRING).decode("latin-1"), secrets, "*")
-        stream.seek(begin)  # what begins near the end may go on behind it, and is whole in the next piece
-        stream.write(text[:LONG_STRING * 3 // 2].encode("latin-1"))
+    raise OSError("too many replies are kept there")
 
 
 # ---- 14. Telling: while it happens, and at the end -----------------------------------------------
 
 class Console:
-    """What a person sees: notes, warnings, progress, and every line that is written. Nothing shows a secret."""
+    """What a person sees: notes, warnings and progress. Every line goes through here, and shows no secret.
+    as_json, quiet, verbose: the options. warnings: all so far, for the JSON result. progress_shown: the next
+    line replaces one. last_sign: when there was progress. lost_output: a line of stdout reached nobody."""
 
     def __init__(self, secrets: Secrets) -> None:
         self.secrets = secrets
-        self.as_json, self.quiet, self.verbose = False, False, False
+        self.as_json = self.quiet = self.verbose = self.progress_shown = self.lost_output = False
         self.warnings: list[str] = []
-        self.progress_shown = False
-        self.untold = False  # something written to standard output reached nobody
-        self.started = self.told = time.monotonic()
+        self.started = self.last_sign = time.monotonic()
 
     def say(self, stream: str, text: str, end: str = "\n") -> None:
         """Write to sys.stdout or sys.stderr at once. A reader that went away must not cost an image."""
+        if self.progress_shown:
+            self.progress_shown = False
+            self.say("stderr", "\r\033[K", end="")
         sink = getattr(sys, stream)
         if sink is None:  # closed from the start; print would take standard output for it
             return
         try:
             try:
                 print(text, end=end, file=sink, flush=True)
-            except UnicodeEncodeError:  # a file name that the terminal's encoding cannot say is said in its bytes
+            except UnicodeEncodeError:  # a file name that the terminal's encoding lacks: as its bytes
                 sink.buffer.write(as_bytes(text + end))
                 sink.flush()
         except (OSError, ValueError):
-            self.untold |= stream == "stdout"
+            self.lost_output |= stream == "stdout"
             setattr(sys, stream, open(os.devnull, "w"))  # or Python complains again at its exit
 
     def output(self, text: str) -> None:
         """One line on standard output."""
-        self.clear_progress()
         self.say("stdout", text)
 
     def error_line(self, text: str, indent: str = "") -> None:
-        """One line on standard error, in place of a progress line."""
-        self.clear_progress()
+        """One line on standard error."""
         self.say("stderr", indent + self.secrets.clean(text))
-
-    def clear_progress(self) -> None:
-        """Take the progress line off the terminal."""
-        if self.progress_shown:
-            self.progress_shown = False
-            self.say("stderr", "\r\033[K", end="")
 
     def note(self, text: str) -> None:
         """Something good to know while it happens."""
@@ -4446,12 +4388,12 @@ class Console:
             self.error_line(text)
 
     def detail(self, text: str) -> None:
-        """Something only -v wants to know."""
+        """Something only -v shows."""
         if self.verbose:
             self.error_line(text)
 
     def warn(self, text: str) -> None:
-        """Something that may not be as the caller expects; also part of the JSON result. Once each."""
+        """Something the caller may not expect; also part of the JSON result. Once each."""
         text = self.secrets.clean(text)
         if text not in self.warnings:
             self.warnings.append(text)
@@ -4462,35 +4404,31 @@ class Console:
         return time.monotonic() - self.started
 
     def is_unread(self) -> bool:
-        """True when --json was asked for and the reader of stdout has closed it. People want the file all the same."""
+        """Whether --json's reader has closed stdout. Without --json a person may still want the file."""
         import select
-        if not self.as_json or not hasattr(select, "poll"):
-            return False
-        with suppress(AttributeError, OSError, ValueError):  # no file behind it
-            poll = select.poll()
-            poll.register(sys.stdout.fileno(), 0)  # no events are asked for: poll tells of errors and hang-ups only
-            return bool(poll.poll(0))
+        if self.as_json:
+            with suppress(AttributeError, OSError, ValueError):  # Windows has no poll; or it is not a file
+                poll = select.poll()
+                poll.register(sys.stdout.fileno(), 0)  # no events: it reports only errors and hang-ups
+                return bool(poll.poll(0))
         return False
 
-    def on_terminal(self) -> bool:
-        """Whether a person may be watching."""
-        return sys.stderr is not None and sys.stderr.isatty()
-
     def progress(self, typical: str, status: str = "") -> None:
-        """While waiting, as often as wanted: a line refreshed every second on a terminal, one every 30 s elsewhere."""
-        if time.monotonic() - self.told < (1 if self.on_terminal() else HEARTBEAT):
+        """While waiting: a line refreshed every second on a terminal, a new one every 30 s elsewhere."""
+        is_terminal = sys.stderr is not None and sys.stderr.isatty()
+        if time.monotonic() - self.last_sign < (1 if is_terminal else HEARTBEAT):
             return
-        self.told = time.monotonic()
+        self.last_sign = time.monotonic()
         text = f"waiting: {self.seconds():.0f} s" + (f" (typically {typical})" if typical else "")
         text += f", {one_line(status, 40)}" if status else ""
-        if not self.on_terminal():
+        if not is_terminal:
             self.note(text)
         elif not self.quiet:
+            self.say("stderr", self.secrets.clean(text), end="")
             self.progress_shown = True
-            self.say("stderr", "\r\033[K" + self.secrets.clean(text), end="")
 
     def finish(self, record: Mapping[str, Any]) -> None:
-        """Tell the result of a command; record: Result.record."""
+        """Show the result of a command. record: as from Result.record."""
         if self.as_json:
             self.output(json.dumps(record))
             return
@@ -4498,9 +4436,8 @@ class Console:
             self.output(f"HTTP {record['http_status']} in {record['elapsed_s']:.1f} s")
         for saved in record["saved"]:
             self.output(f"Saved: {saved['path']} ({max(1, round(saved['bytes'] / 1024))} KB)")
-        if environment("OPENCLAW_SHELL"):
-            for saved in record["saved"]:
-                self.output(f"MEDIA:{saved['path']}")
+        for saved in record["saved"] if environment("OPENCLAW_SHELL") else ():
+            self.output(f"MEDIA:{saved['path']}")
 
     def explain(self, failure: Failure) -> None:
         """What went wrong, whether money may be gone, and what to do next."""
@@ -4508,7 +4445,7 @@ class Console:
             import traceback
             for line in traceback.format_exc().split("\n"):
                 self.error_line(line, "  ")
-        money = {"no": "", "maybe": " The image may have been drawn and billed.", "yes": " It was billed."}
+        money = {"no": "", "maybe": " You may be charged for this image.", "yes": " It was billed."}
         end = "" if failure.message.endswith(("?", "!", ".")) else "."
         ids = f" ({failure.request_id})" if failure.request_id else ""
         self.error_line(f"{PROGRAM}: error: {failure.message}{ids}{end}{money[failure.billed]}")
@@ -4517,17 +4454,18 @@ class Console:
 
 
 class Result:
-    """What a command has made: all that its caller is told at the end, as text or as JSON."""
+    """What a command has made, for its caller.
+    saved: the files. facts: fields of the JSON object, filled in on the way. dollars: the sum of all costs.
+    is_cut_off: a response broke off, or its transfer ended with a fault."""
 
     def __init__(self) -> None:
         self.saved: list[Saved] = []
         self.facts: dict[str, Any] = dict.fromkeys(
             ("requested", "http_status", "elapsed_s", "model", "usage", "cost_usd", "request_id"))
-        self.dollars = 0.0
-        self.is_cut_off = False  # an answer broke off, or its transfer ended with a fault
+        self.dollars, self.is_cut_off = 0.0, False
 
     def add_cost(self, usage: dict[str, Any] | None, dollars: float | None) -> None:
-        """What an answer says about tokens and money, if it does; RunAPI bills each of several tasks."""
+        """What a response says about tokens and money, if it does; RunAPI bills each of several tasks."""
         if usage is not None:
             self.facts.update(usage=usage, cost_usd=dollars)
         if dollars is not None:
@@ -4536,18 +4474,19 @@ class Result:
 
     def record(self, console: Console, failure: Failure | None = None) -> dict[str, Any]:
         """The JSON object; schema rises when a field changes its meaning."""
-        error = {} if failure is None else {"error": map_texts({
-            "kind": failure.kind, "message": failure.message, "http_status": failure.http_status or None,
-            "code": failure.code or None, "request_id": failure.request_id or None, "billed": failure.billed,
-            "retryable": failure.retryable, "next": failure.next, "hint": failure.hint}, console.secrets.clean)}
-        return {"schema": 1, "ok": failure is None,
-                "saved": [{"path": saved.path, "bytes": saved.bytes, **saved.picture._asdict()}
-                          for saved in self.saved],
-                **map_texts(self.facts, console.secrets.clean), "warnings": console.warnings, **error}
+        saved = [{"path": path, "bytes": size, **picture._asdict()} for path, size, picture in self.saved]
+        record = {"schema": 1, "ok": failure is None, "saved": saved,
+                  **map_texts(self.facts, console.secrets.clean), "warnings": console.warnings}
+        if failure:
+            record["error"] = map_texts({
+                "kind": failure.kind, "message": failure.message, "http_status": failure.http_status or None,
+                "code": failure.code or None, "request_id": failure.request_id or None,
+                "billed": failure.billed, "retryable": failure.retryable, "next": failure.next,
+                "hint": failure.hint}, console.secrets.clean)
+        return record
 
 
 # ---- 15. Commands --------------------------------------------------------------------------------
-
 def run_image_command(options: Namespace, run: Run) -> None:
     """generate and edit."""
     console = run.console
@@ -4564,50 +4503,63 @@ def run_image_command(options: Namespace, run: Run) -> None:
         for note in notes:
             console.warn(note)
         if (options.aspect_ratio or options.resolution) and "size" in job.parameters:
-            console.note(f"--size {requested['size']} is what the shape and resolution come to")
+            console.note(f"--size {requested['size']} was computed from --aspect-ratio and --resolution")
         console.detail(check_curl(console.secrets.keys))
         key = find_key(settings, console)
         refuse_keys(job, console.secrets.keys)
         folder = open_folder(job, settings, options.fresh, console)
         own = re.escape(os.path.join(job.target.folder, job.target.stem))
-        console.secrets.paths += [own + r"(?:\.partial-\d+|-\d+)?\.\w+", re.escape(folder.path) + r"(?:/\d+\.answer)?"]
+        console.secrets.paths += [own + r"(?:\.partial-\d+|-\d+)?\.\w+",
+                                  re.escape(folder.path) + r"(?:/\d+\.answer)?"]
         run_job(job, settings, key, folder, inputs, run, ignore_signals)
     finally:
-        inputs.remove()
+        if inputs.folder:
+            inputs.folder.remove()
 
 
-def refuse_keys(job: Job, keys: Sequence[str]) -> None:
-    """A key in what is asked for would go to the server as text, and into the journal."""
-    asked = json.dumps([job.prompt, job.model, *job.parameters.items()], ensure_ascii=False)
-    text = utf8(asked).decode("latin-1")
-    known = [key for key in keys if len(key) >= SHORTEST_KEY and not key.isalpha()]  # "password" is a word as well
-    if blanked(text, known, "*") != text:
-        raise usage_failure("the prompt or a parameter holds a key or password that this program knows",
-                            "Take it out; nothing was sent.")
+def catch_signals() -> Callable[[], None]:
+    """Let SIGTERM and SIGHUP stop the program like Ctrl-C, but not one that is ignored already (nohup).
+    Returns a function that ignores them all from then on; call it when only a short cleanup is left."""
+    import signal
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    caught = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+
+    def ignore() -> None:
+        for number in caught:
+            signal.signal(number, signal.SIG_IGN)
+
+    def stop(number: int, frame: Any) -> None:
+        ignore()
+        raise KeyboardInterrupt(number)
+
+    for number in caught:
+        signal.signal(number, stop)
+    return ignore
 
 
 class Inputs:
-    """Inputs given as URLs or data: URIs: copies in a private folder until the request has its own."""
+    """Inputs given as URLs or data: URIs, copied to a private folder until the request has its own copies.
+    folder: made for the first one. addresses: the URL of each copy, by its path."""
 
     def __init__(self, settings: Settings, run: Run) -> None:
         self.settings, self.run = settings, run
         self.folder: Folder | None = None
-        self.paths: dict[str, str] = {}  # path of a copy -> its URL
+        self.addresses: dict[str, str] = {}
 
     def fetch(self, url: str) -> str:
         """The path of a copy. What fails here costs nothing."""
         from urllib.parse import unquote, unquote_to_bytes
-        inline, shown = url[:5].lower() == "data:", shown_input(url)
-        url = url if inline else web_address(url)
-        if not inline and not ORIGIN.match(url):
-            raise input_failure("an image's URL is not of the form https://HOST/PATH, without a user name")
+        is_data, name = url[:5].lower() == "data:", shown_input(url)
+        url = url if is_data else web_address(url)
+        if not is_data and not ORIGIN.match(url):
+            raise input_failure("an image's URL must look like https://HOST/PATH, without a user name")
         if self.folder is None:
             check_curl(self.run.console.secrets.keys)
             self.folder = temporary_folder()
-        exchange = self.folder.exchange(len(self.paths))
+        exchange = self.folder.exchange(len(self.addresses))
         path = exchange.file("answer")
         try:
-            if inline:
+            if is_data:
                 head, _, text = url.partition(",")
                 with private_file(path) as stream:
                     if head.lower().endswith(";base64"):
@@ -4618,30 +4570,32 @@ class Inputs:
                 request = download(url, self.settings, url)._replace(allow_http=True, purpose="input")
                 deadline = self.run.console.started + self.settings.timeout.value
                 send_with_retries(request, exchange, Run(self.run.console, Result(), deadline))
-            read_input(path, "it", os.path.basename(shown) or "picture")
+            read_input(path, "it", os.path.basename(name) or "picture")
         except Failure as failure:
             path = earlier_input(url, self.run.console)  # its request can be collected although it is gone
             if not path:
-                hint = SANDBOX if failure.kind == "network" and network_is_closed(url) else failure.hint
-                raise input_failure(f"cannot fetch image {shown}: {failure.message}",
-                                    hint if hint == SANDBOX or failure.kind == "input" else "") from None
-        self.paths[path] = url
+                hint = failure.hint if failure.kind == "input" else ""
+                if failure.kind == "network" and network_is_closed(url):
+                    hint = SANDBOX
+                raise input_failure(f"cannot fetch image {name}: {failure.message}", hint) from None
+        self.addresses[path] = url
         return path
 
     def moved(self, job: Job, folder: Folder) -> Job:
-        """The job with private copies of its files: what was checked is sent, whatever becomes of the names,
-        and curl finds it even when this program has been killed."""
+        """The job with private copies of its files: what was checked is sent, whatever becomes of them."""
         uploads = list(job.uploads)
         try:
             for number, upload in enumerate(uploads):
-                path = os.path.join(folder.path, f"input-{number}")
-                if upload.origin == "file" and not os.path.exists(path):  # an adopted request may read it
+                if upload.origin != "file":
+                    continue
+                path = folder.file(f"input-{number}")
+                if not os.path.exists(path):  # an adopted request may be reading it
                     copy_upload(upload, path + ".part", job.images[0] if upload is job.mask else None)
-                    if upload.path in self.paths:
+                    if upload.path in self.addresses:
                         with private_file(path + ".url") as stream:
-                            stream.write(self.paths[upload.path].encode("utf-8", "surrogateescape"))
+                            stream.write(self.addresses[upload.path].encode("utf-8", "surrogateescape"))
                     os.replace(path + ".part", path)
-                uploads[number] = upload._replace(path=path) if upload.origin == "file" else upload
+                uploads[number] = upload._replace(path=path)
         except (OSError, Failure) as error:
             failure = error if isinstance(error, Failure) else setup_failure(
                 f"cannot write {folder.path}: {reason(error)}", "Make room there.")
@@ -4649,16 +4603,11 @@ class Inputs:
             raise failure from None
         return job._replace(images=tuple(uploads[:len(job.images)]), mask=uploads[-1] if job.mask else None)
 
-    def remove(self) -> None:
-        """Forget the copies."""
-        if self.folder:
-            self.folder.remove()
-
 
 def copy_upload(upload: Upload, path: str, masked: Upload | None) -> None:
     """A private copy of a file, which must be what was checked. masked: the image that it is the mask of."""
     import shutil
-    changed = input_failure(f"{upload.path} changed while it was read; nothing was sent", "Run the command again.")
+    changed = input_failure(f"{upload.path} changed while it was read", "Run the same command again.")
     try:
         source = plain_file(upload.path, follow=True)
     except OSError:
@@ -4667,154 +4616,13 @@ def copy_upload(upload: Upload, path: str, masked: Upload | None) -> None:
         if os.fstat(source.fileno()).st_size != upload.bytes:
             raise changed
         shutil.copyfileobj(source, copy, BLOCK)
-    try:
+    with suppress(OSError, Failure):
         checked = read_upload(upload._replace(path=path))
         if masked:
             check_mask(checked, masked, [])
-    except (OSError, Failure):
-        raise changed from None
-    if checked._replace(path=upload.path) != upload:
-        raise changed
-
-
-# How a job ended              can be collected   folder stays   billed                    --fresh may drop it
-# everything is saved           -                  unless told    -                         no
-# refused, or failed for good   no                 no             no or maybe               -
-# the rest can still come       yes                yes            maybe or yes              yes
-# an answer nobody can read     no                 if no copy     maybe                     yes
-# stopped while it is made      yes                yes            maybe, yes if it came     no
-# stopped before or in between  no                 no             no, maybe if curl died    -
-# a bug in this program         yes                yes            maybe if an answer came   yes
-
-def run_job(job: Job, settings: Settings, key: KeySource, folder: Folder, inputs: Inputs, run: Run,
-            ignore_signals: Callable[[], None]) -> None:
-    """One checked job, whatever stops it: its folder stays as long as there is something to collect."""
-    keep_folder = True
-    try:
-        job = inputs.moved(job, folder)
-        # The token is the same whenever this command is collected.
-        provider = settings.service.provider(job, settings, key, os.path.basename(folder.path))
-        make_images(provider, job, settings, folder, run)
-        run.console.finish(run.result.record(run.console))  # before the folder goes: killed in between, it asks again
-        ignore_signals()
-        keep_folder = run.console.as_json and run.console.untold  # to a program that has gone; it will ask again
-    except (Exception, KeyboardInterrupt) as error:
-        failure = what_ended(error, folder)
-        ignore_signals()
-        keep_folder = add_what_is_known(failure, folder, job, run)
-        failure.billed = billed_in_the_end(failure, folder, run.result)
-        raise failure from (error if failure.kind == "bug" else None)
-    finally:
-        if not keep_folder:
-            folder.remove()
-        release(folder.lock)
-
-
-def what_ended(error: BaseException, folder: Folder) -> Failure:
-    """Whatever ended a job, as a Failure."""
-    if isinstance(error, Failure):
-        return error
-    if isinstance(error, KeyboardInterrupt):
-        return stop_failure(error, folder)
-    return Failure("bug", f"a bug in this program: {error!r}", "What came back is kept; the same command tries again "
-                   "to read it, and --fresh gives it up.", collectable=True)
-
-
-def billed_in_the_end(failure: Failure, folder: Folder, result: Result) -> str:
-    """Whether money is gone, now that all is known. Nothing else decides it: a Failure only says what the request
-    that it speaks of cost."""
-    answered = bool(folder.paid_answers())
-    if result.saved or (failure.kind == "stopped" and answered):
-        return "yes"
-    late = failure.billed == "no" and failure.exit_code in (USAGE, SETUP, BUG)  # it came after a paid request
-    return "maybe" if late and answered else failure.billed
-
-
-def add_what_is_known(failure: Failure, folder: Folder, job: Job, run: Run) -> bool:
-    """Add to the failure where the bytes are that came; whether the folder has to stay."""
-    if failure.collectable:
-        if not folder.journaled:
-            failure.hint = f"What came back is kept in {folder.path}"
-        keep_folder = True
-    else:
-        unread = failure.kind == "place" or (failure.kind in UNREAD_KINDS and failure.billed != "yes")
-        keep_folder = unread and rescue_answer(failure, folder, job, run.console.secrets.texts)
-    if keep_folder and failure.kind != "stopped":
-        folder.let_fresh_drop()
-    return keep_folder
-
-
-# Of what came nothing is saved. What a message shows whole needs no file: pages by their title, short JSON.
-UNREAD_KINDS = {"no_image": MAX_MESSAGE // 2, "web_page": LONG_STRING, "broken_image": 0, "place": 0, "network": 0,
-                "timeout": 0}
-
-
-def rescue_answer(failure: Failure, folder: Folder, job: Job, secrets: Sequence[str]) -> bool:
-    """Save an answer that nobody here could read; a person may find its image. True when it stays in the folder."""
-    long = [path for path in folder.answers() if os.path.getsize(path) > UNREAD_KINDS[failure.kind]]
-    if not long:
-        return False
-    kept, copied = long[-1], False
-    with suppress(OSError):
-        kept, copied = save_answer(long[-1], job.target, secrets), True
-    failure.hint = f"What came back is kept in {kept}. {failure.hint}"
-    return not copied
-
-
-def keep_rest(images: Sequence[Image | Failure], job: Job, folder: Folder, run: Run) -> None:
-    """Keep an answer that holds many more images than were asked for, or broke off before all had come."""
-    answers = folder.answers()
-    if answers and (len(images) > job.n + SPARE_IMAGES or (len(images) < job.n and run.result.is_cut_off)):
-        try:
-            path = save_answer(answers[-1], job.target, run.console.secrets.texts)
-            kept = "is kept in " + path
-        except OSError as error:  # the pictures are saved, and must be told
-            kept = f"could not be kept: {reason(error)}"
-        run.console.warn(f"{job.n} images were asked for, {len(images)} came; the whole answer {kept}")
-
-
-def make_images(provider: Provider, job: Job, settings: Settings, folder: Folder, run: Run) -> None:
-    """From the request to the files."""
-    console = run.console
-    typical = TYPICAL_SECONDS.get(as_text(job.parameters.get("quality")), "70 to 280 s")
-    if folder.adopted:
-        console.note("collecting an unfinished identical request; nothing is bought twice (--fresh starts a new one)")
-    else:
-        path = first_path(job.target, job.n, job.parameters.get("output_format", "png"))
-        if os.path.lexists(path) and not job.target.overwrite:
-            console.warn(f"{path} exists and stays as it is; the new image gets the next free number")
-        console.note(f"{'Editing' if job.images else 'Generating'} with {job.model} at "
-                     f"{host_of(settings.base_url.value)}, typically {typical}")
-    partials = Partials(job, folder, console)
-    deadline = time.monotonic() + settings.timeout.value
-    run = run._replace(deadline=deadline, typical=typical, watch=partials.look, collectable=folder.journaled)
-    images = run_provider(provider, folder, run)
-    save_images(images[:job.n + SPARE_IMAGES], job, folder, run)
-    keep_rest(images, job, folder, run)
-    partials.remove()
-    warn_about_differences(job, run)
-
-
-def catch_signals() -> Callable[[], None]:
-    """SIGTERM and SIGHUP stop the program like Ctrl-C; who ignores them (nohup) goes on ignoring them.
-
-    Returns what ends that: from then on none of them is noticed, for what is left to do is short.
-    """
-    import signal
-    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    caught = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
-
-    def hold() -> None:
-        for number in caught:
-            signal.signal(number, signal.SIG_IGN)
-
-    def stop(signum: int, frame: Any) -> None:
-        hold()
-        raise KeyboardInterrupt(signum)
-
-    for number in caught:
-        signal.signal(number, stop)
-    return hold
+        if checked._replace(path=upload.path) == upload:
+            return
+    raise changed
 
 
 def find_key(settings: Settings, console: Console) -> KeySource:
@@ -4827,131 +4635,238 @@ def find_key(settings: Settings, console: Console) -> KeySource:
     return source
 
 
+def refuse_keys(job: Job, keys: Sequence[str]) -> None:
+    """Refuse a job that contains a key: it would go to the server as text, and into the journal."""
+    text = json.dumps([job.prompt, job.model, *job.parameters.items()], ensure_ascii=False)
+    text = utf8(text).decode("latin-1")
+    known = [key for key in keys if len(key) >= SHORTEST_KEY and not key.isalpha()]  # it may be a word
+    if blanked(text, known, "*") != text:
+        raise usage_failure("the prompt or an option contains a known key or password", "Nothing was sent.")
+
+
+# How a job ended              can be collected   folder stays   billed                    --fresh may drop it
+# everything is saved           -                  if unread      -                         no
+# refused, or failed for good   no                 no             no or maybe               -
+# the rest can still come       yes                yes            maybe or yes              yes
+# the response is unreadable    no                 if no copy     maybe                     yes
+# stopped while it is made      yes                yes            maybe, yes if it came     no
+# stopped before or in between  no                 no             no, maybe if curl died    -
+# a bug in this program         yes                yes            maybe after a response    yes
+def run_job(job: Job, settings: Settings, key: KeySource, folder: Folder, inputs: Inputs, run: Run,
+            ignore_signals: Callable[[], None]) -> None:
+    """One checked job, however it ends: its folder stays as long as there is something to collect."""
+    keep_folder = True
+    try:
+        job = inputs.moved(job, folder)
+        # The token is the same whenever this command is collected.
+        provider = settings.service.provider(job, settings, key, os.path.basename(folder.path))
+        make_images(provider, job, settings, folder, run)
+        run.console.finish(run.result.record(run.console))  # first: after a kill the folder is still there
+        ignore_signals()
+        keep_folder = run.console.as_json and run.console.lost_output  # a caller that has gone will ask again
+    except (Exception, KeyboardInterrupt) as error:
+        failure = error if isinstance(error, Failure) else Failure(
+            "bug", f"a bug in this program: {error!r}", "What arrived is kept. Run the same command again to "
+            "read it at no cost (--fresh buys a new image).", collectable=True)
+        if isinstance(error, KeyboardInterrupt):
+            failure = stop_failure(error, folder)
+        ignore_signals()
+        keep_folder = add_what_is_known(failure, folder, job, run)
+        failure.billed = billed_in_the_end(failure, folder, run.result)
+        raise failure from (error if failure.kind == "bug" else None)
+    finally:
+        if not keep_folder:
+            folder.remove()
+        release(folder.lock)
+
+
+def make_images(provider: Provider, job: Job, settings: Settings, folder: Folder, run: Run) -> None:
+    """From the request to the files."""
+    console = run.console
+    typical = TYPICAL_SECONDS.get(as_text(job.parameters.get("quality")), "70 to 280 s")
+    if folder.adopted:
+        console.note("continuing the unfinished request from before at no charge (--fresh buys a new image)")
+    else:
+        path = first_path(job.target, job.n, job.parameters.get("output_format", "png"))
+        if os.path.lexists(path) and not job.target.overwrite:
+            console.warn(f"{path} already exists; saving to a new name instead (--overwrite replaces it)")
+        console.note(f"{'Editing' if job.images else 'Generating'} with {job.model} at "
+                     f"{host_of(settings.base_url.value)}, typically {typical}")
+    partials = Partials(job, folder, console)
+    deadline = time.monotonic() + settings.timeout.value
+    run = run._replace(deadline=deadline, typical=typical, watch=partials.look, collectable=folder.journaled)
+    images = run_provider(provider, folder, run)
+    save_images(images[:job.n + SPARE_IMAGES], job, folder, run)
+    keep_rest(images, job, folder, run)
+    partials.remove()
+    warn_about_differences(job, run)
+
+
+def keep_rest(images: Sequence[Image | Failure], job: Job, folder: Folder, run: Run) -> None:
+    """Keep a reply that holds many more images than requested, or broke off before all had come."""
+    answers = folder.answers()
+    if answers and (len(images) > job.n + SPARE_IMAGES or (len(images) < job.n and run.result.is_cut_off)):
+        try:
+            kept = "was saved to " + save_answer(answers[-1], job.target, run.console.secrets.texts)
+        except OSError as error:  # the images are saved, and must be reported
+            kept = f"could not be saved: {reason(error)}"
+        run.console.warn(f"images requested: {job.n}, received: {len(images)}; the whole reply {kept}")
+
+
+# Nothing is saved of what came. Up to so many bytes the message says it all: a page's title, short JSON.
+UNREAD_KINDS = {"no_image": MAX_MESSAGE // 2, "web_page": LONG_STRING, "broken_image": 0, "place": 0,
+                "network": 0, "timeout": 0}
+
+
+def add_what_is_known(failure: Failure, folder: Folder, job: Job, run: Run) -> bool:
+    """Add to the failure where the bytes are that came; whether the folder has to stay."""
+    keep_folder, unread = failure.collectable, []
+    if keep_folder and not folder.journaled:
+        failure.hint = f"What arrived is kept in {folder.path}"
+    is_unread = failure.kind in UNREAD_KINDS and (failure.billed != "yes" or failure.kind == "place")
+    if is_unread and not keep_folder:
+        unread = [path for path in folder.answers() if os.path.getsize(path) > UNREAD_KINDS[failure.kind]]
+    if unread:  # a person may find its image
+        try:
+            kept = save_answer(unread[-1], job.target, run.console.secrets.texts)
+        except OSError:
+            kept, keep_folder = unread[-1], True
+        failure.hint = f"The server's reply was saved to {kept}. {failure.hint}"
+    if keep_folder and failure.kind != "stopped":
+        folder.let_fresh_drop()
+    return keep_folder
+
+
+def billed_in_the_end(failure: Failure, folder: Folder, result: Result) -> str:
+    """Whether money is gone. Only this function decides it: a Failure knows no more than its own request."""
+    answered = bool(folder.paid_answers())
+    if result.saved or (failure.kind == "stopped" and answered):
+        return "yes"
+    if answered and failure.billed == "no" and failure.exit_code in (USAGE, SETUP, BUG):
+        return "maybe"  # it came after a paid request
+    return failure.billed
+
+
 def run_config_command(options: Namespace, run: Run) -> None:
     """config: --show (the default), --init or --check."""
-    console = run.console
     if options.force and not options.init:
-        raise usage_failure("--force goes with --init")
+        raise usage_failure("--force only works with --init")
     if options.init:
-        write_template(options, console)
+        write_template(options, run.console)
     elif options.check:
-        check_setup(read_settings(options, console), run)
+        check_setup(read_settings(options, run.console), run)
     else:
-        show_settings(read_settings(options, console), console)
+        show_settings(read_settings(options, run.console), run.console)
 
 
 def write_template(options: Namespace, console: Console) -> None:
     """A config file that only its owner can read, with the two settings that most people need."""
-    from shlex import quote
     if options.api_key:
-        raise usage_failure("--init writes no key into a file", "Name a variable: --api-key-env NAME")
-    if not options.config and not config_locations():
-        raise usage_failure("there is no home folder", "Name the file with --config.")
-    path = config_path(options.config or config_locations()[0])
+        raise usage_failure("--init does not store keys", "Name a variable: --api-key-env NAME")
+    path = config_path(options.config or next(iter(config_locations()), "-"))
     if path == STANDARD_INPUT:
-        raise usage_failure("--init writes a file, and --config - names none", "Name the file with --config.")
-    base_url = first_value([{"base_url": Setting(options.base_url, "--base-url")} if options.base_url else {},
-                     environment_layer(""), default_layer("openai")], "base_url")
-    own_endpoint = base_url.source in ("--base-url", "$GPT_IMAGE2_BASE_URL")  # not OPENAI_API_KEY's, perhaps
-    variable = ("OPENAI_API_KEY" if base_url.source == "$OPENAI_BASE_URL" or environment("OPENAI_API_KEY")
-                and not environment("GPT_IMAGE2_API_KEY") and not own_endpoint else "GPT_IMAGE2_API_KEY")
-    hidden = [place for place in config_locations() if os.path.lexists(place) and place != path]
+        raise usage_failure("--init needs a file to write", "Name it with --config FILE.")
+    layers = [flag_layer(vars(options)), environment_layer(""), default_layer("openai")]
+    base_url = first_value(layers, "base_url")
+    has_openai_key = environment("OPENAI_API_KEY") and not environment("GPT_IMAGE2_API_KEY")
+    is_openai = base_url.source == "$OPENAI_BASE_URL" or (
+        has_openai_key and base_url.source not in ("--base-url", "$GPT_IMAGE2_BASE_URL"))
+    usual = "OPENAI_API_KEY" if is_openai else "GPT_IMAGE2_API_KEY"
+    hidden = [other for other in config_locations() if os.path.lexists(other) and other != path]
     if hidden and not options.config:
         console.warn(f"{hidden[0]} will no longer be read")
     content = {"base_url": checked_base_url(base_url, options.allow_http),
-               "api_key_env": variable_name(options.api_key_env or variable)}
+               "api_key_env": variable_name(options.api_key_env or usual)}
     part = f"{path}.{os.getpid()}.part"
     try:
         make_private(os.path.dirname(path))
         with private_file(part, os.O_EXCL) as stream:
             stream.write(json.dumps(content, indent=2).encode() + b"\n")
-        placed = give_name(part, path, options.force)
+        if not give_name(part, path, options.force):
+            from shlex import quote
+            again = "config --init --force" + (f" --config {quote(path)}" if options.config else "")
+            raise usage_failure(f"{path} already exists",
+                                "To replace it (and the key in it): " + own_command(again))
     except OSError as error:
         raise usage_failure(f"cannot write {path}: {reason(error)}") from None
     finally:
         discard(part)
-    if not placed:
-        anew = "config --init --force" + (f" --config {quote(path)}" if options.config else "")
-        raise usage_failure(f"{path} exists", "Replace it with: " + own_command(anew))
-    console.output(json.dumps({"schema": 1, "ok": True, "config_file": path}) if console.as_json else f"Wrote {path}")
+    console.output(json.dumps({"schema": 1, "ok": True, "config_file": path}) if console.as_json
+                   else f"Wrote {path}")
 
 
 def show_settings(settings: Settings, console: Console) -> None:
     """Every setting with its value and its source; keys masked."""
-    if settings.headers.value:
-        masked = ", ".join(f"{name}: ***" for name in settings.headers.value)
-        settings = settings._replace(headers=settings.headers._replace(value=masked))
     rows = {name: Setting(console.secrets.clean(as_text(setting.value)), setting.source)
             for name, setting in settings._asdict().items() if isinstance(setting, Setting)}
-    for number, source in enumerate(settings.keys):
-        shown = f"the output of {quoted(source.command[0])}" if source.command else mask_key(source.value)
-        shown = shown if source.is_set else "not set"
-        usable = may_go(source.host, settings.base_url.value)
-        rows["api_key" if number == 0 else f"api_key {number + 1}"] = Setting(
-            shown if usable else f"{shown}, only for {source.host}", source.source)
+    masked = ", ".join(f"{name}: ***" for name in settings.headers.value)
+    rows["headers"] = rows["headers"]._replace(value=masked)
+    for number, source in enumerate(settings.keys, 1):
+        value = f"the output of {quoted(source.command[0])}" if source.command else mask_key(source.value)
+        value = value if source.is_set else "not set"
+        value += "" if may_go(source.host, settings.base_url.value) else f", only for {source.host}"
+        rows["api_key" if number == 1 else f"api_key {number}"] = Setting(value, source.source)
     if not settings.keys:
         rows["api_key"] = Setting("none", "set GPT_IMAGE2_API_KEY or run: " + own_command("config --init"))
     pending = [{"age_s": round(age), "state": state, "prompt": console.secrets.clean(prompt)}
                for age, state, prompt in unfinished_commands(console)]
     if console.as_json:
-        shown_rows = {name: row._asdict() for name, row in rows.items()}
-        console.output(json.dumps({"schema": 1, "ok": True, "settings": shown_rows, "pending": pending,
-                                  "config_file": settings.config_path or None, "warnings": console.warnings}))
+        console.output(json.dumps({
+            "schema": 1, "ok": True, "settings": {name: row._asdict() for name, row in rows.items()},
+            "pending": pending, "config_file": settings.config_path or None, "warnings": console.warnings}))
         return
     for name, row in rows.items():
         console.output(f"{name:<11} {row.value or '-'}  ({row.source})")
-    console.output(f"config file {settings.config_path or 'none; looked for ' + ', '.join(config_locations())}")
+    file = settings.config_path or "none; looked for " + ", ".join(config_locations())
+    console.output(f"config file {file}")
     for request in pending:
         console.output(f"unfinished  {request['age_s']} s ago, {request['state']}: {request['prompt']}")
-    console.output("An unfinished request is collected by its own command, run again." if pending else
-                  "unfinished  none")
-
-
-def check_request(settings: Settings, key: str) -> Request:
-    """A request that costs nothing and proves the key."""
-    request = api_request(settings, key, "GET", settings.service.free_check)
-    return request._replace(timeout=min(60, settings.timeout.value), purpose="models")
+    console.output("Run its command again to collect a request." if pending else "unfinished  none")
 
 
 def check_setup(settings: Settings, run: Run) -> None:
-    """The doctor: everything that can be proved without spending money."""
+    """Everything that can be proved without spending money."""
     console = run.console
     say = console.note if console.as_json else console.output
     say(f"ok    Python {sys.version.split()[0]}")
     say(f"ok    {check_curl(console.secrets.keys)}")
     say(f"ok    config file {settings.config_path or 'none'}")
     key = find_key(settings, console).value
-    say(f"{'ok   ' if key else 'note '} key {mask_key(key) if key else 'none'}, endpoint {settings.base_url.value}")
+    masked = f"ok    key {mask_key(key)}" if key else "note  key none"
+    say(f"{masked}, endpoint {settings.base_url.value}")
     if settings.service.free_check:
         try_key(settings, key, run, say)
     else:
-        say("note  nothing free can try a Codex sign-in")
+        say("note  no free request can test a Codex sign-in")
     if console.as_json:
         console.output(json.dumps({"schema": 1, "ok": True, "warnings": console.warnings}))
 
 
 def try_key(settings: Settings, key: str, run: Run, say: Callable[[str], None]) -> None:
-    """One free request that proves host and key, and one without the key, that it was the key which proved it."""
-    request, folder = check_request(settings, key), temporary_folder()
-    bare = [pair for pair in request.headers if not re.search(SECRET_HEADER, pair[0])]
+    """A free request that proves host and key, and one without the key: was it the key that was accepted?"""
+    request = api_request(settings, key, "GET", settings.service.free_check)._replace(
+        timeout=min(60, settings.timeout.value), purpose="models")
+    bare = tuple(pair for pair in request.headers if not re.search(SECRET_HEADER, pair[0]))
     run = run._replace(deadline=time.monotonic() + request.timeout)
-    host, note, response = host_of(request.url), "", None
+    host, folder, note, response = host_of(request.url), temporary_folder(), "", None
     try:
         response = send_with_retries(request, folder.exchange(1), run)
         with suppress(Failure):
-            if key and send_with_retries(request._replace(headers=tuple(bare)), folder.exchange(2), run):
+            if key and send_with_retries(request._replace(headers=bare), folder.exchange(2), run):
                 note = f"{host} answers without the key too: this proves the address, not the key"
     except Failure as failure:
         if failure.http_status not in (404, 405, 501):
             raise
-        note = f"{failure.message}: nothing free proves address and key. "
+        note = f"{failure.message}: no free request can prove address and key. "
         note += failure.hint if failure.kind == "not_found" else ""
     finally:
         folder.remove()
-    if note:
-        run.console.warn(note) if run.console.as_json else say(f"note  {note}")
+    if note and run.console.as_json:
+        run.console.warn(note)
+    elif note:
+        say(f"note  {note}")
     elif response:
-        say(f"ok    {host} {'takes the key' if key else 'answers'} (HTTP {response.status})")
+        say(f"ok    {host} {'accepts the key' if key else 'answers'} (HTTP {response.status})")
     if response and settings.service.free_check == "/models":
         say(model_line(response.document, settings.model.value))
 
@@ -4959,11 +4874,11 @@ def try_key(settings: Settings, key: str, run: Run, say: Callable[[str], None]) 
 def model_line(document: Any, model: str) -> str:
     """What a model list says about one model. Being listed does not prove access."""
     items = json_path(document, "data")
-    row = next((item for item in items if json_path(item, "id") == model), None) if isinstance(items, list) else None
-    if row is None:
+    rows = [item for item in items if json_path(item, "id") == model] if isinstance(items, list) else []
+    if not rows:
         return f"note  {model} is not in the server's list of models"
-    date = json_path(row, "shutdown_date")
-    return f"{'note ' if date else 'ok   '} {model} is listed" + (f", shut down on {date}" if date else "")
+    date = json_path(rows[0], "shutdown_date")
+    return f"note  {model} is listed, shut down on {date}" if date else f"ok    {model} is listed"
 
 
 HELP = """\

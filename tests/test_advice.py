@@ -235,7 +235,7 @@ class WhatACheckProvesTest(AdviceCase):
             with self.subTest(status):
                 self.assertEqual((result.exit_code, result.errors), (0, []), result.stderr)
                 self.assertRegex(result.stdout, f"(?m)^note  .*HTTP {status}.*proves")
-                self.assertNotIn("takes the key", result.stdout)
+                self.assertNotIn("accepts the key", result.stdout)
 
     def test_in_json_it_is_a_warning(self) -> None:
         self.server.plan_models(Answer(status=404, body=b"", check=False))
@@ -247,7 +247,7 @@ class WhatACheckProvesTest(AdviceCase):
         self.server.plan_models(*[Answer(body=b'{"data": [{"id": "gpt-image-2"}]}', check=False)] * 4)
         result = self.check()
         self.assertRegex(result.stdout, "(?m)^note  .*without the key")
-        self.assertNotIn("takes the key", result.stdout)
+        self.assertNotIn("accepts the key", result.stdout)
         self.assertIn("without the key", " ".join(self.check("--json").json["warnings"]))
         self.assertEqual([request.header("Authorization") for request in self.server.requests],
                          [f"Bearer {KEY}", ""] * 2)
@@ -260,7 +260,7 @@ class WhatACheckProvesTest(AdviceCase):
 
     def test_a_list_that_wants_the_key_proves_it(self) -> None:
         result = self.run_program("config", "--check", *self.access(), env={"GPT_IMAGE2_API_KEY": KEY})
-        self.assertRegex(result.stdout, "(?m)^ok .*takes the key")
+        self.assertRegex(result.stdout, "(?m)^ok .*accepts the key")
 
     def test_a_refused_key_and_a_web_page_stay_failures(self) -> None:
         self.assertEqual(self.check(env={"GPT_IMAGE2_API_KEY": "wrong-test"}).exit_code, SETUP)
@@ -273,7 +273,7 @@ class WhatACheckProvesTest(AdviceCase):
         with RunApiServer(KEY) as server:
             result = self.run_inside("config", "--check", "--api", "runapi", "--base-url", server.origin,
                                      env={"RUNAPI_API_KEY": KEY})
-        self.assertIn("takes the key", result.stdout + result.stderr)
+        self.assertIn("accepts the key", result.stdout + result.stderr)
 
 
 class WrongKindOfFileTest(AdviceCase):
@@ -309,7 +309,7 @@ class WrongKindOfFileTest(AdviceCase):
             result = self.try_command("generate", "a fox", "--json")
             error = result.json["error"]
             with self.subTest(str(body)[:30]):
-                text = error["message"] + str(error["code"]) + result.stderr.partition("What came back")[0]
+                text = error["message"] + str(error["code"]) + result.stderr.partition("The server's reply")[0]
                 self.assertNotIn("iVBOR", text)
                 self.assertNotIn(os.sep + "requests" + os.sep, text)
 

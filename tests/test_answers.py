@@ -252,7 +252,7 @@ class OtherThanAskedForTest(ProgramCase):
         self.assertEqual(len(result.json["saved"]), 2)
         told = result.json["warnings"] + [result.json.get("error", {}).get("message", "")]
         self.assertTrue(any("3 " in text and "2 " in text for text in told), told)
-        self.assertRegex(result.stderr, r"\b3 .*\b2 ")
+        self.assertRegex(result.stderr, r"\b2 .*\b3 ")
 
     def test_more_than_asked_are_all_kept(self) -> None:
         self.server.plan(Answer(count=3))
@@ -444,7 +444,7 @@ class SuccessWithoutPictureTest(WrongAnswerCase):
 
     def test_web_page(self) -> None:
         self.check(Wrong("page", Answer(body=b"<!doctype html><title>Sign in</title>", content_type="text/html"),
-                         NO_ANSWER, "web_page", "maybe", "a web server answers there", "Sign in"))
+                         NO_ANSWER, "web_page", "maybe", "points at a website", "Sign in"))
 
     def test_base_url_without_v1(self) -> None:
         for url in (self.server.origin, self.server.origin + "/"):
@@ -587,7 +587,7 @@ class HostileTextsOfServersTest(ProgramCase):
     def test_missing_key_on_this_machine_is_named_as_the_reason(self) -> None:
         result = self.run_inside("generate", PROMPT, *self.access())
         self.assertEqual(result.exit_code, SETUP, result.stderr)
-        self.assertIn("None is set: set GPT_IMAGE2_API_KEY", result.stderr)
+        self.assertIn("No key is set: set GPT_IMAGE2_API_KEY", result.stderr)
         check = self.run_inside("config", "--check", *self.access())
         self.assertIn("note  key none", check.stdout)
 

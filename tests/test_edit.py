@@ -268,10 +268,10 @@ class EditedShapeTest(EditCase):
             with self.subTest(size):
                 self.server.default = Answer(image=draw_png(*size))
                 warnings = self.edit(self.image, PROMPT, "--json").json["warnings"]
-                self.assertEqual(any("another shape" in text for text in warnings), told, warnings)
+                self.assertEqual(any("different shape" in text for text in warnings), told, warnings)
         self.server.default = Answer(image=draw_png(1024, 1024))
         warnings = self.edit(self.image, PROMPT, "--size", "square", "--json").json["warnings"]
-        self.assertFalse(any("another shape" in text for text in warnings), warnings)
+        self.assertFalse(any("different shape" in text for text in warnings), warnings)
 
 
 class InputsBehindUrlsTest(EditCase):

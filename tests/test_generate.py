@@ -250,7 +250,7 @@ class FilesAreNotReplacedTest(ProgramCase):
         self.assertEqual(self.saved_file(result).name, "cat-3.png")
         self.assertEqual((self.work / "cat.png").read_text(), "mine")
         self.assertEqual((self.work / "cat-2.png").read_text(), "mine too")
-        self.assertIn("cat.png exists", result.stderr)
+        self.assertIn("cat.png already exists", result.stderr)
 
     def test_existing_numbers_stay(self) -> None:
         self.file("cat-1.png", "mine")
@@ -323,7 +323,7 @@ class HumanOutputTest(ProgramCase):
 
     def test_quiet_still_warns(self) -> None:
         self.file("cat.png", "mine")
-        self.assertIn("cat.png exists", self.generate(PROMPT, "-q", "-o", "cat.png").stderr)
+        self.assertIn("cat.png already exists", self.generate(PROMPT, "-q", "-o", "cat.png").stderr)
 
     def test_verbose_shows_the_request_without_the_key(self) -> None:
         result = self.generate(PROMPT, "-v", "--quality", "low")

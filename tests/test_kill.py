@@ -233,7 +233,7 @@ class KilledAndCollectedTest(KillCase):
         child = self.start_and_wait(trial)
         result = self.kill(child, signal.SIGINT)
         self.assertEqual(result.exit_code, 130, result.stderr)
-        self.assertIn("may have been drawn and billed", result.stderr)
+        self.assertIn("You may be charged", result.stderr)
         self.check_end(trial, [], result.stderr)
         self.assert_no_orphans()
 
@@ -327,7 +327,7 @@ class KilledAndCollectedTest(KillCase):
         self.finish(child)
         again = trial.run()
         self.assertEqual((again.exit_code, trial.posts()), (NO_ANSWER, 1), again.stderr)
-        self.assertIn("may have been drawn and billed", again.stderr)
+        self.assertIn("You may be charged", again.stderr)
         self.assertEqual(trial.journal(), [])
         self.assertEqual((trial.run().exit_code, trial.posts()), (0, 2))
 

@@ -271,7 +271,8 @@ class PlanTest(ProgramCase):
                                (("a fox", "--aspect-ratio", "wide"), "like 16:9"),
                                (("a fox", "--quality", "best"), "unknown quality"),
                                (("a fox", "--compression", "5"), "--compression needs"),
-                               (("a fox", "-o", "a.gif"), "does not make gif"), (("a fox", "-o", "-"), "give a file name")):
+                               (("a fox", "-o", "a.gif"), "does not make gif"),
+                               (("a fox", "-o", "-"), "give a file name")):
             with self.subTest(words):
                 self.assertIn(message, self.refused("generate", *words))
         many = [f"--image={self.fox}"] * 17

@@ -476,7 +476,7 @@ class PicturesInTheMakingTest(PrivateCase):
             result = self.preview("--keep-partials", "--overwrite", *more, text=events + frame(completed()) * 2)
             self.assertEqual(result.exit_code, 0, result.stderr)
             self.assertEqual(len(list(self.work.glob("*.partial-*"))), most)
-            self.assertEqual(result.stderr.count("more came than were asked for"), 1, result.stderr)
+            self.assertEqual(result.stderr.count("more came than you asked for"), 1, result.stderr)
             for path in self.work.iterdir():
                 path.unlink()
 

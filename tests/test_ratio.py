@@ -175,4 +175,4 @@ class RatioIsToldTest(RatioCase):
         self.server.reset()
         self.server.plan(Answer(size=(1024, 1024)))
         result = self.generate_inside("a fox", "--aspect-ratio", "16:9", "--json")
-        self.assertTrue(any("1280x720 was asked for" in text for text in result.json["warnings"]), result.stdout)
+        self.assertTrue(any("asked for 1280x720" in text for text in result.json["warnings"]), result.stdout)

@@ -183,7 +183,7 @@ class CompressedAnswerTest(ReadingCase):
     def test_bomb(self) -> None:
         bomb = gzip.compress(b'{"data": "' + b"A" * 30_000_000)
         error = self.fails(Answer(body=bomb), NO_ANSWER, "no_image")
-        self.assertIn(f"{len(bomb)} bytes that are no text", error["message"])
+        self.assertIn(f"{len(bomb)} bytes that are not text", error["message"])
         self.assertEqual(self.kept(), [bomb])
 
 
@@ -283,7 +283,7 @@ class BrokenAnswerTest(ReadingCase):
     def test_first_of_two(self) -> None:
         body = data({"b64_json": text(SMALL)}, {"b64_json": text(LARGE)})
         result = self.saves(self.cut(body[:-9000]), SMALL, options=("--n", "2"),
-                            warned="2 images were asked for, 1 came")
+                            warned="images requested: 2, received: 1")
         self.assertIn("1-1.answer", result.stderr)
         self.assertEqual(self.kept(), [body[:-9000]])
 
@@ -348,7 +348,7 @@ class BrokenShapesTest(ReadingCase):
     def test_first_of_two_in_markdown(self) -> None:
         words = " ".join(f"![a](data:image/png;base64,{text(image)})" for image in (SMALL, LARGE))
         body = json.dumps({"choices": [{"message": {"content": words}}]}).encode()
-        self.saves(self.cut(body[:-9000]), SMALL, options=("--n", "2"), warned="2 images were asked for, 1 came")
+        self.saves(self.cut(body[:-9000]), SMALL, options=("--n", "2"), warned="images requested: 2, received: 1")
         self.assertEqual(self.kept(), [body[:-9000]])
 
     def test_unknown_names(self) -> None:
@@ -384,7 +384,7 @@ class BrokenShapesTest(ReadingCase):
         lines = [json.dumps({"b64_json": text(image)}).encode() for image in (SMALL, LARGE)]
         for body in (b"".join(told)[:-9000], b"\n".join(lines)[:-9000], b"".join(lines)):
             with self.subTest(body[:20]):
-                self.saves(Answer(body=body), SMALL, options=("--n", "2"), warned="2 images were asked for, 1 came")
+                self.saves(Answer(body=body), SMALL, options=("--n", "2"), warned="images requested: 2, received: 1")
                 self.assertEqual(self.kept(), [body])
 
 
@@ -412,7 +412,7 @@ class NothingIsDroppedTest(ReadingCase):
         self.assertIn("(a long text)", message)
         self.assertNotRegex(message, "requests|AAAA|BBBB")
         noise = self.fails(Answer(body=bytes(range(128, 255)) * 8), NO_ANSWER, "no_image")["message"]
-        self.assertIn("1016 bytes that are no text", noise)
+        self.assertIn("1016 bytes that are not text", noise)
 
     def test_curl_killed_in_the_middle(self) -> None:
         body = data({"b64_json": text(LARGE)})
@@ -603,19 +603,19 @@ class AnswerLimitsTest(ReadingCase):
     def test_pictures(self) -> None:
         images = [draw_png(16 + number, 16) for number in range(9)]
         body = data(*({"b64_json": text(image)} for image in images))
-        self.saves(Answer(body=body), *images[:4], warned="1 images were asked for, 9 came")
+        self.saves(Answer(body=body), *images[:4], warned="images requested: 1, received: 9")
         self.assertEqual(self.kept(), [body])
         for number, image in enumerate(images):
             self.server.files[f"{number}.png"] = image
         body = data(*({"url": f"{self.server.origin}/files/{number}.png"} for number in range(9)))
-        self.saves(Answer(body=body), *images[:4], warned="1 images were asked for, 9 came")
+        self.saves(Answer(body=body), *images[:4], warned="images requested: 1, received: 9")
         self.assertEqual(sum(each.method == "GET" for each in self.server.requests), 4)
 
     def test_pictures_are_told_when_their_answer_cannot_be_kept(self) -> None:
         images = [draw_png(16 + number, 16) for number in range(9)]
         body = data(*({"b64_json": text(image)} for image in images))
         with mock.patch.object(program, "save_answer", side_effect=OSError(28, "No space left on device")):
-            self.saves(Answer(body=body), *images[:4], warned="could not be kept: No space left on device")
+            self.saves(Answer(body=body), *images[:4], warned="could not be saved: No space left on device")
 
     def test_disk_full_in_the_free_check(self) -> None:
         with mock.patch.object(program, "unpack_file", side_effect=OSError(28, "No space left on device")):

@@ -144,7 +144,7 @@ class RelayShapesTest(ProgramCase):
         self.server.plan(body({"images": [{"url": as_data_url(SMALL)}, {"url": None}, {"url": ""}]}))
         result = self.generate_inside("a fox", "--n", "3", "--json")
         self.assertEqual((result.exit_code, len(result.json["saved"]), len(result.json["warnings"])), (0, 1, 1))
-        self.assertIn("3 images were asked for, 1 came back", result.json["warnings"][0])
+        self.assertIn("only 1 of the 3 images came back", result.json["warnings"][0])
         self.only_post()
 
     def test_addresses_that_cannot_be_fetched_are_no_bug(self) -> None:

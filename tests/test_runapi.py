@@ -1152,7 +1152,7 @@ class RunApiKilledTest(OnRunApi, KillCase):
         self.kill_family(child, trial.home)
         again = trial.run()
         self.assertEqual((again.exit_code, trial.posts()), (NO_ANSWER, 1), again.stderr)
-        self.assertIn("may have been drawn and billed", again.stderr)
+        self.assertIn("You may be charged", again.stderr)
 
     def test_lost_create_is_repeated_with_its_key(self) -> None:
         self.server.dialects = {"sdk"}

@@ -467,7 +467,7 @@ class PipedConfigTest(SettingsCase):
                 (["generate", PROMPT], "", SETUP, "standard input is not valid JSON"),
                 (["generate", "-"], "{}", USAGE, "both the config and the prompt"),
                 (["generate", "--prompt-file", "-"], "{}", USAGE, "both the config and the prompt"),
-                (["config", "--init"], "{}", USAGE, "--init writes a file")):
+                (["config", "--init"], "{}", USAGE, "--init needs a file to write")):
             with self.subTest(arguments + [stdin]):
                 result = self.run_program(*arguments, "--config", "-", stdin=stdin)
                 self.assertEqual(result.exit_code, code, result.stderr)
@@ -618,7 +618,7 @@ class ConfigCheckTest(SettingsCase):
     def test_server_that_needs_no_key(self) -> None:
         self.server.plan_models(Answer(body=b'{"data": []}', check=False))
         result = self.check(key="")
-        self.assertNotIn("takes the key", result.stdout)
+        self.assertNotIn("accepts the key", result.stdout)
 
     def test_no_key(self) -> None:
         result = self.run_inside("config", "--check", "--base-url", REMOTE)

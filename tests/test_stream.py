@@ -143,7 +143,7 @@ class StreamFormsTest(StreamCase):
                 self.server.plan(stream(text))
                 result = self.generate_inside(PROMPT, "--stream", "--n", "2", "--json", "-o", "a.png", "--overwrite")
                 self.assertEqual((result.exit_code, len(result.json["saved"])), (0, 1), result.stderr)
-                self.assertTrue(any("1 came back" in text for text in result.json["warnings"]), result.json)
+                self.assertTrue(any("only 1 of" in text for text in result.json["warnings"]), result.json)
 
     def test_usage_is_told(self) -> None:
         self.server.plan(stream(whole()))
