@@ -237,8 +237,9 @@ class Failure(Exception):
     """
 
     def __init__(self, kind: str, message: str, hint: str | None = None, billed: str = "",
-                 exit_code: int = -1, retryable: bool | None = None, next_step: str = "", collectable: bool = False,
-                 http_status: int = 0, code: str = "", request_id: str = "") -> None:
+                 exit_code: int = -1, retryable: bool | None = None, next_step: str = "",
+                 collectable: bool = False, http_status: int = 0, code: str = "",
+                 request_id: str = "") -> None:
         super().__init__(message)
         rules = KINDS[kind]
         self.kind, self.message, self.hint = kind, message, rules.hint if hint is None else hint
@@ -685,7 +686,7 @@ def size_fault(width: int, height: int) -> str:
     longest, shortest, step = max(width, height), min(width, height), EDGE_STEP
     rules = ((width % step or height % step, f"width and height must both be multiples of {step}"),
              (longest > MAX_EDGE, f"the longer side can be at most {MAX_EDGE} pixels"),
-             (longest > MAX_RATIO * shortest, f"the longer side can be {MAX_RATIO} times the shorter at most"),
+             (longest > MAX_RATIO * shortest, f"the longer side can be at most {MAX_RATIO} times the other"),
              (not MIN_PIXELS <= width * height <= MAX_PIXELS, f"the image must have {MIN_PIXELS:,} to "
               f"{MAX_PIXELS:,} pixels, {width}x{height} has {width * height:,}"))
     return "; ".join(text for broken, text in rules if broken)
@@ -1026,7 +1027,8 @@ def number(low: int, high: int, convert: Callable[[str], Any] = int) -> Callable
 def as_pair(text: str) -> str:
     """A size or a shape as people write it, in one spelling: `1024 × 1024`, `16/9`, `LANDSCAPE`."""
     text = text.strip().lower()
-    edges = re.fullmatch(r"([0-9]+) *(?:px)? *([x×х*:：∶/]|by) *([0-9]+) *(?:px)?", text)  # a Cyrillic one too
+    cross = "[x×х*:：∶/]|by"  # a Cyrillic x too
+    edges = re.fullmatch(rf"([0-9]+) *(?:px)? *({cross}) *([0-9]+) *(?:px)?", text)
     if not edges:
         return text
     sign = ":" if edges[2] in ":：∶/" and len(edges[1]) < 3 else "x"
@@ -1129,8 +1131,8 @@ STRANGERS = {
         "Use --output PATH.",
     "-i -m --image --mask --input --input-image --init-image --input-fidelity":
         "Images go with edit, see edit --help.",
-    "--seed --negative-prompt --negative --no --steps --cfg --cfg-scale --guidance --guidance-scale --sampler "
-    "--style --stylize --strength --chaos --hd --vivid --natural --response-format --user":
+    "--seed --negative-prompt --negative --no --steps --cfg --cfg-scale --guidance --guidance-scale "
+    "--sampler --style --stylize --strength --chaos --hd --vivid --natural --response-format --user":
         "The API has no such parameter: leave it out, or say it in the prompt."}
 
 
@@ -1530,8 +1532,8 @@ def variable_name(text: str) -> str:
 
 
 def environment_keys(api: str, address: str) -> list[KeySource]:
-    """The keys in variables. Our own may go anywhere, but not where only a vendor's variable leads; a vendor's
-    only to the host configured beside it. address: where the base URL comes from."""
+    """The keys in variables. Our own may go anywhere but where only a vendor's variable leads; a vendor's
+    only to the host beside it. address: where the base URL comes from."""
     vendor = {"$OPENAI_BASE_URL": "openai", "$RUNAPI_BASE_URL": "runapi"}.get(address)
     hosts = {"GPT_IMAGE2_API_KEY": host_of(SERVICES[vendor].base_url) if vendor else "",
              "OPENAI_API_KEY": host_of(environment("OPENAI_BASE_URL") or DEFAULT_BASE_URL),
@@ -1668,7 +1670,7 @@ def read_words(options: Namespace) -> tuple[str, list[str]]:
     """(prompt, images) that the words of a command mean. Reads what plan must not: files, standard input."""
     words, paths = edit_words(options) if options.command == "edit" else (options.words, [])
     if options.config == "-" and "-" in (options.prompt_file, *words):
-        raise usage_failure("standard input cannot be both the config and the prompt", "Use --prompt-file FILE.")
+        raise usage_failure("standard input cannot be both config and prompt", "Use --prompt-file FILE.")
     if words:
         check_prompt_word(options.command, paths, words[0])
     if len(words) > (0 if options.prompt_file else 1):
@@ -1931,8 +1933,9 @@ def openai_values(options: Namespace, size: str, settings: Settings, notes: list
     elif rules.shutdown:
         notes.append(f"{model} will be shut down on {rules.shutdown}")
     if rules and options.quality not in rules.qualities:
-        raise usage_failure(f"unknown quality {quoted(options.quality)} for {model} (choose "
-                            f"{', '.join(rules.qualities)})", nearest(options.quality, rules.qualities).strip())
+        raise usage_failure(
+            f"unknown quality {quoted(options.quality)} for {model} (choose {', '.join(rules.qualities)})",
+            nearest(options.quality, rules.qualities).strip())
     match = re.fullmatch(r"([1-9]\d{0,3}):([1-9]\d{0,3})", options.aspect_ratio or "")
     refuse_broken(
         (image_format not in settings.service.formats,
@@ -1958,7 +1961,7 @@ def size_of_shape(model: str, width: int, height: int, resolution: str) -> str:
     """The model's size that comes nearest to a shape and a resolution."""
     rules = model_rules(model)
     if max(width, height) > MAX_RATIO * min(width, height):
-        raise usage_failure(f"--aspect-ratio {width}:{height}: one side can be {MAX_RATIO} times the other at most")
+        raise usage_failure(f"--aspect-ratio {width}:{height}: a side can be at most {MAX_RATIO} times the other")
     if rules and isinstance(rules.sizes, tuple):
         edges = [split_size(size) or (1, 1) for size in rules.sizes]
         return "%dx%d" % min(edges, key=lambda edge: abs(edge[0] / edge[1] - width / height))
@@ -1970,7 +1973,7 @@ def runapi_shape(options: Namespace, size: str, settings: Settings, notes: list[
     missing = [row.flag for row in OPTIONS
                if row.wire and row.runapi is None and getattr(options, row.name) not in (None, row.default)]
     if missing:
-        raise usage_failure(f"RunAPI does not support {', '.join(missing)}", "Remove it or use another endpoint.")
+        raise usage_failure("RunAPI does not support " + ", ".join(missing), "Remove it, or change --base-url.")
     ratio, resolution = options.aspect_ratio, options.resolution
     if size != "auto":
         ratio, resolution = runapi_size(size, *split_size(size) or (0, 0))
@@ -2026,9 +2029,9 @@ def checked_target(output: str, image_format: str, overwrite: bool) -> Target:
     try:
         path = os.path.abspath(os.path.expanduser(output))
     except OSError as error:
-        raise target_failure(f"cannot save in this folder: {reason(error)}", "Give a full path with -o.") from None
+        raise target_failure(f"cannot save here: {reason(error)}", "Give a full path with -o.") from None
     if CONTROL.search(whole_characters(path)):
-        raise target_failure("the output path contains a control character, which would break the Saved: line")
+        raise target_failure("the output path contains a control character, which would break Saved: lines")
     if output.startswith("~") and os.path.expanduser(output) == output:
         raise target_failure(f"cannot save in {output}: there is no home folder", "Give a full path with -o.")
     if output.endswith(("/", os.sep)):
@@ -2065,8 +2068,8 @@ def probe_folder(target: Target, n: int, size: str) -> None:
         raise target_failure(f"cannot save in {target.folder}: {reason(error)}", hint) from None
     needed = room_needed(n, size)
     if free < needed:
-        raise target_failure(f"{target.folder} has only {free // 1_000_000} MB free; {n} image{'s' * (n > 1)} may "
-                             f"need {needed // 1_000_000 + 1} MB", f"Free some space. {hint}")
+        raise target_failure(f"{target.folder} has only {free // 1_000_000} MB free; "
+                             f"{needed // 1_000_000 + 1} MB may be needed", f"Free some space. {hint}")
 
 
 def free_bytes(folder: str) -> int:
@@ -2587,7 +2590,7 @@ def read_key(source: KeySource, secrets: Sequence[str]) -> str:
         try:
             output = child_output(source.command, secrets, "key", 120).decode("utf-8", "replace")
         except Failure as failure:
-            raise setup_failure(f"{source.source}: {failure.message}", "Try that command by hand.", "key") from None
+            raise setup_failure(f"{source.source}: {failure.message}", "Try it by hand.", "key") from None
         key = (output.splitlines() or [""])[0]
     key = pasted(key)
     for pattern, fault in NO_KEYS.items():
@@ -3008,7 +3011,8 @@ def temporary_folder() -> Folder:
     for folder in [*temporary_places(), os.curdir]:
         with suppress(OSError):
             return Folder(tempfile.mkdtemp(prefix=PROGRAM + "-", dir=folder), None, False)
-    raise setup_failure("there is no folder for temporary files", "Set TMPDIR to a writable folder. " + SANDBOX)
+    hint = "Set TMPDIR to a writable folder. " + SANDBOX
+    raise setup_failure("there is no folder for temporary files", hint)
 
 
 def adopt_folder(root: str, name: str, fresh: bool, console: Console) -> Folder | None:
@@ -3128,7 +3132,8 @@ def stop_failure(stop: KeyboardInterrupt, folder: Folder) -> Failure:
         effect = "the image is still being made" if state == RUNNING else "the server's reply is kept"
         return Failure("stopped", f"{cause}; {effect}", exit_code=code, collectable=True)
     if state == LOST:
-        return Failure("interrupted", f"{cause}; the request was stopped", None, "maybe", code, next_step="ask")
+        lost = f"{cause}; the request was stopped"
+        return Failure("interrupted", lost, None, "maybe", code, next_step="ask")
     return Failure("interrupted", f"{cause}; nothing was bought", exit_code=code)
 
 
