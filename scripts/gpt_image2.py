@@ -2561,7 +2561,7 @@ def read_key(source: KeySource, secrets: Sequence[str]) -> str:
         try:
             output = child_output(source.command, secrets, "key", 120).decode("utf-8", "replace")
         except Failure as failure:
-            raise setup_failure(f"{source.source}: {failure.message}", "Try that command by hand.", "key") from None
+            raise setup_failure(f"{source.source}: {failure.message}", "Run it by hand.", "key") from None
         key = (output.splitlines() or [""])[0]
     key = pasted(key)
     for pattern, fault in NO_KEYS.items():
@@ -2982,7 +2982,7 @@ def temporary_folder() -> Folder:
     for folder in [*temporary_places(), os.curdir]:
         with suppress(OSError):
             return Folder(tempfile.mkdtemp(prefix=PROGRAM + "-", dir=folder), None, False)
-    raise setup_failure("there is no folder for temporary files", "Set TMPDIR to a writable folder. " + SANDBOX)
+    raise setup_failure("there is no folder for temporary files", "Set TMPDIR to a writable one. " + SANDBOX)
 
 
 def adopt_folder(root: str, name: str, fresh: bool, console: Console) -> Folder | None:
@@ -3102,7 +3102,7 @@ def stop_failure(stop: KeyboardInterrupt, folder: Folder) -> Failure:
         effect = "the image is still being made" if state == RUNNING else "the server's reply is kept"
         return Failure("stopped", f"{cause}; {effect}", exit_code=code, collectable=True)
     if state == LOST:
-        return Failure("interrupted", f"{cause}; the request was stopped", None, "maybe", code, next_step="ask")
+        return Failure("interrupted", f"{cause}; the request was stopped", None, "maybe", code, None, "ask")
     return Failure("interrupted", f"{cause}; nothing was bought", exit_code=code)
 
 
