@@ -2155,17 +2155,17 @@ def is_image_field_refused(failure: Failure) -> bool:
 
 def poll_until_done(create: Request, response: Response, settings: Settings, templates: list[str]) -> Steps:
     """Poll a response's task until it has images. templates: its possible URLs; a missing one is removed."""
-    look = create._replace(method="GET", body=None, form=(), purpose="poll",
+    poll = create._replace(method="GET", body=None, form=(), purpose="poll",
                            timeout=min(create.timeout, POLL_TIMEOUT))
     task = task_id(response.document)
     urls = poll_urls(create, response, settings, templates) if response.meaning == "pending" else []
     least = 0.05  # seconds; it grows, because a server may always say "at once"
     while urls and not response.images and task_status(response.document) not in DONE:
-        asked = server_pause(response.headers, "")
-        yield Wait(POLL_PAUSE if asked is None else max(asked, least), task_status(response.document), task)
+        delay = server_pause(response.headers, "")
+        yield Wait(POLL_PAUSE if delay is None else max(delay, least), task_status(response.document), task)
         least = min(2 * least, 1.0)
         try:
-            response = yield look._replace(url=urls[0])
+            response = yield poll._replace(url=urls[0])
         except Failure as failure:
             if failure.http_status == 404 and len(urls) > 1:
                 gone = urls.pop(0)
@@ -2174,7 +2174,7 @@ def poll_until_done(create: Request, response: Response, settings: Settings, tem
                 raise  # anything else says nothing about the task
     url = url_on_host(task_field(response.document, ("response_url",)), create.url)
     if url and not response.images:
-        response = yield look._replace(url=url, purpose="result")
+        response = yield poll._replace(url=url, purpose="result")
     if not response.images:
         raise Failure("no_image", "the task ended without an image: " + nothing_usable(response))
     return response
@@ -2480,7 +2480,7 @@ def curl_config(request: Request, exchange: Exchange) -> str:
         lines.append(("no-buffer", ""))
     lines += [("url", request.url), ("header", "Expect:"), ("header", "Accept-Encoding: identity")]
     for name, value in request.headers:
-        if CONTROL.search(name + value):
+        if CONTROL.search(name + value):  # it would start a second header
             raise setup_failure(f"the header {one_line(name)} contains a control character")
         lines.append(("header", f"{name}: {value}"))
     lines += body_lines(request, exchange)
@@ -2551,7 +2551,7 @@ def child_output(argv: Sequence[str], secrets: Sequence[str], kind: str, timeout
                     pipe = child.stdout
                     if (child.poll() is not None and os.name == "posix" and pipe and not pipe.closed
                             and not select.select([pipe], [], [], 0)[0]):
-                        output = late.output or b""  # what it started, perhaps an agent, holds the pipe
+                        output = late.output or b""  # a password agent that it started holds the pipe
                     elif time.monotonic() > deadline:
                         raise setup_failure(f"{quoted(argv[0])} took over {timeout:g} s", kind=kind) from None
         finally:
@@ -2590,7 +2590,7 @@ def read_key(source: KeySource, secrets: Sequence[str]) -> str:
         try:
             output = child_output(source.command, secrets, "key", 120).decode("utf-8", "replace")
         except Failure as failure:
-            raise setup_failure(f"{source.source}: {failure.message}", "Try it by hand.", "key") from None
+            raise setup_failure(f"{source.source}: {failure.message}", "Run it by hand.", "key") from None
         key = (output.splitlines() or [""])[0]
     key = pasted(key)
     for pattern, fault in NO_KEYS.items():
@@ -2667,7 +2667,7 @@ def read_outcome(exchange: Exchange) -> Outcome:
     if not exit_code and os.path.exists(exchange.file("answer")) and (
             float(fields[4]) > os.path.getsize(exchange.file("answer")) * 1.01 + 100):
         exit_code = 23
-    # What was sent has a time and a size; 8.23 has a time without it, and 7.x a size for a proxy's CONNECT.
+    # What was sent has a time and a size; 8.23 gives a time to what was not, 7.x a size to a proxy's CONNECT.
     sent = float(fields[3]) > 0 and (len(fields) < 6 or float(fields[5]) > 0)  # 5: by this program before 1.1
     return Outcome(exit_code, int(fields[0]), int(fields[1]), sent or float(fields[2]) > 0, message)
 
@@ -3011,8 +3011,7 @@ def temporary_folder() -> Folder:
     for folder in [*temporary_places(), os.curdir]:
         with suppress(OSError):
             return Folder(tempfile.mkdtemp(prefix=PROGRAM + "-", dir=folder), None, False)
-    hint = "Set TMPDIR to a writable folder. " + SANDBOX
-    raise setup_failure("there is no folder for temporary files", hint)
+    raise setup_failure("there is no folder for temporary files", "Set TMPDIR to a writable one. " + SANDBOX)
 
 
 def adopt_folder(root: str, name: str, fresh: bool, console: Console) -> Folder | None:
@@ -3132,8 +3131,7 @@ def stop_failure(stop: KeyboardInterrupt, folder: Folder) -> Failure:
         effect = "the image is still being made" if state == RUNNING else "the server's reply is kept"
         return Failure("stopped", f"{cause}; {effect}", exit_code=code, collectable=True)
     if state == LOST:
-        lost = f"{cause}; the request was stopped"
-        return Failure("interrupted", lost, None, "maybe", code, next_step="ask")
+        return Failure("interrupted", f"{cause}; the request was stopped", None, "maybe", code, None, "ask")
     return Failure("interrupted", f"{cause}; nothing was bought", exit_code=code)
 
 
@@ -3309,9 +3307,9 @@ def retry_pause(request: Request, failure: Failure, headers: Mapping[str, str], 
     limited = failure.retryable and failure.http_status and not repeatable
     if attempt >= (RATE_LIMIT_TRIES if limited else TRIES) or not may_repeat(request, failure):
         return None
-    asked = server_pause(headers, "" if repeatable else failure.message)
-    if asked is not None:
-        return asked
+    delay = server_pause(headers, "" if repeatable else failure.message)
+    if delay is not None:
+        return delay
     if repeatable:
         return NETWORK_PAUSE * 2.0 ** attempt
     return (RATE_LIMIT_PAUSE if failure.http_status else NETWORK_PAUSE) * 2.0 ** (attempt - 1)
