@@ -4424,7 +4424,7 @@ class Console:
         if not is_terminal:
             self.note(text)
         elif not self.quiet:
-            self.say("stderr", self.secrets.clean(text), end="")
+            self.say("stderr", "\r\033[K" + self.secrets.clean(text), end="")
             self.progress_shown = True
 
     def finish(self, record: Mapping[str, Any]) -> None:
@@ -4857,8 +4857,8 @@ def try_key(settings: Settings, key: str, run: Run, say: Callable[[str], None]) 
     except Failure as failure:
         if failure.http_status not in (404, 405, 501):
             raise
-        note = f"{failure.message}: no free request can prove address and key. "
-        note += failure.hint if failure.kind == "not_found" else ""
+        note = f"{failure.message}: no free request proves address and key"
+        note += f". {failure.hint}" if failure.kind == "not_found" else ""
     finally:
         folder.remove()
     if note and run.console.as_json:
