@@ -4227,11 +4227,10 @@ def file_mark(path: str, name: str) -> str:
 
 def give_name(part: str, path: str, overwrite: bool) -> bool:
     """Give the finished file its name in one step. False when the name is taken and stays as it is."""
-    if overwrite:
-        os.replace(part, path)
-        return True
     try:
-        os.link(part, path)
+        if not overwrite:
+            os.link(part, path)
+            return True
     except FileExistsError:
         return False
     except OSError:  # a file system without hard links: claim the name, then replace the claim
@@ -4239,7 +4238,7 @@ def give_name(part: str, path: str, overwrite: bool) -> bool:
             open(path, "xb").close()
         except FileExistsError:
             return False
-        os.replace(part, path)
+    os.replace(part, path)
     return True
 
 
