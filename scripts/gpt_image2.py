@@ -4230,11 +4230,10 @@ def file_mark(path: str, name: str) -> str:
 
 def give_name(part: str, path: str, overwrite: bool) -> bool:
     """Give the finished file its name in one step. False when the name is taken and stays as it is."""
-    if overwrite:
-        os.replace(part, path)
-        return True
     try:
-        os.link(part, path)
+        if not overwrite:
+            os.link(part, path)
+            return True
     except FileExistsError:
         return False
     except OSError:  # a file system without hard links: claim the name, then replace the claim
@@ -4242,7 +4241,7 @@ def give_name(part: str, path: str, overwrite: bool) -> bool:
             open(path, "xb").close()
         except FileExistsError:
             return False
-        os.replace(part, path)
+    os.replace(part, path)
     return True
 
 
@@ -4427,7 +4426,7 @@ class Console:
         if not is_terminal:
             self.note(text)
         elif not self.quiet:
-            self.say("stderr", self.secrets.clean(text), end="")
+            self.say("stderr", "\r\033[K" + self.secrets.clean(text), end="")
             self.progress_shown = True
 
     def finish(self, record: Mapping[str, Any]) -> None:
@@ -4860,8 +4859,8 @@ def try_key(settings: Settings, key: str, run: Run, say: Callable[[str], None]) 
     except Failure as failure:
         if failure.http_status not in (404, 405, 501):
             raise
-        note = f"{failure.message}: no free request can prove address and key. "
-        note += failure.hint if failure.kind == "not_found" else ""
+        note = f"{failure.message}: no free request proves address and key"
+        note += f". {failure.hint}" if failure.kind == "not_found" else ""
     finally:
         folder.remove()
     if note and run.console.as_json:
