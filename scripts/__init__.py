@@ -37,7 +37,7 @@ TIME_LIMIT = 390  # seconds; Hermes 0.19 cuts tool calls of a batch off after 42
 GRACE = 10  # seconds that a child has to end after it was asked to
 MAX_NAME = 255  # characters of a path that does not exist; a longer one may be an image, and is not repeated
 
-COLLECT = "Call image_generate again with exactly the same arguments to get the image; it is not bought twice."
+COLLECT = "Call image_generate again with exactly the same arguments for the image; it is not bought twice."
 SET_KEY = ("Set one with: hermes config set GPT_IMAGE2_API_KEY ... (or add a base_url and a key to the model "
            "section of Hermes' configuration).")
 ERROR_TYPES = {  # by the program's kind of failure, else by its exit code
@@ -149,8 +149,8 @@ def find_config() -> dict[str, Any]:
     """The program's config for this call, from the first source that has an endpoint or a key; else empty.
 
     The sources: image_gen.gpt-image2, the program's file, its variables, Hermes' model, OpenAI's variables. A
-    key goes only to the endpoint of its own source, except GPT_IMAGE2_API_KEY (and RUNAPI_API_KEY for RunAPI),
-    which are meant for any endpoint that the first two name.
+    key goes only to the endpoint of its source, except GPT_IMAGE2_API_KEY (and RUNAPI_API_KEY for RunAPI), which
+    are meant for any endpoint that the first two name.
     """
     own = settings_of(hermes_section("image_gen", NAME))
     try:
@@ -449,7 +449,8 @@ def make_provider(hermes: ModuleType) -> Any:
         def generate(self, prompt: str = "", aspect_ratio: str = "landscape", *, image_url: str | None = None,
                      reference_image_urls: list[str] | None = None, **kwargs: Any) -> dict[str, Any]:
             """One image, made or edited; never an exception."""
-            facts = {"provider": NAME, "model": kwargs.get("model") or "", "prompt": str(prompt or "").strip(),
+            facts = {"provider": NAME, "model": kwargs.get("model") or "",
+                     "prompt": str(prompt or "").strip(),
                      "aspect_ratio": hermes.resolve_aspect_ratio(aspect_ratio)}
             try:
                 return answer_call(hermes, facts, image_url, reference_image_urls)

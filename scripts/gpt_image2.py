@@ -1093,7 +1093,7 @@ OPTIONS = (
            number(1, MAX_TIMEOUT, float), DEFAULT_TIMEOUT, config=("timeout", int, float)),
     Option(IMAGES, "--stream", "", "stream the reply; helps if a gateway times out", wire="stream"),
     Option(IMAGES, "--partial-images", "0-3", "with --stream: save previews as NAME.partial-K.EXT",
-           number(0, MAX_PARTIALS), 0, "partial_images"),
+           number(0, MAX_PARTIALS), wire="partial_images"),
     Option(IMAGES, "--keep-partials", "", "keep the previews when the final image is saved"),
     Option(IMAGES, "--param", "KEY=VALUE", "any other API parameter, not checked; can be repeated",
            as_parameter, repeatable=True),
@@ -1961,7 +1961,7 @@ def size_of_shape(model: str, width: int, height: int, resolution: str) -> str:
     """The model's size that comes nearest to a shape and a resolution."""
     rules = model_rules(model)
     if max(width, height) > MAX_RATIO * min(width, height):
-        raise usage_failure(f"--aspect-ratio {width}:{height}: a side can be at most {MAX_RATIO} times the other")
+        raise usage_failure(f"--aspect-ratio {width}:{height}: one side is over {MAX_RATIO} times the other")
     if rules and isinstance(rules.sizes, tuple):
         edges = [split_size(size) or (1, 1) for size in rules.sizes]
         return "%dx%d" % min(edges, key=lambda edge: abs(edge[0] / edge[1] - width / height))
@@ -1973,7 +1973,7 @@ def runapi_shape(options: Namespace, size: str, settings: Settings, notes: list[
     missing = [row.flag for row in OPTIONS
                if row.wire and row.runapi is None and getattr(options, row.name) not in (None, row.default)]
     if missing:
-        raise usage_failure("RunAPI does not support " + ", ".join(missing), "Remove it, or change --base-url.")
+        raise usage_failure("RunAPI does not support " + ", ".join(missing), "Remove it or change --base-url.")
     ratio, resolution = options.aspect_ratio, options.resolution
     if size != "auto":
         ratio, resolution = runapi_size(size, *split_size(size) or (0, 0))
