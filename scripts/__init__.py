@@ -149,8 +149,8 @@ def find_config() -> dict[str, Any]:
     """The program's config for this call, from the first source that has an endpoint or a key; else empty.
 
     The sources: image_gen.gpt-image2, the program's file, its variables, Hermes' model, OpenAI's variables. A
-    key goes only to the endpoint of its source, except GPT_IMAGE2_API_KEY (and RUNAPI_API_KEY for RunAPI), which
-    are meant for any endpoint that the first two name.
+    key goes only to the endpoint of its source, except GPT_IMAGE2_API_KEY (and RUNAPI_API_KEY for RunAPI): it
+    is meant for any endpoint that the first two name.
     """
     own = settings_of(hermes_section("image_gen", NAME))
     try:

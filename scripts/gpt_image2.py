@@ -1973,7 +1973,7 @@ def runapi_shape(options: Namespace, size: str, settings: Settings, notes: list[
     missing = [row.flag for row in OPTIONS
                if row.wire and row.runapi is None and getattr(options, row.name) not in (None, row.default)]
     if missing:
-        raise usage_failure("RunAPI does not support " + ", ".join(missing), "Remove it or change --base-url.")
+        raise usage_failure("RunAPI does not support " + ", ".join(missing), "Use another endpoint.")
     ratio, resolution = options.aspect_ratio, options.resolution
     if size != "auto":
         ratio, resolution = runapi_size(size, *split_size(size) or (0, 0))

@@ -157,7 +157,7 @@ class OptionsOnTheWireTest(ProgramCase):
         self.assert_succeeded(self.edit("fox.png", "a hat"))
         self.assertEqual(set(self.only_post().fields), {"model", "prompt"})
         for words in (["--size", "auto"], ["--quality", "auto"], ["--background", "auto"], ["--moderation", "auto"],
-                      ["--format", "png"], ["--n", "1"], ["--partial-images", "0"]):
+                      ["--format", "png"], ["--n", "1"]):
             self.server.reset()
             self.assertEqual(self.generate_inside("a fox", *words).exit_code, 0)
             self.assertEqual(set(self.only_post().fields), {"model", "prompt"}, words)
