@@ -29,7 +29,8 @@ bench:          ## start-up time, speed and memory, as ratios measured in one ru
 	@$(PYTHON) tests/bench.py
 
 lint: $(VENV)/done ## ruff, mypy --strict and vermin, in a private virtual environment
-	$(VENV)/bin/ruff check scripts tests
+	$(VENV)/bin/ruff check scripts
+	$(VENV)/bin/ruff check --config line-length=120 tests
 	$(VENV)/bin/mypy --strict --python-version 3.9 scripts/gpt_image2.py
 	$(VENV)/bin/vermin --quiet --violations --no-tips -t=3.8- scripts tests
 

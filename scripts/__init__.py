@@ -1,8 +1,8 @@
-"""Image backend plugin for Hermes Agent: lets its image_generate tool make and edit images with gpt_image2.py.
+"""Image backend plugin for Hermes Agent: its image_generate tool makes and edits images with gpt_image2.py.
 
-Everything of substance is done by that program, as a child process: no stray output, signal or crash reaches
-Hermes. Settings with the key travel through the child's standard input, the prompt through a file. Hermes itself
-is imported inside functions only: the folder stays importable without it, and old and new versions differ.
+The program does all the work as a child process, so that no stray output, signal or crash reaches Hermes. Its
+settings and the key travel through its standard input, the prompt through a file. Hermes is imported inside
+functions only: the folder stays importable without it, and versions of Hermes differ.
 """
 from __future__ import annotations
 
@@ -25,29 +25,33 @@ from . import gpt_image2 as program
 
 NAME = "gpt-image2"
 DEFAULT_TIER = "gpt-image-2-medium"
-# Names and sizes of the backend that comes with Hermes (0.19), so that a change of backend changes nothing else.
+# Names and sizes are those of the backend that comes with Hermes (0.19), so that nothing else changes.
 TIERS = {
     "gpt-image-2-low": {"display": "GPT Image 2 (low)", "speed": "~70s", "strengths": "Drafts, lowest cost"},
-    "gpt-image-2-medium": {"display": "GPT Image 2 (medium)", "speed": "~2min", "strengths": "Balanced, the default"},
-    "gpt-image-2-high": {"display": "GPT Image 2 (high)", "speed": "~5min", "strengths": "Finals, small text"}}
+    "gpt-image-2-medium": {"display": "GPT Image 2 (medium)", "speed": "~2min",
+                           "strengths": "Balanced, the default"},
+    "gpt-image-2-high": {"display": "GPT Image 2 (high)", "speed": "~5min",
+                         "strengths": "Finals, small text"}}
 SIZES = {"landscape": "1536x1024", "square": "1024x1024", "portrait": "1024x1536"}
 TIME_LIMIT = 390  # seconds; Hermes 0.19 cuts tool calls of a batch off after 420
 GRACE = 10  # seconds that a child has to end after it was asked to
-MAX_NAME = 255  # characters of a path that is not there; a longer one may be a picture, and must not come back
+MAX_NAME = 255  # characters of a path that does not exist; a longer one may be an image, and is not repeated
 
-COLLECT = "Call image_generate again with exactly the same arguments: the image is collected, not bought twice."
-SET_KEY = ("Set one with: hermes config set GPT_IMAGE2_API_KEY ... (or give the model section of Hermes' configuration "
-           "a base_url and a key).")
+COLLECT = "Call image_generate again with exactly the same arguments for the image; it is not bought twice."
+SET_KEY = ("Set one with: hermes config set GPT_IMAGE2_API_KEY ... (or add a base_url and a key to the model "
+           "section of Hermes' configuration).")
 ERROR_TYPES = {  # by the program's kind of failure, else by its exit code
-    "curl": "missing_dependency", "moderation": "moderation_blocked", "timeout": "timeout", "stopped": "timeout",
-    "network": "connection_error", "tls": "connection_error", "no_image": "empty_response", "save": "io_error",
-    "broken_image": "invalid_response", "web_page": "invalid_response", "place": "invalid_response",
-    "quota": "quota_exceeded", "rate_limit": "rate_limited", "interrupted": "timeout",
-    "config": "configuration_error", "state": "io_error", "disk": "io_error", "bug": "provider_error",
-    "input": "invalid_image_input", "target": "io_error"}
+    "curl": "missing_dependency", "moderation": "moderation_blocked", "timeout": "timeout",
+    "stopped": "timeout", "network": "connection_error", "tls": "connection_error",
+    "no_image": "empty_response", "save": "io_error", "broken_image": "invalid_response",
+    "web_page": "invalid_response", "place": "invalid_response", "quota": "quota_exceeded",
+    "rate_limit": "rate_limited", "interrupted": "timeout", "config": "configuration_error",
+    "state": "io_error", "disk": "io_error", "bug": "provider_error", "input": "invalid_image_input",
+    "target": "io_error"}
 ERROR_TYPES_BY_EXIT = {2: "invalid_argument", 3: "auth_required", 7: "io_error"}
 # What the agent should do, by the program's `next`. Its own hints speak of a command line.
-ADVICE = {"again": COLLECT, "later": "Call image_generate again with exactly the same arguments in a minute or two.",
+ADVICE = {"again": COLLECT,
+          "later": "Call image_generate again with exactly the same arguments in a minute or two.",
           "fix": "Change what the message names, then call image_generate again.",
           "ask": "Ask the user before calling image_generate again, which may buy another image.",
           "stop": "Do not call image_generate again; tell the user."}
@@ -58,7 +62,7 @@ ADVICE_BY_KIND = {"key": SET_KEY, "moderation": "Reword the prompt; the same one
                                                                  "forbidden")}}
 
 
-# ---- Settings: own ones first, then those that Hermes has for its model -------------------------------------
+# ---- Settings: own ones first, then those that Hermes has for its model ------------------------
 
 def hermes_section(*names: str) -> dict[str, Any]:
     """A section of Hermes' configuration, empty when there is none."""
@@ -101,7 +105,8 @@ def text_of(value: Any) -> str:
 def settings_of(section: Mapping[str, Any]) -> dict[str, Any]:
     """Endpoint, key, protocol and model of a section, as the program's config names them."""
     key_variable = text_of(section.get("key_env")) or text_of(section.get("api_key_env"))
-    found: dict[str, Any] = {name: text_of(section.get(name)) for name in ("base_url", "api", "api_key", "model")}
+    names = ("base_url", "api", "api_key", "model")
+    found: dict[str, Any] = {name: text_of(section.get(name)) for name in names}
     found["api_key"] = found["api_key"] or (variable(key_variable) if key_variable else "")
     found["model"] = "" if found["model"] in TIERS else found["model"]
     found["allow_http"] = section.get("allow_http") is True
@@ -109,11 +114,12 @@ def settings_of(section: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def own_key(config: Mapping[str, Any]) -> str:
-    """The key that is meant for this program: it goes to whatever endpoint is configured, but not to one that only
+    """The key that is meant for this program. It may go to any configured endpoint, but not to one that only
     a vendor's variable names."""
     if protocol(config) != "runapi":
         return variable("GPT_IMAGE2_API_KEY")
-    stray = config["base_url"] == variable("RUNAPI_BASE_URL") and program.api_of(config["base_url"]) != "runapi"
+    address = config["base_url"]
+    stray = address == variable("RUNAPI_BASE_URL") and program.api_of(address) != "runapi"
     return variable("RUNAPI_API_KEY") or ("" if stray else variable("GPT_IMAGE2_API_KEY"))
 
 
@@ -130,20 +136,21 @@ def protocol(config: Mapping[str, Any]) -> str:
 
 
 def own_file() -> dict[str, Any]:
-    """The program's config file, its key variable looked up as Hermes does. Failure when it cannot be read."""
+    """The program's config file, its key variable looked up as Hermes does. Failure if it cannot be read."""
     path = next((place for place in program.config_locations() if os.path.lexists(place)), "")
     content = program.read_config(path, []) if path else {}
     content.pop("max_cost", None)
     key_variable = content.pop("api_key_env", "")
-    return {**({"api_key": variable(key_variable)} if key_variable and variable(key_variable) else {}), **content}
+    key = variable(key_variable) if key_variable else ""
+    return {**({"api_key": key} if key else {}), **content}
 
 
 def find_config() -> dict[str, Any]:
-    """The program's config for this call, from the first place that has an endpoint or a key; empty when none has.
+    """The program's config for this call, from the first source that has an endpoint or a key; else empty.
 
-    image_gen.gpt-image2, the program's own file, its own variables, Hermes' model, OpenAI's variables. A key goes to
-    the endpoint of its own place only, but for GPT_IMAGE2_API_KEY (and RUNAPI_API_KEY for RunAPI), which are meant
-    for whatever endpoint the first two name.
+    The sources: image_gen.gpt-image2, the program's file, its variables, Hermes' model, OpenAI's variables. A
+    key goes only to the endpoint of its source, except GPT_IMAGE2_API_KEY (and RUNAPI_API_KEY for RunAPI), which
+    are meant for any endpoint that the first two name.
     """
     own = settings_of(hermes_section("image_gen", NAME))
     try:
@@ -154,23 +161,27 @@ def find_config() -> dict[str, Any]:
         file = {}
     openai = {"base_url": variable("OPENAI_BASE_URL") or program.DEFAULT_BASE_URL,
               "api_key": variable("OPENAI_API_KEY")}
-    common = {name: file[name] for name in ("model", "timeout", "proxy", "cacert", "allow_http") if name in file}
+    shared = ("model", "timeout", "proxy", "cacert", "allow_http")
+    common = {name: file[name] for name in shared if name in file}
     common.update({name: own[name] for name in ("model", "allow_http") if name in own})
-    for place in (own, file):
-        if {"base_url", "api", "api_key", "api_key_command"} & set(place):
-            api = place.get("api", "")
-            bound = place is file and {"api_key", "api_key_command"} & set(place)  # to the address in the file
+    for source in (own, file):
+        if {"base_url", "api", "api_key", "api_key_command"} & set(source):
+            api = source.get("api", "")
+            # A key in the file is bound to the address in the file.
+            bound = source is file and {"api_key", "api_key_command"} & set(source)
             url = program.default_address(api) if bound else default_url(api)
-            config = {"base_url": url, **common, **place}
+            config = {"base_url": url, **common, **source}
             return with_key(config, own_key(config), openai)
     own_url = variable("GPT_IMAGE2_BASE_URL")
     ours = {"base_url": own_url or openai["base_url"]}
     if variable("GPT_IMAGE2_API_KEY") or own_url:
-        stray = not own_url and not program.may_go(program.host_of(program.DEFAULT_BASE_URL), openai["base_url"])
+        vendor = program.host_of(program.DEFAULT_BASE_URL)
+        stray = not own_url and not program.may_go(vendor, openai["base_url"])
         if stray and not openai["api_key"]:
-            raise program.setup_failure(f"GPT_IMAGE2_API_KEY is not sent to {program.host_of(openai['base_url'])}, "
-                                        "which only OPENAI_BASE_URL names", "If it belongs there, run: hermes config "
-                                        "set GPT_IMAGE2_BASE_URL with that address.", "key")
+            host = program.host_of(openai["base_url"])
+            raise program.setup_failure(
+                f"GPT_IMAGE2_API_KEY is not sent to {host}, which only OPENAI_BASE_URL names",
+                "If it belongs there, run: hermes config set GPT_IMAGE2_BASE_URL with that address.", "key")
         return with_key({**common, **ours}, "" if stray else own_key(ours), openai)
     model = settings_of(hermes_section("model"))
     if "base_url" in model and ("api_key" in model or not openai["api_key"]):
@@ -196,12 +207,13 @@ def check_config(config: Mapping[str, Any]) -> None:
         raise program.setup_failure("base_url is missing", kind="config")
     if protocol(config) == "codex":
         program.codex_login()
-    elif not (config.get("api_key") or config.get("api_key_command") or program.is_loopback(config["base_url"])
+    elif not (config.get("api_key") or config.get("api_key_command")
+              or program.is_loopback(config["base_url"])
               or (protocol(config) == "runapi" and program.runapi_tool_key())):
         raise program.setup_failure(f"no key for {program.host_of(config['base_url'])}", SET_KEY, "key")
 
 
-# ---- One call of the tool -----------------------------------------------------------------------------------
+# ---- One call of the tool ----------------------------------------------------------------------
 
 def tier_of(*names: Any) -> str:
     """The first that is a virtual model; image_gen.model may name another backend's."""
@@ -253,7 +265,7 @@ def local_source(source: str) -> str:
 
 
 def data_file(data: str) -> str:
-    """The picture of a data URL as a file in Hermes' cache: it must outlast this call, which may end before curl."""
+    """A data URL's image as a file in Hermes' cache: it must outlast this call, which may end before curl."""
     digest = hashlib.sha256(data.encode("utf-8", "replace")).hexdigest()
     path = image_cache() / f"{NAME}_input_{digest[:24]}"
     part = f"{path}.{os.urandom(4).hex()}.part"
@@ -280,9 +292,10 @@ def image_cache() -> Path:
 
 
 def run_program(arguments: Sequence[str], config: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-    """The program's JSON result. When time is up the program ends, but its request goes on and can be collected."""
+    """The program's JSON result. When time is up the program ends; its request can still be collected."""
+    script = str(Path(program.__file__).absolute())
     child = subprocess.Popen(
-        [sys.executable or "python3", str(Path(program.__file__).absolute()), *arguments, "--config", "-", "--json"],
+        [sys.executable or "python3", script, *arguments, "--config", "-", "--json"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
         env=program.child_environment([config["api_key"]] if config.get("api_key") else []))
     in_time = True
@@ -312,7 +325,8 @@ def last_words(child: subprocess.Popen[bytes]) -> bytes:
         return child.communicate()[0]
 
 
-def make_image(prompt: str, size: str, quality: str, sources: Sequence[str], deadline: float) -> dict[str, Any]:
+def make_image(prompt: str, size: str, quality: str, sources: Sequence[str],
+               deadline: float) -> dict[str, Any]:
     """The program's result for one picture in Hermes' cache. deadline: in seconds of time.monotonic()."""
     config = find_config()
     check_config(config)
@@ -341,7 +355,8 @@ def error_of(kind: str, message: str, advice: str, billed: str, exit_code: int) 
 def failure_of(error: Exception) -> dict[str, str]:
     """The same for an exception, cleaned as the program cleans what it says."""
     if isinstance(error, program.Failure):
-        advice = ADVICE["fix"] if error.kind == "config" else error.hint  # the others' are written for this tool
+        # A config's hint names the command line; the others were written for this tool.
+        advice = ADVICE["fix"] if error.kind == "config" else error.hint
         told = error_of(error.kind, error.message, advice, error.billed, error.exit_code)
     elif isinstance(error, BadSource):
         told = {"error": f"an input image cannot be used: {error}", "error_type": "invalid_image_input"}
@@ -373,7 +388,8 @@ def answer_call(hermes: ModuleType, facts: dict[str, str], image_url: Any, refer
         return dict(hermes.error_response(**told, **facts))
     saved = result["saved"][0]
     if len(sources) > program.MAX_IMAGES:
-        result["warnings"].append(f"only the first {program.MAX_IMAGES} of {len(sources)} input images were used")
+        result["warnings"].append(
+            f"only the first {program.MAX_IMAGES} of {len(sources)} input images were used")
     more = {name: result[name] for name in ("usage", "cost_usd", "request_id", "warnings") if result[name]}
     if "modality" in inspect.signature(hermes.success_response).parameters:  # since Hermes 0.17
         facts["modality"] = "image" if sources else "text"
@@ -433,13 +449,15 @@ def make_provider(hermes: ModuleType) -> Any:
         def generate(self, prompt: str = "", aspect_ratio: str = "landscape", *, image_url: str | None = None,
                      reference_image_urls: list[str] | None = None, **kwargs: Any) -> dict[str, Any]:
             """One image, made or edited; never an exception."""
-            facts = {"provider": NAME, "model": kwargs.get("model") or "", "prompt": str(prompt or "").strip(),
+            facts = {"provider": NAME, "model": kwargs.get("model") or "",
+                     "prompt": str(prompt or "").strip(),
                      "aspect_ratio": hermes.resolve_aspect_ratio(aspect_ratio)}
             try:
                 return answer_call(hermes, facts, image_url, reference_image_urls)
             except Exception as error:
                 facts.pop("modality", None)
-                return dict(hermes.error_response(**{**facts, "model": tier_of(facts["model"])}, **failure_of(error)))
+                facts["model"] = tier_of(facts["model"])
+                return dict(hermes.error_response(**facts, **failure_of(error)))
 
     return Provider()
 

@@ -6,15 +6,41 @@ The file reads in the order in which the data travels:
     Settings + Job -> provider yields Requests -> curl returns Responses
                    -> provider returns Images -> files are saved
 
-Promised, in this order: a key is never shown; a paid image is never lost or bought twice; the
-caller always learns what was saved, whether money may be gone, and what to do next.
-Not promised: hiding a key from other processes of the same user (they may read this program's
-memory), or a picture of the size that was asked for (relays ignore it; the difference is reported).
+    Limits, Failures, Data     numbers with their sources; every kind of failure; what travels
+    Text, Sizes, Pictures      pure helpers: hide secrets, size rules, formats, PNG rows
+    Services, Options          two tables: who is spoken to; what can be asked for
+    Settings                   files, environment and flags; keys and where they may go
+    Job                        options -> one checked Job, while it is still free
+    Providers                  what to send: generators without input or output
+    Transport                  how to send: the only section that knows curl
+    Journal                    the folder of each unfinished request, its files and its states
+    Driver                     feeds a provider; the rule for sending again
+    Reading answers            a file -> Images, or the Failure that it means
+    Saving                     verify, name, never replace
+    Telling                    what is shown meanwhile, and the result at the end
+    Commands, Parser, main     start reading at run_image_command
 
-Exit codes: 0 all that came is saved, 1 a bug here, 2 wrong command or local file (nothing sent), 3 no usable
-key, config or curl, or the key was refused, 4 the request was refused, 5 rate limit or quota,
-6 no usable answer, 7 images came back but could not all be saved, 129 hung up, 130 interrupted,
-141 nobody reads the result any more, 143 terminated.
+One paid request: run_image_command reads Settings and builds the Job (free, may refuse). find_key finds the
+key. open_folder makes requests/FINGERPRINT-RANDOM, or takes over an unfinished one. run_provider asks the
+provider for a Request; start_curl writes N.body, N.create and N.lock and lets curl go on alone, which
+writes N.answer, N.headers, N.outcome and N.errors. read_response says what the answer means, failure_of
+what is wrong with it, retry_pause when it may be sent again. The provider yields the next Request (poll,
+download) or returns Images; save_images saves them, Console.finish tells it, and the folder is removed.
+Killed anywhere, the same command finds the folder by its fingerprint and replays the provider: every paid
+step that has an answer is read, not sent.
+
+Conventions: checked_x returns the value or raises, check_x only raises, x_fault returns a text or "",
+x_failure makes a Failure, read_x reads a file.
+
+Promised, in this order: a key is never shown; a paid image is never lost or bought twice; the caller always
+learns what was saved, whether money may be gone, and what to do next.
+Not promised: hiding a key from other processes of the same user (they may read this program's memory), or a
+picture of the size that was asked for (relays ignore it; the difference is reported).
+
+Exit codes: 0 all that came is saved, 1 a bug here, 2 wrong command or local file (nothing sent), 3 no
+usable key, config or curl, or the key was refused, 4 the request was refused, 5 rate limit or quota, 6 no
+usable answer, 7 images came back but could not all be saved, 129 hung up, 130 interrupted, 141 nobody reads
+the result any more, 143 terminated.
 """
 from __future__ import annotations
 
@@ -33,7 +59,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 try:
     import fcntl
-except ImportError:  # Windows: answers are kept, but unfinished requests cannot be told from running ones
+except ImportError:  # Windows: answers are kept, but unfinished requests look like running ones
     fcntl = None  # type: ignore[assignment]
 
 # argparse, subprocess, tempfile and other slow modules are imported where they are used: together
@@ -62,11 +88,11 @@ MINIMUM_CURL = (7, 68)
 HEARTBEAT = 30  # seconds between two lines while waiting, off a terminal
 KEEP_DAYS = 30  # how long an unfinished request may wait to be collected
 
-# Tries of one request, and seconds before the next one where the server names none. Only what cannot
-# have made an image is tried again; relays cool down for about 5 s after a rate limit.
+# How often a request is tried, and the pause before the next try when the server does not name one. Only what
+# cannot have made an image is tried again; relays cool down for about 5 s after a rate limit.
 TRIES = 3
-POLL_TIMEOUT = 60  # seconds for one look at a task
-POLL_PAUSE = 3.0  # seconds between two looks at a task, where the server names none
+POLL_TIMEOUT = 60  # seconds for one poll of a task
+POLL_PAUSE = 3.0  # seconds between two polls, when the server does not name a pause
 RATE_LIMIT_TRIES = 5
 NETWORK_PAUSE, RATE_LIMIT_PAUSE = 0.5, 5.0
 
@@ -74,7 +100,7 @@ MAX_PROMPT = 32_000  # characters
 MAX_IMAGES = 16
 MAX_IMAGE_BYTES = 50_000_000
 SAFE_MASK_BYTES = 4_000_000  # the API reference says 4 MB, the guide 50 MB
-MAX_MASK_PIXELS, MAX_MASK_EDGE = 64_000_000, 65_535  # to be looked at; a few bytes may claim any number
+MAX_MASK_PIXELS, MAX_MASK_EDGE = 64_000_000, 65_535  # that are looked at; a few bytes may claim any number
 MAX_N = 10
 MAX_PARTIALS = 3
 EDGE_STEP = 16  # both edges are multiples of this
@@ -88,13 +114,13 @@ MAX_ANSWER_BYTES = 500_000_000  # ten 4K PNGs as base64
 MAX_UNPACKED = 100  # times its packed size: a picture as base64 shrinks to three quarters, text to a fiftieth
 SPARE_IMAGES = 3  # some servers send more than were asked for
 MAX_DEPTH = 64  # of an answer's JSON
-MAX_MEMBERS = 100  # of one list or object that is told to the caller
+MAX_MEMBERS = 100  # of one list or object that is shown to the caller
 MAX_LINES = 1_000_000  # of an event stream
 
 # Pixels of a resolution, and the ratios that RunAPI takes (its SDKs, read 2026-10).
 RESOLUTIONS = {"1k": 1024 * 1024, "2k": 2048 * 2048, "4k": MAX_PIXELS}
-RUNAPI_RATIOS = ("1:1", "3:2", "2:3", "4:3", "3:4", "5:4", "4:5", "16:9", "9:16", "2:1", "1:2", "3:1", "1:3", "21:9",
-                 "9:21")
+RUNAPI_RATIOS = ("1:1", "3:2", "2:3", "4:3", "3:4", "5:4", "4:5", "16:9", "9:16", "2:1", "1:2", "3:1", "1:3",
+                 "21:9", "9:21")
 RUNAPI_EDGES = {"1k": (1024, 1536), "2k": (2048, 2560), "4k": (3840, 3840)}  # the longer edge, in pixels
 SIZE_NAMES = {"square": "1024x1024", "landscape": "1536x1024", "portrait": "1024x1536"}
 FORMATS = ("png", "jpeg", "webp")
@@ -207,12 +233,13 @@ KINDS = {
 class Failure(Exception):
     """The only expected exception: what happened, whether money may be gone, and what to do next.
 
-    What is not given follows from its kind. `billed` is what this one request cost; run_job decides at the end.
+    What is not given follows from its kind. `billed` is what this request cost; run_job has the last word.
     """
 
-    def __init__(self, kind: str, message: str, hint: str | None = None, billed: str = "", exit_code: int = -1,
-                 retryable: bool | None = None, next_step: str = "", collectable: bool = False,
-                 http_status: int = 0, code: str = "", request_id: str = "") -> None:
+    def __init__(self, kind: str, message: str, hint: str | None = None, billed: str = "",
+                 exit_code: int = -1, retryable: bool | None = None, next_step: str = "",
+                 collectable: bool = False, http_status: int = 0, code: str = "",
+                 request_id: str = "") -> None:
         super().__init__(message)
         rules = KINDS[kind]
         self.kind, self.message, self.hint = kind, message, rules.hint if hint is None else hint
@@ -228,9 +255,19 @@ class Failure(Exception):
         return "again" if self.collectable else self.next_step
 
 
-def usage_failure(message: str, hint: str = "", kind: str = "usage") -> Failure:
-    """The command or a local file is wrong, nothing was sent."""
-    return Failure(kind, message, hint)
+def usage_failure(message: str, hint: str = "") -> Failure:
+    """The command is wrong; nothing was sent."""
+    return Failure("usage", message, hint)
+
+
+def input_failure(message: str, hint: str = "") -> Failure:
+    """An image or a mask cannot be used; nothing was sent."""
+    return Failure("input", message, hint)
+
+
+def target_failure(message: str, hint: str = "") -> Failure:
+    """Nothing can be saved where -o points to; nothing was sent."""
+    return Failure("target", message, hint)
 
 
 def setup_failure(message: str, hint: str = "", kind: str = "config") -> Failure:
@@ -239,7 +276,7 @@ def setup_failure(message: str, hint: str = "", kind: str = "config") -> Failure
 
 
 def own_command(words: str) -> str:
-    """The shell command that runs this program with these arguments, spelled the way it was started this time."""
+    """The shell command that runs this program with these arguments, spelled as it was started this time."""
     from shlex import quote
     name = sys.argv[0] or PROGRAM
     return f"{'python3 ' if name.endswith('.py') else ''}{quote(name)} {words}"
@@ -254,7 +291,7 @@ class Setting(NamedTuple):
 
 
 class KeySource(NamedTuple):
-    """One place that may hold the key. host: the only one it may be sent to, "" for any."""
+    """One source of the key. host: the only one it may be sent to, "" for any."""
     source: str
     host: str
     value: str = ""
@@ -418,9 +455,9 @@ class Response(NamedTuple):
     broken: bool = False  # it broke off: document is what came before
     url: str = ""  # where it came from
     images: tuple[Image, ...] = ()
-    stray: bool = False  # they were under a name that nobody has told us of
+    stray: bool = False  # they were under a name that is not known
     error: ServerError | None = None
-    meaning: str = "nothing"  # or images, pending (a task), linked (images elsewhere), error; see with_meaning
+    meaning: str = "nothing"  # or images, pending (a task), linked (images elsewhere), error: with_meaning
 
 
 class Span(NamedTuple):
@@ -433,7 +470,8 @@ class Span(NamedTuple):
 
     def is_image(self) -> bool:
         """Whether it may be base64 or a data: URL."""
-        return re.match(DATA_URL + r"|(?:[A-Za-z0-9+/_=-]|\\[/nrt]|\\u00[23][bBfFdD]){200}", self.head) is not None
+        base64 = r"(?:[A-Za-z0-9+/_=-]|\\[/nrt]|\\u00[23][bBfFdD]){200}"
+        return re.match(DATA_URL + "|" + base64, self.head) is not None
 
 
 class Image(NamedTuple):
@@ -471,14 +509,14 @@ if TYPE_CHECKING:
     Provider = Generator["Request | Wait", Response, list["Image | Failure"]]
     Steps = Generator["Request | Wait", Response, Response]
 
-# ---- 5. Text and pictures ------------------------------------------------------------------------
+# ---- 5. Text -------------------------------------------------------------------------------------
 
 # Controls, stray bytes that are some in older encodings, and what starts a line or turns a text around.
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\udc80-\udc9f]")
 SHORTEST_KEY = 8  # characters; what is shorter may be an ordinary word
 CUT_MARK = "\u2026"  # ends a text that is not all there
-# For UTF-8 byte by byte: how a text ends that was cut, perhaps in an escape; the escapes of URLs, HTML and JSON, with
-# what takes no room between two letters; and these or a letter.
+# For UTF-8 byte by byte: how a text ends that was cut, perhaps in an escape; the escapes of URLs, HTML and
+# JSON, with what takes no room between two letters; and these or a letter.
 CUT = re.compile(r"(?:[ux][\da-f]{0,3}|%[\da-f]?|&#?x?[\da-f]{0,6}|[\xc2-\xf4][\x80-\xbf]{0,2})?"
                  r"(?:\xe2\x80\xa6|\.{3}|\Z)")
 ESCAPE = re.compile(r"(?=[\\%&\x00-\x08\x0b\x0c\x0e-\x1f\x7f\xc2\xe2\xef])(?:"  # at once past what is none
@@ -486,12 +524,13 @@ ESCAPE = re.compile(r"(?=[\\%&\x00-\x08\x0b\x0c\x0e-\x1f\x7f\xc2\xe2\xef])(?:"  
                     r"&#(?:[xX]0{0,4}([2-7][\da-fA-F])|0{0,4}(\d{2,3}));|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|"
                     r"\xc2\xad|\xe2\x80[\x8b-\x8f\xaa-\xae]|\xe2\x81[\xa0-\xaf]|\xef\xbb\xbf)")
 LETTER = re.compile(ESCAPE.pattern + r"|((?s:.))")
-# Also what a server shows of a key it masked itself, a login in an address, and a JSON web token.
+# Also matches keys that a server has masked (sk-ab****cd), a login in an address, and a JSON web token.
 KEY_LIKE = (r"\b(?:sk|rk|pk)-[\w*.-]{6,}|[\w.-]{0,40}\*{4,}[\w*.\u2026-]*|\beyJ[\w-]{5,}\.[\w-]{5,}\.[\w-]*|"
             r"\b[Bb]earer\s+(?!(?:auth|cred|token|scheme|header)[a-z]*(?![\w-]))[^\s\"']{6,}|"
             r"(?<=//)[^\s/:@\[\"']{0,200}(?::(?!\d+[/?#])[^\s@\"']{0,200})?(?=@)")
 # On the command line; it may also be another long word, but no part of a path and not words_with_numbers_2.
-MISPLACED_KEY = (r"(?<![\w./~-])(?:(?!(?:[A-Za-z]*\d{0,4}_)+[A-Za-z]*\d{0,4}\b)(?=\w*\d)(?=\w*[A-Za-z])\w{20,}|"
+MISPLACED_KEY = (r"(?<![\w./~-])(?:"
+                 r"(?!(?:[A-Za-z]*\d{0,4}_)+[A-Za-z]*\d{0,4}\b)(?=\w*\d)(?=\w*[A-Za-z])\w{20,}|"
                  r"[\da-fA-F]{8}(?:-[\da-fA-F]{4}){3}-[\da-fA-F]{12})(?![\w./-])")
 SECRET_HEADER = r"(?i)auth|key|token|secret|cookie|session|pass|pwd|pin\b|login|access|cred|signature"
 
@@ -503,10 +542,12 @@ def redact(text: str, secrets: Sequence[str]) -> str:
 
 
 def blanked(text: str, secrets: Sequence[str], mark: str) -> str:
-    """A text of bytes, as long as before, with every secret overwritten, however it is escaped; where the text was
-    cut, six characters or more of one. A short secret counts as a word of its own only, and not in a path."""
+    """A text of bytes, as long as before, with every secret overwritten, however it is escaped.
+
+    Where the text was cut, six characters of a secret are enough. A short one counts only as a whole word.
+    """
     plain = ESCAPE.sub(resolved, text).lower()
-    places: list[tuple[int, int]] = []
+    spans: list[tuple[int, int]] = []
     octets = bytearray(text, "latin-1")
     for secret in secrets:
         wanted = ESCAPE.sub(resolved, utf8(secret).decode("latin-1")).lower()
@@ -517,8 +558,8 @@ def blanked(text: str, secrets: Sequence[str], mark: str) -> str:
             near = plain[max(0, at - 1):at], plain[end:end + 2]
             inside = short and (re.match(r"[\w/.-]", near[0]) or re.match(r"\.?\w|[/-]", near[1]))
             if not inside if end == at + len(wanted) else not short and CUT.match(plain, end):
-                places = places or [each.span() for each in LETTER.finditer(text) for _ in resolved(each)]
-                first, last = places[at][0], places[end - 1][1]
+                spans = spans or [each.span() for each in LETTER.finditer(text) for _ in resolved(each)]
+                first, last = spans[at][0], spans[end - 1][1]
                 octets[first:last] = mark.encode() * (last - first)
             at = plain.find(wanted[:6], at + 1)
     return octets.decode("latin-1")
@@ -540,7 +581,7 @@ def one_line(text: str, limit: int = 300) -> str:
 
 
 def as_bytes(text: str) -> bytes:
-    """Text that may hold file names, these as the system spells them; UTF-8 where its encoding is too poor."""
+    """Text with file names as the system spells them; UTF-8 where its encoding is too poor."""
     try:
         return os.fsencode(text)
     except UnicodeEncodeError:
@@ -548,17 +589,17 @@ def as_bytes(text: str) -> bytes:
 
 
 def utf8(text: str) -> bytes:
-    """The text in UTF-8, its stray bytes as they are; half a character is lost."""
+    """The text in UTF-8, stray bytes as they are; half a character becomes `?`."""
     return re.sub(r"[\ud800-\udc7f\udd00-\udfff]", "?", text).encode("utf-8", "surrogateescape")
 
 
 def whole_characters(text: str) -> str:
-    """A text in which bytes that form a character are one; where the system's encoding is poor, none are."""
+    """The text with each group of stray bytes that forms a character joined into that character."""
     return as_bytes(text).decode("utf-8", "surrogateescape") if re.search(r"[\udc80-\udcff]", text) else text
 
 
 def quoted(text: str) -> str:
-    """What somebody typed, as it may be repeated: a long word, or one with a digit, may be a key in the wrong place."""
+    """What somebody typed, safe to repeat: a long word, or one with a digit, may be a misplaced key."""
     harmless = len(text) < SHORTEST_KEY or re.search(HARMLESS, text)
     return repr(one_line(text, 40) if harmless else one_line(text[:2]) + "***")
 
@@ -595,19 +636,19 @@ def nearest(word: str, words: Iterable[str], cutoff: float = 0.6) -> str:
 
 
 def pasted(text: str) -> str:
-    """A pasted text without what cannot be seen: white space around it, a BOM and zero-width characters."""
+    """A pasted text without invisible characters: white space around it, a BOM, zero-width characters."""
     return re.sub("[\u00ad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]", "", text).strip()
 
 
 def json_path(node: Any, *names: str) -> Any:
-    """What lies under these names, one inside the other, in a stranger's JSON; None where nothing does."""
+    """The value under these names, one inside the other, in a stranger's JSON; None where there is none."""
     for name in names:
         node = node.get(name) if isinstance(node, dict) else None
     return node
 
 
 def map_texts(value: Any, change: Callable[[str], str]) -> Any:
-    """A JSON value fit to be told: each of its texts changed, names too, no endless list, no Span."""
+    """A JSON value with each of its texts changed, names too; without endless lists and Spans."""
     if isinstance(value, dict):
         return {change(name): map_texts(item, change) for name, item in list(value.items())[:MAX_MEMBERS]}
     if isinstance(value, list):
@@ -632,6 +673,8 @@ def quote_path(path: str) -> str:
     return '"' + path.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
+# ---- 6. Sizes ------------------------------------------------------------------------------------
+
 def split_size(text: str) -> tuple[int, int] | None:
     """(width, height) of `1536x1024`, None when it is not of that form."""
     match = re.fullmatch(r"([0-9]{1,5})[xX]([0-9]{1,5})", text)
@@ -642,15 +685,15 @@ def size_fault(width: int, height: int) -> str:
     """Every rule of gpt-image-2 that this size breaks, or an empty text."""
     longest, shortest, step = max(width, height), min(width, height), EDGE_STEP
     rules = ((width % step or height % step, f"width and height must both be multiples of {step}"),
-             (longest > MAX_EDGE, f"the longest edge may be {MAX_EDGE} pixels at most"),
-             (longest > MAX_RATIO * shortest, f"one edge may be at most {MAX_RATIO} times the other"),
-             (not MIN_PIXELS <= width * height <= MAX_PIXELS,
-              f"width x height must lie between {MIN_PIXELS} and {MAX_PIXELS} pixels, this is {width * height}"))
+             (longest > MAX_EDGE, f"the longer side can be at most {MAX_EDGE} pixels"),
+             (longest > MAX_RATIO * shortest, f"the longer side can be at most {MAX_RATIO} times the other"),
+             (not MIN_PIXELS <= width * height <= MAX_PIXELS, f"the image must have {MIN_PIXELS:,} to "
+              f"{MAX_PIXELS:,} pixels, {width}x{height} has {width * height:,}"))
     return "; ".join(text for broken, text in rules if broken)
 
 
 def nearest_size(width: int, height: int, exact: bool = False) -> str:
-    """The legal size that is nearest in edges and shape; the larger one on a tie. exact: of the same shape, or ""."""
+    """The legal size nearest in edges and shape, the larger one on a tie. exact: of the same shape, or ""."""
     from math import log
     width, height = max(width, 1), max(height, 1)
 
@@ -659,19 +702,23 @@ def nearest_size(width: int, height: int, exact: bool = False) -> str:
         shape = abs(log(size[0] / size[1] * height / width))
         return (round(edges + shape, 3), -size[0] * size[1])
 
-    fitting = [(w, h) for w in EDGES for h in EDGES if not (exact and w * height != h * width) and not size_fault(w, h)]
+    fitting = [(w, h) for w in EDGES for h in EDGES
+               if not (exact and w * height != h * width) and not size_fault(w, h)]
     return "%dx%d" % min(fitting, key=distance) if fitting else ""
 
 
 def size_of_ratio(ratio: float, pixels: int) -> str:
-    """The legal size of this shape (exactly, if there is one) with at most about so many pixels."""
+    """The legal size closest to this ratio whose area is 80 to 105 % of `pixels`."""
     from math import log
     shape = max(ratio, 1 / ratio)
     pixels = min(pixels, int(MAX_EDGE * MAX_EDGE / shape))  # a long shape meets the longest edge first
-    fitting = [(w, h) for w in EDGES for h in EDGES if 0.8 * pixels <= w * h <= 1.05 * pixels and not size_fault(w, h)]
+    fitting = [(w, h) for w in EDGES for h in EDGES
+               if 0.8 * pixels <= w * h <= 1.05 * pixels and not size_fault(w, h)]
     return "%dx%d" % min(fitting, key=lambda size: (round(abs(log(size[0] / size[1] / ratio)), 3),
                                                    abs(log(size[0] * size[1] / pixels))))
 
+
+# ---- 7. Pictures ---------------------------------------------------------------------------------
 
 def inspect_picture(stream: BinaryIO) -> Picture | None:
     """Format and pixels from the first bytes, None when they are not PNG, JPEG, WebP, GIF or SVG."""
@@ -727,7 +774,8 @@ def svg_picture(head: bytes) -> Picture | None:
     if not root:
         return None
     number = rb"[\s,]*(\d{1,6})(?:\.\d*)?(?:px)?\s*"
-    edges = [re.search(rb"\s%s\s*=\s*[\"']%s[\"']" % (name, number), root[0]) for name in (b"width", b"height")]
+    edges = [re.search(rb"\s%s\s*=\s*[\"']%s[\"']" % (name, number), root[0])
+             for name in (b"width", b"height")]
     box = re.search(rb"\sviewBox\s*=\s*[\"']\s*[-+.\deE]+[\s,]+[-+.\deE]+%s%s" % (number, number), root[0])
     found = [edge[1] for edge in edges if edge]
     return Picture("svg", *map(int, found if len(found) == 2 else box.groups() if box else (0, 0)))
@@ -811,12 +859,12 @@ def mask_fault(stream: BinaryIO) -> str:
         return "has too many pixels to be checked"
     step = max(1, channels * depth // 8)
     if colour >= 4:
-        clear = [(place, b"\0") for place in range(step - depth // 8, step)]
+        clear = [(offset, b"\0") for offset in range(step - depth // 8, step)]
     elif colour == 3:  # the clear entries of the palette
         clear = [(0, bytes(index for index, alpha in enumerate(special) if alpha == 0))]
     else:  # one colour, two bytes for each of its samples
         samples = special if depth == 16 else bytes(byte & (1 << depth) - 1 for byte in special[1::2])
-        clear = [(place, samples[place:place + 1]) for place in range(step)]
+        clear = [(offset, samples[offset:offset + 1]) for offset in range(step)]
     rows = png_rows(png_passes(width, height) if interlaced else [(width, height)], channels * depth, data)
     try:
         return "" if any_clear(rows, clear, depth, step) else "is fully opaque, or half: no pixel has alpha 0"
@@ -826,15 +874,15 @@ def mask_fault(stream: BinaryIO) -> str:
 
 def any_clear(rows: Iterator[tuple[int, bool, bytes]], clear: Sequence[tuple[int, bytes]], depth: int,
               step: int) -> bool:
-    """Whether any pixel (of step bytes) has one of these values at each of these places: is clear."""
+    """Whether any pixel (of step bytes) has one of these values at each of these offsets: is clear."""
     tables = [bytes(value in values for value in range(256)) for _, values in clear]
     shifts = range(8 - depth, -1, -depth)  # several pixels may share a byte
     pixels = [bytes(byte >> shift & (1 << depth) - 1 for shift in shifts) for byte in range(256)]
     lines = [b""] * len(clear)
     for width, first_row, row in rows:
         marks = -1
-        for number, (place, _) in enumerate(clear):
-            line = row[1 + place::step]
+        for number, (offset, _) in enumerate(clear):
+            line = row[1 + offset::step]
             line = lines[number] = unfiltered(row[0], line, bytes(len(line)) if first_row else lines[number])
             line = b"".join(pixels[byte] for byte in line)[:width] if depth < 8 else line
             marks &= int.from_bytes(line.translate(tables[number]), "big")
@@ -914,20 +962,22 @@ class Service(NamedTuple):
     key_variables: tuple[str, ...]  # the first that is set counts
     address_variables: tuple[str, ...]
     provider: Callable[..., Provider]  # (job, settings, key, token) -> what to send
-    values: Callable[..., dict[str, Any]]  # (options, settings, notes) -> what options come to; checks them
-    free_check: str = "/models"  # what a GET proves address and key with, free of charge; "" where nothing can
+    values: Callable[..., dict[str, Any]]  # (options, size, settings, notes) -> what is sent instead
+    free_check: str = "/models"  # where a GET proves address and key, free of charge; "" where nothing can
     takes_urls: bool = False  # it fetches inputs itself, from its own storage or from anywhere
     formats: tuple[str, ...] = tuple(SUFFIXES)
 
 
-OPENAI_KEYS, OPENAI_ADDRESSES = ("GPT_IMAGE2_API_KEY", "OPENAI_API_KEY"), ("GPT_IMAGE2_BASE_URL", "OPENAI_BASE_URL")
+OPENAI_KEYS = ("GPT_IMAGE2_API_KEY", "OPENAI_API_KEY")
+OPENAI_ADDRESSES = ("GPT_IMAGE2_BASE_URL", "OPENAI_BASE_URL")
 SERVICES = {
     "openai": Service(DEFAULT_BASE_URL, OPENAI_KEYS, OPENAI_ADDRESSES,
                       lambda *call: openai(*call), lambda *call: openai_values(*call)),
     "azure": Service("", OPENAI_KEYS, OPENAI_ADDRESSES, lambda *call: openai(*call),
                      lambda *call: openai_values(*call), formats=("png", "jpeg")),
     "runapi": Service("https://runapi.ai", ("RUNAPI_API_KEY", "GPT_IMAGE2_API_KEY"), ("RUNAPI_BASE_URL",),
-                      lambda *call: runapi(*call), lambda *call: runapi_shape(*call), "/api/v1/me", takes_urls=True),
+                      lambda *call: runapi(*call), lambda *call: runapi_shape(*call),
+                      free_check="/api/v1/me", takes_urls=True),
     "codex": Service("https://chatgpt.com/backend-api/codex", (), (), lambda *call: codex(*call),
                      lambda *call: openai_values(*call), free_check=""),
 }
@@ -941,56 +991,48 @@ KEY_VARIABLES = tuple(dict.fromkeys(name for service in SERVICES.values() for na
 class Option(NamedTuple):
     """One row of OPTIONS."""
     commands: tuple[str, ...]
-    flags: str
+    flag: str
     value: str  # its value's name in the help; a switch has none
     help: str
-    convert: Callable[[str], Any] = str
+    kind: Callable[[str], Any] | tuple[str, ...] = str  # what reads its value, or the words that it may be
     default: Any = None  # what holds when nobody says anything
-    choices: Sequence[str] = ()
-    limits: tuple[int, int] | None = None  # of a number
     wire: str = ""  # OpenAI's name for it, if it is sent
-    runapi: str | None = ""  # RunAPI's name for it, if it is sent; None: RunAPI has no such thing
-    config: str = ""  # its key in a config file, if it may be there
+    runapi: str | None = None  # RunAPI's name for it, if it is sent; None: it lacks what has a wire name
+    config: tuple[Any, ...] = ()  # its key in a config file, if it may be there, and the types of its value
+    short: str = ""
     repeatable: bool = False
     alone: bool = False  # it excludes the others that are
-
-    @property
-    def flag(self) -> str:
-        """Its long flag."""
-        return self.flags.split(", ")[-1]
 
     @property
     def name(self) -> str:
         """What the program calls it."""
         return self.flag[2:].replace("-", "_")
 
-    @property
-    def types(self) -> tuple[type, ...]:
-        """What its value may be in a config file."""
-        number = (int, float) if self.convert is float else (int,)
-        return number if self.limits else (dict,) if self.repeatable else (str,) if self.value else (bool,)
 
-    def is_set(self, values: Mapping[str, Any]) -> bool:
-        """Whether it asks for something else than what happens anyway."""
-        value = values[self.name]
-        return value is not None and value is not False and value != self.default
+def number(low: int, high: int, convert: Callable[[str], Any] = int) -> Callable[[str], Any]:
+    """What reads a number in a range."""
+    def read(text: str) -> Any:
+        try:
+            if "_" in text or not text.isascii():
+                raise ValueError  # Python would read 1_000 and the digits of other scripts
+            value = convert(text)
+        except ValueError:
+            raise ValueError(f"needs a {'whole ' * (convert is int)}number, not {quoted(text)}") from None
+        if not low <= value <= high:
+            raise ValueError(f"must be between {low} and {high}, not {text}")
+        return value
+    return read
 
 
 def as_pair(text: str) -> str:
     """A size or a shape as people write it, in one spelling: `1024 × 1024`, `16/9`, `LANDSCAPE`."""
     text = text.strip().lower()
-    edges = re.fullmatch(r"([0-9]+) *(?:px)? *([x×х*:：∶/]|by) *([0-9]+) *(?:px)?", text)  # a Cyrillic one too
-    return f"{edges[1]}{':' if edges[2] in ':：∶/' and len(edges[1]) < 3 else 'x'}{edges[3]}" if edges else text
-
-
-def as_size(text: str) -> str:
-    """A size; one number is a square's."""
-    return as_pair(re.sub(r"^ *([0-9]{3,5})( *px)? *$", r"\1x\1", text))
-
-
-def as_ratio(text: str) -> str:
-    """A shape; `16x9` is one here."""
-    return re.sub(r"(?<=\d)x", ":", as_pair(text))
+    cross = "[x×х*:：∶/]|by"  # a Cyrillic x too
+    edges = re.fullmatch(rf"([0-9]+) *(?:px)? *({cross}) *([0-9]+) *(?:px)?", text)
+    if not edges:
+        return text
+    sign = ":" if edges[2] in ":：∶/" and len(edges[1]) < 3 else "x"
+    return f"{edges[1]}{sign}{edges[3]}"
 
 
 def as_header(text: str) -> tuple[str, str]:
@@ -1006,88 +1048,91 @@ def as_parameter(text: str) -> tuple[str, Any]:
     """`key=value` as a pair, the value read as JSON where it is JSON."""
     name, equals, value = text.partition("=")
     if not equals or not name:
-        raise usage_failure(f"--param must look like key=value, not {quoted(text)}")
+        raise ValueError(f"must look like key=value, not {quoted(text)}")
     try:
         return name, json.loads(value, parse_constant=str)
     except (ValueError, RecursionError):
         return name, value
 
 
-PATH = os.fspath  # a path's bytes need not be UTF-8
+PATH = os.fspath  # as it is: a path's bytes need not be UTF-8
 CONFIG, EDIT, IMAGES, ALL = ("config",), ("edit",), ("generate", "edit"), ("generate", "edit", "config")
 OPTIONS = (
     Option(CONFIG, "--show", "", "every setting and where it comes from (default)", alone=True),
     Option(CONFIG, "--init", "", "write a config file that only you can read", alone=True),
     Option(CONFIG, "--force", "", "with --init: overwrite an existing file"),
     Option(CONFIG, "--check", "", "test curl, the key and the endpoint (free)", alone=True),
-
     Option(EDIT, "--image", "PATH", "another image, 16 in all; can be repeated", PATH, repeatable=True),
-    Option(EDIT, "--mask", "PNG", "as large as IMAGE, transparent where it is to change", PATH, runapi=None),
-    Option(EDIT, "--input-fidelity", "KIND", "low or high; older models only", str.lower, None, ("low", "high"),
-           wire="input_fidelity", runapi=None),
-
-    Option(IMAGES, "-o, --output", "PATH", f"file or folder (default {DEFAULT_OUTPUT})", PATH, DEFAULT_OUTPUT),
-    Option(IMAGES, "--size", "WIDTHxHEIGHT", "or square, landscape, portrait, auto (default)", as_size, "auto",
-           wire="size"),
-    Option(IMAGES, "--aspect-ratio", "W:H", "a shape such as 16:9; the closest allowed size is used", as_ratio,
-           runapi="aspect_ratio"),
-    Option(IMAGES, "--resolution", "1k|2k|4k", "how many pixels that shape gets (default 1k)", str.lower,
-           choices=tuple(RESOLUTIONS), runapi="output_resolution"),
+    Option(EDIT, "--mask", "PNG", "as large as IMAGE, transparent where it is to change", PATH, wire="mask"),
+    Option(EDIT, "--input-fidelity", "KIND", "low or high; older models only", ("low", "high"),
+           wire="input_fidelity"),
+    Option(IMAGES, "--output", "PATH", f"file or folder (default {DEFAULT_OUTPUT})", PATH, DEFAULT_OUTPUT,
+           short="-o"),
+    Option(IMAGES, "--size", "WIDTHxHEIGHT", "or square, landscape, portrait, auto (default)",
+           lambda text: as_pair(re.sub(r"^ *([0-9]{3,5})( *px)? *$", r"\1x\1", text)), "auto", "size", ""),
+    Option(IMAGES, "--aspect-ratio", "W:H", "a shape such as 16:9; the closest allowed size is used",
+           lambda text: re.sub(r"(?<=\d)x", ":", as_pair(text)), runapi="aspect_ratio"),
+    Option(IMAGES, "--resolution", "1k|2k|4k", "how many pixels that shape gets (default 1k)",
+           tuple(RESOLUTIONS), runapi="output_resolution"),
     Option(IMAGES, "--quality", "LEVEL", "low (about 70 s), medium (120 s), high (276 s)\nor auto (default)",
-           str.lower, "auto", wire="quality", runapi=None),
-    Option(IMAGES, "-n, --n", "1-10", "how many images: NAME-1.png, NAME-2.png, ...", int, 1, limits=(1, MAX_N),
-           wire="n"),
-    Option(IMAGES, "--format", "FORMAT", "png, jpeg or webp (default: as -o ends, else png);\nsome models: gif, svg",
-           str.lower, None, (*SUFFIXES, "jpg"), wire="output_format", runapi=None),
-    Option(IMAGES, "--compression", "0-100", "for jpeg and webp", int, None, limits=(0, 100),
-           wire="output_compression", runapi=None),
-    Option(IMAGES, "--background", "KIND", "opaque, transparent or auto (default)", str.lower, None,
-           ("auto", "opaque", "transparent"), wire="background", runapi=None),
-    Option(IMAGES, "--moderation", "LEVEL", "low or auto (default)", str.lower, None, ("auto", "low"),
-           wire="moderation", runapi=None),
+           str.lower, "auto", "quality"),
+    Option(IMAGES, "--n", "1-10", "how many images: NAME-1.png, NAME-2.png, ...", number(1, MAX_N), 1,
+           "n", "", short="-n"),
+    Option(IMAGES, "--format", "FORMAT",
+           "png, jpeg or webp (default: as -o ends, else png);\nnewer models: gif, svg",
+           (*SUFFIXES, "jpg"), None, "output_format"),
+    Option(IMAGES, "--compression", "0-100", "for jpeg and webp", number(0, 100), None, "output_compression"),
+    Option(IMAGES, "--background", "KIND", "opaque, transparent or auto (default)",
+           ("auto", "opaque", "transparent"), None, "background"),
+    Option(IMAGES, "--moderation", "LEVEL", "low or auto (default)", ("auto", "low"), None, "moderation"),
     Option(IMAGES, "--prompt-file", "FILE", "read the prompt from FILE; a PROMPT of - reads stdin", PATH),
     Option(IMAGES, "--overwrite", "", "replace existing files (default: pick a free name)"),
     Option(IMAGES, "--fresh", "", "ignore an unfinished request and buy a new image"),
-    Option(IMAGES, "--model", "MODEL", f"default {DEFAULT_MODEL}", str, DEFAULT_MODEL, config="model"),
-    Option(IMAGES, "--timeout", "SECONDS", f"time limit for the whole request (default {DEFAULT_TIMEOUT})", float,
-           DEFAULT_TIMEOUT, limits=(1, MAX_TIMEOUT), config="timeout"),
-    Option(IMAGES, "--stream", "", "stream the reply; helps if a gateway times out", wire="stream", runapi=None),
-    Option(IMAGES, "--partial-images", "0-3", "with --stream: save previews as NAME.partial-K.EXT", int, 0,
-           limits=(0, MAX_PARTIALS), wire="partial_images", runapi=None),
+    Option(IMAGES, "--model", "MODEL", f"default {DEFAULT_MODEL}", str, DEFAULT_MODEL, config=("model", str)),
+    Option(IMAGES, "--timeout", "SECONDS", f"time limit for the whole request (default {DEFAULT_TIMEOUT})",
+           number(1, MAX_TIMEOUT, float), DEFAULT_TIMEOUT, config=("timeout", int, float)),
+    Option(IMAGES, "--stream", "", "stream the reply; helps if a gateway times out", wire="stream"),
+    Option(IMAGES, "--partial-images", "0-3", "with --stream: save previews as NAME.partial-K.EXT",
+           number(0, MAX_PARTIALS), wire="partial_images"),
     Option(IMAGES, "--keep-partials", "", "keep the previews when the final image is saved"),
-    Option(IMAGES, "--param", "KEY=VALUE", "any other API parameter, not checked; can be repeated", as_parameter,
-           repeatable=True),
-
-    Option(ALL, "--base-url", "URL", f"default {DEFAULT_BASE_URL}", str, DEFAULT_BASE_URL, config="base_url"),
-    Option(ALL, "--api", "NAME", "openai, azure, runapi or codex (default: by the host;\ncodex must be asked for)",
-           str.lower, choices=tuple(SERVICES), config="api"),
-    Option(ALL, "--api-key-env", "NAME", "the variable that holds the key", config="api_key_env"),
-    Option(ALL, "--api-key", "KEY", "the key itself (visible in ps and shell history; avoid)", config="api_key"),
-    Option(ALL, "--header", "'NAME: VALUE'", "an extra header; can be repeated", as_header, {}, config="headers",
-           repeatable=True),
-    Option(ALL, "--allow-http", "", "send the key unencrypted to another machine", config="allow_http"),
+    Option(IMAGES, "--param", "KEY=VALUE", "any other API parameter, not checked; can be repeated",
+           as_parameter, repeatable=True),
+    Option(ALL, "--base-url", "URL", f"default {DEFAULT_BASE_URL}", str, DEFAULT_BASE_URL,
+           config=("base_url", str)),
+    Option(ALL, "--api", "NAME", "openai, azure, runapi or codex (default: by the host)",
+           tuple(SERVICES), config=("api", str)),
+    Option(ALL, "--api-key-env", "NAME", "the variable that holds the key", config=("api_key_env", str)),
+    Option(ALL, "--api-key", "KEY", "the key (visible in ps and shell history)", config=("api_key", str)),
+    Option(ALL, "--header", "'NAME: VALUE'", "an extra header; can be repeated", as_header, {},
+           config=("headers", dict), repeatable=True),
+    Option(ALL, "--allow-http", "", "send the key unencrypted to another machine", default=False,
+           config=("allow_http", bool)),
     Option(ALL, "--config", "PATH", "read the settings from this file; - means stdin", PATH),
     Option(ALL, "--json", "", "print the result as one JSON object"),
-    Option(ALL, "-q, --quiet", "", "print only warnings, errors and Saved: lines"),
-    Option(ALL, "-v, --verbose", "", "also show what is sent (keys are hidden)"))
+    Option(ALL, "--quiet", "", "print only warnings, errors and Saved: lines", short="-q"),
+    Option(ALL, "--verbose", "", "also show what is sent (keys are hidden)", short="-v"))
 
-# What may stand in a config file: name -> (types, default).
-CONFIG_KEYS: dict[str, tuple[tuple[type, ...], Any]] = {
-    **{row.config: (row.types, row.default) for row in OPTIONS if row.config},
-    "api_key_command": ((list,), None), "proxy": ((str,), ""), "cacert": ((str,), ""), "poll_url": ((str,), ""),
-    "max_cost": ((int, float), None)}
+# What may stand in a config file: name -> (default, types of its value).
+CONFIG_KEYS: dict[str, tuple[Any, ...]] = {
+    **{row.config[0]: (row.default, *row.config[1:]) for row in OPTIONS if row.config},
+    "api_key_command": (None, list), "proxy": ("", str), "cacert": ("", str), "poll_url": ("", str),
+    "max_cost": (None, int, float)}
 
 # What other image tools call it -> what to write here.
 STRANGERS = {
     "-n -c --count --num --number --num-images --batch --batch-size --samples": "Use --n.",
-    "-f -y --force --yes --clobber --replace": "Use --overwrite.", "--ar --aspect --ratio": "Use --aspect-ratio W:H.",
-    "-s -w --width --height --dimensions --image-size": "Use --size WIDTHxHEIGHT.", "--output-format": "Use --format.",
+    "-f -y --force --yes --clobber --replace": "Use --overwrite.",
+    "--ar --aspect --ratio": "Use --aspect-ratio W:H.",
+    "-s -w --width --height --dimensions --image-size": "Use --size WIDTHxHEIGHT.",
+    "--output-format": "Use --format.", "-k --key --token": "Use --api-key-env NAME.",
+    "--url --endpoint --api-base": "Use --base-url.",
     "-p --prompt --text --description": "The prompt needs no option, only quotes.",
-    "-k --key --token": "Use --api-key-env NAME.", "--url --endpoint --api-base": "Use --base-url.",
-    "-o --out --outfile --output-file --output-dir --outdir --save --file --filename --path": "Use --output PATH.",
-    "-i -m --image --mask --input --input-image --init-image --input-fidelity": "Images go with edit, see edit --help.",
-    "--seed --negative-prompt --negative --no --steps --cfg --cfg-scale --guidance --guidance-scale --sampler --style"
-    " --stylize --strength --chaos --hd --vivid --natural --response-format --user":
+    "-o --out --outfile --output-file --output-dir --outdir --save --file --filename --path":
+        "Use --output PATH.",
+    "-i -m --image --mask --input --input-image --init-image --input-fidelity":
+        "Images go with edit, see edit --help.",
+    "--seed --negative-prompt --negative --no --steps --cfg --cfg-scale --guidance --guidance-scale "
+    "--sampler --style --stylize --strength --chaos --hd --vivid --natural --response-format --user":
         "The API has no such parameter: leave it out, or say it in the prompt."}
 
 
@@ -1106,12 +1151,13 @@ MAX_CONFIG_BYTES = 1_000_000
 OWNER_SETTINGS = ("api_key_command", "base_url", "headers", "proxy", "cacert")
 VARIABLE_NAME = r"[A-Z]{1,12}\d?(_[A-Z]{1,12}\d?)+"  # as people write them; a key is not like that
 
-# Scheme, host and port, up to the path; no user name, blank or backslash, which curl and others read differently.
+# Scheme, host and port, up to the path. No user name, blank or backslash: others read them as curl does not.
 ORIGIN = re.compile(r"((?i:https?))://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(\d{1,5}))?(?=[/?]|\Z)")
 LOOPBACK = r"localhost|\[::1\]|127(\.(25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)){3}"  # 127.999.1.1 would be a name
 # What people paste behind a base URL: paths of OpenAI's API reference, read 2026-10-08.
-API_PATH = (r"(?i)(/(chat|completions|responses|models(/[^/]+)?|images|generations|edits|variations|embeddings|audio|"
-            r"speech|transcriptions|moderations|files|batches|realtime|videos|assistants|threads))+$")
+API_PATH = (r"(?i)(/(chat|completions|responses|models(/[^/]+)?|images|generations|edits|variations|"
+            r"embeddings|audio|speech|transcriptions|moderations|files|batches|realtime|videos|assistants|"
+            r"threads))+$")
 OWN_NAMES = r"(.+\.)?localhost[46]?(\.localdomain[46]?)?|ip6-(localhost|loopback)"
 # Azure's addresses carry their version as the only query.
 PATH_AND_VERSION = r"(?:/[^\s\\?#\x00-\x1f\x7f]*)?(\?api-version=[\w.-]+)?"
@@ -1140,19 +1186,19 @@ def child_environment(secrets: Sequence[str]) -> dict[str, str]:
 def config_locations() -> list[str]:
     """Where a config file may be, in the order of search; the first one is where --init writes."""
     home = os.path.expanduser("~")
-    places = [os.path.join(environment("XDG_CONFIG_HOME"), "gpt-image-2", "config.json"),
+    paths = [os.path.join(environment("XDG_CONFIG_HOME"), "gpt-image-2", "config.json"),
               os.path.join(home, ".config", "gpt-image-2", "config.json"),
               os.path.join(home, ".gpt-image-2-config.json"),
               os.path.join(home, ".hermes", "gpt-image-2-config.json")]
-    places = [place for place in places if not CONTROL.search(whole_characters(place))]
-    return [place for place in places if os.path.isabs(place)]  # XDG's rule for its own; and there may be no home
+    paths = [path for path in paths if not CONTROL.search(whole_characters(path))]
+    return [path for path in paths if os.path.isabs(path)]  # XDG says so; and there may be no home folder
 
 
 def config_path(named: str) -> str:
     """The full path of the file that --config names; `-` is standard input."""
     path = STANDARD_INPUT if named == "-" else os.path.abspath(os.path.expanduser(named)) if named else ""
     if CONTROL.search(whole_characters(path)):
-        raise usage_failure("the config's path holds a control character")
+        raise usage_failure("the config file's path contains a control character")
     return path
 
 
@@ -1172,19 +1218,20 @@ def read_config(path: str, warnings: list[str]) -> dict[str, Any]:
         content = json.loads(text.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         found = "UTF-16" if error.object[:2] in (b"\xff\xfe", b"\xfe\xff") else "in another encoding"
-        raise setup_failure(f"cannot read the config file {path}: it is {found}", "Save it as UTF-8.") from None
+        raise setup_failure(f"cannot read config file {path}: it is {found}", "Save it as UTF-8.") from None
     except json.JSONDecodeError as error:
         anew = own_command(f"config --init --force --config {quote(path)}")
-        raise setup_failure(f"{path} is not valid JSON: line {error.lineno} column {error.colno}: {error.msg}",
-                            "" if piped else f"Mend that line, or write a new file: {anew}") from None
+        where = f"line {error.lineno} column {error.colno}"
+        raise setup_failure(f"{path} is not valid JSON: {where}: {error.msg}",
+                            "" if piped else f"Fix that line, or start over with: {anew}") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise setup_failure(f"cannot read the config file {path}: {reason(error)}") from None
+        raise setup_failure(f"cannot read config file {path}: {reason(error)}") from None
     if not isinstance(content, dict):
-        raise setup_failure(f"{path} must hold one JSON object, not {json_name(content)}")
+        raise setup_failure(f"{path} must contain one JSON object, not {json_name(content)}")
     try:
         json.dumps(content, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
-        raise setup_failure(f"{path} holds half a character (\\ud800 to \\udfff alone)") from None
+        raise setup_failure(f"{path} contains half a character (\\ud800 to \\udfff alone)") from None
     if os.name == "posix" and not piped:
         check_owner(path, status, {name for name in content if content[name]}, warnings)
     for name in content:
@@ -1193,15 +1240,16 @@ def read_config(path: str, warnings: list[str]) -> dict[str, Any]:
             shown = repr(name) if found else quoted(name)
             warnings.append(f"{path}: unknown setting {shown} is ignored.{found}")
         elif name in NOT_YET:
-            warnings.append(f"{path}: {name} has no effect in this version")
+            warnings.append(f"{path}: {name} is not supported yet and is ignored")
     return {name: checked_value(path, name, value) for name, value in content.items()
             if name in CONFIG_KEYS and value not in (None, "", [])}
 
 
 def check_owner(path: str, status: os.stat_result, names: set[str], warnings: list[str]) -> None:
-    """Refuse a config that another user can write, where it decides what is run or where a key goes."""
+    """Refuse a config file that others can change if it decides what is run or where a key goes."""
     from shlex import quote
-    foreign, ruling = status.st_uid not in (0, os.getuid()), [name for name in OWNER_SETTINGS if name in names]
+    foreign = status.st_uid not in (0, os.getuid())
+    ruling = [name for name in OWNER_SETTINGS if name in names]
     if ruling and (foreign or status.st_mode & 0o002):
         whose = "belongs to another user" if foreign else "can be changed by every user"
         fix = f"chown {os.getuid()} {quote(path)} && " if foreign else ""
@@ -1215,18 +1263,18 @@ def check_owner(path: str, status: os.stat_result, names: set[str], warnings: li
 
 def checked_value(path: str, name: str, value: Any) -> Any:
     """The value, which has the type of its setting."""
-    types = CONFIG_KEYS[name][0]
+    types = CONFIG_KEYS[name][1:]
     items = value if isinstance(value, list) else value.values() if isinstance(value, dict) else ()
     if type(value) in types and all(isinstance(item, str) for item in items):  # True is no number
         return value
-    expected = {str: "a text", list: "a list of texts", dict: "an object with texts as values",
+    expected = {str: "a string", list: "a list of strings", dict: "an object with strings as values",
                 bool: "true or false", int: "a number"}[types[0]]
     raise setup_failure(f"{path}: {name} must be {expected}, not {json_name(value)}")
 
 
 def json_name(value: Any) -> str:
     """A JSON value's type as people call it."""
-    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")
 
 
@@ -1234,34 +1282,38 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
     """--config file > flags > found config file > environment > defaults; each value with its source."""
     warnings: list[str] = []
     explicit = config_path(flags.get("config") or "")
-    path = explicit or next((place for place in config_locations() if os.path.lexists(place)), "")
+    path = explicit or next(filter(os.path.lexists, config_locations()), "")
     content = read_config(path, warnings) if path else {}
     from_flags, from_file = flag_layer(flags), {name: Setting(value, path) for name, value in content.items()}
     if explicit:
         warnings += overridden_flags(from_file, from_flags)
-    said = [from_file, from_flags] if explicit else [from_flags, from_file]
-    api = asked_api(said)
+    given = [from_file, from_flags] if explicit else [from_flags, from_file]
+    api = named_api(given)
     address = content.get("base_url", "")
     if api.source == "--api" and address and api.value != (content.get("api") or api_of(address)):
         del from_file["base_url"]  # it is another service's
-    layers = [*said, environment_layer(api.value), default_layer(api.value or "openai")]
-    allow_http, base_url = first_value(layers, "allow_http"), first_value(layers, "base_url")
+    layers = [*given, environment_layer(api.value), default_layer(api.value or "openai")]
+    timeout, allow_http = first_value(layers, "timeout"), first_value(layers, "allow_http")
+    if not 1 <= timeout.value <= MAX_TIMEOUT:
+        raise setting_failure(timeout, f"timeout must be between 1 and {MAX_TIMEOUT} s, not {timeout.value}")
+    base_url = first_value(layers, "base_url")
     base_url = base_url._replace(value=checked_base_url(base_url, allow_http.value))
-    if base_url.source == path and not explicit and environment("GPT_IMAGE2_BASE_URL").rstrip("/") not in (
-            "", base_url.value):
-        warnings.append(f"$GPT_IMAGE2_BASE_URL is overridden by {path}")
+    own_address = environment("GPT_IMAGE2_BASE_URL").rstrip("/")
+    if base_url.source == path and not explicit and own_address not in ("", base_url.value):
+        warnings.append(f"{path} takes precedence over $GPT_IMAGE2_BASE_URL")
     api = api if api.value else Setting(api_of(base_url.value), "from the host")
-    poll_url = first_value(layers, "poll_url")
-    if poll_url.value and not url_on_host(fill_template(poll_url.value, base_url.value, "id"), base_url.value):
-        raise setting_failure(poll_url, f"poll_url must lead to {host_of(base_url.value)}, the host of the key")
-    return Settings(api, base_url, first_value(layers, "model"), checked_timeout(first_value(layers, "timeout")),
-                    merged_headers(layers, content, base_url.value, warnings), first_value(layers, "proxy"),
-                    first_value(layers, "cacert"), allow_http, poll_url,
-                    tuple(key_sources(api.value, flags, content, path, explicit, base_url.source)), path,
-                    tuple(warnings))
+    plain = {name: first_value(layers, name) for name in ("model", "proxy", "cacert", "poll_url")}
+    poll_url = fill_template(plain["poll_url"].value, base_url.value, "id")
+    if poll_url and not url_on_host(poll_url, base_url.value):
+        host = host_of(base_url.value)
+        raise setting_failure(plain["poll_url"], f"poll_url must point to {host}, the host of the key")
+    keys = key_sources(api.value, flags, content, path, explicit, base_url.source)
+    return Settings(api=api, base_url=base_url, timeout=timeout,
+                    headers=merged_headers(layers, content, base_url.value, warnings), allow_http=allow_http,
+                    keys=tuple(keys), config_path=path, warnings=tuple(warnings), **plain)
 
 
-def asked_api(layers: Sequence[Layer]) -> Setting:
+def named_api(layers: Sequence[Layer]) -> Setting:
     """The protocol that a flag or a file names; empty when none does."""
     api = next((layer["api"] for layer in layers if "api" in layer), Setting("", "default"))
     if api.value and api.value not in SERVICES:
@@ -1271,7 +1323,7 @@ def asked_api(layers: Sequence[Layer]) -> Setting:
 
 def key_sources(api: str, flags: Mapping[str, Any], content: Mapping[str, Any], path: str,
                 explicit: str, address: str) -> list[KeySource]:
-    """Every place that may hold the key, the first that counts in front."""
+    """Every source of the key, the first that counts in front."""
     from_flags, from_file = named_keys(flags), named_keys(content, path) if path else []
     if api == "codex":
         return [codex_login()]
@@ -1283,7 +1335,7 @@ def key_sources(api: str, flags: Mapping[str, Any], content: Mapping[str, Any], 
 
 
 def fill_template(template: str, base: str, task: str) -> str:
-    """A poll_url with its two places filled in."""
+    """A poll_url with {base} and {id} filled in."""
     return template.replace("{base}", base.partition("?")[0]).replace("{id}", task)
 
 
@@ -1298,7 +1350,7 @@ def api_of(base_url: str) -> str:
 def overridden_flags(from_file: Layer, from_flags: Layer) -> list[str]:
     """A warning for each flag that an explicit --config file overrides; headers are merged instead."""
     file_has_key = any(name in from_file for name in KEY_SETTINGS)
-    return [f"{setting.source} is overridden by the file that --config names"
+    return [f"the file of --config takes precedence over {setting.source}"
             for name, setting in from_flags.items()
             if (name in from_file and name != "headers") or (name in KEY_SETTINGS and file_has_key)]
 
@@ -1315,7 +1367,7 @@ def first_value(layers: Sequence[Layer], name: str) -> Setting:
 
 
 def default_address(api: str) -> str:
-    """Where a protocol is spoken by default; "" for one that has no such place."""
+    """Where a protocol is spoken by default; "" where there is no default."""
     service = SERVICES.get(api or "openai")
     return service.base_url if service else ""
 
@@ -1328,8 +1380,8 @@ def environment_layer(api: str) -> Layer:
 
 def default_layer(api: str) -> Layer:
     """What holds when nobody says anything."""
-    values = {name: default for name, (_, default) in CONFIG_KEYS.items()}
-    return {name: Setting(value, "default") for name, value in {**values, "base_url": SERVICES[api].base_url}.items()}
+    defaults = {name: Setting(default, "default") for name, (default, *_) in CONFIG_KEYS.items()}
+    return {**defaults, "base_url": Setting(SERVICES[api].base_url, "default")}
 
 
 def setting_failure(setting: Setting, message: str, hint: str = "") -> Failure:
@@ -1341,25 +1393,27 @@ def setting_failure(setting: Setting, message: str, hint: str = "") -> Failure:
 def checked_base_url(setting: Setting, allow_http: bool) -> str:
     """The base URL without a trailing slash; anything that could send a key astray is refused."""
     url, question, query = pasted(setting.value).rstrip("/").partition("?")
-    url = re.sub(r"(?<=[^:/])//+", "/", re.sub("(?i)^https?:", lambda scheme: scheme.group().lower(), url)).rstrip("/")
+    url = re.sub("(?i)^https?:", lambda scheme: scheme.group().lower(), url)
+    url = re.sub(r"(?<=[^:/])//+", "/", url).rstrip("/")
     cut = re.sub(API_PATH, "", url)  # pasted whole; one word alone may be a relay's folder
     sure = re.search(r"/v\d\w*$|/openai$", cut) or re.search("(?i)/(chat/completions|images/[a-z]+)$", url)
     url = (cut if sure else url) + question + query
     shown = redact(one_line(re.sub(r"(?s)^(.*?//)?.*@", r"\1***@", url).partition("?")[0]), ())
     if "://" not in url:
         host = re.split("[:/]", re.sub("^https?:?/+", "", url))[0]
-        raise setting_failure(setting, f"the base URL {quoted(shown)} has no scheme",
-                              f"Write http{'' if local_place(host) else 's'}:// in front of the host.")
+        scheme = "http://" if local_place(host) else "https://"
+        raise setting_failure(setting, f"the base URL {quoted(shown)} must start with {scheme}")
     if "@" in url:
-        raise setting_failure(setting, f"the base URL {shown} holds a user name or password",
+        raise setting_failure(setting, f"the base URL {shown} contains a user name or password",
                               "Pass the key as a setting.")
     match = ORIGIN.match(url)
-    if not match or not re.fullmatch(PATH_AND_VERSION, url[match.end():]) or int(match.group(3) or 443) > 65535:
+    rest = match and re.fullmatch(PATH_AND_VERSION, url[match.end():])
+    if not match or not rest or int(match.group(3) or 443) > 65535:
         raise setting_failure(setting, f"the base URL {shown!r} is not of the form https://HOST[:PORT][/PATH]"
                               + " without a query" * bool(query))
     if url.startswith("http:") and not is_loopback(url) and not allow_http:
-        raise setting_failure(setting, f"{shown} would send the key unencrypted",
-                    "Use https://, or --allow-http for a server on a network you trust.")
+        raise setting_failure(setting, f"refusing to send the key over plain http to {shown}",
+                              "Use https://, or --allow-http for a server on a network you trust.")
     return url
 
 
@@ -1370,7 +1424,7 @@ def is_loopback(url: str) -> bool:
 
 
 def address_fault(url: str, named_by: str) -> str:
-    """Why a URL that the server at named_by chose is not asked: only this machine may reach it. Empty otherwise.
+    """Why a URL that the server at named_by chose is refused: only this machine may reach it. Else "".
 
     Judged by the host alone: a name can lead anywhere, and companies have their relays in private networks.
     """
@@ -1378,10 +1432,10 @@ def address_fault(url: str, named_by: str) -> str:
     if not match or not author:
         return "is not of the form https://HOST/PATH"
     host, own_host = match.group(2).lower(), author.group(2).lower()
-    place = "" if host == own_host else local_place(host)
-    if not place or place == local_place(own_host) == "this machine":
+    where = "" if host == own_host else local_place(host)
+    if not where or where == local_place(own_host) == "this machine":
         return ""
-    return f"leads to {place}, which that server must not reach"
+    return f"leads to {where}, which that server must not reach"
 
 
 def local_place(host: str) -> str:
@@ -1413,14 +1467,8 @@ def host_of(url: str) -> str:
     return host if port in (None, "443") else f"{host}:{port}"
 
 
-def checked_timeout(setting: Setting) -> Setting:
-    """Seconds, more than zero; curl takes at most a few million."""
-    if not 1 <= setting.value <= MAX_TIMEOUT:
-        raise setting_failure(setting, f"the timeout must be between 1 and {MAX_TIMEOUT} seconds, not {setting.value}")
-    return setting
-
-
-def merged_headers(layers: Sequence[Layer], content: Mapping[str, Any], base_url: str, warnings: list[str]) -> Setting:
+def merged_headers(layers: Sequence[Layer], content: Mapping[str, Any], base_url: str,
+                   warnings: list[str]) -> Setting:
     """Extra headers of all layers, the first layer winning by name; those of a file stay with its host."""
     merged: dict[str, str] = {}
     sources = []
@@ -1430,8 +1478,9 @@ def merged_headers(layers: Sequence[Layer], content: Mapping[str, Any], base_url
             warnings.append(f"the headers in {setting.source} belong to another host and are not sent")
         elif setting.value:
             sources.append(setting.source)
-            merged = {**{name: value for name, value in merged.items()
-                         if name.lower() not in map(str.lower, setting.value)}, **setting.value}
+            replaced = {name.lower() for name in setting.value}
+            merged = {name: value for name, value in merged.items() if name.lower() not in replaced}
+            merged.update(setting.value)
     for name, value in merged.items():
         if header_fault(name, value):
             raise setup_failure(header_fault(name, value))
@@ -1443,7 +1492,7 @@ def header_fault(name: str, value: str) -> str:
     if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or CONTROL.search(value):
         return f"the header {one_line(name)!r} has an illegal name or a control character"
     if name.lower() in ("host", "content-type", "content-length", "transfer-encoding", "expect"):
-        return f"the header {name} follows from the address and from what is sent, and cannot be set"
+        return f"the header {name} cannot be set: it follows from the address and from what is sent"
     return ""
 
 
@@ -1453,12 +1502,12 @@ def file_host(content: Mapping[str, Any]) -> str:
 
 
 def may_go(host: str, base_url: str) -> bool:
-    """Whether a secret bound to host may be sent to base_url. It may always stay on this machine."""
+    """Whether a secret bound to host may be sent to base_url. Loopback addresses are always allowed."""
     return host in ("", host_of(base_url)) or is_loopback(base_url)
 
 
 def named_keys(values: Mapping[str, Any], path: str = "") -> list[KeySource]:
-    """Keys of a config file, bound to the file's own host, or (no path) of the command line, which may go anywhere."""
+    """Keys of a config file, bound to its host, or (no path) of the command line, which may go anywhere."""
     host = file_host(values) if path else ""
     name, found = values.get("api_key_env") or "", []
     if values.get("api_key") is not None:
@@ -1467,30 +1516,30 @@ def named_keys(values: Mapping[str, Any], path: str = "") -> list[KeySource]:
         shown = name if re.fullmatch(VARIABLE_NAME, name) else "a variable"
         raise setup_failure(f"--api-key-env names {shown}, which is not set", kind="key")
     if name:
-        place = f"in {path}" if path else "by --api-key-env"
+        where = f"in {path}" if path else "by --api-key-env"
         shown = f"${name}" if environment(name) or re.fullmatch(VARIABLE_NAME, name) else "a variable"
-        found.append(KeySource(f"{shown}, named {place}", host, environment(name)))
+        found.append(KeySource(f"{shown}, named {where}", host, environment(name)))
     if "api_key_command" in values:
         found.append(KeySource(f"api_key_command in {path}", host, "", tuple(values["api_key_command"])))
     return found
 
 
 def variable_name(text: str) -> str:
-    """The text, which can be a variable's name; a key in its place is not repeated in the message."""
+    """The text, which can be a variable's name. If it is a key by mistake, the message does not repeat it."""
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text):
         raise usage_failure("--api-key-env takes the name of a variable, not a key")
     return text
 
 
 def environment_keys(api: str, address: str) -> list[KeySource]:
-    """Our own variable may go anywhere, but not where only a vendor's variable leads; a vendor's belongs to the host
-    configured beside it. address: where the base URL comes from."""
+    """The keys in variables. Our own may go anywhere but where only a vendor's variable leads; a vendor's
+    only to the host beside it. address: where the base URL comes from."""
     vendor = {"$OPENAI_BASE_URL": "openai", "$RUNAPI_BASE_URL": "runapi"}.get(address)
     hosts = {"GPT_IMAGE2_API_KEY": host_of(SERVICES[vendor].base_url) if vendor else "",
              "OPENAI_API_KEY": host_of(environment("OPENAI_BASE_URL") or DEFAULT_BASE_URL),
              "RUNAPI_API_KEY": host_of(environment("RUNAPI_BASE_URL") or SERVICES["runapi"].base_url)}
-    return [KeySource(f"${name}", hosts[name], environment(name)) for name in SERVICES[api or "openai"].key_variables
-            if environment(name)]
+    names = filter(environment, SERVICES[api or "openai"].key_variables)
+    return [KeySource(f"${name}", hosts[name], environment(name)) for name in names]
 
 
 def runapi_tool_key() -> list[KeySource]:
@@ -1514,30 +1563,26 @@ def read_login(path: str, hint: str = "") -> Any:
 
 
 def codex_login() -> KeySource:
-    """The access token of the Codex command line, for chatgpt.com only. It is never refreshed here: the refresh
-    token works once and belongs to Codex."""
-    path = os.path.join(environment("CODEX_HOME") or os.path.join(os.path.expanduser("~"), ".codex"), "auth.json")
-    hint = ("Run codex once (codex login, if it asks for it), then this command again. If Codex keeps its sign-in in a "
-            f'keyring, put cli_auth_credentials_store = "file" into {os.path.dirname(path)}/config.toml before.')
+    """Codex's access token, for chatgpt.com only; not refreshed here: the refresh token works once."""
+    import base64
+    folder = environment("CODEX_HOME") or os.path.join(os.path.expanduser("~"), ".codex")
+    path = os.path.join(folder, "auth.json")
+    hint = ("Run codex once (or codex login), then try again. If Codex keeps its sign-in in a keyring, first "
+            f'put cli_auth_credentials_store = "file" into {folder}/config.toml.')
     tokens = json_path(read_login(path, hint), "tokens")
     token = json_path(tokens, "access_token")
     if not isinstance(token, str) or not token:
-        raise setup_failure(f"{path} holds no ChatGPT sign-in", hint, "key")
-    claims = token_claims(token)
+        raise setup_failure(f"there is no ChatGPT sign-in in {path}", hint, "key")
+    claims = None
+    with suppress(IndexError, ValueError):  # a JSON web token, which is only read, not verified
+        body = token.split(".")[1]
+        claims = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
     expires = json_path(claims, "exp")
     if isinstance(expires, (int, float)) and expires < time.time():
         raise setup_failure("the Codex sign-in has expired", hint, "key")
-    account = json_path(tokens, "account_id") or json_path(claims, "https://api.openai.com/auth", "chatgpt_account_id")
-    return KeySource(path, "chatgpt.com", token, account=as_text(account))
-
-
-def token_claims(token: str) -> Any:
-    """What a JSON web token says; it is not verified, only read."""
-    import base64
-    with suppress(IndexError, ValueError):
-        body = token.split(".")[1]
-        return json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
-    return None
+    claimed = json_path(claims, "https://api.openai.com/auth", "chatgpt_account_id")
+    account = as_text(json_path(tokens, "account_id") or claimed)
+    return KeySource(path, "chatgpt.com", token, account=account)
 
 
 def choose_key(settings: Settings) -> KeySource | None:
@@ -1548,11 +1593,11 @@ def choose_key(settings: Settings) -> KeySource | None:
     if chosen or is_loopback(base_url):
         return chosen
     if keys:
-        source = keys[0]
-        raise setup_failure(f"the key from {source.source} belongs to {source.host}, not to "
-                            f"{host_of(base_url)} (from {settings.base_url.source})", "For this host set "
-                            "GPT_IMAGE2_API_KEY and GPT_IMAGE2_BASE_URL, or put key and base_url into one config file.",
-                            kind="key")
+        source, host = keys[0], host_of(base_url)
+        raise setup_failure(f"the key from {source.source} is for {source.host}, so it is not sent to {host} "
+                            f"(from {settings.base_url.source})",
+                            f"To use {host}, set GPT_IMAGE2_API_KEY and GPT_IMAGE2_BASE_URL, or put its key "
+                            "and base_url into one config file.", "key")
     unset = "".join(f": {source.source}, is not set" for source in settings.keys[:1])
     other = (f"name its variable as api_key_env in {settings.config_path}" if settings.config_path
              else "run: " + own_command("config --init"))
@@ -1574,7 +1619,7 @@ class Secrets:
         self.texts += filter(None, keys)
 
     def clean(self, text: str) -> str:
-        """Text that is fit to be shown: no secret, one line, not endless. Cut after that, or half a key could stay."""
+        """Text fit to be shown: no secret, one line, not endless. Cut last, or half a key could survive."""
         text = text if len(text) <= LONG_STRING else text[:LONG_STRING] + CUT_MARK
         pieces = re.split(f"({'|'.join(self.paths) or '(?!)'})", text)
         pieces[::2] = [redact(piece, self.texts) for piece in pieces[::2]]
@@ -1582,11 +1627,12 @@ class Secrets:
 
 
 def read_settings(options: Namespace, console: Console) -> Settings:
-    """The settings, their warnings told, their secrets known."""
+    """The settings; their warnings are shown, and their secrets known from now on."""
     secrets = console.secrets
     if options.api_key:
         secrets.texts.append(options.api_key)
-        console.warn("--api-key shows in ps and in the shell's history; prefer --api-key-env NAME or a config file")
+        console.warn("other users can see --api-key in ps, and it stays in the shell's history; better: "
+                     "--api-key-env NAME or a config file")
     settings = load_settings({**vars(options), "headers": dict(options.header)})
     secrets.add_keys(*(pasted(source.value) for source in settings.keys))
     parameters = re.findall(r"[?&]([^=&]+)=([^&]+)", settings.poll_url.value)
@@ -1608,7 +1654,8 @@ def read_settings(options: Namespace, console: Console) -> Settings:
 
 ORIGINS = {"url": r"(?i)https?://", "data": r"(?i)data:[^,\s]*,"}
 # As a prompt it is a mistake.
-IMAGE_NAME = r"(?is)https?://\S+|file:\S+|data:[^,\s]*,.*|\S+\.(?:png|jpe?g|webp|gif|svg|tiff?|avif|hei[cf]|bmp|psd)"
+IMAGE_NAME = (r"(?is)https?://\S+|file:\S+|data:[^,\s]*,.*|"
+              r"\S+\.(?:png|jpe?g|webp|gif|svg|tiff?|avif|hei[cf]|bmp|psd)")
 # What else people pass, by its first bytes without XML's prolog.
 WEB_PAGE = "a web page"
 OTHER_KINDS = (
@@ -1620,14 +1667,15 @@ OTHER_KINDS = (
 
 
 def read_words(options: Namespace) -> tuple[str, list[str]]:
-    """(prompt, images) that the words of a command mean. Here files and standard input are read, in plan none."""
+    """(prompt, images) that the words of a command mean. Reads what plan must not: files, standard input."""
     words, paths = edit_words(options) if options.command == "edit" else (options.words, [])
     if options.config == "-" and "-" in (options.prompt_file, *words):
-        raise usage_failure("standard input cannot hold both the config and the prompt", "Use --prompt-file FILE.")
+        raise usage_failure("standard input cannot be both config and prompt", "Use --prompt-file FILE.")
     if words:
         check_prompt_word(options.command, paths, words[0])
     if len(words) > (0 if options.prompt_file else 1):
-        raise usage_failure(f"one argument too many: {quoted(shown_input(words[-1]))}", "Put the prompt in quotes.")
+        raise usage_failure(f"too many arguments: {quoted(shown_input(words[-1]))}",
+                            "Put the whole prompt in quotes.")
     if not words and not options.prompt_file:
         raise usage_failure("the prompt is missing", 'Add it in quotes: "a red fox in the snow"')
     source = options.prompt_file or ("-" if words[0] == "-" else "")
@@ -1637,34 +1685,52 @@ def read_words(options: Namespace) -> tuple[str, list[str]]:
         raise usage_failure("the prompt is not valid UTF-8") from None
 
 
+def refuse_broken(*rules: tuple[Any, str, str],
+                  failure: Callable[[str, str], Failure] = usage_failure) -> None:
+    """Refuse the command for the first of the rules that is broken: (whether it is, message, hint)."""
+    for broken, message, hint in rules:
+        if broken:
+            raise failure(message, hint)
+
+
 def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[str], notes: list[str]) -> Job:
-    """The job that is asked for, checked as far as words and settings decide: neither disk nor network is touched."""
+    """The job that is asked for, checked as far as words and settings decide. Neither reads nor writes."""
     model, image_format = settings.model.value, chosen_format(options)
-    if not prompt.strip():
-        raise usage_failure("the prompt is empty")
-    if len(prompt) > MAX_PROMPT:
-        raise usage_failure(f"the prompt has {len(prompt)} characters, {MAX_PROMPT} are allowed",
-                            f"Shorten it by {len(prompt) - MAX_PROMPT}.")
-    formats = (model_rules(model) or NEWEST).formats
-    if image_format not in formats:
-        raise usage_failure(f"{model} makes no {image_format}, only {', '.join(formats)}", "Use -o NAME.png")
+    formats, runapi = (model_rules(model) or NEWEST).formats, settings.api.value == "runapi"
+    size, shaped = SIZE_NAMES.get(options.size, options.size), options.aspect_ratio or options.resolution
+    refuse_broken(
+        (not prompt.strip(), "the prompt is empty", ""),
+        (len(prompt) > MAX_PROMPT, f"the prompt has {len(prompt)} characters, {MAX_PROMPT} are allowed",
+         f"Shorten it by {len(prompt) - MAX_PROMPT} characters."),
+        (image_format not in formats,
+         f"{model} does not make {image_format}, only {', '.join(formats)}", "Use -o NAME.png"),
+        (options.command == "edit" and not paths,
+         "the image to edit is missing", 'Use: edit IMAGE "what to change"'),
+        (len(paths) > MAX_IMAGES, f"{len(paths)} images were given, {MAX_IMAGES} are allowed", ""),
+        (shaped and size != "auto",
+         "use either --size or --aspect-ratio and --resolution, not both", ""),
+        (size != "auto" and not split_size(size),
+         f"{quoted(size)} is not a size: use WIDTHxHEIGHT, {', '.join(SIZE_NAMES)} or auto",
+         "For example --size 1536x1024"))
     images = tuple(unread_input("image", path) for path in paths)
-    if options.command == "edit" and not images:
-        raise usage_failure("the image to edit is missing", 'Use: edit IMAGE "what to change"')
-    if len(images) > MAX_IMAGES:
-        raise usage_failure(f"{len(images)} images were given, {MAX_IMAGES} are allowed")
     mask = unread_input("mask", options.mask) if options.mask else None
-    parameters, resolution = planned_parameters(options, settings, notes)
+    computed = settings.service.values(options, size, settings, notes)
+    values = {**vars(options), "mask": None, **computed}  # the mask is sent as a file
+    rows = [(row.runapi if runapi else row.wire, values[row.name], row.default) for row in OPTIONS]
+    sent = {wire: value for wire, value, default in rows
+            if wire and value not in (None, default) and (runapi or value != "auto")}
+    parameters = {**sent, **dict(options.param)}  # --param may say what no check here knows
     target = checked_target(options.output, image_format, options.overwrite)
     if target.suffix.lower() not in SUFFIXES[image_format]:
         name = os.path.basename(first_path(target, options.n, image_format))
         notes.append(f"--format {image_format} against {target.suffix}: the file will be {name}")
+    shape_waits = shaped and not runapi and values["size"] == "auto"
     return Job(options.command, model, prompt, images, mask, parameters, options.n, target,
-               options.keep_partials, resolution)
+               options.keep_partials, (options.resolution or "1k") if shape_waits else "")
 
 
 def prove(job: Job, settings: Settings, notes: list[str], fetch: Callable[[str], str]) -> Job:
-    """The planned job with its inputs fetched and read, and its folder tried. fetch: URL -> path of a local copy."""
+    """The planned job, its inputs fetched and read, its folder tried. fetch: URL -> path of a local copy."""
     job = read_inputs(fetch_inputs(job, settings, fetch), settings, notes)
     probe_folder(job.target, job.n, as_text(job.parameters.get("size")))
     return job
@@ -1688,18 +1754,18 @@ def read_inputs(job: Job, settings: Settings, notes: list[str]) -> Job:
         job = job._replace(parameters={"size": size, **job.parameters})
     path = first_path(job.target, job.n, job.parameters.get("output_format", "png"))
     if job.target.overwrite and os.path.isdir(path):
-        raise usage_failure(f"{path} is a folder, which --overwrite cannot replace")
+        raise target_failure(f"{path} is a folder, which --overwrite cannot replace")
     return job
 
 
 def with_inputs(job: Job, change: Callable[[Upload], Upload]) -> Job:
-    """The job with each input changed; one that cannot be read is told."""
+    """The job with each input changed; one that cannot be read is refused."""
     uploads = []
     for upload in job.uploads:
         try:
             uploads.append(change(upload))
         except (OSError, ValueError) as error:
-            raise usage_failure(f"cannot read {upload.name}: {reason(error)}") from None
+            raise input_failure(f"cannot read {upload.name}: {reason(error)}") from None
     return job._replace(images=tuple(uploads[:len(job.images)]), mask=uploads[-1] if job.mask else None)
 
 
@@ -1776,13 +1842,13 @@ def local_path(path: str) -> str:
 def unread_input(role: str, path: str) -> Upload:
     """An input as it is named on the command line. role: image or mask, for messages."""
     if not path:
-        raise usage_failure(f"the name of the {role} is empty: perhaps a variable that is not set")
+        raise input_failure(f"the name of the {role} is empty: perhaps a variable that is not set")
     origin = next((origin for origin, pattern in ORIGINS.items() if re.match(pattern, path)), "file")
     return Upload(path, origin=origin, name=f"{role} {shown_input(path)}")
 
 
 def read_upload(upload: Upload, md5: bool = False) -> Upload:
-    """The input with what its file holds, a whole PNG, JPEG or WebP below 50 MB; of others nothing is known here.
+    """The input with what its file holds, a whole PNG, JPEG or WebP below 50 MB; others stay as they are.
 
     md5: RunAPI's storage wants it against broken transfers, not for safety.
     """
@@ -1792,15 +1858,15 @@ def read_upload(upload: Upload, md5: bool = False) -> Upload:
         return upload
     who, path = upload.name, local_path(upload.path)
     if re.search(UNQUOTABLE, path):
-        raise usage_failure(f"{one_line(who)} has a control character in its name; curl cannot take it")
+        raise input_failure(f"{one_line(who)} has a control character in its name; curl cannot take it")
     status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):
-        raise usage_failure(f"{who} is {'a folder' if stat.S_ISDIR(status.st_mode) else 'not a file'}")
-    if status.st_size == 0:
-        raise usage_failure(f"{who} is empty")
-    if status.st_size >= MAX_IMAGE_BYTES:
-        raise usage_failure(f"{who} has {status.st_size // 1000000} MB, less than 50 MB are allowed",
-                            "Scale it down or save it as JPEG.")
+    refuse_broken(
+        (stat.S_ISDIR(status.st_mode), f"{who} is a folder", ""),
+        (not stat.S_ISREG(status.st_mode), f"{who} is not a file", ""),
+        (status.st_size == 0, f"{who} is empty", ""),
+        (status.st_size >= MAX_IMAGE_BYTES,
+         f"{who} has {status.st_size // 1000000} MB, less than 50 MB are allowed",
+         "Scale it down or save it as JPEG."), failure=input_failure)
     picture = read_input(path, who, path)
     checksum = base64.b64encode(file_digest(path, "md5")).decode("ascii") if md5 else upload.checksum
     seen = Picture(picture.format, picture.height, picture.width) if is_turned(path) else picture
@@ -1813,15 +1879,15 @@ def read_input(path: str, who: str, name: str) -> Picture:
     picture, whole = picture_in(path)
     if picture and picture.format in FORMATS and picture.width * picture.height:
         if not whole:
-            raise usage_failure(f"{who} is cut off in the middle", "Get it or save it once more.")
+            raise input_failure(f"{who} is incomplete", "Save or download it again.")
         return picture
     with open(path, "rb") as stream:
         head = XML_NOISE.sub(b"", stream.read(HEAD))
     kind = next((kind for mark, kind in OTHER_KINDS if re.match(b"(?si)" + mark, head)), "")
     hint = "Convert it: " + conversion(name) if kind else ""
-    told = f" but {kind}" if kind else " (its content decides, not its name)"
-    raise usage_failure(f"{who} is not a PNG, JPEG or WebP file{told}",
-                        "Name the picture itself." if kind == WEB_PAGE else hint)
+    found = f" but {kind}" if kind else " (whatever its name says)"
+    raise input_failure(f"{who} is not a PNG, JPEG or WebP image{found}",
+                        "Give the address of the image itself." if kind == WEB_PAGE else hint)
 
 
 def conversion(path: str) -> str:
@@ -1840,15 +1906,15 @@ def check_mask(mask: Upload, image: Upload, notes: list[str]) -> None:
     wanted, found = image.picture, mask.picture
     hint = "A mask is a PNG whose transparent pixels (alpha 0) mark the part to change."
     if found.format != "png":
-        raise usage_failure(f"{mask.name} is {found.format}, it must be PNG", hint)
+        raise input_failure(f"{mask.name} is {found.format}, it must be PNG", hint)
     if image.digest and found[1:] != wanted[1:]:
         turned = "" if image.seen == wanted else "EXIF turns the first image; save that upright first."
-        raise usage_failure(f"{mask.name} is {found.width}x{found.height}, the first image is "
+        raise input_failure(f"{mask.name} is {found.width}x{found.height}, the first image is "
                             f"{wanted.width}x{wanted.height}; both must be the same size", turned)
     with open(mask.path, "rb") as stream:
         problem = mask_fault(stream)
     if problem:
-        raise usage_failure(f"{mask.name} {problem}", hint)
+        raise input_failure(f"{mask.name} {problem}", hint)
     if mask.bytes >= SAFE_MASK_BYTES:
         notes.append(f"{mask.name} is larger than 4 MB; some servers refuse that")
 
@@ -1858,132 +1924,95 @@ def model_rules(model: str) -> ModelRules | None:
     return MODELS.get(re.sub(DATED, "", model))
 
 
-def planned_parameters(options: Namespace, settings: Settings, notes: list[str]) -> tuple[dict[str, Any], str]:
-    """What is sent besides model and prompt: nothing that is left at its default. Then the resolution of a size
-    that waits for the first image's shape."""
-    shaped, runapi = options.aspect_ratio or options.resolution, settings.api.value == "runapi"
-    if options.size != "auto" and shaped:
-        raise usage_failure("--size already says what --aspect-ratio and --resolution say; leave one of them out")
-    values = {**vars(options), **settings.service.values(options, settings, notes)}
-    rows = [(row, row.runapi if runapi else row.wire) for row in OPTIONS]
-    sent = {wire: values[row.name] for row, wire in rows
-            if wire and row.is_set(values) and (runapi or values[row.name] != "auto")}
-    waits = shaped and not runapi and values["size"] == "auto"
-    return {**sent, **dict(options.param)}, (options.resolution or "1k") if waits else ""
-
-
-def openai_values(options: Namespace, settings: Settings, notes: list[str]) -> dict[str, Any]:
-    """The size and format that OpenAI's API gets, with all checks that its rules allow."""
-    model, image_format, size = settings.model.value, chosen_format(options), options.size
+def openai_values(options: Namespace, size: str, settings: Settings, notes: list[str]) -> dict[str, Any]:
+    """The size and format that OpenAI's API gets, and what contradicts each other there."""
+    model, image_format = settings.model.value, chosen_format(options)
     rules = model_rules(model)
     if rules is None:
-        notes.append(f"{model} is not a model this program knows: size and quality are not checked")
+        notes.append(f"unknown model {model}: its size and quality are not checked")
     elif rules.shutdown:
-        notes.append(f"{model} is shut down on {rules.shutdown}")
+        notes.append(f"{model} will be shut down on {rules.shutdown}")
     if rules and options.quality not in rules.qualities:
-        raise usage_failure(f"{model} has no quality {quoted(options.quality)}, only "
-                            f"{', '.join(rules.qualities)}", nearest(options.quality, rules.qualities).strip())
-    check_combinations(options, image_format, settings)
-    if options.aspect_ratio or options.resolution:
-        ratio = checked_ratio(options.aspect_ratio) or ((1, 1) if options.command == "generate" else None)
-        size = size_of_shape(model, *ratio, options.resolution or "1k") if ratio else "auto"
-    return {"size": checked_size(size, model, rules), "format": None if image_format == "png" else image_format}
-
-
-def check_combinations(options: Namespace, image_format: str, settings: Settings) -> None:
-    """Options that contradict each other, with the reason."""
-    model, formats = settings.model.value, settings.service.formats
-    rules = (
-        (image_format not in formats, f"{settings.api.value} makes {' and '.join(formats)}, not {image_format}"),
-        (options.partial_images and not options.stream, "--partial-images needs --stream"),
+        raise usage_failure(
+            f"unknown quality {quoted(options.quality)} for {model} (choose {', '.join(rules.qualities)})",
+            nearest(options.quality, rules.qualities).strip())
+    match = re.fullmatch(r"([1-9]\d{0,3}):([1-9]\d{0,3})", options.aspect_ratio or "")
+    refuse_broken(
+        (image_format not in settings.service.formats,
+         f"{settings.api.value} makes {' and '.join(settings.service.formats)}, not {image_format}", ""),
+        (options.partial_images and not options.stream, "--partial-images needs --stream", ""),
         (options.compression is not None and image_format not in ("jpeg", "webp"),
-         f"--compression needs --format jpeg or webp: {image_format.upper()} is always lossless"),
+         f"--compression needs --format jpeg or webp: {image_format.upper()} is always lossless", ""),
         (options.background == "transparent" and image_format == "jpeg",
-         "--background transparent needs --format png or webp: JPEG has no transparency"),
+         "--background transparent needs --format png or webp: JPEG has no transparency", ""),
         (options.input_fidelity and re.sub(DATED, "", model) == DEFAULT_MODEL,
-         f"--input-fidelity is not for {model}, which always keeps inputs at high fidelity; leave it out"))
-    for broken, message in rules:
-        if broken:
-            raise usage_failure(message)
+         f"{model} always uses high input fidelity; remove --input-fidelity", ""),
+        (options.aspect_ratio not in (None, "auto") and not match,
+         f"--aspect-ratio is written like 16:9, not {quoted(options.aspect_ratio or '')}", ""))
+    if match or (options.command == "generate" and (options.aspect_ratio or options.resolution)):
+        width, height = map(int, match.groups()) if match else (1, 1)
+        size = size_of_shape(model, width, height, options.resolution or "1k")
+    elif size != "auto":
+        size = checked_size(size, model, rules)
+    return {"size": size, "format": None if image_format == "png" else image_format}
 
 
 def size_of_shape(model: str, width: int, height: int, resolution: str) -> str:
     """The model's size that comes nearest to a shape and a resolution."""
     rules = model_rules(model)
     if max(width, height) > MAX_RATIO * min(width, height):
-        raise usage_failure(f"--aspect-ratio {width}:{height}: one edge may be at most {MAX_RATIO} times the other")
+        raise usage_failure(f"--aspect-ratio {width}:{height}: one side is over {MAX_RATIO} times the other")
     if rules and isinstance(rules.sizes, tuple):
         edges = [split_size(size) or (1, 1) for size in rules.sizes]
         return "%dx%d" % min(edges, key=lambda edge: abs(edge[0] / edge[1] - width / height))
     return size_of_ratio(width / height, RESOLUTIONS[resolution])
 
 
-def checked_ratio(text: str | None) -> tuple[int, int] | None:
-    """A ratio, None for none or auto."""
-    if text is None or text == "auto":
-        return None
-    match = re.fullmatch(r"([1-9]\d{0,3}):([1-9]\d{0,3})", text)
-    if not match:
-        raise usage_failure(f"--aspect-ratio {quoted(text)} is not of the form 16:9")
-    return int(match.group(1)), int(match.group(2))
-
-
-def runapi_shape(options: Namespace, settings: Settings, notes: list[str]) -> dict[str, Any]:
-    """The shape that RunAPI gets; what it has not is refused, or people would believe in it."""
-    missing = [row.flag for row in OPTIONS if row.runapi is None and row.is_set(vars(options))]
+def runapi_shape(options: Namespace, size: str, settings: Settings, notes: list[str]) -> dict[str, Any]:
+    """The shape that RunAPI gets. Options that it lacks are refused, not silently ignored."""
+    missing = [row.flag for row in OPTIONS
+               if row.wire and row.runapi is None and getattr(options, row.name) not in (None, row.default)]
     if missing:
-        raise usage_failure(f"RunAPI has no {', '.join(missing)}", "Leave it out, or use another endpoint.")
+        raise usage_failure("RunAPI does not support " + ", ".join(missing), "Remove it or change --base-url.")
     ratio, resolution = options.aspect_ratio, options.resolution
-    if options.size != "auto":
-        ratio, resolution = runapi_size(SIZE_NAMES.get(options.size, options.size))
-    if ratio not in (None, "auto", *RUNAPI_RATIOS):
-        raise usage_failure(f"RunAPI has no ratio {quoted(ratio)}, only {', '.join(RUNAPI_RATIOS)}")
-    if resolution in ("2k", "4k") and ratio in (None, "auto"):
-        raise usage_failure(f"RunAPI makes {resolution} only with a ratio", "Add for example --aspect-ratio 16:9")
-    if ratio == "1:1" and resolution == "4k":
-        raise usage_failure("RunAPI makes 1:1 at 2k at most", "Use --resolution 2k, or another ratio.")
+    if size != "auto":
+        ratio, resolution = runapi_size(size, *split_size(size) or (0, 0))
+    refuse_broken(
+        (ratio not in (None, "auto", *RUNAPI_RATIOS),
+         f"RunAPI has no ratio {quoted(ratio or '')}, only {', '.join(RUNAPI_RATIOS)}", ""),
+        (resolution in ("2k", "4k") and ratio in (None, "auto"),
+         f"RunAPI makes {resolution} only with a ratio", "Add for example --aspect-ratio 16:9"),
+        (ratio == "1:1" and resolution == "4k",
+         "RunAPI makes 1:1 at 2k at most", "Use --resolution 2k, or another ratio."))
     return {"aspect_ratio": ratio, "resolution": resolution}
 
 
-def runapi_size(size: str) -> tuple[str, str]:
+def runapi_size(size: str, width: int, height: int) -> tuple[str, str]:
     """(ratio, resolution) for a pixel size that has both exactly."""
     from math import log
-    edges = split_size(size)
-    if not edges or not min(edges):
-        raise usage_failure(f"size {quoted(size)} is not WIDTHxHEIGHT, auto, {', '.join(SIZE_NAMES)}")
-    shapes = {ratio: abs(log(edges[0] / edges[1] * int(ratio.split(":")[1]) / int(ratio.split(":")[0])))
+    width, height, edge = max(width, 1), max(height, 1), max(width, height, 1)
+    shapes = {ratio: abs(log(width / height * int(ratio.split(":")[1]) / int(ratio.split(":")[0])))
               for ratio in RUNAPI_RATIOS}
     best = min(shapes, key=lambda ratio: shapes[ratio])
-    fits = [name for name, (low, high) in RUNAPI_EDGES.items() if low <= max(edges) <= high]
+    fits = [name for name, (low, high) in RUNAPI_EDGES.items() if low <= edge <= high]
     if shapes[best] < 1e-9 and fits and (best, fits[0]) != ("1:1", "4k"):
         return best, fits[0]
     possible = [name for name in RUNAPI_EDGES if (best, name) != ("1:1", "4k")]
-    near = min(possible, key=lambda name: abs(log(max(edges) / RUNAPI_EDGES[name][0])))
-    raise usage_failure(f"RunAPI has no size {size}", f"The nearest: --aspect-ratio {best} --resolution {near}")
+    near = min(possible, key=lambda name: abs(log(edge / RUNAPI_EDGES[name][0])))
+    raise usage_failure(f"RunAPI has no size {size}", f"Closest: --aspect-ratio {best} --resolution {near}")
 
 
 def checked_size(size: str, model: str, rules: ModelRules | None) -> str:
-    """A size the model takes, or auto."""
-    size = SIZE_NAMES.get(size, size)
-    edges = split_size(size)
-    if size == "auto":
-        return size
-    if edges is None:
-        raise usage_failure(f"size {quoted(size)} is not WIDTHxHEIGHT, auto, {', '.join(SIZE_NAMES)}",
-                            "For example --size 1536x1024")
+    """A size in pixels that the model takes."""
+    width, height = split_size(size) or (0, 0)
     if rules and isinstance(rules.sizes, tuple) and size not in rules.sizes:
         raise usage_failure(f"{model} makes only {', '.join(rules.sizes)} or auto, not {size}")
-    problem = size_fault(*edges) if rules and rules.sizes == "free" else ""
+    problem = size_fault(width, height) if rules and rules.sizes == "free" else ""
     if problem:
-        near, exact = nearest_size(*edges), nearest_size(*edges, exact=True)
+        near, exact = nearest_size(width, height), nearest_size(width, height, exact=True)
         same_shape_too = f"; of exactly this shape: --size {exact}" if exact not in ("", near) else ""
-        raise usage_failure(f"size {size} is not possible: {problem}", f"The nearest: --size {near}{same_shape_too}")
-    return "%dx%d" % edges
-
-
-def folder_marked(output: str) -> str:
-    """The value of -o, with a slash behind it where it is a folder."""
-    return os.path.join(output, "") if output != "-" and os.path.isdir(os.path.expanduser(output)) else output
+        raise usage_failure(f"{size} is not supported: {problem}", f"Closest: --size {near}{same_shape_too}")
+    return f"{width}x{height}"
 
 
 def chosen_format(options: Namespace) -> str:
@@ -1996,15 +2025,15 @@ def chosen_format(options: Namespace) -> str:
 def checked_target(output: str, image_format: str, overwrite: bool) -> Target:
     """Where to save, from -o: a file, or a folder to save in."""
     if output == "-":
-        raise usage_failure("standard output is for the Saved: lines; name a file with -o")
+        raise target_failure("--output - is not supported: give a file name")
     try:
         path = os.path.abspath(os.path.expanduser(output))
     except OSError as error:
-        raise usage_failure(f"cannot save in this folder: {reason(error)}", "Name a full path with -o.") from None
+        raise target_failure(f"cannot save here: {reason(error)}", "Give a full path with -o.") from None
     if CONTROL.search(whole_characters(path)):
-        raise usage_failure("the output path holds a control character, which would break the Saved: line")
+        raise target_failure("the output path contains a control character, which would break Saved: lines")
     if output.startswith("~") and os.path.expanduser(output) == output:
-        raise usage_failure(f"cannot save in {output}: there is no home folder", "Name a full path with -o.")
+        raise target_failure(f"cannot save in {output}: there is no home folder", "Give a full path with -o.")
     if output.endswith(("/", os.sep)):
         path = os.path.join(path, os.path.basename(DEFAULT_OUTPUT))
     folder, name = os.path.split(path)
@@ -2022,12 +2051,12 @@ def picture_path(target: Target, number: int, image_format: str) -> str:
 
 
 def probe_folder(target: Target, n: int, size: str) -> None:
-    """Prove by doing it that pictures can be written there: a paid image must find its place."""
+    """Prove by doing it that images can be written there, before one is paid for."""
     import tempfile
     from errno import EPERM, EROFS
-    hint = "Choose another place with -o."
+    hint = "Choose another folder with -o."
     if os.path.exists(target.folder) and not os.path.isdir(target.folder):
-        raise usage_failure(f"cannot save in {target.folder}: it is a file, not a folder", hint)
+        raise target_failure(f"cannot save in {target.folder}: it is a file, not a folder", hint)
     try:
         os.makedirs(target.folder, exist_ok=True)
         with tempfile.TemporaryFile(dir=target.folder):
@@ -2036,11 +2065,11 @@ def probe_folder(target: Target, n: int, size: str) -> None:
             os.lstat(picture_path(target, 999, "jpeg"))
     except (OSError, ValueError) as error:
         hint += f" {SANDBOX}" if getattr(error, "errno", 0) in (EROFS, EPERM) else ""
-        raise usage_failure(f"cannot save in {target.folder}: {reason(error)}", hint) from None
+        raise target_failure(f"cannot save in {target.folder}: {reason(error)}", hint) from None
     needed = room_needed(n, size)
     if free < needed:
-        raise usage_failure(f"only {free // 1_000_000} MB are free in {target.folder}, "
-                            f"{needed // 1_000_000 + 1} MB may be needed", f"Make room. {hint}")
+        raise target_failure(f"{target.folder} has only {free // 1_000_000} MB free; "
+                             f"{needed // 1_000_000 + 1} MB may be needed", f"Free some space. {hint}")
 
 
 def free_bytes(folder: str) -> int:
@@ -3401,54 +3430,56 @@ def wait_for(done: Callable[[], bool], exchange: Exchange, run: Run) -> None:
 # ---- 12. Reading answers: a file -> images or a Failure ------------------------------------------
 
 def read_response(request: Request, exchange: Exchange, outcome: Outcome) -> Response:
-    """The answer as data, with what it means; its body stays in the file."""
+    """The response as data, with what it means; its body stays in the file."""
     path = exchange.file("answer")
     try:
-        if not os.path.exists(path):  # curl makes the file with the first byte
-            private_file(path).close()
+        private_file(path, 0).close()  # curl makes it only with the first byte
         unpack_file(path, request.most_bytes)
-        return with_meaning(request, Response(path, outcome.status, read_headers(exchange.file("headers")),
-                                              *read_document(path), request.url))
+        headers, document = read_headers(exchange.file("headers")), read_document(path)
+        return with_meaning(request, Response(path, outcome.status, headers, *document, request.url))
     except OSError as error:
         folder = os.path.dirname(path)
         if request.rules.is_free:
             raise setup_failure(f"cannot write {folder}: {reason(error)}", "Make room there.") from None
-        raise Failure("disk", f"the answer could not be written in {os.path.dirname(folder)}: {reason(error)}",
-                      "What came is kept. Make room there and run the same command again: it buys nothing (--fresh "
-                      "does).", collectable=True) from None
+        raise Failure("disk", f"cannot write the reply in {os.path.dirname(folder)}: {reason(error)}",
+                      "What arrived is kept. Make room there and run the same command again to continue at "
+                      "no cost (--fresh buys a new image).", collectable=True) from None
 
 
 def with_meaning(request: Request, response: Response) -> Response:
-    """The answer with what it means. Nothing else judges it: the driver and the providers read this result."""
-    is_good = 200 <= response.status < 300
+    """The response with what it means. Nothing else judges it: driver and providers read this result."""
+    is_good, document = 200 <= response.status < 300, response.document
     if request.rules.is_file:
-        whole = is_good and (request.purpose == "input" or picture_in(response.path)[1])
-        return response._replace(meaning="images" if whole else "nothing" if is_good else "error")
-    document = response.document
+        is_image = is_good and (request.purpose == "input" or picture_in(response.path)[1])
+        return response._replace(meaning="images" if is_image else "broken" if is_good else "error")
     images, stray = images_in(document)
     error = server_error(document)
     beside = {name: json_path(document, name) for name in ("b64_json", "data", "images", "outputs")}
+    task = task_id(document) or (response.status == 202 and response.headers.get("location"))
+    may_be_empty = request.method == "PUT" or request.purpose == "poll"
     meaning = "nothing"
     if not is_good or (error and not find_images(beside)):
         meaning = "error"  # where images stand beside it, it is only a warning
     elif images:
         meaning = "images"
-    elif is_pending(request, response):
+    elif task and (response.status == 202 or task_status(document) in WAITING or request.tasks):
         meaning = "pending"
     elif task_field(document, ("response_url",)):
         meaning = "linked"
+    elif request.purpose != "create" and (may_be_empty or document is not None):
+        meaning = "accepted"  # this step needs no image
     return response._replace(images=tuple(images), stray=stray, error=error, meaning=meaning)
 
 
 def unpack_file(path: str, limit: int) -> None:
-    """Unpack a compressed answer, whatever its headers say; one that unpacks to far too much stays as it is."""
+    """Unpack a compressed body, whatever its headers say; one that unpacks to far too much stays as it is."""
     with open(path, "rb") as packed:
         bits = packing(packed.read(LONG_STRING))
         if not bits:
             return
         size = os.fstat(packed.fileno()).st_size
+        room = min(limit, MAX_UNPACKED * size + BLOCK)
         with private_file(path + ".plain") as plain:
-            room = min(limit, MAX_UNPACKED * size + BLOCK)
             for piece in unpacked((block for _, block in file_blocks(packed, 0, size)), bits):
                 room -= plain.write(piece)
                 if room < 0:
@@ -3460,7 +3491,7 @@ def unpack_file(path: str, limit: int) -> None:
 
 
 def packing(start: bytes) -> int:
-    """How a file that begins like this is compressed, as zlib's wbits: gzip, zlib or raw deflate; 0 when it is not."""
+    """How a file that begins like this is compressed: zlib's wbits (31, 15 or -15), or 0 if it is not."""
     import io
     import zlib
     if is_readable(start) or inspect_picture(io.BytesIO(start)):
@@ -3474,45 +3505,44 @@ def packing(start: bytes) -> int:
 
 
 def is_readable(start: bytes) -> bool:
-    """Whether an answer begins like JSON, a page or events."""
+    """Whether a body begins like JSON, a web page or events."""
     return re.match(rb"(\xef\xbb\xbf)?\s*([{\[<]|(event|data|id|retry)?:)", start) is not None
 
 
 def read_document(path: str) -> tuple[Any, str, bool]:
-    """(JSON with long strings as Spans, "", whether it broke off) or, when the file is no JSON, (None, its first
-    characters, False)."""
+    """(JSON with long strings as Spans, "", whether it broke off), or (None, the first characters, False)."""
     with open(path, "rb") as stream:
         if inspect_picture(stream):
-            return {"data": [Image(path=path)]}, "", False  # some servers answer with the picture itself
+            return {"data": [Image(path=path)]}, "", False  # some servers answer with the image itself
         stream.seek(0)
-        start = stream.read(4000)
+        start = stream.read(HEAD)
         while start.isspace():  # signs of life of a patient gateway
-            start = stream.read(4000)
-        shown = start.decode("utf-8", "replace") + (CUT_MARK if len(start) == 4000 else "")
-        everything = [(0, os.fstat(stream.fileno()).st_size)]
+            start = stream.read(HEAD)
+        text = start.decode("utf-8", "replace") + (CUT_MARK if len(start) == HEAD else "")
         sign = start.lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
         if not is_readable(start) or sign == b"<":
-            return None, shown, False
+            return None, text, False
+        everything = [(0, os.fstat(stream.fileno()).st_size)]
         if sign in (b"{", b"["):
             with suppress(ValueError, RecursionError):
                 return parse_json(stream, everything), "", False
-        document, broken = event_document(stream)
+        document, is_cut_off = event_document(stream)
         if document["events"] or sign not in (b"{", b"["):
-            return document, shown, broken
+            return document, text, is_cut_off
         with suppress(ValueError, RecursionError):
             document = parse_json(stream, everything, broken=True)
             if images_in(document)[0]:
                 return document, "", True
-        return None, shown, False
+        return None, text, False
 
 
-# A text, which may be a long one that stays in the file.
-TEXT = rb'"[^"\\]*(?:\\.[^"\\]*)*"|\{"%s":\[\d+,\d+\]\}'
+# A string, or what stands for a long one that stays in the file.
+STRING = rb'"[^"\\]*(?:\\.[^"\\]*)*"|\{"%s":\[\d+,\d+\]\}'
 
 
 def parse_json(stream: BinaryIO, ranges: Sequence[tuple[int, int]], broken: bool = False) -> Any:
-    """The JSON text in ranges of a file, long strings as Spans. ValueError, RecursionError when it is none.
-    broken: it breaks off, or is no proper JSON; of its last string only whole pictures are left."""
+    """The JSON in ranges of a file, long strings as Spans; ValueError or RecursionError if it is not JSON.
+    broken: it may break off or be malformed; only whole images are left of its last string."""
     mark = os.urandom(8).hex()  # no server can write a Span into its answer
 
     def revive(item: dict[str, Any]) -> Any:
@@ -3520,7 +3550,7 @@ def parse_json(stream: BinaryIO, ranges: Sequence[tuple[int, int]], broken: bool
             return item
         begin, end = item[mark]
         if broken and end == ranges[-1][1]:
-            return whole_pictures(stream, begin, end)
+            return whole_images(stream, begin, end)
         stream.seek(begin)
         span = Span(stream.name, begin, end, stream.read(min(HEAD, end - begin)).decode("latin-1"))
         links = () if span.is_image() else occurrences(stream, b"data:image", begin, end)
@@ -3530,20 +3560,20 @@ def parse_json(stream: BinaryIO, ranges: Sequence[tuple[int, int]], broken: bool
     text = json_skeleton(blocks, mark, broken)
     if not broken:
         return load_json(text, revive)
-    one = TEXT % mark.encode()
-    for whole in completed(text, one):
+    string = STRING % mark.encode()
+    for closed in completed(text, string):
         with suppress(ValueError):
-            return load_json(whole, revive)
-    members = re.findall(rb'("[^"\\]{1,40}")\s*:\s*(' + one + b")", text, re.DOTALL)
+            return load_json(closed, revive)
+    members = re.findall(rb'("[^"\\]{1,40}")\s*:\s*(' + string + b")", text, re.DOTALL)
     if not members:
-        raise ValueError("no JSON")
+        raise ValueError("not JSON")
     return {"data": [load_json(b"{%s:%s}" % pair, revive) for pair in members]}
 
 
-def completed(text: bytes, one: bytes) -> tuple[bytes, bytes]:
-    """JSON text that breaks off or goes on behind its end (one: a text in it), closed: all, or its whole members."""
+def completed(text: bytes, string: bytes) -> tuple[bytes, bytes]:
+    """JSON that breaks off or goes on after its end, closed: all of it, and its whole members only."""
     closing, last = bytearray(), 0
-    for token in re.finditer(one + rb"|[][{},]", text, re.DOTALL):
+    for token in re.finditer(string + rb"|[][{},]", text, re.DOTALL):
         sign = token.group()
         closing += {b"{": b"}", b"[": b"]"}.get(sign, b"")
         if sign in (b"}", b"]"):
@@ -3556,16 +3586,16 @@ def completed(text: bytes, one: bytes) -> tuple[bytes, bytes]:
 
 
 def load_json(text: bytes, revive: Callable[[dict[str, Any]], Any] | None = None) -> Any:
-    """A stranger's JSON made harmless: no half characters, no number that JSON cannot write, no endless depth."""
+    """A stranger's JSON made harmless: no half characters, no number that JSON lacks, no endless depth."""
     from math import inf
     return tidy(json.loads(text.decode("utf-8-sig", "replace"), strict=False, object_hook=revive,
-                           parse_float=lambda text: None if float(text) in (inf, -inf) else float(text),
-                           parse_int=lambda digits: int(digits[:40]),  # nobody needs a number of a million digits
+                           parse_float=lambda digits: None if float(digits) in (inf, -inf) else float(digits),
+                           parse_int=lambda digits: int(digits[:40]),  # nobody needs a million digits
                            parse_constant=lambda name: None))
 
 
 def tidy(value: Any, depth: int = MAX_DEPTH) -> Any:
-    """The value with whole characters only, as no file and no terminal takes halves; cut at a depth."""
+    """The value without half characters, which no file and no terminal accepts, and cut off at this depth."""
     if isinstance(value, dict):
         return {tidy(name): tidy(item, depth - 1) for name, item in value.items()} if depth else None
     if isinstance(value, list):
@@ -3573,8 +3603,8 @@ def tidy(value: Any, depth: int = MAX_DEPTH) -> Any:
     return value.encode("utf-8", "replace").decode("utf-8") if isinstance(value, str) else value
 
 
-def whole_pictures(stream: BinaryIO, begin: int, end: int) -> list[Image]:
-    """The pictures in a text that breaks off, base64 or Markdown, whose end marks came; in files of their own."""
+def whole_images(stream: BinaryIO, begin: int, end: int) -> list[Image]:
+    """The complete images in a text that breaks off, base64 or Markdown, each in a file of its own."""
     starts = list(occurrences(stream, b"data:image", begin, end))[:MAX_MEMBERS] or [begin]
     images = [Image(path=f"{stream.name}.picture-{start}") for start in starts]
     for start, image in zip(starts, images):
@@ -3595,14 +3625,14 @@ def file_blocks(stream: BinaryIO, begin: int, end: int) -> Iterator[tuple[int, b
 
 
 def occurrences(stream: BinaryIO, mark: bytes, begin: int, end: int) -> Iterator[int]:
-    """Where the mark stands in a range of a file."""
+    """The positions of the mark in a range of a file."""
     tail = b""
     for offset, block in file_blocks(stream, begin, end):
         text, base = tail + block, offset - len(tail)
-        found = text.find(mark)
-        while found >= 0:
-            yield base + found
-            found = text.find(mark, found + 1)
+        position = text.find(mark)
+        while position >= 0:
+            yield base + position
+            position = text.find(mark, position + 1)
         tail = text[max(0, len(text) + 1 - len(mark)):]
 
 
@@ -3610,8 +3640,8 @@ STRING_MARK, OPENING_QUOTE = re.compile(rb'["\\]'), re.compile(rb'"')
 
 
 def json_skeleton(blocks: Iterable[tuple[int, bytes]], mark: str, broken: bool = False) -> bytes:
-    """JSON text in which every string longer than 64 KB is replaced by {mark: [start, end]} in the file; in broken
-    text also the last one, when its closing quote is missing."""
+    """JSON in which {mark: [start, end]}, the place in the file, stands for every string longer than 64 KB.
+    broken: also for the last one, if its closing quote is missing."""
     skeleton, opened = bytearray(), -1  # opened: where the current string begins in the file
     kept = 0  # where the current string begins in the skeleton
     skip = 0  # bytes of an escape that continues in the next block
@@ -3658,12 +3688,12 @@ class Event(NamedTuple):
 
     @property
     def is_preview(self) -> bool:
-        """Whether its picture is one in the making; any other is a finished one, whatever its vendor calls it."""
+        """Whether its image is not finished yet; any other is a result, whatever its vendor calls it."""
         return self.kind.endswith("partial_image")
 
 
 def read_events(stream: BinaryIO, begin: int = 0, growing: bool = False) -> Iterator[Event]:
-    """The events of an answer; of one that still grows only the complete ones."""
+    """The events in a file; while it grows, only the complete ones."""
     name, ranges, end = "", [], begin
     for start, end in file_lines(stream, begin, growing):
         stream.seek(start)
@@ -3673,7 +3703,7 @@ def read_events(stream: BinaryIO, begin: int = 0, growing: bool = False) -> Iter
             ranges.append((start + line.index(b"data:") + 5, end))
         elif head.startswith(b"event:"):
             name = head[6:].strip().decode("utf-8", "replace")
-        elif head.startswith(b"{"):  # JSON lines without a word around
+        elif head.startswith(b"{"):  # lines of JSON alone
             yield from events_of(stream, "", [(start, end)], end, not growing)
         elif not head:
             yield from events_of(stream, name, ranges, end)
@@ -3684,8 +3714,8 @@ def read_events(stream: BinaryIO, begin: int = 0, growing: bool = False) -> Iter
 
 def events_of(stream: BinaryIO, name: str, ranges: Sequence[tuple[int, int]], end: int,
               last: bool = False) -> Iterator[Event]:
-    """The event of some data lines; each is one of its own where they make no sense together. data is None for
-    [DONE] and for what nobody can read. last: it may have broken off."""
+    """The event in some data lines, or one for each line where they make no sense together.
+    data is None for [DONE] and for what is not JSON. last: the last line may have broken off."""
     with suppress(ValueError, RecursionError):
         yield Event(name, parse_json(stream, ranges), end)
         return
@@ -3700,10 +3730,10 @@ def events_of(stream: BinaryIO, name: str, ranges: Sequence[tuple[int, int]], en
 
 
 def file_lines(stream: BinaryIO, begin: int, growing: bool) -> Iterator[tuple[int, int]]:
-    """(start, end) of each line; the last one without a line break only in a file that is complete."""
+    """(start, end) of each line; an unfinished last line counts only in a file that is complete."""
     stream.seek(0)
-    mark = b"\r" if re.search(rb"\r[^\n]", stream.read(4000)) else b"\n"
-    start, size, number = begin, os.fstat(stream.fileno()).st_size, 0
+    mark = b"\r" if re.search(rb"\r[^\n]", stream.read(HEAD)) else b"\n"
+    start, size = begin, os.fstat(stream.fileno()).st_size
     for number, position in enumerate(occurrences(stream, mark, begin, size)):
         yield start, position + 1
         start = position + 1
@@ -3714,68 +3744,61 @@ def file_lines(stream: BinaryIO, begin: int, growing: bool) -> Iterator[tuple[in
 
 
 def event_document(stream: BinaryIO) -> tuple[dict[str, Any], bool]:
-    """(an event stream as the plain answer that it stands for: the finished images, else its error, and all events;
-    whether it broke off)."""
+    """(a stream as one plain response: finished images, else its error, and all events; is it cut off?)."""
     finished: list[tuple[str, Image]] = []  # with the kinds of their events
     events: list[Any] = []
     words, usage, error, broken = "", None, None, False
     for event in read_events(stream):
         data, broken = event.data if isinstance(event.data, dict) else {}, broken or event.broken
-        failed = data.get("error") or json_path(data, "response", "error") or (data if event.kind == "error" else None)
+        failed = data.get("error") or json_path(data, "response", "error") or (event.kind == "error" and data)
         error = failed or error
         if not failed and not event.is_preview:
-            finished += [(event.kind, found) for found in find_images(event.data)]
-            words += chat_words(data)
+            finished += [(event.kind, image) for image in find_images(event.data)]
+            choices = data.get("choices")  # of a chat
+            piece = json_path(choices[0], "delta", "content") if isinstance(choices, list) and choices else ""
+            words += piece if isinstance(piece, str) else ""
         usage = data.get("usage") or json_path(data, "response", "usage") or usage
-        events += [] if event.data is None else [{"type": event.kind} if event.is_preview else event.data]
-    if not finished:
-        finished = [("", found) for found in pictures_in_words(words)]
+        if event.data is not None:
+            events.append({"type": event.kind} if event.is_preview else event.data)
+    finished = finished or [("", image) for image in images_in_words(words)]
     if error and not finished:
         return {"error": error, "events": events}, broken
-    return {"data": told_once(finished), "usage": usage, "events": events}, broken
+    return {"data": without_repeats(finished), "usage": usage, "events": events}, broken
 
 
-def chat_words(data: Mapping[str, Any]) -> str:
-    """The piece of text in one event of a chat."""
-    choices = data.get("choices")
-    piece = json_path(choices[0], "delta", "content") if isinstance(choices, list) and choices else ""
-    return piece if isinstance(piece, str) else ""
-
-
-def told_once(finished: Sequence[tuple[str, Image]]) -> list[Image]:
-    """The images of a stream without those that an event of another kind tells again, as a last summary does."""
+def without_repeats(finished: Sequence[tuple[str, Image]]) -> list[Image]:
+    """The images of a stream without those that an event of another kind repeats, as a final summary does."""
     import hashlib
     kinds: dict[bytes, str] = {}
     images = []
-    several = len({kind for kind, _ in finished}) > 1
     for kind, image in finished:
         content = (image.path or image.url).encode() or b"".join(
-            hashlib.sha256(block).digest() for block in base64_blocks(image.base64) if several)
+            hashlib.sha256(block).digest() for block in base64_blocks(image.base64))
         if kinds.setdefault(content, kind) == kind:
             images.append(image)
     return images
 
 
-# Where relays put images, in the order of search; the first place that holds any wins.
+# Where relays put images, in the order of search; the first member that holds any wins.
 IMAGE_KEYS = ("b64_json", "url", "image_url", "data", "images", "result", "outputs", "output", "resultJson",
               "resultUrls", "choices", "message", "delta", "content", "text", "item", "response", "body")
 # A URL, or base64 that begins like a PNG, JPEG, WebP, GIF or SVG.
 DATA_URL = r"(?i:data:[\w./+-]*[;,])"
-PICTURE_START = DATA_URL + r"|(?:iVBORw0KGgo|/9j/|UklGR|R0lGOD|PHN2Zy|PD94bW)[A-Za-z0-9+/_=\s-]{20}"
-PLAIN_IMAGE = rf"\s*(?:(?i:https?://)|{PICTURE_START})"
+IMAGE_START = DATA_URL + r"|(?:iVBORw0KGgo|/9j/|UklGR|R0lGOD|PHN2Zy|PD94bW)[A-Za-z0-9+/_=\s-]{20}"
+PLAIN_IMAGE = rf"\s*(?:(?i:https?://)|{IMAGE_START})"
 IMAGE_END = r"\.(?:png|jpe?g|webp|gif|svg)(?![\w/.-])(?:[?#][^\s<>()\"'\\]*)?"
 IMAGE_PATH = r"(?://[^\s/]+/)?[^\s<>\"\\:]*" + IMAGE_END  # of an address without a host
 ANY_PATH = r"\.{0,2}[/?][^\s<>\"\\]+|[^\s<>\"\\:]+/[^\s<>\"\\]*|" + IMAGE_PATH  # where only an address can be
 # A data: URL, an address in angle brackets, or a plain one, which may hold brackets.
 MARKDOWN_LINK = (r"\]\(\s{0,9}(?:<?(data:image/[^()>\"'\\]*)(?=[)>\"'])|<([^<>\s][^<>\r\n]*)>|"
                  r"((?:[^\s()<>]|\([^\s()<>]*\))+)(?=[\s)]))")
-PICTURE_ADDRESS = r"(?i)https?://[^\s/<>()\"'\\]+/[^\s<>()\"'\\:]*" + IMAGE_END  # in words
-# Under such names an answer repeats what it was asked, or shows what is no result.
-NO_RESULT = r"(?i)prompt|input|mask|source_image|init|reference|request|partial|preview|thumb|avatar|logo|icon"
+IMAGE_ADDRESS = r"(?i)https?://[^\s/<>()\"'\\]+/[^\s<>()\"'\\:]*" + IMAGE_END  # in words
+# Members with such names repeat the request, or show what is not a result.
+NO_RESULT = "(?i)prompt|input|mask|source_image|init|reference|request|partial|preview|thumb|avatar|logo|icon"
 
 
 def images_in(document: Any) -> tuple[list[Image], bool]:
-    """(the images of an answer, whether they stood under names that are not known)."""
+    """(the images in a response, whether they stood under unknown names)."""
     waiting = task_status(document) in WAITING
     images = [image for image in find_images(document) if not waiting or not image.is_relative()]
     strays = [] if images or waiting else find_images(document, stray=True)
@@ -3783,8 +3806,7 @@ def images_in(document: Any) -> tuple[list[Image], bool]:
 
 
 def find_images(node: Any, depth: int = 12, name: str = "", stray: bool = False) -> list[Image]:
-    """The images in an answer; null and empty ones are absent. name: of the member that holds node. stray: look
-    under names that nobody has told us of, too."""
+    """The images in a response. name: of the member that holds node. stray: look under unknown names too."""
     if depth and isinstance(node, list):
         return [image for item in node for image in find_images(item, depth - 1, name, stray)]
     if isinstance(node, Image):
@@ -3809,60 +3831,56 @@ def image_text(text: str | Span, name: str) -> list[Image]:
     return [Image(url=text)] if is_path else []
 
 
-def images_under(key: str, value: Any, depth: int, stray: bool = False) -> list[Image]:
-    """The images of one member of an object."""
+def images_under(key: str, value: Any, depth: int, stray: bool) -> list[Image]:
+    """The images in one member of an object."""
     if key == "b64_json" and value and isinstance(value, (str, Span)):
         return [Image(base64=value)]
     if key in ("content", "text") and isinstance(value, (str, Span)) and not stray:
-        return pictures_in_words(value)
+        return images_in_words(value)
     return find_images(inner_json(value) if key in ("resultJson", "body") else value, depth, key, stray)
 
 
-def pictures_in_words(text: str | Span) -> list[Image]:
-    """The images that a text with Markdown shows, in their order."""
-    if isinstance(text, str):
-        return [image for _, image in markdown_images(text)]
-    found = {start: Image(base64=text._replace(start=start)) for start in text.links}
-    found.update((text.start + start, image) for start, image in markdown_images(text.head) if image.url)
-    return [image for _, image in sorted(found.items())]
-
-
-def markdown_images(text: str) -> Iterator[tuple[int, Image]]:
-    """(position, image) of each image in a text with Markdown; its description may hold brackets."""
-    last = 0
-    for match in re.finditer(MARKDOWN_LINK, text):
-        is_image, last = "![" in text[last:match.start()], match.end()
+def images_in_words(text: str | Span) -> list[Image]:
+    """The images that a text with Markdown shows, in their order; a description may hold brackets."""
+    words, start, last = (text, 0, 0) if isinstance(text, str) else (text.head, text.start, 0)
+    images: dict[int, Image] = {}
+    if isinstance(text, Span):
+        images = {link: Image(base64=text._replace(start=link)) for link in text.links}
+    for match in re.finditer(MARKDOWN_LINK, words):
         inline, angled, plain = match.groups()
-        if inline:
-            yield match.start(1), Image(base64=re.sub(r"\s", "", inline))
-        elif is_image:
-            yield match.start(), Image(url=angled or plain)
+        if inline and isinstance(text, str):
+            images[match.start(1)] = Image(base64=re.sub(r"\s", "", inline))
+        elif not inline and "![" in words[last:match.start()]:
+            images[start + match.start()] = Image(url=angled or plain)
+        last = match.end()
+    return [image for _, image in sorted(images.items())]
 
 
 def stray_images(text: str | Span) -> list[Image]:
-    """Whatever begins like a picture; a link needs an image's suffix."""
-    shown = (text.head if isinstance(text, Span) else text.strip()).replace("\\/", "/")
-    if re.match(PICTURE_START, shown):
+    """Whatever begins like an image; a link needs an image's suffix."""
+    words = (text.head if isinstance(text, Span) else text.strip()).replace("\\/", "/")
+    if re.match(IMAGE_START, words):
         return [Image(base64=text)]
-    links = dict.fromkeys(re.findall(PICTURE_ADDRESS, shown))
-    return pictures_in_words(text) or [Image(url=link) for link in links]
+    links = dict.fromkeys(re.findall(IMAGE_ADDRESS, words))
+    return images_in_words(text) or [Image(url=link) for link in links]
 
 
 def inner_json(value: Any) -> Any:
-    """JSON inside a string, None when it is none; any other value as it is."""
+    """The JSON inside a string, None when it is not JSON; any other value as it is."""
     with suppress(ValueError, RecursionError):
         return load_json(value.encode()) if isinstance(value, str) else value
     return None
 
 
-WAITING = ("pending", "submitted", "queued", "queuing", "in_queue", "created", "waiting", "starting", "processing",
-           "in_progress", "generating", "running")
-FAILED = ("failed", "fail", "error", "generate_failed", "create_task_failed", "canceled", "cancelled", "timeout")
+WAITING = ("pending", "submitted", "queued", "queuing", "in_queue", "created", "waiting", "starting",
+           "processing", "in_progress", "generating", "running")
+FAILED = ("failed", "fail", "error", "generate_failed", "create_task_failed", "canceled", "cancelled",
+          "timeout")
 DONE = ("completed", "complete", "success", "succeeded", "finished")
 
 
 def task_field(document: Any, names: Sequence[str]) -> str:
-    """The first of these members that an answer has: at the top, in data, or in data's first item."""
+    """The first of these members that a response has: at the top, in data, or in data's first item."""
     data = json_path(document, "data")
     nodes = (document, data, data[0] if isinstance(data, list) and data else None)
     values = [json_path(node, name) for name in names for node in nodes]
@@ -3870,7 +3888,7 @@ def task_field(document: Any, names: Sequence[str]) -> str:
 
 
 def task_id(document: Any) -> str:
-    """The id of the task that an answer speaks of."""
+    """The id of the task that a response speaks of."""
     return task_field(document, ("task_id", "taskId", "id", "request_id"))
 
 
@@ -3879,22 +3897,14 @@ def task_status(document: Any) -> str:
     return task_field(document, ("status", "state")).lower()
 
 
-def is_pending(request: Request, response: Response) -> bool:
-    """Whether an answer without images speaks of a task, with a word (or a 202) that says wait."""
-    task = task_id(response.document) or (response.status == 202 and response.headers.get("location"))
-    waiting = response.status == 202 or task_status(response.document) in WAITING
-    return bool(task) and (waiting or request.tasks)
-
-
 def server_error(document: Any) -> ServerError | None:
-    """The error of an answer, None when it holds none."""
-    if not isinstance(document, dict):
-        return None
-    return next(filter(None, (envelope(document) for envelope in ENVELOPES)), None)
+    """The error in a response, None when there is none."""
+    errors = (envelope(document) for envelope in ENVELOPES if isinstance(document, dict))
+    return next(filter(None, errors), None)
 
 
 def forwarded_error(document: dict[str, Any]) -> ServerError | None:
-    """RunAPI: `{"response": {"status": 400, "body": ...}}` around another server's answer."""
+    """RunAPI: `{"response": {"status": 400, "body": ...}}` around another server's response."""
     status, body = json_path(document, "response", "status"), json_path(document, "response", "body")
     if not isinstance(status, int) or status < 400:
         return None
@@ -3907,26 +3917,27 @@ def error_object(document: dict[str, Any]) -> ServerError | None:
     error = document.get("error") or json_path(document, "data", "error")
     if not isinstance(error, dict) or not any(error.values()):  # some relays always have the member
         return None
-    told = as_text(error.get("message") or error.get("msg") or error)
+    message = as_text(error.get("message") or error.get("msg") or error)
     stage = as_text(json_path(error, "moderation_details", "moderation_stage"))
-    return ServerError(told + flagged(error, stage), as_text(error.get("code")) or error_code(document),
-                       as_text(error.get("type")), stage)
+    code = as_text(error.get("code")) or error_code(document)
+    return ServerError(message + flagged(error, stage), code, as_text(error.get("type")), stage)
 
 
 def error_text(document: dict[str, Any]) -> ServerError | None:
     """`{"error": "..."}`, with details in an object `errors` (both RunAPI), or a text inside data."""
     error = document.get("error") or json_path(document, "data", "error")
+    message = "" if isinstance(error, dict) else as_text(error)
     if isinstance(document.get("errors"), dict):
-        error = f"{as_text(None if isinstance(error, dict) else error)}: {as_text(document['errors'])}"
-    told = "" if isinstance(error, dict) else as_text(error)
-    return ServerError(told, error_code(document)) if told else None
+        message = f"{message}: {as_text(document['errors'])}"
+    return ServerError(message, error_code(document)) if message else None
 
 
 def error_status(document: dict[str, Any]) -> ServerError | None:
     """Kie, one-api and others: `{"code": 422, "msg": "..."}`, or a task whose status says that it failed."""
-    told, code = task_field(document, ("failMsg", "errorMessage", "message", "msg", "detail")), error_code(document)
-    if (told and re.fullmatch(r"[45]\d\d", code)) or task_status(document) in FAILED:
-        return ServerError(told or f"the task ended as {task_status(document)}", code)
+    message = task_field(document, ("failMsg", "errorMessage", "message", "msg", "detail"))
+    code, status = error_code(document), task_status(document)
+    if (message and re.fullmatch(r"[45]\d\d", code)) or status in FAILED:
+        return ServerError(message or f"the task ended as {status}", code)
     return None
 
 
@@ -3934,106 +3945,92 @@ ENVELOPES = (forwarded_error, error_object, error_text, error_status)  # the fir
 
 
 def error_code(document: Any) -> str:
-    """The code that stands beside an error's message; what says that all is well is none."""
+    """The code beside an error's message; one that says that all is well does not count."""
     code = task_field(document, ("code", "error_code", "errorCode", "failCode"))
     return "" if re.fullmatch(r"(?i)0|2\d\d|ok|success", code) else code
 
 
 def flagged(error: Mapping[str, Any], stage: str) -> str:
-    """What OpenAI, or Azure inside, says about a moderated picture: the stage and the categories."""
+    """What OpenAI, or Azure inside, says about moderation: the stage and the categories."""
     inner = json_path(error, "innererror") or json_path(error, "inner_error")
-    found = (json_path(error, "moderation_details", "categories") or json_path(inner, "content_filter_result")
+    terms = (json_path(error, "moderation_details", "categories") or json_path(inner, "content_filter_result")
              or json_path(inner, "content_filter_results"))
-    if isinstance(found, dict):
-        found = [name for name, item in found.items() if item is True or json_path(item, "filtered") is True]
-    names = ", ".join(map(as_text, found)) if isinstance(found, list) else as_text(found)
+    if isinstance(terms, dict):
+        terms = [name for name, item in terms.items() if item is True or json_path(item, "filtered") is True]
+    names = ", ".join(map(as_text, terms)) if isinstance(terms, list) else as_text(terms)
     words = [f"{name}: {text}" for name, text in (("stage", stage), ("categories", names)) if text]
     return f" ({'; '.join(words)})" if words else ""
 
 
 MODERATION_CODES = ("moderation_blocked", "content_policy_violation", "contentfilter", "content_filter")
 MODERATION_WORDS = ("safety system", "safety_violations", "moderation", "content policy")
-# Codes and words of OpenAI, one-api, new-api, sub2api and others (their sources, 2026-11), blanks between words.
+# Codes and words of OpenAI, one-api, new-api, sub2api and others (their sources, 2026-11), one blank apart.
 QUOTA_WORDS = (r"\binsufficient (\w+ ){0,3}(quota|balance|credits?|funds?)\b|\b(not enough|no|out of) "
                r"(quota|balance|credits?|funds?)\b|\b(quota|balance|credits?|funds?) (\w+ ){0,3}"
-               r"(not enough|insufficient|exhausted|used up|too low)\b|billing (hard )?limit|token quota failed|"
-               r"(spend|usage) limit exceeded|^quota exceeded\b|额度不足|余额不足")
+               r"(not enough|insufficient|exhausted|used up|too low)\b|billing (hard )?limit|"
+               r"token quota failed|(spend|usage) limit exceeded|^quota exceeded\b|额度不足|余额不足")
 # A relay or gateway that asked nobody: the same sources, and Cloudflare's list of 5xx errors, read 2026-11.
 UNREACHED = (521, 523, 525, 526, 530)
-UNREACHED_WORDS = (r"^(model not found|get channel failed|channel no available key)\b|无可用|\bno (channel|account|"
-                   r"provider|deployment|server|auth)s? (is |are )?available|\bno (available|healthy|live|allowed|"
-                   r"enabled) (\w+ ){0,3}(channel|account|provider|deployment|upstream|server|backend|auth)")
+UNREACHED_WORDS = (r"^(model not found|get channel failed|channel no available key)\b|无可用|\bno "
+                   r"(channel|account|provider|deployment|server|auth)s? (is |are )?available|\bno "
+                   r"(available|healthy|live|allowed|enabled) (\w+ ){0,3}"
+                   r"(channel|account|provider|deployment|upstream|server|backend|auth)")
 
 
 def answer_failure(request: Request, response: Response) -> Failure | None:
-    """The failure that an answer means, None for a usable one."""
-    if is_usable(request, response):
+    """The failure that a response means, None for a usable one."""
+    if response.meaning not in ("error", "nothing"):
         return None
+    document = response.document
     error = response.error or ServerError(
-        page_title(response.text) or task_field(response.document, ("message", "msg", "detail", "errorMessage"))
-        or as_text(json_path(response.document, "detail")) or nothing_usable(response),
-        error_code(response.document))
+        task_field(document, ("message", "msg", "detail", "errorMessage"))
+        or as_text(json_path(document, "detail")) or nothing_usable(response), error_code(document))
     kind = refusal_kind(response, error)
     if kind == "redirect":
         error = error._replace(message=f"it points to {response.headers.get('location', 'nowhere')}")
     billed, next_step, hint = "", "", better_hint(request, response, kind, error) or None
-    base = base_lacking_v1(request.url) if kind in ("web_page", "not_found") else ""
-    if base:
-        billed, hint = "no", f"The base URL may lack /v1. Try: --base-url {base}/v1"
+    base = re.sub(API_PATH, "", request.url)
+    if kind in ("web_page", "not_found") and base != request.url and not re.search(r"/v\d+$", base):
+        billed, hint = "no", f"The base URL may be missing /v1. Try: --base-url {base}/v1"
     elif kind == "moderation" and error.stage == "output":
-        billed, next_step, hint = "maybe", "", None  # it was looked at after it had been drawn
+        billed = "maybe"  # what was refused is the finished image
     if request.rules.is_free or (kind == "task_failed" and request.free_failures):
         billed, next_step = "no", "again" if kind == "task_failed" else ""
     message = f"HTTP {response.status} from {host_of(request.url)}: {error.message.strip().rstrip('.')}"
-    ids = [response.headers[name] for name in ("x-request-id", "x-runapi-task-id") if name in response.headers]
-    return Failure(kind, message, hint, billed, next_step=next_step, http_status=response.status, code=error.code,
-                   request_id=" ".join(ids))
-
-
-def is_usable(request: Request, response: Response) -> bool:
-    """Whether an answer brings the provider on."""
-    if response.meaning != "nothing":
-        return response.meaning != "error"
-    if request.rules.is_file:
-        return True  # failure_of says what is wrong with it
-    told = response.document is not None or request.method == "PUT" or request.purpose == "poll"
-    return request.purpose != "create" and told
-
-
-def base_lacking_v1(url: str) -> str:
-    """The base URL of a request if it does not end in /v1 or the like, else an empty text."""
-    base = re.sub(API_PATH, "", url)
-    return "" if base == url or re.search(r"/v\d+$", base) else base
+    ids = (response.headers.get(name, "") for name in ("x-request-id", "x-runapi-task-id"))
+    return Failure(kind, message, hint, billed, next_step=next_step, http_status=response.status,
+                   code=error.code, request_id=" ".join(filter(None, ids)))
 
 
 def better_hint(request: Request, response: Response, kind: str, error: ServerError) -> str:
-    """What to do, where the request tells more than the kind of refusal; else an empty text."""
+    """What to do, where more is known than the kind of refusal; else an empty text."""
     if "Transparent background is not supported" in error.message:
         return "Leave --background out, or try --model gpt-image-2.5-flare."
     if kind == "web_page" and re.search(r"/v\d+/(images/\w+|models)$", request.url):
-        return "Check --base-url: a web server answers there, not an API."
+        return "Check --base-url: it points at a website, not an API."
     if kind == "key" and not any(re.search(SECRET_HEADER, name) for name, _ in request.headers):
-        return "None is set: set GPT_IMAGE2_API_KEY, or run: " + own_command("config --init")
-    asked = server_pause(response.headers, error.message)
-    if KINDS[kind].retryable and asked and asked > 60:
-        return f"Wait {asked:.0f} s, as the server asks, then run the same command again."
+        return "No key is set: set GPT_IMAGE2_API_KEY, or run: " + own_command("config --init")
+    seconds = server_pause(response.headers, error.message) or 0
+    if KINDS[kind].retryable and seconds > 60:
+        return f"Wait {seconds:.0f} s, as the server asks, then run the same command again."
     if kind == "too_large" and request.form:
         return f"{sum(part.bytes for part in request.form) / 1e6:.1f} MB were sent. {KINDS[kind].hint}"
     return ""
 
 
 def refusal_kind(response: Response, error: ServerError) -> str:
-    """The kind of failure that an answer is: codes and words first, the HTTP status last."""
+    """The kind of failure that a response is: codes and words first, the HTTP status last."""
     status, code = response.status, error.code.lower()
     if status == 200 and re.fullmatch(r"[45]\d\d", code):
         status = int(code)  # some relays put the status there
     words = f"{error.type} {error.message}".lower()
-    page = response.document is None and "<" in response.text
-    told = status < 500 and "invalid" not in code and any(word in words for word in MODERATION_WORDS)
-    if code in MODERATION_CODES or told:
+    is_page = response.document is None and "<" in response.text
+    has_failed = task_status(response.document) in FAILED
+    by_words = status < 500 and "invalid" not in code and any(word in words for word in MODERATION_WORDS)
+    if code in MODERATION_CODES or by_words:
         return "server" if "temporarily blocked" in words else "moderation"
-    said = status >= 300 or (task_status(response.document) not in FAILED and response.error)
-    plain = re.sub(r"[\W_]+", " ", f"{code} {words}" if said else code)  # a good answer may repeat the prompt
+    may_repeat_prompt = status < 300 and (has_failed or not response.error)
+    plain = re.sub(r"[\W_]+", " ", code if may_repeat_prompt else f"{code} {words}")
     if status == 402 or re.search(QUOTA_WORDS, plain):
         return "quota"
     if "organization must be verified" in words:
@@ -4045,36 +4042,32 @@ def refusal_kind(response: Response, error: ServerError) -> str:
     if status in UNREACHED or (status >= 500 and re.search(UNREACHED_WORDS, plain)):
         return "unavailable"
     if status == 403:
-        return "blocked" if page or "error code: 1010" in words else "forbidden"
+        return "blocked" if is_page or "error code: 1010" in words else "forbidden"
     if status < 300:
-        return "web_page" if page else "task_failed" if task_status(response.document) in FAILED else "no_image"
+        return "web_page" if is_page else "task_failed" if has_failed else "no_image"
     by_status = {401: "key", 404: "not_found", 405: "not_found", 413: "too_large", 429: "rate_limit",
                  408: "gateway", 502: "gateway", 504: "gateway", 522: "gateway", 524: "gateway"}
     return by_status.get(status, "redirect" if status < 400 else "refused" if status < 500 else "server")
 
 
-def page_title(text: str) -> str:
-    """The title of an HTML page that came instead of an answer."""
-    import html
-    match = re.search(r"<title[^>]*>([^<]*)", text, re.IGNORECASE)
-    return f"a web page titled {html.unescape(match.group(1)).strip()!r}" if match else ""
-
-
 def nothing_usable(response: Response) -> str:
     """What came instead of an image, shortened."""
+    import html
+    title = re.search(r"(?i)<title[^>]*>([^<]*)", response.text)
+    if title:
+        return f"a web page titled {html.unescape(title[1]).strip()!r}"
     events = json_path(response.document, "events")
-    shown = as_text(response.document if events is None else events or response.text) or response.text
-    if re.search(UNQUOTABLE + "|\ufffd", shown[:100]):
-        shown = f"{os.path.getsize(response.path)} bytes that are no text"
-    told = "no image in the answer" if events is None else "the stream ended without a finished image"
-    return f"{told}: {shown}" if shown.strip() else "an empty answer"
+    content = as_text(response.document if events is None else events or response.text) or response.text
+    if re.search(UNQUOTABLE + "|\ufffd", content[:100]):
+        content = f"{os.path.getsize(response.path)} bytes that are not text"
+    fault = "no image in the reply" if events is None else "the stream ended without a finished image"
+    return f"{fault}: {content}" if content.strip() else "an empty reply"
 
 
 def usage_cost(document: Any) -> tuple[dict[str, Any] | None, float | None]:
     """(usage, US dollars): what the server says it cost, else its token counts at OpenAI's list price."""
-    body = inner_json(json_path(document, "response", "body"))
-    found = (json_path(node, "usage") for node in (document, json_path(document, "data"), body))
-    usage = next((node for node in found if isinstance(node, dict)), None)
+    nodes = (document, json_path(document, "data"), inner_json(json_path(document, "response", "body")))
+    usage = next((node["usage"] for node in nodes if isinstance(json_path(node, "usage"), dict)), None)
     if usage is None:
         return None, None
     if type(usage.get("cost")) in (int, float):
@@ -4091,61 +4084,69 @@ def usage_cost(document: Any) -> tuple[dict[str, Any] | None, float | None]:
 def save_images(images: Sequence[Image | Failure], job: Job, folder: Folder, run: Run) -> None:
     """Every image under its own name; one that cannot be saved does not stop the others."""
     from itertools import chain, count
-    numbers = count(1) if len(images) > 1 else chain([0], count(2))
+    numbers = count(1) if len(images) > 1 else chain([0], count(2))  # 0: the name alone
     problems = []
     for index, image in enumerate(images, 1):
         try:
             if isinstance(image, Failure):
                 raise image
             run.result.saved.append(save_image(image, index, job.target, numbers, folder))
-        except OSError as error:
-            problems.append(Failure("save", f"an image could not be saved in {job.target.folder}: {reason(error)}",
-                                    collectable=True))
-        except Failure as failure:
-            problems.append(failure)
+        except (OSError, Failure) as error:
+            text = f"cannot save an image in {job.target.folder}: {reason(error)}"
+            problems.append(error if isinstance(error, Failure) else Failure("save", text, collectable=True))
     if problems:
         worst = max(problems, key=lambda failure: failure.exit_code)
         worst.collectable = any(failure.collectable for failure in problems)
         raise worst
     if len(images) < job.n:
-        run.console.warn(f"{job.n} images were asked for, {len(images)} came back")
+        run.console.warn(f"only {len(images)} of the {job.n} images came back")
 
 
 def save_image(image: Image, index: int, target: Target, numbers: Iterator[int], folder: Folder) -> Saved:
     """Decode into a temporary file in the target's folder, verify it, then give it its name.
-
-    An earlier run may have been killed at any line of this: what it has finished is found, not done again.
-    """
+    An earlier run may have been killed at any line of this: what it has finished is found, not done again."""
     part = os.path.join(target.folder, f".{os.path.basename(folder.path)}-{index}.part")
     path = folder.saved_before(index)
     if not path:
-        path = path_given_before_kill(part, target) or save_new(image, part, target, numbers, folder.saved_paths())
+        path = path_given_before_kill(part, target)
+        path = path or save_new(image, part, target, numbers, folder.saved_paths())
         folder.remember_saved(index, path)
     discard(part)
-    sync_folder(target.folder)
-    picture, whole = picture_in(path)
-    if picture is None or not whole:
-        raise Failure("broken_image", f"the image broke off in the middle; what came is in {path}", billed="yes")
+    with suppress(OSError):  # new names survive a loss of power, where the system can (not on Windows)
+        handle = os.open(target.folder, os.O_RDONLY)
+        with suppress(OSError):
+            os.fsync(handle)
+        os.close(handle)
+    picture, is_whole = picture_in(path)
+    if picture is None or not is_whole:
+        raise Failure("broken_image", f"the image is incomplete; what came of it is in {path}", billed="yes")
     return Saved(path, os.path.getsize(path), picture)
 
 
 def save_new(image: Image, part: str, target: Target, numbers: Iterator[int], siblings: set[str]) -> str:
-    """The path of the picture's new file; the temporary one stays for the caller to remove.
-    siblings: the command's other pictures, which --overwrite must not replace."""
-    discard(part)
+    """The path of the image's new file; the temporary one stays for the caller to remove.
+    siblings: the command's other images, which --overwrite must not replace."""
     try:
-        with open(part, "xb") as stream:
-            copy_image(image, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        picture, _ = picture_in(part)
-        if picture is None:
-            raise Failure("broken_image", "what came back is no image")
+        picture = decode_to(part, image)
         paths = (picture_path(target, number, picture.format) for number in numbers)
-        return next(path for path in paths if give_name(part, path, target.overwrite and path not in siblings))
+        return next(path for path in paths
+                    if give_name(part, path, target.overwrite and path not in siblings))
     except BaseException:
         discard(part)
         raise
+
+
+def decode_to(path: str, image: Image) -> Picture:
+    """Write an image to a new file, down to the disk. The file stays even if it is not an image."""
+    discard(path)
+    with open(path, "xb") as stream:
+        copy_image(image, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    picture, _ = picture_in(path)
+    if picture is None:
+        raise Failure("broken_image", "the reply is not an image")
+    return picture
 
 
 def path_given_before_kill(part: str, target: Target) -> str:
@@ -4158,15 +4159,16 @@ def path_given_before_kill(part: str, target: Target) -> str:
 
 
 class Partials:
-    """Pictures in the making, saved beside the target while a stream arrives."""
+    """Images in the making, saved beside the target while a stream arrives.
+    position: how far the growing response has been read. names: the paths given in this run. made: marks of
+    all files that this command has made; the file `record` keeps them for a run that collects it."""
 
     def __init__(self, job: Job, folder: Folder, console: Console) -> None:
-        self.job, self.console = job, console
-        self.position = 0  # in the growing answer
+        self.job, self.console, self.position = job, console, 0
         self.part = os.path.join(job.target.folder, f".{os.path.basename(folder.path)}-partial.part")
-        self.record = os.path.join(folder.path, "partials")  # for the run that collects what this one leaves
-        self.made: list[str] = []  # the files' marks
-        self.names: set[str] = set()  # of this run
+        self.record = folder.file("partials")
+        self.made: list[str] = []
+        self.names: set[str] = set()
         with suppress(OSError), plain_file(self.record) as stream:
             self.made = [os.fsdecode(line) for line in stream.read().splitlines()]
 
@@ -4182,27 +4184,22 @@ class Partials:
                     self.save(event.data)
 
     def save(self, data: Mapping[str, Any]) -> None:
-        """One partial picture, in place of an older one of the same name; trouble with it is only a warning."""
-        target, found = self.job.target, find_images(data)
-        index = data.get("partial_image_index")
+        """One partial image, in place of an older one of that name; trouble with it is only a warning."""
+        target, index = self.job.target, data.get("partial_image_index")
         name = f"{target.stem}.partial-{index if type(index) is int else len(self.names)}"
         try:
-            discard(self.part)
-            with open(self.part, "xb") as sink:
-                copy_image(found[0], sink)
-            picture, _ = picture_in(self.part)
-            if picture:
-                self.publish(os.path.join(target.folder, name + SUFFIXES[picture.format][0]))
+            picture = decode_to(self.part, find_images(data)[0])
+            self.publish(os.path.join(target.folder, name + SUFFIXES[picture.format][0]))
         except (OSError, IndexError, Failure) as problem:
-            self.console.warn(f"a partial image could not be saved: {problem}")
+            self.console.warn(f"cannot save a partial image: {problem}")
         with suppress(OSError):
             discard(self.part)
 
     def publish(self, path: str) -> None:
-        """Give the finished file its name. What this command did not make stays as it is."""
-        names, asked = self.names | {path}, self.job.parameters["partial_images"]
-        if len(names) > self.job.n * (asked if type(asked) is int else MAX_PARTIALS):
-            raise OSError("more came than were asked for")
+        """Give the finished file its name. A file that this command did not make stays."""
+        names, most = self.names | {path}, self.job.parameters["partial_images"]
+        if len(names) > self.job.n * (most if type(most) is int else MAX_PARTIALS):
+            raise OSError("more came than you asked for")
         self.names = names
         self.made.append(file_mark(self.part, path))
         with private_file(self.record, os.O_APPEND) as stream:  # never emptied, not even for a moment
@@ -4210,7 +4207,7 @@ class Partials:
         if give_name(self.part, path, self.is_own(path)):
             self.console.note(f"partial image: {path}")
         else:
-            self.console.warn(f"{path} exists and stays as it is; the partial image is not saved")
+            self.console.warn(f"{path} already exists; the partial image is not saved")
 
     def is_own(self, path: str) -> bool:
         """Whether there is a file of this command, still as it was made."""
@@ -4218,7 +4215,7 @@ class Partials:
 
     def remove(self) -> None:
         """The final image is there."""
-        paths = [mark.split(" ", 5)[-1] for mark in self.made if not self.job.keep_partials]
+        paths = [] if self.job.keep_partials else [mark.split(" ", 5)[-1] for mark in self.made]
         for path in [self.part, *paths]:
             with suppress(OSError):
                 if path == self.part or self.is_own(path):
@@ -4226,18 +4223,17 @@ class Partials:
 
 
 def file_mark(path: str, name: str) -> str:
-    """A line that tells a file from any other that may ever get its name."""
-    found = os.lstat(path)
-    return f"{found.st_mode} {found.st_dev} {found.st_ino} {found.st_size} {found.st_mtime_ns} {name}"
+    """A line that distinguishes a file from any other that may ever get its name."""
+    status = os.lstat(path)
+    return f"{status.st_mode} {status.st_dev} {status.st_ino} {status.st_size} {status.st_mtime_ns} {name}"
 
 
 def give_name(part: str, path: str, overwrite: bool) -> bool:
     """Give the finished file its name in one step. False when the name is taken and stays as it is."""
-    if overwrite:
-        os.replace(part, path)
-        return True
     try:
-        os.link(part, path)
+        if not overwrite:
+            os.link(part, path)
+            return True
     except FileExistsError:
         return False
     except OSError:  # a file system without hard links: claim the name, then replace the claim
@@ -4245,22 +4241,12 @@ def give_name(part: str, path: str, overwrite: bool) -> bool:
             open(path, "xb").close()
         except FileExistsError:
             return False
-        os.replace(part, path)
+    os.replace(part, path)
     return True
 
 
-def sync_folder(folder: str) -> None:
-    """Make new names survive a loss of power, where the system can."""
-    with suppress(OSError):  # Windows cannot
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
 def copy_image(image: Image, sink: BinaryIO) -> None:
-    """The picture's bytes, a block at a time."""
+    """Write the image's bytes, a block at a time."""
     if image.path:
         import shutil
         with open(image.path, "rb") as source:
@@ -4269,7 +4255,7 @@ def copy_image(image: Image, sink: BinaryIO) -> None:
     try:
         decode_base64(unescaped(base64_blocks(image.base64)), sink)
     except ValueError:
-        raise Failure("broken_image", "what came back is no image: broken base64") from None
+        raise Failure("broken_image", "the image's base64 is broken") from None
 
 
 def base64_blocks(source: str | Span) -> Iterator[bytes]:
@@ -4283,26 +4269,20 @@ def base64_blocks(source: str | Span) -> Iterator[bytes]:
 
 
 def unescaped(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """JSON escapes resolved as far as base64 has them: PHP writes `\\/`, some servers write `\\n` every 76."""
+    """The JSON escapes resolved that base64 may have: PHP writes `\\/`, some servers write `\\n` every 76."""
+    from itertools import chain
     tail = b""
-    for block in blocks:
-        block = tail + block
-        cut = block.rfind(b"\\", max(0, len(block) - 6))  # an escape may go on in the next block
-        block, tail = (block[:cut], block[cut:]) if cut >= 0 else (block, b"")
-        yield resolve_escapes(block)
-    yield resolve_escapes(tail)
+    for block in chain(filter(None, blocks), [b""]):
+        text, tail = tail + block, b""
+        cut = text.rfind(b"\\", max(0, len(text) - 6)) if block else -1
+        if cut >= 0:  # the escape may go on in the next block
+            text, tail = text[:cut], text[cut:]
+        for escape, plain in ESCAPES if b"\\" in text else ():
+            text = re.sub(escape, plain, text)
+        yield text
 
 
-def resolve_escapes(text: bytes) -> bytes:
-    """The escapes that can stand for a base64 character or white space."""
-    if b"\\" in text:
-        for escape, plain in ((b"\\/", b"/"), (b"\\n", b""), (b"\\r", b""), (b"\\t", b""),
-                              (b"\\u002b", b"+"), (b"\\u002B", b"+"), (b"\\u002f", b"/"), (b"\\u002F", b"/"),
-                              (b"\\u003d", b"="), (b"\\u003D", b"=")):
-            text = text.replace(escape, plain)
-    return text
-
-
+ESCAPES = ((rb"\\/|\\u002[fF]", b"/"), (rb"\\u002[bB]", b"+"), (rb"\\u003[dD]", b"="), (rb"\\[nrt]", b""))
 BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="
 URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
@@ -4329,94 +4309,80 @@ def decode_base64(blocks: Iterator[bytes], sink: BinaryIO) -> None:
 
 
 def warn_about_differences(job: Job, run: Run) -> None:
-    """Say where the pictures differ from what was asked for; relays ignore sizes and formats."""
-    warn, wanted_format = run.console.warn, job.parameters.get("output_format", "png")
-    for saved in run.result.saved:
-        size = f"{saved.picture.width}x{saved.picture.height}"
-        if job.parameters.get("size", size) != size and saved.picture.format != "svg":  # which has any size
-            warn(f"{job.parameters['size']} was asked for, {saved.path} is {size}")
-        if saved.picture.format != wanted_format:
-            warn(f"{wanted_format} was asked for, {saved.path} is {saved.picture.format}")
-        if job.images and not {"size", "aspect_ratio"} & set(job.parameters) and not same_shape(
-                job.images[0].seen, saved.picture):
-            warn(f"{saved.path} is {size}, another shape than the input's; --size can ask for one")
-        clear = job.parameters.get("background") == "transparent"
-        if clear and not has_alpha(saved.path, saved.picture.format):
-            warn(f"a transparent background was asked for, {saved.path} has no alpha channel")
+    """Say where the images differ from what was asked for: relays ignore sizes and formats."""
+    warn, parameters = run.console.warn, job.parameters
+    wanted_format = parameters.get("output_format", "png")
+    for path, _, picture in run.result.saved:
+        size = f"{picture.width}x{picture.height}"
+        if parameters.get("size", size) != size and picture.format != "svg":  # which has any size
+            warn(f"you asked for {parameters['size']}; {path} is {size}")
+        if picture.format != wanted_format:
+            warn(f"you asked for {wanted_format} but got {picture.format}: {path}")
+        has_shape = "size" in parameters or "aspect_ratio" in parameters
+        if job.images and not has_shape and not same_shape(job.images[0].seen, picture):
+            warn(f"{path} is {size}, a different shape from the input; set it with --size")
+        if parameters.get("background") == "transparent" and not has_alpha(path, picture.format):
+            warn(f"you asked for a transparent background; {path} has no alpha channel")
 
 
 def same_shape(one: Picture, other: Picture) -> bool:
-    """Whether two pictures have the same ratio of width to height, up to rounding; unknown sizes count as the same."""
+    """Whether two images have the same ratio, up to rounding; unknown sizes count as the same."""
     return 0.95 * one.width * other.height <= one.height * other.width <= 1.05 * one.width * other.height
 
 
 def save_answer(answer: str, target: Target, secrets: Sequence[str]) -> str:
-    """The path of a copy of an answer that nobody here could read, beside where its image should be."""
-    import shutil
+    """The path of a copy of a response, for people, where its image should be; any key in it is blanked."""
+    secrets = [secret for secret in secrets if len(secret) >= SHORTEST_KEY]  # not a piece of base64 by chance
     for number in range(1, 1000):
         path = os.path.join(target.folder, f"{target.stem}-{number}.answer")
-        with suppress(FileExistsError):
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | BINARY, 0o600)
-            with open(handle, "w+b") as copy, open(answer, "rb") as source:
-                shutil.copyfileobj(source, copy, BLOCK)
-                hide_secrets(copy, secrets)
+        with suppress(FileExistsError), private_file(path, os.O_EXCL) as copy, open(answer, "rb") as source:
+            for begin in range(0, os.path.getsize(answer), LONG_STRING):
+                before = min(begin, LONG_STRING // 2)  # a key may begin before a piece, or go on after it
+                source.seek(begin - before)
+                text = source.read(2 * LONG_STRING).decode("latin-1")
+                copy.write(blanked(text, secrets, "*")[before:before + LONG_STRING].encode("latin-1"))
             return path
-    raise OSError("too many answers of that name")
-
-
-def hide_secrets(stream: BinaryIO, secrets: Sequence[str]) -> None:
-    """Overwrite a key that a server echoed, in a copy for people; what is still to be collected stays as it came."""
-    secrets = [secret for secret in secrets if len(secret) >= SHORTEST_KEY]  # not a piece of base64 by chance
-    for begin in range(0, stream.seek(0, os.SEEK_END), LONG_STRING):
-        stream.seek(begin)
-        text = blanked(stream.read(2 * LONG_STRING).decode("latin-1"), secrets, "*")
-        stream.seek(begin)  # what begins near the end may go on behind it, and is whole in the next piece
-        stream.write(text[:LONG_STRING * 3 // 2].encode("latin-1"))
+    raise OSError("too many replies are kept there")
 
 
 # ---- 14. Telling: while it happens, and at the end -----------------------------------------------
 
 class Console:
-    """What a person sees: notes, warnings, progress, and every line that is written. Nothing shows a secret."""
+    """What a person sees: notes, warnings and progress. Every line goes through here, and shows no secret.
+    as_json, quiet, verbose: the options. warnings: all so far, for the JSON result. progress_shown: the next
+    line replaces one. last_sign: when there was progress. lost_output: a line of stdout reached nobody."""
 
     def __init__(self, secrets: Secrets) -> None:
         self.secrets = secrets
-        self.as_json, self.quiet, self.verbose = False, False, False
+        self.as_json = self.quiet = self.verbose = self.progress_shown = self.lost_output = False
         self.warnings: list[str] = []
-        self.progress_shown = False
-        self.untold = False  # something written to standard output reached nobody
-        self.started = self.told = time.monotonic()
+        self.started = self.last_sign = time.monotonic()
 
     def say(self, stream: str, text: str, end: str = "\n") -> None:
         """Write to sys.stdout or sys.stderr at once. A reader that went away must not cost an image."""
+        if self.progress_shown:
+            self.progress_shown = False
+            self.say("stderr", "\r\033[K", end="")
         sink = getattr(sys, stream)
         if sink is None:  # closed from the start; print would take standard output for it
             return
         try:
             try:
                 print(text, end=end, file=sink, flush=True)
-            except UnicodeEncodeError:  # a file name that the terminal's encoding cannot say is said in its bytes
+            except UnicodeEncodeError:  # a file name that the terminal's encoding lacks: as its bytes
                 sink.buffer.write(as_bytes(text + end))
                 sink.flush()
         except (OSError, ValueError):
-            self.untold |= stream == "stdout"
+            self.lost_output |= stream == "stdout"
             setattr(sys, stream, open(os.devnull, "w"))  # or Python complains again at its exit
 
     def output(self, text: str) -> None:
         """One line on standard output."""
-        self.clear_progress()
         self.say("stdout", text)
 
     def error_line(self, text: str, indent: str = "") -> None:
-        """One line on standard error, in place of a progress line."""
-        self.clear_progress()
+        """One line on standard error."""
         self.say("stderr", indent + self.secrets.clean(text))
-
-    def clear_progress(self) -> None:
-        """Take the progress line off the terminal."""
-        if self.progress_shown:
-            self.progress_shown = False
-            self.say("stderr", "\r\033[K", end="")
 
     def note(self, text: str) -> None:
         """Something good to know while it happens."""
@@ -4424,12 +4390,12 @@ class Console:
             self.error_line(text)
 
     def detail(self, text: str) -> None:
-        """Something only -v wants to know."""
+        """Something only -v shows."""
         if self.verbose:
             self.error_line(text)
 
     def warn(self, text: str) -> None:
-        """Something that may not be as the caller expects; also part of the JSON result. Once each."""
+        """Something the caller may not expect; also part of the JSON result. Once each."""
         text = self.secrets.clean(text)
         if text not in self.warnings:
             self.warnings.append(text)
@@ -4440,35 +4406,31 @@ class Console:
         return time.monotonic() - self.started
 
     def is_unread(self) -> bool:
-        """True when --json was asked for and the reader of stdout has closed it. People want the file all the same."""
+        """Whether --json's reader has closed stdout. Without --json a person may still want the file."""
         import select
-        if not self.as_json or not hasattr(select, "poll"):
-            return False
-        with suppress(AttributeError, OSError, ValueError):  # no file behind it
-            poll = select.poll()
-            poll.register(sys.stdout.fileno(), 0)  # no events are asked for: poll tells of errors and hang-ups only
-            return bool(poll.poll(0))
+        if self.as_json:
+            with suppress(AttributeError, OSError, ValueError):  # Windows has no poll; or it is not a file
+                poll = select.poll()
+                poll.register(sys.stdout.fileno(), 0)  # no events: it reports only errors and hang-ups
+                return bool(poll.poll(0))
         return False
 
-    def on_terminal(self) -> bool:
-        """Whether a person may be watching."""
-        return sys.stderr is not None and sys.stderr.isatty()
-
     def progress(self, typical: str, status: str = "") -> None:
-        """While waiting, as often as wanted: a line refreshed every second on a terminal, one every 30 s elsewhere."""
-        if time.monotonic() - self.told < (1 if self.on_terminal() else HEARTBEAT):
+        """While waiting: a line refreshed every second on a terminal, a new one every 30 s elsewhere."""
+        is_terminal = sys.stderr is not None and sys.stderr.isatty()
+        if time.monotonic() - self.last_sign < (1 if is_terminal else HEARTBEAT):
             return
-        self.told = time.monotonic()
+        self.last_sign = time.monotonic()
         text = f"waiting: {self.seconds():.0f} s" + (f" (typically {typical})" if typical else "")
         text += f", {one_line(status, 40)}" if status else ""
-        if not self.on_terminal():
+        if not is_terminal:
             self.note(text)
         elif not self.quiet:
-            self.progress_shown = True
             self.say("stderr", "\r\033[K" + self.secrets.clean(text), end="")
+            self.progress_shown = True
 
     def finish(self, record: Mapping[str, Any]) -> None:
-        """Tell the result of a command; record: Result.record."""
+        """Show the result of a command. record: as from Result.record."""
         if self.as_json:
             self.output(json.dumps(record))
             return
@@ -4476,9 +4438,8 @@ class Console:
             self.output(f"HTTP {record['http_status']} in {record['elapsed_s']:.1f} s")
         for saved in record["saved"]:
             self.output(f"Saved: {saved['path']} ({max(1, round(saved['bytes'] / 1024))} KB)")
-        if environment("OPENCLAW_SHELL"):
-            for saved in record["saved"]:
-                self.output(f"MEDIA:{saved['path']}")
+        for saved in record["saved"] if environment("OPENCLAW_SHELL") else ():
+            self.output(f"MEDIA:{saved['path']}")
 
     def explain(self, failure: Failure) -> None:
         """What went wrong, whether money may be gone, and what to do next."""
@@ -4486,7 +4447,7 @@ class Console:
             import traceback
             for line in traceback.format_exc().split("\n"):
                 self.error_line(line, "  ")
-        money = {"no": "", "maybe": " The image may have been drawn and billed.", "yes": " It was billed."}
+        money = {"no": "", "maybe": " You may be charged for this image.", "yes": " It was billed."}
         end = "" if failure.message.endswith(("?", "!", ".")) else "."
         ids = f" ({failure.request_id})" if failure.request_id else ""
         self.error_line(f"{PROGRAM}: error: {failure.message}{ids}{end}{money[failure.billed]}")
@@ -4495,17 +4456,18 @@ class Console:
 
 
 class Result:
-    """What a command has made: all that its caller is told at the end, as text or as JSON."""
+    """What a command has made, for its caller.
+    saved: the files. facts: fields of the JSON object, filled in on the way. dollars: the sum of all costs.
+    is_cut_off: a response broke off, or its transfer ended with a fault."""
 
     def __init__(self) -> None:
         self.saved: list[Saved] = []
         self.facts: dict[str, Any] = dict.fromkeys(
             ("requested", "http_status", "elapsed_s", "model", "usage", "cost_usd", "request_id"))
-        self.dollars = 0.0
-        self.is_cut_off = False  # an answer broke off, or its transfer ended with a fault
+        self.dollars, self.is_cut_off = 0.0, False
 
     def add_cost(self, usage: dict[str, Any] | None, dollars: float | None) -> None:
-        """What an answer says about tokens and money, if it does; RunAPI bills each of several tasks."""
+        """What a response says about tokens and money, if it does; RunAPI bills each of several tasks."""
         if usage is not None:
             self.facts.update(usage=usage, cost_usd=dollars)
         if dollars is not None:
@@ -4514,23 +4476,25 @@ class Result:
 
     def record(self, console: Console, failure: Failure | None = None) -> dict[str, Any]:
         """The JSON object; schema rises when a field changes its meaning."""
-        error = {} if failure is None else {"error": map_texts({
-            "kind": failure.kind, "message": failure.message, "http_status": failure.http_status or None,
-            "code": failure.code or None, "request_id": failure.request_id or None, "billed": failure.billed,
-            "retryable": failure.retryable, "next": failure.next, "hint": failure.hint}, console.secrets.clean)}
-        return {"schema": 1, "ok": failure is None,
-                "saved": [{"path": saved.path, "bytes": saved.bytes, **saved.picture._asdict()}
-                          for saved in self.saved],
-                **map_texts(self.facts, console.secrets.clean), "warnings": console.warnings, **error}
+        saved = [{"path": path, "bytes": size, **picture._asdict()} for path, size, picture in self.saved]
+        record = {"schema": 1, "ok": failure is None, "saved": saved,
+                  **map_texts(self.facts, console.secrets.clean), "warnings": console.warnings}
+        if failure:
+            record["error"] = map_texts({
+                "kind": failure.kind, "message": failure.message, "http_status": failure.http_status or None,
+                "code": failure.code or None, "request_id": failure.request_id or None,
+                "billed": failure.billed, "retryable": failure.retryable, "next": failure.next,
+                "hint": failure.hint}, console.secrets.clean)
+        return record
 
 
 # ---- 15. Commands --------------------------------------------------------------------------------
-
 def run_image_command(options: Namespace, run: Run) -> None:
     """generate and edit."""
     console = run.console
     settings = read_settings(options, console)
-    options.output = folder_marked(options.output)
+    if options.output != "-" and os.path.isdir(os.path.expanduser(options.output)):
+        options.output = os.path.join(options.output, "")  # plan knows a folder by its last character
     requested = {"size": options.size, "format": chosen_format(options), "quality": options.quality}
     run.result.facts.update(model=settings.model.value, requested=requested)
     notes: list[str] = []
@@ -4541,50 +4505,63 @@ def run_image_command(options: Namespace, run: Run) -> None:
         for note in notes:
             console.warn(note)
         if (options.aspect_ratio or options.resolution) and "size" in job.parameters:
-            console.note(f"--size {requested['size']} is what the shape and resolution come to")
+            console.note(f"--size {requested['size']} was computed from --aspect-ratio and --resolution")
         console.detail(check_curl(console.secrets.keys))
         key = find_key(settings, console)
         refuse_keys(job, console.secrets.keys)
         folder = open_folder(job, settings, options.fresh, console)
         own = re.escape(os.path.join(job.target.folder, job.target.stem))
-        console.secrets.paths += [own + r"(?:\.partial-\d+|-\d+)?\.\w+", re.escape(folder.path) + r"(?:/\d+\.answer)?"]
+        console.secrets.paths += [own + r"(?:\.partial-\d+|-\d+)?\.\w+",
+                                  re.escape(folder.path) + r"(?:/\d+\.answer)?"]
         run_job(job, settings, key, folder, inputs, run, ignore_signals)
     finally:
-        inputs.remove()
+        if inputs.folder:
+            inputs.folder.remove()
 
 
-def refuse_keys(job: Job, keys: Sequence[str]) -> None:
-    """A key in what is asked for would go to the server as text, and into the journal."""
-    asked = json.dumps([job.prompt, job.model, *job.parameters.items()], ensure_ascii=False)
-    text = utf8(asked).decode("latin-1")
-    known = [key for key in keys if len(key) >= SHORTEST_KEY and not key.isalpha()]  # "password" is a word as well
-    if blanked(text, known, "*") != text:
-        raise usage_failure("the prompt or a parameter holds a key or password that this program knows",
-                            "Take it out; nothing was sent.")
+def catch_signals() -> Callable[[], None]:
+    """Let SIGTERM and SIGHUP stop the program like Ctrl-C, but not one that is ignored already (nohup).
+    Returns a function that ignores them all from then on; call it when only a short cleanup is left."""
+    import signal
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    caught = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+
+    def ignore() -> None:
+        for number in caught:
+            signal.signal(number, signal.SIG_IGN)
+
+    def stop(number: int, frame: Any) -> None:
+        ignore()
+        raise KeyboardInterrupt(number)
+
+    for number in caught:
+        signal.signal(number, stop)
+    return ignore
 
 
 class Inputs:
-    """Inputs given as URLs or data: URIs: copies in a private folder until the request has its own."""
+    """Inputs given as URLs or data: URIs, copied to a private folder until the request has its own copies.
+    folder: made for the first one. addresses: the URL of each copy, by its path."""
 
     def __init__(self, settings: Settings, run: Run) -> None:
         self.settings, self.run = settings, run
         self.folder: Folder | None = None
-        self.paths: dict[str, str] = {}  # path of a copy -> its URL
+        self.addresses: dict[str, str] = {}
 
     def fetch(self, url: str) -> str:
         """The path of a copy. What fails here costs nothing."""
         from urllib.parse import unquote, unquote_to_bytes
-        inline, shown = url[:5].lower() == "data:", shown_input(url)
-        url = url if inline else web_address(url)
-        if not inline and not ORIGIN.match(url):
-            raise usage_failure("an image's URL is not of the form https://HOST/PATH, without a user name")
+        is_data, name = url[:5].lower() == "data:", shown_input(url)
+        url = url if is_data else web_address(url)
+        if not is_data and not ORIGIN.match(url):
+            raise input_failure("an image's URL must look like https://HOST/PATH, without a user name")
         if self.folder is None:
             check_curl(self.run.console.secrets.keys)
             self.folder = temporary_folder()
-        exchange = self.folder.exchange(len(self.paths))
+        exchange = self.folder.exchange(len(self.addresses))
         path = exchange.file("answer")
         try:
-            if inline:
+            if is_data:
                 head, _, text = url.partition(",")
                 with private_file(path) as stream:
                     if head.lower().endswith(";base64"):
@@ -4595,30 +4572,32 @@ class Inputs:
                 request = download(url, self.settings, url)._replace(allow_http=True, purpose="input")
                 deadline = self.run.console.started + self.settings.timeout.value
                 send_with_retries(request, exchange, Run(self.run.console, Result(), deadline))
-            read_input(path, "it", os.path.basename(shown) or "picture")
+            read_input(path, "it", os.path.basename(name) or "picture")
         except Failure as failure:
             path = earlier_input(url, self.run.console)  # its request can be collected although it is gone
             if not path:
-                hint = SANDBOX if failure.kind == "network" and network_is_closed(url) else failure.hint
-                raise usage_failure(f"cannot fetch image {shown}: {failure.message}",
-                                    hint if hint == SANDBOX or failure.kind == "usage" else "") from None
-        self.paths[path] = url
+                hint = failure.hint if failure.kind == "input" else ""
+                if failure.kind == "network" and network_is_closed(url):
+                    hint = SANDBOX
+                raise input_failure(f"cannot fetch image {name}: {failure.message}", hint) from None
+        self.addresses[path] = url
         return path
 
     def moved(self, job: Job, folder: Folder) -> Job:
-        """The job with private copies of its files: what was checked is sent, whatever becomes of the names,
-        and curl finds it even when this program has been killed."""
+        """The job with private copies of its files: what was checked is sent, whatever becomes of them."""
         uploads = list(job.uploads)
         try:
             for number, upload in enumerate(uploads):
-                path = os.path.join(folder.path, f"input-{number}")
-                if upload.origin == "file" and not os.path.exists(path):  # an adopted request may be reading it
+                if upload.origin != "file":
+                    continue
+                path = folder.file(f"input-{number}")
+                if not os.path.exists(path):  # an adopted request may be reading it
                     copy_upload(upload, path + ".part", job.images[0] if upload is job.mask else None)
-                    if upload.path in self.paths:
+                    if upload.path in self.addresses:
                         with private_file(path + ".url") as stream:
-                            stream.write(self.paths[upload.path].encode("utf-8", "surrogateescape"))
+                            stream.write(self.addresses[upload.path].encode("utf-8", "surrogateescape"))
                     os.replace(path + ".part", path)
-                uploads[number] = upload._replace(path=path) if upload.origin == "file" else upload
+                uploads[number] = upload._replace(path=path)
         except (OSError, Failure) as error:
             failure = error if isinstance(error, Failure) else setup_failure(
                 f"cannot write {folder.path}: {reason(error)}", "Make room there.")
@@ -4626,16 +4605,11 @@ class Inputs:
             raise failure from None
         return job._replace(images=tuple(uploads[:len(job.images)]), mask=uploads[-1] if job.mask else None)
 
-    def remove(self) -> None:
-        """Forget the copies."""
-        if self.folder:
-            self.folder.remove()
-
 
 def copy_upload(upload: Upload, path: str, masked: Upload | None) -> None:
     """A private copy of a file, which must be what was checked. masked: the image that it is the mask of."""
     import shutil
-    changed = usage_failure(f"{upload.path} changed while it was read; nothing was sent", "Run the command again.")
+    changed = input_failure(f"{upload.path} changed while it was read", "Run the same command again.")
     try:
         source = plain_file(upload.path, follow=True)
     except OSError:
@@ -4644,154 +4618,13 @@ def copy_upload(upload: Upload, path: str, masked: Upload | None) -> None:
         if os.fstat(source.fileno()).st_size != upload.bytes:
             raise changed
         shutil.copyfileobj(source, copy, BLOCK)
-    try:
+    with suppress(OSError, Failure):
         checked = read_upload(upload._replace(path=path))
         if masked:
             check_mask(checked, masked, [])
-    except (OSError, Failure):
-        raise changed from None
-    if checked._replace(path=upload.path) != upload:
-        raise changed
-
-
-# How a job ended              can be collected   folder stays   billed                    --fresh may drop it
-# everything is saved           -                  unless told    -                         no
-# refused, or failed for good   no                 no             no or maybe               -
-# the rest can still come       yes                yes            maybe or yes              yes
-# an answer nobody can read     no                 if no copy     maybe                     yes
-# stopped while it is made      yes                yes            maybe, yes if it came     no
-# stopped before or in between  no                 no             no, maybe if curl died    -
-# a bug in this program         yes                yes            maybe if an answer came   yes
-
-def run_job(job: Job, settings: Settings, key: KeySource, folder: Folder, inputs: Inputs, run: Run,
-            ignore_signals: Callable[[], None]) -> None:
-    """One checked job, whatever stops it: its folder stays as long as there is something to collect."""
-    keep_folder = True
-    try:
-        job = inputs.moved(job, folder)
-        # The token is the same whenever this command is collected.
-        provider = settings.service.provider(job, settings, key, os.path.basename(folder.path))
-        make_images(provider, job, settings, folder, run)
-        run.console.finish(run.result.record(run.console))  # before the folder goes: killed in between, it asks again
-        ignore_signals()
-        keep_folder = run.console.as_json and run.console.untold  # to a program that has gone; it will ask again
-    except (Exception, KeyboardInterrupt) as error:
-        failure = what_ended(error, folder)
-        ignore_signals()
-        keep_folder = add_what_is_known(failure, folder, job, run)
-        failure.billed = billed_in_the_end(failure, folder, run.result)
-        raise failure from (error if failure.kind == "bug" else None)
-    finally:
-        if not keep_folder:
-            folder.remove()
-        release(folder.lock)
-
-
-def what_ended(error: BaseException, folder: Folder) -> Failure:
-    """Whatever ended a job, as a Failure."""
-    if isinstance(error, Failure):
-        return error
-    if isinstance(error, KeyboardInterrupt):
-        return stop_failure(error, folder)
-    return Failure("bug", f"a bug in this program: {error!r}", "What came back is kept; the same command tries again "
-                   "to read it, and --fresh gives it up.", collectable=True)
-
-
-def billed_in_the_end(failure: Failure, folder: Folder, result: Result) -> str:
-    """Whether money is gone, now that all is known. Nothing else decides it: a Failure only says what the request
-    that it speaks of cost."""
-    answered = bool(folder.paid_answers())
-    if result.saved or (failure.kind == "stopped" and answered):
-        return "yes"
-    late = failure.billed == "no" and failure.exit_code in (USAGE, SETUP, BUG)  # it came after a paid request
-    return "maybe" if late and answered else failure.billed
-
-
-def add_what_is_known(failure: Failure, folder: Folder, job: Job, run: Run) -> bool:
-    """Add to the failure where the bytes are that came; whether the folder has to stay."""
-    if failure.collectable:
-        if not folder.journaled:
-            failure.hint = f"What came back is kept in {folder.path}"
-        keep_folder = True
-    else:
-        unread = failure.kind == "place" or (failure.kind in UNREAD_KINDS and failure.billed != "yes")
-        keep_folder = unread and rescue_answer(failure, folder, job, run.console.secrets.texts)
-    if keep_folder and failure.kind != "stopped":
-        folder.let_fresh_drop()
-    return keep_folder
-
-
-# Of what came nothing is saved. What a message shows whole needs no file: pages by their title, short JSON.
-UNREAD_KINDS = {"no_image": MAX_MESSAGE // 2, "web_page": LONG_STRING, "broken_image": 0, "place": 0, "network": 0,
-                "timeout": 0}
-
-
-def rescue_answer(failure: Failure, folder: Folder, job: Job, secrets: Sequence[str]) -> bool:
-    """Save an answer that nobody here could read; a person may find its image. True when it stays in the folder."""
-    long = [path for path in folder.answers() if os.path.getsize(path) > UNREAD_KINDS[failure.kind]]
-    if not long:
-        return False
-    kept, copied = long[-1], False
-    with suppress(OSError):
-        kept, copied = save_answer(long[-1], job.target, secrets), True
-    failure.hint = f"What came back is kept in {kept}. {failure.hint}"
-    return not copied
-
-
-def keep_rest(images: Sequence[Image | Failure], job: Job, folder: Folder, run: Run) -> None:
-    """Keep an answer that holds many more images than were asked for, or broke off before all had come."""
-    answers = folder.answers()
-    if answers and (len(images) > job.n + SPARE_IMAGES or (len(images) < job.n and run.result.is_cut_off)):
-        try:
-            path = save_answer(answers[-1], job.target, run.console.secrets.texts)
-            kept = "is kept in " + path
-        except OSError as error:  # the pictures are saved, and must be told
-            kept = f"could not be kept: {reason(error)}"
-        run.console.warn(f"{job.n} images were asked for, {len(images)} came; the whole answer {kept}")
-
-
-def make_images(provider: Provider, job: Job, settings: Settings, folder: Folder, run: Run) -> None:
-    """From the request to the files."""
-    console = run.console
-    typical = TYPICAL_SECONDS.get(as_text(job.parameters.get("quality")), "70 to 280 s")
-    if folder.adopted:
-        console.note("collecting an unfinished identical request; nothing is bought twice (--fresh starts a new one)")
-    else:
-        path = first_path(job.target, job.n, job.parameters.get("output_format", "png"))
-        if os.path.lexists(path) and not job.target.overwrite:
-            console.warn(f"{path} exists and stays as it is; the new image gets the next free number")
-        console.note(f"{'Editing' if job.images else 'Generating'} with {job.model} at "
-                     f"{host_of(settings.base_url.value)}, typically {typical}")
-    partials = Partials(job, folder, console)
-    deadline = time.monotonic() + settings.timeout.value
-    run = run._replace(deadline=deadline, typical=typical, watch=partials.look, collectable=folder.journaled)
-    images = run_provider(provider, folder, run)
-    save_images(images[:job.n + SPARE_IMAGES], job, folder, run)
-    keep_rest(images, job, folder, run)
-    partials.remove()
-    warn_about_differences(job, run)
-
-
-def catch_signals() -> Callable[[], None]:
-    """SIGTERM and SIGHUP stop the program like Ctrl-C; who ignores them (nohup) goes on ignoring them.
-
-    Returns what ends that: from then on none of them is noticed, for what is left to do is short.
-    """
-    import signal
-    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    caught = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
-
-    def hold() -> None:
-        for number in caught:
-            signal.signal(number, signal.SIG_IGN)
-
-    def stop(signum: int, frame: Any) -> None:
-        hold()
-        raise KeyboardInterrupt(signum)
-
-    for number in caught:
-        signal.signal(number, stop)
-    return hold
+        if checked._replace(path=upload.path) == upload:
+            return
+    raise changed
 
 
 def find_key(settings: Settings, console: Console) -> KeySource:
@@ -4804,131 +4637,238 @@ def find_key(settings: Settings, console: Console) -> KeySource:
     return source
 
 
+def refuse_keys(job: Job, keys: Sequence[str]) -> None:
+    """Refuse a job that contains a key: it would go to the server as text, and into the journal."""
+    text = json.dumps([job.prompt, job.model, *job.parameters.items()], ensure_ascii=False)
+    text = utf8(text).decode("latin-1")
+    known = [key for key in keys if len(key) >= SHORTEST_KEY and not key.isalpha()]  # it may be a word
+    if blanked(text, known, "*") != text:
+        raise usage_failure("the prompt or an option contains a known key or password", "Nothing was sent.")
+
+
+# How a job ended              can be collected   folder stays   billed                    --fresh may drop it
+# everything is saved           -                  if unread      -                         no
+# refused, or failed for good   no                 no             no or maybe               -
+# the rest can still come       yes                yes            maybe or yes              yes
+# the response is unreadable    no                 if no copy     maybe                     yes
+# stopped while it is made      yes                yes            maybe, yes if it came     no
+# stopped before or in between  no                 no             no, maybe if curl died    -
+# a bug in this program         yes                yes            maybe after a response    yes
+def run_job(job: Job, settings: Settings, key: KeySource, folder: Folder, inputs: Inputs, run: Run,
+            ignore_signals: Callable[[], None]) -> None:
+    """One checked job, however it ends: its folder stays as long as there is something to collect."""
+    keep_folder = True
+    try:
+        job = inputs.moved(job, folder)
+        # The token is the same whenever this command is collected.
+        provider = settings.service.provider(job, settings, key, os.path.basename(folder.path))
+        make_images(provider, job, settings, folder, run)
+        run.console.finish(run.result.record(run.console))  # first: after a kill the folder is still there
+        ignore_signals()
+        keep_folder = run.console.as_json and run.console.lost_output  # a caller that has gone will ask again
+    except (Exception, KeyboardInterrupt) as error:
+        failure = error if isinstance(error, Failure) else Failure(
+            "bug", f"a bug in this program: {error!r}", "What arrived is kept. Run the same command again to "
+            "read it at no cost (--fresh buys a new image).", collectable=True)
+        if isinstance(error, KeyboardInterrupt):
+            failure = stop_failure(error, folder)
+        ignore_signals()
+        keep_folder = add_what_is_known(failure, folder, job, run)
+        failure.billed = billed_in_the_end(failure, folder, run.result)
+        raise failure from (error if failure.kind == "bug" else None)
+    finally:
+        if not keep_folder:
+            folder.remove()
+        release(folder.lock)
+
+
+def make_images(provider: Provider, job: Job, settings: Settings, folder: Folder, run: Run) -> None:
+    """From the request to the files."""
+    console = run.console
+    typical = TYPICAL_SECONDS.get(as_text(job.parameters.get("quality")), "70 to 280 s")
+    if folder.adopted:
+        console.note("continuing the unfinished request from before at no charge (--fresh buys a new image)")
+    else:
+        path = first_path(job.target, job.n, job.parameters.get("output_format", "png"))
+        if os.path.lexists(path) and not job.target.overwrite:
+            console.warn(f"{path} already exists; saving to a new name instead (--overwrite replaces it)")
+        console.note(f"{'Editing' if job.images else 'Generating'} with {job.model} at "
+                     f"{host_of(settings.base_url.value)}, typically {typical}")
+    partials = Partials(job, folder, console)
+    deadline = time.monotonic() + settings.timeout.value
+    run = run._replace(deadline=deadline, typical=typical, watch=partials.look, collectable=folder.journaled)
+    images = run_provider(provider, folder, run)
+    save_images(images[:job.n + SPARE_IMAGES], job, folder, run)
+    keep_rest(images, job, folder, run)
+    partials.remove()
+    warn_about_differences(job, run)
+
+
+def keep_rest(images: Sequence[Image | Failure], job: Job, folder: Folder, run: Run) -> None:
+    """Keep a reply that holds many more images than requested, or broke off before all had come."""
+    answers = folder.answers()
+    if answers and (len(images) > job.n + SPARE_IMAGES or (len(images) < job.n and run.result.is_cut_off)):
+        try:
+            kept = "was saved to " + save_answer(answers[-1], job.target, run.console.secrets.texts)
+        except OSError as error:  # the images are saved, and must be reported
+            kept = f"could not be saved: {reason(error)}"
+        run.console.warn(f"images requested: {job.n}, received: {len(images)}; the whole reply {kept}")
+
+
+# Nothing is saved of what came. Up to so many bytes the message says it all: a page's title, short JSON.
+UNREAD_KINDS = {"no_image": MAX_MESSAGE // 2, "web_page": LONG_STRING, "broken_image": 0, "place": 0,
+                "network": 0, "timeout": 0}
+
+
+def add_what_is_known(failure: Failure, folder: Folder, job: Job, run: Run) -> bool:
+    """Add to the failure where the bytes are that came; whether the folder has to stay."""
+    keep_folder, unread = failure.collectable, []
+    if keep_folder and not folder.journaled:
+        failure.hint = f"What arrived is kept in {folder.path}"
+    is_unread = failure.kind in UNREAD_KINDS and (failure.billed != "yes" or failure.kind == "place")
+    if is_unread and not keep_folder:
+        unread = [path for path in folder.answers() if os.path.getsize(path) > UNREAD_KINDS[failure.kind]]
+    if unread:  # a person may find its image
+        try:
+            kept = save_answer(unread[-1], job.target, run.console.secrets.texts)
+        except OSError:
+            kept, keep_folder = unread[-1], True
+        failure.hint = f"The server's reply was saved to {kept}. {failure.hint}"
+    if keep_folder and failure.kind != "stopped":
+        folder.let_fresh_drop()
+    return keep_folder
+
+
+def billed_in_the_end(failure: Failure, folder: Folder, result: Result) -> str:
+    """Whether money is gone. Only this function decides it: a Failure knows no more than its own request."""
+    answered = bool(folder.paid_answers())
+    if result.saved or (failure.kind == "stopped" and answered):
+        return "yes"
+    if answered and failure.billed == "no" and failure.exit_code in (USAGE, SETUP, BUG):
+        return "maybe"  # it came after a paid request
+    return failure.billed
+
+
 def run_config_command(options: Namespace, run: Run) -> None:
     """config: --show (the default), --init or --check."""
-    console = run.console
     if options.force and not options.init:
-        raise usage_failure("--force goes with --init")
+        raise usage_failure("--force only works with --init")
     if options.init:
-        write_template(options, console)
+        write_template(options, run.console)
     elif options.check:
-        check_setup(read_settings(options, console), run)
+        check_setup(read_settings(options, run.console), run)
     else:
-        show_settings(read_settings(options, console), console)
+        show_settings(read_settings(options, run.console), run.console)
 
 
 def write_template(options: Namespace, console: Console) -> None:
     """A config file that only its owner can read, with the two settings that most people need."""
-    from shlex import quote
     if options.api_key:
-        raise usage_failure("--init writes no key into a file", "Name a variable: --api-key-env NAME")
-    if not options.config and not config_locations():
-        raise usage_failure("there is no home folder", "Name the file with --config.")
-    path = config_path(options.config or config_locations()[0])
+        raise usage_failure("--init does not store keys", "Name a variable: --api-key-env NAME")
+    path = config_path(options.config or next(iter(config_locations()), "-"))
     if path == STANDARD_INPUT:
-        raise usage_failure("--init writes a file, and --config - names none", "Name the file with --config.")
-    base_url = first_value([{"base_url": Setting(options.base_url, "--base-url")} if options.base_url else {},
-                     environment_layer(""), default_layer("openai")], "base_url")
-    own_endpoint = base_url.source in ("--base-url", "$GPT_IMAGE2_BASE_URL")  # not OPENAI_API_KEY's, perhaps
-    variable = ("OPENAI_API_KEY" if base_url.source == "$OPENAI_BASE_URL" or environment("OPENAI_API_KEY")
-                and not environment("GPT_IMAGE2_API_KEY") and not own_endpoint else "GPT_IMAGE2_API_KEY")
-    hidden = [place for place in config_locations() if os.path.lexists(place) and place != path]
+        raise usage_failure("--init needs a file to write", "Name it with --config FILE.")
+    layers = [flag_layer(vars(options)), environment_layer(""), default_layer("openai")]
+    base_url = first_value(layers, "base_url")
+    has_openai_key = environment("OPENAI_API_KEY") and not environment("GPT_IMAGE2_API_KEY")
+    is_openai = base_url.source == "$OPENAI_BASE_URL" or (
+        has_openai_key and base_url.source not in ("--base-url", "$GPT_IMAGE2_BASE_URL"))
+    usual = "OPENAI_API_KEY" if is_openai else "GPT_IMAGE2_API_KEY"
+    hidden = [other for other in config_locations() if os.path.lexists(other) and other != path]
     if hidden and not options.config:
         console.warn(f"{hidden[0]} will no longer be read")
     content = {"base_url": checked_base_url(base_url, options.allow_http),
-               "api_key_env": variable_name(options.api_key_env or variable)}
+               "api_key_env": variable_name(options.api_key_env or usual)}
     part = f"{path}.{os.getpid()}.part"
     try:
         make_private(os.path.dirname(path))
         with private_file(part, os.O_EXCL) as stream:
             stream.write(json.dumps(content, indent=2).encode() + b"\n")
-        placed = give_name(part, path, options.force)
+        if not give_name(part, path, options.force):
+            from shlex import quote
+            again = "config --init --force" + (f" --config {quote(path)}" if options.config else "")
+            raise usage_failure(f"{path} already exists",
+                                "To replace it (and the key in it): " + own_command(again))
     except OSError as error:
         raise usage_failure(f"cannot write {path}: {reason(error)}") from None
     finally:
         discard(part)
-    if not placed:
-        anew = "config --init --force" + (f" --config {quote(path)}" if options.config else "")
-        raise usage_failure(f"{path} exists", "Replace it with: " + own_command(anew))
-    console.output(json.dumps({"schema": 1, "ok": True, "config_file": path}) if console.as_json else f"Wrote {path}")
+    console.output(json.dumps({"schema": 1, "ok": True, "config_file": path}) if console.as_json
+                   else f"Wrote {path}")
 
 
 def show_settings(settings: Settings, console: Console) -> None:
     """Every setting with its value and its source; keys masked."""
-    if settings.headers.value:
-        masked = ", ".join(f"{name}: ***" for name in settings.headers.value)
-        settings = settings._replace(headers=settings.headers._replace(value=masked))
     rows = {name: Setting(console.secrets.clean(as_text(setting.value)), setting.source)
             for name, setting in settings._asdict().items() if isinstance(setting, Setting)}
-    for number, source in enumerate(settings.keys):
-        shown = f"the output of {quoted(source.command[0])}" if source.command else mask_key(source.value)
-        shown = shown if source.is_set else "not set"
-        usable = may_go(source.host, settings.base_url.value)
-        rows["api_key" if number == 0 else f"api_key {number + 1}"] = Setting(
-            shown if usable else f"{shown}, only for {source.host}", source.source)
+    masked = ", ".join(f"{name}: ***" for name in settings.headers.value)
+    rows["headers"] = rows["headers"]._replace(value=masked)
+    for number, source in enumerate(settings.keys, 1):
+        value = f"the output of {quoted(source.command[0])}" if source.command else mask_key(source.value)
+        value = value if source.is_set else "not set"
+        value += "" if may_go(source.host, settings.base_url.value) else f", only for {source.host}"
+        rows["api_key" if number == 1 else f"api_key {number}"] = Setting(value, source.source)
     if not settings.keys:
         rows["api_key"] = Setting("none", "set GPT_IMAGE2_API_KEY or run: " + own_command("config --init"))
     pending = [{"age_s": round(age), "state": state, "prompt": console.secrets.clean(prompt)}
                for age, state, prompt in unfinished_commands(console)]
     if console.as_json:
-        shown_rows = {name: row._asdict() for name, row in rows.items()}
-        console.output(json.dumps({"schema": 1, "ok": True, "settings": shown_rows, "pending": pending,
-                                  "config_file": settings.config_path or None, "warnings": console.warnings}))
+        console.output(json.dumps({
+            "schema": 1, "ok": True, "settings": {name: row._asdict() for name, row in rows.items()},
+            "pending": pending, "config_file": settings.config_path or None, "warnings": console.warnings}))
         return
     for name, row in rows.items():
         console.output(f"{name:<11} {row.value or '-'}  ({row.source})")
-    console.output(f"config file {settings.config_path or 'none; looked for ' + ', '.join(config_locations())}")
+    file = settings.config_path or "none; looked for " + ", ".join(config_locations())
+    console.output(f"config file {file}")
     for request in pending:
         console.output(f"unfinished  {request['age_s']} s ago, {request['state']}: {request['prompt']}")
-    console.output("An unfinished request is collected by its own command, run again." if pending else
-                  "unfinished  none")
-
-
-def check_request(settings: Settings, key: str) -> Request:
-    """A request that costs nothing and proves the key."""
-    request = api_request(settings, key, "GET", settings.service.free_check)
-    return request._replace(timeout=min(60, settings.timeout.value), purpose="models")
+    console.output("Run its command again to collect a request." if pending else "unfinished  none")
 
 
 def check_setup(settings: Settings, run: Run) -> None:
-    """The doctor: everything that can be proved without spending money."""
+    """Everything that can be proved without spending money."""
     console = run.console
     say = console.note if console.as_json else console.output
     say(f"ok    Python {sys.version.split()[0]}")
     say(f"ok    {check_curl(console.secrets.keys)}")
     say(f"ok    config file {settings.config_path or 'none'}")
     key = find_key(settings, console).value
-    say(f"{'ok   ' if key else 'note '} key {mask_key(key) if key else 'none'}, endpoint {settings.base_url.value}")
+    masked = f"ok    key {mask_key(key)}" if key else "note  key none"
+    say(f"{masked}, endpoint {settings.base_url.value}")
     if settings.service.free_check:
         try_key(settings, key, run, say)
     else:
-        say("note  nothing free can try a Codex sign-in")
+        say("note  no free request can test a Codex sign-in")
     if console.as_json:
         console.output(json.dumps({"schema": 1, "ok": True, "warnings": console.warnings}))
 
 
 def try_key(settings: Settings, key: str, run: Run, say: Callable[[str], None]) -> None:
-    """One free request that proves host and key, and one without the key, that it was the key which proved it."""
-    request, folder = check_request(settings, key), temporary_folder()
-    bare = [pair for pair in request.headers if not re.search(SECRET_HEADER, pair[0])]
+    """A free request that proves host and key, and one without the key: was it the key that was accepted?"""
+    request = api_request(settings, key, "GET", settings.service.free_check)._replace(
+        timeout=min(60, settings.timeout.value), purpose="models")
+    bare = tuple(pair for pair in request.headers if not re.search(SECRET_HEADER, pair[0]))
     run = run._replace(deadline=time.monotonic() + request.timeout)
-    host, note, response = host_of(request.url), "", None
+    host, folder, note, response = host_of(request.url), temporary_folder(), "", None
     try:
         response = send_with_retries(request, folder.exchange(1), run)
         with suppress(Failure):
-            if key and send_with_retries(request._replace(headers=tuple(bare)), folder.exchange(2), run):
+            if key and send_with_retries(request._replace(headers=bare), folder.exchange(2), run):
                 note = f"{host} answers without the key too: this proves the address, not the key"
     except Failure as failure:
         if failure.http_status not in (404, 405, 501):
             raise
-        note = f"{failure.message}: nothing free proves address and key. "
-        note += failure.hint if failure.kind == "not_found" else ""
+        note = f"{failure.message}: no free request proves address and key"
+        note += f". {failure.hint}" if failure.kind == "not_found" else ""
     finally:
         folder.remove()
-    if note:
-        run.console.warn(note) if run.console.as_json else say(f"note  {note}")
+    if note and run.console.as_json:
+        run.console.warn(note)
+    elif note:
+        say(f"note  {note}")
     elif response:
-        say(f"ok    {host} {'takes the key' if key else 'answers'} (HTTP {response.status})")
+        say(f"ok    {host} {'accepts the key' if key else 'answers'} (HTTP {response.status})")
     if response and settings.service.free_check == "/models":
         say(model_line(response.document, settings.model.value))
 
@@ -4936,11 +4876,11 @@ def try_key(settings: Settings, key: str, run: Run, say: Callable[[str], None]) 
 def model_line(document: Any, model: str) -> str:
     """What a model list says about one model. Being listed does not prove access."""
     items = json_path(document, "data")
-    row = next((item for item in items if json_path(item, "id") == model), None) if isinstance(items, list) else None
-    if row is None:
+    rows = [item for item in items if json_path(item, "id") == model] if isinstance(items, list) else []
+    if not rows:
         return f"note  {model} is not in the server's list of models"
-    date = json_path(row, "shutdown_date")
-    return f"{'note ' if date else 'ok   '} {model} is listed" + (f", shut down on {date}" if date else "")
+    date = json_path(rows[0], "shutdown_date")
+    return f"note  {model} is listed, shut down on {date}" if date else f"ok    {model} is listed"
 
 
 HELP = """\
@@ -4951,41 +4891,36 @@ Generate and edit images with gpt-image-2.
   gpt_image2 config --check
 
   generate PROMPT                     make an image
-  edit IMAGE PROMPT                   change an image, or combine several with --image
-  config [--show | --init | --check]  show, write or try the settings
+  edit IMAGE PROMPT                   edit an image, or combine several
+  config [--show | --init | --check]  show, create or test your settings
 
 Each has its own --help. --version shows the version.
 """
 
-SYNOPSIS = {
-    "generate": """\
+SYNOPSIS = {"generate": """\
 gpt_image2 generate PROMPT [options]
 
-  gpt_image2 generate "a red fox in the snow" --size landscape --quality low -o fox.png
-""",
-    "edit": """\
-gpt_image2 edit IMAGE [IMAGE ...] PROMPT [--image PATH ...] [--mask PNG] [options]
+  gpt_image2 generate "a red fox in the snow" --quality low -o fox.png
+""", "edit": """\
+gpt_image2 edit IMAGE [IMAGE ...] PROMPT [options]
 
   gpt_image2 edit fox.png "give the fox a hat" -o hat.png
   gpt_image2 edit room.png chair.jpg "put the chair into the room"
 
   IMAGE                  PNG, JPEG or WebP below 50 MB: a file, an http(s) URL,
                          a file: or data: URI
-""",
-    "config": """\
-gpt_image2 config [--show | --init [--force] | --check] [options]
-"""}
+""", "config": "gpt_image2 config [--show | --init [--force] | --check] [options]\n"}
 
 
 def command_help(command: str) -> str:
     """The help of one command: its usage, then its options in groups."""
+    from itertools import groupby
     text = SYNOPSIS[command]
-    group: tuple[str, ...] = ()
-    for row in OPTIONS:
-        if command in row.commands:
-            text += "" if row.commands == group else "\n"
-            text += f"  {row.flags + ' ' + row.value:22} " + row.help.replace("\n", "\n" + " " * 25) + "\n"
-            group = row.commands
+    for _, group in groupby((row for row in OPTIONS if command in row.commands), lambda row: row.commands):
+        text += "\n"
+        for row in group:
+            names = (row.short + ", " if row.short else "") + row.flag + " " + row.value
+            text += f"  {names:22} " + row.help.replace("\n", "\n" + " " * 25) + "\n"
     return text
 
 
@@ -4993,23 +4928,12 @@ def read_value(row: Option, text: str) -> Any:
     """The value of an option on the command line. An empty one is a variable that was not set."""
     if not text:
         raise usage_failure(f"{row.flag} is empty")
-    value = read_number(row, *row.limits, text) if row.limits else row.convert(text)
-    if row.convert is not PATH and re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False)):
-        raise usage_failure(f"{row.flag} is not valid UTF-8")
-    return value
-
-
-def read_number(row: Option, low: int, high: int, text: str) -> Any:
-    """A number in a range."""
     try:
-        if "_" in text or not text.isascii():
-            raise ValueError  # Python would read 1_000 and the digits of other scripts
-        value = row.convert(text)
-    except ValueError:
-        kind = "a whole number" if row.convert is int else "a number"
-        raise usage_failure(f"{row.flag} needs {kind}, not {quoted(text)}") from None
-    if not low <= value <= high:
-        raise usage_failure(f"{row.flag} must be between {low} and {high}, not {text}")
+        value = text.lower() if isinstance(row.kind, tuple) else row.kind(text)
+    except ValueError as fault:
+        raise usage_failure(f"{row.flag} {fault}") from None
+    if row.kind is not PATH and re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False)):
+        raise usage_failure(f"{row.flag} is not valid UTF-8")
     return value
 
 
@@ -5019,23 +4943,25 @@ def build_parser(command: str) -> ArgumentParser:
     from functools import partial
 
     def fail(message: str) -> NoReturn:
-        told, choices, rest = message.partition(" (choose from ")
-        told = re.sub(r"(['\"])(.*)\1", lambda word: quoted(word.group(2)), told)
-        raise usage_failure(told + choices + rest, "See: " + own_command(f"{command} --help"))
+        text, choices, rest = message.partition(" (choose from ")
+        text = re.sub(r"(['\"])(.*)\1", lambda word: quoted(word.group(2)), text)
+        raise usage_failure(text + choices + rest, "See: " + own_command(f"{command} --help"))
 
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.error = fail  # type: ignore[method-assign]  # one form and exit code for all failures
     parser.add_argument("words", nargs="*")
     one_of = parser.add_mutually_exclusive_group()
     for row in OPTIONS:
-        default = [] if row.repeatable else None if row.config else row.default
+        flags, default = filter(None, (row.short, row.flag)), None if row.config else row.default
         if command not in row.commands:
-            parser.set_defaults(**{row.name: default})
-        elif row.value:
-            parser.add_argument(*row.flags.split(", "), action="append" if row.repeatable else "store",
-                                default=default, type=partial(read_value, row), choices=row.choices or None)
+            parser.set_defaults(**{row.name: [] if row.repeatable else default})
+        elif not row.value:
+            (one_of if row.alone else parser).add_argument(*flags, action="store_true", default=None)
+        elif row.repeatable:
+            parser.add_argument(*flags, action="append", default=[], type=partial(read_value, row))
         else:
-            (one_of if row.alone else parser).add_argument(*row.flags.split(", "), action="store_true")
+            parser.add_argument(*flags, default=default, type=partial(read_value, row),
+                                choices=row.kind if isinstance(row.kind, tuple) else None)
     parser.set_defaults(run=run_config_command if command == "config" else run_image_command)
     if environment("OPENCLAW_SHELL"):  # OpenClaw delivers files of its workspace, in which it runs commands
         parser.set_defaults(output=os.path.basename(DEFAULT_OUTPUT))
@@ -5046,28 +4972,27 @@ def parse(arguments: list[str]) -> Namespace:
     """The command line; words may stand anywhere among the options, and after -- they are never options."""
     cut = arguments.index("--") if "--" in arguments else len(arguments)
     command = arguments[0] if arguments else ""
-    if not command or command.startswith("-"):
-        raise usage_failure("a command is missing: generate, edit or config", "See: " + own_command("--help"))
     if command not in SYNOPSIS:
-        raise usage_failure(f"{quoted(command)} is no command.{nearest(command, SYNOPSIS)}",
+        unknown = f"unknown command {quoted(command)}.{nearest(command, SYNOPSIS)}"
+        missing = not command or command.startswith("-")
+        raise usage_failure("no command given: use generate, edit or config" if missing else unknown,
                             "See: " + own_command("--help"))
     parser = build_parser(command)
     options, left = parser.parse_known_args(arguments[1:cut])
     unknown = next((word for word in left if word.startswith("-") and word != "-"), "").split("=")[0]
     if unknown:
-        known = [row.flag for row in OPTIONS if command in row.commands]
         plain = unknown.lower().replace("_", "-")
         advice = next((f" {advice}" for names, advice in STRANGERS.items() if plain in names.split()),
-                      nearest(plain, known, 0.75))
+                      nearest(plain, (row.flag for row in OPTIONS if command in row.commands), 0.75))
         shown = unknown if re.search(HARMLESS, unknown) else unknown[:2]
         raise usage_failure(f"unknown option {shown}.{advice}", "See: " + own_command(f"{command} --help"))
     for name, fitting in (("aspect_ratio", "[0-9]+:[0-9]+"), ("resolution", "[124]k")):
-        if re.fullmatch(fitting, options.size) and not getattr(options, name):
+        if re.fullmatch(fitting, options.size or "") and not getattr(options, name):
             setattr(options, name, options.size)  # --size may say what these two say
             options.size = "auto"
     options.command, options.words = command, options.words + left + arguments[cut + 1:]
     if command == "config" and options.words:
-        raise usage_failure(f"config takes no argument {quoted(options.words[0])}")
+        raise usage_failure(f"config takes no arguments, got {quoted(options.words[0])}")
     return options
 
 
@@ -5081,7 +5006,7 @@ def help_for(arguments: list[str]) -> str:
 
 
 def fill_standard_streams() -> None:
-    """Open closed ones on nothing: a lock or a file in their place would be lost when a child gets its own."""
+    """Open closed ones on nothing: a lock in their place would vanish when a child's streams are set up."""
     handle = os.open(os.devnull, os.O_RDWR)
     while handle <= 2:
         handle = os.open(os.devnull, os.O_RDWR)
@@ -5107,7 +5032,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return OK
     try:
         options = parse(arguments)
-        run.console.as_json, run.console.quiet, run.console.verbose = options.json, options.quiet, options.verbose
+        run.console.as_json, run.console.quiet = options.json, options.quiet
+        run.console.verbose = options.verbose
         options.run(options, run)
         return OK
     except Failure as failure:
@@ -5120,8 +5046,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def console_for(arguments: Sequence[str]) -> Console:
-    """The console, which knows the secrets of the command line and the environment before anything is read."""
-    console = Console(Secrets([*re.findall(MISPLACED_KEY, "\n".join(arguments)), *map(environment, KEY_VARIABLES)]))
+    """The console, which knows the secrets in arguments and environment before anything is read."""
+    misplaced = re.findall(MISPLACED_KEY, "\n".join(arguments))
+    console = Console(Secrets([*misplaced, *map(environment, KEY_VARIABLES)]))
     console.as_json = "--json" in arguments
     named = [os.path.splitext(word)[0] for word in arguments if os.path.lexists(word)]
     console.secrets.paths = [re.escape(stem) + r"(?:-converted)?(?![\w-])" for stem in named

@@ -2,11 +2,9 @@
 
 A request is received (Recorded), checked (Refused when the API would refuse it), answered with drawn images
 (Reply) and sent the way the planned Answer says. Nothing leaves 127.0.0.1 and nothing is logged.
-As a script it serves until --seconds are over: python3 tests/api_server.py --port-file port.txt
 """
 from __future__ import annotations
 
-import argparse
 import base64
 import collections
 import colorsys
@@ -22,7 +20,6 @@ import time
 import traceback
 import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from socketserver import TCPServer
 from typing import Any, Callable, Iterator, NamedTuple, Tuple, TypeVar, Union, final
 from urllib.parse import parse_qs, urlsplit
@@ -113,7 +110,7 @@ class Answer(NamedTuple):
     event: threading.Event | None = None  # hold the answer back until this is set
 
 
-class Order(NamedTuple):
+class Drawing(NamedTuple):
     """The pictures to draw for one request."""
     prompt: str
     images: int
@@ -129,9 +126,10 @@ class Order(NamedTuple):
 
 class Reply(NamedTuple):
     """What goes on the wire when nothing is made to go wrong."""
-    status: int
-    content_type: str
     body: bytes
+    status: int = 200
+    content_type: str = "application/json"
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 class Refused(Exception):
@@ -140,7 +138,7 @@ class Refused(Exception):
     def __init__(self, message: str, code: str | None = None, param: str | None = None,
                  kind: str = "invalid_request_error", status: int = 400) -> None:
         super().__init__(message)
-        self.reply = Reply(status, "application/json", error_body(message, code, param, kind))
+        self.reply = Reply(error_body(message, code, param, kind), status)
 
 
 def error_body(message: str, code: str | None = None, param: str | None = None,
@@ -400,7 +398,8 @@ def check_azure(request: Recorded, key: str) -> None:
     if (deployment or request.fields.get("model")) not in AZURE_DEPLOYMENTS:
         raise Refused("The API deployment for this resource does not exist.", "DeploymentNotFound", status=404)
     if request.fields.get("output_format") == "webp":
-        raise Refused("Invalid value: 'webp'. Supported values are: 'png' and 'jpeg'.", "invalid_value", "output_format")
+        raise Refused("Invalid value: 'webp'. Supported values are: 'png' and 'jpeg'.", "invalid_value",
+                      "output_format")
 
 
 def check_key(request: Recorded, key: str) -> None:
@@ -588,8 +587,7 @@ def read_reference(name: str, item: Any) -> bytes | None:
         if key not in ("image_url", "file_id"):
             raise unknown_parameter(f"{name}.{key}", False, False)
     if len(item) != 1:
-        raise Refused(f"Invalid '{name}': exactly one of 'image_url' and 'file_id' is required.",
-                      "invalid_value", name)
+        raise Refused(f"Invalid '{name}': exactly one of 'image_url' and 'file_id' is required.", "invalid_value", name)
     (key, value), = item.items()
     name = f"{name}.{key}"
     check_type(name, value, str)
@@ -633,8 +631,7 @@ def check_choice(fields: dict[str, Any], name: str, choices: tuple[str, ...]) ->
     check_type(name, fields[name], str)
     if fields[name] not in choices:
         listed = ", ".join(f"'{choice}'" for choice in choices[:-1]) + ", and '" + choices[-1] + "'"
-        raise Refused(f"Invalid value: '{fields[name]}'. Supported values are: {listed}.",
-                      "invalid_value", name)
+        raise Refused(f"Invalid value: '{fields[name]}'. Supported values are: {listed}.", "invalid_value", name)
 
 
 def check_options(fields: dict[str, Any], form: bool) -> None:
@@ -687,7 +684,7 @@ def size_fault(size: str) -> str:
 
 # ---- Answering ---------------------------------------------------------------------------------------------
 
-def read_order(request: Recorded, answer: Answer) -> Order:
+def read_order(request: Recorded, answer: Answer) -> Drawing:
     """Read what to draw; lenient, because with check=False the fields may be anything."""
     fields = request.fields
 
@@ -705,7 +702,7 @@ def read_order(request: Recorded, answer: Answer) -> Order:
     images = fields.get("images") if isinstance(fields.get("images"), list) else []
     streamed = fields.get("stream") in (True, "true")
     count = number("n", 1) if answer.count is None else answer.count
-    return Order(
+    return Drawing(
         str(fields.get("prompt", "")), count, width, height, choice("quality", QUALITIES),
         answer.format or choice("output_format", FORMATS), fields.get("background") == "transparent",
         urlsplit(request.path).path.endswith("/edits"),
@@ -713,7 +710,7 @@ def read_order(request: Recorded, answer: Answer) -> Order:
         number("partial_images", 0) if streamed else None)
 
 
-def usage(order: Order) -> dict[str, Any]:
+def usage(order: Drawing) -> dict[str, Any]:
     """Count plausible tokens; the output formula matches all published prices of gpt-image-2."""
     base = TOKEN_BASE.get(order.quality, 96)
     short, long = sorted((order.width, order.height))
@@ -738,13 +735,13 @@ def spell(image: bytes, spelling: str) -> bytes:
     return text.rstrip(b"=") if spelling == "unpadded" else text
 
 
-def describe(order: Order) -> dict[str, Any]:
+def describe(order: Drawing) -> dict[str, Any]:
     """Return the fields that plain answers and events share."""
     return {"background": "transparent" if order.transparent else "opaque", "output_format": order.format,
             "quality": order.quality, "size": f"{order.width}x{order.height}"}
 
 
-def plain_body(order: Order, items: list[bytes]) -> bytes:
+def plain_body(order: Drawing, items: list[bytes]) -> bytes:
     """Return the JSON answer; joined as bytes, because json.dumps would copy huge strings several times."""
     head = json.dumps({"created": int(time.time()), "background": describe(order)["background"]})[:-1]
     tail = json.dumps({**describe(order), "usage": usage(order)}).partition(", ")[2]
@@ -752,7 +749,7 @@ def plain_body(order: Order, items: list[bytes]) -> bytes:
                      tail.encode()])
 
 
-def event_body(order: Order, items: list[bytes]) -> bytes:
+def event_body(order: Drawing, items: list[bytes]) -> bytes:
     """Return the server-sent events: the partial images of the first item, then every item completed."""
     prefix = "image_edit" if order.edit else "image_generation"
     shared = {"created_at": int(time.time()), **describe(order)}
@@ -780,10 +777,10 @@ def model_reply(path: str) -> Reply:
                "shutdown_date": date} for name, date in MODELS.items()]
     name = path[len("/v1/models/"):]
     if not name:
-        return Reply(200, "application/json", json.dumps({"object": "list", "data": models}).encode())
+        return Reply(json.dumps({"object": "list", "data": models}).encode())
     for model in models:
         if model["id"] == name:
-            return Reply(200, "application/json", json.dumps(model).encode())
+            return Reply(json.dumps(model).encode())
     raise Refused(f"The model '{name}' does not exist", "model_not_found", "model", status=404)
 
 
@@ -823,7 +820,7 @@ class ApiServer(LoopbackServer):
 
     def __init__(self, key: str = "test-key", port: int = 0) -> None:
         """Listen at once, so that `url` is known."""
-        super().__init__(Handler, port)
+        super().__init__(ApiHandler, port)
         self.key = key
         self.requests: list[Recorded] = []
         self.files: dict[str, bytes] = {}
@@ -898,27 +895,27 @@ class ApiServer(LoopbackServer):
         if answer.check and kind == "paid":
             check_request(request)
         if answer.body is not None:
-            return Reply(answer.status, answer.content_type, answer.body)
+            return Reply(answer.body, answer.status, answer.content_type)
         if kind == "files":
             return self.file_reply(path, answer)
         if answer.status != 200:
-            return Reply(answer.status, answer.content_type, planned_error(answer.status))
+            return Reply(planned_error(answer.status), answer.status, answer.content_type)
         if kind == "paid":
             return self.image_reply(request, answer)
         if kind == "models":
             return model_reply(path)
         if kind == "page":
-            return Reply(200, "text/html; charset=utf-8", RELAY_PAGE)
-        return Reply(404, "text/plain", b"")
+            return Reply(RELAY_PAGE, content_type="text/html; charset=utf-8")
+        return Reply(b"", 404, "text/plain")
 
     def file_reply(self, path: str, answer: Answer) -> Reply:
         """Return a result's bytes, or an empty body for a planned status and an unknown name."""
         name = path[len("/files/"):]
         data = self.files.get(name) if answer.image is None else answer.image
         if data is None or answer.status != 200:
-            return Reply(404 if data is None else answer.status, "text/plain", b"")
+            return Reply(b"", 404 if data is None else answer.status, "text/plain")
         mime = "image/" + name.rpartition(".")[2]
-        return Reply(200, mime if answer.content_type == Answer().content_type else answer.content_type, data)
+        return Reply(data, 200, mime if answer.content_type == Answer().content_type else answer.content_type)
 
     def image_reply(self, request: Recorded, answer: Answer) -> Reply:
         """Draw the images, count them as billed and return them as JSON or as events."""
@@ -932,8 +929,8 @@ class ApiServer(LoopbackServer):
         items = [self.publish(image, order.format) if answer.as_url else
                  b'"b64_json": "' + spell(image, answer.spelling) + b'"' for image in images]
         if order.partials is None:
-            return Reply(200, answer.content_type, plain_body(order, items))
-        return Reply(200, "text/event-stream", event_body(order, items))
+            return Reply(plain_body(order, items), 200, answer.content_type)
+        return Reply(event_body(order, items), 200, "text/event-stream")
 
     def publish(self, image: bytes, kind: str) -> bytes:
         """Store an image below /files/ and return its JSON member."""
@@ -981,7 +978,7 @@ class QuietHandler(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-class Handler(QuietHandler):
+class ApiHandler(QuietHandler):
     """Receive a request, answer it as planned."""
     server: Listener
 
@@ -1094,28 +1091,3 @@ class Handler(QuietHandler):
         deadline = time.monotonic() + MAX_HOLD
         while time.monotonic() < deadline and not self.server.api.stopping.wait(answer.trickle or 0.02):
             self.send_body(piece, True, 0)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Serve until the time is over; the first line of output is the base URL."""
-    parser = argparse.ArgumentParser(description="Serve a loopback Images API for tests and demonstrations.")
-    parser.add_argument("--port", type=int, default=0, help="default: any free port")
-    parser.add_argument("--key", default="test-key", help="the key to accept (default: test-key)")
-    parser.add_argument("--seconds", type=float, default=600, help="stop after this time (default: 600)")
-    parser.add_argument("--delay", type=float, default=0, help="seconds that every image takes")
-    parser.add_argument("--port-file", type=Path, help="write the port number to this file")
-    args = parser.parse_args(argv)
-    with ApiServer(args.key, args.port) as server:
-        server.default = Answer(delay=args.delay)
-        if args.port_file:
-            args.port_file.write_text(server.origin.rpartition(":")[2] + "\n")
-        print(server.url, flush=True)
-        try:
-            time.sleep(args.seconds)
-        except KeyboardInterrupt:
-            pass
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -41,7 +41,7 @@ def text_of(content: Any) -> str:
 def handler_of(server: ChatServer) -> type[QuietHandler]:
     """The request handler that asks one server."""
 
-    class Handler(QuietHandler):
+    class ChatHandler(QuietHandler):
         def do_GET(self) -> None:
             self.send(200, "application/json", json.dumps({"object": "list", "data": [{"id": "stub"}]}))
 
@@ -73,4 +73,4 @@ def handler_of(server: ChatServer) -> type[QuietHandler]:
             self.end_headers()
             self.wfile.write(body)
 
-    return Handler
+    return ChatHandler

@@ -135,8 +135,8 @@ def run_check(check: Check, gateway: Gateway) -> str:
     out = home / (check.name.replace(" ", "-") + ".png")
     child = subprocess.run(
         [sys.executable, str(PROGRAM), *check.arguments, "--base-url", gateway.url, "-o", str(out), "--json"],
-        env={**clean_environment(home), "GPT_IMAGE2_API_KEY": gateway.key}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, timeout=CALL_SECONDS)
+        env={**clean_environment(home), "GPT_IMAGE2_API_KEY": gateway.key}, stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=CALL_SECONDS)
     told = child.stderr.decode("utf-8", "replace").strip().splitlines()[-2:]
     document = json.loads(child.stdout or b"{}")
     if child.returncode or not out.exists():

@@ -1,15 +1,15 @@
-"""Runs inside a real Hermes: calls its image_generate tool once for each JSON object on standard input.
-
-Prints one JSON object: how the plugin was loaded, what the provider says of itself, and the tool's results.
-"""
+"""Runs inside a real Hermes and prints what happened there as one line of JSON; the first argument says what to do."""
 from __future__ import annotations
 
 import json
 import sys
 import time
+from pathlib import Path
+from typing import Any
 
 
-def main() -> int:
+def calls() -> dict[str, Any]:
+    """Call the tool image_generate once for each JSON object on standard input; also how the plugin was loaded."""
     import tools.image_generation_tool  # noqa: F401  # registers the tool
     from agent.image_gen_registry import get_provider
     from hermes_cli.plugins import get_plugin_manager
@@ -25,10 +25,47 @@ def main() -> int:
         "available": provider.is_available(), "models": [model["id"] for model in provider.list_models()],
         "default": provider.default_model(), "capabilities": provider.capabilities(),
         "setup": provider.get_setup_schema()}
-    print(json.dumps({"plugins": get_plugin_manager().list_plugins(), "provider": facts, "results": results,
-                      "seconds": seconds}, default=str))
-    return 0
+    return {"plugins": get_plugin_manager().list_plugins(), "provider": facts, "results": results, "seconds": seconds}
+
+
+def plugin() -> Any:
+    """The plugin's module."""
+    from hermes_cli.plugins import _ensure_plugins_discovered
+    _ensure_plugins_discovered()
+    return next(module for module in list(sys.modules.values()) if hasattr(module, "find_config"))
+
+
+def config() -> list[str]:
+    """Endpoint and key, as the program would be given them."""
+    found = plugin().find_config()
+    return [found.get("base_url", ""), found.get("api_key", "")]
+
+
+def profiles() -> list[str | None]:
+    """The key in a gateway of several profiles: outside of any, and in one that has a key."""
+    from agent import secret_scope
+    module = plugin()
+    secret_scope.set_multiplex_active(True)
+    without = module.find_config().get("api_key")
+    secret_scope.set_secret_scope({"GPT_IMAGE2_API_KEY": "k-profile"})
+    return [without, module.find_config().get("api_key")]
+
+
+def skills() -> Any:
+    """The skills that are found."""
+    from tools.skills_tool import skills_list
+    return json.loads(skills_list())["skills"]
+
+
+def guard(folder: str) -> dict[str, Any]:
+    """What Hermes' scanner says of a skill's folder."""
+    from tools.skills_guard import scan_skill
+    result = scan_skill(Path(folder), source="community")
+    return {"verdict": result.verdict, "alarms": [
+        each.match for each in result.findings
+        if each.severity in ("critical", "high") and each.category != "structural"]}
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    print(json.dumps({"calls": calls, "config": config, "profiles": profiles, "skills": skills, "guard": guard}[
+        sys.argv[1]](*sys.argv[2:]), default=str))

@@ -1,6 +1,6 @@
 """A loopback RunAPI: both dialects, tasks that are polled, uploads; strict, and able to misbehave on order.
 
-A request is received (Received), checked (Refused when the service would refuse it) and answered (Reply), or
+A request is received (Received), checked (Declined when the service would refuse it) and answered (Reply), or
 treated the way a planned Order says. Nothing leaves 127.0.0.1 and nothing is logged.
 """
 from __future__ import annotations
@@ -17,7 +17,7 @@ import zlib
 from typing import Any, Callable, NamedTuple, final
 from urllib.parse import unquote
 
-from api_server import Listener, LoopbackServer, QuietHandler, draw_png, sniff
+from api_server import Listener, LoopbackServer, QuietHandler, Reply, draw_png, sniff
 
 # ---- What the service accepts (November 2026) --------------------------------------------------------------
 
@@ -70,14 +70,6 @@ class Order(NamedTuple):
     event: threading.Event | None = None  # hold the answer back until this is set
 
 
-class Reply(NamedTuple):
-    """What goes on the wire when nothing is made to go wrong."""
-    body: bytes
-    status: int = 200
-    content_type: str = "application/json"
-    headers: tuple[tuple[str, str], ...] = ()
-
-
 class Task:
     """One paid image."""
 
@@ -88,7 +80,7 @@ class Task:
         self.body = request.body
 
 
-class Refused(Exception):
+class Declined(Exception):
     """A request that the service refuses."""
 
     def __init__(self, status: int, message: str = "", errors: dict[str, list[str]] | None = None) -> None:
@@ -99,9 +91,9 @@ class Refused(Exception):
         self.reply = Reply(json.dumps(content).encode(), status)
 
 
-def invalid(field: str, problem: str) -> Refused:
+def invalid(field: str, problem: str) -> Declined:
     """Return the refusal of one field."""
-    return Refused(422, "Validation failed", {field: [problem]})
+    return Declined(422, "Validation failed", {field: [problem]})
 
 
 @functools.lru_cache(maxsize=64)
@@ -159,15 +151,15 @@ def check_put(request: Received, ticket: dict[str, Any]) -> None:
     """Refuse bytes that are not the prepared ones, and any header but the returned ones."""
     for name, value in ticket["headers"].items():
         if request.header(name) != value:
-            raise Refused(400, f"the signed header {name} is {request.header(name)!r}")
+            raise Declined(400, f"the signed header {name} is {request.header(name)!r}")
     for name, _ in request.headers:
         if name.lower() not in OWN_HEADERS and name.lower() not in map(str.lower, ticket["headers"]):
-            raise Refused(400, f"{name} is not a signed header")
+            raise Declined(400, f"{name} is not a signed header")
     if ticket["used"]:
-        raise Refused(409, "this URL was used before")
+        raise Declined(409, "this URL was used before")
     digest = base64.b64encode(hashlib.md5(request.body).digest()).decode()
     if (len(request.body), digest) != (ticket["byte_size"], ticket["checksum"]):
-        raise Refused(400, "size or checksum differ from the prepared ones")
+        raise Declined(400, "size or checksum differ from the prepared ones")
 
 
 # ---- Serving -----------------------------------------------------------------------------------------------
@@ -178,7 +170,7 @@ class RunApiServer(LoopbackServer):
 
     def __init__(self, key: str = "test-key", port: int = 0) -> None:
         """Listen at once, so that `url` is known."""
-        super().__init__(Handler, port)
+        super().__init__(RunApiHandler, port)
         self.key = key
         self.lock = threading.RLock()
         self._served = 0
@@ -238,18 +230,18 @@ class RunApiServer(LoopbackServer):
             return self._plans[kind].popleft() if self._plans[kind] else Order()
 
     def reply(self, request: Received, order: Order) -> Reply:
-        """Return the answer to a complete request; raises Refused when it breaks the rules."""
+        """Return the answer to a complete request; raises Declined when it breaks the rules."""
         if request.kind in ("put", "file"):
             if request.header("Authorization"):
-                raise Refused(400, "no Authorization here: this is another service")
+                raise Declined(400, "no Authorization here: this is another service")
         elif request.header("Authorization") != f"Bearer {self.key}":
-            raise Refused(401)
+            raise Declined(401)
         if order.status or order.body is not None:
             status = order.status or 200
             body = json.dumps({"error": MESSAGES.get(status, "error")}).encode() if order.body is None else order.body
             return Reply(body, status, order.content_type)
         if not request.kind:
-            raise Refused(404)
+            raise Declined(404)
         return getattr(self, "answer_" + request.kind)(request)  # type: ignore[no-any-return]
 
     # ---- Tasks ----
@@ -259,20 +251,20 @@ class RunApiServer(LoopbackServer):
         prefix, action = CREATE_PATH.fullmatch(request.path).groups()  # type: ignore[union-attr]
         dialect = "page" if prefix == "v1" else "sdk"
         if dialect not in self.dialects:
-            raise Refused(self.absent)
+            raise Declined(self.absent)
         if request.header("Content-Type").partition(";")[0] != "application/json":
-            raise Refused(400, "the body must be application/json")
+            raise Declined(400, "the body must be application/json")
         names = {"long": LONG_NAMES[action], "short": SHORT_NAME}
         check_fields(request.fields, dialect, action, tuple(names[each] for each in self.models[dialect]))
         if action == "edit_image":
             check_sources(request.fields)
         key = request.header("Idempotency-Key")
         if len(key) > MAX_KEY or not re.fullmatch(r"[\x21-\x7e]*", key):
-            raise Refused(400, "Idempotency-Key is not printable or too long")
+            raise Declined(400, "Idempotency-Key is not printable or too long")
         with self.lock:
             task = self.keys.get((request.path, key)) if key and dialect == "sdk" else None
             if task and task.body != request.body:
-                raise Refused(409)
+                raise Declined(409)
             replayed = task is not None
             if task is None:
                 number = len(self.tasks) + 1
@@ -321,10 +313,10 @@ class RunApiServer(LoopbackServer):
         with self.lock:
             task = next((each for each in self.tasks if each.name == name), None)
             if task is None or ("create" if at_create else "tasks") not in self.poll_at:
-                raise Refused(404)
+                raise Declined(404)
             if at_create and at_create.groups()[:2] != ("v1" if task.dialect == "page" else "api/v1/gpt_image_2",
                                                         task.action):
-                raise Refused(404)
+                raise Declined(404)
             task.looks += 1
             over = task.looks > self.polls and time.monotonic() - task.born >= self.seconds
         content = self.finished(task) if over else self.running(task)
@@ -347,9 +339,9 @@ class RunApiServer(LoopbackServer):
         """Promise a place for a file."""
         fields = request.fields
         if "prepare" not in self.uploading:
-            raise Refused(404)
-        if not {"filename", "byte_size", "checksum"} <= set(fields) <= {"filename", "byte_size", "checksum",
-                                                                       "content_type"}:
+            raise Declined(404)
+        needed = {"filename", "byte_size", "checksum"}
+        if not needed <= set(fields) <= {*needed, "content_type"}:
             raise invalid("filename", "filename, byte_size and checksum are required, and nothing else is known")
         md5 = re.fullmatch(r"[A-Za-z0-9+/]{22}==", str(fields["checksum"]))
         if not isinstance(fields["byte_size"], int) or not md5:
@@ -368,7 +360,7 @@ class RunApiServer(LoopbackServer):
         with self.lock:
             ticket = self.tickets.get(request.path[len("/storage/"):])
             if ticket is None:
-                raise Refused(404)
+                raise Declined(404)
             check_put(request, ticket)
             ticket.update(used=True, data=request.body)
         return Reply(b"", 200, "text/plain")
@@ -384,7 +376,7 @@ class RunApiServer(LoopbackServer):
         """Take a file in one JSON body."""
         source = request.fields.get("source")
         if "inline" not in self.uploading:
-            raise Refused(404)
+            raise Declined(404)
         if not set(request.fields) <= {"source", "file_name"} or not isinstance(source, dict):
             raise invalid("source", "is required")
         if source.get("type") == "url" and re.match(r"https?://", str(source.get("url"))):
@@ -416,7 +408,7 @@ class RunApiServer(LoopbackServer):
         with self.lock:
             task = next((each for each in self.tasks if f"{each.name}.png" == name), None)
         if task is None and name not in self.uploads:
-            raise Refused(404)
+            raise Declined(404)
         return Reply(self.result(task) if task else self.uploads[name], content_type="image/png")
 
     def result(self, task: Task) -> bytes:
@@ -437,7 +429,7 @@ class RunApiServer(LoopbackServer):
             return f"req_run_{self._served}"
 
 
-class Handler(QuietHandler):
+class RunApiHandler(QuietHandler):
     """Receive a request, answer it as ordered."""
     server: Listener
 
@@ -463,7 +455,7 @@ class Handler(QuietHandler):
         """Answer a complete request; False when the connection has to end without an answer."""
         try:
             reply = self.server.api.reply(request, order)
-        except Refused as refused:
+        except Declined as refused:
             reply = refused.reply
         deadline, stopping = time.monotonic() + MAX_HOLD, self.server.api.stopping
         stopping.wait(order.delay)

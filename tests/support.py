@@ -34,6 +34,8 @@ for _signal in (getattr(signal, _name) for _name in ("SIGINT", "SIGHUP") if hasa
         signal.signal(_signal, signal.default_int_handler)
 
 KEY = "test-key"
+USAGE, SETUP, REFUSED, LIMITED, NO_ANSWER, UNSAVED = (
+    program.USAGE, program.SETUP, program.REFUSED, program.LIMITED, program.NO_ANSWER, program.UNSAVED)
 RESULT_FIELDS = {"schema", "ok", "saved", "requested", "http_status", "elapsed_s", "model", "usage", "cost_usd",
                  "request_id", "warnings"}
 ERROR_FIELDS = {"kind", "message", "http_status", "code", "request_id", "billed", "retryable", "next", "hint"}
@@ -62,6 +64,11 @@ class Result(NamedTuple):
         return found
 
     @property
+    def names(self) -> list[str]:
+        """Return the file names of the Saved: lines."""
+        return [Path(path).name for path, _ in self.saved]
+
+    @property
     def json(self) -> dict[str, Any]:
         """Return the JSON object that has to be the only line of standard output."""
         lines = self.stdout.split("\n")
@@ -78,29 +85,18 @@ class Result(NamedTuple):
         return [line for line in self.stderr.split("\n") if "error:" in line]
 
 
-class ProgramCase(unittest.TestCase):
-    """Runs the real program against one loopback server per class, in a private folder per test."""
-    server: ApiServer
-    maxDiff = None
+class World:
+    """A home, a working and a temporary folder, and the one command that is run there again and again."""
 
-    @classmethod
-    def setUpClass(cls) -> None:
-        """Start the server of the class."""
-        cls.server = ApiServer(KEY)
-        cls.server.__enter__()
-        cls.addClassCleanup(cls.server.__exit__, None, None, None)
-
-    def setUp(self) -> None:
-        """Make an empty home, working folder and temporary folder, and forget earlier requests and plans."""
-        root = tempfile.mkdtemp(prefix="gpt-image2-test-")
-        self.addCleanup(shutil.rmtree, root, True)
-        self.root = Path(root).resolve()
-        self.home, self.work, self.tmp = (self.root / name for name in ("home", "work", "tmp"))
+    def __init__(self, root: Path, server: Any, prompt: str = "a fox", words: Sequence[Argument] = ("generate",),
+                 options: Sequence[Argument] = (), key_variable: str = "GPT_IMAGE2_API_KEY") -> None:
+        """Make the folders; the command has `words`, the prompt, the server's address and these options."""
+        self.root, self.server, self.prompt = root, server, prompt
+        self.words, self.options, self.key_variable = words, options, key_variable
+        self.home, self.work, self.tmp = (root / name for name in ("home", "work", "tmp"))
+        self.requests = self.home / ".local" / "state" / "gpt-image-2" / "requests"
         for folder in (self.home, self.work, self.tmp):
-            folder.mkdir()
-        self.server.reset()
-
-    # ---- Running ----
+            folder.mkdir(parents=True)
 
     def environment(self, extra: Environment | None = None) -> dict[str, str]:
         """Return a clean environment with some variables more (or, with None as value, less)."""
@@ -109,30 +105,123 @@ class ProgramCase(unittest.TestCase):
             "LANG": "C.UTF-8", "NO_PROXY": "*", "PYTHONDONTWRITEBYTECODE": "1", **(extra or {})}
         return {name: value for name, value in variables.items() if value is not None}
 
-    def start_program(self, *arguments: Argument, env: Environment | None = None,
-                      stdin: Argument | None = None, cwd: Path | None = None) -> subprocess.Popen[bytes]:
-        """Start the program and return at once."""
+    def launch(self, *command: Argument | Path, env: Environment | None = None, stdin: Argument | None = None,
+               cwd: Path | None = None, **options: Any) -> subprocess.Popen[bytes]:
+        """Start any command in this world and return at once."""
         with tempfile.TemporaryFile() as source:
             source.write(stdin.encode() if isinstance(stdin, str) else stdin or b"")
             source.seek(0)
-            return subprocess.Popen([sys.executable, str(PROGRAM), *arguments], cwd=str(cwd or self.work),
-                                    env=self.environment(env), stdin=source, stdout=subprocess.PIPE,
-                                    stderr=subprocess.PIPE)
+            streams = {"stdin": source, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+            return subprocess.Popen([each if isinstance(each, bytes) else str(each) for each in command],
+                                    cwd=str(cwd or self.work), env=self.environment(env), **streams)
 
-    def finish(self, child: subprocess.Popen[bytes], timeout: float = 60) -> Result:
-        """Wait for a started program; one that hangs is killed and fails the test."""
-        try:
-            stdout, stderr = child.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            stdout, stderr = child.communicate()
-            self.fail(f"the program hung: {child.args}\n{stdout!r}\n{stderr!r}")
-        return Result(child.returncode, stdout.decode("utf-8"), stderr.decode("utf-8"))
+    def command(self, *more: Argument) -> list[Argument]:
+        """Return the arguments of this world's command, with some more."""
+        return [*self.words, self.prompt, "--base-url", self.server.url, "-o", "out.png", *self.options, *more]
 
-    def run_program(self, *arguments: Argument, env: Environment | None = None, stdin: Argument | None = None,
-                    cwd: Path | None = None, timeout: float = 60) -> Result:
+    def start(self, *more: Argument, through: Sequence[str | Path] = (sys.executable, PROGRAM),
+              **options: Any) -> subprocess.Popen[bytes]:
+        """Start this world's command, with its key, in a session of its own; `through` may wrap the program."""
+        return self.launch(*through, *self.command(*more), env={self.key_variable: KEY}, start_new_session=True,
+                           **options)
+
+    def run(self, *more: Argument, **options: Any) -> Result:
+        """Run this world's command to its end."""
+        return finish(self.start(*more, **options), 90)
+
+    def posts(self) -> int:
+        """Return the number of paid requests that this command has sent."""
+        return sum(post.fields.get("prompt") == self.prompt for post in self.server.posts)
+
+    def pictures(self) -> list[str]:
+        """Return the names of the pictures that were saved."""
+        return sorted(path.name for path in self.work.glob("out*") if path.suffix != ".answer")
+
+    def journal(self) -> list[str]:
+        """Return the names of the unfinished requests."""
+        return sorted(path.name for path in self.requests.glob("*") if path.name != ".lock")
+
+    def leftovers(self) -> list[str]:
+        """Return all temporary and half-written files."""
+        return [*os.listdir(str(self.tmp)), *(str(path) for path in self.root.rglob("*.part"))]
+
+
+def finish(child: subprocess.Popen[bytes], timeout: float = 60) -> Result:
+    """Wait for a started program; one that hangs is killed and fails the test."""
+    try:
+        stdout, stderr = child.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        stdout, stderr = child.communicate()
+        raise AssertionError(f"the program hung: {child.args!r}\n{stdout!r}\n{stderr!r}") from None
+    return Result(child.returncode, (stdout or b"").decode("utf-8"), (stderr or b"").decode("utf-8"))
+
+
+class ProgramCase(unittest.TestCase):
+    """Runs the real program against one loopback server per class, in a private World per test.
+
+    run_program, generate and edit start the real file as a child process; run_inside and generate_inside call its
+    main() in this process, for long tables; start_program and start_generate return while the child still runs.
+    generate, edit, generate_inside and start_generate add the server's address and key.
+    """
+    server: Any
+    maxDiff = None
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        """Start the server of the class."""
+        cls.server = cls.make_server()
+        cls.server.__enter__()
+        cls.addClassCleanup(cls.server.__exit__, None, None, None)
+
+    @classmethod
+    def make_server(cls) -> Any:
+        """The stand-in for the API."""
+        return ApiServer(KEY)
+
+    def setUp(self) -> None:
+        """Make an empty home, working folder and temporary folder, and forget earlier requests and plans."""
+        root = tempfile.mkdtemp(prefix="gpt-image2-test-")
+        self.addCleanup(shutil.rmtree, root, True)
+        self.world = World(Path(root).resolve(), self.server)
+        self.root, self.home, self.work, self.tmp = (self.world.root, self.world.home, self.world.work, self.world.tmp)
+        self.server.reset()
+
+    def enter(self, server: Any) -> Any:
+        """Keep a server running until the end of the test."""
+        server.__enter__()
+        self.addCleanup(server.__exit__, None, None, None)
+        return server
+
+    # ---- Running ----
+
+    def make_world(self, name: str, server: Any = None, **about: Any) -> World:
+        """Return another world, so that many commands can run side by side."""
+        return World(self.root / re.sub(r"[^\w.-]+", "-", name), server or self.server, **about)
+
+    def environment(self, extra: Environment | None = None) -> dict[str, str]:
+        """Return the environment of this test's children."""
+        return self.world.environment(extra)
+
+    def start_program(self, *arguments: Argument, **options: Any) -> subprocess.Popen[bytes]:
+        """Start the program (with env, stdin, cwd as in World.launch) and return at once."""
+        return self.world.launch(sys.executable, PROGRAM, *arguments, **options)
+
+    finish = staticmethod(finish)
+
+    def kill(self, child: subprocess.Popen[bytes], number: int = 9) -> Result:
+        """Send a signal, by default the one that nobody survives, and wait for the end."""
+        child.send_signal(number)
+        return finish(child)
+
+    def kill_at_request(self, child: subprocess.Popen[bytes], number: int = 9) -> Result:
+        """The same once a paid request has arrived."""
+        self.wait_until(lambda: bool(self.server.posts))
+        return self.kill(child, number)
+
+    def run_program(self, *arguments: Argument, timeout: float = 60, **options: Any) -> Result:
         """Run the program to its end and check that it cleaned up."""
-        result = self.finish(self.start_program(*arguments, env=env, stdin=stdin, cwd=cwd), timeout)
+        result = self.finish(self.start_program(*arguments, **options), timeout)
         self.assert_no_leftovers()
         return result
 
@@ -144,7 +233,7 @@ class ProgramCase(unittest.TestCase):
         self.assert_no_leftovers()
         return results
 
-    def call_program(self, *arguments: str, env: Environment | None = None, stdin: str = "") -> Result:
+    def run_inside(self, *arguments: str, env: Environment | None = None, stdin: str = "") -> Result:
         """Run the program's main() inside this process: for long tables, where starting interpreters takes the time."""
         stdout, stderr = io.StringIO(), io.StringIO()
         with self.inside(env, stdin), contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
@@ -167,6 +256,11 @@ class ProgramCase(unittest.TestCase):
             for number, handler in handlers.items():
                 signal.signal(number, handler)
 
+    def load_settings(self, flags: Mapping[str, Any], env: Environment | None = None) -> Any:
+        """Return the program's Settings for these options and variables."""
+        with self.inside(env, ""):
+            return program.load_settings(flags)
+
     def access(self) -> list[str]:
         """Return the options that lead to the server of the class."""
         return ["--base-url", self.server.url]
@@ -181,9 +275,16 @@ class ProgramCase(unittest.TestCase):
         return self.run_program("edit", *self.access(), *arguments,
                                 env={"GPT_IMAGE2_API_KEY": KEY, **(env or {})}, **options)
 
-    def ask(self, *arguments: str, env: Environment | None = None, **options: Any) -> Result:
+    def generate_inside(self, *arguments: str, env: Environment | None = None, **options: Any) -> Result:
         """Run generate against the server inside this process."""
-        return self.call_program("generate", *self.access(), *arguments,
+        return self.run_inside("generate", *self.access(), *arguments,
+                               env={"GPT_IMAGE2_API_KEY": KEY, **(env or {})}, **options)
+
+    def start_generate(self, *arguments: Argument, env: Environment | None = None,
+                       through: Sequence[str | Path] = (sys.executable, PROGRAM),
+                       **options: Any) -> subprocess.Popen[bytes]:
+        """Start generate against the server, with its key, and return at once; `through` may wrap the program."""
+        return self.world.launch(*through, "generate", *self.access(), *arguments,
                                  env={"GPT_IMAGE2_API_KEY": KEY, **(env or {})}, **options)
 
     # ---- Files ----
@@ -203,7 +304,7 @@ class ProgramCase(unittest.TestCase):
         path.chmod(mode)
         return str(path)
 
-    def program(self, name: str, text: str, folder: Path | None = None) -> str:
+    def shell_script(self, name: str, text: str, folder: Path | None = None) -> str:
         """Write an executable shell script and return its path."""
         path = (folder or self.root / "bin") / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -212,6 +313,17 @@ class ProgramCase(unittest.TestCase):
         return str(path)
 
     # ---- Looking ----
+
+    @contextlib.contextmanager
+    def fresh(self, *message: object, **about: object) -> Iterator[None]:
+        """A subtest before which the server forgets all requests and plans."""
+        with self.subTest(*message, **about):
+            self.server.reset()
+            yield
+
+    def journal(self) -> list[str]:
+        """Return the names of the unfinished requests."""
+        return self.world.journal()
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
         """Wait for something that must come within 20 s."""

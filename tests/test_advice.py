@@ -7,16 +7,14 @@ import os
 import re
 import shlex
 import socket
-import unittest
 from typing import Any
 from unittest import mock
 
 from api_server import Answer, draw_png
 from runapi_server import RunApiServer
-from support import KEY, ProgramCase, Result, png_file, program
+from support import KEY, NO_ANSWER, SETUP, USAGE, ProgramCase, Result, png_file, program
 
 PNG = draw_png(64, 48)
-USAGE, SETUP, REFUSED, NO_ANSWER = 2, 3, 4, 6
 INVISIBLE = ("\r", "\n", "\r\n", " ", "\t", "\u00a0", "\u3000", "\ufeff", "\u200b", "\u200e", "\u2060", "\u00ad")
 
 
@@ -24,8 +22,8 @@ class AdviceCase(ProgramCase):
     """Runs commands against the loopback server, with its key in the environment."""
 
     def try_command(self, *words: str, env: dict[str, str | None] | None = None) -> Result:
-        return self.call_program(*words, env={"GPT_IMAGE2_API_KEY": KEY, "GPT_IMAGE2_BASE_URL": self.server.url,
-                                              **(env or {})})
+        return self.run_inside(*words, env={"GPT_IMAGE2_API_KEY": KEY, "GPT_IMAGE2_BASE_URL": self.server.url,
+                                            **(env or {})})
 
     def refused(self, *words: str, exit_code: int = USAGE, env: dict[str, str | None] | None = None) -> str:
         """The text of a refusal before anything was sent."""
@@ -70,7 +68,8 @@ class PromptThatIsNoneTest(AdviceCase):
         self.file("photo.png", PNG)
         self.file("bare", PNG)
         self.file("my photo.png", PNG)
-        for word in ("photo.png", "nowhere.JPG", "x.webp", "x.heic", "bare", "my photo.png", "https://relay.invalid/a.png"):
+        for word in ("photo.png", "nowhere.JPG", "x.webp", "x.heic", "bare", "my photo.png",
+                     "https://relay.invalid/a.png"):
             with self.subTest(word):
                 self.assertEqual(self.proposed("generate", word), ["edit", word, "what to change"])
         self.assertEqual(self.proposed("generate", "photo.png", "give it a hat")[:2], ["edit", "photo.png"])
@@ -89,8 +88,8 @@ class PromptThatIsNoneTest(AdviceCase):
 
     def test_ordinary_words_pass(self) -> None:
         (self.work / "folder").mkdir()
-        for prompt in ("fox", "a.b", "@home", "@", "notes.txt", "folder", "a sign that says photo.png", "fox.", "help me",
-                       "~", "a\nb.png c"):
+        for prompt in ("fox", "a.b", "@home", "@", "notes.txt", "folder", "a sign that says photo.png", "fox.",
+                       "help me", "~", "a\nb.png c"):
             with self.subTest(prompt):
                 self.assertEqual(self.sent("generate", prompt)["prompt"], prompt)
 
@@ -98,10 +97,10 @@ class PromptThatIsNoneTest(AdviceCase):
         for words in (["generate", "help"], ["edit", "help"], ["config", "help"], ["generate", "help", "--json"],
                       ["help", "generate"], ["help"]):
             with self.subTest(words):
-                result = self.call_program(*words)
+                result = self.run_inside(*words)
                 self.assertEqual((result.exit_code, result.stderr), (0, ""))
                 topic = [word for word in words if word in ("generate", "edit", "config")]
-                self.assertEqual(result.stdout, self.call_program(*topic, "--help").stdout)
+                self.assertEqual(result.stdout, self.run_inside(*topic, "--help").stdout)
         photo = self.file("photo.png", PNG)
         for words in (["generate", "-o", "x.png", "help"], ["edit", photo, "help"], ["generate", "Help"]):
             self.assertEqual(self.proposed(*words), [words[0], "--help"])
@@ -151,11 +150,12 @@ class PastedKeyTest(AdviceCase):
                 self.assertIn("placeholder", text)
         config = self.write_config({"base_url": self.server.url, "api_key": "${MY_KEY}"}, path=self.work / "c.json")
         self.assertIn("placeholder", self.refused("generate", "a fox", "--config", config, exit_code=SETUP))
-        self.assertIn("placeholder", self.refused("config", "--check", exit_code=SETUP, env={"GPT_IMAGE2_API_KEY": "..."}))
+        self.assertIn("placeholder", self.refused("config", "--check", exit_code=SETUP,
+                                                  env={"GPT_IMAGE2_API_KEY": "..."}))
 
     def test_real_looking_ones_pass(self) -> None:
-        for key in (KEY, "none", "EMPTY", "dummy", "sk-1234", "ollama", "test-your", "Abc.def-ghi_jkl+mno/pqr==", "a$b{c}",
-                    "YouR9here8", "key-1", "dont-change-monkey", "relay-yourself-key9"):
+        for key in (KEY, "none", "EMPTY", "dummy", "sk-1234", "ollama", "test-your", "Abc.def-ghi_jkl+mno/pqr==",
+                    "a$b{c}", "YouR9here8", "key-1", "dont-change-monkey", "relay-yourself-key9"):
             with self.subTest(key):
                 self.assertEqual(program.read_key(program.KeySource("x", "", key), []), key)
 
@@ -164,16 +164,16 @@ class PastedAddressIsUnderstoodTest(AdviceCase):
     """Base URLs as people paste them lead to the right path, and no hint makes them worse."""
 
     def base(self, url: str, *words: str) -> str:
-        with self.inside({}, ""):
-            return str(program.load_settings({"base_url": url}).base_url.value)
+        return str(self.load_settings({"base_url": url}).base_url.value)
 
     def test_cut(self) -> None:
-        table = (("/v1/chat/completions", "/v1"), ("/v1/responses", "/v1"), ("/v1/models", "/v1"), ("/v1/images", "/v1"),
-                 ("/v1/images/generations", "/v1"), ("/v1/images/edits/", "/v1"), ("/v1/embeddings", "/v1"), ("/v1/", "/v1"),
-                 ("/v1/models/gpt-image-2", "/v1"), ("//v1//", "/v1"), ("/api//v1//chat/completions", "/api/v1"),
-                 ("/v3/chat/completions", "/v3"), ("/chat/completions", ""), ("/api/images/edits", "/api"), ("/", ""),
-                 ("/models", "/models"), ("/images", "/images"), ("/v1/acct/gateway", "/v1/acct/gateway"),
-                 ("/v1beta/openai/chat/completions", "/v1beta/openai"), ("/v1\ufeff\u200b", "/v1"), ("/v1 \r\n", "/v1"),
+        table = (("/v1/chat/completions", "/v1"), ("/v1/responses", "/v1"), ("/v1/models", "/v1"),
+                 ("/v1/images", "/v1"), ("/v1/images/generations", "/v1"), ("/v1/images/edits/", "/v1"),
+                 ("/v1/embeddings", "/v1"), ("/v1/", "/v1"), ("/v1/models/gpt-image-2", "/v1"), ("//v1//", "/v1"),
+                 ("/api//v1//chat/completions", "/api/v1"), ("/v3/chat/completions", "/v3"), ("/chat/completions", ""),
+                 ("/api/images/edits", "/api"), ("/", ""), ("/models", "/models"), ("/images", "/images"),
+                 ("/v1/acct/gateway", "/v1/acct/gateway"), ("/v1beta/openai/chat/completions", "/v1beta/openai"),
+                 ("/v1\ufeff\u200b", "/v1"), ("/v1 \r\n", "/v1"),
                  ("/openai/v1/images/edits?api-version=preview", "/openai/v1?api-version=preview"),
                  ("/openai/deployments/d/chat/completions?api-version=2025-04-01-preview",
                   "/openai/deployments/d?api-version=2025-04-01-preview"))
@@ -186,14 +186,15 @@ class PastedAddressIsUnderstoodTest(AdviceCase):
         self.assertEqual(self.base("Https://Relay.INVALID/v1"), "https://Relay.INVALID/v1")
         port = self.server.url.partition("//")[2]
         self.sent("generate", "a fox", "--base-url", "HTTP://" + port.replace("127.0.0.1", "LOCALHOST"))
-        for one, other in (("HTTPS://API.openai.com/v1", "api.openai.com"), ("HTTP://x.invalid", "http://x.invalid:80")):
+        for one, other in (("HTTPS://API.openai.com/v1", "api.openai.com"),
+                           ("HTTP://x.invalid", "http://x.invalid:80")):
             self.assertEqual(program.host_of(one), other)
-        with self.inside({"OPENAI_BASE_URL": " Https://Relay.invalid/v1 ", "OPENAI_API_KEY": KEY}, ""):
-            self.assertIsNotNone(program.choose_key(program.load_settings({})))
-            self.assertEqual(program.api_of("HTTPS://R.OPENAI.AZURE.COM"), "azure")
+        settings = self.load_settings({}, {"OPENAI_BASE_URL": " Https://Relay.invalid/v1 ", "OPENAI_API_KEY": KEY})
+        self.assertIsNotNone(program.choose_key(settings))
+        self.assertEqual(program.api_of("HTTPS://R.OPENAI.AZURE.COM"), "azure")
 
     def test_plain_http_in_capitals_is_still_refused(self) -> None:
-        self.assertIn("unencrypted", self.refused("generate", "a fox", "--base-url", "HTTP://relay.invalid/v1"))
+        self.assertIn("over plain http", self.refused("generate", "a fox", "--base-url", "HTTP://relay.invalid/v1"))
 
     def test_the_whole_way(self) -> None:
         for tail in ("/chat/completions", "/responses", "/models", "/images", "/images/edits", "//images/generations/"):
@@ -234,7 +235,7 @@ class WhatACheckProvesTest(AdviceCase):
             with self.subTest(status):
                 self.assertEqual((result.exit_code, result.errors), (0, []), result.stderr)
                 self.assertRegex(result.stdout, f"(?m)^note  .*HTTP {status}.*proves")
-                self.assertNotIn("takes the key", result.stdout)
+                self.assertNotIn("accepts the key", result.stdout)
 
     def test_in_json_it_is_a_warning(self) -> None:
         self.server.plan_models(Answer(status=404, body=b"", check=False))
@@ -246,7 +247,7 @@ class WhatACheckProvesTest(AdviceCase):
         self.server.plan_models(*[Answer(body=b'{"data": [{"id": "gpt-image-2"}]}', check=False)] * 4)
         result = self.check()
         self.assertRegex(result.stdout, "(?m)^note  .*without the key")
-        self.assertNotIn("takes the key", result.stdout)
+        self.assertNotIn("accepts the key", result.stdout)
         self.assertIn("without the key", " ".join(self.check("--json").json["warnings"]))
         self.assertEqual([request.header("Authorization") for request in self.server.requests],
                          [f"Bearer {KEY}", ""] * 2)
@@ -259,7 +260,7 @@ class WhatACheckProvesTest(AdviceCase):
 
     def test_a_list_that_wants_the_key_proves_it(self) -> None:
         result = self.run_program("config", "--check", *self.access(), env={"GPT_IMAGE2_API_KEY": KEY})
-        self.assertRegex(result.stdout, "(?m)^ok .*takes the key")
+        self.assertRegex(result.stdout, "(?m)^ok .*accepts the key")
 
     def test_a_refused_key_and_a_web_page_stay_failures(self) -> None:
         self.assertEqual(self.check(env={"GPT_IMAGE2_API_KEY": "wrong-test"}).exit_code, SETUP)
@@ -270,9 +271,9 @@ class WhatACheckProvesTest(AdviceCase):
 
     def test_runapi(self) -> None:
         with RunApiServer(KEY) as server:
-            result = self.call_program("config", "--check", "--api", "runapi", "--base-url", server.origin,
-                                       env={"RUNAPI_API_KEY": KEY})
-        self.assertIn("takes the key", result.stdout + result.stderr)
+            result = self.run_inside("config", "--check", "--api", "runapi", "--base-url", server.origin,
+                                     env={"RUNAPI_API_KEY": KEY})
+        self.assertIn("accepts the key", result.stdout + result.stderr)
 
 
 class WrongKindOfFileTest(AdviceCase):
@@ -289,7 +290,8 @@ class WrongKindOfFileTest(AdviceCase):
 
     def test_encodings(self) -> None:
         content = json.dumps({"base_url": self.server.url, "api_key": KEY, "model": "caf\u00e9"}, ensure_ascii=False)
-        for name, named in (("utf-16", "UTF-16"), ("utf-16-le", ""), ("utf-16-be", ""), ("latin-1", "another encoding")):
+        for name, named in (("utf-16", "UTF-16"), ("utf-16-le", ""), ("utf-16-be", ""),
+                            ("latin-1", "another encoding")):
             mark = {"utf-16-le": b"\xff\xfe", "utf-16-be": b"\xfe\xff"}.get(name, b"")
             with self.subTest(name):
                 path = self.file("c.json", mark + content.encode(name))
@@ -307,7 +309,7 @@ class WrongKindOfFileTest(AdviceCase):
             result = self.try_command("generate", "a fox", "--json")
             error = result.json["error"]
             with self.subTest(str(body)[:30]):
-                text = error["message"] + str(error["code"]) + result.stderr.partition("What came back")[0]
+                text = error["message"] + str(error["code"]) + result.stderr.partition("The server's reply")[0]
                 self.assertNotIn("iVBOR", text)
                 self.assertNotIn(os.sep + "requests" + os.sep, text)
 
@@ -388,7 +390,8 @@ class StrangersTest(AdviceCase):
     def test_known_strangers(self) -> None:
         table = {"--n.": ("--count", "--num-images", "--batch-size"), "--overwrite.": ("--force", "-f", "-y"),
                  "--size WIDTHxHEIGHT": ("--width", "--height"), "needs no option": ("--prompt", "-p"),
-                 "no such parameter": ("--seed", "--negative-prompt", "--negative_prompt", "--style", "--steps", "--response-format"),
+                 "no such parameter": ("--seed", "--negative-prompt", "--negative_prompt", "--style", "--steps",
+                                       "--response-format"),
                  "--format.": ("--output-format",), "--output PATH": ("--out", "--output-dir"),
                  "--aspect-ratio W:H": ("--ar",), "edit --help": ("--image", "--mask", "-i"),
                  "--api-key-env NAME": ("--key",), "--base-url.": ("--endpoint",)}
@@ -430,9 +433,10 @@ class ValuesAsPeopleWriteThemTest(AdviceCase):
 
     def test_sizes(self) -> None:
         table = {"16:9": "1280x720", "16/9": "1280x720", "4k": "2880x2880", "2K": "2048x2048", "1024": "1024x1024",
-                 "1024px": "1024x1024", "1024\u00d71536": "1024x1536", "1024 x 1536": "1024x1536", "1024*1536": "1024x1536",
-                 "1024X1536": "1024x1536", " 1024x1536 ": "1024x1536", "1024 by 1536": "1024x1536", "1024:1536": "1024x1536",
-                 "1536px x 1024px": "1536x1024", "LANDSCAPE": "1536x1024", "Square": "1024x1024", "3\uff1a2": "1248x832"}
+                 "1024px": "1024x1024", "1024\u00d71536": "1024x1536", "1024 x 1536": "1024x1536",
+                 "1024*1536": "1024x1536", "1024X1536": "1024x1536", " 1024x1536 ": "1024x1536",
+                 "1024 by 1536": "1024x1536", "1024:1536": "1024x1536", "1536px x 1024px": "1536x1024",
+                 "LANDSCAPE": "1536x1024", "Square": "1024x1024", "3\uff1a2": "1248x832"}
         for text, size in table.items():
             with self.subTest(text):
                 self.assertEqual(self.sent("generate", "a fox", "--size", text)["size"], size)
@@ -442,7 +446,7 @@ class ValuesAsPeopleWriteThemTest(AdviceCase):
         for words in (["--size", "16:9", "--resolution", "4K"], ["--size", "4k", "--aspect-ratio", "16x9"]):
             self.assertEqual(self.sent("generate", "a fox", *words)["size"], "3840x2160")
         for words in (["--size", "16:9", "--aspect-ratio", "4:3"], ["--size", "4k", "--resolution", "2k"]):
-            self.assertIn("--size already says", self.refused("generate", "a fox", *words))
+            self.assertIn("use either --size", self.refused("generate", "a fox", *words))
 
     def test_ratios(self) -> None:
         for text in ("16:9", "16x9", "16/9", "16X9", "16\u00d79", "16 : 9", "16\uff1a9", "16 by 9"):
@@ -463,8 +467,8 @@ class ValuesAsPeopleWriteThemTest(AdviceCase):
                  (["--size", "1536 \u00d7 1024"], {"aspect_ratio": "3:2", "output_resolution": "1k"}))
         for words, expected in table:
             with self.subTest(words), RunApiServer(KEY) as server:
-                result = self.call_program("generate", "a fox", "--api", "runapi", "--base-url", server.origin, *words,
-                                           env={"RUNAPI_API_KEY": KEY})
+                result = self.run_inside("generate", "a fox", "--api", "runapi", "--base-url", server.origin, *words,
+                                         env={"RUNAPI_API_KEY": KEY})
                 self.assertEqual(result.exit_code, 0, result.stderr)
                 fields = server.creates[0].fields
                 self.assertEqual({name: fields[name] for name in fields if name not in ("model", "prompt")}, expected)
@@ -472,10 +476,11 @@ class ValuesAsPeopleWriteThemTest(AdviceCase):
     def test_every_broken_rule_and_the_exact_shape(self) -> None:
         for size, rules, hints in (
                 ("3840x1000", ["multiples of 16", "3 times"], ["--size 3840x1280"]),
-                ("8001x100", ["multiples of 16", "3840", "3 times"], []), ("500x500", ["multiples of 16", "250000"], []),
+                ("8001x100", ["multiples of 16", "3840", "3 times"], []),
+                ("500x500", ["multiples of 16", "250,000"], []),
                 ("1920x1080", ["multiples of 16"], ["--size 1920x1088", "exactly this shape: --size 2048x1152"]),
                 ("1080x1920", ["multiples of 16"], ["--size 1088x1920", "exactly this shape: --size 1152x2048"]),
-                ("7680x4320", ["3840", "33177600"], ["The nearest: --size 3840x2160"])):
+                ("7680x4320", ["3840", "33,177,600"], ["Closest: --size 3840x2160"])):
             with self.subTest(size):
                 text = self.refused("generate", "a fox", "--size", size)
                 for words in (*rules, *hints):
@@ -486,7 +491,3 @@ class ValuesAsPeopleWriteThemTest(AdviceCase):
     def test_what_is_proposed_is_taken(self) -> None:
         for size in re.findall(r"--size (\S+x\d+)", self.refused("generate", "a fox", "--size", "1920x1080")):
             self.assertEqual(self.sent("generate", "a fox", "--size", size)["size"], size)
-
-
-if __name__ == "__main__":
-    unittest.main()

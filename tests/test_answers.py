@@ -7,17 +7,15 @@ import json
 import socket
 import threading
 import unicodedata
-import unittest
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from api_server import Answer, ApiServer, draw_jpeg, draw_png, draw_webp, error_body, sniff
-from support import ERROR_FIELDS, KEY, RESULT_FIELDS, ProgramCase, Result
+from support import ERROR_FIELDS, KEY, LIMITED, NO_ANSWER, REFUSED, RESULT_FIELDS, SETUP, UNSAVED, ProgramCase, Result
 
 PROMPT = "a red fox"
 SMALL, LARGE = draw_png(32, 32), draw_png(32, 32, padding=300_000)
 HUGE = draw_png(32, 32, padding=1_500_000)  # its base64 fills more than one block
-SETUP, REFUSED, LIMITED, NO_ANSWER, UNSAVED = 3, 4, 5, 6, 7
 USER_ERROR = "image_generation_user_error"
 LATER = (("Retry-After", "3600"),)  # longer than any run waits, so that nothing is tried again
 
@@ -32,7 +30,7 @@ def encoded(image: bytes) -> dict[str, str]:
     return {"b64_json": base64.b64encode(image).decode()}
 
 
-class ImagesTest(ProgramCase):
+class AnswersBecomeFilesTest(ProgramCase):
     """Every spelling of a picture ends as the same bytes on disk."""
 
     def test_spellings(self) -> None:
@@ -41,7 +39,7 @@ class ImagesTest(ProgramCase):
         for spelling, image in (*table, ("plain", HUGE), ("slashes", HUGE), ("newlines", draw_webp(9, 9))):
             with self.subTest(f"{spelling} {len(image)}"):
                 self.server.plan(Answer(image=image, spelling=spelling))
-                saved = self.saved_file(self.ask(PROMPT, "-o", "a.png", "--overwrite"))
+                saved = self.saved_file(self.generate_inside(PROMPT, "-o", "a.png", "--overwrite"))
                 self.assertEqual(saved.read_bytes(), image)
 
     def test_sent_in_pieces(self) -> None:
@@ -49,7 +47,7 @@ class ImagesTest(ProgramCase):
                              ("slowly", Answer(image=SMALL, chunked=True, trickle=0.01))):
             with self.subTest(name):
                 self.server.plan(answer)
-                self.assertEqual(self.saved_file(self.ask(PROMPT)).read_bytes(), answer.image)
+                self.assertEqual(self.saved_file(self.generate_inside(PROMPT)).read_bytes(), answer.image)
 
     def test_order_of_several(self) -> None:
         images = [draw_png(16 + number, 16, number) for number in range(4)]
@@ -61,19 +59,19 @@ class ImagesTest(ProgramCase):
     def test_members_that_nobody_asked_for(self) -> None:
         item = {"revised_prompt": "x" * 100_000, **encoded(SMALL), "url": None, "extra": {"@span": [0, 5]}}
         self.server.plan(Answer(body=data(item, error=None, code=0, message="success")))
-        self.assertEqual(self.saved_file(self.ask(PROMPT)).read_bytes(), SMALL)
+        self.assertEqual(self.saved_file(self.generate_inside(PROMPT)).read_bytes(), SMALL)
 
     def test_content_type_does_not_matter(self) -> None:
         for kind in ("text/plain", "application/octet-stream", "text/html"):
             with self.subTest(kind):
                 self.server.plan(Answer(image=SMALL, content_type=kind))
-                self.assertEqual(self.saved_file(self.ask(PROMPT)).read_bytes(), SMALL)
+                self.assertEqual(self.saved_file(self.generate_inside(PROMPT)).read_bytes(), SMALL)
 
     def test_mark_and_white_space_around_the_object(self) -> None:
         for prefix in (b"\xef\xbb\xbf", b" \r\n\t", b"\n" * 9000):  # the last: signs of life of a patient gateway
             with self.subTest(prefix):
                 self.server.plan(Answer(body=prefix + data(encoded(SMALL)) + b"\n"))
-                self.assertEqual(self.saved_file(self.ask(PROMPT)).read_bytes(), SMALL)
+                self.assertEqual(self.saved_file(self.generate_inside(PROMPT)).read_bytes(), SMALL)
 
 
     def test_error_beside_a_picture_is_a_warning(self) -> None:
@@ -83,7 +81,7 @@ class ImagesTest(ProgramCase):
                            ("code", {"code": 500, "message": text})):
             with self.subTest(name):
                 self.server.plan(Answer(body=data(encoded(SMALL), **more)))
-                result = self.ask(PROMPT, "--json", "-o", "a.png", "--overwrite")
+                result = self.generate_inside(PROMPT, "--json", "-o", "a.png", "--overwrite")
                 self.assertEqual((result.exit_code, len(result.json["saved"])), (0, 1), result.stderr)
                 self.assertIn(text, result.json["warnings"][0])
 
@@ -91,26 +89,27 @@ class ImagesTest(ProgramCase):
         for error in ({"message": "", "type": "", "param": "", "code": None}, {"code": 0}, {}):
             with self.subTest(error):
                 self.server.plan(Answer(body=data(encoded(SMALL), error=error)))
-                self.assertEqual(self.ask(PROMPT, "--json", "--overwrite").json["warnings"], [])
+                self.assertEqual(self.generate_inside(PROMPT, "--json", "--overwrite").json["warnings"], [])
 
     def test_small_base64_anywhere(self) -> None:
         for image in (SMALL, draw_jpeg(9, 9), draw_webp(9, 9)):
             for name in ("images", "output", "result"):
                 with self.subTest(f"{name} {image[:4]!r}"):
                     self.server.plan(Answer(body=json.dumps({name: [encoded(image)["b64_json"]]}).encode()))
-                    self.assertEqual(self.saved_file(self.ask(PROMPT, "-o", "a", "--overwrite")).read_bytes(), image)
+                    result = self.generate_inside(PROMPT, "-o", "a", "--overwrite")
+                    self.assertEqual(self.saved_file(result).read_bytes(), image)
 
     def test_unreadable_answer_is_kept_when_the_message_cannot_show_it(self) -> None:
         body = json.dumps({"picture": {"link": "https://cdn.invalid/" + "p" * 2000}}).encode()
         self.server.plan(Answer(body=body), Answer(body=b'{"picture": 1}'))
-        result = self.ask(PROMPT, "--json", "-o", "a.png")
+        result = self.generate_inside(PROMPT, "--json", "-o", "a.png")
         self.assertEqual((result.exit_code, (self.work / "a-1.answer").read_bytes()), (NO_ANSWER, body))
         self.assertIn("a-1.answer", result.json["error"]["hint"])
-        self.ask(PROMPT, "-o", "b.png")
+        self.generate_inside(PROMPT, "-o", "b.png")
         self.assertEqual(list(self.work.glob("b*")), [])
 
 
-class UrlTest(ProgramCase):
+class PicturesBehindUrlsTest(ProgramCase):
     """Pictures behind a URL are fetched without the key, and never asked for anew."""
 
     def downloads(self) -> list[Any]:
@@ -123,19 +122,19 @@ class UrlTest(ProgramCase):
         self.assertEqual(self.saved_file(result).read_bytes(), LARGE)
         download, = self.downloads()
         self.assertEqual(download.method, "GET")
-        self.assertEqual({name.lower() for name, _ in download.headers}, {"host", "user-agent", "accept", "accept-encoding"})
+        self.assertEqual({name.lower() for name, _ in download.headers},
+                         {"host", "user-agent", "accept", "accept-encoding"})
         self.only_post()
 
     def test_several(self) -> None:
         self.server.plan(Answer(as_url=True))
-        result = self.ask(PROMPT, "--n", "3", "-o", "a.png")
-        self.assertEqual(([Path(path).name for path, _ in result.saved], len(self.downloads())),
-                         (["a-1.png", "a-2.png", "a-3.png"], 3))
+        result = self.generate_inside(PROMPT, "--n", "3", "-o", "a.png")
+        self.assertEqual((result.names, len(self.downloads())), (["a-1.png", "a-2.png", "a-3.png"], 3))
 
     def test_mixed(self) -> None:
         self.server.files["x.png"] = SMALL
         self.server.plan(Answer(body=data({"url": f"{self.server.origin}/files/x.png"}, encoded(LARGE))))
-        result = self.ask(PROMPT, "--n", "2", "-o", "a.png")
+        result = self.generate_inside(PROMPT, "--n", "2", "-o", "a.png")
         self.assertEqual([Path(path).read_bytes() for path, _ in result.saved], [SMALL, LARGE])
 
     def test_name_comes_from_the_user_not_from_the_server(self) -> None:
@@ -143,14 +142,14 @@ class UrlTest(ProgramCase):
         self.server.files["../../evil.sh"] = SMALL
         self.server.plan(Answer(body=data({"url": f"{self.server.origin}/files/x/{climb}evil.png"})))
         self.server.plan_files(Answer(image=SMALL))
-        self.ask(PROMPT, "-o", "a.png")
+        self.generate_inside(PROMPT, "-o", "a.png")
         self.assertEqual(list(self.root.rglob("evil*")), [])
 
     def test_redirect_is_followed(self) -> None:
         self.server.files["real.png"] = SMALL
         self.server.plan(Answer(as_url=True))
         self.server.plan_files(Answer(status=302, headers=(("Location", "/files/real.png"),)))
-        self.assertEqual(self.saved_file(self.ask(PROMPT)).read_bytes(), SMALL)
+        self.assertEqual(self.saved_file(self.generate_inside(PROMPT)).read_bytes(), SMALL)
 
     def test_address_as_people_write_it(self) -> None:
         self.server.files["my%20image.png"] = self.server.files["my image.png"] = SMALL
@@ -158,13 +157,15 @@ class UrlTest(ProgramCase):
             with self.subTest(url):
                 origin = self.server.origin if "HTTP" not in url else self.server.origin[4:]
                 self.server.plan(Answer(body=data({"url": url.format(origin)})))
-                self.assertEqual(self.saved_file(self.ask(PROMPT, "-o", "a.png", "--overwrite")).read_bytes(), SMALL)
+                result = self.generate_inside(PROMPT, "-o", "a.png", "--overwrite")
+                self.assertEqual(self.saved_file(result).read_bytes(), SMALL)
 
     def test_bytes_after_the_end(self) -> None:
         for image in (SMALL + b"x" * 5000, draw_webp(9, 8)[:-1] if len(draw_webp(9, 8)) % 2 == 0 else draw_webp(9, 8)):
             with self.subTest(image[:4]):
                 self.server.plan(Answer(as_url=True, image=image))
-                self.assertEqual(self.saved_file(self.ask(PROMPT, "-o", "a", "--overwrite")).read_bytes(), image)
+                result = self.generate_inside(PROMPT, "-o", "a", "--overwrite")
+                self.assertEqual(self.saved_file(result).read_bytes(), image)
 
     def from_own_servers(self, *answers: tuple[Answer, Answer]) -> list[tuple[Result, ApiServer]]:
         """Run one generate for each (answer, answer of the download), side by side, each with its own server."""
@@ -194,7 +195,7 @@ class UrlTest(ProgramCase):
 
     def test_download_that_is_no_image(self) -> None:
         self.server.plan(Answer(as_url=True, image=b"<html>expired</html>"))
-        result = self.ask(PROMPT, "--json")
+        result = self.generate_inside(PROMPT, "--json")
         self.assertIn(result.exit_code, (NO_ANSWER, UNSAVED))
         self.assertEqual((result.json["saved"], len(result.errors)), ([], 1))
         self.only_post()
@@ -213,7 +214,7 @@ class UrlTest(ProgramCase):
         self.assertEqual(list(self.root.rglob("evil*")), [])
 
 
-class DifferentTest(ProgramCase):
+class OtherThanAskedForTest(ProgramCase):
     """What came is not what was asked for: it is saved, named truthfully and reported."""
 
     def test_format(self) -> None:
@@ -221,7 +222,7 @@ class DifferentTest(ProgramCase):
                                    ("d.png", "webp", "d.webp")):
             with self.subTest(f"{asked} {drawn}"):
                 self.server.plan(Answer(format=drawn))
-                document = self.ask(PROMPT, "-o", asked, "--json").json
+                document = self.generate_inside(PROMPT, "-o", asked, "--json").json
                 self.assertEqual((document["ok"], Path(document["saved"][0]["path"]).name), (True, name))
                 self.assertEqual(document["saved"][0]["format"], drawn)
                 self.assertEqual(len(document["warnings"]), 1, document["warnings"])
@@ -230,9 +231,9 @@ class DifferentTest(ProgramCase):
     def test_gif(self) -> None:
         gif = b"GIF89a" + (16).to_bytes(2, "little") * 2 + b"\0\0\0" + b",\0\0\0\0\1\0\1\0\0\2\2D\1\0;"
         self.server.plan(Answer(image=gif))
-        self.assertEqual(self.saved_file(self.ask(PROMPT, "-o", "a.png")).name, "a.gif")
+        self.assertEqual(self.saved_file(self.generate_inside(PROMPT, "-o", "a.png")).name, "a.gif")
 
-    def test_size(self) -> None:
+    def test_another_size_is_a_warning(self) -> None:
         self.server.plan(Answer(size=(1024, 768)))
         result = self.generate(PROMPT, "--size", "1536x1024", "--json")
         document = result.json
@@ -243,7 +244,7 @@ class DifferentTest(ProgramCase):
 
     def test_free_size_is_not_reported(self) -> None:
         self.server.plan(Answer(size=(1254, 1254)))
-        self.assertEqual(self.ask(PROMPT, "--json").json["warnings"], [])
+        self.assertEqual(self.generate_inside(PROMPT, "--json").json["warnings"], [])
 
     def test_fewer_than_asked(self) -> None:
         self.server.plan(Answer(count=2))
@@ -251,11 +252,11 @@ class DifferentTest(ProgramCase):
         self.assertEqual(len(result.json["saved"]), 2)
         told = result.json["warnings"] + [result.json.get("error", {}).get("message", "")]
         self.assertTrue(any("3 " in text and "2 " in text for text in told), told)
-        self.assertRegex(result.stderr, r"\b3 .*\b2 ")
+        self.assertRegex(result.stderr, r"\b2 .*\b3 ")
 
     def test_more_than_asked_are_all_kept(self) -> None:
         self.server.plan(Answer(count=3))
-        result = self.ask(PROMPT, "-o", "a.png")
+        result = self.generate_inside(PROMPT, "-o", "a.png")
         self.assertEqual((result.exit_code, len(result.saved)), (0, 3))
 
 
@@ -287,7 +288,7 @@ class WrongAnswerCase(ProgramCase):
         for wrong in table:
             with self.subTest(wrong.name):
                 self.server.default = wrong.answer
-                self.check_result(wrong, self.ask(PROMPT, "--json", *wrong.arguments))
+                self.check_result(wrong, self.generate_inside(PROMPT, "--json", *wrong.arguments))
         with self.subTest(f"{wrong.name}, as a child"):
             self.check_result(wrong, self.generate(PROMPT, "--json", *wrong.arguments))
 
@@ -306,19 +307,20 @@ class WrongAnswerCase(ProgramCase):
         self.assertNotIn("Traceback", result.stderr)
 
 
-class RefusalTest(WrongAnswerCase):
+class ErrorEnvelopesTest(WrongAnswerCase):
     """Error envelopes of the API."""
 
     def test_bad_requests(self) -> None:
         self.check(
             Wrong("size", refusal(400, "Invalid size '1x1'. Width and height must both be divisible by 16.",
                                   "invalid_value", USER_ERROR), REFUSED, "refused", message="divisible by 16"),
-            Wrong("unknown parameter", refusal(400, "Unknown parameter: 'seed'.", "unknown_parameter"), REFUSED, "refused",
-                  message="Unknown parameter: 'seed'"),
+            Wrong("unknown parameter", refusal(400, "Unknown parameter: 'seed'.", "unknown_parameter"), REFUSED,
+                  "refused", message="Unknown parameter: 'seed'"),
             Wrong("no such model", refusal(400, "The model 'x' does not exist.", "invalid_value", USER_ERROR), REFUSED,
                   "refused", message="does not exist"),
             Wrong("unprocessable", refusal(422, "n must be 1"), REFUSED, "refused"),
-            Wrong("too large", Answer(status=413, body=b"", content_type="text/plain"), REFUSED, "too_large", hint="JPEG"))
+            Wrong("too large", Answer(status=413, body=b"", content_type="text/plain"), REFUSED, "too_large",
+                  hint="JPEG"))
 
     def test_real_refusal_of_the_server(self) -> None:
         self.check(Wrong("strict", Answer(), REFUSED, "refused", message="Unknown parameter: 'seed'",
@@ -328,9 +330,11 @@ class RefusalTest(WrongAnswerCase):
         text = "Your request was rejected by the safety system. safety_violations=[sexual]."
         self.check(
             Wrong("input", refusal(400, text, "moderation_blocked", USER_ERROR, moderation_details={
-                "moderation_stage": "input", "categories": ["sexual"]}), REFUSED, "moderation", hint="Change the prompt"),
+                "moderation_stage": "input", "categories": ["sexual"]}), REFUSED, "moderation",
+                  hint="Change the prompt"),
             Wrong("output", refusal(400, text, "moderation_blocked", USER_ERROR, moderation_details={
-                "moderation_stage": "output", "categories": ["sexual"]}), REFUSED, "moderation", "maybe", "Change the prompt"),
+                "moderation_stage": "output", "categories": ["sexual"]}), REFUSED, "moderation", "maybe",
+                  "Change the prompt"),
             Wrong("without details", refusal(400, text, "moderation_blocked", USER_ERROR), REFUSED, "moderation"),
             Wrong("Azure's code", refusal(400, "blocked", "contentFilter"), REFUSED, "moderation"))
 
@@ -341,14 +345,14 @@ class RefusalTest(WrongAnswerCase):
             Wrong("region", refusal(403, "Country, region, or territory not supported",
                                     "unsupported_country_region_territory"), SETUP, "region"),
             Wrong("forbidden", refusal(403, "You have insufficient permissions"), SETUP, "forbidden"),
-            Wrong("firewall", Answer(status=403, body=b"<html><title>Just a moment...</title></html>"), SETUP, "blocked",
-                  message="Just a moment"),
+            Wrong("firewall", Answer(status=403, body=b"<html><title>Just a moment...</title></html>"), SETUP,
+                  "blocked", message="Just a moment"),
             Wrong("wrong key", refusal(401, "Incorrect API key provided: te****ey.", "invalid_api_key"), SETUP, "key",
                   hint="config --check"),
             Wrong("bare 401", Answer(status=401, body=b"", content_type="text/plain"), SETUP, "key"))
 
     def test_wrong_key_at_the_real_check(self) -> None:
-        result = self.call_program("generate", PROMPT, *self.access(), "--json", env={"GPT_IMAGE2_API_KEY": "test-wrong"})
+        result = self.run_inside("generate", PROMPT, *self.access(), "--json", env={"GPT_IMAGE2_API_KEY": "test-wrong"})
         self.assertEqual((result.exit_code, result.json["error"]["code"]), (SETUP, "invalid_api_key"))
         self.assertNotIn("test-wrong", result.stdout + result.stderr)
 
@@ -357,18 +361,20 @@ class RefusalTest(WrongAnswerCase):
         self.check(
             Wrong("no credit", refusal(429, "You have no credits remaining.", "credit_balance_exhausted",
                                        "insufficient_quota"), LIMITED, "quota", hint="credit"),
-            Wrong("old quota", refusal(429, "You exceeded your current quota", "insufficient_quota", "insufficient_quota"),
+            Wrong("old quota", refusal(429, "You exceeded your current quota", "insufficient_quota",
+                                       "insufficient_quota"),
                   LIMITED, "quota"),
             Wrong("hard limit", refusal(400, "Billing hard limit has been reached.", "billing_hard_limit_reached",
                                         "billing_limit_user_error"), LIMITED, "quota"),
             Wrong("payment required", refusal(402, "Please top up"), LIMITED, "quota"),
-            Wrong("rate limit", refusal(429, rate, "rate_limit_exceeded", "input-images", LATER), LIMITED, "rate_limit", hint="3600 s",
-                  message="input-images per min", retryable=True),
+            Wrong("rate limit", refusal(429, rate, "rate_limit_exceeded", "input-images", LATER), LIMITED, "rate_limit",
+                  hint="3600 s", message="input-images per min", retryable=True),
             Wrong("slow down", refusal(429, "Slow down", "slow_down", "rate_limit_error", LATER), LIMITED, "rate_limit",
                   retryable=True))
 
     def test_not_found(self) -> None:
-        self.check(Wrong("empty", Answer(status=404, body=b"", content_type="text/plain"), REFUSED, "not_found", hint="/v1"))
+        self.check(Wrong("empty", Answer(status=404, body=b"", content_type="text/plain"), REFUSED, "not_found",
+                         hint="/v1"))
 
     def test_broken_servers(self) -> None:
         page = b"<html><head><title>504 Gateway &amp; Time-out</title></head></html>"
@@ -385,83 +391,87 @@ class RefusalTest(WrongAnswerCase):
 
     def test_facts_of_a_refusal(self) -> None:
         self.server.plan(refusal(400, "no", "invalid_value", USER_ERROR, (("x-request-id", "req_12"),)))
-        document = self.ask(PROMPT, "--json", "--quality", "low").json
+        document = self.generate_inside(PROMPT, "--json", "--quality", "low").json
         error = document["error"]
         self.assertEqual((error["http_status"], error["code"], error["request_id"]), (400, "invalid_value", "req_12"))
-        self.assertEqual((document["http_status"], document["request_id"], document["model"]), (400, "req_12", "gpt-image-2"))
+        self.assertEqual((document["http_status"], document["request_id"], document["model"]),
+                         (400, "req_12", "gpt-image-2"))
         self.assertEqual(document["requested"]["quality"], "low")
 
     def test_refusals_are_sent_once(self) -> None:
-        for answer in (refusal(400, "no"), refusal(401, "no"), refusal(429, "no", "insufficient_quota"), Answer(status=500),
-                       Answer(status=504, body=b"")):
-            with self.subTest(answer.status):
-                self.server.requests.clear()
+        for answer in (refusal(400, "no"), refusal(401, "no"), refusal(429, "no", "insufficient_quota"),
+                       Answer(status=500), Answer(status=504, body=b"")):
+            with self.fresh(answer.status):
                 self.server.default = answer
-                self.ask(PROMPT)
+                self.generate_inside(PROMPT)
                 self.only_post()
 
 
-class NoImageTest(WrongAnswerCase):
+class SuccessWithoutPictureTest(WrongAnswerCase):
     """HTTP 200 without a picture."""
 
     def test_errors_inside_success(self) -> None:
         self.check(
-            Wrong("envelope", Answer(body=error_body("Something broke", "image_generation_failed")), NO_ANSWER, "no_image",
-                  "maybe", message="Something broke"),
+            Wrong("envelope", Answer(body=error_body("Something broke", "image_generation_failed")), NO_ANSWER,
+                  "no_image", "maybe", message="Something broke"),
             Wrong("moderation", Answer(body=error_body("rejected", "moderation_blocked")), REFUSED, "moderation"),
             Wrong("quota", Answer(body=error_body("empty", "insufficient_quota")), LIMITED, "quota"),
             Wrong("text", Answer(body=b'{"error": "no channel available"}'), NO_ANSWER, "no_image", "maybe",
                   message="no channel available"),
             Wrong("relay's code", Answer(body=b'{"code": 500, "msg": "upstream failed"}'), NO_ANSWER, "server", "maybe",
                   message="upstream failed"),
-            Wrong("detail", Answer(body=b'{"detail": "not today"}'), NO_ANSWER, "no_image", "maybe", message="not today"))
+            Wrong("detail", Answer(body=b'{"detail": "not today"}'), NO_ANSWER, "no_image", "maybe",
+                  message="not today"))
 
     def test_nothing_inside(self) -> None:
         bodies: dict[str, bytes] = {
             "empty data": b'{"created": 1, "data": []}', "null data": b'{"data": null}', "object": b'{"data": {}}',
             "text": b'{"data": "abc"}', "null item": b'{"data": [null]}', "empty item": b'{"data": [{}]}',
             "null image": b'{"data": [{"b64_json": null}]}', "empty image": b'{"data": [{"b64_json": ""}]}',
-            "number": b'{"data": [{"b64_json": 5}]}', "empty object": b"{}", "list": b"[]", "null": b"null", "string": b'"a"',
-            "only a number": b"5", "cut off": b'{"data": [{"b64_json": "iVBOR', "empty body": b"", "blank": b" \n",
-            "plain text": b"OK", "nested": b"[" * 200_000, "huge number": b'{"data": [' + b"9" * 100_000 + b"]}",
-            "not UTF-8": b'{"data": "\xff\xfe"}', "forged span": b'{"data": [{"b64_json": {"@span": [0, 10]}}]}',
+            "number": b'{"data": [{"b64_json": 5}]}', "empty object": b"{}", "list": b"[]", "null": b"null",
+            "string": b'"a"', "only a number": b"5", "cut off": b'{"data": [{"b64_json": "iVBOR', "empty body": b"",
+            "blank": b" \n", "plain text": b"OK", "nested": b"[" * 200_000,
+            "huge number": b'{"data": [' + b"9" * 100_000 + b"]}", "not UTF-8": b'{"data": "\xff\xfe"}',
+            "forged span": b'{"data": [{"b64_json": {"@span": [0, 10]}}]}',
             "mad span": b'{"data": [{"b64_json": {"@span": [-5, 1e999]}}]}'}
         for name, body in bodies.items():
             with self.subTest(name):
                 self.server.default = Answer(body=body)
-                result = self.ask(PROMPT, "--json")
+                result = self.generate_inside(PROMPT, "--json")
                 self.assertEqual((result.exit_code, result.json["error"]["billed"], result.json["saved"]),
                                  (NO_ANSWER, "maybe", []), result.stderr)
                 self.assertEqual(len(result.errors), 1)
 
     def test_web_page(self) -> None:
-        self.check(Wrong("page", Answer(body=b"<!doctype html><title>Sign in</title>", content_type="text/html"), NO_ANSWER,
-                         "web_page", "maybe", "a web server answers there", "Sign in"))
+        self.check(Wrong("page", Answer(body=b"<!doctype html><title>Sign in</title>", content_type="text/html"),
+                         NO_ANSWER, "web_page", "maybe", "points at a website", "Sign in"))
 
     def test_base_url_without_v1(self) -> None:
         for url in (self.server.origin, self.server.origin + "/"):
             with self.subTest(url):
-                result = self.call_program("generate", PROMPT, "--base-url", url, "--json", env={"GPT_IMAGE2_API_KEY": KEY})
+                result = self.run_inside("generate", PROMPT, "--base-url", url, "--json",
+                                         env={"GPT_IMAGE2_API_KEY": KEY})
                 error = result.json["error"]
                 self.assertEqual((result.exit_code, error["billed"]), (NO_ANSWER, "no"))
                 self.assertIn(f"--base-url {self.server.origin}/v1", error["hint"])
 
     def test_wrong_path_is_not_found(self) -> None:
         url = self.server.url + "/proxy"
-        result = self.call_program("generate", PROMPT, "--base-url", url, "--json", env={"GPT_IMAGE2_API_KEY": KEY})
+        result = self.run_inside("generate", PROMPT, "--base-url", url, "--json", env={"GPT_IMAGE2_API_KEY": KEY})
         self.assertEqual((result.exit_code, result.json["error"]["kind"]), (REFUSED, "not_found"))
         self.assertIn(f"--base-url {url}/v1", result.json["error"]["hint"])
 
     def test_garbage_instead_of_an_image(self) -> None:
         half = base64.b64encode(LARGE[:len(LARGE) // 2]).decode()
         items: dict[str, Any] = {
-            "text": encoded(b"sorry, no image today"), "page": encoded(b"<html></html>"), "zeros": encoded(bytes(200_000)),
-            "not base64": {"b64_json": "not base64 at all!"}, "long not base64": {"b64_json": "?" * 100_000},
+            "text": encoded(b"sorry, no image today"), "page": encoded(b"<html></html>"),
+            "zeros": encoded(bytes(200_000)), "not base64": {"b64_json": "not base64 at all!"},
+            "long not base64": {"b64_json": "?" * 100_000},
             "half a letter": {"b64_json": "A"}, "unicode": {"b64_json": "\u732b" * 50_000}}
         for name, item in items.items():
             with self.subTest(name):
                 self.server.default = Answer(body=data(item))
-                result = self.ask(PROMPT, "--json")
+                result = self.generate_inside(PROMPT, "--json")
                 self.assertEqual((result.exit_code, result.json["saved"]), (NO_ANSWER, []), result.stderr)
                 self.assertIn(result.json["error"]["billed"], ("maybe", "yes"))
                 kept = list(self.home.glob("gpt-image2-output*"))
@@ -471,13 +481,13 @@ class NoImageTest(WrongAnswerCase):
                     path.unlink()
         with self.subTest("broken off"):
             self.server.default = Answer(body=data({"b64_json": half}))
-            result = self.ask(PROMPT, "--json")
+            result = self.generate_inside(PROMPT, "--json")
             self.assertEqual((result.exit_code, result.json["error"]["billed"]), (NO_ANSWER, "yes"), result.stderr)
 
     def test_one_bad_image_does_not_cost_the_others(self) -> None:
         images = [draw_png(16, 16, number) for number in range(2)]
         self.server.plan(Answer(body=data(encoded(images[0]), encoded(b"no image"), encoded(images[1]))))
-        result = self.ask(PROMPT, "--n", "3", "-o", "a.png", "--json")
+        result = self.generate_inside(PROMPT, "--n", "3", "-o", "a.png", "--json")
         self.assertIn(result.exit_code, (NO_ANSWER, UNSAVED))
         self.assertEqual([Path(saved["path"]).read_bytes() for saved in result.json["saved"]], images)
 
@@ -488,7 +498,7 @@ class NoImageTest(WrongAnswerCase):
         self.assertEqual(Path(result.saved[0][0]).read_bytes(), SMALL)
 
 
-class TransportTest(WrongAnswerCase):
+class NoAnswerAtAllTest(WrongAnswerCase):
     """No answer at all; the question is whether money may be gone."""
 
     def test_connection_breaks(self) -> None:
@@ -510,10 +520,11 @@ class TransportTest(WrongAnswerCase):
                 connection.sendall(b"hello\r\n")
         server = threading.Thread(target=answer, daemon=True)
         server.start()
-        result = self.call_program("generate", PROMPT, "--base-url", f"http://127.0.0.1:{listener.getsockname()[1]}/v1",
-                                   "--json")
+        result = self.run_inside("generate", PROMPT, "--base-url", f"http://127.0.0.1:{listener.getsockname()[1]}/v1",
+                                 "--json")
         server.join(10)
-        self.check_result(Wrong("", Answer(), NO_ANSWER, "network", "maybe", "", "the server there does not speak HTTP"), result)
+        self.check_result(Wrong("", Answer(), NO_ANSWER, "network", "maybe", "",
+                                "the server there does not speak HTTP"), result)
 
     def test_refusal_with_a_wrong_length(self) -> None:
         wrong = (("Content-Length", "9000"), ("Connection", "close"))
@@ -523,7 +534,7 @@ class TransportTest(WrongAnswerCase):
     def test_no_connection_in_time(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as silent:  # it never answers TLS's first word
             url = f"https://127.0.0.1:{silent.getsockname()[1]}/v1"
-            result = self.call_program("generate", PROMPT, "--base-url", url, "--json", "--timeout", "1")
+            result = self.run_inside("generate", PROMPT, "--base-url", url, "--json", "--timeout", "1")
         self.check_result(Wrong("", Answer(), NO_ANSWER, "timeout", "no", "--base-url", retryable=True), result)
 
     def test_timeout(self) -> None:
@@ -536,8 +547,8 @@ class TransportTest(WrongAnswerCase):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
             url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-            result = self.call_program("generate", PROMPT, "--base-url", url, "--json", "--timeout", "1",
-                                      env={"GPT_IMAGE2_API_KEY": KEY})
+            result = self.run_inside("generate", PROMPT, "--base-url", url, "--json", "--timeout", "1",
+                                     env={"GPT_IMAGE2_API_KEY": KEY})
         error = result.json["error"]
         self.assertEqual((result.exit_code, error["kind"], error["billed"]), (NO_ANSWER, "network", "no"))
         self.assertIn("--base-url", error["hint"])
@@ -550,14 +561,16 @@ class TransportTest(WrongAnswerCase):
             self.assertEqual(other.requests, [])
 
 
-class RedactionTest(ProgramCase):
+class HostileTextsOfServersTest(ProgramCase):
     """A server that repeats the key, or that aims at the terminal, reaches nobody with it."""
 
     def test_key_in_errors(self) -> None:
         answers = {
-            "message": refusal(400, f"bad key {KEY}!"), "code": refusal(400, "no", KEY), "type": refusal(400, "no", None, KEY),
+            "message": refusal(400, f"bad key {KEY}!"), "code": refusal(400, "no", KEY),
+            "type": refusal(400, "no", None, KEY),
             "401": refusal(401, f"Incorrect API key provided: {KEY}."), "page": Answer(
-                status=502, body=f"<title>{KEY}</title>".encode()), "text": Answer(status=500, body=f"key={KEY}".encode()),
+                status=502, body=f"<title>{KEY}</title>".encode()),
+            "text": Answer(status=500, body=f"key={KEY}".encode()),
             "inside 200": Answer(body=f'{{"data": [], "debug": "Bearer {KEY}"}}'.encode()),
             "request id": refusal(400, "no", headers=(("x-request-id", KEY),)),
             "location": Answer(status=302, body=b"", headers=(("Location", f"https://relay.invalid/?key={KEY}"),)),
@@ -567,27 +580,27 @@ class RedactionTest(ProgramCase):
             for form in ("--json", "-v"):
                 with self.subTest(f"{name} {form}"):
                     self.server.default = answer
-                    result = self.ask(PROMPT, form, "--timeout", "2")
+                    result = self.generate_inside(PROMPT, form, "--timeout", "2")
                     self.assertNotEqual(result.exit_code, 0)
                     self.assertNotIn(KEY, result.stdout + result.stderr)
 
     def test_missing_key_on_this_machine_is_named_as_the_reason(self) -> None:
-        result = self.call_program("generate", PROMPT, *self.access())
+        result = self.run_inside("generate", PROMPT, *self.access())
         self.assertEqual(result.exit_code, SETUP, result.stderr)
-        self.assertIn("None is set: set GPT_IMAGE2_API_KEY", result.stderr)
-        check = self.call_program("config", "--check", *self.access())
+        self.assertIn("No key is set: set GPT_IMAGE2_API_KEY", result.stderr)
+        check = self.run_inside("config", "--check", *self.access())
         self.assertIn("note  key none", check.stdout)
 
     def test_ordinary_words_in_headers_are_no_secrets(self) -> None:
-        result = self.ask(PROMPT, "--json", "--header", "X-Mode: auto", "--header", "X-Title: gpt-image-2", "--header",
-                          "X-Level: warning")
+        result = self.generate_inside(PROMPT, "--json", "--header", "X-Mode: auto", "--header", "X-Title: gpt-image-2",
+                                      "--header", "X-Level: warning")
         self.assertEqual((result.json["model"], result.json["requested"]["quality"]), ("gpt-image-2", "auto"))
         self.assertNotIn("***", result.stderr)
 
     def test_key_in_a_header_of_any_name(self) -> None:
         for name, value in (("X-Relay-Token", "abc12"), ("Cookie", "id=7"), ("X-Relay", "0123456789abcdef")):
             self.server.default = refusal(400, f"no {value} here")
-            result = self.ask(PROMPT, "--header", f"{name}: {value}")
+            result = self.generate_inside(PROMPT, "--header", f"{name}: {value}")
             self.assertIn("no *** here", result.stderr, name)
 
     def test_part_of_a_key_at_the_end_of_a_cut_message(self) -> None:
@@ -595,31 +608,32 @@ class RedactionTest(ProgramCase):
         for length in (140, 190, 270, 280, 290):
             with self.subTest(length):
                 self.server.default = refusal(400, "x" * length + " " + key)._replace(check=False)
-                result = self.call_program("generate", PROMPT, *self.access(), "--json", env={"GPT_IMAGE2_API_KEY": key})
+                result = self.generate_inside(PROMPT, "--json", env={"GPT_IMAGE2_API_KEY": key})
                 self.assertNotIn(key[:9], result.stdout + result.stderr)
 
     def test_key_that_curls_config_escapes(self) -> None:
         for key in ('test"quoted"key-123', "test\\slash\\key-123", "test'key-123"):
             with self.subTest(key):
                 self.server.plan(Answer(check=False))
-                result = self.call_program("generate", PROMPT, *self.access(), "-v", env={"GPT_IMAGE2_API_KEY": key})
+                result = self.generate_inside(PROMPT, "-v", env={"GPT_IMAGE2_API_KEY": key})
                 self.assert_succeeded(result)
                 self.assertNotIn("key-123", result.stdout + result.stderr)
 
     def test_secret_header_with_verbose(self) -> None:
-        result = self.ask(PROMPT, "-v", "--header", 'api-key: hidden "word" here')
+        result = self.generate_inside(PROMPT, "-v", "--header", 'api-key: hidden "word" here')
         self.assertEqual(self.only_post().header("api-key"), 'hidden "word" here')
         for word in ("hidden", "word", "here"):
             self.assertNotIn(word, result.stderr)
 
     def test_keys_of_other_people(self) -> None:
         self.server.plan(refusal(400, "used sk-" + "a1" * 6 + " instead"))
-        self.assertNotIn("a1a1a1", self.ask(PROMPT).stderr)
+        self.assertNotIn("a1a1a1", self.generate_inside(PROMPT).stderr)
 
     def test_control_characters(self) -> None:
         evil = "\x1b[2J\x1b]0;gone\x07\r\n\x08\x7f\x9b31m\x85 end"
         answers = {
-            "message": refusal(400, evil), "code": refusal(400, "no", evil), "text": Answer(status=500, body=evil.encode()),
+            "message": refusal(400, evil), "code": refusal(400, "no", evil),
+            "text": Answer(status=500, body=evil.encode()),
             "page": Answer(status=502, body=f"<title>{evil}</title>".encode()), "200": Answer(body=evil.encode()),
             "object": Answer(body=json.dumps({"data": [], "note": evil}, ensure_ascii=False).encode()),
             "entities": Answer(status=502, body=b"<title>&#27;[2J&#x9b;31m&#13;</title>"),
@@ -628,7 +642,7 @@ class RedactionTest(ProgramCase):
         for name, answer in answers.items():
             with self.subTest(name):
                 self.server.default = answer
-                result = self.ask(PROMPT)
+                result = self.generate_inside(PROMPT)
                 self.assertNotEqual(result.exit_code, 0)
                 shown = [repr(letter) for letter in result.stdout + result.stderr
                          if letter != "\n" and unicodedata.category(letter) == "Cc"]
@@ -637,16 +651,12 @@ class RedactionTest(ProgramCase):
 
     def test_long_messages_are_cut(self) -> None:
         self.server.plan(refusal(400, "word " * 20_000))
-        self.assertLess(len(self.ask(PROMPT).stderr), 2000)
+        self.assertLess(len(self.generate_inside(PROMPT).stderr), 2000)
 
 
-class FormatsTest(ProgramCase):
+class DrawnPicturesAreRealTest(ProgramCase):
     """The pictures of the test server are what they claim, so that the tests above mean something."""
 
     def test_drawn_pictures(self) -> None:
         for image, kind in ((draw_png(32, 16), "png"), (draw_jpeg(32, 16), "jpeg"), (draw_webp(32, 16), "webp")):
             self.assertEqual(sniff(image), (kind, 32, 16))
-
-
-if __name__ == "__main__":
-    unittest.main()

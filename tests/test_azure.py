@@ -2,15 +2,13 @@
 from __future__ import annotations
 
 import json
-import unittest
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from api_server import Answer, Recorded, draw_png
-from support import KEY, ProgramCase, Result, mask_png, program
+from support import KEY, NO_ANSWER, REFUSED, ProgramCase, Result, mask_png, program
 
 SMALL = draw_png(32, 32)
-REFUSED, NO_ANSWER = 4, 6
 CLASSIC_VERSION = "2025-04-01-preview"
 
 
@@ -22,7 +20,7 @@ class Address(NamedTuple):
     model: bool = True
 
 
-ADDRESSES = (
+ADDRESSES = (  # base URL, path, version, whether the body names the model
     Address("", "/openai/v1", "preview"),
     Address("/", "/openai/v1", "preview"),
     Address("/openai/v1", "/openai/v1", "preview"),
@@ -43,8 +41,8 @@ class AzureCase(ProgramCase):
 
     def azure(self, command: str, base: str, *arguments: str) -> Result:
         words = ["generate", "a fox"] if command == "generate" else ["edit", self.file("in.png", SMALL), "a hat"]
-        return self.call_program(*words, "--api", "azure", "--base-url", self.server.origin + base, *arguments,
-                                 env={"GPT_IMAGE2_API_KEY": KEY})
+        return self.run_inside(*words, "--api", "azure", "--base-url", self.server.origin + base, *arguments,
+                               env={"GPT_IMAGE2_API_KEY": KEY})
 
     def check_post(self, post: Recorded, address: Address, command: str) -> None:
         """Path, version, key header and model are what Azure wants."""
@@ -54,14 +52,13 @@ class AzureCase(ProgramCase):
         self.assertEqual("model" in post.fields, address.model)
 
 
-class AddressTest(AzureCase):
+class AzureAddressesTest(AzureCase):
     """v1 and deployment form, each with and without a version."""
 
     def test_addresses(self) -> None:
         for address in ADDRESSES:
             for command in ("generate", "edit"):
-                with self.subTest(address.base, command=command):
-                    self.server.reset()
+                with self.fresh(address.base, command=command):
                     self.server.plan(Answer(image=SMALL))
                     result = self.azure(command, address.base, "-o", "a.png", "--overwrite")
                     self.assertEqual(self.saved_file(result).read_bytes(), SMALL)
@@ -74,8 +71,7 @@ class AddressTest(AzureCase):
 
     def test_unknown_deployment(self) -> None:
         for base, model in (("/openai/v1", "nothing"), ("/openai/deployments/nothing", "gpt-image-2")):
-            with self.subTest(base):
-                self.server.reset()
+            with self.fresh(base):
                 result = self.azure("generate", base, "--model", model, "--json")
                 error = result.json["error"]
                 self.assertEqual((result.exit_code, error["kind"], error["billed"]), (REFUSED, "not_found", "no"))
@@ -104,7 +100,7 @@ class AddressTest(AzureCase):
         self.check_post(self.only_post(), ADDRESSES[0], "generate")
 
     def test_openai_stays_openai(self) -> None:
-        self.saved_file(self.ask("a fox"))
+        self.saved_file(self.generate_inside("a fox"))
         post = self.only_post()
         self.assertEqual((post.header("api-key"), post.header("authorization"), urlsplit(post.path).query),
                          ("", f"Bearer {KEY}", ""))
@@ -115,21 +111,20 @@ class AddressTest(AzureCase):
                 self.assertEqual((self.azure("generate", base).exit_code, self.server.requests), (2, []))
 
 
-class SettingsTest(AzureCase):
+class AzureIsChosenTest(AzureCase):
     """Chosen by --api, by the config or by the host; hosts of Azure cannot be reached here."""
 
     def settings(self, base_url: str, config: dict[str, Any] | None = None, **flags: Any) -> Any:
-        with self.inside({"GPT_IMAGE2_API_KEY": KEY}, ""):
-            path = self.write_config(config) if config else None
-            return program.load_settings({"base_url": base_url, "config": path, **flags})
+        path = self.write_config(config) if config else None
+        return self.load_settings({"base_url": base_url, "config": path, **flags}, {"GPT_IMAGE2_API_KEY": KEY})
 
     def test_chosen_by_host(self) -> None:
         for host, expected in (
-                ("res.openai.azure.com", "azure"), ("res.services.ai.azure.com", "azure"), ("RES.OpenAI.Azure.COM", "azure"),
-                ("res.cognitiveservices.azure.com", "azure"), ("res.openai.azure.com:443", "azure"),
-                ("a.b.openai.azure.com", "azure"), ("api.openai.com", "openai"), ("relay.example", "openai"),
-                ("res.openai.azure.com.evil.example", "openai"), ("xopenai.azure.com", "openai"),
-                ("azure.com", "openai"), ("res.azure.com", "openai")):
+                ("res.openai.azure.com", "azure"), ("res.services.ai.azure.com", "azure"),
+                ("RES.OpenAI.Azure.COM", "azure"), ("res.cognitiveservices.azure.com", "azure"),
+                ("res.openai.azure.com:443", "azure"), ("a.b.openai.azure.com", "azure"), ("api.openai.com", "openai"),
+                ("relay.example", "openai"), ("res.openai.azure.com.evil.example", "openai"),
+                ("xopenai.azure.com", "openai"), ("azure.com", "openai"), ("res.azure.com", "openai")):
             for path in ("", "/openai/v1", "/openai/deployments/d?api-version=2025-04-01-preview"):
                 with self.subTest(host + path):
                     self.assertEqual(self.settings(f"https://{host}{path}").api.value, expected)
@@ -142,7 +137,7 @@ class SettingsTest(AzureCase):
 
     def test_unknown_api(self) -> None:
         path = self.write_config({"api": "azur", "base_url": self.server.url})
-        result = self.call_program("generate", "a fox", "--config", path, env={"GPT_IMAGE2_API_KEY": KEY})
+        result = self.run_inside("generate", "a fox", "--config", path, env={"GPT_IMAGE2_API_KEY": KEY})
         self.assertEqual((result.exit_code, self.server.requests), (3, []), result.stderr)
 
     def test_request_for_a_real_host(self) -> None:
@@ -159,18 +154,18 @@ class SettingsTest(AzureCase):
                 self.assertEqual((request.url, dict(request.headers)), (expected, {"api-key": KEY}))
 
     def test_a_key_for_openai_does_not_go_to_azure(self) -> None:
-        result = self.call_program("generate", "a fox", "--base-url", "https://res.openai.azure.com",
-                                   env={"OPENAI_API_KEY": KEY})
+        result = self.run_inside("generate", "a fox", "--base-url", "https://res.openai.azure.com",
+                                 env={"OPENAI_API_KEY": KEY})
         self.assertEqual(result.exit_code, 3, result.stderr)
-        self.assertIn("belongs to api.openai.com", result.stderr)
+        self.assertIn("is for api.openai.com", result.stderr)
 
     def test_show(self) -> None:
-        result = self.call_program("config", "--base-url", "https://res.openai.azure.com", "--json",
-                                   env={"GPT_IMAGE2_API_KEY": KEY})
+        result = self.run_inside("config", "--base-url", "https://res.openai.azure.com", "--json",
+                                 env={"GPT_IMAGE2_API_KEY": KEY})
         self.assertEqual(result.json["settings"]["api"], {"value": "azure", "source": "from the host"})
 
 
-class DifferenceTest(AzureCase):
+class AzureRefusalsTest(AzureCase):
     """What Azure cannot do is said before anything is sent; what it refuses is told apart."""
 
     def test_webp_is_refused_here(self) -> None:
@@ -182,8 +177,8 @@ class DifferenceTest(AzureCase):
                     self.assertIn("webp", result.stderr)
 
     def test_wrong_key(self) -> None:
-        result = self.call_program("generate", "a fox", "--api", "azure", "--base-url", self.server.origin, "--json",
-                                   env={"GPT_IMAGE2_API_KEY": "test-key-of-another"})
+        result = self.run_inside("generate", "a fox", "--api", "azure", "--base-url", self.server.origin, "--json",
+                                 env={"GPT_IMAGE2_API_KEY": "test-key-of-another"})
         self.assertEqual((result.exit_code, result.json["error"]["kind"]), (3, "key"))
         self.only_post()
 
@@ -199,8 +194,7 @@ class DifferenceTest(AzureCase):
         text = ("Your resource has been temporarily blocked because we detected behavior that may violate our "
                 "content policy.")
         for status, code in ((400, "contentFilter"), (400, "content_policy_violation"), (403, "403"), (429, "429")):
-            with self.subTest(status, code=code):
-                self.server.reset()
+            with self.fresh(status, code=code):
                 self.server.plan(self.refusal(code, text, status))
                 result = self.azure("generate", "", "--json", "--timeout", "5")
                 error = result.json["error"]
@@ -211,7 +205,3 @@ class DifferenceTest(AzureCase):
 
     def refusal(self, code: str, message: str, status: int = 400) -> Answer:
         return Answer(status=status, body=json.dumps({"error": {"code": code, "message": message}}).encode())
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -4,7 +4,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import sys
 import unittest
 from pathlib import Path
@@ -12,12 +11,23 @@ from typing import NamedTuple
 from unittest import mock
 
 from api_server import draw_jpeg, draw_png
-from support import ERROR_FIELDS, KEY, PROGRAM, RESULT_FIELDS, ProgramCase, Result, mask_png, plain_png, png_chunk
+from support import (
+    ERROR_FIELDS,
+    KEY,
+    PROGRAM,
+    RESULT_FIELDS,
+    SETUP,
+    USAGE,
+    ProgramCase,
+    Result,
+    mask_png,
+    plain_png,
+    png_chunk,
+)
 
 PROMPT = "a red fox"
 SMALL = plain_png(64, 48)
 GIF = b"GIF89a" + (64).to_bytes(2, "little") + (48).to_bytes(2, "little") + b"\0\0\0;"
-USAGE, SETUP = 2, 3
 
 
 class StrangeModulesTest(ProgramCase):
@@ -28,9 +38,9 @@ class StrangeModulesTest(ProgramCase):
         for name in ("shlex", "json", "tempfile", "subprocess", "argparse", "re", "time", "difflib"):
             self.file(f"tool/{name}.py", "raise SystemExit('a stranger')\n")
         for folder in (self.work, self.work / "tool"):
-            child = subprocess.run([sys.executable, copy, "generate", "a fox", *self.access(), "-o", "a.png"], cwd=str(folder),
-                                   env=self.environment({"GPT_IMAGE2_API_KEY": KEY}), stderr=subprocess.PIPE)
-            self.assertEqual((child.returncode, b"stranger" in child.stderr), (0, False), child.stderr)
+            result = self.finish(self.start_generate("a fox", "-o", "a.png", through=(sys.executable, copy),
+                                                     cwd=folder))
+            self.assertEqual((result.exit_code, "stranger" in result.stderr), (0, False), result.stderr)
 
 
 class Bad(NamedTuple):
@@ -40,19 +50,20 @@ class Bad(NamedTuple):
     message: str
     hint: str = ""
     exit_code: int = USAGE
-    kind: str = "usage"
+    kind: str = ""  # else that of the class
     env: dict[str, str | None] = {}
     stdin: str = ""
 
 
 class BadInputCase(ProgramCase):
     """Runs wrong commands: all with --json, which reports on both streams, and one of each table as a child."""
+    kind = "usage"
 
     def refuse(self, *table: Bad) -> None:
         """Check a table of wrong commands."""
         for bad in table:
             with self.subTest(bad.name):
-                result = self.call_program(*self.words(bad, "--json"), env=self.variables(bad), stdin=bad.stdin)
+                result = self.run_inside(*self.words(bad, "--json"), env=self.variables(bad), stdin=bad.stdin)
                 self.check_error_line(bad, result)
                 self.check_object(bad, result)
         with self.subTest(f"{table[0].name}, human form"):
@@ -87,12 +98,12 @@ class BadInputCase(ProgramCase):
         self.assertEqual(set(error), ERROR_FIELDS)
         self.assertEqual((document["schema"], document["ok"], document["saved"]), (1, False, []))
         self.assertEqual((error["kind"], error["billed"], error["retryable"], error["http_status"]),
-                         (bad.kind, "no", False, None), error)
+                         (bad.kind or self.kind, "no", False, None), error)
         self.assertIn(bad.message, error["message"])
         self.assertIn(bad.hint, error["hint"])
 
 
-class PromptTest(BadInputCase):
+class BadPromptTest(BadInputCase):
     """Prompts that the API would refuse, or bill although they say nothing."""
 
     def test_empty_and_blank(self) -> None:
@@ -113,8 +124,8 @@ class PromptTest(BadInputCase):
             Bad("edit without prompt", ["edit", image], "the prompt is missing"),
             Bad("no file", ["generate", "--prompt-file", "none.txt"], "none.txt: No such file"),
             Bad("folder", ["generate", "--prompt-file", "/"], "cannot read the prompt from /"),
-            Bad("two sources", ["generate", PROMPT, "--prompt-file", image], "one argument too many"),
-            Bad("no quotes", ["generate", "a", "red", "fox"], "one argument too many", "quotes"))
+            Bad("two sources", ["generate", PROMPT, "--prompt-file", image], "too many arguments"),
+            Bad("no quotes", ["generate", "a", "red", "fox"], "too many arguments", "quotes"))
 
     def test_too_long(self) -> None:
         long = "\N{FOX FACE}" * 32001
@@ -123,7 +134,8 @@ class PromptTest(BadInputCase):
             Bad("file", ["generate", "--prompt-file", self.file("p.txt", long)], "32001 characters"),
             Bad("input", ["generate", "-"], "32001 characters", stdin=long),
             Bad("endless file", ["generate", "--prompt-file", "/dev/zero"], "32000 are allowed"),
-            Bad("cut inside a character", ["generate", "--prompt-file", self.file("q.txt", "x" + "\N{FOX FACE}" * 64000)],
+            Bad("cut inside a character", ["generate", "--prompt-file",
+                                           self.file("q.txt", "x" + "\N{FOX FACE}" * 64000)],
                 "32000 are allowed"))
 
     def test_not_utf8(self) -> None:
@@ -132,8 +144,9 @@ class PromptTest(BadInputCase):
             Bad("file", ["generate", "--prompt-file", self.file("p.txt", b"caf\xe9")], "not UTF-8"))
 
 
-class InputImageTest(BadInputCase):
+class BadInputImageTest(BadInputCase):
     """Input files that are no usable images."""
+    kind = "input"
 
     def test_missing_and_unreadable(self) -> None:
         image, long = self.file("a.png", SMALL), "x" * 300 + ".png"
@@ -142,13 +155,15 @@ class InputImageTest(BadInputCase):
             Bad("second missing", ["edit", image, PROMPT, "--image", "none.png"], "none.png: No such file"),
             Bad("below a file", ["edit", image + "/b.png", PROMPT], "b.png: Not a directory"),
             Bad("long name", ["edit", long, PROMPT], "File name too long"),
-            Bad("nothing given", ["edit"], "the image and the prompt are missing", "edit IMAGE"),
+            Bad("nothing given", ["edit"], "the image and the prompt are missing", "edit IMAGE", kind="usage"),
             Bad("empty name", ["edit", "", PROMPT], "name of the image is empty"),
-            Bad("address for a prompt", ["edit", "https://relay.invalid/a.png", "--image", image], "the prompt is missing"),
-            Bad("name for a prompt", ["edit", "none.jpg", "--image", image], "the prompt is missing"),
+            Bad("address for a prompt", ["edit", "https://relay.invalid/a.png", "--image", image],
+                "the prompt is missing", kind="usage"),
+            Bad("name for a prompt", ["edit", "none.jpg", "--image", image], "the prompt is missing",
+                kind="usage"),
             Bad("control character", ["edit", "a\1.png", PROMPT], "control character in its name"),
             Bad("only a prompt file", ["edit", "--prompt-file", self.file("p.txt", PROMPT)],
-                "the image to edit is missing", "edit IMAGE"),
+                "the image to edit is missing", "edit IMAGE", kind="usage"),
             Bad("address", ["edit", "https://relay.invalid/a.png", PROMPT], "cannot fetch image https://relay.invalid"))
 
     @unittest.skipIf(os.geteuid() == 0, "root reads everything")
@@ -173,10 +188,10 @@ class InputImageTest(BadInputCase):
                               ("bmp.png", b"BM" + bytes(60)), ("half.png", SMALL[:12]), ("head.jpg", b"\xff\xd8\xff"),
                               ("riff.webp", b"RIFF\x24\0\0\0WAVEfmt " + bytes(40))):
             path = self.file(name, content)
-            rows.append(Bad(name, ["edit", path, PROMPT], "is not a PNG, JPEG or WebP file"))
+            rows.append(Bad(name, ["edit", path, PROMPT], "is not a PNG, JPEG or WebP image"))
         self.refuse(*rows, Bad("empty", ["edit", self.file("empty.png"), PROMPT], "empty.png is empty"))
 
-    def test_size(self) -> None:
+    def test_too_many_bytes(self) -> None:
         rows = []
         for name, size in (("limit.png", 50_000_000), ("huge.png", 3_000_000_000)):
             path = self.file(name, SMALL)
@@ -186,11 +201,13 @@ class InputImageTest(BadInputCase):
 
     def test_too_many(self) -> None:
         image = self.file("a.png", SMALL)
-        self.refuse(Bad("17", ["edit", image, PROMPT] + ["--image", image] * 16, "17 images were given, 16"))
+        self.refuse(Bad("17", ["edit", image, PROMPT] + ["--image", image] * 16, "17 images were given, 16",
+                        kind="usage"))
 
 
-class MaskTest(BadInputCase):
+class BadMaskTest(BadInputCase):
     """Masks that the API would refuse, or that mark nothing."""
+    kind = "input"
 
     def mask(self, name: str, content: bytes, message: str, hint: str = "") -> Bad:
         """Return the edit of a 64x48 image with this mask."""
@@ -201,7 +218,7 @@ class MaskTest(BadInputCase):
         self.refuse(*(self.mask(name, plain_png(64, 48, colour), "has no alpha channel", "alpha 0")
                       for name, colour in (("rgb.png", 2), ("grey.png", 0), ("palette.png", 3))))
 
-    def test_size(self) -> None:
+    def test_another_size_than_the_image(self) -> None:
         self.refuse(*(self.mask(f"{width}.png", mask_png(width, height), f"is {width}x{height}")
                       for width, height in ((48, 64), (64, 49), (32, 24))))
 
@@ -220,8 +237,8 @@ class MaskTest(BadInputCase):
         self.refuse(self.mask("mask.jpg", draw_jpeg(64, 48), "is jpeg, it must be PNG", "alpha 0"),
                     self.mask("text.png", b"text", "is not a PNG"),
                     self.mask("empty.png", b"", "is empty"),
-                    self.mask("broken.png", SMALL[:33], "is cut off in the middle"),
-                    self.mask("half.png", mask_png(64, 48)[:150], "is cut off in the middle"),
+                    self.mask("broken.png", SMALL[:33], "is incomplete"),
+                    self.mask("half.png", mask_png(64, 48)[:150], "is incomplete"),
                     self.mask("empty-inside.png", SMALL[:33] + png_chunk(b"IEND", b""), "is a broken PNG"))
 
     def test_missing(self) -> None:
@@ -229,7 +246,7 @@ class MaskTest(BadInputCase):
         self.refuse(
             Bad("missing", ["edit", image, PROMPT, "--mask", "none.png"], "cannot read mask none.png: No such file"),
             Bad("folder", ["edit", image, PROMPT, "--mask", "."], "mask . is a folder"),
-            Bad("generate", ["generate", PROMPT, "--mask", image], "--mask"))
+            Bad("generate", ["generate", PROMPT, "--mask", image], "--mask", kind="usage"))
 
     def test_measured_against_the_first_image(self) -> None:
         first, second = self.file("a.png", plain_png(48, 48)), self.file("b.png", SMALL)
@@ -238,15 +255,15 @@ class MaskTest(BadInputCase):
                         "the first image is 48x48"))
 
 
-class ParameterTest(BadInputCase):
+class BadParameterTest(BadInputCase):
     """Values outside what the model takes."""
 
-    def test_size(self) -> None:
+    def test_size_outside_the_rules(self) -> None:
         table = (
             ("1000x1000", "multiples of 16", "--size 1008x1008"), ("1920x1080", "multiples of 16", "--size 1920x1088"),
-            ("768x768", "this is 589824", "--size 816x816"), ("3008x3008", "this is 9048064", "--size 2880x2880"),
-            ("4096x4096", "longest edge", "--size 2880x2880"), ("3840x1264", "3 times", "--size "),
-            ("0x0", "this is 0", "--size "), ("abc", "WIDTHxHEIGHT", "1536x1024"), ("", "--size is empty", ""),
+            ("768x768", "has 589,824", "--size 816x816"), ("3008x3008", "has 9,048,064", "--size 2880x2880"),
+            ("4096x4096", "longer side", "--size 2880x2880"), ("3840x1264", "3 times", "--size "),
+            ("0x0", "0x0 has 0", "--size "), ("abc", "WIDTHxHEIGHT", "1536x1024"), ("", "--size is empty", ""),
             ("10", "WIDTHxHEIGHT", ""), ("1024x", "WIDTHxHEIGHT", ""), ("1024x1024x3", "WIDTHxHEIGHT", ""),
             ("1024 1024", "WIDTHxHEIGHT", ""), ("squar", "square", ""), ("3k", "WIDTHxHEIGHT", ""))
         self.refuse(*(Bad(size or "empty", ["generate", PROMPT, "--size", size], message, hint)
@@ -256,7 +273,7 @@ class ParameterTest(BadInputCase):
         self.refuse(*(Bad(size, ["generate", PROMPT, "--size", size], size, "--size ")
                       for size in ("99999x16", "16x99999")))
         for size in ("99999x16", "16x99999"):
-            hint = self.call_program("generate", PROMPT, "--size", size).stderr
+            hint = self.run_inside("generate", PROMPT, "--size", size).stderr
             width, height = map(int, re.findall(r"--size (\d+)x(\d+)", hint)[-1])
             self.assertEqual(width > height, size.startswith("9"), hint)
             self.assertEqual((width % 16, height % 16), (0, 0))
@@ -270,8 +287,7 @@ class ParameterTest(BadInputCase):
         rows = (("--n", "0"), ("--n", "11"), ("--n", "-1"), ("--n", "many"), ("--n", "1.5"), ("--compression", "-1"),
                 ("--compression", "101"), ("--timeout", "0"), ("--timeout", "-5"), ("--timeout", "nan"),
                 ("--timeout", "inf"), ("--timeout", "soon"))
-        self.refuse(*(Bad(f"{option} {value}", ["generate", PROMPT, option, value], option)
-                      for option, value in rows))
+        self.refuse(*(Bad(f"{option} {value}", ["generate", PROMPT, option, value], option) for option, value in rows))
         self.refuse(Bad("range", ["generate", PROMPT, "--n", "11"], "between 1 and 10"),
                     Bad("half", ["generate", PROMPT, "--n", "1.5"], "needs a whole number"),
                     Bad("no time", ["generate", PROMPT, "--timeout", "0"], "between 1 and 1000000"),
@@ -282,7 +298,7 @@ class ParameterTest(BadInputCase):
             Bad("quality", ["generate", PROMPT, "--quality", "ultra"], "low, medium, high"),
             Bad("quality typo", ["generate", PROMPT, "--quality", "hihg"], "hihg", "high"),
             Bad("dall-e's quality", ["generate", PROMPT, "--quality", "hd"], "low, medium, high"),
-            Bad("newer model's quality", ["generate", PROMPT, "--quality", "max"], "gpt-image-2 has no quality"),
+            Bad("newer model's quality", ["generate", PROMPT, "--quality", "max"], "unknown quality"),
             Bad("format", ["generate", PROMPT, "--format", "tiff"], "tiff"),
             Bad("gif", ["generate", PROMPT, "--format", "gif"], "gif"),
             Bad("background", ["generate", PROMPT, "--background", "red"], "red"),
@@ -306,13 +322,14 @@ class ParameterTest(BadInputCase):
         for name, header in (("new line", "X-A: b\nX-C: d"), ("carriage return", "X-A: b\rX-C: d"),
                              ("blank in name", "X A: b"), ("quote in name", 'X"A: b')):
             with self.subTest(name):
-                result = self.ask(PROMPT, "--header", header)
+                result = self.generate_inside(PROMPT, "--header", header)
                 self.assertIn(result.exit_code, (USAGE, SETUP))
                 self.assertEqual((len(result.errors), self.server.requests), (1, []), result.stderr)
 
 
-class OutputTest(BadInputCase):
+class BadTargetTest(BadInputCase):
     """Places where nothing can be saved."""
+    kind = "target"
 
     def output(self, name: str, path: str, message: str = "cannot save in") -> Bad:
         """Return a generate that is to be saved there."""
@@ -341,7 +358,7 @@ class OutputTest(BadInputCase):
                       for name in ("a\nSaved: b.png", "a\x1b[2J.png", "a\tb.png")))
 
 
-class ConfigFileTest(BadInputCase):
+class BadConfigFileTest(BadInputCase):
     """Config files that cannot be used."""
 
     def config(self, name: str, content: str, message: str) -> Bad:
@@ -357,15 +374,16 @@ class ConfigFileTest(BadInputCase):
             self.config("text", "OPENAI", "line 1 column 1"))
         broken = self.config("a b", "{", "line 1")
         self.assertIn(f"config --init --force --config '{broken.arguments[-1]}'",
-                      self.call_program(*broken.arguments).stderr)  # not the file that is found by itself
+                      self.run_inside(*broken.arguments).stderr)  # not the file that is found by itself
         nested = self.work / "nested.json"
         nested.write_text("[" * 100000)
         self.refuse(Bad("nested", ["generate", PROMPT, "--config", str(nested)], "nested.json", exit_code=SETUP,
                         kind="config"))
 
     def test_not_an_object(self) -> None:
-        self.refuse(*(self.config(name, content, f"must hold one JSON object, not {name}")
-                      for name, content in (("a list", '["a"]'), ("a text", '"a"'), ("a number", "5"), ("null", "null"))))
+        self.refuse(*(self.config(name, content, f"must contain one JSON object, not {name}")
+                      for name, content in (("a list", '["a"]'), ("a string", '"a"'), ("a number", "5"),
+                                            ("null", "null"))))
 
     def test_wrong_types(self) -> None:
         table = (("base_url", 5), ("api_key", ["a"]), ("api_key_env", True), ("api_key_command", "pass show"),
@@ -382,7 +400,7 @@ class ConfigFileTest(BadInputCase):
         folder, latin = self.work / "folder", self.work / "latin.json"
         folder.mkdir()
         latin.write_bytes(b'{"model": "caf\xe9"}')
-        self.refuse(*(Bad(path, ["generate", PROMPT, "--config", path], f"cannot read the config file {path}",
+        self.refuse(*(Bad(path, ["generate", PROMPT, "--config", path], f"cannot read config file {path}",
                           exit_code=SETUP, kind="config")
                       for path in (str(folder), str(latin), str(self.work / "none.json"))))
 
@@ -397,14 +415,14 @@ class ConfigFileTest(BadInputCase):
         self.refuse(Bad("found", ["generate", PROMPT], f"{place}: Is a directory", exit_code=SETUP, kind="config"))
 
 
-class KeyAndAddressTest(BadInputCase):
+class BadKeyAndAddressTest(BadInputCase):
     """Keys and base URLs that would go wrong."""
 
     def test_key_that_breaks_the_header(self) -> None:
         config = self.write_config({"api_key": "fake\nkey"}, path=self.work / "c.json")
         rows = (("new line", {"GPT_IMAGE2_API_KEY": "fake\nkey"}, [], "line break"),
                 ("return", {"GPT_IMAGE2_API_KEY": "fake\rkey"}, [], "line break"),
-                ("blank", {"GPT_IMAGE2_API_KEY": "fake key"}, [], "blank"),
+                ("blank", {"GPT_IMAGE2_API_KEY": "fake key"}, [], "space"),
                 ("not ASCII", {"GPT_IMAGE2_API_KEY": "fake\u00e9"}, [], "not ASCII"),
                 ("option", {}, ["--api-key", "fake\nkey"], "line break"),
                 ("config", {}, ["--config", config], "line break"))
@@ -424,12 +442,13 @@ class KeyAndAddressTest(BadInputCase):
         self.refuse(Bad("unset", ["generate", PROMPT, "--config", config],
                         "no API key for relay.invalid: $MY_RELAY_NAME, named in", "as api_key_env in", SETUP, "key",
                         {"GPT_IMAGE2_API_KEY": None, "GPT_IMAGE2_BASE_URL": None}))
-        mistaken = self.write_config({"base_url": "https://relay.invalid/v1", "api_key_env": "test-key-in-place-of-a-name"},
+        mistaken = self.write_config({"base_url": "https://relay.invalid/v1",
+                                      "api_key_env": "test-key-in-place-of-a-name"},
                                      path=self.work / "d.json")
         for arguments in (["generate", PROMPT], ["config"]):
-            result = self.call_program(*arguments, "--config", mistaken)
+            result = self.run_inside(*arguments, "--config", mistaken)
             self.assertNotIn("test-key-in-place", result.stdout + result.stderr)
-        shown = self.call_program("config", "--config", config).stdout
+        shown = self.run_inside("config", "--config", config).stdout
         self.assertRegex(shown, r"api_key +not set  \(\$MY_RELAY_NAME, named in")
 
     def test_no_place_for_temporary_files(self) -> None:
@@ -439,7 +458,7 @@ class KeyAndAddressTest(BadInputCase):
             missing = FileNotFoundError(2, "none")
             with self.subTest(arguments), mock.patch("tempfile.mkdtemp", side_effect=missing), mock.patch(
                     "os.access", return_value=False):
-                result = self.call_program(*arguments, env=env)
+                result = self.run_inside(*arguments, env=env)
                 self.assertEqual(result.exit_code, SETUP, result.stderr)
                 self.assertIn("no folder for temporary files", result.stderr)
                 self.assertIn("TMPDIR", result.stderr)
@@ -447,19 +466,24 @@ class KeyAndAddressTest(BadInputCase):
 
     def test_base_url(self) -> None:
         table = (("no scheme", "relay.invalid/v1", "base URL"), ("host only", "relay.invalid", "base URL"),
-                 ("other scheme", "ftp://relay.invalid/v1", "base URL"), ("file", "file:///usr/share/dict/words", "base URL"),
-                 ("port only", "localhost:8080/v1", "base URL"), ("no host", "https:///v1", "base URL"),
+                 ("other scheme", "ftp://relay.invalid/v1", "base URL"),
+                 ("file", "file:///usr/share/dict/words", "base URL"), ("port only", "localhost:8080/v1", "base URL"),
+                 ("no host", "https:///v1", "base URL"),
                  ("user and password", "https://me:hidden@relay.invalid/v1", "user name or password"),
                  ("user", "https://me@relay.invalid/v1", "user name or password"),
-                 ("remote http", "http://relay.invalid/v1", "unencrypted"),
-                 ("looks like loopback", "http://127.0.0.1.relay.invalid/v1", "unencrypted"),
-                 ("not quite loopback", "http://localhost.relay.invalid/v1", "unencrypted"),
-                 ("private network", "http://192.168.0.7/v1", "unencrypted"),
+                 ("remote http", "http://relay.invalid/v1", "over plain http"),
+                 ("looks like loopback", "http://127.0.0.1.relay.invalid/v1", "over plain http"),
+                 ("not quite loopback", "http://localhost.relay.invalid/v1", "over plain http"),
+                 ("private network", "http://192.168.0.7/v1", "over plain http"),
                  ("backslash", "http://127.0.0.1\\@relay.invalid/v1", "base URL"),
-                 ("blank", "https://relay.invalid/v1 x", "base URL"), ("new line", "https://relay.invalid\n/v1", "base URL"),
-                 ("query", "https://relay.invalid/v1?a=b", "base URL"), ("port", "https://relay.invalid:port/v1", "base URL"),
-                 ("high port", "https://relay.invalid:99999/v1", "base URL"), ("bracket", "https://[::1/v1", "base URL"))
-        rows = [Bad(f"option: {name}", ["generate", PROMPT, "--base-url", url], message) for name, url, message in table]
+                 ("blank", "https://relay.invalid/v1 x", "base URL"),
+                 ("new line", "https://relay.invalid\n/v1", "base URL"),
+                 ("query", "https://relay.invalid/v1?a=b", "base URL"),
+                 ("port", "https://relay.invalid:port/v1", "base URL"),
+                 ("high port", "https://relay.invalid:99999/v1", "base URL"),
+                 ("bracket", "https://[::1/v1", "base URL"))
+        rows = [Bad(f"option: {name}", ["generate", PROMPT, "--base-url", url], message) for name, url,
+                message in table]
         for name, url, message in (table[0], table[6], table[8]):
             rows.append(Bad(f"variable: {name}", ["generate", PROMPT], message, exit_code=SETUP, kind="config",
                             env={"GPT_IMAGE2_BASE_URL": url}))
@@ -473,7 +497,7 @@ class KeyAndAddressTest(BadInputCase):
         self.assertNotIn("hidden", result.stdout + result.stderr)
 
 
-class CurlTest(BadInputCase):
+class BadCurlTest(BadInputCase):
     """No curl, or one that is too old."""
 
     def test_missing(self) -> None:
@@ -487,12 +511,12 @@ class CurlTest(BadInputCase):
         for name, script, message in (("old", "echo 'curl 7.67.0 (x86_64-pc-linux-gnu) libcurl/7.67.0'", "7.67.0"),
                                       ("older", "echo 'curl 6.5.1'", "6.5.1"), ("silent", "exit 0", "curl"),
                                       ("failing", "exit 127", "curl"), ("other", "echo something else", "curl")):
-            self.program("curl", script + "\n", self.root / name)
+            self.shell_script("curl", script + "\n", self.root / name)
             rows.append(Bad(name, ["generate", PROMPT], message, "", SETUP, "curl", {"PATH": str(self.root / name)}))
         self.refuse(*rows)
 
 
-class CommandLineTest(BadInputCase):
+class BadCommandLineTest(BadInputCase):
     """Options and commands that do not exist."""
 
     def test_unknown_options(self) -> None:
@@ -529,7 +553,7 @@ class CommandLineTest(BadInputCase):
 
     def test_no_command(self) -> None:
         for arguments in ([], ["--json"]):
-            result = self.call_program(*arguments)
+            result = self.run_inside(*arguments)
             self.assertEqual((result.exit_code, "Traceback" in result.stderr), (USAGE, False))
             self.assertIn("generate", result.stdout + result.stderr)
 
@@ -541,8 +565,8 @@ class CommandLineTest(BadInputCase):
 
     def test_values_that_no_request_can_hold(self) -> None:
         self.refuse(*(Bad(" ".join(words), ["generate", PROMPT, *words], words[0][2:]) for words in (
-            ["--model", "\udcff"], ["--base-url", "http://127.0.0.1:9/\udcff"], ["--param", 'a="\\ud800"'],
-            ["--output", "-"])))
+            ["--model", "\udcff"], ["--base-url", "http://127.0.0.1:9/\udcff"], ["--param", 'a="\\ud800"'])))
+        self.refuse(Bad("output -", ["generate", PROMPT, "--output", "-"], "output", kind="target"))
 
     def test_prompt_that_is_a_file(self) -> None:
         image = self.file("a.png", SMALL)
@@ -555,7 +579,7 @@ class CommandLineTest(BadInputCase):
                       ["--base-url", "https://user:test/key test-key-1@relay.invalid"],
                       ["--base-url", "user:test-key-1@relay.invalid"]):
             for command in (["generate", PROMPT], ["config", "--init"]):
-                result = self.call_program(*command, *words, "--json")
+                result = self.run_inside(*command, *words, "--json")
                 self.assertNotEqual(result.exit_code, 0, words)
                 self.assertNotIn("test-key-1", result.stdout + result.stderr)
 
@@ -576,7 +600,7 @@ class OversizedWordsTest(ProgramCase):
                           ["generate", PROMPT, "--format", "\x1b[2Jgif"], ["edit", "no\nsuch\x1b[2J.png", PROMPT],
                           ["generate", PROMPT, "--prompt-file", "no\nsuch"], ["\x1b[31mdraw"]):
             with self.subTest(arguments[-1][:20]):
-                result = self.call_program(*arguments)
+                result = self.run_inside(*arguments)
                 self.assertEqual(result.exit_code, USAGE, result.stderr)
                 self.assertLess(max(map(len, result.stderr.split("\n"))), 1000)
                 self.assertLess(result.stderr.rstrip("\n").count("\n"), 3, result.stderr)
@@ -595,7 +619,3 @@ class NothingIsTouchedTest(ProgramCase):
         result = self.run_program("edit", self.file("a.png", draw_png(64, 48)), PROMPT, "--base-url",
                                   "https://relay.invalid/v1")
         self.assertEqual((result.exit_code, len(result.errors)), (SETUP, 1), result.stderr)
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -25,10 +25,10 @@ def fenced(text: str, language: str) -> str:
     return str(block)
 
 
-class CommandsTest(ProgramCase):
+class SkillCommandsRunTest(ProgramCase):
     """Every command line in SKILL.md runs."""
 
-    def test_all_of_them(self) -> None:
+    def test_every_command_of_skill_md(self) -> None:
         for name in ("fox.png", "room.png", "chair.jpg"):
             self.file(name, draw_png(64, 48, 1))
         self.file("mask.png", mask_png(64, 48))
@@ -52,7 +52,7 @@ class CommandsTest(ProgramCase):
                 self.assertEqual(set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", span)) - known - others, set(), span)
 
 
-class ExamplesTest(ProgramCase):
+class ReadmeExamplesRunTest(ProgramCase):
     """README's programs, with the program installed as README says."""
 
     def install(self) -> dict[str, str | None]:
@@ -131,7 +131,3 @@ class SkillRulesTest(unittest.TestCase):
         version = program.stdout.split()[1]
         self.assertIn(f'version: "{version}"', FRONT)
         self.assertIn(f'version: "{version}"', (PROJECT / "scripts" / "plugin.yaml").read_text(encoding="utf-8"))
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import unittest
 from pathlib import Path
 from typing import Any
@@ -33,12 +34,12 @@ class EditCase(ProgramCase):
     def edited(self, *arguments: str, env: Environment | None = None, **options: Any) -> Recorded:
         """Run one edit that succeeds, inside this process, and return the request that arrived."""
         self.server.requests.clear()
-        self.saved_file(self.call_program("edit", *self.access(), *arguments,
-                                          env={"GPT_IMAGE2_API_KEY": KEY, **(env or {})}, **options))
+        self.saved_file(self.run_inside("edit", *self.access(), *arguments,
+                                        env={"GPT_IMAGE2_API_KEY": KEY, **(env or {})}, **options))
         return self.only_post()
 
 
-class FormTest(EditCase):
+class EditFormTest(EditCase):
     """Names, order and types of the parts."""
 
     def test_one_image(self) -> None:
@@ -108,7 +109,7 @@ class FormTest(EditCase):
                                  {"model": b"gpt-image-2", "prompt": f"row {row}".encode(), **parts})
 
 
-class TextTest(EditCase):
+class TextPartsTest(EditCase):
     """Text parts arrive byte for byte: nothing of curl's form language is understood in them."""
 
     def test_prompts(self) -> None:
@@ -120,7 +121,8 @@ class TextTest(EditCase):
                          {prompt.encode() for prompt in NASTY_PROMPTS})
 
     def test_parameters(self) -> None:
-        values = ("@/usr/share/dict/words", "</usr/share/dict/words", "a;type=text/html", 'a "b" \\ c', "two\nlines", "x;filename=y", "a,b", "=")
+        values = ("@/usr/share/dict/words", "</usr/share/dict/words", "a;type=text/html", 'a "b" \\ c', "two\nlines",
+                  "x;filename=y", "a,b", "=")
         options = [word for number, value in enumerate(values) for word in ("--param", f"p{number}={value}")]
         self.server.plan(Answer(check=False))
         texts = self.texts(self.edited(self.image, PROMPT, *options))
@@ -128,18 +130,19 @@ class TextTest(EditCase):
 
     def test_32000_emoji(self) -> None:
         prompt = "\N{FOX FACE}" * 32000
-        for arguments, stdin in (([self.image, "--prompt-file", self.file("p.txt", prompt)], ""), ([self.image, "-"], prompt)):
+        for arguments, stdin in (([self.image, "--prompt-file", self.file("p.txt", prompt)], ""),
+                                 ([self.image, "-"], prompt)):
             with self.subTest(arguments[-1]):
                 self.assertEqual(self.texts(self.edited(*arguments, stdin=stdin))["prompt"], prompt.encode())
 
 
-class PathTest(EditCase):
+class OddInputPathsTest(EditCase):
     """Paths that mean something to curl are only paths."""
 
     def test_odd_names(self) -> None:
         names = ("semi;colon.png", "a;type=text/html", "com,ma.png", 'quo"te.png', "back\\slash.png", "new\nline.png",
-                 "tab\there.png", "two words.png", "@at.png", "<less.png", "a=b.png", "{a,b}[1-3].png", "%41.png", "'.png",
-                 "\u732b.png", 'all of;it,"\\\n=.png', "#.png", "-")
+                 "tab\there.png", "two words.png", "@at.png", "<less.png", "a=b.png", "{a,b}[1-3].png", "%41.png",
+                 "'.png", "\u732b.png", 'all of;it,"\\\n=.png', "#.png", "-")
         commands = [["edit", *self.access(), "-o", f"out/{row}.png", self.file(name, draw_png(16, 16, row)), f"{row}"]
                     for row, name in enumerate(names)]
         results = self.run_all(commands, env={"GPT_IMAGE2_API_KEY": KEY})
@@ -182,7 +185,7 @@ class PathTest(EditCase):
         self.assertEqual(self.files(self.edited("link.png", PROMPT))[0].body, PNG)
 
 
-class CommandLineTest(EditCase):
+class EditCommandLineTest(EditCase):
     """The ways to name images and prompt."""
 
     def test_forms(self) -> None:
@@ -210,7 +213,8 @@ class CommandLineTest(EditCase):
         self.assertEqual(saved.name, "holiday-2.png")
 
     def test_input_may_be_overwritten(self) -> None:
-        self.assertEqual(self.saved_file(self.edit(self.image, PROMPT, "-o", self.image, "--overwrite")), Path(self.image))
+        self.assertEqual(self.saved_file(self.edit(self.image, PROMPT, "-o", self.image, "--overwrite")),
+                         Path(self.image))
         self.assertEqual(sniff(Path(self.image).read_bytes()), ("png", 1024, 1024))
 
     def test_result_of_generate_can_be_edited(self) -> None:
@@ -224,7 +228,7 @@ class CommandLineTest(EditCase):
         self.assertGreater(document["cost_usd"], 0)
 
 
-class MaskTest(EditCase):
+class MaskUploadTest(EditCase):
     """The mask travels with the first image."""
 
     def test_mask(self) -> None:
@@ -256,7 +260,7 @@ class MaskTest(EditCase):
         self.assertEqual([part.name for part in self.files(self.only_post())], ["image", "mask"])
 
 
-class ShapeTest(EditCase):
+class EditedShapeTest(EditCase):
     """Without --size the service chooses; a picture of another shape than the input is worth a word."""
 
     def test_other_shape_is_told(self) -> None:
@@ -264,13 +268,13 @@ class ShapeTest(EditCase):
             with self.subTest(size):
                 self.server.default = Answer(image=draw_png(*size))
                 warnings = self.edit(self.image, PROMPT, "--json").json["warnings"]
-                self.assertEqual(any("another shape" in text for text in warnings), told, warnings)
+                self.assertEqual(any("different shape" in text for text in warnings), told, warnings)
         self.server.default = Answer(image=draw_png(1024, 1024))
         warnings = self.edit(self.image, PROMPT, "--size", "square", "--json").json["warnings"]
-        self.assertFalse(any("another shape" in text for text in warnings), warnings)
+        self.assertFalse(any("different shape" in text for text in warnings), warnings)
 
 
-class UrlTest(EditCase):
+class InputsBehindUrlsTest(EditCase):
     """Input images that are somewhere on the web: fetched without the key, then sent like files."""
 
     def setUp(self) -> None:
@@ -280,7 +284,8 @@ class UrlTest(EditCase):
 
     def test_first_and_further(self) -> None:
         self.server.files["b.jpg"] = JPEG
-        post = self.edited(self.url, PROMPT, "--image", self.image, "--image", self.server.origin + "/files/b.jpg?sig=1")
+        post = self.edited(self.url, PROMPT, "--image", self.image, "--image",
+                           self.server.origin + "/files/b.jpg?sig=1")
         self.assertEqual([part.body for part in self.files(post)], [PNG, PNG, JPEG])
         fetched = [each for each in self.server.requests if each.method == "GET"]
         self.assertEqual([each.path for each in fetched], ["/files/a.png", "/files/b.jpg?sig=1"])
@@ -332,10 +337,7 @@ class UrlTest(EditCase):
     def test_collected_although_the_input_is_gone(self) -> None:
         self.server.plan(Answer(delay=1))
         command = ("edit", *self.access(), self.url, PROMPT, "-o", "cat.png")
-        first = self.start_program(*command, env={"GPT_IMAGE2_API_KEY": KEY})
-        self.wait_until(lambda: bool(self.server.posts))
-        first.kill()
-        self.finish(first)
+        self.kill_at_request(self.start_program(*command, env={"GPT_IMAGE2_API_KEY": KEY}))
         for left in self.tmp.iterdir():
             shutil.rmtree(str(left))  # what a killed program leaves there
         del self.server.files["a.png"]
@@ -345,22 +347,16 @@ class UrlTest(EditCase):
     def test_killed_and_collected(self) -> None:
         self.server.plan(Answer(delay=1.5))
         command = ("edit", *self.access(), self.url, PROMPT, "-o", "cat.png")
-        first = self.start_program(*command, env={"GPT_IMAGE2_API_KEY": KEY})
-        self.wait_until(lambda: bool(self.server.posts))
-        first.terminate()
-        self.assertEqual(self.finish(first).exit_code, 143)
+        self.assertEqual(self.kill_at_request(self.start_program(*command, env={"GPT_IMAGE2_API_KEY": KEY}),
+                                              signal.SIGTERM).exit_code, 143)
         self.saved_file(self.run_program(*command, env={"GPT_IMAGE2_API_KEY": KEY}))
         self.assertEqual(self.files(self.only_post())[0].body, PNG)
 
 
-class LargeTest(EditCase):
+class LargeUploadTest(EditCase):
     """Bodies of many megabytes."""
 
     def test_three_large_images(self) -> None:
         paths = [self.file(f"{number}.png", draw_png(32, 32, number, padding=4_000_000)) for number in range(3)]
         files = self.files(self.edited(paths[0], PROMPT, "--image", paths[1], "--image", paths[2]))
         self.assertEqual([part.body for part in files], [Path(path).read_bytes() for path in paths])
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -17,7 +17,6 @@ import resource
 import sys
 import time
 import traceback
-import unittest
 import zlib
 from os import environ
 from pathlib import Path
@@ -38,12 +37,14 @@ ODD_VALUES: list[Any] = [
     None, True, False, 0, -1, 10 ** 30, 1e308, "", " ", "\ud800", "\0", "x" * 300, [], {}, [[]], [None], {"": None},
     {"@span": [0, 9]}, {"@span": [-1, 5]}, {"@span": [10 ** 25, 10 ** 26]}, {"@span": [5, 1]}, {"@span": ["0", 1]},
     "http://", "https://relay.example/\ud800", "data:image/png;base64,", "data:,", "../..", "![x](http://x",
-    "{\"a\":", "[" * 2000, float("inf"), float("nan"), "429", 404, "queued", "completed", "failed", TEXT, [TEXT] * 3, "/a/b.png", "b.png?x=1",
-    "//127.0.0.1:9/x.png", "http://169.254.169.254/x", "http://[::1]/x.png", "https://2130706433/x.png", "../" * 50 + "x.png",
-    "![" * 5000, "![](" * 3000, {"image": TEXT}, {"inlineData": {"data": TEXT}}, {"item": {"result": TEXT}}]
-ODD_TEXTS = [b"1e999", b"-1e999", b"9" * 5000, b"NaN", b"-Infinity", b"\"\\ud800\"", b"\"\\u0000\"", b"\"\\", b"\xff\xfe",
-             b"\xed\xa0\x80", b"\xc0\xaf", b"\xef\xbb\xbf", b"\0", b"\r", b"\r\n\r\n", b"\n\n", b"\ndata: ", b"\nevent: error\n",
-             b"[" * 3000, b"{\"a\":" * 3000, b"]" * 50, b"}" * 50, b"\\/", b"\\n", b"\"", b"data:", b": keepalive\n"]
+    "{\"a\":", "[" * 2000, float("inf"), float("nan"), "429", 404, "queued", "completed", "failed", TEXT, [TEXT] * 3,
+    "/a/b.png", "b.png?x=1", "//127.0.0.1:9/x.png", "http://169.254.169.254/x", "http://[::1]/x.png",
+    "https://2130706433/x.png", "../" * 50 + "x.png", "![" * 5000, "![](" * 3000, {"image": TEXT},
+    {"inlineData": {"data": TEXT}}, {"item": {"result": TEXT}}]
+ODD_TEXTS = [b"1e999", b"-1e999", b"9" * 5000, b"NaN", b"-Infinity", b"\"\\ud800\"", b"\"\\u0000\"", b"\"\\",
+             b"\xff\xfe", b"\xed\xa0\x80", b"\xc0\xaf", b"\xef\xbb\xbf", b"\0", b"\r", b"\r\n\r\n", b"\n\n",
+             b"\ndata: ", b"\nevent: error\n", b"[" * 3000, b"{\"a\":" * 3000, b"]" * 50, b"}" * 50, b"\\/", b"\\n",
+             b"\"", b"data:", b": keepalive\n"]
 
 
 def events() -> bytes:
@@ -56,10 +57,13 @@ def seed_answers() -> list[bytes]:
     """Whole answers of every kind."""
     documents = list(shapes(TEXT, "data:image/png;base64," + TEXT, "https://cdn.example/1.png").values())
     documents += [APIMART, FAL, KIE_DONE, TOAPIS, WAVESPEED, chat(content="no"), {"data": [{"b64_json": TEXT}] * 3},
-                  {"data": [{"b64_json": TEXT}], "usage": USAGE}, {"code": 500, "msg": "broken"}, {"detail": [{"msg": "x"}]},
-                  {"data": [{"b64_json": TEXT}], "usage": {"cost": 0.04}}, {"status": "failed", "error": {"message": "x"}}]
+                  {"data": [{"b64_json": TEXT}], "usage": USAGE}, {"code": 500, "msg": "broken"},
+                  {"detail": [{"msg": "x"}]},
+                  {"data": [{"b64_json": TEXT}], "usage": {"cost": 0.04}},
+                  {"status": "failed", "error": {"message": "x"}}]
     documents += [{"data": [{"url": "/files/1.png"}]}, [{"url": "files/1/content"}], {"image_base64": TEXT},
-                  {"predictions": [{"bytesBase64Encoded": TEXT}]}, {"data": {"picture": "https://cdn.example/x/1.webp"}}]
+                  {"predictions": [{"bytesBase64Encoded": TEXT}]},
+                  {"data": {"picture": "https://cdn.example/x/1.webp"}}]
     stream = events()
     failed = b"event: error\ndata: " + error_body("rejected", "moderation_blocked") + b"\n\n"
     call = {"type": "image_generation_call", "result": TEXT}
@@ -68,8 +72,8 @@ def seed_answers() -> list[bytes]:
     lines = "\n".join(map(json.dumps, answers)).encode()
     return [json.dumps(each).encode() for each in documents] + [
         lines, b"data: " + lines.replace(b"\n", b"\n\ndata: "), stream.replace(b"\n", b"\r"), b"\xef\xbb\xbf " + stream,
-        stream, stream.replace(b"\n", b"\r\n"), b": keepalive\n\n" + stream + b"data: [DONE]\n\n", failed, stream + failed,
-        error_body("no", "invalid_value"), b"<html><title>502</title></html>", b"error code: 524", b""]
+        stream, stream.replace(b"\n", b"\r\n"), b": keepalive\n\n" + stream + b"data: [DONE]\n\n", failed,
+        stream + failed, error_body("no", "invalid_value"), b"<html><title>502</title></html>", b"error code: 524", b""]
 
 
 SEEDS = seed_answers()
@@ -108,7 +112,8 @@ def nest(draw: random.Random, data: bytes) -> bytes:
 def lengthen(draw: random.Random, data: bytes) -> bytes:
     """Make one string longer than what stays in memory."""
     at = data.find(b'"', draw.randint(0, len(data))) + 1
-    return data[:at] + draw.choice((b"A", b"\\n", b"\\", b"data:image/png;base64,", b"\xe2\x82\xac", b"![x](http://")) * (
+    return data[:at] + draw.choice((b"A", b"\\n", b"\\", b"data:image/png;base64,", b"\xe2\x82\xac",
+                                    b"![x](http://")) * (
         70_000 // draw.choice((1, 2, 20))) + data[at:]
 
 
@@ -142,7 +147,8 @@ def retype(draw: random.Random, data: bytes) -> bytes:
 
 def as_events(draw: random.Random, data: bytes) -> bytes:
     end = draw.choice((b"\n", b"\r\n", b"\r"))
-    return b"event: " + draw.choice((b"x.completed", b"error", b"", b"\xff")) + end + b"data:" + data + end * draw.randint(0, 3)
+    return b"event: " + draw.choice((b"x.completed", b"error", b"",
+                                     b"\xff")) + end + b"data:" + data + end * draw.randint(0, 3)
 
 
 def pack(draw: random.Random, data: bytes) -> bytes:
@@ -178,13 +184,12 @@ def mutant(number: int) -> tuple[bytes, int, dict[str, str]]:
     return data, status, {name: value for name, value in headers.items() if value}
 
 
-class FuzzTest(ProgramCase):
+class MutatedAnswersTest(ProgramCase):
     """The reader in-process, from the file to the pictures' bytes."""
 
     def setUp(self) -> None:
         super().setUp()
-        with self.inside(None, ""):
-            self.settings = program.load_settings({"base_url": ORIGIN + "/v1", "api_key": KEY})
+        self.settings = self.load_settings({"base_url": ORIGIN + "/v1", "api_key": KEY})
         self.path = str(self.work / "answer")
         self.picture = self.file("picture.png", PICTURE)
 
@@ -295,7 +300,3 @@ class FuzzTest(ProgramCase):
             tell()
         document = json.loads(stdout.getvalue(), parse_constant=refuse)
         self.assertEqual((document["ok"], stdout.getvalue().count("\n")), (good, 1))
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -7,7 +7,6 @@ import re
 import shlex
 import subprocess
 import sys
-import unittest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,13 +15,13 @@ from support import KEY, PROGRAM, RESULT_FIELDS, ProgramCase
 
 PROMPT = "a red fox"
 NASTY_PROMPTS = (
-    'say "hello"', "it's", "back\\slash \\n \\", "two\nlines\n\nand more", "a\r\nb", "tab\there", "@/usr/share/dict/words", "<secret",
-    "a;type=text/html", "a;filename=b", "a, b; c=d", "%{http_code} %s %41", "{a,b}[1-3]", "$HOME `id` $(id)",
-    '"\noutput = "evil.txt"\n"', "\N{FOX FACE} \u732b \u00fc \u2028", " blanks around ", "#hash // comment", "\x1b[2J",
-    "null", "{\"a\": 1}", "\ufeffmark")
+    'say "hello"', "it's", "back\\slash \\n \\", "two\nlines\n\nand more", "a\r\nb", "tab\there",
+    "@/usr/share/dict/words", "<secret", "a;type=text/html", "a;filename=b", "a, b; c=d", "%{http_code} %s %41",
+    "{a,b}[1-3]", "$HOME `id` $(id)", '"\noutput = "evil.txt"\n"', "\N{FOX FACE} \u732b \u00fc \u2028",
+    " blanks around ", "#hash // comment", "\x1b[2J", "null", "{\"a\": 1}", "\ufeffmark")
 
 
-class WireTest(ProgramCase):
+class GenerateRequestTest(ProgramCase):
     """The request that arrives."""
 
     def test_default_body_is_model_and_prompt(self) -> None:
@@ -39,8 +38,7 @@ class WireTest(ProgramCase):
         self.assertEqual(post.header("Content-Type"), "application/json")
         self.assertRegex(post.header("User-Agent"), r"^curl/\d")
         self.assertEqual(post.header("Content-Length"), str(len(post.body)))
-        allowed = {"host", "user-agent", "accept", "accept-encoding", "authorization", "content-type",
-                   "content-length"}
+        allowed = {"host", "user-agent", "accept", "accept-encoding", "authorization", "content-type", "content-length"}
         self.assertEqual({name.lower() for name, _ in post.headers}, allowed)
 
     def test_what_is_default_is_not_sent(self) -> None:
@@ -62,7 +60,8 @@ class WireTest(ProgramCase):
             (["--background", "transparent"], {"background": "transparent"}),
             (["--moderation", "low"], {"moderation": "low"}), (["--n", "2"], {"n": 2}),
             (["--model", "gpt-image-2-2026-04-21"], {"model": "gpt-image-2-2026-04-21"}),
-            (["--model", "gpt-image-2.5-flare", "--quality", "max"], {"model": "gpt-image-2.5-flare", "quality": "max"}),
+            (["--model", "gpt-image-2.5-flare", "--quality", "max"],
+             {"model": "gpt-image-2.5-flare", "quality": "max"}),
             (["--param", "user=me"], {"user": "me"}))
         self.check_fields(table)
 
@@ -74,10 +73,9 @@ class WireTest(ProgramCase):
             (["--param", "style=oil = 'thick'"], {"style": "oil = 'thick'"}), (["--param", "empty="], {"empty": ""}),
             (["--param", 'odd=@"x";\n\\'], {"odd": '@"x";\n\\'}), (["--param", "size=2k"], {"size": "2k"}))
         for options, fields in table:
-            with self.subTest(" ".join(options)):
-                self.server.requests.clear()
+            with self.fresh(" ".join(options)):
                 self.server.plan(Answer(check=False))
-                self.saved_file(self.ask(PROMPT, *options))
+                self.saved_file(self.generate_inside(PROMPT, *options))
                 self.assertEqual(self.only_post().fields, {"model": "gpt-image-2", "prompt": PROMPT, **fields})
 
     def check_fields(self, table: tuple[tuple[list[str], dict[str, Any]], ...]) -> None:
@@ -112,7 +110,7 @@ class WireTest(ProgramCase):
         self.assertIn("relay/house-model", result.stderr)
 
 
-class PromptTest(ProgramCase):
+class PromptSourcesTest(ProgramCase):
     """The prompt arrives character by character, wherever it comes from."""
 
     def test_as_argument(self) -> None:
@@ -124,45 +122,43 @@ class PromptTest(ProgramCase):
         self.assertEqual(sorted(os.listdir(str(self.work))), sorted(f"{row}.png" for row in range(len(NASTY_PROMPTS))))
 
     def test_from_a_file(self) -> None:
-        table = (("plain", b"a fox", "a fox"), ("one line break", b"a fox\n", "a fox"), ("two", b"a fox\n\n", "a fox\n"),
-                 ("windows", b"a\r\nfox\r\n", "a\r\nfox"), ("mark", b"\xef\xbb\xbfa fox", "a fox"),
-                 ("quotes", b'"a" \\ ;type=x', '"a" \\ ;type=x'), ("at", b"@file", "@file"), ("less", b"<file", "<file"))
+        table = (("plain", b"a fox", "a fox"), ("one line break", b"a fox\n", "a fox"),
+                 ("two", b"a fox\n\n", "a fox\n"), ("windows", b"a\r\nfox\r\n", "a\r\nfox"),
+                 ("mark", b"\xef\xbb\xbfa fox", "a fox"), ("quotes", b'"a" \\ ;type=x', '"a" \\ ;type=x'),
+                 ("at", b"@file", "@file"), ("less", b"<file", "<file"))
         for name, content, prompt in table:
-            with self.subTest(name):
-                self.server.requests.clear()
-                self.saved_file(self.ask("--prompt-file", self.file("prompt.txt", content)))
+            with self.fresh(name):
+                self.saved_file(self.generate_inside("--prompt-file", self.file("prompt.txt", content)))
                 self.assertEqual(self.only_post().fields["prompt"], prompt)
 
     def test_from_standard_input(self) -> None:
         for arguments in (["-"], ["--prompt-file", "-"]):
-            with self.subTest(arguments):
-                self.server.requests.clear()
+            with self.fresh(arguments):
                 self.saved_file(self.generate(*arguments, stdin='two\n"lines"\n'))
                 self.assertEqual(self.only_post().fields["prompt"], 'two\n"lines"')
 
     def test_32000_emoji(self) -> None:
         prompt = "\N{FOX FACE}" * 32000  # 128 KB: too long for one argument and for one line of curl's config
-        for name, arguments, stdin in (("file", ["--prompt-file", self.file("p.txt", prompt)], ""), ("input", ["-"], prompt)):
-            with self.subTest(name):
-                self.server.requests.clear()
+        for name, arguments, stdin in (("file", ["--prompt-file", self.file("p.txt", prompt)], ""),
+                                       ("input", ["-"], prompt)):
+            with self.fresh(name):
                 self.saved_file(self.generate(*arguments, stdin=stdin))
                 self.assertEqual(self.only_post().fields["prompt"], prompt)
 
     def test_like_an_option(self) -> None:
         for prompt in ("-o", "--quality low", "--", "-"):
-            with self.subTest(prompt):
-                self.server.requests.clear()
-                result = self.ask("--quality", "low", "--", prompt, stdin="from input")
+            with self.fresh(prompt):
+                result = self.generate_inside("--quality", "low", "--", prompt, stdin="from input")
                 self.saved_file(result)
                 expected = "from input" if prompt == "-" else prompt
-                self.assertEqual(self.only_post().fields, {"model": "gpt-image-2", "prompt": expected, "quality": "low"})
+                self.assertEqual(self.only_post().fields, {"model": "gpt-image-2", "prompt": expected,
+                                                           "quality": "low"})
 
     def test_options_stand_anywhere(self) -> None:
         for arguments in ([PROMPT, "--quality", "low", "-o", "a.png"], ["--quality", "low", PROMPT, "-oa.png"],
                           ["-o", "a.png", "--quality=low", PROMPT], ["--quality=low", "--output=a.png", "--", PROMPT]):
-            with self.subTest(arguments):
-                self.server.requests.clear()
-                self.saved_file(self.ask(*arguments))
+            with self.fresh(arguments):
+                self.saved_file(self.generate_inside(*arguments))
                 self.assertEqual(self.only_post().fields, {"model": "gpt-image-2", "prompt": PROMPT, "quality": "low"})
 
 
@@ -174,12 +170,13 @@ class Place(NamedTuple):
     options: tuple[str, ...] = ()
 
 
-class OutputTest(ProgramCase):
+class SavedNamesTest(ProgramCase):
     """Names and formats of the saved files."""
 
     def check_places(self, *table: Place) -> None:
         """Save to each place and check the file's name, its format and the request."""
-        commands = [["generate", f"for {place.output}", *self.access(), "-o", place.output, *place.options] for place in table]
+        commands = [["generate", f"for {place.output}", *self.access(), "-o", place.output, *place.options]
+                    for place in table]
         results = self.run_all(commands, env={"GPT_IMAGE2_API_KEY": KEY})
         arrived = self.posts_by_prompt()
         for place, result in zip(table, results):
@@ -207,15 +204,16 @@ class OutputTest(ProgramCase):
             Place(str(self.work / "absolute.png"), "absolute.png"))
 
     def test_odd_names(self) -> None:
-        names = ("two words.png", 'quote".png', "it's.png", "semi;colon.png", "com,ma.png", "\u732b \u00fc.png", "a\\b.png",
-                 "a%20{b,c}[1-3].png", "$HOME.png", "a=b&c.png", "(KB).png", "#1.png")
+        names = ("two words.png", 'quote".png', "it's.png", "semi;colon.png", "com,ma.png", "\u732b \u00fc.png",
+                 "a\\b.png", "a%20{b,c}[1-3].png", "$HOME.png", "a=b&c.png", "(KB).png", "#1.png")
         self.check_places(*(Place(name, name) for name in names), Place("./-dash.png", "-dash.png"))
 
     def test_default_is_in_the_home_folder(self) -> None:
         self.assertEqual(self.saved_file(self.generate(PROMPT)), self.home / "gpt-image2-output.png")
 
     def test_tilde(self) -> None:
-        self.assertEqual(self.saved_file(self.generate(PROMPT, "-o", "~/pictures/a.png")), self.home / "pictures" / "a.png")
+        self.assertEqual(self.saved_file(self.generate(PROMPT, "-o", "~/pictures/a.png")),
+                         self.home / "pictures" / "a.png")
 
     def test_bytes_are_those_of_the_answer(self) -> None:
         for size in (3, 40_000, 3_000_000):
@@ -231,7 +229,7 @@ class OutputTest(ProgramCase):
         self.assertEqual(mode, 0o666 & ~umask)
 
 
-class SeveralTest(ProgramCase):
+class FilesAreNotReplacedTest(ProgramCase):
     """More than one image, and names that are already taken."""
 
     def test_numbers(self) -> None:
@@ -243,8 +241,8 @@ class SeveralTest(ProgramCase):
         self.assertEqual(len(os.listdir(str(self.work))), 3)
 
     def test_ten(self) -> None:
-        result = self.ask(PROMPT, "--n", "10", "-o", "cat.webp")
-        self.assertEqual([Path(path).name for path, _ in result.saved], [f"cat-{number}.webp" for number in range(1, 11)])
+        result = self.generate_inside(PROMPT, "--n", "10", "-o", "cat.webp")
+        self.assertEqual(result.names, [f"cat-{number}.webp" for number in range(1, 11)])
 
     def test_an_existing_file_stays(self) -> None:
         self.file("cat.png", "mine"), self.file("cat-2.png", "mine too")
@@ -252,14 +250,14 @@ class SeveralTest(ProgramCase):
         self.assertEqual(self.saved_file(result).name, "cat-3.png")
         self.assertEqual((self.work / "cat.png").read_text(), "mine")
         self.assertEqual((self.work / "cat-2.png").read_text(), "mine too")
-        self.assertIn("cat.png exists", result.stderr)
+        self.assertIn("cat.png already exists", result.stderr)
 
     def test_existing_numbers_stay(self) -> None:
         self.file("cat-1.png", "mine")
-        result = self.ask(PROMPT, "-o", "cat.png", "--n", "2")
+        result = self.generate_inside(PROMPT, "-o", "cat.png", "--n", "2")
         self.assert_succeeded(result)
         self.assertEqual((self.work / "cat-1.png").read_text(), "mine")
-        self.assertEqual([Path(path).name for path, _ in result.saved], ["cat-2.png", "cat-3.png"])
+        self.assertEqual(result.names, ["cat-2.png", "cat-3.png"])
 
     def test_the_same_command_twice(self) -> None:
         first, second = (self.saved_file(self.generate(PROMPT)) for _ in range(2))
@@ -268,7 +266,7 @@ class SeveralTest(ProgramCase):
 
     def test_overwrite(self) -> None:
         path = self.file("cat.png", "old")
-        result = self.ask(PROMPT, "-o", "cat.png", "--overwrite")
+        result = self.generate_inside(PROMPT, "-o", "cat.png", "--overwrite")
         self.assertEqual(self.saved_file(result), Path(path))
         self.assertEqual(sniff(Path(path).read_bytes())[0], "png")
         self.assertEqual(os.listdir(str(self.work)), ["cat.png"])
@@ -276,7 +274,7 @@ class SeveralTest(ProgramCase):
     def test_overwrite_keeps_the_old_file_when_nothing_came(self) -> None:
         path = self.file("cat.png", "old")
         self.server.plan(Answer(status=500))
-        self.assertNotEqual(self.ask(PROMPT, "-o", "cat.png", "--overwrite").exit_code, 0)
+        self.assertNotEqual(self.generate_inside(PROMPT, "-o", "cat.png", "--overwrite").exit_code, 0)
         self.assertEqual(Path(path).read_text(), "old")
 
     def test_symbolic_links_are_not_followed(self) -> None:
@@ -284,7 +282,7 @@ class SeveralTest(ProgramCase):
         for name, target in (("link.png", "kept.png"), ("dangling.png", "none.png")):
             (self.work / name).symlink_to(target)
             with self.subTest(name):
-                saved = self.saved_file(self.ask(PROMPT, "-o", name))
+                saved = self.saved_file(self.generate_inside(PROMPT, "-o", name))
                 self.assertEqual(saved.name, name.replace(".png", "-2.png"))
         self.assertEqual((self.work / "kept.png").read_text(), "mine")
         self.assertFalse((self.work / "none.png").exists())
@@ -292,9 +290,9 @@ class SeveralTest(ProgramCase):
     def test_overwrite_of_a_symbolic_link_spares_what_it_points_to(self) -> None:
         self.file("kept.png", "mine")
         (self.work / "link.png").symlink_to("kept.png")
-        saved = self.saved_file(self.ask(PROMPT, "-o", "link.png", "--overwrite"))
+        saved = self.saved_file(self.generate_inside(PROMPT, "-o", "link.png", "--overwrite"))
         self.assertEqual((self.work / "kept.png").read_text(), "mine")
-        self.assertEqual(sniff(saved.read_bytes())[0], "png")
+        self.assertEqual((sniff(saved.read_bytes())[0], saved.name, saved.is_symlink()), ("png", "link.png", False))
 
 
 class HumanOutputTest(ProgramCase):
@@ -325,7 +323,7 @@ class HumanOutputTest(ProgramCase):
 
     def test_quiet_still_warns(self) -> None:
         self.file("cat.png", "mine")
-        self.assertIn("cat.png exists", self.generate(PROMPT, "-q", "-o", "cat.png").stderr)
+        self.assertIn("cat.png already exists", self.generate(PROMPT, "-q", "-o", "cat.png").stderr)
 
     def test_verbose_shows_the_request_without_the_key(self) -> None:
         result = self.generate(PROMPT, "-v", "--quality", "low")
@@ -355,14 +353,14 @@ class HumanOutputTest(ProgramCase):
         for name, redirection in (("closed", ">&-"), ("full", ">/dev/full"), ("both closed", ">&- 2>&-")):
             with self.subTest(name):
                 target = self.work / f"{name}.png"
-                script = self.program("run", f'exec "$@" {redirection}\n')
+                script = self.shell_script("run", f'exec "$@" {redirection}\n')
                 self.run_through(script, "-o", str(target))
                 self.assertEqual(sniff(target.read_bytes())[0], "png")
 
     def run_through(self, script: str, *arguments: str) -> None:
         """Run generate through a shell script that changes its streams."""
-        subprocess.run([script, sys.executable, str(PROGRAM), "generate", PROMPT, *self.access(), *arguments], timeout=60,
-                       env=self.environment({"GPT_IMAGE2_API_KEY": KEY}), stdin=subprocess.DEVNULL,
+        subprocess.run([script, sys.executable, str(PROGRAM), "generate", PROMPT, *self.access(), *arguments],
+                       timeout=60, env=self.environment({"GPT_IMAGE2_API_KEY": KEY}), stdin=subprocess.DEVNULL,
                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
         self.assert_no_leftovers()
 
@@ -434,7 +432,3 @@ class HelpTest(ProgramCase):
         result = self.run_program("--version")
         self.assertRegex(result.stdout, r"^gpt_image2 \d+\.\d+\.\d+\n$")
         self.assertEqual(result.exit_code, 0)
-
-
-if __name__ == "__main__":
-    unittest.main()

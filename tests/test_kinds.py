@@ -86,8 +86,9 @@ class NextStepTest(ProgramCase):
         return dict(result.json["error"])
 
     def test_next_follows_from_what_happened(self) -> None:
-        for arguments, kind, following in ((("--size", "7x7"), "usage", "fix"), (("-o", "/dev/null/a.png"), "target", "fix"),
-                                           (("--base-url", "http://127.0.0.1:1/v1"), "network", "later")):
+        for arguments, kind, following in (
+                (("--size", "7x7"), "usage", "fix"), (("-o", "/dev/null/a.png"), "target", "fix"),
+                (("--base-url", "http://127.0.0.1:1/v1"), "network", "later")):
             with self.subTest(kind):
                 error = self.error(*arguments)
                 self.assertEqual((error["kind"], error["next"], error["billed"]), (kind, following, "no"))
@@ -97,7 +98,7 @@ class NextStepTest(ProgramCase):
         (self.work / "a.png").write_bytes(b"no picture")
         for image in ("a.png", "gone.png", "http://127.0.0.1:1/a.png", "data:image/png;base64,QUJD"):
             with self.subTest(image):
-                result = self.call_program("edit", image, "a hat", *self.access(), "--json")
+                result = self.run_inside("edit", image, "a hat", *self.access(), "--json")
                 error = result.json["error"]
                 self.assertEqual((result.exit_code, error["kind"], error["next"]), (2, "input", "fix"), error)
 

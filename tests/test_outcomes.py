@@ -258,7 +258,8 @@ RECORDED = """
 """
 NEVER_SENT = {name for name in (line[2:] for line in RECORDED.splitlines() if line.startswith("# ")) if name.startswith(
     ("name", "refused", "no connection", "tls", "untrusted", "cacert", "proxy", "tunnel, tls", "tunnel, closed",
-     "tunnel, untrusted", "plain proxy no", "socks", "scheme", "bad", "missing"))} - {"tunnel, closed after the request"}
+     "tunnel, untrusted", "plain proxy no", "socks", "scheme", "bad",
+     "missing"))} - {"tunnel, closed after the request"}
 REFUSED_BY_PROXY = {"proxy says 403", "proxy says 407", "proxy says 501", "plain proxy 407"}
 
 
@@ -353,7 +354,8 @@ class ProxyOnThisMachineTest(ProgramCase):
         config = self.write_config({"base_url": base_url, "api_key": KEY, "proxy": proxy})
         result = self.run_program("generate", "a fox", "--config", config, "--json", *options, env={"NO_PROXY": None})
         error = dict(result.json["error"])
-        self.assertEqual((result.exit_code, error["billed"], error["kind"] in ("network", "timeout")), (6, "no", True), error)
+        self.assertEqual((result.exit_code, error["billed"], error["kind"] in ("network", "timeout")), (6, "no", True),
+                         error)
         return error
 
     def test_refusals_are_the_proxys_whatever_the_scheme(self) -> None:
@@ -372,7 +374,3 @@ class ProxyOnThisMachineTest(ProgramCase):
     def test_silent_proxy_sends_nothing_on(self) -> None:
         error = self.through(self.proxy(b""), "https://relay.invalid/v1", "--timeout", "1")
         self.assertIn("could not connect in time", str(error["message"]))
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -1,4 +1,4 @@
-"""Pauses that servers ask for, and refusals: who was asked, whether credit or moderation is the cause, what it costs."""
+"""Pauses that servers ask for, and refusals: who was asked, is credit or moderation the cause, what it costs."""
 from __future__ import annotations
 
 import json
@@ -9,7 +9,7 @@ from typing import Any
 from unittest import mock
 
 from api_server import Answer, error_body
-from support import KEY, ProgramCase, judged, program
+from support import LIMITED, NO_ANSWER, ProgramCase, judged, program
 
 SPELLINGS = (
     ("Please try again in 20s.", 20), ("Please try again in 1m12s.", 72), ("Please try again in 28m48s.", 1728),
@@ -111,8 +111,7 @@ class LongPauseTest(ProgramCase):
 
     def test_result_url(self) -> None:
         for asked in ("86400", "4000", "Fri, 31 Dec 9999 23:59:59 GMT", "9" * 400):
-            with self.subTest(asked):
-                self.server.reset()
+            with self.fresh(asked):
                 self.server.plan(Answer(as_url=True))
                 self.server.plan_files(Answer(status=503, headers=(("Retry-After", asked),)))
                 self.fails(self.generate("a fox", "--json"), 7, "yes", " s, after --timeout has run out")
@@ -146,7 +145,7 @@ class LongPauseTest(ProgramCase):
 
     def test_reader_that_goes_away_during_a_pause(self) -> None:
         self.server.plan(limited(Retry_After="300"))
-        child = self.start_program("generate", "a fox", *self.access(), "--json", env={"GPT_IMAGE2_API_KEY": KEY})
+        child = self.start_generate("a fox", "--json")
         assert child.stdout and child.stderr
         self.assertTrue(any(b"trying again" in line for line in child.stderr))
         child.stdout.close()
@@ -163,8 +162,7 @@ class LongPauseTest(ProgramCase):
     def test_numbers_of_5000_digits(self) -> None:
         huge = "9" * 5000
         for message in (f"Limit 5, Used 0, Requested {huge}.", f"Limit {huge}, Used 0, Requested {huge}."):
-            with self.subTest(message[:30]):
-                self.server.reset()
+            with self.fresh(message[:30]):
                 self.server.plan(*[limited(message, Retry_After="4000")] * 9)
                 self.fails(self.generate("a fox", "--json"), 5, "no")
                 self.server.reset()
@@ -177,7 +175,8 @@ NOBODY_ASKED = (
     (503, error_body(NO_CHANNEL, "model_not_found")), (503, error_body("No available accounts: none for this model")),
     (503, error_body("no such model", "model_not_found")), (500, error_body("no auth available", "auth_not_found")),
     (503, error_body("There is no available model provider that meets your routing requirements")),
-    (503, error_body("\u5f53\u524d\u5206\u7ec4 default \u4e0b\u5bf9\u4e8e\u6a21\u578b x \u65e0\u53ef\u7528\u6e20\u9053")),
+    (503, error_body("\u5f53\u524d\u5206\u7ec4 default \u4e0b\u5bf9\u4e8e"
+                     "\u6a21\u578b x \u65e0\u53ef\u7528\u6e20\u9053")),
     (503, b"no healthy upstream"), (503, b"no available server"), (500, error_body("x", "channel:no_available_key")),
     (503, b"<html><h1>503 Service Unavailable</h1>No server is available to handle this request.</html>"),
     (503, b'{"code": "get_channel_failed", "message": "x"}'),
@@ -187,14 +186,18 @@ PERHAPS_ASKED = ((503, b""), (503, error_body("try later")), (520, b"<html></htm
                  (500, error_body("the provider is not available for long prompts")))
 NO_CREDIT = (
     (403, error_body("user quota is not enough", "insufficient_user_quota")), (403, error_body("x", "quota_exceeded")),
-    (403, error_body("token quota is not enough", "pre_consume_token_quota_failed")), (429, error_body("x", "quota_exceeded")),
+    (403, error_body("token quota is not enough", "pre_consume_token_quota_failed")),
+    (429, error_body("x", "quota_exceeded")),
     (403, b'{"code": "INSUFFICIENT_BALANCE", "message": "Insufficient account balance"}'),
-    (403, b'{"code": "INSUFFICIENT_BALANCE", "message": "no"}'), (200, b'{"code": "INSUFFICIENT_BALANCE", "msg": "no"}'),
+    (403, b'{"code": "INSUFFICIENT_BALANCE", "message": "no"}'),
+    (200, b'{"code": "INSUFFICIENT_BALANCE", "msg": "no"}'),
     (403, b'{"error": {"message": "no"}, "code": "insufficient_user_quota"}'),
-    (403, b'{"error": "insufficient_quota", "message": "no"}'), (403, b'{"error": "no", "code": "insufficient_balance"}'),
+    (403, b'{"error": "insufficient_quota", "message": "no"}'),
+    (403, b'{"error": "no", "code": "insufficient_balance"}'),
     (403, b'{"data": {"code": "INSUFFICIENT_BALANCE", "message": "no"}}'),
     (403, b'{"detail": {"code": "insufficient_credits", "message": "no"}}'),
-    (403, b'{"errors": [{"code": "insufficient_funds"}]}'), (403, b'{"error": {"type": "insufficient_balance", "code": 403}}'),
+    (403, b'{"errors": [{"code": "insufficient_funds"}]}'),
+    (403, b'{"error": {"type": "insufficient_balance", "code": 403}}'),
     (403, error_body("\u7528\u6237\u989d\u5ea6\u4e0d\u8db3, \u5269\u4f59\u989d\u5ea6: $0.01")),
     (403, error_body("Your credit balance is too low")), (200, error_body("Insufficient credits")),
     (400, error_body("You have no credits remaining.")), (429, error_body("x", "organization_spend_limit_exceeded")),
@@ -204,8 +207,10 @@ OTHER_REFUSALS = (
     (403, error_body("insufficient permissions for this operation"), "forbidden"),
     (429, error_body("Quota exceeded for requests per minute, retry in 34s", "rate_limit_exceeded"), "rate_limit"),
     (403, b'{"code": "FORBIDDEN", "message": "no"}', "forbidden"), (200, b'{"code": 200, "data": []}', "no_image"),
-    (200, b'{"data": [], "prompt": "insufficient funds"}', "no_image"), (503, error_body("busy", "server_is_overloaded"), "overloaded"),
-    (404, error_body("no such model", "model_not_found"), "not_found"), (429, error_body("No deployments available"), "rate_limit"))
+    (200, b'{"data": [], "prompt": "insufficient funds"}', "no_image"),
+    (503, error_body("busy", "server_is_overloaded"), "overloaded"),
+    (404, error_body("no such model", "model_not_found"), "not_found"),
+    (429, error_body("No deployments available"), "rate_limit"))
 
 
 class RefusalKindsTest(unittest.TestCase):
@@ -252,12 +257,12 @@ class RefusalRunsTest(ProgramCase):
     """The same through the front door."""
 
     def test_one_request_and_what_it_means(self) -> None:
-        for exit_code, kind, (status, body) in ((6, "unavailable", NOBODY_ASKED[0]), (6, "unavailable", NOBODY_ASKED[-1]),
-                                                (5, "quota", NO_CREDIT[0]), (5, "quota", NO_CREDIT[4])):
-            with self.subTest(body):
-                self.server.reset()
+        for exit_code, kind, (status, body) in ((NO_ANSWER, "unavailable", NOBODY_ASKED[0]),
+                                                (NO_ANSWER, "unavailable", NOBODY_ASKED[-1]),
+                                                (LIMITED, "quota", NO_CREDIT[0]), (LIMITED, "quota", NO_CREDIT[4])):
+            with self.fresh(body):
                 self.server.plan(Answer(status=status, body=body))
-                result = self.ask("a fox", "--json")
+                result = self.generate_inside("a fox", "--json")
                 error = result.json["error"]
                 self.assertEqual((result.exit_code, error["kind"], error["billed"]), (exit_code, kind, "no"))
                 self.assertEqual(len(self.server.posts), 1)
@@ -271,10 +276,9 @@ class RefusalRunsTest(ProgramCase):
             "categories": {"sexual": True, "violence": True, "hate": False}}}
         for error, stage in ((openai, "stage: output"), (azure, ""), (flags, "")):
             for options in (("--json",), ()):
-                with self.subTest(error["code"], options=options):
-                    self.server.reset()
+                with self.fresh(error["code"], options=options):
                     self.server.plan(Answer(status=400, body=json.dumps({"error": error}).encode()))
-                    result = self.ask("a fox", *options)
+                    result = self.generate_inside("a fox", *options)
                     self.assertEqual(result.exit_code, 4)
                     text = result.json["error"]["message"] if options else result.stderr
                     self.assertIn("sexual, violence", text)
@@ -284,11 +288,10 @@ class RefusalRunsTest(ProgramCase):
     def test_odd_details_do_not_crash(self) -> None:
         for details in (None, [], "x", {"categories": 7}, {"categories": [1, None, {"a": 2}], "moderation_stage": []},
                         {"categories": {}}, {"categories": "sexual"}):
-            with self.subTest(details):
-                self.server.reset()
+            with self.fresh(details):
                 body = {"error": {"code": "moderation_blocked", "message": "x", "moderation_details": details}}
                 self.server.plan(Answer(status=400, body=json.dumps(body).encode()))
-                self.assertEqual(self.ask("a fox").exit_code, 4)
+                self.assertEqual(self.generate_inside("a fox").exit_code, 4)
 
 
 class ChildOutputTest(unittest.TestCase):
@@ -315,8 +318,5 @@ class ChildOutputTest(unittest.TestCase):
         self.assertEqual(self.output_when_a_wait_ends_late("printf test-key; sleep 15 & exit"), b"test-key")
 
     def test_closed_pipe_of_a_child_that_lives_on(self) -> None:
-        self.assertEqual(program.child_output(["sh", "-c", "printf test-key; exec >&-; sleep 0.7"], (), "key", 10), b"test-key")
-
-
-if __name__ == "__main__":
-    unittest.main()
+        self.assertEqual(program.child_output(["sh", "-c", "printf test-key; exec >&-; sleep 0.7"], (), "key", 10),
+                         b"test-key")

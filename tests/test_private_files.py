@@ -1,4 +1,4 @@
-"""The program's own files: nobody else's are followed, replaced or removed, and what others could change is not used."""
+"""The program's own files: nobody else's are followed, replaced or removed; what others could change is not used."""
 from __future__ import annotations
 
 import base64
@@ -42,14 +42,11 @@ class PrivateCase(ProgramCase):
     def setUp(self) -> None:
         super().setUp()
         self.state = self.home / ".local" / "state"
-        self.requests = self.state / "gpt-image-2" / "requests"
-
-    def entries(self) -> list[str]:
-        return sorted(path.name for path in self.requests.iterdir() if path.name != ".lock")
+        self.requests = self.world.requests
 
     def folder(self) -> Path:
         """The one unfinished request."""
-        (name,) = self.entries()
+        (name,) = self.journal()
         return self.requests / name
 
     def leave_unfinished(self, lines: str = "", env: Any = None) -> None:
@@ -59,14 +56,12 @@ class PrivateCase(ProgramCase):
 
     def again(self, *more: str, env: Any = None) -> Result:
         """The same command, without a look at what is left in the temporary folder."""
-        return self.finish(self.start_program("generate", *self.access(), "a fox", "-o", "out.png", *more,
-                                              env={**ACCESS, **(env or {})}))
+        return self.finish(self.start_generate("a fox", "-o", "out.png", *more, env=env))
 
     def changed(self, lines: str, *arguments: str, env: Any = None) -> int:
         """The exit code of a run in which some function does something else."""
-        return subprocess.run([sys.executable, "-c", CHANGED, str(PROGRAM), lines, *arguments],
-                              env=self.environment({**ACCESS, **(env or {})}), cwd=str(self.work),
-                              stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=60).returncode
+        command = (sys.executable, "-c", CHANGED, PROGRAM, lines, *arguments)
+        return self.finish(self.world.launch(*command, env={**ACCESS, **(env or {})})).exit_code
 
     def victim(self, name: str = "precious.txt") -> Path:
         return Path(self.file(name, "precious"))
@@ -82,7 +77,7 @@ class HalfRemovedTest(PrivateCase):
         command = ("generate", *self.access(), "a fox", "-o", "out.png")
         self.assertEqual(self.changed(lines, *command), -9)
         self.assertTrue((self.work / "out.png").is_file())
-        self.assertEqual(len(self.entries()), 1)
+        self.assertEqual(len(self.journal()), 1)
 
     def pending(self) -> list[Any]:
         found: list[Any] = self.run_program("config", "--json", env=ACCESS).json["pending"]
@@ -93,14 +88,14 @@ class HalfRemovedTest(PrivateCase):
         self.assertEqual(self.pending(), [])
         self.assertEqual(self.run_program("config", env=ACCESS).stdout.count("a fox"), 0)
         self.saved_file(self.generate("another"))
-        self.assertEqual(self.entries(), [])  # and it is cleared away
+        self.assertEqual(self.journal(), [])  # and it is cleared away
 
     def test_killed_where_the_folder_could_not_be_renamed(self) -> None:
         self.killed_while_removed("program.remove_tree = die\ndef fail(*values): raise OSError(1, 'no')\n"
                                   "os.rename = fail")
         self.assertEqual(self.pending(), [])
         self.saved_file(self.generate("another"))
-        self.assertEqual(self.entries(), [])
+        self.assertEqual(self.journal(), [])
 
     def test_killed_while_an_old_one_is_forgotten(self) -> None:
         self.leave_unfinished()
@@ -114,7 +109,7 @@ class HalfRemovedTest(PrivateCase):
         self.server.files["a.png"] = PNG
         url = self.server.origin + "/files/a.png"
         self.assertEqual(self.changed("program.remove_tree = die", "edit", *self.access(), url, "a hat"), -9)
-        self.assertEqual(len(self.entries()), 1)
+        self.assertEqual(len(self.journal()), 1)
         del self.server.files["a.png"]
         for left in self.tmp.iterdir():
             shutil.rmtree(str(left))
@@ -135,7 +130,7 @@ class Unsafe(NamedTuple):
 
 
 REQUESTS, OURS = ".local/state/gpt-image-2/requests", ".local/state/gpt-image-2"
-UNSAFE = (
+UNSAFE = (  # name, folder below the home, mode
     Unsafe("requests for all", REQUESTS, 0o777, advice="chmod 700"),
     Unsafe("requests for a group", REQUESTS, 0o770, advice="chmod 700"),
     Unsafe("requests of somebody else", REQUESTS, foreign=True),
@@ -175,12 +170,11 @@ class UnsafePlaceTest(PrivateCase):
         shown = self.finish(self.start_program("config", "--json", env=ACCESS)).json
         self.assertEqual((shown["pending"], "is not used" in str(shown["warnings"])), ([], True))
 
-    def test_table(self) -> None:
+    def test_each_unsafe_folder_is_left_unused(self) -> None:
         for row in UNSAFE:
             if row.foreign and not IS_ROOT:
                 continue
-            with self.subTest(row.name):
-                self.server.reset()
+            with self.fresh(row.name):
                 shutil.rmtree(str(self.home))
                 self.home.mkdir()
                 self.leave_unfinished()
@@ -210,8 +204,7 @@ class UnsafePlaceTest(PrivateCase):
 
     def test_link_in_the_place_of_a_folder(self) -> None:
         for name in ("gpt-image-2", "gpt-image-2/requests"):
-            with self.subTest(name):
-                self.server.reset()
+            with self.fresh(name):
                 shutil.rmtree(str(self.home))
                 self.home.mkdir()
                 precious = self.home / "documents" / "letters"
@@ -242,8 +235,7 @@ class UnsafePlaceTest(PrivateCase):
     def test_ordinary_places_give_no_warning(self) -> None:
         places = [("readable", 0o755), ("sticky", 0o1777), ("own group", 0o775)]
         for name, mode in places:
-            with self.subTest(name):
-                self.server.reset()
+            with self.fresh(name):
                 place = self.root / name
                 place.mkdir()
                 (self.work / "out.png").unlink() if (self.work / "out.png").exists() else None
@@ -289,8 +281,7 @@ class AdoptedFolderTest(PrivateCase):
 
     def test_open_to_others(self) -> None:
         for mode in (0o777, 0o770, 0o707, 0o750):
-            with self.subTest(oct(mode)):
-                self.server.reset()
+            with self.fresh(oct(mode)):
                 shutil.rmtree(str(self.home / ".local"), True)
                 self.leave_unfinished()
                 self.folder().chmod(mode)
@@ -311,12 +302,11 @@ class AdoptedFolderTest(PrivateCase):
         self.check_unused(str(folder))
 
     def collect(self) -> Result:
-        return self.finish(self.start_program("generate", *self.access(), "a fox", "-o", "out.png", env=ACCESS), 20)
+        return self.finish(self.start_generate("a fox", "-o", "out.png"), 20)
 
     def test_links_in_it_lead_nowhere(self) -> None:
         for name in ("saved-1", "partials", "droppable", "request.json"):
-            with self.subTest(name):
-                self.server.reset()
+            with self.fresh(name):
                 shutil.rmtree(str(self.home / ".local"), True)
                 self.leave_unfinished()
                 victim = self.victim()
@@ -384,17 +374,17 @@ class PruneTest(PrivateCase):
             (self.requests / name / "request.json").write_text("{}")
         (self.requests / ".gone-x" / "owner").touch()
         self.assert_succeeded(self.again())
-        self.assertEqual(self.entries(), [])
+        self.assertEqual(self.journal(), [])
 
 
 @unittest.skipUnless(os.name == "posix", "needs links and pipes")
-class PreviewTest(PrivateCase):
+class PicturesInTheMakingTest(PrivateCase):
     """Pictures in the making never touch what this command did not make."""
 
     def preview(self, *more: str, text: str = "", timeout: float = 30) -> Result:
         self.server.plan(stream(text or frame(partial(0)) + frame(partial(1)) + frame(completed())))
-        return self.finish(self.start_program("generate", *self.access(), "a fox", "--stream", "--partial-images", "2",
-                                              "-o", "fox.png", *more, env=ACCESS), timeout)
+        return self.finish(self.start_generate("a fox", "--stream", "--partial-images", "2", "-o", "fox.png", *more),
+                           timeout)
 
     def plant(self, name: str, kind: str) -> Path:
         """Something of the user's own, or a stranger's, under a name that the program might want."""
@@ -458,8 +448,7 @@ class PreviewTest(PrivateCase):
             "a pipe": lambda path: (path.unlink(), os.mkfifo(str(path))),
             "a folder": lambda path: (path.unlink(), path.mkdir())}
         for name, act in replace.items():
-            with self.subTest(name):
-                self.server.reset()
+            with self.fresh(name):
                 shutil.rmtree(str(self.work))
                 self.work.mkdir()
                 path = self.kill_with_a_preview()
@@ -487,12 +476,12 @@ class PreviewTest(PrivateCase):
             result = self.preview("--keep-partials", "--overwrite", *more, text=events + frame(completed()) * 2)
             self.assertEqual(result.exit_code, 0, result.stderr)
             self.assertEqual(len(list(self.work.glob("*.partial-*"))), most)
-            self.assertEqual(result.stderr.count("more came than were asked for"), 1, result.stderr)
+            self.assertEqual(result.stderr.count("more came than you asked for"), 1, result.stderr)
             for path in self.work.iterdir():
                 path.unlink()
 
 
-class UploadTest(PrivateCase):
+class UploadsAreCopiesTest(PrivateCase):
     """What is uploaded is what was checked, whatever becomes of the name."""
 
     def setUp(self) -> None:
@@ -508,7 +497,7 @@ class UploadTest(PrivateCase):
 
     def key_command(self, lines: str) -> str:
         """A config whose key command does something else first; it runs after the inputs were checked."""
-        script = self.program("key", f"cd {self.work}\n{lines}\necho {KEY}\n")
+        script = self.shell_script("key", f"cd {self.work}\n{lines}\necho {KEY}\n")
         return self.write_config({"base_url": self.server.url, "api_key_command": [script]})
 
     def edit_with(self, config: str, *more: str) -> Result:
@@ -521,8 +510,7 @@ class UploadTest(PrivateCase):
                             ("cut off", "head -c 60 in.png >x; cat x >in.png"), ("gone", "rm in.png"),
                             ("pipe", "rm in.png; mkfifo in.png"), ("folder", "rm in.png; mkdir in.png"),
                             ("huge", "truncate -s 3G in.png")):
-            with self.subTest(name):
-                self.server.reset()
+            with self.fresh(name):
                 if self.image.is_dir():
                     self.image.rmdir()
                 elif os.path.lexists(str(self.image)):
@@ -532,7 +520,7 @@ class UploadTest(PrivateCase):
                 result = self.edit_with(self.key_command(lines))
                 self.assertEqual((result.exit_code, self.server.requests), (2, []), result.stderr)
                 self.assertIn("changed while it was read", result.stderr)
-                self.assertEqual(self.entries(), [])
+                self.assertEqual(self.journal(), [])
 
     def test_mask_changed_before_it_is_copied(self) -> None:
         self.file("mask.png", mask_png(64, 64))
@@ -558,8 +546,7 @@ class UploadTest(PrivateCase):
         self.file("mask.png", mask_png(64, 64))
         self.file("b.png", OTHER)
         for name in ("in.png", "b.png", "mask.png"):
-            with self.subTest(name):
-                self.server.reset()
+            with self.fresh(name):
                 kept = (self.work / name).read_bytes()
                 result = self.change_in_a_pause("edit", *self.access(), "in.png", "a hat", "--image", "b.png", "--mask",
                                                 "mask.png", changed=self.work / name)
@@ -579,10 +566,10 @@ class UploadTest(PrivateCase):
 
     def test_runapi_uploads_the_copy_too(self) -> None:
         with RunApiServer(KEY) as server:
-            script = self.program("key", f"echo {KEY}\n")
+            script = self.shell_script("key", f"echo {KEY}\n")
             config = self.write_config({"base_url": server.url, "api": "runapi", "api_key_command": [script]})
             with mock.patch.object(program, "start_curl", side_effect=self.swap_first(program.start_curl)):
-                result = self.call_program("edit", "in.png", "a hat", "--config", config)
+                result = self.run_inside("edit", "in.png", "a hat", "--config", config)
             self.assert_succeeded(result)
             sent = b"".join(request.body for request in server.requests)
             self.assertIn(PNG, sent)
@@ -606,7 +593,7 @@ class UploadTest(PrivateCase):
         self.assertEqual(copies[0].stat().st_mode & 0o777, 0o600)
         self.assertNotEqual(copies[0].stat().st_ino, self.image.stat().st_ino)  # a link would change with the file
         self.saved_file(self.run_program(*command, env=ACCESS))
-        self.assertEqual((self.files(self.only_post()), self.entries()), ([PNG], []))
+        self.assertEqual((self.files(self.only_post()), self.journal()), ([PNG], []))
 
     def test_killed_while_it_was_copied(self) -> None:
         """Half a copy is not taken for one."""
@@ -621,10 +608,10 @@ class UploadTest(PrivateCase):
         large = plain_png(64, 64, extra=()) + bytes(40_000_000)
         self.file("large.png", large)
         with mock.patch.object(program, "free_bytes", return_value=30_000_000):
-            result = self.call_program("edit", "large.png", "a hat", *self.access(), env=ACCESS)
+            result = self.run_inside("edit", "large.png", "a hat", *self.access(), env=ACCESS)
         self.assertIn("MB are free there", result.stderr)
         with mock.patch.object(program, "free_bytes", return_value=60_000_000):
-            result = self.call_program("edit", "large.png", "a hat", *self.access(), "-o", "x.png", env=ACCESS)
+            result = self.run_inside("edit", "large.png", "a hat", *self.access(), "-o", "x.png", env=ACCESS)
         self.assertNotIn("MB are free there", result.stderr)
 
     def test_inputs_are_left_alone(self) -> None:
@@ -654,21 +641,21 @@ class NoLocksTest(PrivateCase):
         for command in (("generate", "a fox"), ("generate", "a fox"), ("edit", image, "a hat"), ("edit", url, "a hat"),
                         ("generate", "a fox", "--stream", "--partial-images", "1"), ("generate", "a fox", "--fresh")):
             with self.subTest(command):
-                result = self.call_program(*command, *self.access(), "-o", "out.png", "--overwrite", env=ACCESS)
+                result = self.run_inside(*command, *self.access(), "-o", "out.png", "--overwrite", env=ACCESS)
                 self.assert_succeeded(result)
                 self.assertIn("if this command is cut off, its image is lost", result.stderr)
-                self.assertEqual(self.entries(), [])
+                self.assertEqual(self.journal(), [])
         self.assertEqual(len(self.server.posts), 6)
-        self.assertEqual(self.call_program("config", "--json", env=ACCESS).json["pending"], [])
+        self.assertEqual(self.run_inside("config", "--json", env=ACCESS).json["pending"], [])
 
     def test_faults_are_told_as_ever(self) -> None:
         self.server.plan(Answer(status=400, body=error_body("no", "invalid_value")))
-        self.assertEqual(self.call_program("generate", "a fox", *self.access(), env=ACCESS).exit_code, 4)
+        self.assertEqual(self.generate_inside("a fox").exit_code, 4)
         self.server.plan(Answer(drop="silent"))
-        result = self.call_program("generate", "a fox", *self.access(), "--json", env=ACCESS)
+        result = self.generate_inside("a fox", "--json")
         self.assertEqual((result.exit_code, result.json["error"]["billed"]), (6, "maybe"))
         self.server.plan(Answer(delay=20))
-        result = self.call_program("generate", "a fox", *self.access(), "--timeout", "1", env=ACCESS)
+        result = self.generate_inside("a fox", "--timeout", "1")
         self.assertEqual(result.exit_code, 6, result.stderr)
 
     def test_locks_that_work_in_the_other_place(self) -> None:
@@ -683,10 +670,10 @@ class NoLocksTest(PrivateCase):
             self.skipTest("needs /proc")
         self.server.plan(Answer(body=json.dumps({"data": [{"url": f"{self.server.origin}/files/no.png"}]}).encode()))
         with mock.patch.object(program.fcntl, "flock", flock), mock.patch.object(self, "assert_no_leftovers"):
-            first = self.call_program("generate", "a fox", *self.access(), "-o", "x.png", env=ACCESS)
+            first = self.generate_inside("a fox", "-o", "x.png")
             self.assertEqual(first.exit_code, 7, first.stderr)
             self.server.files["no.png"] = PNG
-            self.assert_succeeded(self.call_program("generate", "a fox", *self.access(), "-o", "x.png", env=ACCESS))
+            self.assert_succeeded(self.generate_inside("a fox", "-o", "x.png"))
         self.assertEqual(len(self.server.posts), 1)
 
     def test_locks_that_go_away_buy_nothing_twice(self) -> None:
@@ -701,7 +688,7 @@ class NoLocksTest(PrivateCase):
             if not os.path.exists(DESCRIPTORS):
                 self.skipTest("needs /proc")
             with mock.patch.object(program.fcntl, "flock", flock):
-                result = self.call_program("generate", "a fox", *self.access(), "-o", "out.png", env=ACCESS)
+                result = self.generate_inside("a fox", "-o", "out.png")
             self.assertEqual((result.exit_code, len(self.server.posts)), (3, 1), result.stderr)
             self.assertIn("--fresh", result.stderr)
         self.assert_succeeded(self.again())
@@ -738,7 +725,3 @@ class CoreFileTest(PrivateCase):
         self.assertEqual(list(self.root.rglob("core*")), [])
         self.assert_succeeded(self.again())
         self.assertEqual(len(self.server.posts), 1)
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -1,13 +1,11 @@
 """--aspect-ratio and --resolution for the OpenAI API: a legal size of that shape and about that many pixels."""
 from __future__ import annotations
 
-import unittest
 from typing import Any
 
 from api_server import Answer, draw_jpeg, draw_png
-from support import ProgramCase, Result, program
+from support import USAGE, ProgramCase, Result, program
 
-USAGE = 2
 BUDGETS = {"1k": 1024 * 1024, "2k": 2048 * 2048, "4k": 3840 * 2160}
 LONGEST = 3840  # pixels of an edge: wide shapes cannot use the whole budget of 4k
 RATIOS = ("1:1", "3:2", "2:3", "4:3", "3:4", "5:4", "4:5", "16:9", "9:16", "2:1", "1:2", "3:1", "1:3", "21:9", "9:21",
@@ -26,12 +24,12 @@ class RatioCase(ProgramCase):
 
     def make(self, *arguments: str) -> Result:
         self.server.reset()
-        return self.ask("a fox", "-o", str(self.work / "out.png"), "--overwrite", "--json", *arguments)
+        return self.generate_inside("a fox", "-o", str(self.work / "out.png"), "--overwrite", "--json", *arguments)
 
     def change(self, image: str, *arguments: str) -> Result:
         self.server.reset()
-        return self.call_program("edit", image, "a hat", *self.access(), "-o", str(self.work / "out.png"),
-                                 "--overwrite", "--json", *arguments, env={"GPT_IMAGE2_API_KEY": self.server.key})
+        return self.run_inside("edit", image, "a hat", *self.access(), "-o", str(self.work / "out.png"),
+                               "--overwrite", "--json", *arguments, env={"GPT_IMAGE2_API_KEY": self.server.key})
 
     def sent(self, result: Result) -> Any:
         """The size that was sent by a successful run."""
@@ -39,9 +37,9 @@ class RatioCase(ProgramCase):
         return self.only_post().fields.get("size")
 
 
-class SizeTest(RatioCase):
+class RatioBecomesSizeTest(RatioCase):
 
-    def test_table(self) -> None:
+    def test_each_ratio_and_resolution_has_its_size(self) -> None:
         for ratio in RATIOS:
             for resolution, budget in BUDGETS.items():
                 with self.subTest(ratio, resolution=resolution):
@@ -101,7 +99,7 @@ class SizeTest(RatioCase):
         self.assertEqual(self.sent(result), "3840x2160")
 
 
-class EditTest(RatioCase):
+class RatioOfTheInputTest(RatioCase):
 
     def test_ratio_of_the_first_image(self) -> None:
         for width, height, expected in ((160, 90, "16:9"), (64, 96, "2:3"), (64, 64, "1:1"), (100, 75, "4:3")):
@@ -126,7 +124,7 @@ class EditTest(RatioCase):
         self.assertEqual((result.exit_code, self.server.posts), (USAGE, []), result.stderr)
 
 
-class RefusalTest(RatioCase):
+class BadRatioTest(RatioCase):
 
     def refuses(self, *arguments: str) -> str:
         result = self.make(*arguments)
@@ -149,7 +147,8 @@ class RefusalTest(RatioCase):
                 self.assertIn("3 times", self.refuses("--aspect-ratio", ratio))
 
     def test_garbage(self) -> None:
-        for ratio in ("16-9", "16:9:1", "16:", ":9", "0:1", "1:0", "-1:1", "1.5:1", "wide", "", "16", "1024", "\u0661:\u0661", "99999:99999", "1e1:1"):
+        for ratio in ("16-9", "16:9:1", "16:", ":9", "0:1", "1:0", "-1:1", "1.5:1", "wide", "", "16", "1024",
+                      "\u0661:\u0661", "99999:99999", "1e1:1"):
             with self.subTest(ratio):
                 self.assertIn("--aspect-ratio", self.refuses(f"--aspect-ratio={ratio}"))
 
@@ -159,11 +158,11 @@ class RefusalTest(RatioCase):
                 self.refuses(f"--resolution={resolution}")
 
 
-class TellingTest(RatioCase):
+class RatioIsToldTest(RatioCase):
     """The computed size is said."""
 
     def test_on_standard_error(self) -> None:
-        result = self.ask("a fox", "--aspect-ratio", "16:9", "--resolution", "4k")
+        result = self.generate_inside("a fox", "--aspect-ratio", "16:9", "--resolution", "4k")
         self.assertIn("3840x2160", result.stderr)
         self.assertNotIn("3840x2160", result.stdout)
 
@@ -175,9 +174,5 @@ class TellingTest(RatioCase):
     def test_a_picture_of_another_size_is_told(self) -> None:
         self.server.reset()
         self.server.plan(Answer(size=(1024, 1024)))
-        result = self.ask("a fox", "--aspect-ratio", "16:9", "--json")
-        self.assertTrue(any("1280x720 was asked for" in text for text in result.json["warnings"]), result.stdout)
-
-
-if __name__ == "__main__":
-    unittest.main()
+        result = self.generate_inside("a fox", "--aspect-ratio", "16:9", "--json")
+        self.assertTrue(any("asked for 1280x720" in text for text in result.json["warnings"]), result.stdout)

@@ -8,19 +8,18 @@ import os
 import shutil
 import signal
 import subprocess
-import unittest
 import zlib
 from os import environ
 from pathlib import Path
 from typing import Any, Callable
 from unittest import mock
 
-from api_server import Answer, ApiServer, draw_png, error_body
-from support import KEY, ProgramCase, Result, program
+from api_server import Answer, ApiServer, draw_jpeg, draw_png, draw_webp, error_body
+from support import KEY, LIMITED, NO_ANSWER, REFUSED, SETUP, UNSAVED, ProgramCase, Result, program
 
 PROMPT = "a red fox"
 SMALL, OTHER, LARGE = draw_png(32, 32), draw_png(48, 32, 7), draw_png(32, 32, padding=300_000)
-SETUP, REFUSED, LIMITED, NO_ANSWER, UNSAVED = 3, 4, 5, 6, 7
+TINY = (draw_png(8, 8), draw_jpeg(8, 8), draw_webp(8, 8))
 EVENTS = "text/event-stream"
 
 
@@ -60,7 +59,7 @@ class ReadingCase(ProgramCase):
         self.server.reset()
         self.server.plan(answer)
         self.runs += 1
-        result = self.ask(PROMPT, "--fresh", "-o", f"{self.runs}.png", *options)
+        result = self.generate_inside(PROMPT, "--fresh", "-o", f"{self.runs}.png", *options)
         self.assert_succeeded(result)
         self.assertEqual([Path(path).read_bytes() for path, _ in result.saved], list(images))
         self.assertIn(warned, result.stderr)
@@ -71,11 +70,15 @@ class ReadingCase(ProgramCase):
         """Check that an answer is this failure, after one POST, and return its `error`."""
         self.server.reset()
         self.server.plan(answer)
-        result = self.ask(PROMPT, "--json", "-o", "f.png", *options)
+        result = self.generate_inside(PROMPT, "--json", "-o", "f.png", *options)
         error = dict(result.json["error"])
         self.assertEqual((result.exit_code, error["kind"]), (exit_code, kind), error)
         self.assertEqual(len(self.server.posts), 1)
         return error
+
+    def cut(self, body: bytes, **more: Any) -> Answer:
+        """Return an answer that ends too early for its Content-Length, or its chunks."""
+        return Answer(body=body, headers=(("Content-Length", str(len(body) + 500)),), drop="end", **more)
 
     def kept(self) -> list[bytes]:
         """Return the answers that were put beside the target for a person, and remove them."""
@@ -91,7 +94,8 @@ class RelativeAddressTest(ReadingCase):
 
     def test_spellings_and_places(self) -> None:
         host = self.server.origin.partition("//")[2]
-        for link in ("/files/a.png", "/files/a.png?sig=1", "../../files/a.png", f"//{host}/files/a.png", "./../../files/a.png"):
+        for link in ("/files/a.png", "/files/a.png?sig=1", "../../files/a.png", f"//{host}/files/a.png",
+                     "./../../files/a.png"):
             for body in (data({"url": link, "b64_json": None}), json.dumps([{"url": link}]).encode(),
                          data({"image_url": {"url": link}}), json.dumps({"images": [link]}).encode(),
                          json.dumps({"choices": [{"message": {"content": f"Here: ![a fox]({link})"}}]}).encode()):
@@ -107,7 +111,7 @@ class RelativeAddressTest(ReadingCase):
     def test_relative_to_the_request(self) -> None:
         self.server.plan_gets("/v1/images/out/x.png", Answer(body=SMALL, content_type="image/png", check=False))
         self.server.plan(Answer(body=data({"url": "out/x.png"})))
-        self.assertEqual(self.saved_file(self.ask(PROMPT)).read_bytes(), SMALL)
+        self.assertEqual(self.saved_file(self.generate_inside(PROMPT)).read_bytes(), SMALL)
 
     def test_words_are_no_addresses(self) -> None:
         for body in (b'{"message": "fox.png"}', b'{"result": "no/picture"}', b'{"url": "none"}', b'{"data": "a/b"}'):
@@ -115,10 +119,11 @@ class RelativeAddressTest(ReadingCase):
                 self.fails(Answer(body=body), NO_ANSWER, "no_image")
 
     def test_link_to_a_task_that_waits(self) -> None:
-        self.server.plan_gets("/v1/images/generations/t1", Answer(body=b'{"id":"t1","status":"completed","url":"/files/a.png"}'))
+        self.server.plan_gets("/v1/images/generations/t1",
+                              Answer(body=b'{"id":"t1","status":"completed","url":"/files/a.png"}'))
         self.server.files["a.png"] = SMALL
         self.server.plan(Answer(body=b'{"id":"t1","status":"queued","url":"/v1/tasks/t1"}'))
-        self.assertEqual(self.saved_file(self.ask(PROMPT)).read_bytes(), SMALL)
+        self.assertEqual(self.saved_file(self.generate_inside(PROMPT)).read_bytes(), SMALL)
 
 
 class CompressedAnswerTest(ReadingCase):
@@ -153,17 +158,17 @@ class CompressedAnswerTest(ReadingCase):
 
     def test_downloads_inputs_and_the_check(self) -> None:
         for packer, labelled in self.every():
-            with self.subTest(f"{packer} {labelled}"):
-                self.server.reset()
+            with self.fresh(f"{packer} {labelled}"):
                 self.server.plan(Answer(as_url=True))
                 self.server.plan_files(self.packed(SMALL, packer, labelled, content_type="image/png"))
-                saved = self.saved_file(self.ask(PROMPT, "-o", "d.png", "--overwrite"))
+                saved = self.saved_file(self.generate_inside(PROMPT, "-o", "d.png", "--overwrite"))
                 self.assertEqual(saved.read_bytes(), SMALL)
                 self.server.plan_files(self.packed(SMALL, packer, labelled, content_type="image/png"))
-                self.assert_succeeded(self.edit(self.server.origin + "/files/in.png", "a hat", "-o", "e.png", "--overwrite"))
+                self.assert_succeeded(self.edit(self.server.origin + "/files/in.png", "a hat", "-o", "e.png",
+                                                "--overwrite"))
                 self.assertEqual(self.server.posts[-1].parts[-1].body, SMALL)
                 self.server.plan_models(self.packed(b'{"data": [{"id": "gpt-image-2"}]}', packer, labelled))
-                checked = self.call_program("config", "--check", *self.access(), env={"GPT_IMAGE2_API_KEY": KEY})
+                checked = self.run_inside("config", "--check", *self.access(), env={"GPT_IMAGE2_API_KEY": KEY})
                 self.assertIn("gpt-image-2 is listed", checked.stdout)
 
     def test_plain_text_that_is_labelled(self) -> None:
@@ -178,7 +183,7 @@ class CompressedAnswerTest(ReadingCase):
     def test_bomb(self) -> None:
         bomb = gzip.compress(b'{"data": "' + b"A" * 30_000_000)
         error = self.fails(Answer(body=bomb), NO_ANSWER, "no_image")
-        self.assertIn(f"{len(bomb)} bytes that are no text", error["message"])
+        self.assertIn(f"{len(bomb)} bytes that are not text", error["message"])
         self.assertEqual(self.kept(), [bomb])
 
 
@@ -203,7 +208,8 @@ class StreamSpellingTest(ReadingCase):
 
     def test_responses_api(self) -> None:
         call = {"type": "image_generation_call", "id": "ig_1", "result": text(SMALL)}
-        start = event("response.created", response={"output": [], "input": [{"image_url": "data:image/png;base64," + text(OTHER)}]})
+        start = event("response.created", response={"output": [],
+                                                    "input": [{"image_url": "data:image/png;base64," + text(OTHER)}]})
         partial = event("response.image_generation_call.partial_image", partial_image_b64=text(OTHER))
         item = event("response.output_item.done", item=call)
         for events in ((start, partial, item, event("response.completed", response={"output": []})),
@@ -226,9 +232,10 @@ class StreamSpellingTest(ReadingCase):
             whole = event("image_generation.completed", b64_json=text(image))
             line = json.dumps({"type": "image_generation.completed", "b64_json": text(image)}).encode()
             for name, body in {
-                    "BOM": b"\xef\xbb\xbf" + whole, "CR": whole.replace(b"\n", b"\r"), "CRLF": whole.replace(b"\n", b"\r\n"),
-                    "blanks": b"  " + whole.replace(b"\n", b"\n\t "), "comment": b": hello\n\n" + whole,
-                    "JSON lines": b'{"type": "started"}\n' + line + b"\n", "one JSON line": line + b"\n{}\n",
+                    "BOM": b"\xef\xbb\xbf" + whole, "CR": whole.replace(b"\n", b"\r"),
+                    "CRLF": whole.replace(b"\n", b"\r\n"), "blanks": b"  " + whole.replace(b"\n", b"\n\t "),
+                    "comment": b": hello\n\n" + whole, "JSON lines": b'{"type": "started"}\n' + line + b"\n",
+                    "one JSON line": line + b"\n{}\n",
                     "no empty line": b'data: {"type": "started"}\ndata: ' + line + b"\ndata: [DONE]\n",
                     "no end": whole.rstrip()}.items():
                 with self.subTest(name):
@@ -250,10 +257,6 @@ class StreamSpellingTest(ReadingCase):
 
 class BrokenAnswerTest(ReadingCase):
     """An answer that breaks off behind its picture is worth what was paid for it."""
-
-    def cut(self, body: bytes, **more: Any) -> Answer:
-        """Return an answer that ends too early for its Content-Length, or its chunks."""
-        return Answer(body=body, headers=(("Content-Length", str(len(body) + 500)),), drop="end", **more)
 
     def test_json(self) -> None:
         for image in (SMALL, LARGE):
@@ -279,14 +282,15 @@ class BrokenAnswerTest(ReadingCase):
 
     def test_first_of_two(self) -> None:
         body = data({"b64_json": text(SMALL)}, {"b64_json": text(LARGE)})
-        result = self.saves(self.cut(body[:-9000]), SMALL, options=("--n", "2"), warned="2 images were asked for, 1 came")
+        result = self.saves(self.cut(body[:-9000]), SMALL, options=("--n", "2"),
+                            warned="images requested: 2, received: 1")
         self.assertIn("1-1.answer", result.stderr)
         self.assertEqual(self.kept(), [body[:-9000]])
 
     def test_download(self) -> None:
         self.server.plan(Answer(as_url=True))
         self.server.plan_files(self.cut(SMALL, content_type="image/png"))
-        result = self.ask(PROMPT)
+        result = self.generate_inside(PROMPT)
         self.assertEqual(self.saved_file(result).read_bytes(), SMALL)
 
     def test_half_a_picture_is_kept(self) -> None:
@@ -316,6 +320,74 @@ class BrokenAnswerTest(ReadingCase):
         self.saves(Answer(body=data({"b64_json": text(SMALL)}) + b"\n<!-- served by a relay -->"), SMALL)
 
 
+class BrokenShapesTest(ReadingCase):
+    """Where an answer breaks off, what stands whole in it is saved, whatever is around it."""
+
+    def ends(self, document: Any, *images: bytes) -> None:
+        """Check an answer that is cut in its last text, just behind that, and just before its end."""
+        body = json.dumps({**document, "z": {"y": [1, "x"]}}).encode()
+        quote = body.rindex(b'"', 0, body.index(b', "z"'))
+        for length in (quote, quote + 1, quote + 2, body.index(b'{"y'), len(body) - 2):
+            with self.subTest(body[:length][-30:]):
+                self.saves(self.cut(body[:length]), *images, options=("--n", str(len(images))), warned="(curl 18)")
+
+    def test_texts_in_a_list(self) -> None:
+        for image in (*TINY, LARGE):
+            self.ends({"images": ["data:image/png;base64," + text(image)]}, image)
+        self.ends({"images": [text(SMALL), text(OTHER)]}, SMALL, OTHER)
+
+    def test_markdown(self) -> None:
+        for images in ((SMALL,), (LARGE,), (SMALL, LARGE)):
+            words = " and ".join(f"![a fox](data:image/png;base64,{text(image)})" for image in images)
+            body = json.dumps({"choices": [{"message": {"content": f"Here: {words} Enjoy!"}}]}).encode()
+            end = body.rindex(b")")
+            for length in (end, end + 1, end + 5, len(body) - 6, len(body) - 2):
+                with self.subTest(body[:length][-20:]):
+                    self.saves(self.cut(body[:length]), *images, options=("--n", str(len(images))), warned="(curl 18)")
+
+    def test_first_of_two_in_markdown(self) -> None:
+        words = " ".join(f"![a](data:image/png;base64,{text(image)})" for image in (SMALL, LARGE))
+        body = json.dumps({"choices": [{"message": {"content": words}}]}).encode()
+        self.saves(self.cut(body[:-9000]), SMALL, options=("--n", "2"), warned="images requested: 2, received: 1")
+        self.assertEqual(self.kept(), [body[:-9000]])
+
+    def test_unknown_names(self) -> None:
+        for image in (*TINY, LARGE):
+            self.ends({"candidates": [{"parts": [{"inline": {"b64": text(image)}}]}]}, image)
+
+    def test_what_was_asked_is_no_result(self) -> None:
+        """The echo of an edit's input is whole, the result is not."""
+        for echo in ({"input": [{"image_url": "data:image/png;base64," + text(OTHER)}]},
+                     {"request": {"b64": text(OTHER)}}):
+            body = json.dumps({**echo, "data": [{"b64_json": text(LARGE)}]}).encode()
+            for answer in (self.cut(body[:-9000]), self.cut((b"data: " + body)[:-9006], content_type=EVENTS)):
+                with self.subTest(body[:12]):
+                    self.fails(answer, NO_ANSWER, "network")
+                    self.assertEqual(self.kept(), [answer.body])
+
+    def test_no_proper_json(self) -> None:
+        for words in (b'a "red" fox', b"a red\nfox", b"a red \\fox", b"\xff\xfe"):
+            body = data({"b64_json": text(SMALL)}, revised_prompt="@").replace(b"@", words)
+            self.saves(Answer(body=body), SMALL)
+
+    def test_summary_that_breaks_off(self) -> None:
+        items = [{"type": "image_generation_call", "result": text(image)} for image in (SMALL, OTHER)]
+        told = b"".join(event("response.output_item.done", item=item) for item in items)
+        summary = event("response.completed", response={"output": items})
+        for left in (0, 60, summary.index(b'"}, {') + 1, summary.index(b'"}]') + 1, len(summary) - 4):
+            with self.subTest(left):
+                self.saves(self.cut(told + summary[:left], content_type=EVENTS), SMALL, OTHER, options=("--n", "2"))
+
+    def test_second_of_two_is_kept(self) -> None:
+        """Where nothing but the answer itself says that it is not all there."""
+        told = [event("image_generation.completed", b64_json=text(image)) for image in (SMALL, LARGE)]
+        lines = [json.dumps({"b64_json": text(image)}).encode() for image in (SMALL, LARGE)]
+        for body in (b"".join(told)[:-9000], b"\n".join(lines)[:-9000], b"".join(lines)):
+            with self.subTest(body[:20]):
+                self.saves(Answer(body=body), SMALL, options=("--n", "2"), warned="images requested: 2, received: 1")
+                self.assertEqual(self.kept(), [body])
+
+
 class NothingIsDroppedTest(ReadingCase):
     """What cannot be read is shown whole, or kept."""
 
@@ -340,13 +412,12 @@ class NothingIsDroppedTest(ReadingCase):
         self.assertIn("(a long text)", message)
         self.assertNotRegex(message, "requests|AAAA|BBBB")
         noise = self.fails(Answer(body=bytes(range(128, 255)) * 8), NO_ANSWER, "no_image")["message"]
-        self.assertIn("1016 bytes that are no text", noise)
+        self.assertIn("1016 bytes that are not text", noise)
 
     def test_curl_killed_in_the_middle(self) -> None:
         body = data({"b64_json": text(LARGE)})
         self.server.plan(Answer(body=body, chunked=True, trickle=9, slice=len(body) // 2))
-        child = self.start_program("generate", *self.access(), PROMPT, "--json", "-o", "f.png",
-                                   env={"GPT_IMAGE2_API_KEY": KEY})
+        child = self.start_generate(PROMPT, "--json", "-o", "f.png")
         self.wait_until(lambda: any(path.stat().st_size for path in self.home.rglob("1.answer")))
         (lock,) = self.home.rglob("1.lock")
         os.kill(int(lock.read_text()), signal.SIGKILL)
@@ -361,24 +432,24 @@ class KeyAtItsOwnOriginTest(ReadingCase):
 
     def test_asked_once_more_with_the_key(self) -> None:
         for status in (401, 403):
-            with self.subTest(status):
-                self.server.reset()
+            with self.fresh(status):
                 self.server.plan(Answer(as_url=True))
                 self.server.plan_files(Answer(status=status, image=b""))
-                self.assert_succeeded(self.ask(PROMPT, "-o", f"{status}.png"))
+                self.assert_succeeded(self.generate_inside(PROMPT, "-o", f"{status}.png"))
                 gets = [each for each in self.server.requests if each.path.startswith("/files/")]
                 self.assertEqual([each.header("authorization") for each in gets], ["", f"Bearer {KEY}"])
 
     def test_other_origins_never(self) -> None:
         with ApiServer() as stranger:
             stranger.files["a.png"] = SMALL
-            for link in (f"{stranger.origin}/files/a.png", f"{self.server.origin.replace('127.0.0.1', 'localhost')}/files/a.png"):
+            for link in (f"{stranger.origin}/files/a.png",
+                         f"{self.server.origin.replace('127.0.0.1', 'localhost')}/files/a.png"):
                 self.server.reset()
                 self.server.files["a.png"] = SMALL
                 stranger.plan_files(Answer(status=401), Answer(status=401))
                 self.server.plan_files(Answer(status=401), Answer(status=401))
                 self.server.plan(Answer(body=data({"url": link})))
-                result = self.ask(PROMPT, "--fresh", "--json")
+                result = self.generate_inside(PROMPT, "--fresh", "--json")
                 self.assertEqual((result.exit_code, result.json["error"]["http_status"]), (UNSAVED, 401))
                 gets = [each for each in self.server.requests + stranger.requests if each.method == "GET"]
                 self.assertEqual({each.header("authorization") for each in gets}, {""})
@@ -389,7 +460,7 @@ class KeyAtItsOwnOriginTest(ReadingCase):
             away = (("Location", f"{stranger.origin}/files/a.png"),)
             self.server.plan(Answer(as_url=True))
             self.server.plan_files(Answer(status=401), *[Answer(status=302, headers=away)] * 3)
-            self.assertEqual(self.ask(PROMPT).exit_code, UNSAVED)
+            self.assertEqual(self.generate_inside(PROMPT).exit_code, UNSAVED)
             self.assertEqual(stranger.requests, [])
 
 
@@ -427,10 +498,63 @@ class UnknownNamesTest(ReadingCase):
         done = data({"b64_json": text(SMALL)}, status="completed", id="t1")
         self.server.plan_gets("/v1/images/generations/t1", Answer(body=done))
         self.server.plan(Answer(body=json.dumps({"id": "t1", "status": "queued", "cover": text(OTHER)}).encode()))
-        self.assertEqual(self.saved_file(self.ask(PROMPT)).read_bytes(), SMALL)
+        self.assertEqual(self.saved_file(self.generate_inside(PROMPT)).read_bytes(), SMALL)
 
 
-class FactsTest(ReadingCase):
+class PicturesInWordsTest(ReadingCase):
+    """Pictures that chats show in their texts, as people and models write them."""
+
+    def shown(self, words: str) -> tuple[Any, ...]:
+        """Return the answers that hold these words: of a chat, with parts, of the Responses API, under an odd name."""
+        return ({"choices": [{"message": {"content": words}}]},
+                {"choices": [{"message": {"content": [{"type": "text", "text": words}]}}]},
+                {"output": [{"type": "message", "content": [{"type": "output_text", "text": words}]}]}, {"said": words})
+
+    def test_links(self) -> None:
+        for name, words in (
+                ("a_(1).png", "![a fox]({})"), ("a.png", '![a fox]({} "A title (x)")'), ("a b.png", "![a fox](<{}>)"),
+                ("a.png", "![a [red] fox]({})"), ("a.png", "![" + "a red fox " * 90 + "]({})"),
+                ("a.png", "![a][1]\n\n[1]: {}"), ("a.png", '<img src="{}">'), ("a.png", "[Download]({}). Enjoy!"),
+                ("a.png", "Here: {}?x=1, and so on"),
+                ("a.png", "[![fox]({})](https://example.test/full)"),
+                ("id", "See [this](https://a.test/b) ![fox]({})")):
+            for document in self.shown(words.replace("{}", f"{self.server.origin}/files/{name}")):
+                with self.subTest(words, document=document):
+                    self.server.files[name.replace(" ", "%20")] = SMALL
+                    self.saves(Answer(body=json.dumps(document).encode()), SMALL)
+
+    def test_inline(self) -> None:
+        for image in (SMALL, LARGE):
+            for words in ('![a]({} "a title")', "![a](<{}>)", '<img src="{}">', "Well, " * 1000 + "![a]({})"):
+                if image is SMALL and "<img" in words:
+                    continue
+                link = "data:image/png;base64," + text(image)
+                for document in self.shown(words.replace("{}", link)):
+                    with self.subTest(words[:40], document=str(document)[:60]):
+                        self.saves(Answer(body=json.dumps(document).encode()), image)
+
+    def test_data_urls(self) -> None:
+        for image in (SMALL, LARGE):
+            for head in ("DATA:image/png;base64,", "data:application/octet-stream;base64,", "data:;base64,",
+                         "data:image/png;charset=utf-8;base64,"):
+                with self.subTest(head):
+                    self.saves(Answer(body=data({"url": head + text(image)})), image)
+
+    def test_query_alone(self) -> None:
+        self.server.plan_gets("/v1/images/generations?id=7", Answer(body=SMALL, content_type="image/png", check=False))
+        self.server.plan(Answer(body=data({"url": "?id=7"})))
+        self.assertEqual(self.saved_file(self.generate_inside("a red fox")).read_bytes(), SMALL)
+
+    def test_hostile_words(self) -> None:
+        for words in ("](data:image/" * 5000, "](<" * 20_000, "](a(" * 15_000, "https://a/" * 6000, ".png" * 15_000,
+                      "![a](" + "b" * 60_000):
+            with self.subTest(words[:20]):
+                self.fails(Answer(body=json.dumps({"choices": [{"message": {"content": words}}]}).encode()), NO_ANSWER,
+                           "no_image")
+                self.kept()
+
+
+class JsonResultIsCleanTest(ReadingCase):
     """--json prints one object that every reader takes, and no byte that was not looked at."""
 
     def usage(self, value: str) -> Any:
@@ -438,7 +562,7 @@ class FactsTest(ReadingCase):
         self.server.reset()
         body = b'{"data": [{"b64_json": "%s"}], "usage": %s}' % (text(SMALL).encode(), value.encode())
         self.server.plan(Answer(body=body))
-        result = self.ask(PROMPT, "--json", "-o", "u.png", "--overwrite")
+        result = self.generate_inside(PROMPT, "--json", "-o", "u.png", "--overwrite")
         self.assertEqual(result.exit_code, 0, result.stderr)
         self.assertNotIn(KEY, result.stdout + result.stderr)
         json.loads(result.stdout, parse_constant=lambda name: self.fail(name))
@@ -455,8 +579,9 @@ class FactsTest(ReadingCase):
     def test_numbers_that_json_has_not(self) -> None:
         self.assertEqual(self.usage('{"cost": NaN, "x": 1e999, "y": -Infinity}'), {"cost": None, "x": None, "y": None})
         inner = json.dumps({"usage": {"a": 1}})[:-2] + ', "cost": NaN, "x": 1e400}}'
-        self.server.plan(Answer(body=json.dumps({"data": [{"b64_json": text(SMALL)}], "response": {"body": inner}}).encode()))
-        result = self.ask(PROMPT, "--json", "-o", "v.png")
+        self.server.plan(Answer(body=json.dumps({"data": [{"b64_json": text(SMALL)}],
+                                                 "response": {"body": inner}}).encode()))
+        result = self.generate_inside(PROMPT, "--json", "-o", "v.png")
         json.loads(result.stdout, parse_constant=lambda name: self.fail(name))
 
     def test_depth(self) -> None:
@@ -469,32 +594,32 @@ class FactsTest(ReadingCase):
         self.server.files["a.png"] = SMALL
         inner = json.dumps({"resultUrls": [self.server.origin + "/files/a.png?\ud800"]})
         self.server.plan(Answer(body=json.dumps({"data": {"resultJson": inner}}).encode()))
-        self.assertEqual(self.saved_file(self.ask(PROMPT)).read_bytes(), SMALL)
+        self.assertEqual(self.saved_file(self.generate_inside(PROMPT)).read_bytes(), SMALL)
 
 
-class LimitsTest(ReadingCase):
+class AnswerLimitsTest(ReadingCase):
     """No answer is endless: bytes, pictures and lines are bounded."""
 
     def test_pictures(self) -> None:
         images = [draw_png(16 + number, 16) for number in range(9)]
         body = data(*({"b64_json": text(image)} for image in images))
-        self.saves(Answer(body=body), *images[:4], warned="1 images were asked for, 9 came")
+        self.saves(Answer(body=body), *images[:4], warned="images requested: 1, received: 9")
         self.assertEqual(self.kept(), [body])
         for number, image in enumerate(images):
             self.server.files[f"{number}.png"] = image
         body = data(*({"url": f"{self.server.origin}/files/{number}.png"} for number in range(9)))
-        self.saves(Answer(body=body), *images[:4], warned="1 images were asked for, 9 came")
+        self.saves(Answer(body=body), *images[:4], warned="images requested: 1, received: 9")
         self.assertEqual(sum(each.method == "GET" for each in self.server.requests), 4)
 
     def test_pictures_are_told_when_their_answer_cannot_be_kept(self) -> None:
         images = [draw_png(16 + number, 16) for number in range(9)]
         body = data(*({"b64_json": text(image)} for image in images))
         with mock.patch.object(program, "save_answer", side_effect=OSError(28, "No space left on device")):
-            self.saves(Answer(body=body), *images[:4], warned="could not be kept: No space left on device")
+            self.saves(Answer(body=body), *images[:4], warned="could not be saved: No space left on device")
 
     def test_disk_full_in_the_free_check(self) -> None:
         with mock.patch.object(program, "unpack_file", side_effect=OSError(28, "No space left on device")):
-            result = self.call_program("config", "--check", "--json", *self.access(), env={"GPT_IMAGE2_API_KEY": KEY})
+            result = self.run_inside("config", "--check", "--json", *self.access(), env={"GPT_IMAGE2_API_KEY": KEY})
         error = result.json["error"]
         self.assertEqual((result.exit_code, error["billed"]), (SETUP, "no"), error)
 
@@ -530,7 +655,7 @@ class FullDiskTest(ReadingCase):
         self.assertEqual(len(self.server.posts), 2)
 
     def test_no_room_for_the_answer(self) -> None:
-        self.program("curl", f"trap '' XFSZ\nulimit -f 1000\nexec {shutil.which('curl')} \"$@\"\n")
+        self.shell_script("curl", f"trap '' XFSZ\nulimit -f 1000\nexec {shutil.which('curl')} \"$@\"\n")
         self.run_twice(PATH=f"{self.root / 'bin'}{os.pathsep}{environ['PATH']}")
 
     def test_no_room_for_a_word_of_curl(self) -> None:
@@ -543,8 +668,7 @@ class FullDiskTest(ReadingCase):
         self.addCleanup(subprocess.run, ["umount", "--lazy", str(disk)], check=True)
         body = data({"b64_json": text(draw_png(32, 32, padding=3_000_000))})
         self.server.plan(Answer(body=body, delay=1.0))
-        child = self.start_program("generate", *self.access(), PROMPT, "--json", "-o", "f.png",
-                                   env={"GPT_IMAGE2_API_KEY": KEY, "XDG_STATE_HOME": str(disk)})
+        child = self.start_generate(PROMPT, "--json", "-o", "f.png", env={"XDG_STATE_HOME": str(disk)})
         self.wait_until(lambda: bool(self.server.posts))
         filler = os.open(str(disk / "filler"), os.O_WRONLY | os.O_CREAT)
         self.addCleanup(os.close, filler)
@@ -555,7 +679,3 @@ class FullDiskTest(ReadingCase):
         self.assertEqual((result.exit_code, result.json["error"]["kind"]), (UNSAVED, "disk"), result.stderr)
         again = self.generate(PROMPT, "--json", "-o", "f.png", env={"XDG_STATE_HOME": str(disk)})
         self.assertEqual((again.exit_code, len(self.server.posts)), (UNSAVED, 1), again.stderr)
-
-
-if __name__ == "__main__":
-    unittest.main()

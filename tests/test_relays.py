@@ -4,21 +4,20 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import signal
-import subprocess
 import time
 import unittest
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Callable, NamedTuple, Sequence
+from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 from api_server import Answer, ApiServer, draw_png, error_body
-from support import KEY, ProgramCase, Result, mask_png, program
+from support import KEY, LIMITED, NO_ANSWER, REFUSED, SETUP, ProgramCase, Result, World, mask_png, program
 
 SMALL, LARGE = draw_png(32, 32), draw_png(32, 32, 1, padding=300_000)
 SOON = (("retry-after-ms", "50"),)
 HTML = b"<!doctype html><html><head><title>Just a moment</title></head><body>wait</body></html>"
-REFUSED, LIMITED, NO_ANSWER = 4, 5, 6
 
 
 def as_base64(image: bytes) -> str:
@@ -42,7 +41,7 @@ def body(document: Any, **more: Any) -> Answer:
     return Answer(body=json.dumps(document).encode(), **more)
 
 
-# ---- Where the picture is (relays.md 1.1, 1.2, 2.3) --------------------------------------------------------
+# ---- Where the picture is ----------------------------------------------------------------------------------
 
 def shapes(text: str, data_url: str, url: str) -> dict[str, Any]:
     """Every place of one picture: as base64, as data: URL and behind a URL."""
@@ -73,8 +72,8 @@ def shapes(text: str, data_url: str, url: str) -> dict[str, Any]:
         "data.result.images": {"code": 200, "data": {"status": "completed", "result": {"images": [{"url": [url]}]}}},
         "url and result": {"status": "completed", "url": url, "result": {"type": "image", "data": [{"url": url}]}},
         "outputs": {"outputs": [url], "error": ""},
-        "data.outputs": {"code": 200, "message": "success", "data": {"outputs": [url], "status": "completed",
-                                                                     "error": ""}},
+        "data.outputs": {"code": 200, "message": "success",
+                         "data": {"outputs": [url], "status": "completed", "error": ""}},
         "outputs with data:": {"data": {"outputs": [data_url]}},
         "resultJson": {"code": 200, "msg": "success", "data": {
             "taskId": "1", "state": "success", "resultJson": json.dumps({"resultUrls": [url]})}},
@@ -90,7 +89,7 @@ def shapes(text: str, data_url: str, url: str) -> dict[str, Any]:
     }
 
 
-class ShapeTest(ProgramCase):
+class RelayShapesTest(ProgramCase):
     """One reader for all places; each row is one paid request and one file with exactly the picture's bytes."""
 
     def check_shapes(self, image: bytes, *left_out: str) -> None:
@@ -99,10 +98,9 @@ class ShapeTest(ProgramCase):
         for name, document in shapes(as_base64(image), as_data_url(image), url).items():
             if name in left_out:
                 continue
-            with self.subTest(name):
-                self.server.reset()
+            with self.fresh(name):
                 self.server.plan(body(document))
-                saved = self.saved_file(self.ask("a fox", "-o", "a.png", "--overwrite"))
+                saved = self.saved_file(self.generate_inside("a fox", "-o", "a.png", "--overwrite"))
                 self.assertEqual(saved.read_bytes(), image)
                 self.only_post()
 
@@ -123,7 +121,7 @@ class ShapeTest(ProgramCase):
                 "Markdown": chat(content=text)}.items():
             with self.subTest(name):
                 self.server.plan(body(document))
-                result = self.ask("a fox", "--n", "2", "-o", "a.png", "--overwrite")
+                result = self.generate_inside("a fox", "--n", "2", "-o", "a.png", "--overwrite")
                 self.assert_succeeded(result)
                 self.assertEqual([Path(path).read_bytes() for path, _ in result.saved], [SMALL, LARGE])
 
@@ -131,29 +129,29 @@ class ShapeTest(ProgramCase):
         self.server.files["1.png"] = SMALL
         url = f"{self.server.origin}/files/1.png"
         self.server.plan(body({"data": [{"url": url, "b64_json": as_base64(SMALL)}], "images": [{"url": url}]}))
-        self.saved_file(self.ask("a fox"))
+        self.saved_file(self.generate_inside("a fox"))
 
     def test_long_text_is_no_picture(self) -> None:
         for name, document in {"chat": chat(content="No. " * 30_000), "message": {"message": "Sorry. " * 20_000},
                                "data": {"data": "x y" * 40_000}}.items():
             with self.subTest(name):
                 self.server.plan(body(document))
-                result = self.ask("a fox", "--json")
+                result = self.generate_inside("a fox", "--json")
                 self.assertEqual((result.exit_code, result.json["error"]["kind"]), (NO_ANSWER, "no_image"))
                 self.assertEqual(result.json["error"]["billed"], "maybe")
 
     def test_fewer_than_asked_is_a_warning(self) -> None:
         self.server.plan(body({"images": [{"url": as_data_url(SMALL)}, {"url": None}, {"url": ""}]}))
-        result = self.ask("a fox", "--n", "3", "--json")
+        result = self.generate_inside("a fox", "--n", "3", "--json")
         self.assertEqual((result.exit_code, len(result.json["saved"]), len(result.json["warnings"])), (0, 1, 1))
-        self.assertIn("3 images were asked for, 1 came back", result.json["warnings"][0])
+        self.assertIn("only 1 of the 3 images came back", result.json["warnings"][0])
         self.only_post()
 
     def test_addresses_that_cannot_be_fetched_are_no_bug(self) -> None:
         for url in ("http://127.0.0.1:1/\ud800.png", "https://\udfff/"):
             with self.subTest(ascii(url)):
                 self.server.plan(body({"data": [{"url": url}]}))
-                result = self.ask("a fox", "--json", "--timeout", "2", "--fresh")
+                result = self.generate_inside("a fox", "--json", "--timeout", "2", "--fresh")
                 self.assertIn(result.exit_code, (6, 7), result.stderr)
                 self.assertIn(result.json["error"]["billed"], ("maybe", "yes"))
 
@@ -167,7 +165,7 @@ class Trouble(NamedTuple):
     message: str = ""
 
 
-TROUBLES = (
+TROUBLES = (  # name, answer, exit code, billed ("": no or maybe), words of the message
     Trouble("empty data", {"created": 1, "data": []}, message='{"created": 1, "data": []}'),
     Trouble("null data", {"data": None}, message='{"data": null}'),
     Trouble("null and empty members", {"data": [{"b64_json": None, "url": ""}], "images": None, "outputs": []}),
@@ -180,7 +178,7 @@ TROUBLES = (
     Trouble("error beside empty data", {"data": [], "error": {"message": "no channel"}}, message="no channel"),
     Trouble("code 4xx and msg", {"code": 400, "msg": "bad ratio", "data": None}, REFUSED, "", "bad ratio"),
     Trouble("code 422 as text", {"code": "422", "message": "bad ratio"}, REFUSED, "", "bad ratio"),
-    Trouble("code 401", {"code": 401, "msg": "no such key"}, 3, "", "no such key"),
+    Trouble("code 401", {"code": 401, "msg": "no such key"}, SETUP, "", "no such key"),
     Trouble("code 402", {"code": 402, "msg": "no credits left"}, LIMITED, "no", "no credits left"),
     Trouble("code 500 and msg", {"code": 500, "msg": "upstream broke"}, message="upstream broke"),
     Trouble("success false", {"success": False, "message": "upstream broke"}, message="upstream broke"),
@@ -194,15 +192,14 @@ TROUBLES = (
 )
 
 
-class TroubleTest(ProgramCase):
+class RelayTroubleTest(ProgramCase):
     """HTTP 200 proves nothing; what came instead is shown, without the key."""
 
     def test_no_picture(self) -> None:
         for trouble in TROUBLES:
-            with self.subTest(trouble.name):
-                self.server.reset()
+            with self.fresh(trouble.name):
                 self.server.plan(body(trouble.document))
-                result = self.ask("a fox", "--json")
+                result = self.generate_inside("a fox", "--json")
                 error = result.json["error"]
                 self.assertEqual((result.exit_code, result.json["saved"]), (trouble.exit_code, []), error)
                 self.assertIn(error["billed"], trouble.billed or ("no", "maybe"))
@@ -211,7 +208,7 @@ class TroubleTest(ProgramCase):
 
     def test_what_came_is_shown_redacted(self) -> None:
         self.server.plan(body({"data": [], "debug": f"Authorization: Bearer {KEY}, channel 7", "tail": "x" * 5000}))
-        error = self.ask("a fox", "--json").json["error"]
+        error = self.generate_inside("a fox", "--json").json["error"]
         self.assertIn("channel 7", error["message"])
         self.assertNotIn(KEY, error["message"])
         self.assertLess(len(error["message"]), 1000)
@@ -220,13 +217,13 @@ class TroubleTest(ProgramCase):
         for status in (504, 524):
             with self.subTest(status):
                 self.server.plan(Answer(status=status, body=HTML, content_type="text/html"))
-                error = self.ask("a fox", "--json").json["error"]
+                error = self.generate_inside("a fox", "--json").json["error"]
                 self.assertEqual((error["kind"], error["billed"], error["retryable"]), ("gateway", "maybe", False))
                 for word in ("gateway gave up", "--stream", "--quality"):
                     self.assertIn(word, error["hint"])
 
 
-# ---- Tasks (relays.md 1.2 and 3) ---------------------------------------------------------------------------
+# ---- Tasks --------------------------------------------------------------------------------------------------
 
 FILE, ORIGIN = "@FILE@", "@ORIGIN@"  # stand for the server's own addresses
 
@@ -237,7 +234,7 @@ class Poll(NamedTuple):
     answers: tuple[Any, ...]
 
 
-class Task(NamedTuple):
+class Dialect(NamedTuple):
     """A create answer, what GETs answer, and what must follow. asked: the targets of all GETs, repeats once."""
     name: str
     create: Any
@@ -293,98 +290,97 @@ def located(location: str, document: bytes = b"") -> Answer:
     return Answer(status=202, body=document, headers=(("Location", location), *SOON))
 
 
-TASKS = (
-    Task("APIMart, url list", APIMART, (Poll(TASKS_1, (APIMART_BUSY, APIMART_BUSY, apimart_done([FILE]))),),
-         (TASKS_1,)),
-    Task("APIMart, url string", APIMART, (Poll(TASKS_1, (APIMART_BUSY, apimart_done(FILE))),), (TASKS_1,)),
-    Task("APIMart, failed", APIMART, (Poll(TASKS_1, (apimart_failed({"message": "no worker"}),)),), (TASKS_1,),
-         NO_ANSWER, "task_failed", "maybe", message="no worker"),
-    Task("APIMart, failed with a text", APIMART, (Poll(TASKS_1, (apimart_failed("no worker"),)),), (TASKS_1,),
-         NO_ANSWER, "task_failed", "maybe", message="no worker"),
-    Task("APIMart, failed by moderation", APIMART, (Poll(TASKS_1, (APIMART_BUSY, apimart_failed(
+TASKS = (  # name, create, polls, asked, exit code, kind, billed
+    Dialect("APIMart, url list", APIMART, (Poll(TASKS_1, (APIMART_BUSY, APIMART_BUSY, apimart_done([FILE]))),),
+            (TASKS_1,)),
+    Dialect("APIMart, url string", APIMART, (Poll(TASKS_1, (APIMART_BUSY, apimart_done(FILE))),), (TASKS_1,)),
+    Dialect("APIMart, failed", APIMART, (Poll(TASKS_1, (apimart_failed({"message": "no worker"}),)),), (TASKS_1,),
+            NO_ANSWER, "task_failed", "maybe", message="no worker"),
+    Dialect("APIMart, failed with a text", APIMART, (Poll(TASKS_1, (apimart_failed("no worker"),)),), (TASKS_1,),
+            NO_ANSWER, "task_failed", "maybe", message="no worker"),
+    Dialect("APIMart, failed by moderation", APIMART, (Poll(TASKS_1, (APIMART_BUSY, apimart_failed(
         {"code": "content_policy_violation", "message": "refused"}))),), (TASKS_1,), REFUSED, "moderation",
-         "", message="refused"),
-    Task("ToAPIs", TOAPIS, (Poll(CREATE_2, ({**TOAPIS, "status": "in_progress"}, TOAPIS_DONE)),), (CREATE_2,)),
-    Task("ToAPIs, failed", TOAPIS, (Poll(CREATE_2, ({**TOAPIS, "status": "failed", "error": {
+            "", message="refused"),
+    Dialect("ToAPIs", TOAPIS, (Poll(CREATE_2, ({**TOAPIS, "status": "in_progress"}, TOAPIS_DONE)),), (CREATE_2,)),
+    Dialect("ToAPIs, failed", TOAPIS, (Poll(CREATE_2, ({**TOAPIS, "status": "failed", "error": {
         "code": "generate_failed", "message": "no worker"}},)),), (CREATE_2,), NO_ANSWER, "task_failed", "maybe"),
-    Task("RunAPI form", {"task_id": "task_1", "status": "pending"},
-         (Poll(CREATE_1, ({"task_id": "task_1", "status": "processing"}, {"task_id": "task_1", "status": "succeeded",
-                                                                         "images": [{"url": FILE}]})),), (CREATE_1,)),
-    Task("kie, waiting", {"code": 200, "data": {"taskId": "281", "state": "waiting"}}, (
+    Dialect("RunAPI form", {"task_id": "task_1", "status": "pending"},
+            (Poll(CREATE_1, ({"task_id": "task_1", "status": "processing"},
+                             {"task_id": "task_1", "status": "succeeded", "images": [{"url": FILE}]})),), (CREATE_1,)),
+    Dialect("kie, waiting", {"code": 200, "data": {"taskId": "281", "state": "waiting"}}, (
         Poll("/v1/jobs/recordInfo?taskId=281", (KIE_STATE, KIE_DONE)),), ("/v1/jobs/recordInfo?taskId=281",),
-         config=KIE),
-    Task("kie, only an id", {"code": 200, "msg": "success", "data": {"taskId": "281"}}, (
+            config=KIE),
+    Dialect("kie, only an id", {"code": 200, "msg": "success", "data": {"taskId": "281"}}, (
         Poll("/v1/jobs/recordInfo?taskId=281", (KIE_STATE, KIE_DONE)),), ("/v1/jobs/recordInfo?taskId=281",),
-         config=KIE),
-    Task("kie, failed", {"code": 200, "data": {"taskId": "281", "state": "queuing"}}, (
+            config=KIE),
+    Dialect("kie, failed", {"code": 200, "data": {"taskId": "281", "state": "queuing"}}, (
         Poll("/v1/jobs/recordInfo?taskId=281", (KIE_STATE, KIE_FAILED)),), ("/v1/jobs/recordInfo?taskId=281",),
-         NO_ANSWER, "task_failed", "maybe", KIE, "Internal error"),
-    Task("PoYo", {"code": 200, "data": {"task_id": "281", "status": "not_started"}}, (
+            NO_ANSWER, "task_failed", "maybe", KIE, "Internal error"),
+    Dialect("PoYo", {"code": 200, "data": {"task_id": "281", "status": "not_started"}}, (
         Poll("/v1/generate/status/281", ({"data": {"status": "running"}}, {"data": {
             "status": "finished", "images": [{"url": FILE}]}})),), ("/v1/generate/status/281",),
-         config=(("poll_url", "{base}/generate/status/{id}"),)),
-    Task("WaveSpeed", WAVESPEED, (Poll("/v1/predictions/p1/result", (WAVESPEED, WAVESPEED_DONE)),),
-         ("/v1/predictions/p1/result",)),
-    Task("WaveSpeed, urls at the top", {**WAVESPEED["data"]},  # type: ignore[dict-item]
-         (Poll("/v1/predictions/p1/result", (WAVESPEED, WAVESPEED_DONE)),), ("/v1/predictions/p1/result",)),
-    Task("WaveSpeed, failed", WAVESPEED, (Poll("/v1/predictions/p1/result", (WAVESPEED_FAILED,)),),
-         ("/v1/predictions/p1/result",), NO_ANSWER, "task_failed", "maybe", message="no worker"),
-    Task("fal queue", FAL, (Poll(FAL_STATUS, (FAL, FAL_BUSY, FAL_DONE)), Poll("/v1/requests/r1", (FAL_RESULT,))),
-         (FAL_STATUS, "/v1/requests/r1")),
-    Task("fal queue with 202", FAL, (Poll(FAL_STATUS, (body(FAL_BUSY, status=202, headers=SOON), FAL_DONE)),
-                                     Poll("/v1/requests/r1", (FAL_RESULT,))), (FAL_STATUS, "/v1/requests/r1")),
-    Task("fal queue, refused result", FAL, (Poll(FAL_STATUS, (FAL_DONE,)), Poll("/v1/requests/r1", (
+            config=(("poll_url", "{base}/generate/status/{id}"),)),
+    Dialect("WaveSpeed", WAVESPEED, (Poll("/v1/predictions/p1/result", (WAVESPEED, WAVESPEED_DONE)),),
+            ("/v1/predictions/p1/result",)),
+    Dialect("WaveSpeed, urls at the top", {**WAVESPEED["data"]},  # type: ignore[dict-item]
+            (Poll("/v1/predictions/p1/result", (WAVESPEED, WAVESPEED_DONE)),), ("/v1/predictions/p1/result",)),
+    Dialect("WaveSpeed, failed", WAVESPEED, (Poll("/v1/predictions/p1/result", (WAVESPEED_FAILED,)),),
+            ("/v1/predictions/p1/result",), NO_ANSWER, "task_failed", "maybe", message="no worker"),
+    Dialect("fal queue", FAL, (Poll(FAL_STATUS, (FAL, FAL_BUSY, FAL_DONE)), Poll("/v1/requests/r1", (FAL_RESULT,))),
+            (FAL_STATUS, "/v1/requests/r1")),
+    Dialect("fal queue with 202", FAL, (Poll(FAL_STATUS, (body(FAL_BUSY, status=202, headers=SOON), FAL_DONE)),
+                                        Poll("/v1/requests/r1", (FAL_RESULT,))), (FAL_STATUS, "/v1/requests/r1")),
+    Dialect("fal queue, refused result", FAL, (Poll(FAL_STATUS, (FAL_DONE,)), Poll("/v1/requests/r1", (
         body({"detail": "rejected by the content policy"}, status=422),))), (FAL_STATUS, "/v1/requests/r1"),
-         REFUSED, "moderation", "", message="content policy"),
-    Task("fal queue, no images", FAL, (Poll(FAL_STATUS, (FAL_DONE,)), Poll("/v1/requests/r1", ({"images": []},))),
-         (FAL_STATUS, "/v1/requests/r1"), NO_ANSWER, "no_image", "maybe"),
-    Task("202, absolute Location", located(ORIGIN + "/v1/operations/7"), (
+            REFUSED, "moderation", "", message="content policy"),
+    Dialect("fal queue, no images", FAL, (Poll(FAL_STATUS, (FAL_DONE,)), Poll("/v1/requests/r1", ({"images": []},))),
+            (FAL_STATUS, "/v1/requests/r1"), NO_ANSWER, "no_image", "maybe"),
+    Dialect("202, absolute Location", located(ORIGIN + "/v1/operations/7"), (
         Poll("/v1/operations/7", ({"status": "running"}, PLAIN_DONE)),), ("/v1/operations/7",)),
-    Task("202, relative Location", located("/v1/operations/7?v=1", b"{}"), (
+    Dialect("202, relative Location", located("/v1/operations/7?v=1", b"{}"), (
         Poll("/v1/operations/7?v=1", ({"status": "running"}, PLAIN_DONE)),), ("/v1/operations/7?v=1",)),
-    Task("202 again and again without a body", located("/v1/operations/7"), (
+    Dialect("202 again and again without a body", located("/v1/operations/7"), (
         Poll("/v1/operations/7", (*[located("/v1/operations/7")] * 4, PLAIN_DONE)),), ("/v1/operations/7",)),
-    Task("202 with an id", body({"request_id": "task_1"}, status=202, headers=SOON), (
+    Dialect("202 with an id", body({"request_id": "task_1"}, status=202, headers=SOON), (
         Poll(CREATE_1, (PLAIN_DONE,)),), (CREATE_1,)),
-    Task("unknown status words", APIMART, (Poll(TASKS_1, (
+    Dialect("unknown status words", APIMART, (Poll(TASKS_1, (
         {"data": {"status": "moderating"}}, {"data": {"status": "RENDERING 4/9"}}, {"data": {"status": None}},
         {"data": {}}, apimart_done(FILE))),), (TASKS_1,)),
-    Task("429 while polling", APIMART, (Poll(TASKS_1, (Answer(status=429, headers=SOON), APIMART_BUSY,
-                                                       apimart_done(FILE))),), (TASKS_1,)),
-    Task("500 while polling", APIMART, (Poll(TASKS_1, (*[Answer(status=500)] * 4, apimart_done(FILE))),), (TASKS_1,)),
-    Task("502 page while polling", APIMART, (Poll(TASKS_1, (
+    Dialect("429 while polling", APIMART, (Poll(TASKS_1, (Answer(status=429, headers=SOON), APIMART_BUSY,
+                                                          apimart_done(FILE))),), (TASKS_1,)),
+    Dialect("500 while polling", APIMART, (Poll(TASKS_1, (*[Answer(status=500)] * 4, apimart_done(FILE))),),
+            (TASKS_1,)),
+    Dialect("502 page while polling", APIMART, (Poll(TASKS_1, (
         Answer(status=502, body=HTML, content_type="text/html"), apimart_done(FILE))),), (TASKS_1,)),
-    Task("page while polling", APIMART, (Poll(TASKS_1, (
+    Dialect("page while polling", APIMART, (Poll(TASKS_1, (
         *[Answer(body=HTML, content_type="text/html")] * 4, apimart_done(FILE))),), (TASKS_1,)),
-    Task("dropped while polling", APIMART, (Poll(TASKS_1, (*[Answer(drop="silent")] * 4, apimart_done(FILE))),),
-         (TASKS_1,)),
-    Task("404 at the first known place", TOAPIS, (Poll(TASKS_2, (TOAPIS_DONE,)),), (CREATE_2, TASKS_2)),
-    Task("404 at APIMart's place", APIMART, (Poll(CREATE_1, (apimart_done(FILE),)),), (TASKS_1, CREATE_1)),
-    Task("404 everywhere", APIMART, (), (TASKS_1, CREATE_1), NO_ANSWER, "poll", "maybe", kept=1),
-    Task("401 while polling", APIMART, (Poll(TASKS_1, (Answer(status=401),)),), (TASKS_1,), NO_ANSWER, "poll", "maybe",
-         kept=1),
-    Task("id of a stranger", {**TOAPIS, "id": "../a b?c#d/\u00e9"}, (
+    Dialect("dropped while polling", APIMART, (Poll(TASKS_1, (*[Answer(drop="silent")] * 4, apimart_done(FILE))),),
+            (TASKS_1,)),
+    Dialect("404 at the first known place", TOAPIS, (Poll(TASKS_2, (TOAPIS_DONE,)),), (CREATE_2, TASKS_2)),
+    Dialect("404 at APIMart's place", APIMART, (Poll(CREATE_1, (apimart_done(FILE),)),), (TASKS_1, CREATE_1)),
+    Dialect("404 everywhere", APIMART, (), (TASKS_1, CREATE_1), NO_ANSWER, "poll", "maybe", kept=1),
+    Dialect("401 while polling", APIMART, (Poll(TASKS_1, (Answer(status=401),)),), (TASKS_1,), NO_ANSWER, "poll",
+            "maybe", kept=1),
+    Dialect("id of a stranger", {**TOAPIS, "id": "../a b?c#d/\u00e9"}, (
         Poll("/v1/images/generations/..%2Fa%20b%3Fc%23d%2F%C3%A9", (TOAPIS_DONE,)),),
-         ("/v1/images/generations/..%2Fa%20b%3Fc%23d%2F%C3%A9",)),
-    Task("id of dots", {**TOAPIS, "id": ".."}, (), (), NO_ANSWER, "", "maybe"),
-    Task("id of one dot", {**TOAPIS, "id": "."}, (), (), NO_ANSWER, "", "maybe"),
-    Task("id that is no text", {**TOAPIS, "id": "\ud800"}, (), None, NO_ANSWER, "", "maybe"),  # type: ignore[arg-type]
-    Task("id as a number", {"data": {"id": 77, "status": "Pending"}}, (
+            ("/v1/images/generations/..%2Fa%20b%3Fc%23d%2F%C3%A9",)),
+    Dialect("id of dots", {**TOAPIS, "id": ".."}, (), (), NO_ANSWER, "", "maybe"),
+    Dialect("id of one dot", {**TOAPIS, "id": "."}, (), (), NO_ANSWER, "", "maybe"),
+    Dialect("id that is no text", {**TOAPIS, "id": "\ud800"}, (), None, NO_ANSWER, "",
+            "maybe"),  # type: ignore[arg-type]
+    Dialect("id as a number", {"data": {"id": 77, "status": "Pending"}}, (
         Poll("/v1/images/generations/77", (PLAIN_DONE,)),), ("/v1/images/generations/77",)),
-    Task("broken status_url", {**FAL, "status_url": "\x01http://127.0.0.1/\x00", "response_url": ""}, (),
-         None, NO_ANSWER, "", "maybe"),  # type: ignore[arg-type]
-    Task("task that ends empty", TOAPIS, (Poll(CREATE_2, ({**TOAPIS, "status": "completed"},)),), (CREATE_2,),
-         NO_ANSWER, "no_image", "maybe"),
+    Dialect("broken status_url", {**FAL, "status_url": "\x01http://127.0.0.1/\x00", "response_url": ""}, (),
+            None, NO_ANSWER, "", "maybe"),  # type: ignore[arg-type]
+    Dialect("task that ends empty", TOAPIS, (Poll(CREATE_2, ({**TOAPIS, "status": "completed"},)),), (CREATE_2,),
+            NO_ANSWER, "no_image", "maybe"),
 )
 
 
-class World(NamedTuple):
-    """A home and a server of its own, so that rows can run side by side."""
-    case: ProgramCase
-    root: Path
-    server: ApiServer
+class TaskWorld(World):
+    """A world with a server of its own that answers with tasks, so that rows can run side by side."""
 
-    def plan(self, polls: Sequence[Poll]) -> None:
+    def plan(self, *polls: Poll) -> None:
         for poll in polls:
             self.server.plan_gets(poll.target, *(self.answer(each) for each in poll.answers))
 
@@ -398,28 +394,6 @@ class World(NamedTuple):
             text = text.replace(ORIGIN.encode(), self.server.origin.encode())
         return given._replace(headers=headers, body=text)
 
-    def start(self, *arguments: str, command: Sequence[str] = ("generate", "a fox")) -> subprocess.Popen[bytes]:
-        environment = {"HOME": str(self.root), "TMPDIR": str(self.root / "tmp"), "GPT_IMAGE2_API_KEY": KEY}
-        return self.case.start_program(*command, "--base-url", self.server.url, "-o", str(self.root / "out.png"),
-                                       *arguments, env=environment)
-
-    def run(self, *arguments: str, **more: Any) -> Result:
-        return self.case.finish(self.start(*arguments, **more))
-
-    def configure(self, content: dict[str, Any]) -> None:
-        if content:
-            self.case.write_config(content, path=self.root / ".config" / "gpt-image-2" / "config.json")
-
-    @property
-    def pictures(self) -> list[str]:
-        return sorted(path.name for path in self.root.glob("out*"))
-
-    @property
-    def journal(self) -> int:
-        folder = self.root / ".local" / "state" / "gpt-image-2" / "requests"
-        return sum(name != ".lock" for name in os.listdir(str(folder))) if folder.exists() else 0
-
-    @property
     def asked(self) -> list[str]:
         """The targets of all GETs but downloads, each once, in order."""
         return list(dict.fromkeys(each.path for each in self.server.gets))
@@ -428,29 +402,24 @@ class World(NamedTuple):
 class TaskCase(ProgramCase):
     """Worlds for tests of tasks."""
 
-    def world(self, name: str) -> World:
-        root = self.root / name.replace(" ", "-").replace(",", "").replace("/", "")
-        (root / "tmp").mkdir(parents=True)
-        server = ApiServer(KEY)
-        server.__enter__()
-        self.addCleanup(server.__exit__, None, None, None)
+    def task_world(self, name: str, *creates: Any, config: Mapping[str, Any] | None = None) -> TaskWorld:
+        """A world whose server answers the first paid requests like this."""
+        server = self.enter(ApiServer(KEY))
         server.files["1.png"] = SMALL
-        return World(self, root, server)
-
-    def wait_until(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 20
-        while not condition():
-            self.assertLess(time.monotonic(), deadline, "waited too long")
-            time.sleep(0.01)
+        world = TaskWorld(self.root / re.sub(r"\W+", "-", name), server)
+        server.plan(*map(world.answer, creates))
+        if config:
+            self.write_config(config, path=world.home / ".config" / "gpt-image-2" / "config.json")
+        return world
 
     def check_collected(self, world: World, result: Result) -> None:
         """The picture is there, bought once, and nothing is left."""
         self.assertEqual(result.exit_code, 0, result.stdout + result.stderr)
-        self.assertEqual((world.pictures, (world.root / "out.png").read_bytes() == SMALL), (["out.png"], True))
-        self.assertEqual((len(world.server.posts), world.journal, os.listdir(str(world.root / "tmp"))), (1, 0, []))
+        self.assertEqual((world.pictures(), (world.work / "out.png").read_bytes() == SMALL), (["out.png"], True))
+        self.assertEqual((len(world.server.posts), world.journal(), world.leftovers()), (1, [], []))
 
 
-class TaskTest(TaskCase):
+class TaskDialectsTest(TaskCase):
     """An answer that only promises a picture is polled, on the same origin, and never asked for twice."""
 
     def test_dialects(self) -> None:
@@ -459,42 +428,40 @@ class TaskTest(TaskCase):
                 with self.subTest(task.name):
                     self.assertEqual(problem, "")
 
-    def check(self, task: Task) -> str:
+    def check(self, task: Dialect) -> str:
         """What is wrong in this row, or an empty text."""
-        world = self.world(task.name)
-        world.configure(dict(task.config))
-        world.server.plan(world.answer(task.create))
-        world.plan(task.polls)
+        world = self.task_world(task.name, task.create, config=dict(task.config))
+        world.plan(*task.polls)
         result = world.run("--json", "--timeout", "30")
         error = result.json.get("error", {"kind": "", "billed": "no", "message": ""})
-        found = {"exit_code": result.exit_code, "posts": len(world.server.posts), "asked": world.asked,
-                 "pictures": world.pictures, "journal": world.journal, "kind": error["kind"], "billed": error["billed"],
-                 "message": task.message in error["message"], "tmp": os.listdir(str(world.root / "tmp"))}
+        found = {"exit_code": result.exit_code, "posts": len(world.server.posts), "asked": world.asked(),
+                 "pictures": world.pictures(), "journal": len(world.journal()), "kind": error["kind"],
+                 "billed": error["billed"], "message": task.message in error["message"], "left": world.leftovers()}
         expected = {"exit_code": task.exit_code, "posts": 1, "asked": list(task.asked or ()),
                     "pictures": [] if task.exit_code else ["out.png"], "journal": task.kept, "kind": task.kind,
-                    "billed": task.billed, "message": True, "tmp": []}
+                    "billed": task.billed, "message": True, "left": []}
         if task.asked is None:
             del found["asked"], expected["asked"]
         if task.exit_code and not task.kind:  # any kind and any fate of the folder will do
-            expected.update(kind=error["kind"], journal=world.journal)
+            expected.update(kind=error["kind"], journal=len(world.journal()))
         if task.exit_code and not task.billed:
             expected.update(billed=error["billed"])
         return "" if found == expected else f"\nfound    {found}\nexpected {expected}\n{result.stdout}{result.stderr}"
 
     def test_an_edit_is_polled_too(self) -> None:
         image = self.file("in.png", SMALL)
-        world = self.world("edit")
-        world.server.plan(world.answer(TOAPIS))
-        world.plan([Poll("/v1/images/edits/task-2", ({**TOAPIS, "status": "in_progress"}, TOAPIS_DONE))])
-        self.check_collected(world, world.run(command=("edit", image, "a hat")))
+        world = self.task_world("edit", TOAPIS)
+        world.words, world.prompt = ("edit", image), "a hat"
+        world.plan(Poll("/v1/images/edits/task-2", ({**TOAPIS, "status": "in_progress"}, TOAPIS_DONE)))
+        self.check_collected(world, world.run())
 
     def test_looking_sends_the_key_and_nothing_else(self) -> None:
-        world = self.world("headers")
-        world.server.plan(world.answer(APIMART))
-        world.plan([Poll(TASKS_1, (apimart_done(FILE),))])
+        world = self.task_world("headers", APIMART)
+        world.plan(Poll(TASKS_1, (apimart_done(FILE),)))
         self.check_collected(world, world.run("--header", "X-Team: fox"))
         look, = world.server.gets
-        self.assertEqual((look.header("authorization"), look.header("x-team"), look.body), (f"Bearer {KEY}", "fox", b""))
+        self.assertEqual((look.header("authorization"), look.header("x-team"), look.body),
+                         (f"Bearer {KEY}", "fox", b""))
         self.assertEqual((look.header("content-type"), look.header("content-length")), ("", ""))
 
     def test_usage_of_a_task_counts_once(self) -> None:
@@ -502,16 +469,15 @@ class TaskTest(TaskCase):
         self.server.plan(body({**TOAPIS, **usage}, headers=SOON))
         self.server.plan_gets(CREATE_2, body({**TOAPIS, "status": "processing", **usage}, headers=SOON),
                               body({**PLAIN_DONE, **usage}))
-        self.assertEqual(self.ask("a fox", "--json").json["cost_usd"], 0.05)
+        self.assertEqual(self.generate_inside("a fox", "--json").json["cost_usd"], 0.05)
 
     def test_failed_words(self) -> None:
         for word in ("failed", "FAIL", "error", "generate_failed", "create_task_failed", "canceled", "Cancelled",
                      "timeout"):
-            with self.subTest(word):
-                self.server.reset()
+            with self.fresh(word):
                 self.server.plan(body(TOAPIS, headers=SOON))
                 self.server.plan_gets(CREATE_2, body({"id": "task-2", "status": word}))
-                result = self.ask("a fox", "--json", "--timeout", "10")
+                result = self.generate_inside("a fox", "--json", "--timeout", "10")
                 error = result.json["error"]
                 self.assertEqual((result.exit_code, error["kind"], error["billed"]), (6, "task_failed", "maybe"), error)
                 self.assertIn(word.lower(), error["message"])
@@ -520,55 +486,51 @@ class TaskTest(TaskCase):
     def test_waiting_words(self) -> None:
         for word in ("submitted", "PENDING", "queued", "created", "Processing", "in_progress", "waiting", "starting",
                      "IN_QUEUE"):
-            with self.subTest(word):
-                self.server.reset()
+            with self.fresh(word):
                 self.server.plan(body({"request_id": "task-2", "status": word}, headers=SOON))
                 self.server.plan_gets(CREATE_2, body(PLAIN_DONE))
-                self.saved_file(self.ask("a fox", "-o", "a.png", "--overwrite"))
+                self.saved_file(self.generate_inside("a fox", "-o", "a.png", "--overwrite"))
                 self.only_post()
 
     def test_done_words(self) -> None:
         for word in ("completed", "complete", "SUCCESS", "succeeded", "finished"):
-            with self.subTest(word):
-                self.server.reset()
+            with self.fresh(word):
                 self.server.plan(body(TOAPIS, headers=SOON))
                 self.server.plan_gets(CREATE_2, body({"status": word, "data": []}))
-                result = self.ask("a fox", "--json", "--timeout", "10")
+                result = self.generate_inside("a fox", "--json", "--timeout", "10")
                 self.assertEqual((result.exit_code, result.json["error"]["billed"]), (6, "maybe"))
                 self.assertEqual(len(self.server.gets), 1)
 
     def test_retry_after_is_kept(self) -> None:
         self.server.plan(body(TOAPIS, status=202, headers=(("Retry-After", "1"),)))
         self.server.plan_gets(CREATE_2, body(PLAIN_DONE))
-        self.saved_file(self.ask("a fox"))
+        self.saved_file(self.generate_inside("a fox"))
         look, = self.server.gets
         self.assertGreater(look.when - self.only_post().when, 0.95)
 
     def test_a_failed_task_is_forgotten(self) -> None:
-        world = self.world("failed")
-        world.server.plan(world.answer(APIMART), Answer(image=SMALL))
-        world.plan([Poll(TASKS_1, (apimart_failed("no worker"),))])
-        self.assertEqual((world.run().exit_code, world.journal), (6, 0))
+        world = self.task_world("failed", APIMART, Answer(image=SMALL))
+        world.plan(Poll(TASKS_1, (apimart_failed("no worker"),)))
+        self.assertEqual((world.run().exit_code, len(world.journal())), (6, 0))
         self.assertEqual((world.run().exit_code, len(world.server.posts)), (0, 2))
 
     def test_status_is_told_while_waiting(self) -> None:
         self.server.plan(body(TOAPIS, headers=SOON))
         self.server.plan_gets(CREATE_2, body({**TOAPIS, "status": "shaving the fox"}, headers=SOON))
-        error = self.ask("a fox", "--json", "--timeout", "1").json["error"]
+        error = self.generate_inside("a fox", "--json", "--timeout", "1").json["error"]
         self.assertIn("shaving the fox", error["message"])
 
 
-class StrangerTest(TaskCase):
+class KeyStaysAtItsOriginTest(TaskCase):
     """The key goes to the origin of the base URL only, whatever an answer names."""
 
     def check_stranger(self, name: str, make: Callable[[str], Answer], polls: Sequence[Poll] = (),
                        exit_code: int = NO_ANSWER, **config: str) -> Result:
         """Run against an answer that names another server; that one must hear nothing at all."""
-        world = self.world(name)
         with ApiServer(KEY) as stranger:
-            world.configure({each: value.replace("@STRANGER@", stranger.origin) for each, value in config.items()})
-            world.server.plan(world.answer(make(stranger.origin)))
-            world.plan(polls)
+            world = self.task_world(name, make(stranger.origin), config={
+                each: value.replace("@STRANGER@", stranger.origin) for each, value in config.items()})
+            world.plan(*polls)
             result = world.run("--json", "--timeout", "4")
             self.assertEqual(stranger.requests, [], name)
         self.assertEqual((result.exit_code, len(world.server.posts)), (exit_code, 1), result.stdout + result.stderr)
@@ -587,7 +549,7 @@ class StrangerTest(TaskCase):
             with self.subTest(form):
                 own = self.server.origin
                 url = form.format(port=port, own=own, tail=own[4:])
-                found = program.same_host(url, self.server.url + "/images/generations")
+                found = program.url_on_host(url, self.server.url + "/images/generations")
                 self.assertIn(found, ("", own + url), number)
                 self.assertTrue(found == "" or found.startswith(own + "/"), found)
 
@@ -599,7 +561,7 @@ class StrangerTest(TaskCase):
                               ("https://relay.example.evil/x", ""), ("https://relay.example@evil/x", ""), ("", ""),
                               ("ftp://relay.example/x", ""), ("x/y", "")):
             with self.subTest(url):
-                self.assertEqual(program.same_host(url, create), expected)
+                self.assertEqual(program.url_on_host(url, create), expected)
 
     def test_status_url(self) -> None:
         self.check_stranger("status", lambda origin: body(
@@ -618,19 +580,16 @@ class StrangerTest(TaskCase):
                             [Poll(FAL_STATUS, ({"status": "COMPLETED", "response_url": "http://127.0.0.1:1/"},))])
 
     def test_poll_url_of_another_host_is_refused_before_anything_is_bought(self) -> None:
-        world = self.world("template")
-        world.configure({"poll_url": "https://relay.example/tasks/{id}"})
-        world.server.plan(world.answer(TOAPIS))
+        world = self.task_world("template", TOAPIS, config={"poll_url": "https://relay.example/tasks/{id}"})
         result = world.run("--json", "--timeout", "4")
         self.assertEqual((result.exit_code, len(world.server.requests)), (3, 0), result.stdout)
         self.assertIn("poll_url", result.json["error"]["message"])
 
     def test_result_of_another_host_is_fetched_without_the_key(self) -> None:
-        world = self.world("result")
+        world = self.task_world("result", APIMART)
         with ApiServer(KEY) as stranger:
             stranger.files["1.png"] = SMALL
-            world.server.plan(world.answer(APIMART))
-            world.plan([Poll(TASKS_1, (apimart_done([stranger.origin + "/files/1.png"]),))])
+            world.plan(Poll(TASKS_1, (apimart_done([stranger.origin + "/files/1.png"]),)))
             self.check_collected(world, world.run())
             download, = stranger.requests
             self.assertEqual(download.header("authorization"), "")
@@ -639,37 +598,36 @@ class StrangerTest(TaskCase):
 class UnfinishedTaskTest(TaskCase):
     """A task outlives the command that asked for it: the same command goes on looking, and buys nothing."""
 
-    def busy(self, name: str, create: Any = APIMART, still: Any = APIMART_BUSY) -> World:
-        world = self.world(name)
-        world.server.plan(world.answer(create))
-        world.plan([Poll(TASKS_1, (still,)), Poll("/v1/operations/7", (still,))])
+    def busy(self, name: str, create: Any = APIMART, still: Any = APIMART_BUSY) -> TaskWorld:
+        world = self.task_world(name, create)
+        world.plan(Poll(TASKS_1, (still,)), Poll("/v1/operations/7", (still,)))
         return world
 
-    def finish_task(self, world: World) -> None:
-        world.plan([Poll(TASKS_1, (apimart_done(FILE),)), Poll("/v1/operations/7", (apimart_done(FILE),))])
+    def finish_task(self, world: TaskWorld) -> None:
+        world.plan(Poll(TASKS_1, (apimart_done(FILE),)), Poll("/v1/operations/7", (apimart_done(FILE),)))
 
     def test_pending_at_the_timeout(self) -> None:
         world = self.busy("timeout")
         result = world.run("--json", "--timeout", "1")
         error = result.json["error"]
-        self.assertEqual((result.exit_code, error["kind"], error["billed"], world.journal), (6, "timeout", "maybe", 1))
+        self.assertEqual((result.exit_code, error["kind"], error["billed"], len(world.journal())),
+                         (6, "timeout", "maybe", 1))
         self.assertIn("same command again", error["hint"])
         again = world.run("--json", "--timeout", "1")
-        self.assertEqual((again.exit_code, len(world.server.posts), world.journal), (6, 1, 1), again.stderr)
+        self.assertEqual((again.exit_code, len(world.server.posts), len(world.journal())), (6, 1, 1), again.stderr)
         self.finish_task(world)
         self.check_collected(world, world.run())
 
     def test_the_pause_itself_is_longer_than_the_timeout(self) -> None:
-        world = self.world("pause")
-        world.server.plan(body(APIMART, headers=(("Retry-After", "3600"),)))
-        self.assertEqual((world.run("--timeout", "2").exit_code, world.journal, len(world.asked)), (6, 1, 1))
+        world = self.task_world("pause", body(APIMART, headers=(("Retry-After", "3600"),)))
+        self.assertEqual((world.run("--timeout", "2").exit_code, len(world.journal()), len(world.asked())), (6, 1, 1))
         self.assertEqual(world.run("--timeout", "2").exit_code, 6)
         self.assertEqual(len(world.server.posts), 1)
 
     def test_looks_that_failed_are_collected(self) -> None:
         world = self.busy("lost")
-        world.plan([Poll(TASKS_1, (Answer(status=401),))])
-        self.assertEqual((world.run().exit_code, world.journal), (6, 1))
+        world.plan(Poll(TASKS_1, (Answer(status=401),)))
+        self.assertEqual((world.run().exit_code, len(world.journal())), (6, 1))
         self.finish_task(world)
         self.check_collected(world, world.run())
 
@@ -679,19 +637,16 @@ class UnfinishedTaskTest(TaskCase):
                 world = self.busy("kill" + name, create)
                 child = world.start("--timeout", "60")
                 self.wait_until(lambda: len(world.server.gets) > 2)
-                child.kill()
-                child.communicate()
+                self.kill(child)
                 self.finish_task(world)
                 self.check_collected(world, world.run())
 
     def test_killed_at_once_after_the_create(self) -> None:
-        world = self.world("kill-early")
-        world.server.plan(world.answer(APIMART)._replace(delay=0.5))
+        world = self.task_world("kill-early", body(APIMART, headers=SOON, delay=0.5))
         self.finish_task(world)
         child = world.start()
         self.wait_until(lambda: len(world.server.posts) == 1)
-        child.kill()
-        child.communicate()
+        self.kill(child)
         self.check_collected(world, world.run())
 
     def test_terminated_while_polling(self) -> None:
@@ -703,7 +658,7 @@ class UnfinishedTaskTest(TaskCase):
                 time.sleep(0.5)  # by now it waits for the next look
                 child.send_signal(signal.SIGTERM)
                 result = self.finish(child)
-                self.assertEqual((result.exit_code, world.journal), (143, 1), result.stderr)
+                self.assertEqual((result.exit_code, len(world.journal())), (143, 1), result.stderr)
                 self.assertIn(result.json["error"]["billed"], ("maybe", "yes"))
                 self.finish_task(world)
                 self.check_collected(world, world.run())
@@ -714,12 +669,11 @@ class UnfinishedTaskTest(TaskCase):
         self.finish_task(world)
         child = world.start()
         self.wait_until(lambda: any(each.path.startswith("/files/") for each in world.server.requests))
-        child.kill()
-        child.communicate()
+        self.kill(child)
         self.check_collected(world, world.run())
 
 
-# ---- Edits: image or image[] (relays.md 2.6), uploads that are too large -----------------------------------
+# ---- Edits: image or image[], and uploads that are too large -----------------------------------------------
 
 def refusal(status: int, message: str, code: str | None = None) -> Answer:
     return Answer(status=status, body=error_body(message, code), check=False)
@@ -741,7 +695,7 @@ OTHERS = (
     refusal(500, "Invalid type for 'image[0]': expected a file, but got a string"))
 
 
-class SpellingTest(ProgramCase):
+class ImageFieldSpellingTest(ProgramCase):
     """`image` and `image[]`: the other one is tried once, on exactly the known refusals."""
 
     def setUp(self) -> None:
@@ -750,8 +704,8 @@ class SpellingTest(ProgramCase):
 
     def ask_edit(self, images: int, *arguments: str) -> Result:
         further = [word for path in self.images[1:images] for word in ("--image", path)]
-        return self.call_program("edit", self.images[0], "a hat", *further, *self.access(), *arguments,
-                                 env={"GPT_IMAGE2_API_KEY": KEY})
+        return self.run_inside("edit", self.images[0], "a hat", *further, *self.access(), *arguments,
+                               env={"GPT_IMAGE2_API_KEY": KEY})
 
     def spellings(self) -> list[list[str]]:
         """The names of the file parts of each paid request."""
@@ -759,8 +713,7 @@ class SpellingTest(ProgramCase):
 
     def test_known_refusals(self) -> None:
         for name, first in (("duplicate", DUPLICATE), ("not a file", NOT_A_FILE), ("422", MISSING)):
-            with self.subTest(name):
-                self.server.reset()
+            with self.fresh(name):
                 self.server.plan(first, Answer(check=False, image=SMALL))
                 saved = self.saved_file(self.ask_edit(3, "-o", "a.png", "--overwrite"))
                 self.assertEqual(saved.read_bytes(), SMALL)
@@ -788,8 +741,7 @@ class SpellingTest(ProgramCase):
 
     def test_other_refusals_stand(self) -> None:
         for answer in OTHERS:
-            with self.subTest(f"{answer.status} {answer.body!r}"):
-                self.server.reset()
+            with self.fresh(f"{answer.status} {answer.body!r}"):
                 self.server.plan(answer)
                 result = self.ask_edit(2, "--json")
                 self.assertIn(result.exit_code, (REFUSED, NO_ANSWER), result.stderr)
@@ -799,7 +751,7 @@ class SpellingTest(ProgramCase):
         for answer in (NOT_A_FILE, DUPLICATE, MISSING):
             self.server.reset()
             self.server.plan(answer)
-            self.assertEqual(self.ask("a fox").exit_code, REFUSED)
+            self.assertEqual(self.generate_inside("a fox").exit_code, REFUSED)
             self.only_post()
 
     @unittest.skipUnless(os.name == "posix", "needs POSIX signals and flock")
@@ -807,11 +759,8 @@ class SpellingTest(ProgramCase):
         self.server.plan(NOT_A_FILE, Answer(check=False, image=SMALL, delay=0.7))
         command = ("edit", self.images[0], "a hat", "--image", self.images[1], *self.access(), "-o", "a.png")
         child = self.start_program(*command, env={"GPT_IMAGE2_API_KEY": KEY})
-        deadline = time.monotonic() + 20
-        while len(self.server.posts) < 2 and time.monotonic() < deadline:
-            time.sleep(0.01)
-        child.kill()
-        child.communicate()
+        self.wait_until(lambda: len(self.server.posts) == 2)
+        self.kill(child)
         saved = self.saved_file(self.run_program(*command, env={"GPT_IMAGE2_API_KEY": KEY}))
         self.assertEqual((saved.read_bytes(), len(self.server.posts)), (SMALL, 2))
 
@@ -819,13 +768,9 @@ class SpellingTest(ProgramCase):
         big = self.file("big.png", draw_png(32, 32, padding=3_400_000))
         self.server.plan(Answer(status=413, body=b"<html><title>413 Request Entity Too Large</title></html>",
                                 content_type="text/html"))
-        result = self.call_program("edit", big, "a hat", *self.access(), "--json", env={"GPT_IMAGE2_API_KEY": KEY})
+        result = self.run_inside("edit", big, "a hat", *self.access(), "--json", env={"GPT_IMAGE2_API_KEY": KEY})
         error = result.json["error"]
         self.assertEqual((result.exit_code, error["kind"], error["billed"]), (REFUSED, "too_large", "no"))
         self.assertIn("3.4 MB", error["hint"])
         self.assertIn("JPEG", error["hint"])
         self.only_post()
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -25,22 +25,23 @@ class Row(NamedTuple):
     proxy: int = 0
 
 
-# curl.md, section 7. Where nothing of the request left the machine, it is sent again.
+# By curl's exit code. Where nothing of the request left the machine, it is sent again.
 CURL = (
-    Row(1, sent=False), Row(1, billed="maybe"), Row(2), Row(3), Row(26, sent=False), Row(26, billed="maybe"), Row(60, sent=False), Row(77, sent=False),
-    Row(5, sent=False, pause=0.5), Row(6, sent=False, pause=0.5), Row(7, sent=False, pause=0.5),
-    Row(7, sent=False, attempt=2, pause=1.0), Row(7, sent=False, attempt=3), Row(35, sent=False, pause=0.5),
-    Row(28, sent=False, pause=0.5), Row(28, billed="maybe"), Row(16, billed="maybe"), Row(92, billed="maybe"),
-    Row(18, status=200, billed="maybe"), Row(23, status=200, billed="maybe"), Row(52, billed="maybe"),
-    Row(52, sent=False, pause=0.5), Row(55, billed="maybe"), Row(56, billed="maybe"), Row(56, sent=False, pause=0.5),
-    Row(56, sent=False, proxy=407, pause=0.5), Row(65, billed="maybe"), Row(-9, billed="maybe"), Row(-15, billed="maybe"),
-    Row(99, billed="maybe"))
+    Row(1, sent=False), Row(1, billed="maybe"), Row(2), Row(3), Row(26, sent=False), Row(26, billed="maybe"),
+    Row(60, sent=False), Row(77, sent=False), Row(5, sent=False, pause=0.5), Row(6, sent=False, pause=0.5),
+    Row(7, sent=False, pause=0.5), Row(7, sent=False, attempt=2, pause=1.0), Row(7, sent=False, attempt=3),
+    Row(35, sent=False, pause=0.5), Row(28, sent=False, pause=0.5), Row(28, billed="maybe"), Row(16, billed="maybe"),
+    Row(92, billed="maybe"), Row(18, status=200, billed="maybe"), Row(23, status=200, billed="maybe"),
+    Row(52, billed="maybe"), Row(52, sent=False, pause=0.5), Row(55, billed="maybe"), Row(56, billed="maybe"),
+    Row(56, sent=False, pause=0.5), Row(56, sent=False, proxy=407, pause=0.5), Row(65, billed="maybe"),
+    Row(-9, billed="maybe"), Row(-15, billed="maybe"), Row(99, billed="maybe"))
 
 USER, RATE = "image_generation_user_error", "rate_limit_error"
-# openai-images.md, section 8, from top to bottom.
+# By what OpenAI's API answers.
 ANSWERS = (
     *(Row(status=400, code=code) for code in ("unknown_parameter", "missing_required_parameter", "invalid_type",
-                                              "invalid_value", "empty_string", "empty_array", "integer_below_min_value")),
+                                              "invalid_value", "empty_string", "empty_array",
+                                              "integer_below_min_value")),
     Row(status=400, code="invalid_value", kind=USER), Row(status=400, code="moderation_blocked", kind=USER),
     Row(status=400, code="billing_hard_limit_reached", kind="billing_limit_user_error"),
     Row(status=401, code="invalid_api_key"), Row(status=403, message="Your organization must be verified to use X"),
@@ -57,15 +58,16 @@ ANSWERS = (
     Row(status=429, headers={"retry-after": "1", "retry-after-ms": "534"}, pause=0.534),
     Row(status=429, headers={"retry-after": "2.5"}, pause=2.5),
     Row(status=429, headers={"retry-after": "Thu, 01 Jan 1970 00:00:00 GMT"}, pause=0.0),
-    Row(status=429, headers={"retry-after": "soon"}, pause=5.0), Row(status=429, message="try again in 250ms", pause=0.25),
-    Row(status=500, kind="server_error", billed="maybe"), Row(status=503, code="server_is_overloaded", pause=5.0),
-    Row(status=503, billed="maybe"), Row(status=408, billed="maybe"), Row(status=409), Row(status=402),
+    Row(status=429, headers={"retry-after": "soon"}, pause=5.0),
+    Row(status=429, message="try again in 250ms", pause=0.25), Row(status=500, kind="server_error", billed="maybe"),
+    Row(status=503, code="server_is_overloaded", pause=5.0), Row(status=503, billed="maybe"),
+    Row(status=408, billed="maybe"), Row(status=409), Row(status=402),
     *(Row(status=status, headers={"retry-after": "1"}, billed="maybe") for status in (500, 502, 504, 520, 522, 524)),
     Row(status=200, code="image_generation_failed", kind="image_generation_server_error", billed="maybe"),
     Row(status=301), Row(status=413), Row(status=422), Row(status=405))
 
 
-class RuleTest(unittest.TestCase):
+class RetryRuleTest(unittest.TestCase):
     """The retry rule alone: nothing is sent and nothing is opened."""
 
     def judge(self, row: Row, **request: Any) -> Any:
@@ -75,7 +77,7 @@ class RuleTest(unittest.TestCase):
         asked = program.Request("POST", "https://relay.invalid/v1/images/generations", **request)
         return judged(asked, outcome, response, row.attempt)
 
-    def test_table(self) -> None:
+    def test_what_is_sent_again_and_what_was_billed(self) -> None:
         for row in (*CURL, *ANSWERS):
             with self.subTest(str(row)):
                 failure, pause = self.judge(row)
@@ -103,7 +105,8 @@ class RuleTest(unittest.TestCase):
     def test_downloads_are_tried_three_times_and_kept(self) -> None:
         for attempt, again in ((1, True), (2, True), (3, False)):
             failure, pause = self.judge(Row(status=404, attempt=attempt), purpose="download")
-            self.assertEqual((failure.exit_code, failure.billed, failure.collectable, pause is not None), (7, "yes", True, again))
+            self.assertEqual((failure.exit_code, failure.billed, failure.collectable, pause is not None),
+                             (7, "yes", True, again))
 
     def test_image_is_an_image_whatever_comes_after_it(self) -> None:
         response = program.Response("/answer", 200, {}, {"data": [{"b64_json": "QUJD"}]})
@@ -111,7 +114,3 @@ class RuleTest(unittest.TestCase):
             outcome = program.Outcome(exit_code, 200, 0, True, "")
             asked = program.Request("POST", "https://relay.invalid/v1/images/generations")
             self.assertEqual(judged(asked, outcome, response, 1), (None, None))
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -21,9 +21,23 @@ from typing import Any, NamedTuple, Sequence
 
 from api_server import draw_jpeg, draw_png, draw_webp
 from runapi_server import RATIOS, Order, Received, RunApiServer, Task
-from support import KEY, PROGRAM, ProgramCase, Result, mask_png, program
+from support import (
+    KEY,
+    LIMITED,
+    NO_ANSWER,
+    PROGRAM,
+    REFUSED,
+    SETUP,
+    UNSAVED,
+    USAGE,
+    ProgramCase,
+    Result,
+    World,
+    mask_png,
+    program,
+)
 from test_kill import KillCase
-from test_secrets import helpers
+from test_secrets import Route, WatchedCase, helpers
 
 PAGE, SDK = "/v1/text_to_image", "/api/v1/gpt_image_2/text_to_image"
 LONG, SHORT = "gpt-image-2-text-to-image", "gpt-image-2"
@@ -31,7 +45,6 @@ HOME_URL = "https://runapi.ai"
 OTHER = "https://relay.invalid"
 SOON = (("retry-after-ms", "20"),)
 PNG = draw_png(64, 64)
-USAGE, SETUP, REFUSED, LIMITED, NO_ANSWER, UNSAVED = 2, 3, 4, 5, 6, 7
 
 
 def order(status: int, text: str = "", **more: Any) -> Order:
@@ -50,13 +63,11 @@ def paths(requests: Sequence[Received]) -> list[str]:
 
 class OnRunApi(ProgramCase):
     """A loopback RunAPI in the place of the Images API."""
-    server: RunApiServer  # type: ignore[assignment]
+    server: RunApiServer
 
     @classmethod
-    def setUpClass(cls) -> None:
-        cls.server = RunApiServer(KEY)
-        cls.server.__enter__()
-        cls.addClassCleanup(cls.server.__exit__, None, None, None)
+    def make_server(cls) -> RunApiServer:
+        return RunApiServer(KEY)
 
 
 class RunApiCase(OnRunApi):
@@ -71,7 +82,7 @@ class RunApiCase(OnRunApi):
             self.server.reset()
         for name, value in switches.items():
             setattr(self.server, name, value)
-        return self.ask("a fox", "-o", str(self.work / "out.png"), "--json", "--overwrite", *arguments)
+        return self.generate_inside("a fox", "-o", str(self.work / "out.png"), "--json", "--overwrite", *arguments)
 
     def check_success(self, result: Result, tasks: int = 1) -> None:
         self.assertEqual((result.exit_code, len(self.server.tasks), len(result.json["saved"])), (0, tasks, tasks),
@@ -85,19 +96,10 @@ class RunApiCase(OnRunApi):
         self.assertTrue(error["hint"], error)
         return error
 
-    def journal(self) -> list[str]:
-        folder = self.home / ".local" / "state" / "gpt-image-2" / "requests"
-        return [path.name for path in folder.iterdir() if path.name != ".lock"] if folder.exists() else []
-
-    def load(self, flags: dict[str, Any], env: dict[str, str | None] | None = None) -> Any:
-        """The program's Settings."""
-        with self.inside(env, ""):
-            return program.load_settings(flags)
-
 
 # ---- The server itself -------------------------------------------------------------------------------------
 
-class ServerTest(RunApiCase):
+class LoopbackRunApiTest(RunApiCase):
     """The server refuses what the service refuses: without that, nothing below would prove anything."""
 
     def send(self, method: str, path: str, content: Any = None, **headers: str) -> tuple[int, dict[str, Any]]:
@@ -157,19 +159,19 @@ class ServerTest(RunApiCase):
 
 # ---- Settings ----------------------------------------------------------------------------------------------
 
-class ChoiceTest(RunApiCase):
+class RunApiIsChosenTest(RunApiCase):
     """Who chooses RunAPI, and where its key may go."""
 
     def test_default_is_not_runapi(self) -> None:
-        settings = self.load({}, {"RUNAPI_API_KEY": KEY, "RUNAPI_BASE_URL": OTHER})
+        settings = self.load_settings({}, {"RUNAPI_API_KEY": KEY, "RUNAPI_BASE_URL": OTHER})
         self.assertEqual((settings.api.value, settings.base_url.value, settings.keys),
                          ("openai", "https://api.openai.com/v1", ()))
 
     def test_by_flag_and_by_config(self) -> None:
-        settings = self.load({"api": "runapi"})
+        settings = self.load_settings({"api": "runapi"})
         self.assertEqual((settings.api, settings.base_url.value), (("runapi", "--api"), HOME_URL))
         path = self.write_config({"api": "runapi"})
-        settings = self.load({})
+        settings = self.load_settings({})
         self.assertEqual((settings.api, settings.base_url.value), (("runapi", path), HOME_URL))
 
     def test_by_host(self) -> None:
@@ -181,20 +183,20 @@ class ChoiceTest(RunApiCase):
                                        ({}, {}, {"base_url": url})):
                 with self.subTest(url, flags=flags, env=env):
                     self.write_config(config)
-                    self.assertEqual(self.load(flags, env).api.value, api)
+                    self.assertEqual(self.load_settings(flags, env).api.value, api)
 
     def test_flag_beats_the_host(self) -> None:
-        self.assertEqual(self.load({"api": "openai", "base_url": "https://runapi.ai/v1"}).api.value, "openai")
+        self.assertEqual(self.load_settings({"api": "openai", "base_url": "https://runapi.ai/v1"}).api.value, "openai")
 
     def test_base_url_from_its_own_variable(self) -> None:
         env: dict[str, str | None] = {"RUNAPI_BASE_URL": OTHER, "OPENAI_BASE_URL": "https://openai.invalid/v1"}
-        self.assertEqual(self.load({"api": "runapi"}, env).base_url, (OTHER, "$RUNAPI_BASE_URL"))
-        self.assertEqual(self.load({"api": "runapi", "base_url": "https://b.invalid"}, env).base_url.value,
+        self.assertEqual(self.load_settings({"api": "runapi"}, env).base_url, (OTHER, "$RUNAPI_BASE_URL"))
+        self.assertEqual(self.load_settings({"api": "runapi", "base_url": "https://b.invalid"}, env).base_url.value,
                          "https://b.invalid")
 
     def test_base_url_of_another_service_in_the_config_is_left_out(self) -> None:
         self.write_config({"base_url": "https://openai.invalid/v1", "api_key": "fake-key"})
-        self.assertEqual(self.load({"api": "runapi"}).base_url.value, HOME_URL)
+        self.assertEqual(self.load_settings({"api": "runapi"}).base_url.value, HOME_URL)
 
     def test_suffixes_of_the_base_url_are_stripped(self) -> None:
         for suffix in ("", "/", "/v1", "/v1/", "/api/v1", "/api/v1/"):
@@ -215,7 +217,7 @@ class KeyRow(NamedTuple):
 
 
 THERE = {"api": "runapi", "base_url": OTHER}
-KEY_ROWS = (
+KEY_ROWS = (  # name, the key that goes there, variables, config
     KeyRow("variable", "k-env", {"RUNAPI_API_KEY": "k-env"}),
     KeyRow("variable, by host", "k-env", {"RUNAPI_API_KEY": "k-env"}, flags={"base_url": "https://runapi.ai/v1"}),
     KeyRow("variable, another host", "", {"RUNAPI_API_KEY": "k-env"}, flags=THERE),
@@ -244,17 +246,17 @@ KEY_ROWS = (
 )
 
 
-class KeyTest(RunApiCase):
+class RunApiKeyTest(RunApiCase):
 
     def chosen(self, row: KeyRow) -> str:
         """The key that would be sent, empty when the program refuses."""
         try:
-            return str(program.choose_key(self.load(row.flags, row.env)).value)
+            return str(program.choose_key(self.load_settings(row.flags, row.env)).value)
         except program.Failure as failure:
             self.assertEqual((failure.exit_code, failure.kind), (SETUP, "key"))
             return ""
 
-    def test_table(self) -> None:
+    def test_which_key_goes_where(self) -> None:
         tool = self.home / ".config" / "runapi" / "config.json"
         for row in KEY_ROWS:
             with self.subTest(row.name):
@@ -269,76 +271,51 @@ class KeyTest(RunApiCase):
 
     def test_broken_file_of_the_official_tool(self) -> None:
         path = self.write_config("{oops", path=self.home / ".config" / "runapi" / "config.json")
-        result = self.call_program("generate", "a fox", "--api", "runapi", "--json")
+        result = self.run_inside("generate", "a fox", "--api", "runapi", "--json")
         self.assertEqual(result.exit_code, SETUP, result.stderr)
         self.assertIn(path, result.json["error"]["message"])
 
     def test_broken_file_of_the_official_tool_does_not_hide_a_good_key(self) -> None:
         self.write_config("{oops", path=self.home / ".config" / "runapi" / "config.json")
-        result = self.ask("a fox", "--json", env={"GPT_IMAGE2_API_KEY": None, "RUNAPI_API_KEY": KEY})
+        result = self.generate_inside("a fox", "--json", env={"GPT_IMAGE2_API_KEY": None, "RUNAPI_API_KEY": KEY})
         self.check_success(result)
 
     def test_each_key_is_really_sent(self) -> None:
         tool = self.home / ".config" / "runapi" / "config.json"
         for name, env, content in (("variable", {"RUNAPI_API_KEY": KEY}, {}), ("tool", {}, {"api_key": KEY})):
-            with self.subTest(name):
-                self.server.reset()
+            with self.fresh(name):
                 self.write_config(content, path=tool)
-                result = self.ask("a fox", "--json", env={"GPT_IMAGE2_API_KEY": None, **env})
+                result = self.generate_inside("a fox", "--json", env={"GPT_IMAGE2_API_KEY": None, **env})
                 self.check_success(result)
 
     def test_no_key_at_all(self) -> None:
-        result = self.call_program("generate", "a fox", "--api", "runapi", "--json")
+        result = self.run_inside("generate", "a fox", "--api", "runapi", "--json")
         error = self.check_failure(result, SETUP, "no", "key")
         self.assertIn("runapi.ai", error["message"])
 
     def test_refused_key(self) -> None:
-        result = self.ask("a fox", "--json", env={"GPT_IMAGE2_API_KEY": "wrong-key"})
+        result = self.generate_inside("a fox", "--json", env={"GPT_IMAGE2_API_KEY": "wrong-key"})
         self.check_failure(result, SETUP, "no", "key")
         self.assertEqual(len(self.server.creates), 1)
 
     def test_check_proves_the_key(self) -> None:
         for given, exit_code in ((KEY, 0), ("wrong-key", SETUP)):
             with self.subTest(given):
-                result = self.call_program("config", "--check", *self.access(), env={"RUNAPI_API_KEY": given})
+                result = self.run_inside("config", "--check", *self.access(), env={"RUNAPI_API_KEY": given})
                 self.assertEqual(result.exit_code, exit_code, result.stdout + result.stderr)
         self.assertEqual(self.server.creates, [])
 
 
-@unittest.skipUnless(sys.platform.startswith("linux"), "needs /proc")
-class SecretTest(RunApiCase):
+class RunApiKeyIsNowhereTest(RunApiCase, WatchedCase):
     """The key is in no argument, environment or file while a task is created, looked at and fetched."""
 
     def test_key_is_nowhere(self) -> None:
         for kind in ("prepare", "put", "create", "poll", "file"):
-            with self.subTest(kind):
-                self.look_around(kind)
-
-    def look_around(self, kind: str) -> None:
-        event = threading.Event()
-        self.server.reset()
-        self.server.plan(kind, Order(event=event))
-        child = self.start_program("edit", self.file("in.png", PNG), f"a fox {kind}", *self.access(), "-v",
-                                   env={"RUNAPI_API_KEY": KEY})
-        try:
-            deadline = time.monotonic() + 20
-            while not self.server.of_kind(kind):
-                self.assertLess(time.monotonic(), deadline)
-                time.sleep(0.01)
-            family = helpers(child.pid, self.home)
-            self.assertTrue(family)
-            for process in family:
-                self.assertNotIn(KEY.encode(), b"\n".join(process.arguments) + process.environment)
-            self.assertEqual(self.holders(), [])
-        finally:
-            event.set()
-            result = self.finish(child)
-        self.assert_succeeded(result)
-        self.assertNotIn(KEY, result.stdout + result.stderr)
-        self.assertEqual(self.holders(), [])
-
-    def holders(self) -> list[str]:
-        return [str(path) for path in self.root.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
+            with self.fresh(kind):
+                held = threading.Event()
+                self.server.plan(kind, Order(event=held))
+                self.watch_run(["edit", self.file("in.png", PNG), f"a fox {kind}", *self.access(), "-v"],
+                               {"RUNAPI_API_KEY": KEY}, held, lambda: self.server.of_kind(kind), Route("variable"))
 
 
 # ---- Creating a task ---------------------------------------------------------------------------------------
@@ -350,7 +327,7 @@ class CreateCase(RunApiCase):
         return [(create.path, create.fields["model"]) for create in self.server.creates]
 
 
-class DialectTest(CreateCase):
+class RunApiDialectsTest(CreateCase):
     """Path and model name: the other one is tried where nothing can have been bought, and nowhere else."""
 
     def test_page_dialect_first(self) -> None:
@@ -372,11 +349,9 @@ class DialectTest(CreateCase):
         for dialects, expected in (({"page"}, [("/v1/edit_image", "gpt-image-2-image-to-image")]),
                                    ({"sdk"}, [("/v1/edit_image", "gpt-image-2-image-to-image"),
                                               ("/api/v1/gpt_image_2/edit_image", SHORT)])):
-            with self.subTest(dialects=dialects):
-                self.server.reset()
+            with self.fresh(dialects=dialects):
                 self.server.dialects = dialects
-                result = self.call_program("edit", image, "a fox", *self.access(), "--json",
-                                           env={"RUNAPI_API_KEY": KEY})
+                result = self.run_inside("edit", image, "a fox", *self.access(), "--json", env={"RUNAPI_API_KEY": KEY})
                 self.check_success(result)
                 self.assertEqual(self.sent(), expected)
                 self.assertEqual(len(self.server.uploads), 1)
@@ -405,8 +380,7 @@ class DialectTest(CreateCase):
                               ("no answer", Order(drop="silent")), ("half an answer", Order(drop="half")),
                               ("200 without a task", nothing), ("a page", no_json), ("201", order(201)),
                               ("302", Order(status=302, headers=(("Location", "/elsewhere"),)))):
-            with self.subTest(name):
-                self.server.reset()
+            with self.fresh(name):
                 self.server.plan("create", planned)
                 result = self.make(reset=False)
                 billed = "no" if name == "302" else "maybe"
@@ -423,14 +397,13 @@ class DialectTest(CreateCase):
     def test_never_after_another_refusal(self) -> None:
         for status, exit_code in ((401, SETUP), (402, LIMITED), (403, SETUP), (409, REFUSED), (413, REFUSED),
                                   (415, REFUSED), (422, REFUSED), (400, REFUSED)):
-            with self.subTest(status):
-                self.server.reset()
+            with self.fresh(status):
                 self.server.plan("create", order(status, "no, thank you"))
                 self.check_failure(self.make(reset=False), exit_code, "no")
                 self.assertEqual(paths(self.server.creates), [PAGE])
 
 
-class ModelTest(CreateCase):
+class RunApiModelNamesTest(CreateCase):
     """The model's other name, once, when a refusal names the model."""
 
     def test_other_name_on_the_page(self) -> None:
@@ -455,8 +428,7 @@ class ModelTest(CreateCase):
 
     def test_not_when_the_refusal_names_something_else(self) -> None:
         for status in (400, 422):
-            with self.subTest(status):
-                self.server.reset()
+            with self.fresh(status):
                 self.server.plan("create", order(status, "prompt is too long"))
                 self.check_failure(self.make(reset=False), REFUSED, "no")
                 self.assertEqual(self.sent(), [(PAGE, LONG)])
@@ -472,7 +444,7 @@ class ModelTest(CreateCase):
         self.assertEqual([model for _, model in self.sent()], [LONG, LONG, SHORT])
 
 
-class PartlyTest(RunApiCase):
+class RunApiSomeOfManyTest(RunApiCase):
     """Several tasks, and not all of them came about."""
 
     def test_rate_limit_for_the_second(self) -> None:
@@ -486,7 +458,7 @@ class PartlyTest(RunApiCase):
         self.assertEqual((again.exit_code, len(again.json["saved"]), len(self.server.tasks)), (0, 2, 2), again.stderr)
 
 
-class IdempotencyTest(RunApiCase):
+class RunApiIdempotencyTest(RunApiCase):
     """A key on every create: the same for a repeat, another for a changed attempt, another image, another run."""
 
     def test_on_every_create(self) -> None:
@@ -506,8 +478,7 @@ class IdempotencyTest(RunApiCase):
         for name, planned in (("dropped", Order(drop="silent")), ("half", Order(drop="half")),
                               ("unread", Order(drop="unread")), ("500", order(500)), ("502", order(502)),
                               ("503", order(503)), ("504", order(504))):
-            with self.subTest(name):
-                self.server.reset()
+            with self.fresh(name):
                 self.server.dialects = {"sdk"}
                 self.server.plan("create", Order(), planned)  # the first one meets the page that is not there
                 self.check_success(self.make(reset=False))
@@ -523,8 +494,7 @@ class IdempotencyTest(RunApiCase):
 
     def test_rate_limit_is_repeated_with_the_same_key(self) -> None:
         for dialects in ({"page"}, {"sdk"}):
-            with self.subTest(dialects=dialects):
-                self.server.reset()
+            with self.fresh(dialects=dialects):
                 self.server.dialects = dialects
                 self.server.plan("create", *([] if "page" in dialects else [Order()]), order(429), order(429))
                 self.check_success(self.make(reset=False))
@@ -576,7 +546,7 @@ REFUSALS = (  # options, a word of the message or hint
 )
 
 
-class ParameterTest(RunApiCase):
+class RunApiParametersTest(RunApiCase):
 
     def test_what_is_sent(self) -> None:
         for options, expected in SENT:
@@ -605,7 +575,7 @@ class ParameterTest(RunApiCase):
             with self.subTest(size):
                 hint = self.make("--size", size).json["error"]["hint"]
                 self.assertIn("--aspect-ratio", hint)
-                words = hint.split("The nearest: ")[1].split()
+                words = hint.split("Closest: ")[1].split()
                 self.check_success(self.make(*words))
 
     def test_refused_on_an_edit(self) -> None:
@@ -613,10 +583,10 @@ class ParameterTest(RunApiCase):
         for source in (image, "https://pictures.invalid/a.png"):
             for options in (("--mask", mask), ("--input-fidelity", "high")):
                 with self.subTest(source, options=options):
-                    result = self.call_program("edit", source, "a fox", *self.access(), *options, "--json",
-                                               env={"RUNAPI_API_KEY": KEY})
+                    result = self.run_inside("edit", source, "a fox", *self.access(), *options, "--json",
+                                             env={"RUNAPI_API_KEY": KEY})
                     self.assertEqual(result.exit_code, USAGE, result.stderr)
-                    self.assertIn(f"RunAPI has no {options[0]}", result.json["error"]["message"])
+                    self.assertIn(f"RunAPI does not support {options[0]}", result.json["error"]["message"])
         self.assertEqual(self.server.requests, [])
 
     def test_several_refused_options_in_one_line(self) -> None:
@@ -631,7 +601,7 @@ class ParameterTest(RunApiCase):
         self.assertEqual(self.server.creates[0].fields["output_resolution"], "4k")
 
     def test_suffix_of_the_output_is_no_request(self) -> None:
-        result = self.ask("a fox", "-o", "fox.jpg", "--json")
+        result = self.generate_inside("a fox", "-o", "fox.jpg", "--json")
         self.check_success(result)
         self.assertNotIn("output_format", self.server.creates[0].fields)
         self.assertEqual([Path(saved["path"]).name for saved in result.json["saved"]], ["fox.png"])
@@ -639,7 +609,7 @@ class ParameterTest(RunApiCase):
 
 # ---- Tasks -------------------------------------------------------------------------------------------------
 
-class TaskTest(RunApiCase):
+class RunApiTaskTest(RunApiCase):
 
     def test_saved_image_is_the_result(self) -> None:
         result = self.make()
@@ -743,7 +713,7 @@ class TaskTest(RunApiCase):
     def test_poll_url_of_the_config(self) -> None:
         path = self.write_config({"poll_url": self.server.url + "/api/v1/tasks/{id}", "base_url": self.server.url,
                                   "api": "runapi", "api_key": KEY}, path=self.work / "c.json")
-        self.check_success(self.call_program("generate", "a fox", "--config", path, "--json"))
+        self.check_success(self.run_inside("generate", "a fox", "--config", path, "--json"))
         self.assertEqual({look.path for look in self.server.of_kind("poll")}, {"/api/v1/tasks/tsk_001"})
 
     def test_trouble_with_looking_is_not_the_tasks(self) -> None:
@@ -759,8 +729,7 @@ class TaskTest(RunApiCase):
 
     def test_status_is_on_the_progress_line(self) -> None:
         for dialects, word in (({"page"}, b"pending"), ({"sdk"}, b"processing")):
-            with self.subTest(word):
-                self.server.reset()
+            with self.fresh(word):
                 self.server.dialects, self.server.seconds, self.server.pause = dialects, 2.5, "700"
                 shown = self.on_terminal("generate", f"a fox {word.decode()}", *self.access())
                 self.assertRegex(shown, rb"waiting: \d+ s[^\r\n]*" + word)
@@ -786,10 +755,10 @@ class TaskTest(RunApiCase):
         return shown
 
 
-class FailedTaskTest(RunApiCase):
+class RunApiFailedTaskTest(RunApiCase):
 
     def fails(self, prompt: str, exit_code: int, kind: str, text: str, *options: str) -> dict[str, Any]:
-        result = self.ask(prompt, "--json", *options)
+        result = self.generate_inside(prompt, "--json", *options)
         error = self.check_failure(result, exit_code, "no", kind)
         self.assertIn(text, error["message"])
         self.assertEqual((len(self.server.tasks), self.journal(), result.json["saved"]), (1, [], []))
@@ -797,25 +766,22 @@ class FailedTaskTest(RunApiCase):
 
     def test_failed_task(self) -> None:
         for dialects in ({"page"}, {"sdk"}):
-            with self.subTest(dialects=dialects):
-                self.server.reset()
+            with self.fresh(dialects=dialects):
                 self.server.dialects = dialects
                 self.fails("a fox [fail: the provider gave up]", NO_ANSWER, "task_failed", "the provider gave up")
 
     def test_failed_for_its_content(self) -> None:
         for words in ("Rejected by the safety system.", "This violates our content policy", "blocked by moderation"):
-            with self.subTest(words):
-                self.server.reset()
+            with self.fresh(words):
                 self.fails(f"a fox [fail: {words}]", REFUSED, "moderation", words.rstrip("."))
 
     def test_failed_in_an_envelope(self) -> None:
         for wrapped in ("object", "text"):
             for words, exit_code in (("the provider gave up", (NO_ANSWER, REFUSED)),
                                      ("safety system says no", (REFUSED,))):
-                with self.subTest(wrapped, words=words):
-                    self.server.reset()
+                with self.fresh(wrapped, words=words):
                     self.server.located, self.server.wrapped = "/api/v1/tasks/{id}", wrapped
-                    result = self.ask(f"a fox [fail: {words}]", "--json")
+                    result = self.generate_inside(f"a fox [fail: {words}]", "--json")
                     self.assertIn(result.exit_code, exit_code, result.stdout)
                     self.assertEqual(result.json["error"]["billed"], "no")
                     self.assertIn(words, result.json["error"]["message"])
@@ -824,8 +790,7 @@ class FailedTaskTest(RunApiCase):
         for word in ("failed", "error", "generate_failed", "create_task_failed", "canceled", "cancelled", "timeout",
                      "FAILED"):
             for told in ("the provider gave up", {"code": "E1", "message": "the provider gave up"}):
-                with self.subTest(word, told=told):
-                    self.server.reset()
+                with self.fresh(word, told=told):
 
                     def shape(content: dict[str, Any], word: str = word, told: Any = told) -> dict[str, Any]:
                         return {**content, "status": word, "error": told} if content["status"] == "failed" else content
@@ -837,12 +802,12 @@ class FailedTaskTest(RunApiCase):
         self.fails("a fox [fail: the provider gave up]", NO_ANSWER, "task_failed", "the provider gave up")
 
     def test_ids_are_told(self) -> None:
-        result = self.ask("a fox [fail]", "--json")
+        result = self.generate_inside("a fox [fail]", "--json")
         self.assertRegex(result.json["error"]["request_id"], r"req_run_\d+")
         self.assertIn("tsk_001", result.json["error"]["request_id"])
 
     def test_ids_are_told_to_people(self) -> None:
-        result = self.ask("a fox [fail]")
+        result = self.generate_inside("a fox [fail]")
         self.assertRegex(result.stderr, r"req_run_\d+")
         self.assertIn("tsk_001", result.stderr)
 
@@ -861,15 +826,14 @@ class FailedTaskTest(RunApiCase):
     def test_the_others_are_kept_when_a_create_fails(self) -> None:
         for planned, exit_code in ((order(402), LIMITED), (order(500), NO_ANSWER), (order(422, "no"), REFUSED),
                                    (Order(drop="silent"), NO_ANSWER), (order(401), SETUP)):
-            with self.subTest(planned.status):
-                self.server.reset()
+            with self.fresh(planned.status):
                 self.server.plan("create", Order(), planned, planned)
                 result = self.make("--n", "2", reset=False)
                 self.assertEqual((result.exit_code, len(result.json["saved"])), (exit_code, 1), result.stdout)
 
     def test_human_form_of_a_partial_failure(self) -> None:
         self.server.failures = {2: "gave up"}
-        result = self.ask("a fox", "--n", "2", "-o", "out.png")
+        result = self.generate_inside("a fox", "--n", "2", "-o", "out.png")
         self.assertEqual((result.exit_code, len(result.saved), len(result.errors)), (NO_ANSWER, 1, 1), result.stderr)
 
 
@@ -882,7 +846,7 @@ class ErrorRow(NamedTuple):
     creates: int
 
 
-ERRORS = (
+ERRORS = (  # name, answers, exit code, billed, kind, creates
     ErrorRow("400", (order(400, "bad prompt"),), REFUSED, "no", "refused", 1),
     ErrorRow("401", (order(401),), SETUP, "no", "key", 1),
     ErrorRow("402", (order(402),), LIMITED, "no", "quota", 1),
@@ -909,12 +873,11 @@ BODIES = (  # the forms of an error, and what must be told
 )
 
 
-class ErrorTest(RunApiCase):
+class RunApiErrorsTest(RunApiCase):
 
-    def test_table(self) -> None:
+    def test_exit_code_kind_and_billed_of_every_error(self) -> None:
         for row in ERRORS:
-            with self.subTest(row.name):
-                self.server.reset()
+            with self.fresh(row.name):
                 self.server.plan("create", *row.orders)
                 result = self.make(reset=False)
                 self.assertEqual((len(self.server.creates), self.journal()), (row.creates, []), result.stdout)
@@ -925,8 +888,7 @@ class ErrorTest(RunApiCase):
 
     def test_bodies(self) -> None:
         for content, words in BODIES:
-            with self.subTest(content):
-                self.server.reset()
+            with self.fresh(content):
                 self.server.plan("create", Order(status=400, body=json.dumps(content).encode()))
                 error = self.check_failure(self.make(reset=False), REFUSED, "no")
                 for word in words:
@@ -969,19 +931,17 @@ class ErrorTest(RunApiCase):
 
 # ---- Input images ------------------------------------------------------------------------------------------
 
-class UploadTest(RunApiCase):
+class RunApiUploadTest(RunApiCase):
 
     def change(self, *arguments: str, **options: Any) -> Result:
-        return self.call_program("edit", *arguments, *self.access(), "--json", env={"RUNAPI_API_KEY": KEY}, **options)
+        return self.run_inside("edit", *arguments, *self.access(), "--json", env={"RUNAPI_API_KEY": KEY}, **options)
 
     def sources(self) -> list[bytes | str]:
         return self.server.source_bytes(self.server.creates[-1])
 
     def test_local_files(self) -> None:
-        for name, data in (("a.png", PNG), ("b.jpg", draw_jpeg(64, 64)), ("c", draw_webp(64, 64)),
-                           ("ü, ;\".png", PNG)):
-            with self.subTest(name):
-                self.server.reset()
+        for name, data in (("a.png", PNG), ("b.jpg", draw_jpeg(64, 64)), ("c", draw_webp(64, 64)), ("ü, ;\".png", PNG)):
+            with self.fresh(name):
                 self.check_success(self.change(self.file(name, data), "a hat"))
                 self.assertEqual(self.sources(), [data])
                 self.assertEqual([request.kind for request in self.server.requests][:4],
@@ -1002,8 +962,7 @@ class UploadTest(RunApiCase):
 
     def test_url_is_not_uploaded(self) -> None:
         for url in ("https://pictures.invalid/a.png", "http://pictures.invalid/a"):
-            with self.subTest(url):
-                self.server.reset()
+            with self.fresh(url):
                 self.check_success(self.change(url, "a hat"))
                 self.assertEqual((self.sources(), self.server.uploads), ([url], {}))
 
@@ -1013,8 +972,7 @@ class UploadTest(RunApiCase):
 
     def test_inputs_without_a_file_are_journalled(self) -> None:
         for source in ("https://pictures.invalid/a.png", "data:image/png;base64," + base64.b64encode(PNG).decode()):
-            with self.subTest(source[:20]):
-                self.server.reset()
+            with self.fresh(source[:20]):
                 self.server.seconds = 3600.0
                 result = self.change(source, "a hat", "--timeout", "1", "--overwrite")
                 self.assertEqual((result.json["warnings"], len(self.journal())), ([], 1), result.stderr)
@@ -1059,8 +1017,7 @@ class UploadTest(RunApiCase):
                 ("prepare", order(500), NO_ANSWER), ("put", order(403), SETUP), ("put", order(500), NO_ANSWER),
                 ("put", Order(drop="silent"), NO_ANSWER), ("confirm", order(422, "no"), REFUSED),
                 ("confirm", order(503), NO_ANSWER), ("prepare", Order(drop="silent"), NO_ANSWER)):
-            with self.subTest(kind, status=planned.status):
-                self.server.reset()
+            with self.fresh(kind, status=planned.status):
                 self.server.plan(kind, *[planned] * 9)
                 self.check_failure(self.change(self.file("a.png", PNG), "a hat"), exit_code, "no")
                 self.assertEqual((self.server.creates, self.journal()), ([], []))
@@ -1075,8 +1032,7 @@ class UploadTest(RunApiCase):
                            ("prepare", local), ("prepare", b'{"signed_id":1,"upload_url":2,"headers":3}'),
                            ("confirm", b"{}"), ("confirm", b"[]"), ("confirm", b'{"url":"ftp://x"}'),
                            ("confirm", b"oops")):
-            with self.subTest(kind, body=body):
-                self.server.reset()
+            with self.fresh(kind, body=body):
                 shutil.rmtree(str(self.home / ".local"), True)
                 self.server.plan(kind, Order(body=body))
                 prompt = f"{kind} {body.decode()}"  # another command each, so that none goes on from the one before
@@ -1086,77 +1042,44 @@ class UploadTest(RunApiCase):
 
 # ---- Kill and collect --------------------------------------------------------------------------------------
 
-class Trial(NamedTuple):
-    """One command in a world of its own."""
-    root: Path
-    server: RunApiServer
-    prompt: str
-    options: tuple[str, ...] = ()
-    edit: bool = True
-
-    def environment(self) -> dict[str, str]:
-        return {"PATH": environ["PATH"], "HOME": str(self.root), "TMPDIR": str(self.root / "tmp"), "LANG": "C.UTF-8",
-                "NO_PROXY": "*", "RUNAPI_API_KEY": KEY, "PYTHONDONTWRITEBYTECODE": "1"}
-
-    def arguments(self) -> list[str]:
-        words = ["edit", str(self.root / "in.png")] if self.edit else ["generate"]
-        return [*words, self.prompt, "--api", "runapi", "--base-url", self.server.url, "-o", str(self.root / "out.png"),
-                *self.options]
-
-    def start(self, *launcher: str) -> subprocess.Popen[bytes]:
-        command = list(launcher) or [str(PROGRAM)]
-        return subprocess.Popen([sys.executable, *command, *self.arguments()], env=self.environment(),
-                                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                start_new_session=True)
+class RunApiWorld(World):
+    """A world whose paid requests are tasks."""
 
     def tasks(self) -> list[Task]:
-        return self.server.tasks_for(self.prompt)
+        return list(self.server.tasks_for(self.prompt))
 
     def posts(self) -> int:
         return len(self.tasks())
 
-    def pictures(self) -> list[str]:
-        return sorted(path.name for path in self.root.glob("out*"))
-
-    def journal(self) -> list[str]:
-        folder = self.root / ".local" / "state" / "gpt-image-2" / "requests"
-        return sorted(path.name for path in folder.iterdir() if path.name != ".lock") if folder.exists() else []
-
 
 @unittest.skipUnless(os.name == "posix", "needs POSIX signals and flock")
-class KillTest(OnRunApi, KillCase):
+class RunApiKilledTest(OnRunApi, KillCase):
     """One task per image, and the image is there, whatever moment the program was killed at."""
 
-    def trial(self, name: str, *options: str, edit: bool = True) -> Any:
-        root = self.root / name
-        (root / "tmp").mkdir(parents=True)
-        (root / "in.png").write_bytes(PNG)
-        return Trial(root, self.server, f"a fox called {name}", options, edit)
-
-    def kill(self, child: subprocess.Popen[bytes], number: int = signal.SIGKILL) -> tuple[str, str]:
-        child.send_signal(number)
-        stdout, stderr = child.communicate(timeout=30)
-        return stdout.decode(), stderr.decode()
+    def trial(self, name: str, *options: str, edit: bool = True) -> RunApiWorld:
+        trial = RunApiWorld(self.root / name, self.server, f"a fox called {name}", key_variable="RUNAPI_API_KEY",
+                            words=("edit", "in.png") if edit else ("generate",), options=("--api", "runapi", *options))
+        (trial.work / "in.png").write_bytes(PNG)
+        return trial
 
     def check_trial(self, trial: Any) -> None:
         super().check_trial(trial)
         self.check_picture(trial)
 
-    def check_picture(self, trial: Trial) -> None:
-        self.assertEqual((trial.root / "out.png").read_bytes(), self.server.result(trial.tasks()[0]))
+    def check_picture(self, trial: RunApiWorld) -> None:
+        self.assertEqual((trial.work / "out.png").read_bytes(), self.server.result(trial.tasks()[0]))
 
     def test_killed_at_each_step(self) -> None:
         for dialects, kinds in (({"page"}, ("prepare", "put", "confirm", "create", "poll", "file")),
                                 ({"sdk"}, ("create", "poll"))):
             for kind in kinds:
                 for early in (True, False):
-                    with self.subTest(kind, dialects=dialects, early=early):
-                        self.server.reset()
+                    with self.fresh(kind, dialects=dialects, early=early):
                         self.server.dialects = dialects
                         self.kill_at_step(kind, early, self.trial(f"{kind}-{early}-{min(dialects)}"))
         self.assert_no_orphans()
 
-    def kill_at_step(self, kind: str, early: bool, trial: Trial) -> None:
+    def kill_at_step(self, kind: str, early: bool, trial: RunApiWorld) -> None:
         """Kill while the server holds one answer; release it before (early) or after the command runs again."""
         event = threading.Event()
         skipped = [Order()] if kind == "create" and self.server.dialects == {"sdk"} else []
@@ -1166,7 +1089,7 @@ class KillTest(OnRunApi, KillCase):
         self.kill(child)
         releaser = threading.Timer(0.0 if early else 0.4, event.set)
         releaser.start()
-        self.collect(trial, f"killed at {kind}")  # type: ignore[arg-type]
+        self.collect(trial, f"killed at {kind}")
         releaser.join()
         self.check_picture(trial)
 
@@ -1180,8 +1103,10 @@ class KillTest(OnRunApi, KillCase):
     @unittest.skipIf(environ.get("FAST"), "the long kill test")
     def test_killed_at_every_line(self) -> None:
         self.server.dialects = {"sdk"}
-        functions = "runapi,runapi_create,runapi_upload,settle,collect_images,drive,start_curl,forget_exchange,pause"
-        self.kill_at_lines(functions, range(1, 900, 3 if environ.get("LONG") else 23))
+        self.kill_at_lines([function.__name__ for function in (
+            program.runapi, program.runapi_create, program.runapi_upload, program.poll_until_done,
+            program.collect_images, program.run_provider, program.start_curl, program.forget_exchange,
+            program.pause)], 39)
 
     def test_killed_twice(self) -> None:
         self.server.seconds = 3600.0
@@ -1199,39 +1124,35 @@ class KillTest(OnRunApi, KillCase):
         child = trial.start()
         self.wait_until(lambda: trial.posts() == 2)
         self.kill(child)
-        again = trial.start()
-        stdout, stderr = again.communicate(timeout=60)
-        self.assertEqual((again.returncode, trial.posts()), (0, 2), stderr)
-        self.check_end(trial, ["out-1.png", "out-2.png"], stderr.decode())
-        self.assertEqual([(trial.root / name).read_bytes() for name in trial.pictures()],
+        again = trial.run()
+        self.assertEqual((again.exit_code, trial.posts()), (0, 2), again.stderr)
+        self.check_end(trial, ["out-1.png", "out-2.png"], again.stderr)
+        self.assertEqual([(trial.work / name).read_bytes() for name in trial.pictures()],
                          [self.server.result(task) for task in trial.tasks()])
 
     def test_another_count_is_another_command(self) -> None:
-        two = self.trial("count", "--n", "2")
-        one = two._replace(options=("--n", "1"))
-        child = two.start()
+        trial = self.trial("count")
+        child = trial.start("--n", "2")
         self.wait_until(lambda: len(self.server.of_kind("file")) >= 1)
         self.server.seconds = 3600.0
-        self.wait_until(lambda: two.posts() == 2)
+        self.wait_until(lambda: trial.posts() == 2)
         self.kill(child)
         self.server.seconds = 0
-        for trial in (one, two):
-            again = trial.start()
-            stderr = again.communicate(timeout=60)[1].decode()
-            self.assertEqual(again.returncode, 0, stderr)
-        self.assertLessEqual(two.posts(), 3, "the second task of the first command was bought again")
-        self.assertEqual(two.journal(), [])
+        for number in ("1", "2"):
+            result = trial.run("--n", number)
+            self.assertEqual(result.exit_code, 0, result.stderr)
+        self.assertLessEqual(trial.posts(), 3, "the second task of the first command was bought again")
+        self.assertEqual(trial.journal(), [])
 
     def test_lost_create_is_not_repeated_on_the_page(self) -> None:
         self.server.plan("create", Order(delay=20))
         trial = self.trial("lost", edit=False)
         child = trial.start()
         self.wait_until(lambda: len(self.server.creates) == 1)
-        self.kill_family(child, trial.root)
-        again = trial.start()
-        stderr = again.communicate(timeout=60)[1].decode()
-        self.assertEqual((again.returncode, trial.posts()), (NO_ANSWER, 1), stderr)
-        self.assertIn("may have been drawn and billed", stderr)
+        self.kill_family(child, trial.home)
+        again = trial.run()
+        self.assertEqual((again.exit_code, trial.posts()), (NO_ANSWER, 1), again.stderr)
+        self.assertIn("You may be charged", again.stderr)
 
     def test_lost_create_is_repeated_with_its_key(self) -> None:
         self.server.dialects = {"sdk"}
@@ -1239,7 +1160,7 @@ class KillTest(OnRunApi, KillCase):
         trial = self.trial("lost", edit=False)
         child = trial.start()
         self.wait_until(lambda: len(self.server.creates) == 2)
-        self.kill_family(child, trial.root)
+        self.kill_family(child, trial.home)
         self.collect(trial, "curl was killed too")
         self.assertEqual(len(set(keys(self.server.creates)[1:])), 1)
         self.assertEqual(len(self.server.creates), 3)
@@ -1250,7 +1171,7 @@ class KillTest(OnRunApi, KillCase):
         self.assertEqual(len(curls), 1)
         child.kill()
         os.kill(curls[0], signal.SIGKILL)
-        child.communicate()
+        self.finish(child)
 
     def test_download_left_running_does_not_spoil_the_next_one(self) -> None:
         event = threading.Event()
@@ -1262,8 +1183,7 @@ class KillTest(OnRunApi, KillCase):
         again = trial.start()
         self.wait_until(lambda: len(self.server.of_kind("file")) == 2)
         threading.Timer(1.0, event.set).start()
-        stdout, stderr = again.communicate(timeout=60)
-        self.assertEqual(again.returncode, 0, stderr)
+        self.saved_file(self.finish(again))
         self.check_picture(trial)
 
     def test_interrupted_while_looking_keeps_the_task(self) -> None:
@@ -1274,16 +1194,16 @@ class KillTest(OnRunApi, KillCase):
             child = trial.start()
             self.wait_until(lambda: any(trial.tasks()) and trial.tasks()[0].looks > 0)
             time.sleep(0.007 * number)
-            stderr = self.kill(child, signal.SIGINT)[1]
-            self.assertEqual(child.returncode, 130, stderr)
-            self.assertIn("same command again", stderr)
+            result = self.kill(child, signal.SIGINT)
+            self.assertEqual(result.exit_code, 130, result.stderr)
+            self.assertIn("same command again", result.stderr)
             self.assertEqual(len(trial.journal()), 1)
             trials.append(trial)
-        trials: list[Trial] = []
+        trials: list[RunApiWorld] = []
         self.at_once(interrupt, range(8), 3)
         self.server.seconds = 0
         for trial in trials:
-            self.collect(trial, "Ctrl-C")  # type: ignore[arg-type]
+            self.collect(trial, "Ctrl-C")
         self.assertEqual(len(trials), 8)
         self.assert_no_orphans()
 
@@ -1292,32 +1212,29 @@ class KillTest(OnRunApi, KillCase):
         trial = self.trial("term")
         child = trial.start()
         self.wait_until(lambda: len(self.server.of_kind("poll")) > 1)
-        stderr = self.kill(child, signal.SIGTERM)[1]
-        self.assertEqual((child.returncode, len(trial.journal())), (143, 1), stderr)
+        result = self.kill(child, signal.SIGTERM)
+        self.assertEqual((result.exit_code, len(trial.journal())), (143, 1), result.stderr)
         self.server.seconds = 0
         self.collect(trial, "SIGTERM")
 
     def test_interrupted_upload_bought_nothing(self) -> None:
         for kind in ("prepare", "put", "confirm"):
-            with self.subTest(kind):
-                self.server.reset()
+            with self.fresh(kind):
                 self.server.plan(kind, Order(delay=20))
                 trial = self.trial(f"upload-{kind}")
                 child = trial.start()
                 self.wait_until(lambda: len(self.server.of_kind(kind)) == 1)
-                stderr = self.kill(child, signal.SIGINT)[1]
-                self.assertEqual((child.returncode, trial.posts(), trial.journal()), (130, 0, []), stderr)
-                self.assertIn("nothing was bought", stderr)
+                result = self.kill(child, signal.SIGINT)
+                self.assertEqual((result.exit_code, trial.posts(), trial.journal()), (130, 0, []), result.stderr)
+                self.assertIn("nothing was bought", result.stderr)
                 self.collect(trial, kind)
         self.assert_no_orphans()
 
     def test_two_identical_commands_are_two_tasks(self) -> None:
         self.server.seconds = 0.5
         trial = self.trial("both")
-        children = [trial.start(), trial.start()]
-        outputs = [child.communicate(timeout=60) for child in children]
-        self.assertEqual([child.returncode for child in children], [0, 0], outputs)
-        self.assertEqual(trial.posts(), 2)
+        results = [self.finish(child) for child in (trial.start(), trial.start())]
+        self.assertEqual(([result.exit_code for result in results], trial.posts()), ([0, 0], 2), results)
         self.check_end(trial, ["out-2.png", "out.png"], "both")
 
     def test_fresh_makes_a_new_task(self) -> None:
@@ -1327,12 +1244,7 @@ class KillTest(OnRunApi, KillCase):
         self.wait_until(lambda: len(self.server.of_kind("poll")) > 0)
         self.kill(child)
         self.server.seconds = 0
-        fresh = trial._replace(options=("--fresh",)).start()
-        stderr = fresh.communicate(timeout=60)[1]
-        self.assertEqual((fresh.returncode, trial.posts()), (0, 2), stderr)
-        self.assertEqual((trial.root / "out.png").read_bytes(), self.server.result(trial.tasks()[1]))
+        fresh = trial.run("--fresh")
+        self.assertEqual((fresh.exit_code, trial.posts()), (0, 2), fresh.stderr)
+        self.assertEqual((trial.work / "out.png").read_bytes(), self.server.result(trial.tasks()[1]))
         self.assertEqual(len(set(keys(self.server.creates))), 2)
-
-
-if __name__ == "__main__":
-    unittest.main()

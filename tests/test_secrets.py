@@ -6,10 +6,9 @@ import os
 import subprocess
 import sys
 import threading
-import time
 import unittest
 from pathlib import Path
-from typing import Any, Iterator, NamedTuple, Sequence
+from typing import Any, Callable, Iterator, NamedTuple, Sequence
 
 from api_server import Answer, draw_png
 from support import KEY, PROGRAM, ProgramCase, Result
@@ -22,6 +21,7 @@ class Process(NamedTuple):
     pid: int
     arguments: list[bytes]
     environment: bytes
+    stdin: str  # what its standard input is called
 
 
 def processes() -> Iterator[Process]:
@@ -30,7 +30,8 @@ def processes() -> Iterator[Process]:
         try:
             folder = Path("/proc") / str(int(entry))
             arguments = (folder / "cmdline").read_bytes().split(b"\0")[:-1]
-            yield Process(int(entry), arguments, (folder / "environ").read_bytes())
+            stdin = os.path.realpath(str(folder / "fd" / "0"))
+            yield Process(int(entry), arguments, (folder / "environ").read_bytes(), stdin)
         except (OSError, ValueError):
             continue  # not a process, or gone meanwhile
 
@@ -53,58 +54,53 @@ class Route(NamedTuple):
 @unittest.skipUnless(sys.platform.startswith("linux"), "needs /proc")
 class WatchedCase(ProgramCase):
     """Looks at the processes and files of a run while the server holds its answer back."""
+    secret = KEY
 
-    def watch(self, route: Route, command: Sequence[str] = ("generate", PROMPT)) -> Process:
-        """Run a command by one route, look around while it waits and afterwards, and return its curl."""
-        event = threading.Event()
-        self.server.requests.clear()
-        self.server.plan(Answer(event=event))
-        child = self.start_program(*command, *route.arguments, env={"COPY_OF_IT": f"x {KEY}", **route.env})
+    def watch_run(self, command: Sequence[str], env: dict[str, str | None], held: threading.Event,
+                  arrived: Callable[[], object], route: Route) -> list[Process]:
+        """Run a command, look around while it waits and afterwards, and return the processes that work for it."""
+        child = self.start_program(*command, env=env)
         try:
-            self.wait_for_request(child)
-            curl = self.look_around(child, route)
+            self.wait_until(lambda: bool(arrived()))
+            family = helpers(child.pid, self.home)
+            for process in family:
+                self.assertNotIn(self.secret.encode(), b"\n".join(process.arguments) + process.environment)
+            own = (Path("/proc") / str(child.pid) / "cmdline").read_bytes()
+            self.assertEqual(self.secret.encode() in own, route.in_own_arguments)
+            self.assertEqual(self.files_with_the_key(route), [])
         finally:
-            event.set()
+            held.set()
             result = self.finish(child)
         self.assert_succeeded(result)
-        self.assertEqual(self.only_post().header("Authorization"), f"Bearer {KEY}")
-        self.assertNotIn(KEY, result.stdout + result.stderr)
+        self.assert_secret(result.stdout + result.stderr)
         self.assertEqual(self.files_with_the_key(route), [])
         self.assert_no_leftovers()
-        return curl
+        self.assertTrue(family)
+        return family
 
-    def wait_for_request(self, child: subprocess.Popen[bytes]) -> None:
-        """Wait until the whole request has arrived."""
-        deadline = time.monotonic() + 30
-        while not self.server.posts and child.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        if not self.server.posts:
-            child.kill()
-            self.fail(f"no request arrived: {child.communicate()}")
+    def assert_secret(self, text: str) -> None:
+        """The key is not in a text."""
+        self.assertNotIn(self.secret, text)
 
-    def look_around(self, child: subprocess.Popen[bytes], route: Route) -> Process:
-        """Check every process and file of the waiting run; return its curl."""
-        family = helpers(child.pid, self.home)
-        for process in family:
-            self.assertNotIn(KEY.encode(), b"\n".join(process.arguments))
-            self.assertNotIn(KEY.encode(), process.environment)
-        own = (Path("/proc") / str(child.pid) / "cmdline").read_bytes()
-        self.assertEqual(KEY.encode() in own, route.in_own_arguments)
-        self.assertEqual(self.files_with_the_key(route), [])
+    def watch(self, route: Route, command: Sequence[str] = ("generate", PROMPT)) -> Process:
+        """Run a command by one route of the key, look around, and return its curl."""
+        held = threading.Event()
+        self.server.reset()
+        self.server.plan(Answer(event=held))
+        family = self.watch_run([*command, *route.arguments], {"COPY_OF_IT": f"x {KEY}", **route.env}, held,
+                                lambda: self.server.posts, route)
+        self.assertEqual(self.only_post().header("Authorization"), f"Bearer {KEY}")
         curls = [process for process in family if process.arguments[:1] == [b"curl"]]
         self.assertEqual(len(curls), 1, family)
         return curls[0]
 
     def files_with_the_key(self, route: Route) -> list[str]:
         """Return the files of this test that hold the key, or have it in their name."""
-        found = []
-        for path in self.root.rglob("*"):
-            if str(path) not in route.spared and (KEY in path.name or (path.is_file() and KEY.encode() in path.read_bytes())):
-                found.append(str(path))
-        return found
+        return [str(path) for path in self.root.rglob("*") if str(path) not in route.spared and (
+            self.secret in path.name or (path.is_file() and self.secret.encode() in path.read_bytes()))]
 
 
-class RouteTest(WatchedCase):
+class KeyRoutesTest(WatchedCase):
     """Every route of the key."""
 
     def config(self, **content: Any) -> str:
@@ -131,7 +127,7 @@ class RouteTest(WatchedCase):
         self.watch(Route("config's variable", (), {"MINE": KEY}))
 
     def test_command(self) -> None:
-        vault = self.program("vault", f"echo {KEY}\n")
+        vault = self.shell_script("vault", f"echo {KEY}\n")
         self.config(api_key_command=[vault])
         self.watch(Route("command", spared=[vault]))
 
@@ -150,7 +146,7 @@ class RouteTest(WatchedCase):
         self.assertNotIn(b"other-fake-key", curl.environment)
 
 
-class CurlProcessTest(WatchedCase):
+class CurlSeesNoKeyTest(WatchedCase):
     """How curl is started."""
 
     def setUp(self) -> None:
@@ -161,17 +157,7 @@ class CurlProcessTest(WatchedCase):
         self.assertEqual(self.watch(self.route).arguments, [b"curl", b"-q", b"-K", b"-"])
 
     def test_config_has_no_name(self) -> None:
-        links = []
-        look = self.look_around
-
-        def look_at_input(child: subprocess.Popen[bytes], route: Route) -> Process:
-            curl = look(child, route)
-            links.append(os.readlink(f"/proc/{curl.pid}/fd/0"))
-            return curl
-
-        self.look_around = look_at_input  # type: ignore[method-assign]
-        self.watch(self.route)
-        self.assertRegex(links[0], r"\(deleted\)$|^/memfd:")
+        self.assertRegex(self.watch(self.route).stdin, r"\(deleted\)$|^/memfd:")
 
     def test_tls_secrets_are_not_logged(self) -> None:
         log = self.root / "tls.log"
@@ -185,7 +171,8 @@ class CurlProcessTest(WatchedCase):
             for name in (".curlrc", "curlrc", "_curlrc"):
                 folder.mkdir(exist_ok=True)
                 (folder / name).write_text(text)
-        self.watch(self.route._replace(env={**self.route.env, "NO_PROXY": None, "CURL_HOME": str(self.root / "curl-home")}))
+        self.watch(self.route._replace(env={**self.route.env, "NO_PROXY": None,
+                                            "CURL_HOME": str(self.root / "curl-home")}))
         post = self.only_post()
         self.assertEqual(post.header("X-Evil"), "")
         self.assertTrue(post.header("User-Agent").startswith("curl/"))
@@ -212,12 +199,12 @@ class CurlProcessTest(WatchedCase):
         self.watch(self.route._replace(env={**self.route.env, **env}))
 
 
-class KeyCommandTest(ProgramCase):
+class KeyCommandSeesNoKeyTest(ProgramCase):
     """The key command sees no keys of others, and nobody sees what it prints."""
 
     def test_environment(self) -> None:
         seen = self.work / "seen"
-        vault = self.program("vault", f"export -p > '{seen}'; echo {KEY}\n")
+        vault = self.shell_script("vault", f"export -p > '{seen}'; echo {KEY}\n")
         self.write_config({"base_url": self.server.url, "api_key_command": [vault]})
         env = {"GPT_IMAGE2_API_KEY": "other-fake-1", "OPENAI_API_KEY": "other-fake-2", "VAULT_ADDRESS": "kept"}
         self.assert_succeeded(self.run_program("generate", PROMPT, env=env))
@@ -226,7 +213,7 @@ class KeyCommandTest(ProgramCase):
         self.assertNotIn("other-fake", text)
 
 
-class EchoTest(ProgramCase):
+class EchoedKeyOnDiskTest(ProgramCase):
     """A server that echoes the key: what stays on disk of its answer does not hold it."""
 
     def files_with_key(self) -> list[str]:
@@ -269,13 +256,13 @@ class EchoTest(ProgramCase):
         self.assertEqual((child.returncode, error["billed"]), (7, "yes"), error)
 
 
-class FailureTest(ProgramCase):
+class FailuresShowNoKeyTest(ProgramCase):
     """No failure shows the key, with -v least of all."""
 
     def fail_with(self, answer: Answer, *arguments: str) -> Result:
         """Run generate against an answer, verbosely, with the key on the command line."""
         self.server.default = answer
-        return self.call_program("generate", PROMPT, *self.access(), "-v", "--api-key", KEY, "--timeout", "2", *arguments)
+        return self.run_inside("generate", PROMPT, *self.access(), "-v", "--api-key", KEY, "--timeout", "2", *arguments)
 
     def test_every_kind(self) -> None:
         later = (("Retry-After", "3600"),)
@@ -306,10 +293,6 @@ class FailureTest(ProgramCase):
         for arguments in (["--api-key", KEY, KEY], [f"--apikey={KEY}"], ["--size", KEY, "--api-key", KEY],
                           ["--base-url", f"https://{KEY}@relay.invalid/v1"]):
             with self.subTest(arguments):
-                result = self.call_program("generate", PROMPT, *arguments, env={"GPT_IMAGE2_API_KEY": KEY})
+                result = self.run_inside("generate", PROMPT, *arguments, env={"GPT_IMAGE2_API_KEY": KEY})
                 self.assertIn(result.exit_code, (2, 3))
                 self.assertNotIn(KEY, result.stdout + result.stderr)
-
-
-if __name__ == "__main__":
-    unittest.main()

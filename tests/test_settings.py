@@ -5,17 +5,15 @@ import json
 import os
 import signal
 import time
-import unittest
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from api_server import Answer, error_body
-from support import KEY, ProgramCase, Result
+from support import KEY, NO_ANSWER, SETUP, USAGE, ProgramCase, Result
 
 PROMPT = "a red fox"
 REMOTE = "https://relay.invalid/v1"  # a name that never resolves: whatever would be sent there cannot leave
 OPENAI = "https://api.openai.com/v1"
-USAGE, SETUP, NO_ANSWER = 2, 3, 6
 
 
 class SettingsCase(ProgramCase):
@@ -23,11 +21,11 @@ class SettingsCase(ProgramCase):
 
     def show(self, *arguments: str, env: dict[str, str | None] | None = None) -> dict[str, Any]:
         """Return the object of config --show --json."""
-        result = self.call_program("config", "--json", *arguments, env=env)
+        result = self.run_inside("config", "--json", *arguments, env=env)
         self.assertEqual(result.exit_code, 0, result.stderr)
         return result.json
 
-    def setting(self, name: str, *arguments: str, env: dict[str, str | None] | None = None) -> tuple[str, str]:
+    def shown_setting(self, name: str, *arguments: str, env: dict[str, str | None] | None = None) -> tuple[str, str]:
         """Return value and source of one setting."""
         row = self.show(*arguments, env=env)["settings"][name]
         return row["value"], row["source"]
@@ -41,7 +39,7 @@ class SettingsCase(ProgramCase):
         return self.write_config(content, path=self.work / "explicit.json")
 
 
-class OrderTest(SettingsCase):
+class SettingsOrderTest(SettingsCase):
     """--config file > flags > found file > environment > defaults."""
 
     def test_base_url(self) -> None:
@@ -49,8 +47,9 @@ class OrderTest(SettingsCase):
         explicit = self.explicit({"base_url": urls["explicit"]})
         found = self.home / ".config" / "gpt-image-2" / "config.json"
         env: dict[str, str | None] = {}
-        steps = [(OPENAI, "default", []), (urls["openai"], "$OPENAI_BASE_URL", []), (urls["ours"], "$GPT_IMAGE2_BASE_URL", []),
-                 (urls["found"], str(found), []), (urls["flag"], "--base-url", ["--base-url", urls["flag"]]),
+        steps = [(OPENAI, "default", []), (urls["openai"], "$OPENAI_BASE_URL", []),
+                 (urls["ours"], "$GPT_IMAGE2_BASE_URL", []), (urls["found"], str(found), []),
+                 (urls["flag"], "--base-url", ["--base-url", urls["flag"]]),
                  (urls["explicit"], explicit, ["--base-url", urls["flag"], "--config", explicit])]
         for url, source, arguments in steps:  # each step adds one stronger place
             with self.subTest(source):
@@ -58,13 +57,13 @@ class OrderTest(SettingsCase):
                     env[source[1:]] = url
                 elif source == str(found):
                     self.write_config({"base_url": url})
-                self.assertEqual(self.setting("base_url", *arguments, env=env), (url, source))
+                self.assertEqual(self.shown_setting("base_url", *arguments, env=env), (url, source))
 
     def test_key(self) -> None:
         keys = {name: f"fake-{name}-key-that-is-long" for name in ("explicit", "named", "found", "ours", "openai")}
         explicit = self.explicit({"api_key": keys["explicit"]})
         variables: dict[str, str | None] = {"MY_KEY": keys["named"]}
-        self.assertEqual(self.setting("api_key", env=variables)[0], "none")
+        self.assertEqual(self.shown_setting("api_key", env=variables)[0], "none")
         steps = [("OPENAI_API_KEY", "openai", []), ("GPT_IMAGE2_API_KEY", "ours", []), ("", "found", []),
                  ("MY_KEY", "named", ["--api-key-env", "MY_KEY"]),
                  ("", "explicit", ["--api-key-env", "MY_KEY", "--config", explicit])]
@@ -74,7 +73,7 @@ class OrderTest(SettingsCase):
                     variables[variable] = keys[name]
                 elif name == "found":
                     self.write_config({"api_key": keys["found"]})
-                _, source = self.setting("api_key", *arguments, env=variables)
+                _, source = self.shown_setting("api_key", *arguments, env=variables)
                 self.assertIn({"found": ".config", "explicit": explicit}.get(name, variable), source)
 
     def test_key_that_is_really_sent(self) -> None:
@@ -83,18 +82,17 @@ class OrderTest(SettingsCase):
         cases = ((["--config", config, "--api-key", "flag-key"], {}), (["--api-key", KEY], {"GPT_IMAGE2_API_KEY": "a"}),
                  (["--api-key-env", "MINE"], {"MINE": KEY, "OPENAI_API_KEY": "b"}))
         for arguments, env in cases:
-            with self.subTest(arguments[0]):
-                self.server.requests.clear()
+            with self.fresh(arguments[0]):
                 self.run_program("generate", PROMPT, *self.access(), *arguments, env=env)
                 self.assertEqual(self.only_post().header("Authorization"), f"Bearer {KEY}")
 
     def test_model_and_timeout(self) -> None:
         self.write_config({"model": "found-model", "timeout": 50})
         explicit = self.explicit({"model": "explicit-model", "timeout": 5.5})
-        self.assertEqual(self.setting("model")[0], "found-model")
-        self.assertEqual(self.setting("timeout")[0], "50")
-        self.assertEqual(self.setting("model", "--config", explicit)[0], "explicit-model")
-        self.assertEqual(self.setting("timeout", "--config", explicit)[0], "5.5")
+        self.assertEqual(self.shown_setting("model")[0], "found-model")
+        self.assertEqual(self.shown_setting("timeout")[0], "50")
+        self.assertEqual(self.shown_setting("model", "--config", explicit)[0], "explicit-model")
+        self.assertEqual(self.shown_setting("timeout", "--config", explicit)[0], "5.5")
 
     def test_model_flag_is_sent_instead_of_the_found_one(self) -> None:
         self.write_config({"model": "gpt-image-1.5"})
@@ -110,12 +108,12 @@ class OrderTest(SettingsCase):
 
     def test_empty_variables_count_as_unset(self) -> None:
         env: dict[str, str | None] = {"GPT_IMAGE2_BASE_URL": "", "OPENAI_BASE_URL": "", "GPT_IMAGE2_API_KEY": ""}
-        self.assertEqual(self.setting("base_url", env=env), (OPENAI, "default"))
-        self.assertEqual(self.setting("api_key", env=env)[0], "none")
+        self.assertEqual(self.shown_setting("base_url", env=env), (OPENAI, "default"))
+        self.assertEqual(self.shown_setting("api_key", env=env)[0], "none")
 
     def test_headers_of_file_and_flags_are_merged(self) -> None:
         self.write_config({"base_url": self.server.url, "headers": {"X-A": "file", "X-B": "file"}, "api_key": KEY})
-        self.call_program("generate", PROMPT, "--header", "x-b: flag", "--header", "X-C: flag")
+        self.run_inside("generate", PROMPT, "--header", "x-b: flag", "--header", "X-C: flag")
         post = self.only_post()
         self.assertEqual([post.header(name) for name in ("X-A", "X-B", "X-C")], ["file", "flag", "flag"])
 
@@ -124,19 +122,20 @@ class OrderTest(SettingsCase):
         for flag, value in (("--base-url", "https://other.invalid/v1"), ("--api-key", "flag-key")):
             with self.subTest(flag):
                 warnings = self.warnings("--config", explicit, flag, value)
-                self.assertTrue(any(flag in text and "overridden" in text for text in warnings), warnings)
+                self.assertTrue(any(flag in text and "takes precedence" in text for text in warnings), warnings)
 
     def test_flag_over_found_file_is_not_a_warning(self) -> None:
         self.write_config({"base_url": REMOTE})
         self.assertEqual(self.warnings("--base-url", "https://other.invalid/v1"), [])
 
 
-class PlacesTest(SettingsCase):
+class ConfigPlacesTest(SettingsCase):
     """The four places of a config file."""
 
     def places(self) -> list[Path]:
         """Return the places, first one first."""
-        return [self.root / "xdg" / "gpt-image-2" / "config.json", self.home / ".config" / "gpt-image-2" / "config.json",
+        return [self.root / "xdg" / "gpt-image-2" / "config.json",
+                self.home / ".config" / "gpt-image-2" / "config.json",
                 self.home / ".gpt-image-2-config.json", self.home / ".hermes" / "gpt-image-2-config.json"]
 
     def test_first_that_exists(self) -> None:
@@ -152,26 +151,27 @@ class PlacesTest(SettingsCase):
         for folder in ("xdg", "./xdg", ".", ""):
             with self.subTest(folder):
                 self.write_config({"model": "wrong"}, path=self.work / folder / "gpt-image-2" / "config.json")
-                self.assertEqual(self.setting("model", env={"XDG_CONFIG_HOME": folder}), ("gpt-image-2", "default"))
+                self.assertEqual(self.shown_setting("model", env={"XDG_CONFIG_HOME": folder}),
+                                 ("gpt-image-2", "default"))
 
     def test_broken_link_is_not_passed_over(self) -> None:
         self.write_config({"model": "second"}, path=self.places()[2])
         self.places()[1].parent.mkdir(parents=True)
         self.places()[1].symlink_to("nowhere")
-        self.assertEqual(self.call_program("config").exit_code, SETUP)
+        self.assertEqual(self.run_inside("config").exit_code, SETUP)
 
     def test_explicit_file_may_lie_anywhere(self) -> None:
         self.write_config({"model": "mine"}, path=self.home / "my config.json")
-        self.assertEqual(self.setting("model", "--config", "~/my config.json")[0], "mine")
+        self.assertEqual(self.shown_setting("model", "--config", "~/my config.json")[0], "mine")
         self.write_config({"model": "x"}, path=self.work / "c.json")
-        self.assertEqual(self.setting("model", "--config", "c.json"), ("x", str(self.work / "c.json")))
+        self.assertEqual(self.shown_setting("model", "--config", "c.json"), ("x", str(self.work / "c.json")))
 
     def test_byte_order_mark(self) -> None:
         self.write_config("\ufeff" + json.dumps({"model": "marked"}))
-        self.assertEqual(self.setting("model")[0], "marked")
+        self.assertEqual(self.shown_setting("model")[0], "marked")
 
 
-class WarningTest(SettingsCase):
+class OddConfigTest(SettingsCase):
     """What is odd about a config file, but no reason to stop."""
 
     def test_unknown_names(self) -> None:
@@ -201,9 +201,9 @@ class WarningTest(SettingsCase):
         self.assertEqual(result.stderr.count("warning: "), 2)
 
     def test_key_on_the_command_line(self) -> None:
-        result = self.call_program("generate", PROMPT, *self.access(), "--api-key", KEY)
+        result = self.run_inside("generate", PROMPT, *self.access(), "--api-key", KEY)
         self.assert_succeeded(result)
-        self.assertRegex(result.stderr, "warning: --api-key .*history")
+        self.assertRegex(result.stderr, "warning: .*--api-key .*history")
         self.assertNotIn(KEY, result.stdout + result.stderr)
 
 
@@ -222,20 +222,20 @@ class OverriddenVariableTest(SettingsCase):
     def test_warning(self) -> None:
         path = self.write_config({"base_url": REMOTE})
         ours = "GPT_IMAGE2_BASE_URL"
-        self.assertEqual(self.warnings(env={ours: OPENAI}), [f"${ours} is overridden by {path}"])
+        self.assertEqual(self.warnings(env={ours: OPENAI}), [f"{path} takes precedence over ${ours}"])
         self.assertEqual(self.warnings(env={ours: REMOTE + "/"}), [])
         self.assertEqual(self.warnings("--base-url", REMOTE, env={ours: OPENAI}), [])
         self.assertEqual(self.warnings("--config", path, env={ours: OPENAI}), [])
 
 
-class PastedAddressTest(SettingsCase):
+class AddressOfOneCallTest(SettingsCase):
     """The address of one call, pasted as base URL, is cut to what it means."""
 
     def test_cut(self) -> None:
         for tail in ("/images/generations", "/images/edits", "/images/generations/"):
-            self.assertEqual(self.setting("base_url", "--base-url", REMOTE + tail)[0], REMOTE)
+            self.assertEqual(self.shown_setting("base_url", "--base-url", REMOTE + tail)[0], REMOTE)
         azure = "https://x.openai.azure.com/openai/deployments/d"
-        self.assertEqual(self.setting("base_url", "--base-url", azure + "/images/generations?api-version=1")[0],
+        self.assertEqual(self.shown_setting("base_url", "--base-url", azure + "/images/generations?api-version=1")[0],
                          azure + "?api-version=1")
 
 
@@ -245,16 +245,17 @@ class KeyBelongsToAHostTest(SettingsCase):
     def setUp(self) -> None:
         super().setUp()
         self.sent = self.root / "sent"  # what a stand-in for curl was told; it answers like a dropped connection
-        self.program("curl", f"""case "$*" in *--version*) echo curl 8.0.0; exit;; esac
-while IFS= read -r line; do printf '%s\\n' "$line"; done > '{self.sent}'; echo "000 0 10 0.5 0"; echo "curl: (52) Empty reply" >&2; exit 52
+        self.shell_script("curl", f"""case "$*" in *--version*) echo curl 8.0.0; exit;; esac
+while IFS= read -r line; do printf '%s\\n' "$line"; done > '{self.sent}'
+echo "000 0 10 0.5 0"; echo "curl: (52) Empty reply" >&2; exit 52
 """)
 
-    def one(self, bound: Bound) -> None:
+    def check_bound(self, bound: Bound) -> None:
         """Check one combination: either curl gets the key for that host, or it is never started."""
         words = ["generate", PROMPT, "--json", *bound.arguments]
         words += ["--config", self.explicit(bound.config)] if bound.config is not None else []
         path = f"{self.root / 'bin'}:{self.environment()['PATH']}"
-        result = self.call_program(*words, env={**bound.env, "PATH": path})
+        result = self.run_inside(*words, env={**bound.env, "PATH": path})
         with self.subTest(bound.name):
             error = result.json["error"]
             if not bound.allowed:
@@ -276,10 +277,12 @@ while IFS= read -r line; do printf '%s\\n' "$line"; done > '{self.sent}'; echo "
                 Bound("OpenAI's key, endpoint of a config", False, {"OPENAI_API_KEY": KEY}, {"base_url": REMOTE}),
                 Bound("other port", False, {"OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": "https://relay.invalid:444/v1"},
                       None, remote),
-                Bound("OpenAI's URL cannot be read", False, {"OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": "mine"}, None, remote),
-                Bound("key of a subdomain", False, {"OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": "https://a.relay.invalid/v1"},
+                Bound("OpenAI's URL cannot be read", False, {"OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": "mine"}, None,
+                      remote),
+                Bound("key of a subdomain", False, {"OPENAI_API_KEY": KEY,
+                                                    "OPENAI_BASE_URL": "https://a.relay.invalid/v1"},
                       None, remote)):
-            self.one(bound)
+            self.check_bound(bound)
 
     def test_key_of_a_found_config(self) -> None:
         remote = ["--base-url", REMOTE]
@@ -287,10 +290,12 @@ while IFS= read -r line; do printf '%s\\n' "$line"; done > '{self.sent}'; echo "
         for name, content in (("key", {"api_key": KEY}), ("variable", {"api_key_env": "MY_KEY"}),
                               ("command", {"api_key_command": ["echo", KEY]}),
                               ("key of another host", {"api_key": KEY, "base_url": "https://mine.invalid/v1"}),
-                              ("key of an address that cannot be read", {"api_key": KEY, "base_url": "mine.invalid v1"})):
+                              ("key of an address that cannot be read",
+                               {"api_key": KEY, "base_url": "mine.invalid v1"})):
             self.write_config(content)
-            self.one(Bound(name, False, named, None, remote))
-            self.one(Bound(name + ", own variable wins", True, {**named, "GPT_IMAGE2_API_KEY": KEY}, None, remote))
+            self.check_bound(Bound(name, False, named, None, remote))
+            self.check_bound(Bound(name + ", own variable wins", True, {**named, "GPT_IMAGE2_API_KEY": KEY}, None,
+                                   remote))
 
     def test_allowed(self) -> None:
         remote = ["--base-url", REMOTE]
@@ -301,35 +306,36 @@ while IFS= read -r line; do printf '%s\\n' "$line"; done > '{self.sent}'; echo "
                 Bound("OpenAI's variable by name", True, {"OPENAI_API_KEY": KEY}, None,
                       [*remote, "--api-key-env", "OPENAI_API_KEY"]),
                 Bound("config of that host", True, {}, {"base_url": REMOTE, "api_key": KEY}),
-                Bound("same host, other path and case", True, {}, {"base_url": "https://Relay.invalid:443/v2", "api_key": KEY}),
+                Bound("same host, other path and case", True, {},
+                      {"base_url": "https://Relay.invalid:443/v2", "api_key": KEY}),
                 Bound("OpenAI's pair", True, {"OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": REMOTE})):
-            self.one(bound)
+            self.check_bound(bound)
 
     def test_loopback_takes_any_key(self) -> None:
         for name, env, config in (("OpenAI's", {"OPENAI_API_KEY": KEY}, None), ("config's", {}, {"api_key": KEY}),
                                   ("other host's", {}, {"api_key": KEY, "base_url": REMOTE})):
-            with self.subTest(name):
-                self.server.requests.clear()
+            with self.fresh(name):
                 self.write_config(config or {})
-                result = self.call_program("generate", PROMPT, *self.access(), env=env)
+                result = self.run_inside("generate", PROMPT, *self.access(), env=env)
                 self.assert_succeeded(result)
                 self.assertEqual(self.only_post().header("Authorization"), f"Bearer {KEY}")
 
     def test_loopback_needs_no_key(self) -> None:
         self.server.plan(Answer(check=False))
-        self.assert_succeeded(self.call_program("generate", PROMPT, *self.access()))
+        self.assert_succeeded(self.run_inside("generate", PROMPT, *self.access()))
         self.assertEqual(self.only_post().header("Authorization"), "")
 
     def test_headers_of_a_config_stay_with_its_host(self) -> None:
         self.write_config({"base_url": REMOTE, "headers": {"api-key": "fake-header"}})
-        result = self.call_program("config", "--base-url", "https://other.invalid/v1")
+        result = self.run_inside("config", "--base-url", "https://other.invalid/v1")
         self.assertNotIn("fake-header", result.stdout + result.stderr)
         self.assertIn("headers", result.stderr)
 
     def test_allow_http(self) -> None:
         remote = ["--base-url", "http://relay.invalid/v1"]
-        self.one(Bound("flag", True, {"GPT_IMAGE2_API_KEY": KEY}, None, [*remote, "--allow-http"]))
-        self.one(Bound("config", True, {}, {"base_url": "http://relay.invalid/v1", "api_key": KEY, "allow_http": True}))
+        self.check_bound(Bound("flag", True, {"GPT_IMAGE2_API_KEY": KEY}, None, [*remote, "--allow-http"]))
+        self.check_bound(Bound("config", True, {}, {"base_url": "http://relay.invalid/v1", "api_key": KEY,
+                                                    "allow_http": True}))
 
 
 class KeyCommandTest(SettingsCase):
@@ -338,21 +344,20 @@ class KeyCommandTest(SettingsCase):
     def with_command(self, *command: str) -> Result:
         """Run generate with the key from a command."""
         self.write_config({"base_url": self.server.url, "api_key_command": list(command)})
-        return self.call_program("generate", PROMPT)
+        return self.run_inside("generate", PROMPT)
 
     def test_first_line(self) -> None:
         for name, script in (("one line", f"echo {KEY}"), ("more lines", f"echo {KEY}; echo note; echo more"),
                              ("windows", f"printf '{KEY}\\r\\nx'"), ("no line break", f"printf {KEY}"),
                              ("blanks", f"echo '  {KEY} '"), ("talks", f"echo working >&2; echo {KEY}")):
-            with self.subTest(name):
-                self.server.requests.clear()
-                result = self.with_command(self.program("vault", script + "\n"))
+            with self.fresh(name):
+                result = self.with_command(self.shell_script("vault", script + "\n"))
                 self.assert_succeeded(result)
                 self.assertEqual(self.only_post().header("Authorization"), f"Bearer {KEY}")
                 self.assertNotIn("working", result.stderr)
 
     def test_arguments_are_not_read_by_a_shell(self) -> None:
-        vault = self.program("vault", '[ "$2" = \'a b;c "$HOME\' ] && echo ' + KEY + "\n")
+        vault = self.shell_script("vault", '[ "$2" = \'a b;c "$HOME\' ] && echo ' + KEY + "\n")
         self.assert_succeeded(self.with_command(vault, "show", 'a b;c "$HOME'))
 
     def test_failures(self) -> None:
@@ -361,8 +366,9 @@ class KeyCommandTest(SettingsCase):
                                       ("blank", "echo; echo hidden-text", "api_key_command"),
                                       ("not ASCII", "echo hidden-text-\u00fc", "not ASCII")):
             with self.subTest(name):
-                result = self.with_command(self.program("vault", script + "\n"))
-                self.assertEqual((result.exit_code, len(result.errors), self.server.requests), (SETUP, 1, []), result.stderr)
+                result = self.with_command(self.shell_script("vault", script + "\n"))
+                self.assertEqual((result.exit_code, len(result.errors), self.server.requests), (SETUP, 1, []),
+                                 result.stderr)
                 self.assertIn(message, result.stderr)
                 self.assertIn("api_key_command in", result.stderr)
                 self.assertNotIn("hidden-text", result.stdout + result.stderr)
@@ -375,24 +381,27 @@ class KeyCommandTest(SettingsCase):
     def test_program_that_stays_in_the_background(self) -> None:
         """As a password agent does that the command starts."""
         started = time.monotonic()
-        self.assert_succeeded(self.with_command(self.program("vault", f"sleep 25 &\necho $! > '{self.work}/pid'; echo {KEY}\n")))
+        vault = self.shell_script("vault", f"sleep 25 &\necho $! > '{self.work}/pid'; echo {KEY}\n")
+        self.assert_succeeded(self.with_command(vault))
         self.assertLess(time.monotonic() - started, 20)
         os.kill(int((self.work / "pid").read_text()), signal.SIGKILL)
 
     def test_runs_only_when_a_key_is_needed(self) -> None:
         mark = self.work / "ran"
-        self.write_config({"base_url": self.server.url, "api_key_command": [self.program("vault", f"echo x > '{mark}'\n")]})
-        self.call_program("config", "--show")
-        self.call_program("generate", PROMPT, "--size", "1000x1000")
+        self.write_config({"base_url": self.server.url,
+                           "api_key_command": [self.shell_script("vault", f"echo x > '{mark}'\n")]})
+        self.run_inside("config", "--show")
+        self.run_inside("generate", PROMPT, "--size", "1000x1000")
         self.assertFalse(mark.exists())
 
 
-class ShowTest(SettingsCase):
+class ConfigShowTest(SettingsCase):
     """config and config --show."""
 
     def test_every_setting_has_value_and_source(self) -> None:
-        path = self.write_config({"base_url": REMOTE, "model": "m", "api_key": "fake-key-of-20-or-more", "proxy": "http://p:1",
-                                  "headers": {"X-A": "b"}, "cacert": "ca.pem", "allow_http": True, "timeout": 7})
+        path = self.write_config({"base_url": REMOTE, "model": "m", "api_key": "fake-key-of-20-or-more",
+                                  "proxy": "http://p:1", "headers": {"X-A": "b"}, "cacert": "ca.pem",
+                                  "allow_http": True, "timeout": 7})
         settings = self.show()["settings"]
         for name in ("base_url", "model", "timeout", "headers", "proxy", "cacert", "allow_http", "api_key"):
             with self.subTest(name):
@@ -414,26 +423,26 @@ class ShowTest(SettingsCase):
     def test_masking(self) -> None:
         for key, shown in (("short-key", "***"), ("nineteen-characters", "***"), ("twenty-characters-xy", "***s-xy")):
             with self.subTest(key):
-                value, _ = self.setting("api_key", env={"GPT_IMAGE2_API_KEY": key})
+                value, _ = self.shown_setting("api_key", env={"GPT_IMAGE2_API_KEY": key})
                 self.assertEqual(value, shown)
 
     def test_secrets_in_other_settings(self) -> None:
         self.write_config({"base_url": REMOTE, "proxy": "http://me:proxy-password@proxy.invalid:8080",
                            "headers": {"api-key": "header-secret", "X-Note": "note-secret"}})
         for form in ("--json", "--show"):
-            result = self.call_program("config", form)
+            result = self.run_inside("config", form)
             for secret in ("proxy-password", "header-secret", "note-secret"):
                 self.assertNotIn(secret, result.stdout + result.stderr)
             self.assertIn("X-Note: ***", result.stdout)
 
     def test_key_for_another_host_says_so(self) -> None:
-        value, source = self.setting("api_key", "--base-url", REMOTE, env={"OPENAI_API_KEY": KEY})
+        value, source = self.shown_setting("api_key", "--base-url", REMOTE, env={"OPENAI_API_KEY": KEY})
         self.assertIn("api.openai.com", value)
         self.assertIn("OPENAI_API_KEY", source)
 
     def test_without_a_file(self) -> None:
         self.assertIsNone(self.show()["config_file"])
-        self.assertIn(".gpt-image-2-config.json", self.call_program("config").stdout)
+        self.assertIn(".gpt-image-2-config.json", self.run_inside("config").stdout)
 
 
 class PipedConfigTest(SettingsCase):
@@ -458,14 +467,14 @@ class PipedConfigTest(SettingsCase):
                 (["generate", PROMPT], "", SETUP, "standard input is not valid JSON"),
                 (["generate", "-"], "{}", USAGE, "both the config and the prompt"),
                 (["generate", "--prompt-file", "-"], "{}", USAGE, "both the config and the prompt"),
-                (["config", "--init"], "{}", USAGE, "--init writes a file")):
+                (["config", "--init"], "{}", USAGE, "--init needs a file to write")):
             with self.subTest(arguments + [stdin]):
                 result = self.run_program(*arguments, "--config", "-", stdin=stdin)
                 self.assertEqual(result.exit_code, code, result.stderr)
                 self.assertIn(words, result.stderr)
 
 
-class InitTest(SettingsCase):
+class ConfigInitTest(SettingsCase):
     """config --init."""
 
     def test_template(self) -> None:
@@ -491,68 +500,68 @@ class InitTest(SettingsCase):
                 ({openai: KEY, "GPT_IMAGE2_BASE_URL": relay}, [], relay, ours),
                 ({openai: KEY}, ["--base-url", relay], relay, ours), ({openai: KEY, ours: KEY}, [], OPENAI, ours)):
             with self.subTest(env=env, arguments=arguments):
-                result = self.call_program("config", "--init", "--force", *arguments, env=dict(env))
+                result = self.run_inside("config", "--init", "--force", *arguments, env=dict(env))
                 self.assertEqual(result.exit_code, 0, result.stderr)
                 self.assertEqual(json.loads(path.read_text()), {"base_url": base_url, "api_key_env": variable})
 
     def test_template_holds_no_key(self) -> None:
         path = self.home / ".config" / "gpt-image-2" / "config.json"
-        result = self.call_program("config", "--init", "--api-key", KEY)
+        result = self.run_inside("config", "--init", "--api-key", KEY)
         self.assertEqual((result.exit_code, path.exists()), (USAGE, False), result.stderr)
-        self.call_program("config", "--init", env={"GPT_IMAGE2_API_KEY": KEY})
+        self.run_inside("config", "--init", env={"GPT_IMAGE2_API_KEY": KEY})
         self.assertNotIn(KEY, path.read_text())
 
     def test_places(self) -> None:
         xdg, mine = self.root / "xdg", self.work / "new folder" / "mine.json"
-        self.assertEqual(self.call_program("config", "--init", env={"XDG_CONFIG_HOME": str(xdg)}).exit_code, 0)
+        self.assertEqual(self.run_inside("config", "--init", env={"XDG_CONFIG_HOME": str(xdg)}).exit_code, 0)
         self.assertTrue((xdg / "gpt-image-2" / "config.json").exists())
-        self.assertEqual(self.call_program("config", "--init", "--config", "new folder/mine.json").exit_code, 0)
+        self.assertEqual(self.run_inside("config", "--init", "--config", "new folder/mine.json").exit_code, 0)
         self.assertEqual(mine.stat().st_mode & 0o777, 0o600)
-        again = self.call_program("config", "--init", "--config", "new folder/mine.json")
+        again = self.run_inside("config", "--init", "--config", "new folder/mine.json")
         self.assertIn(f"config --init --force --config '{mine}'", again.stderr)
         self.assertFalse((self.home / ".config").exists())
 
     def test_existing_file_stays_without_force(self) -> None:
         path = self.write_config({"model": "mine"}, 0o644)
-        result = self.call_program("config", "--init")
+        result = self.run_inside("config", "--init")
         self.assertEqual((result.exit_code, len(result.errors)), (USAGE, 1))
         self.assertIn("--force", result.stderr)
         self.assertEqual(json.loads(Path(path).read_text()), {"model": "mine"})
-        self.assertEqual(self.call_program("config", "--init", "--force").exit_code, 0)
+        self.assertEqual(self.run_inside("config", "--init", "--force").exit_code, 0)
         self.assertIn("base_url", json.loads(Path(path).read_text()))
         self.assertEqual(Path(path).stat().st_mode & 0o777, 0o600)
 
     def test_force_mends_a_broken_file(self) -> None:
         self.write_config("{broken")
-        self.assertEqual(self.call_program("config", "--init", "--force").exit_code, 0)
-        self.assertEqual(self.call_program("config").exit_code, 0)
+        self.assertEqual(self.run_inside("config", "--init", "--force").exit_code, 0)
+        self.assertEqual(self.run_inside("config").exit_code, 0)
 
     def test_impossible_place(self) -> None:
         self.file("regular", "text")
         for path in ("regular/config.json", "/proc/none/config.json", "."):
             with self.subTest(path):
-                result = self.call_program("config", "--init", "--config", path)
+                result = self.run_inside("config", "--init", "--config", path)
                 self.assertIn(result.exit_code, (USAGE, SETUP))
                 self.assertEqual(len(result.errors), 1, result.stderr)
 
     def test_values_from_flags(self) -> None:
-        self.call_program("config", "--init", "--base-url", REMOTE, "--api-key-env", "MY_KEY")
+        self.run_inside("config", "--init", "--base-url", REMOTE, "--api-key-env", "MY_KEY")
         path = self.home / ".config" / "gpt-image-2" / "config.json"
         self.assertEqual(json.loads(path.read_text()), {"base_url": REMOTE, "api_key_env": "MY_KEY"})
-        self.assertEqual(self.setting("base_url"), (REMOTE, str(path)))
+        self.assertEqual(self.shown_setting("base_url"), (REMOTE, str(path)))
 
     def test_json(self) -> None:
-        self.assertTrue(self.call_program("config", "--init", "--json").json["ok"])
-        self.assertFalse(self.call_program("config", "--init", "--json").json["ok"])
+        self.assertTrue(self.run_inside("config", "--init", "--json").json["ok"])
+        self.assertFalse(self.run_inside("config", "--init", "--json").json["ok"])
 
 
-class CheckTest(SettingsCase):
+class ConfigCheckTest(SettingsCase):
     """config --check proves host and key with free requests: one with the key, and one that must fail without it."""
 
     def check(self, *arguments: str, key: str = KEY, env: dict[str, str | None] | None = None) -> Result:
         """Run config --check against the server."""
-        return self.call_program("config", "--check", *self.access(), *arguments,
-                                env={"GPT_IMAGE2_API_KEY": key, **(env or {})})
+        return self.run_inside("config", "--check", *self.access(), *arguments,
+                               env={"GPT_IMAGE2_API_KEY": key, **(env or {})})
 
     def test_good(self) -> None:
         result = self.run_program("config", "--check", *self.access(), env={"GPT_IMAGE2_API_KEY": KEY})
@@ -596,7 +605,8 @@ class CheckTest(SettingsCase):
 
     def test_failures(self) -> None:
         for name, answer, exit_code in (("forbidden", Answer(status=403, body=error_body("no")), SETUP),
-                                        ("page", Answer(body=b"<title>Sign in</title>", content_type="text/html"), NO_ANSWER),
+                                        ("page", Answer(body=b"<title>Sign in</title>", content_type="text/html"),
+                                         NO_ANSWER),
                                         ("broken", Answer(status=500, body=b""), NO_ANSWER)):
             with self.subTest(name):
                 self.server._plans.clear()
@@ -608,17 +618,13 @@ class CheckTest(SettingsCase):
     def test_server_that_needs_no_key(self) -> None:
         self.server.plan_models(Answer(body=b'{"data": []}', check=False))
         result = self.check(key="")
-        self.assertNotIn("takes the key", result.stdout)
+        self.assertNotIn("accepts the key", result.stdout)
 
     def test_no_key(self) -> None:
-        result = self.call_program("config", "--check", "--base-url", REMOTE)
+        result = self.run_inside("config", "--check", "--base-url", REMOTE)
         self.assertEqual(result.exit_code, SETUP)
         self.assertIn("GPT_IMAGE2_API_KEY", result.stderr)
 
     def test_permissions(self) -> None:
         path = self.write_config({"api_key": KEY, "base_url": self.server.url}, 0o644)
-        self.assertIn(f"chmod 600 {path}", self.call_program("config", "--check").stderr)
-
-
-if __name__ == "__main__":
-    unittest.main()
+        self.assertIn(f"chmod 600 {path}", self.run_inside("config", "--check").stderr)

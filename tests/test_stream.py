@@ -7,19 +7,17 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import unittest
 from pathlib import Path
-from typing import Any, Callable, NamedTuple
+from typing import Any, NamedTuple
 
 from api_server import Answer, draw_png, error_body
-from support import KEY, PROGRAM, ProgramCase, Result, program
+from support import KEY, LIMITED, NO_ANSWER, PROGRAM, REFUSED, ProgramCase, Result, program
 
 PROMPT = "a red fox"
 SMALL, OTHER, LARGE = draw_png(32, 32), draw_png(32, 32, 7), draw_png(32, 32, 1, padding=300_000)
 PARTIALS = [draw_png(16, 16, number) for number in range(3)]
 EVENTS = "text/event-stream"
-REFUSED, NO_ANSWER = 4, 6
 MEASURE = ("import resource, subprocess, sys; code = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL); "
            "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss); sys.exit(code)")
 
@@ -61,22 +59,11 @@ class StreamCase(ProgramCase):
     def beside(self) -> list[str]:
         return sorted(path.name for path in self.work.iterdir())
 
-    def journal(self) -> list[str]:
-        folder = self.home / ".local" / "state" / "gpt-image-2" / "requests"
-        return [name for name in os.listdir(str(folder)) if name != ".lock"] if folder.exists() else []
-
-    def wait_until(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 20
-        while not condition():
-            self.assertLess(time.monotonic(), deadline, "waited too long")
-            time.sleep(0.01)
-
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
-        return self.start_program("generate", PROMPT, *self.access(), "-o", "a.png", "--stream", *arguments,
-                                  env={"GPT_IMAGE2_API_KEY": KEY})
+        return self.start_generate(PROMPT, "-o", "a.png", "--stream", *arguments)
 
 
-class FormsTest(StreamCase):
+class StreamFormsTest(StreamCase):
     """One finished picture in every form that a stream may have."""
 
     def test_forms(self) -> None:
@@ -106,13 +93,13 @@ class FormsTest(StreamCase):
             for kind in (EVENTS, "application/json"):
                 with self.subTest(name, content_type=kind):
                     self.server.plan(stream(text)._replace(content_type=kind))
-                    saved = self.saved_file(self.ask(PROMPT, "--stream", "-o", "a.png", "--overwrite"))
+                    saved = self.saved_file(self.generate_inside(PROMPT, "--stream", "-o", "a.png", "--overwrite"))
                     self.assertEqual((saved.read_bytes(), self.beside()), (SMALL, ["a.png"]))
         self.assertEqual(len(self.server.posts), 2 * len(forms))
 
     def test_stream_that_nobody_asked_for(self) -> None:
         self.server.plan(stream(whole()))
-        self.assertEqual(self.saved_file(self.ask(PROMPT)).read_bytes(), SMALL)
+        self.assertEqual(self.saved_file(self.generate_inside(PROMPT)).read_bytes(), SMALL)
         self.assertNotIn("stream", self.only_post().fields)
 
     def test_cut_at_any_byte(self) -> None:
@@ -145,7 +132,7 @@ class FormsTest(StreamCase):
     def test_several_finished(self) -> None:
         images = [SMALL, OTHER, LARGE]
         self.server.plan(stream("".join(frame(completed(image)) for image in images)))
-        result = self.ask(PROMPT, "--stream", "--n", "3", "-o", "a.png")
+        result = self.generate_inside(PROMPT, "--stream", "--n", "3", "-o", "a.png")
         self.assert_succeeded(result)
         self.assertEqual([Path(path).read_bytes() for path, _ in result.saved], images)
 
@@ -154,25 +141,24 @@ class FormsTest(StreamCase):
                 "image_generation_failed", "no")))):
             with self.subTest(name):
                 self.server.plan(stream(text))
-                result = self.ask(PROMPT, "--stream", "--n", "2", "--json", "-o", "a.png", "--overwrite")
+                result = self.generate_inside(PROMPT, "--stream", "--n", "2", "--json", "-o", "a.png", "--overwrite")
                 self.assertEqual((result.exit_code, len(result.json["saved"])), (0, 1), result.stderr)
-                self.assertTrue(any("1 came back" in text for text in result.json["warnings"]), result.json)
+                self.assertTrue(any("only 1 of" in text for text in result.json["warnings"]), result.json)
 
     def test_usage_is_told(self) -> None:
         self.server.plan(stream(whole()))
-        document = self.ask(PROMPT, "--stream", "--json").json
+        document = self.generate_inside(PROMPT, "--stream", "--json").json
         self.assertEqual((document["usage"]["output_tokens"], document["cost_usd"]), (100, 0.004))
 
 
-class PartialTest(StreamCase):
+class PartialImagesTest(StreamCase):
     """Pictures in the making: asked for, saved beside the target, removed or kept."""
 
     def test_generate_and_edit(self) -> None:
         image = self.file("in/in.png", SMALL)
         for command in (("generate", PROMPT), ("edit", image, "a hat")):
             for count in range(4):
-                with self.subTest(command[0], count=count):
-                    self.server.reset()
+                with self.fresh(command[0], count=count):
                     self.server.plan(Answer(trickle=0.02, image=LARGE))
                     result = self.run_program(*command, *self.access(), "--stream", "--partial-images", str(count),
                                               "--keep-partials", "-o", "out/a.png", env={"GPT_IMAGE2_API_KEY": KEY})
@@ -188,13 +174,14 @@ class PartialTest(StreamCase):
 
     def test_not_asked_for(self) -> None:
         self.server.plan(stream(whole()))
-        self.saved_file(self.ask(PROMPT, "--stream", "--keep-partials", "-o", "a.png"))
+        self.saved_file(self.generate_inside(PROMPT, "--stream", "--keep-partials", "-o", "a.png"))
         self.assertEqual((self.beside(), "partial_images" in self.only_post().fields), (["a.png"], False))
 
     def test_kept_although_everything_came_at_once(self) -> None:
         for _ in range(5):  # whether the program looked in between is a matter of luck
             self.server.plan(stream(whole()))
-            self.saved_file(self.generate(PROMPT, "--stream", "--partial-images", "2", "--keep-partials", "-o", "a.png"))
+            self.saved_file(self.generate(PROMPT, "--stream", "--partial-images", "2", "--keep-partials", "-o",
+                                          "a.png"))
             self.assertEqual(self.beside(), ["a.partial-0.png", "a.partial-1.png", "a.png"])
             for path in self.work.iterdir():
                 path.unlink()
@@ -222,9 +209,10 @@ class PartialTest(StreamCase):
         self.assertEqual((self.work / "a.partial-0.png").read_bytes(), PARTIALS[1])
 
     def test_odd_partials_are_only_a_warning(self) -> None:
-        odd = [{**partial(0), "b64_json": "!!!!"}, {**partial(0), "b64_json": "aGVsbG8="}, {**partial(0), "b64_json": ""},
-               {**partial(0), "b64_json": None}, {**partial(0), "partial_image_index": "../../evil"},
-               {**partial(0), "partial_image_index": {"x": [1]}}, {**partial(0), "partial_image_index": "x" * 400},
+        odd = [{**partial(0), "b64_json": "!!!!"}, {**partial(0), "b64_json": "aGVsbG8="},
+               {**partial(0), "b64_json": ""}, {**partial(0), "b64_json": None},
+               {**partial(0), "partial_image_index": "../../evil"}, {**partial(0), "partial_image_index": {"x": [1]}},
+               {**partial(0), "partial_image_index": "x" * 400},
                {**partial(0), "partial_image_index": "\ud800\0"}, {**partial(0), "b64_json": None, "url": "http://x/1"}]
         text = "".join(map(frame, odd)) + frame(completed())
         self.server.plan(stream(text, trickle=0.02))
@@ -240,7 +228,7 @@ class PartialTest(StreamCase):
 
 
 @unittest.skipUnless(os.name == "posix", "needs POSIX signals and flock")
-class KilledTest(StreamCase):
+class KilledStreamTest(StreamCase):
     """Killed in the middle of a stream: the same command collects it and leaves no partial picture behind."""
 
     def kill_with_a_partial(self, answer: Answer) -> None:
@@ -265,17 +253,16 @@ class KilledTest(StreamCase):
     def test_curl_is_killed_after_the_finished_image(self) -> None:
         self.server.plan(stream(frame(completed()) + ": keepalive\n\n" * 100, trickle=0.3))
         child = self.start()
-        folder = self.home / ".local" / "state" / "gpt-image-2" / "requests"
-        self.wait_until(lambda: any(b"keepalive" in path.read_bytes() for path in folder.rglob("1.answer")))
-        os.kill(int(next(folder.rglob("1.lock")).read_text()), signal.SIGKILL)
+        self.wait_until(lambda: any(b"keepalive" in path.read_bytes()
+                                    for path in self.world.requests.rglob("1.answer")))
+        os.kill(int(next(self.world.requests.rglob("1.lock")).read_text()), signal.SIGKILL)
         result = self.finish(child)
         self.assertEqual(self.saved_file(result).read_bytes(), SMALL)
         self.assertIn("after the whole reply", result.stderr)
 
     def test_after_the_stream_has_ended(self) -> None:
         self.kill_with_a_partial(stream(whole(), trickle=0.08))
-        folder = self.home / ".local" / "state" / "gpt-image-2" / "requests"
-        self.wait_until(lambda: any(path.stat().st_size for path in folder.rglob("1.outcome")))
+        self.wait_until(lambda: any(path.stat().st_size for path in self.world.requests.rglob("1.outcome")))
         self.collect()
 
 
@@ -290,7 +277,7 @@ class Broken(NamedTuple):
     message: str = ""
 
 
-BROKEN = (
+BROKEN = (  # name, stream, exit code, billed, kind, code, words of the message
     Broken("moderation", frame(failed("moderation_blocked", "rejected by the safety system"), "error"), REFUSED, "no",
            "moderation", "moderation_blocked", "safety system"),
     Broken("moderation of the drawn picture", frame(partial(0)) + frame(failed(
@@ -304,7 +291,7 @@ BROKEN = (
     Broken("an error as text", frame({"error": "upstream broke"}), message="upstream broke"),
     Broken("an error by name", frame({"message": "upstream broke", "code": "x"}, "error"), code="x",
            message="upstream broke"),
-    Broken("quota", frame(failed("insufficient_quota", "no credits")), 5, "no", "quota", "insufficient_quota"),
+    Broken("quota", frame(failed("insufficient_quota", "no credits")), LIMITED, "no", "quota", "insufficient_quota"),
     Broken("only partials", frame(partial(0)) + frame(partial(1)), message="without a finished image"),
     Broken("nothing but life", ": keepalive\n\n" * 5, message="without a finished image"),
     Broken("only [DONE]", "data: [DONE]\n\n", message="without a finished image"),
@@ -316,15 +303,14 @@ BROKEN = (
 )
 
 
-class BrokenTest(StreamCase):
+class BrokenStreamTest(StreamCase):
     """HTTP 200 and a stream, but no picture: exit code, kind and whether money may be gone."""
 
-    def test_table(self) -> None:
+    def test_exit_code_kind_and_billed_of_every_broken_stream(self) -> None:
         for broken in BROKEN:
-            with self.subTest(broken.name):
-                self.server.reset()
+            with self.fresh(broken.name):
                 self.server.plan(stream(broken.text))
-                result = self.ask(PROMPT, "--stream", "--json", "-o", "a.png")
+                result = self.generate_inside(PROMPT, "--stream", "--json", "-o", "a.png")
                 error = result.json["error"]
                 self.assertEqual((result.exit_code, error["billed"], error["kind"], error["code"]),
                                  (broken.exit_code, broken.billed, broken.kind, broken.code), error)
@@ -338,10 +324,9 @@ class BrokenTest(StreamCase):
 
     def test_connection_that_breaks(self) -> None:
         for name, answer in (("half", stream(whole(), drop="half")), ("headers", stream("", drop="headers"))):
-            with self.subTest(name):
-                self.server.reset()
+            with self.fresh(name):
                 self.server.plan(answer)
-                result = self.ask(PROMPT, "--stream", "--json", "-o", "a.png")
+                result = self.generate_inside(PROMPT, "--stream", "--json", "-o", "a.png")
                 self.assertEqual((result.exit_code, result.json["error"]["billed"]), (NO_ANSWER, "maybe"))
                 self.only_post()
 
@@ -351,8 +336,7 @@ class BrokenTest(StreamCase):
         for name, answer in (("broken", Answer(body=done + b":" * len(done), content_type=EVENTS, drop="half")),
                              ("never ends", Answer(body=done + b": keepalive\n\n" * 3000, content_type=EVENTS,
                                                    slice=len(done), trickle=0.3))):
-            with self.subTest(name):
-                self.server.reset()
+            with self.fresh(name):
                 self.server.plan(answer)
                 result = self.generate(PROMPT, "--stream", "--timeout", "3", "-o", "a.png", "--overwrite")
                 self.assertEqual(result.exit_code, 0, result.stderr)
@@ -361,32 +345,30 @@ class BrokenTest(StreamCase):
 
     def test_refusal_before_the_stream(self) -> None:
         self.server.plan(Answer(status=400, body=error_body("rejected", "moderation_blocked")))
-        error = self.ask(PROMPT, "--stream", "--json").json["error"]
+        error = self.generate_inside(PROMPT, "--stream", "--json").json["error"]
         self.assertEqual((error["kind"], error["billed"], error["http_status"]), ("moderation", "no", 400))
 
     def test_real_refusal_of_the_server(self) -> None:
-        result = self.ask(PROMPT, "--stream", "--param", "seed=7", "--json")
+        result = self.generate_inside(PROMPT, "--stream", "--param", "seed=7", "--json")
         self.assertEqual((result.exit_code, result.json["error"]["billed"]), (REFUSED, "no"))
 
     def test_gateway_that_cannot_stream(self) -> None:
         self.server.plan(Answer(status=500, body=error_body("streaming is not supported")))
-        result = self.ask(PROMPT, "--stream", "--json")
+        result = self.generate_inside(PROMPT, "--stream", "--json")
         self.assertEqual((result.exit_code, result.json["error"]["billed"]), (NO_ANSWER, "maybe"))
         self.only_post()
 
 
 @unittest.skipUnless(os.name == "posix", "needs getrusage")
-class MemoryTest(StreamCase):
+class StreamMemoryTest(StreamCase):
 
     def measure(self, answer: Answer, *arguments: str) -> float:
         """Peak memory in MB of the program and curl; a small process between, or this one's size would count."""
         self.server.plan(answer)
-        command = [sys.executable, str(PROGRAM), "generate", PROMPT, *self.access(), "-o", "a.png", *arguments]
-        child = subprocess.run([sys.executable, "-c", MEASURE, *command], cwd=str(self.work), stdin=subprocess.DEVNULL,
-                               env=self.environment({"GPT_IMAGE2_API_KEY": KEY}), stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, timeout=60)
-        self.assertEqual(child.returncode, 0, child.stderr)
-        return int(child.stdout) / (1024 if sys.platform != "darwin" else 1024 * 1024)
+        through = (sys.executable, "-c", MEASURE, sys.executable, PROGRAM)
+        result = self.finish(self.start_generate(PROMPT, "-o", "a.png", *arguments, through=through))
+        self.assertEqual(result.exit_code, 0, result.stderr)
+        return int(result.stdout) / (1024 if sys.platform != "darwin" else 1024 * 1024)
 
     def test_one_event_of_30_megabytes(self) -> None:
         picture = draw_png(64, 64, padding=22_500_000)  # 30 MB of base64
@@ -402,20 +384,16 @@ class MemoryTest(StreamCase):
         self.assertLess(self.measure(stream(text), "--stream", "--partial-images", "1"), 60)
 
 
-class CommandTest(StreamCase):
+class StreamOptionsTest(StreamCase):
     """What is checked before anything is sent."""
 
     def check_usage(self, result: Result) -> None:
         self.assertEqual((result.exit_code, self.server.requests), (2, []), result.stderr)
 
     def test_partial_images_need_a_stream(self) -> None:
-        self.check_usage(self.ask(PROMPT, "--partial-images", "2"))
+        self.check_usage(self.generate_inside(PROMPT, "--partial-images", "2"))
 
     def test_number_of_partial_images(self) -> None:
         for value in ("-1", "4", "x", "1.5"):
             with self.subTest(value):
-                self.check_usage(self.ask(PROMPT, "--stream", "--partial-images", value))
-
-
-if __name__ == "__main__":
-    unittest.main()
+                self.check_usage(self.generate_inside(PROMPT, "--stream", "--partial-images", value))

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import unittest
 from pathlib import Path
 
 from support import PROGRAM, ProgramCase
@@ -49,7 +48,7 @@ class OtherSystemsTest(ScriptCase):
         """Replace a tool."""
         if (self.bin / name).exists():
             (self.bin / name).unlink()
-        self.program(name, text + "\n")
+        self.shell_script(name, text + "\n")
 
     def test_reasons_to_skip(self) -> None:
         rows = (("debootstrap", 'mkdir "$4"; echo E: no such mirror; exit 1', "debootstrap failed: E: no such mirror"),
@@ -78,9 +77,11 @@ class OtherSystemsTest(ScriptCase):
         for name in ("Makefile", "README.md", "SKILL.md", "scripts"):
             (self.work / name).mkdir()
         (self.work / ".chroots" / "sid" / "etc").mkdir(parents=True)
-        for code, said, last in ((0, "OK (skipped=2)", "Ran 9 tests in 1s OK (skipped=2)"), (1, "FAILED (failures=1)", "FAILED")):
+        for code, said, last in ((0, "OK (skipped=2)", "Ran 9 tests in 1s OK (skipped=2)"),
+                                 (1, "FAILED (failures=1)", "FAILED")):
             with self.subTest(last):
-                self.put("unshare", '[ "$2" = true ] && exit\ncase $* in\n*--version*) echo "Python 3.1.4 x"; echo "curl 8.0 (y)";;\n'
+                self.put("unshare", '[ "$2" = true ] && exit\ncase $* in\n'
+                         '*--version*) echo "Python 3.1.4 x"; echo "curl 8.0 (y)";;\n'
                          f'*) echo "test_a: ok"; echo "Ran 9 tests in 1s"; echo "{said}"; exit {code};;\nesac')
                 exit_code, lines = self.script("systems", SYSTEMS="sid")
                 self.assertEqual((exit_code, lines[-1]), (code, f"sid (Python 3.1.4 curl 8.0): {last}"))
@@ -93,7 +94,7 @@ class OtherPythonsTest(ScriptCase):
 
     def python(self, name: str, folder: Path, refuses: int = 0, ran: int = 0, code: int = 0) -> None:
         """A Python that says so many tests ran."""
-        self.program(name, FAKE.format(refuses=refuses, ran=ran, code=code), folder)
+        self.shell_script(name, FAKE.format(refuses=refuses, ran=ran, code=code), folder)
 
     def test_newer_ones_are_taken_and_free_threaded_ones_are_not(self) -> None:
         versions = self.root / "pyenv" / "versions"
@@ -103,7 +104,8 @@ class OtherPythonsTest(ScriptCase):
         self.python("python3.19", self.bin, ran=19)
         code, lines = self.script("matrix", PYENV_ROOT=str(self.root / "pyenv"))
         self.assertEqual((code, lines[:-1]), (0, [f"python3.{n}: Ran {n} tests in 1s" for n in (8, 14, 19)]))
-        self.assertEqual(lines[-1].partition(":")[2].split(), [f"python3.{n}" for n in (9, 10, 11, 12, 13, 15, 16, 17, 18)])
+        self.assertEqual(lines[-1].partition(":")[2].split(),
+                         [f"python3.{n}" for n in (9, 10, 11, 12, 13, 15, 16, 17, 18)])
 
     def test_one_can_be_left_out(self) -> None:
         self.python("python3.8", self.bin, ran=8)
@@ -115,7 +117,3 @@ class OtherPythonsTest(ScriptCase):
         self.python("python3.16", self.bin, ran=16, code=1)
         code, lines = self.script("matrix")
         self.assertEqual((code, lines[:2]), (1, ["Ran 16 tests in 1s", "python3.16: FAILED"]))
-
-
-if __name__ == "__main__":
-    unittest.main()
