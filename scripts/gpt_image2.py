@@ -209,7 +209,7 @@ KINDS = {
     "overloaded": Kind(NO_ANSWER, "no", "later", "Run the same command again in a minute.", True),
     "unavailable": Kind(NO_ANSWER, "no", "later", "No model was reached. Check --model, or try again later."),
     # No usable response.
-    "gateway": Kind(NO_ANSWER, "maybe", "ask", "Try --stream, or a lower --quality or smaller --size."),
+    "gateway": Kind(NO_ANSWER, "maybe", "ask", "The gateway gave up: try --stream or a lower --quality."),
     "server": Kind(NO_ANSWER, "maybe", "ask", LOOK_FIRST),
     "task_failed": Kind(NO_ANSWER, "maybe", "ask", ASKS_ANEW),
     "web_page": Kind(NO_ANSWER, "maybe", "fix", "Check --base-url: it should end in /v1."),
