@@ -4119,7 +4119,7 @@ def save_image(image: Image, index: int, target: Target, numbers: Iterator[int],
         os.close(handle)
     picture, is_whole = picture_in(path)
     if picture is None or not is_whole:
-        raise Failure("broken_image", f"the image is incomplete; what came of it is in {path}", billed="yes")
+        raise Failure("broken_image", f"the image is incomplete; the part that came: {path}", billed="yes")
     return Saved(path, os.path.getsize(path), picture)
 
 
@@ -4823,7 +4823,7 @@ def show_settings(settings: Settings, console: Console) -> None:
     console.output(f"config file {file}")
     for request in pending:
         console.output(f"unfinished  {request['age_s']} s ago, {request['state']}: {request['prompt']}")
-    console.output("Run its command again to collect a request." if pending else "unfinished  none")
+    console.output("To collect one, run its command again." if pending else "unfinished  none")
 
 
 def check_setup(settings: Settings, run: Run) -> None:
