@@ -49,12 +49,23 @@ import sys
 if __name__ == "__main__" and not sys.flags.isolated and not getattr(sys.flags, "safe_path", False):
     sys.path.pop(0)  # the folder of this file, where a shlex.py or json.py may lie that is none of ours
 
+import base64
+import binascii
 import json
 import os
 import re
+import select
+import signal
+import stat
 import time
+import zlib
 from contextlib import suppress
+from errno import EPERM, EROFS
+from functools import partial
+from itertools import chain, count, groupby
+from math import inf, log
 from os import environ
+from shlex import quote
 from typing import TYPE_CHECKING, NamedTuple
 
 try:
@@ -255,19 +266,9 @@ class Failure(Exception):
         return "again" if self.collectable else self.next_step
 
 
-def usage_failure(message: str, hint: str = "") -> Failure:
-    """The command is wrong; nothing was sent."""
-    return Failure("usage", message, hint)
-
-
-def input_failure(message: str, hint: str = "") -> Failure:
-    """An image or a mask cannot be used; nothing was sent."""
-    return Failure("input", message, hint)
-
-
-def target_failure(message: str, hint: str = "") -> Failure:
-    """Nothing can be saved where -o points to; nothing was sent."""
-    return Failure("target", message, hint)
+usage_failure = partial(Failure, "usage")  # the command is wrong
+input_failure = partial(Failure, "input")  # an image or a mask cannot be used
+target_failure = partial(Failure, "target")  # nothing can be saved where -o points to
 
 
 def setup_failure(message: str, hint: str = "", kind: str = "config") -> Failure:
@@ -277,7 +278,6 @@ def setup_failure(message: str, hint: str = "", kind: str = "config") -> Failure
 
 def own_command(words: str) -> str:
     """The shell command that runs this program with these arguments, spelled as it was started this time."""
-    from shlex import quote
     name = sys.argv[0] or PROGRAM
     return f"{'python3 ' if name.endswith('.py') else ''}{quote(name)} {words}"
 
@@ -694,7 +694,6 @@ def size_fault(width: int, height: int) -> str:
 
 def nearest_size(width: int, height: int, exact: bool = False) -> str:
     """The legal size nearest in edges and shape, the larger one on a tie. exact: of the same shape, or ""."""
-    from math import log
     width, height = max(width, 1), max(height, 1)
 
     def distance(size: tuple[int, int]) -> tuple[float, int]:
@@ -709,7 +708,6 @@ def nearest_size(width: int, height: int, exact: bool = False) -> str:
 
 def size_of_ratio(ratio: float, pixels: int) -> str:
     """The legal size closest to this ratio whose area is 80 to 105 % of `pixels`."""
-    from math import log
     shape = max(ratio, 1 / ratio)
     pixels = min(pixels, int(MAX_EDGE * MAX_EDGE / shape))  # a long shape meets the longest edge first
     fitting = [(w, h) for w in EDGES for h in EDGES
@@ -932,7 +930,6 @@ def png_rows(passes: Sequence[tuple[int, int]], bits: int,
 
 def unpacked(data: Iterable[bytes], bits: int = 15) -> Iterator[bytes]:
     """The decompressed data, at most 1 MB a piece however well it was packed. bits: zlib's wbits."""
-    import zlib
     unpacker = zlib.decompressobj(bits)
     try:
         for chunk in data:
@@ -1204,8 +1201,6 @@ def config_path(named: str) -> str:
 
 def read_config(path: str, warnings: list[str]) -> dict[str, Any]:
     """The checked content of a config file."""
-    import stat
-    from shlex import quote
     piped = path == STANDARD_INPUT
     try:
         with open(0 if piped else path, "rb", closefd=not piped) as stream:
@@ -1247,7 +1242,6 @@ def read_config(path: str, warnings: list[str]) -> dict[str, Any]:
 
 def check_owner(path: str, status: os.stat_result, names: set[str], warnings: list[str]) -> None:
     """Refuse a config file that others can change if it decides what is run or where a key goes."""
-    from shlex import quote
     foreign = status.st_uid not in (0, os.getuid())
     ruling = [name for name in OWNER_SETTINGS if name in names]
     if ruling and (foreign or status.st_mode & 0o002):
@@ -1564,7 +1558,6 @@ def read_login(path: str, hint: str = "") -> Any:
 
 def codex_login() -> KeySource:
     """Codex's access token, for chatgpt.com only; not refreshed here: the refresh token works once."""
-    import base64
     folder = environment("CODEX_HOME") or os.path.join(os.path.expanduser("~"), ".codex")
     path = os.path.join(folder, "auth.json")
     hint = ("Run codex once (or codex login), then try again. If Codex keeps its sign-in in a keyring, first "
@@ -1686,7 +1679,7 @@ def read_words(options: Namespace) -> tuple[str, list[str]]:
 
 
 def refuse_broken(*rules: tuple[Any, str, str],
-                  failure: Callable[[str, str], Failure] = usage_failure) -> None:
+                  failure: Callable[..., Failure] = usage_failure) -> None:
     """Refuse the command for the first of the rules that is broken: (whether it is, message, hint)."""
     for broken, message, hint in rules:
         if broken:
@@ -1787,7 +1780,6 @@ def shown_input(path: str) -> str:
 
 def check_prompt_word(command: str, images: Sequence[str], word: str) -> None:
     """Refuse a prompt that is only the name of a file, or a call for help: it would be drawn and billed."""
-    from shlex import quote
     path = os.path.expanduser(word if os.path.isfile(word) else re.sub("^@", "", word))
     there, named = os.path.isfile(path), " ".join(map(quote, images))
     shown = quote(path) if len(path) < MAX_MESSAGE // 3 else "IMAGE"  # a data: URL
@@ -1852,8 +1844,6 @@ def read_upload(upload: Upload, md5: bool = False) -> Upload:
 
     md5: RunAPI's storage wants it against broken transfers, not for safety.
     """
-    import base64
-    import stat
     if upload.origin != "file":
         return upload
     who, path = upload.name, local_path(upload.path)
@@ -1893,7 +1883,6 @@ def read_input(path: str, who: str, name: str) -> Picture:
 def conversion(path: str) -> str:
     """The command that makes a PNG of a picture's first frame, with a program that is likely to be there."""
     import shutil
-    from shlex import quote
     target = quote(os.path.splitext(path)[0] + "-converted.png")
     if sys.platform == "darwin":
         return f"sips -s format png {quote(path)} --out {target}"
@@ -1989,7 +1978,6 @@ def runapi_shape(options: Namespace, size: str, settings: Settings, notes: list[
 
 def runapi_size(size: str, width: int, height: int) -> tuple[str, str]:
     """(ratio, resolution) for a pixel size that has both exactly."""
-    from math import log
     width, height, edge = max(width, 1), max(height, 1), max(width, height, 1)
     shapes = {ratio: abs(log(width / height * int(ratio.split(":")[1]) / int(ratio.split(":")[0])))
               for ratio in RUNAPI_RATIOS}
@@ -2053,7 +2041,6 @@ def picture_path(target: Target, number: int, image_format: str) -> str:
 def probe_folder(target: Target, n: int, size: str) -> None:
     """Prove by doing it that images can be written there, before one is paid for."""
     import tempfile
-    from errno import EPERM, EROFS
     hint = "Choose another folder with -o."
     if os.path.exists(target.folder) and not os.path.isdir(target.folder):
         raise target_failure(f"cannot save in {target.folder}: it is a file, not a folder", hint)
@@ -2182,8 +2169,8 @@ def poll_until_done(create: Request, response: Response, settings: Settings, tem
 
 def poll_urls(create: Request, response: Response, settings: Settings, templates: Sequence[str]) -> list[str]:
     """Where a task may be polled, the most certain URL first; only on the host that already has the key."""
-    from urllib.parse import quote
-    document, task = response.document, quote(task_id(response.document), safe="")
+    from urllib.parse import quote as escaped
+    document, task = response.document, escaped(task_id(response.document), safe="")
     base, data = re.sub(r"/images/\w+$", "", create.url), json_path(document, "data")
     links = [fill_template(settings.poll_url.value, settings.base_url.value, task),
              response.headers.get("location"), task_field(document, ("status_url",)),
@@ -2450,7 +2437,6 @@ def private_file(path: str, how: int = os.O_TRUNC) -> BinaryIO:
 
 def plain_file(path: str, follow: bool = False) -> BinaryIO:
     """A file to read. Anything else of that name, a link or a pipe, is an OSError and never blocks."""
-    import stat
     stream = open(os.open(path, getattr(os, "O_NONBLOCK", 0) | BINARY | (0 if follow else NO_LINK)), "rb")
     if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
         stream.close()
@@ -2518,7 +2504,6 @@ def write_bodies(request: Request, exchange: Exchange) -> None:
 
 def inline_file(item: DataUrl) -> str:
     """The content that a DataUrl stands for."""
-    import base64
     with open(item.path, "rb") as stream:
         return item.prefix + base64.b64encode(stream.read()).decode("ascii")
 
@@ -2538,7 +2523,6 @@ def start_child(argv: Sequence[str], secrets: Sequence[str], **streams: Any) -> 
 
 def child_output(argv: Sequence[str], secrets: Sequence[str], kind: str, timeout: float) -> bytes:
     """A finished program's standard output; a non-zero exit is a failure that names only the program."""
-    import select
     from subprocess import DEVNULL, PIPE, TimeoutExpired
     deadline = time.monotonic() + timeout
     with start_child(argv, secrets, stdin=DEVNULL, stdout=PIPE, stderr=DEVNULL) as child:
@@ -2640,7 +2624,6 @@ def is_running(child: Popen[bytes] | None, exchange: Exchange) -> bool:
 
 def stop_curl(child: Popen[bytes] | None, exchange: Exchange) -> None:
     """Stop a transfer that this run started, if it has not ended by itself."""
-    import signal
     while is_running(child, exchange):
         if child is not None:
             child.terminate()
@@ -2907,7 +2890,6 @@ def temporary_places() -> list[str]:
 
 def folder_fault(path: str, closed: int = 0o022) -> str:
     """Why others can change or replace a folder, made or not; else "". closed: rights they must not have."""
-    import stat
     if not hasattr(os, "getuid"):  # Windows
         return ""
     user, folder, child = os.getuid(), path, ""
@@ -2921,7 +2903,6 @@ def folder_fault(path: str, closed: int = 0o022) -> str:
             if not stat.S_ISDIR(mode) or owner not in ({user} if is_itself else trusted):
                 return f"{folder} is a link, or belongs to another user"
             if mode & (closed if is_itself else above):
-                from shlex import quote
                 command = f"chmod {'700' if is_itself else 'go-w'} {quote(folder)}"
                 return f"{folder} is open to other users; fix it with: {command} (or set XDG_STATE_HOME)"
         folder, child = os.path.dirname(folder), folder
@@ -3059,7 +3040,6 @@ def make_folder(root: str, name: str, room: int, record: Mapping[str, Any], cons
 
 def prune(root: str, console: Console) -> None:
     """Remove what was left half made or half removed, and what nobody collected in time; never a link."""
-    import stat
     for entry in os.listdir(root):
         path = os.path.join(root, entry)
         with suppress(OSError):  # its owner has just removed it
@@ -3257,7 +3237,6 @@ def pause(wait: Wait, run: Run) -> None:
 
 def rest(seconds: float, run: Run, status: str = "") -> None:
     """Sleep in small steps, with signs of life. All waiting for a server happens here."""
-    import signal
     ends = time.monotonic() + seconds
     while time.monotonic() < ends:
         time.sleep(min(0.5, max(0.0, ends - time.monotonic())))
@@ -3390,7 +3369,6 @@ def send(request: Request, exchange: Exchange, run: Run) -> None:
 
 def run_curl(request: Request, exchange: Exchange, run: Run) -> None:
     """Run curl on one request and wait for its end. Ctrl-C stops curl; after a SIGTERM it keeps running."""
-    import signal
     run.console.detail(f"{request.method} {request.url}")
     for line in curl_config(request, exchange).split("\n"):
         run.console.detail("  " + re.sub(r'^(header = "[^:]+: ).*', r'\1***"', line))
@@ -3493,7 +3471,6 @@ def unpack_file(path: str, limit: int) -> None:
 def packing(start: bytes) -> int:
     """How a file that begins like this is compressed: zlib's wbits (31, 15 or -15), or 0 if it is not."""
     import io
-    import zlib
     if is_readable(start) or inspect_picture(io.BytesIO(start)):
         return 0
     for bits in (31, 15, -15):
@@ -3587,7 +3564,6 @@ def completed(text: bytes, string: bytes) -> tuple[bytes, bytes]:
 
 def load_json(text: bytes, revive: Callable[[dict[str, Any]], Any] | None = None) -> Any:
     """A stranger's JSON made harmless: no half characters, no number that JSON lacks, no endless depth."""
-    from math import inf
     return tidy(json.loads(text.decode("utf-8-sig", "replace"), strict=False, object_hook=revive,
                            parse_float=lambda digits: None if float(digits) in (inf, -inf) else float(digits),
                            parse_int=lambda digits: int(digits[:40]),  # nobody needs a million digits
@@ -4083,7 +4059,6 @@ def usage_cost(document: Any) -> tuple[dict[str, Any] | None, float | None]:
 
 def save_images(images: Sequence[Image | Failure], job: Job, folder: Folder, run: Run) -> None:
     """Every image under its own name; one that cannot be saved does not stop the others."""
-    from itertools import chain, count
     numbers = count(1) if len(images) > 1 else chain([0], count(2))  # 0: the name alone
     problems = []
     for index, image in enumerate(images, 1):
@@ -4289,7 +4264,6 @@ URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 def decode_base64(blocks: Iterator[bytes], sink: BinaryIO) -> None:
     """Base64 with or without a data: prefix, white space and padding. ValueError for any other character."""
-    import binascii
     rest, first, ended = b"", True, False
     for block in blocks:
         if first and block[:5].lower() == b"data:":
@@ -4407,7 +4381,6 @@ class Console:
 
     def is_unread(self) -> bool:
         """Whether --json's reader has closed stdout. Without --json a person may still want the file."""
-        import select
         if self.as_json:
             with suppress(AttributeError, OSError, ValueError):  # Windows has no poll; or it is not a file
                 poll = select.poll()
@@ -4522,7 +4495,6 @@ def run_image_command(options: Namespace, run: Run) -> None:
 def catch_signals() -> Callable[[], None]:
     """Let SIGTERM and SIGHUP stop the program like Ctrl-C, but not one that is ignored already (nohup).
     Returns a function that ignores them all from then on; call it when only a short cleanup is left."""
-    import signal
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     caught = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
 
@@ -4785,7 +4757,6 @@ def write_template(options: Namespace, console: Console) -> None:
         with private_file(part, os.O_EXCL) as stream:
             stream.write(json.dumps(content, indent=2).encode() + b"\n")
         if not give_name(part, path, options.force):
-            from shlex import quote
             again = "config --init --force" + (f" --config {quote(path)}" if options.config else "")
             raise usage_failure(f"{path} already exists",
                                 "To replace it (and the key in it): " + own_command(again))
@@ -4914,7 +4885,6 @@ gpt_image2 edit IMAGE [IMAGE ...] PROMPT [options]
 
 def command_help(command: str) -> str:
     """The help of one command: its usage, then its options in groups."""
-    from itertools import groupby
     text = SYNOPSIS[command]
     for _, group in groupby((row for row in OPTIONS if command in row.commands), lambda row: row.commands):
         text += "\n"
@@ -4940,7 +4910,6 @@ def read_value(row: Option, text: str) -> Any:
 def build_parser(command: str) -> ArgumentParser:
     """The parser of one command. What a config file may say as well is None until somebody says it."""
     from argparse import ArgumentParser
-    from functools import partial
 
     def fail(message: str) -> NoReturn:
         text, choices, rest = message.partition(" (choose from ")
