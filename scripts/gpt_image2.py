@@ -1282,7 +1282,9 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
     if explicit:
         warnings += overridden_flags(from_file, from_flags)
     given = [from_file, from_flags] if explicit else [from_flags, from_file]
-    api = named_api(given)
+    api = next((layer["api"] for layer in given if "api" in layer), Setting("", "default"))
+    if api.value and api.value not in SERVICES:
+        raise setting_failure(api, f"api {quoted(api.value)} is not known, only {', '.join(SERVICES)}")
     address = content.get("base_url", "")
     if api.source == "--api" and address and api.value != (content.get("api") or api_of(address)):
         del from_file["base_url"]  # it is another service's
@@ -1305,14 +1307,6 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
     return Settings(api=api, base_url=base_url, timeout=timeout,
                     headers=merged_headers(layers, content, base_url.value, warnings), allow_http=allow_http,
                     keys=tuple(keys), config_path=path, warnings=tuple(warnings), **plain)
-
-
-def named_api(layers: Sequence[Layer]) -> Setting:
-    """The protocol that a flag or a file names; empty when none does."""
-    api = next((layer["api"] for layer in layers if "api" in layer), Setting("", "default"))
-    if api.value and api.value not in SERVICES:
-        raise setting_failure(api, f"api {quoted(api.value)} is not known, only {', '.join(SERVICES)}")
-    return api
 
 
 def key_sources(api: str, flags: Mapping[str, Any], content: Mapping[str, Any], path: str,
@@ -1678,8 +1672,7 @@ def read_words(options: Namespace) -> tuple[str, list[str]]:
         raise usage_failure("the prompt is not valid UTF-8") from None
 
 
-def refuse_broken(*rules: tuple[Any, str, str],
-                  failure: Callable[..., Failure] = usage_failure) -> None:
+def refuse_broken(*rules: tuple[Any, str, str], failure: Callable[..., Failure] = usage_failure) -> None:
     """Refuse the command for the first of the rules that is broken: (whether it is, message, hint)."""
     for broken, message, hint in rules:
         if broken:
@@ -4245,7 +4238,6 @@ def base64_blocks(source: str | Span) -> Iterator[bytes]:
 
 def unescaped(blocks: Iterator[bytes]) -> Iterator[bytes]:
     """The JSON escapes resolved that base64 may have: PHP writes `\\/`, some servers write `\\n` every 76."""
-    from itertools import chain
     tail = b""
     for block in chain(filter(None, blocks), [b""]):
         text, tail = tail + block, b""
@@ -4974,16 +4966,13 @@ def help_for(arguments: list[str]) -> str:
     return f"{PROGRAM} {VERSION}\n" if asked[:1] in (["--version"], ["-V"], ["version"]) else ""
 
 
-def fill_standard_streams() -> None:
-    """Open closed ones on nothing: a lock in their place would vanish when a child's streams are set up."""
+def guard_process() -> None:
+    """Open closed standard streams on nothing: a lock in their place would vanish when a child's are set up.
+    Write no core file: it would hold the key; curl inherits this."""
     handle = os.open(os.devnull, os.O_RDWR)
     while handle <= 2:
         handle = os.open(os.devnull, os.O_RDWR)
     os.close(handle)
-
-
-def forbid_core_files() -> None:
-    """A program that is made to crash writes all its memory to a file, with the key; curl inherits this."""
     with suppress(ImportError, OSError, ValueError):  # Windows has no such limit
         import resource
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
@@ -4992,8 +4981,7 @@ def forbid_core_files() -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. The only place that turns failures into exit codes."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    fill_standard_streams()
-    forbid_core_files()
+    guard_process()
     run = Run(console_for(arguments), Result())
     help_text = help_for(arguments)
     if help_text:
