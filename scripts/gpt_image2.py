@@ -81,7 +81,7 @@ if TYPE_CHECKING:
     from subprocess import Popen
     from typing import Any, BinaryIO, NoReturn
 
-# ---- 2. Limits and defaults ----------------------------------------------------------------------
+# ---- Limits and defaults -------------------------------------------------------------------------
 # Vendor's numbers: OpenAI's image API reference and image generation guide, read 2026-10-08.
 
 VERSION = "1.0.0"
@@ -108,18 +108,15 @@ RATE_LIMIT_TRIES = 5
 NETWORK_PAUSE, RATE_LIMIT_PAUSE = 0.5, 5.0
 
 MAX_PROMPT = 32_000  # characters
-MAX_IMAGES = 16
-MAX_IMAGE_BYTES = 50_000_000
+MAX_IMAGES, MAX_IMAGE_BYTES = 16, 50_000_000
 SAFE_MASK_BYTES = 4_000_000  # the API reference says 4 MB, the guide 50 MB
 MAX_MASK_PIXELS, MAX_MASK_EDGE = 64_000_000, 65_535  # that are looked at; a few bytes may claim any number
-MAX_N = 10
-MAX_PARTIALS = 3
+MAX_N, MAX_PARTIALS = 10, 3
 EDGE_STEP = 16  # both edges are multiples of this
 MAX_EDGE = 3840  # inclusive: 3840x2160 is accepted
 EDGES = range(EDGE_STEP, MAX_EDGE + 1, EDGE_STEP)
 MAX_RATIO = 3
-MIN_PIXELS = 655_360
-MAX_PIXELS = 8_294_400
+MIN_PIXELS, MAX_PIXELS = 655_360, 8_294_400
 MAX_DOWNLOAD_BYTES = 200_000_000  # a 4K PNG stays below 50 MB
 MAX_ANSWER_BYTES = 500_000_000  # ten 4K PNGs as base64
 MAX_UNPACKED = 100  # times its packed size: a picture as base64 shrinks to three quarters, text to a fiftieth
@@ -168,8 +165,7 @@ MODELS = {"gpt-image-2": ModelRules(QUALITIES, "free"),
           "gpt-image-2.6-sunburst": NEWEST, "gpt-image-2.6-flare": NEWEST,
           "gpt-image-1.5": OLDER, "gpt-image-1-mini": OLDER, "chatgpt-image-latest": OLDER}
 
-# ---- 3. Failures ---------------------------------------------------------------------------------
-
+# ---- Failures ------------------------------------------------------------------------------------
 OK, BUG, USAGE, SETUP, REFUSED, LIMITED, NO_ANSWER, UNSAVED = range(8)
 INTERRUPTED, UNREAD = 130, 141  # 128 + the signal's number, like the others
 
@@ -179,10 +175,8 @@ ASKS_ANEW = "Running the command again buys a new image."
 
 class Kind(NamedTuple):
     """What a kind of failure means; a Failure may know better. next: what the caller should do.
-
     fix: change the command, a file or a setting. again: run the same command again, nothing is paid twice.
-    later: the same after a pause. ask: a person has to act or to decide. stop: another try cannot help.
-    """
+    later: the same after a pause. ask: a person has to act or to decide. stop: another try cannot help."""
     exit_code: int
     billed: str  # no, maybe or yes
     next: str
@@ -243,9 +237,7 @@ KINDS = {
 
 class Failure(Exception):
     """The only expected exception: what happened, whether money may be gone, and what to do next.
-
-    What is not given follows from its kind. `billed` is what this request cost; run_job has the last word.
-    """
+    What is not given follows from its kind. `billed` is what this request cost; run_job has the last word."""
 
     def __init__(self, kind: str, message: str, hint: str | None = None, billed: str = "",
                  exit_code: int = -1, retryable: bool | None = None, next_step: str = "",
@@ -282,8 +274,7 @@ def own_command(words: str) -> str:
     return f"{'python3 ' if name.endswith('.py') else ''}{quote(name)} {words}"
 
 
-# ---- 4. Data -------------------------------------------------------------------------------------
-
+# ---- Data ----------------------------------------------------------------------------------------
 class Setting(NamedTuple):
     """A value and where it came from."""
     value: Any
@@ -373,9 +364,7 @@ class Job(NamedTuple):
 
 class DataUrl:
     """Stands in a JSON body for a file's content, so that a provider never opens one.
-
-    No NamedTuple: json would write that as a list.
-    """
+    No NamedTuple: json would write that as a list."""
 
     def __init__(self, path: str, prefix: str = "") -> None:
         self.path, self.prefix = path, prefix
@@ -500,17 +489,15 @@ class Saved(NamedTuple):
     picture: Picture
 
 
-# How a provider works: it is a generator that knows its service's protocol and does no input or output.
-# It yields a Request and is sent the Response, or has a Failure thrown in, which it may know a way around.
-# It yields a Wait between two looks at a task; nothing is sent for that. It returns one Image, or the Failure
-# that stands for it, for each image that came. Run again with the same Job it yields the same paid requests
-# in the same order: that is how an unfinished command finds its answers.
+# A provider is a generator that knows its service's protocol and does no input or output. It yields a Request
+# and is sent the Response, or has a Failure thrown in, which it may know a way around. It yields a Wait before
+# it polls again. It returns an Image, or the Failure in its place, for each image that came. Run again with the
+# same Job it yields the same paid requests in the same order: so an unfinished command finds its answers.
 if TYPE_CHECKING:
     Provider = Generator["Request | Wait", Response, list["Image | Failure"]]
     Steps = Generator["Request | Wait", Response, Response]
 
-# ---- 5. Text -------------------------------------------------------------------------------------
-
+# ---- Text ----------------------------------------------------------------------------------------
 # Controls, stray bytes that are some in older encodings, and what starts a line or turns a text around.
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\udc80-\udc9f]")
 SHORTEST_KEY = 8  # characters; what is shorter may be an ordinary word
@@ -543,9 +530,7 @@ def redact(text: str, secrets: Sequence[str]) -> str:
 
 def blanked(text: str, secrets: Sequence[str], mark: str) -> str:
     """A text of bytes, as long as before, with every secret overwritten, however it is escaped.
-
-    Where the text was cut, six characters of a secret are enough. A short one counts only as a whole word.
-    """
+    Where the text was cut, six characters of a secret are enough. A short one counts only as a whole word."""
     plain = ESCAPE.sub(resolved, text).lower()
     spans: list[tuple[int, int]] = []
     octets = bytearray(text, "latin-1")
@@ -673,8 +658,7 @@ def quote_path(path: str) -> str:
     return '"' + path.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-# ---- 6. Sizes ------------------------------------------------------------------------------------
-
+# ---- Sizes ---------------------------------------------------------------------------------------
 def split_size(text: str) -> tuple[int, int] | None:
     """(width, height) of `1536x1024`, None when it is not of that form."""
     match = re.fullmatch(r"([0-9]{1,5})[xX]([0-9]{1,5})", text)
@@ -716,8 +700,7 @@ def size_of_ratio(ratio: float, pixels: int) -> str:
                                                    abs(log(size[0] * size[1] / pixels))))
 
 
-# ---- 7. Pictures ---------------------------------------------------------------------------------
-
+# ---- Pictures ------------------------------------------------------------------------------------
 def inspect_picture(stream: BinaryIO) -> Picture | None:
     """Format and pixels from the first bytes, None when they are not PNG, JPEG, WebP, GIF or SVG."""
     head = stream.read(32)
@@ -952,7 +935,6 @@ def png_passes(width: int, height: int) -> list[tuple[int, int]]:
     return [size for size in sizes if min(size) > 0]
 
 # ---- Services ------------------------------------------------------------------------------------
-
 class Service(NamedTuple):
     """One protocol and who speaks it. Functions that stand further down are named by a lambda."""
     base_url: str
@@ -1119,10 +1101,9 @@ CONFIG_KEYS: dict[str, tuple[Any, ...]] = {
 STRANGERS = {
     "-n -c --count --num --number --num-images --batch --batch-size --samples": "Use --n.",
     "-f -y --force --yes --clobber --replace": "Use --overwrite.",
-    "--ar --aspect --ratio": "Use --aspect-ratio W:H.",
+    "--ar --aspect --ratio": "Use --aspect-ratio W:H.", "--output-format": "Use --format.",
     "-s -w --width --height --dimensions --image-size": "Use --size WIDTHxHEIGHT.",
-    "--output-format": "Use --format.", "-k --key --token": "Use --api-key-env NAME.",
-    "--url --endpoint --api-base": "Use --base-url.",
+    "-k --key --token": "Use --api-key-env NAME.", "--url --endpoint --api-base": "Use --base-url.",
     "-p --prompt --text --description": "The prompt needs no option, only quotes.",
     "-o --out --outfile --output-file --output-dir --outdir --save --file --filename --path":
         "Use --output PATH.",
@@ -1133,8 +1114,7 @@ STRANGERS = {
         "The API has no such parameter: leave it out, or say it in the prompt."}
 
 
-# ---- 6. Settings ---------------------------------------------------------------------------------
-
+# ---- Settings ------------------------------------------------------------------------------------
 NOT_YET = ("max_cost",)  # known, but nothing reads it in this version
 STANDARD_INPUT = "standard input"  # stands for the path of a config that comes from there
 AZURE_HOSTS = (".openai.azure.com", ".services.ai.azure.com", ".cognitiveservices.azure.com")
@@ -1637,8 +1617,7 @@ def read_settings(options: Namespace, console: Console) -> Settings:
     return settings
 
 
-# ---- 7. Job: what is asked for, checked while it is still free ----------------------------------
-
+# ---- Job: what is asked for, checked while it is still free --------------------------------------
 ORIGINS = {"url": r"(?i)https?://", "data": r"(?i)data:[^,\s]*,"}
 # As a prompt it is a mistake.
 IMAGE_NAME = (r"(?is)https?://\S+|file:\S+|data:[^,\s]*,.*|"
@@ -1834,9 +1813,7 @@ def unread_input(role: str, path: str) -> Upload:
 
 def read_upload(upload: Upload, md5: bool = False) -> Upload:
     """The input with what its file holds, a whole PNG, JPEG or WebP below 50 MB; others stay as they are.
-
-    md5: RunAPI's storage wants it against broken transfers, not for safety.
-    """
+    md5: RunAPI's storage wants it against broken transfers, not for safety."""
     if upload.origin != "file":
         return upload
     who, path = upload.name, local_path(upload.path)
@@ -2074,8 +2051,7 @@ def first_path(target: Target, n: int, image_format: str) -> str:
     return picture_path(target, 1 if n > 1 else 0, image_format)
 
 
-# ---- 8. Providers: what to send ------------------------------------------------------------------
-
+# ---- Providers: what to send ---------------------------------------------------------------------
 def openai(job: Job, settings: Settings, key: KeySource, token: str) -> Provider:
     """The OpenAI Images API and its relatives, Azure too: one POST, which some relays turn into a task."""
     body = {"model": job.model, "prompt": job.prompt, **job.parameters}
@@ -2360,7 +2336,7 @@ def storage_request(request: Request, response: Response, path: str) -> Request:
     return request._replace(method="PUT", url=url, headers=tuple(pairs), file=path)
 
 
-# ---- 9. Transport: how to send -------------------------------------------------------------------
+# ---- Transport: how to send ----------------------------------------------------------------------
 # The only part that knows curl. The key travels in a file without a name that is curl's standard input;
 # prompts and bodies travel in files of a private folder, where the response arrives too.
 
@@ -2714,7 +2690,7 @@ def unsent_hint(kind: str, url: str) -> str:
     return "Nothing was sent. Check --base-url, the network and the proxy, then run the same command again."
 
 
-# ---- 10. Journal: unfinished requests survive everything -----------------------------------------
+# ---- Journal: unfinished requests survive everything ---------------------------------------------
 # One folder for each command, FINGERPRINT-RANDOM. Running the same command again adopts it and replays the
 # provider: a paid step that has a response is read instead of sent, one that still runs is waited for.
 #   file                  written by             read by              meaning
@@ -2788,11 +2764,6 @@ class Folder(NamedTuple):
             with plain_file(path, follow=True) as stream:
                 return path if inspect_picture(stream) else ""
         return ""
-
-    def saved_paths(self) -> set[str]:
-        """The files of all images that this command has saved, in this run or an earlier one."""
-        numbers = [int(name[6:]) for name in os.listdir(self.path) if re.fullmatch(r"saved-\d+", name)]
-        return {self.saved_before(number) for number in numbers}
 
     def remember_saved(self, number: int, path: str) -> None:
         """Note where the Nth image is, so that a later run does not save it again."""
@@ -3118,8 +3089,7 @@ def earlier_input(url: str, console: Console) -> str:
     return ""
 
 
-# ---- 11. Driver: feed the provider ---------------------------------------------------------------
-
+# ---- Driver: feed the provider -------------------------------------------------------------------
 class Run(NamedTuple):
     """What every step of one command needs."""
     console: Console
@@ -3398,8 +3368,7 @@ def wait_for(done: Callable[[], bool], exchange: Exchange, run: Run) -> None:
         run.watch(exchange)
 
 
-# ---- 12. Reading answers: a file -> images or a Failure ------------------------------------------
-
+# ---- Reading answers: a file -> images or a Failure ----------------------------------------------
 def read_response(request: Request, exchange: Exchange, outcome: Outcome) -> Response:
     """The response as data, with what it means; its body stays in the file."""
     path = exchange.file("answer")
@@ -4048,8 +4017,7 @@ def usage_cost(document: Any) -> tuple[dict[str, Any] | None, float | None]:
     return usage, round(sum(prices), 4) if len(prices) == len(tokens) else None
 
 
-# ---- 13. Saving ----------------------------------------------------------------------------------
-
+# ---- Saving --------------------------------------------------------------------------------------
 def save_images(images: Sequence[Image | Failure], job: Job, folder: Folder, run: Run) -> None:
     """Every image under its own name; one that cannot be saved does not stop the others."""
     numbers = count(1) if len(images) > 1 else chain([0], count(2))  # 0: the name alone
@@ -4077,7 +4045,7 @@ def save_image(image: Image, index: int, target: Target, numbers: Iterator[int],
     path = folder.saved_before(index)
     if not path:
         path = path_given_before_kill(part, target)
-        path = path or save_new(image, part, target, numbers, folder.saved_paths())
+        path = path or save_new(image, part, target, numbers, folder)
         folder.remember_saved(index, path)
     discard(part)
     with suppress(OSError):  # new names survive a loss of power, where the system can (not on Windows)
@@ -4091,9 +4059,11 @@ def save_image(image: Image, index: int, target: Target, numbers: Iterator[int],
     return Saved(path, os.path.getsize(path), picture)
 
 
-def save_new(image: Image, part: str, target: Target, numbers: Iterator[int], siblings: set[str]) -> str:
-    """The path of the image's new file; the temporary one stays for the caller to remove.
-    siblings: the command's other images, which --overwrite must not replace."""
+def save_new(image: Image, part: str, target: Target, numbers: Iterator[int], folder: Folder) -> str:
+    """The path of the image's new file; the temporary one stays for the caller to remove."""
+    # The command's other images, of this run or an earlier one: --overwrite must not replace them.
+    siblings = {folder.saved_before(int(name[6:])) for name in os.listdir(folder.path)
+                if re.fullmatch(r"saved-\d+", name)}
     try:
         picture = decode_to(part, image)
         paths = (picture_path(target, number, picture.format) for number in numbers)
@@ -4311,8 +4281,7 @@ def save_answer(answer: str, target: Target, secrets: Sequence[str]) -> str:
     raise OSError("too many replies are kept there")
 
 
-# ---- 14. Telling: while it happens, and at the end -----------------------------------------------
-
+# ---- Telling: while it happens, and at the end ---------------------------------------------------
 class Console:
     """What a person sees: notes, warnings and progress. Every line goes through here, and shows no secret.
     as_json, quiet, verbose: the options. warnings: all so far, for the JSON result. progress_shown: the next
@@ -4453,7 +4422,7 @@ class Result:
         return record
 
 
-# ---- 15. Commands --------------------------------------------------------------------------------
+# ---- Commands ------------------------------------------------------------------------------------
 def run_image_command(options: Namespace, run: Run) -> None:
     """generate and edit."""
     console = run.console
@@ -4846,6 +4815,7 @@ def model_line(document: Any, model: str) -> str:
     return f"note  {model} is listed, shut down on {date}" if date else f"ok    {model} is listed"
 
 
+# ---- Parser --------------------------------------------------------------------------------------
 HELP = """\
 Generate and edit images with gpt-image-2.
 
@@ -4966,6 +4936,7 @@ def help_for(arguments: list[str]) -> str:
     return f"{PROGRAM} {VERSION}\n" if asked[:1] in (["--version"], ["-V"], ["version"]) else ""
 
 
+# ---- main ----------------------------------------------------------------------------------------
 def guard_process() -> None:
     """Open closed standard streams on nothing: a lock in their place would vanish when a child's are set up.
     Write no core file: it would hold the key; curl inherits this."""
