@@ -73,8 +73,7 @@ try:
 except ImportError:  # Windows: answers are kept, but unfinished requests look like running ones
     fcntl = None  # type: ignore[assignment]
 
-# argparse, subprocess, tempfile and other slow modules are imported where they are used: together
-# they would double the time of --help, and every usage error would wait for them.
+# Slow modules, such as argparse and subprocess, are imported where they are used: --help would take twice the time.
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -101,10 +100,9 @@ KEEP_DAYS = 30  # how long an unfinished request may wait to be collected
 
 # How often a request is tried, and the pause before the next try when the server does not name one. Only what
 # cannot have made an image is tried again; relays cool down for about 5 s after a rate limit.
-TRIES = 3
+TRIES, RATE_LIMIT_TRIES = 3, 5
 POLL_TIMEOUT = 60  # seconds for one poll of a task
 POLL_PAUSE = 3.0  # seconds between two polls, when the server does not name a pause
-RATE_LIMIT_TRIES = 5
 NETWORK_PAUSE, RATE_LIMIT_PAUSE = 0.5, 5.0
 
 MAX_PROMPT = 32_000  # characters
@@ -185,7 +183,7 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    # Before anything is sent.
+    # Before anything is sent, and on the way.
     "usage": Kind(USAGE, "no", "fix"),
     "input": Kind(USAGE, "no", "fix"),
     "target": Kind(USAGE, "no", "fix"),
@@ -193,7 +191,6 @@ KINDS = {
     "curl": Kind(SETUP, "no", "fix"),
     "state": Kind(SETUP, "no", "ask"),
     "key": Kind(SETUP, "no", "ask", "config --show says where the key comes from; config --check tests it."),
-    # On the way.
     "network": Kind(NO_ANSWER, "maybe", "ask", ASKS_ANEW),
     "tls": Kind(NO_ANSWER, "no", "fix", 'If your network has its own CA, set "cacert" in the config.'),
     "timeout": Kind(NO_ANSWER, "maybe", "ask", "Raise --timeout, or lower --quality or --size."),
@@ -225,7 +222,8 @@ KINDS = {
     "poll": Kind(NO_ANSWER, "maybe", "again"),
     "result": Kind(NO_ANSWER, "maybe", "again"),
     "download": Kind(UNSAVED, "yes", "again"),
-    "disk": Kind(UNSAVED, "maybe", "again", "What came is kept. Make room; --fresh buys a new image."),
+    "disk": Kind(UNSAVED, "maybe", "again", "What arrived is kept. Make room and run the same command again to "
+                 "continue at no cost (--fresh buys a new image)."),
     "save": Kind(UNSAVED, "yes", "again", "The reply is kept. Make room (or choose another -o), then run "
                  "the same command again; you won't be charged twice."),
     "stopped": Kind(INTERRUPTED, "maybe", "again", "Run the same command again (allow 10 minutes) to get the "
@@ -446,7 +444,7 @@ class Response(NamedTuple):
     images: tuple[Image, ...] = ()
     stray: bool = False  # they were under a name that is not known
     error: ServerError | None = None
-    meaning: str = "nothing"  # or images, pending (a task), linked (images elsewhere), error: with_meaning
+    meaning: str = "nothing"  # or images, pending, linked, accepted, broken, error: see with_meaning
 
 
 class Span(NamedTuple):
@@ -490,10 +488,11 @@ class Saved(NamedTuple):
 
 
 # A provider is a generator that knows its service's protocol and does no input or output. It yields a Request
-# and is sent the Response, or has a Failure thrown in, which it may know a way around. It yields a Wait before
-# it polls again. It returns an Image, or the Failure in its place, for each image that came. Run again with the
-# same Job it yields the same paid requests in the same order: so an unfinished command finds its answers.
+# and is sent the Response, or has a Failure thrown in; it yields a Wait before it polls again. It returns an
+# Image, or the Failure in its place, for each image that came. Run again with the same Job it yields the same
+# paid requests in the same order: so an unfinished command finds its answers.
 if TYPE_CHECKING:
+    Layer = dict[str, Setting]  # one source of settings
     Provider = Generator["Request | Wait", Response, list["Image | Failure"]]
     Steps = Generator["Request | Wait", Response, Response]
 
@@ -934,6 +933,7 @@ def png_passes(width: int, height: int) -> list[tuple[int, int]]:
     sizes = [((width - x + dx - 1) // dx, (height - y + dy - 1) // dy) for x, y, dx, dy in adam7]
     return [size for size in sizes if min(size) > 0]
 
+
 # ---- Services ------------------------------------------------------------------------------------
 class Service(NamedTuple):
     """One protocol and who speaks it. Functions that stand further down are named by a lambda."""
@@ -1124,6 +1124,9 @@ PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTP
 # A child needs these, whatever is in them: its way to files, to the network and to whom to trust.
 NEEDED_VARIABLES = r"(?i)(.*_)?(path|home|proxy|ca_bundle|cert_file|cert_dir|tmpdir|temp|tmp|systemroot)"
 MAX_CONFIG_BYTES = 1_000_000
+# JSON's types as people call them.
+TYPE_NAMES = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null",
+              int: "a number", float: "a number"}
 # They run a program, or say where a key goes and who can listen.
 OWNER_SETTINGS = ("api_key_command", "base_url", "headers", "proxy", "cacert")
 VARIABLE_NAME = r"[A-Z]{1,12}\d?(_[A-Z]{1,12}\d?)+"  # as people write them; a key is not like that
@@ -1138,9 +1141,6 @@ API_PATH = (r"(?i)(/(chat|completions|responses|models(/[^/]+)?|images|generatio
 OWN_NAMES = r"(.+\.)?localhost[46]?(\.localdomain[46]?)?|ip6-(localhost|loopback)"
 # Azure's addresses carry their version as the only query.
 PATH_AND_VERSION = r"(?:/[^\s\\?#\x00-\x1f\x7f]*)?(\?api-version=[\w.-]+)?"
-
-if TYPE_CHECKING:
-    Layer = dict[str, Setting]
 
 
 def environment(name: str) -> str:
@@ -1202,7 +1202,7 @@ def read_config(path: str, warnings: list[str]) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise setup_failure(f"cannot read config file {path}: {reason(error)}") from None
     if not isinstance(content, dict):
-        raise setup_failure(f"{path} must contain one JSON object, not {json_name(content)}")
+        raise setup_failure(f"{path} must contain one JSON object, not {TYPE_NAMES[type(content)]}")
     try:
         json.dumps(content, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
@@ -1243,13 +1243,7 @@ def checked_value(path: str, name: str, value: Any) -> Any:
         return value
     expected = {str: "a string", list: "a list of strings", dict: "an object with strings as values",
                 bool: "true or false", int: "a number"}[types[0]]
-    raise setup_failure(f"{path}: {name} must be {expected}, not {json_name(value)}")
-
-
-def json_name(value: Any) -> str:
-    """A JSON value's type as people call it."""
-    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")
+    raise setup_failure(f"{path}: {name} must be {expected}, not {TYPE_NAMES[type(value)]}")
 
 
 def load_settings(flags: Mapping[str, Any]) -> Settings:
@@ -1393,9 +1387,7 @@ def is_loopback(url: str) -> bool:
 
 def address_fault(url: str, named_by: str) -> str:
     """Why a URL that the server at named_by chose is refused: only this machine may reach it. Else "".
-
-    Judged by the host alone: a name can lead anywhere, and companies have their relays in private networks.
-    """
+    Judged by the host alone: a name can lead anywhere, and companies have relays in private networks."""
     match, author = ORIGIN.match(url), ORIGIN.match(named_by)
     if not match or not author:
         return "is not of the form https://HOST/PATH"
@@ -3382,12 +3374,12 @@ def read_response(request: Request, exchange: Exchange, outcome: Outcome) -> Res
         if request.rules.is_free:
             raise setup_failure(f"cannot write {folder}: {reason(error)}", "Make room there.") from None
         raise Failure("disk", f"cannot write the reply in {os.path.dirname(folder)}: {reason(error)}",
-                      "What arrived is kept. Make room there and run the same command again to continue at "
-                      "no cost (--fresh buys a new image).", collectable=True) from None
+                      collectable=True) from None
 
 
 def with_meaning(request: Request, response: Response) -> Response:
-    """The response with what it means. Nothing else judges it: driver and providers read this result."""
+    """The response with what it means. Nothing else judges it: driver and providers read this result.
+    pending: a task was made. linked: the images are elsewhere. broken: a file that is not a whole image."""
     is_good, document = 200 <= response.status < 300, response.document
     if request.rules.is_file:
         is_image = is_good and (request.purpose == "input" or picture_in(response.path)[1])
