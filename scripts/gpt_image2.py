@@ -73,7 +73,7 @@ try:
 except ImportError:  # Windows: answers are kept, but unfinished requests look like running ones
     fcntl = None  # type: ignore[assignment]
 
-# Slow modules, such as argparse and subprocess, are imported where they are used: --help would take twice the time.
+# Slow modules, such as argparse, are imported where they are used: --help would take twice the time.
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -222,8 +222,8 @@ KINDS = {
     "poll": Kind(NO_ANSWER, "maybe", "again"),
     "result": Kind(NO_ANSWER, "maybe", "again"),
     "download": Kind(UNSAVED, "yes", "again"),
-    "disk": Kind(UNSAVED, "maybe", "again", "What arrived is kept. Make room and run the same command again to "
-                 "continue at no cost (--fresh buys a new image)."),
+    "disk": Kind(UNSAVED, "maybe", "again", "What arrived is kept. Make room and run the same command again "
+                 "to continue at no cost (--fresh buys a new image)."),
     "save": Kind(UNSAVED, "yes", "again", "The reply is kept. Make room (or choose another -o), then run "
                  "the same command again; you won't be charged twice."),
     "stopped": Kind(INTERRUPTED, "maybe", "again", "Run the same command again (allow 10 minutes) to get the "
