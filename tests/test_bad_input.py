@@ -291,7 +291,7 @@ class BadParameterTest(BadInputCase):
         self.refuse(Bad("range", ["generate", PROMPT, "--n", "11"], "between 1 and 10"),
                     Bad("half", ["generate", PROMPT, "--n", "1.5"], "needs a whole number"),
                     Bad("no time", ["generate", PROMPT, "--timeout", "0"], "between 1 and 1000000"),
-                    Bad("force alone", ["config", "--force"], "goes with --init"))
+                    Bad("force alone", ["config", "--force"], "only works with --init"))
 
     def test_choices(self) -> None:
         self.refuse(

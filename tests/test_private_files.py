@@ -9,6 +9,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import threading
 import unittest
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
@@ -712,7 +713,8 @@ class CoreFileTest(PrivateCase):
         hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
         if hard == 0:
             self.skipTest("no core files here anyway")
-        self.server.plan(Answer(delay=1.5))
+        hold = threading.Event()
+        self.server.plan(Answer(event=hold))
         child = subprocess.Popen([sys.executable, str(PROGRAM), "generate", "a fox", *self.access()],
                                  env=self.environment(ACCESS), cwd=str(self.work), stdout=subprocess.PIPE,
                                  stderr=subprocess.PIPE, start_new_session=True,
@@ -722,6 +724,7 @@ class CoreFileTest(PrivateCase):
         self.assertEqual((self.core_limit(child.pid), self.core_limit(curl)), ("0", "0"))
         child.send_signal(3)  # Ctrl-\
         self.finish(child)
+        hold.set()
         self.assertEqual(list(self.root.rglob("core*")), [])
         self.assert_succeeded(self.again())
         self.assertEqual(len(self.server.posts), 1)

@@ -465,8 +465,8 @@ class PipedConfigTest(SettingsCase):
         for arguments, stdin, code, words in (
                 (["generate", PROMPT], "{broken", SETUP, "standard input is not valid JSON"),
                 (["generate", PROMPT], "", SETUP, "standard input is not valid JSON"),
-                (["generate", "-"], "{}", USAGE, "both the config and the prompt"),
-                (["generate", "--prompt-file", "-"], "{}", USAGE, "both the config and the prompt"),
+                (["generate", "-"], "{}", USAGE, "both config and prompt"),
+                (["generate", "--prompt-file", "-"], "{}", USAGE, "both config and prompt"),
                 (["config", "--init"], "{}", USAGE, "--init needs a file to write")):
             with self.subTest(arguments + [stdin]):
                 result = self.run_program(*arguments, "--config", "-", stdin=stdin)
