@@ -235,17 +235,19 @@ KINDS = {
 
 class Failure(Exception):
     """The only expected exception: what happened, whether money may be gone, and what to do next.
-    What is not given follows from its kind. `billed` is what this request cost; run_job has the last word."""
+    What is not given follows from its kind. `billed` is what this request cost; billed_in_the_end decides.
+    server_text: the server's own message, the only text that code may read."""
 
     def __init__(self, kind: str, message: str, hint: str | None = None, billed: str = "",
                  exit_code: int = -1, retryable: bool | None = None, next_step: str = "",
                  collectable: bool = False, http_status: int = 0, code: str = "",
-                 request_id: str = "") -> None:
+                 request_id: str = "", server_text: str = "") -> None:
         super().__init__(message)
         rules = KINDS[kind]
         self.kind, self.message, self.hint = kind, message, rules.hint if hint is None else hint
         self.billed, self.exit_code = billed or rules.billed, rules.exit_code if exit_code < 0 else exit_code
         self.retryable = rules.retryable if retryable is None else retryable
+        self.server_text = server_text
         self.collectable = collectable  # the same command can still get its image, without buying
         self.next_step = next_step or ("later" if self.retryable else rules.next)
         self.http_status, self.code, self.request_id = http_status, code, request_id
@@ -2096,9 +2098,9 @@ def edit_form(job: Job, body: Mapping[str, Any]) -> tuple[Part, ...]:
 def is_image_field_refused(failure: Failure) -> bool:
     """Whether a relay refused an edit only because of `image` or `image[]`, as relays did in 2026."""
     if failure.http_status == 422:
-        return failure.kind == "refused" and re.search(r"\bimage\b", failure.message) is not None
-    is_duplicate = failure.code == "duplicate_parameter" and "'image" in failure.message
-    return failure.http_status == 400 and (is_duplicate or "Invalid type for 'image" in failure.message)
+        return failure.kind == "refused" and re.search(r"\bimage\b", failure.server_text) is not None
+    is_duplicate = failure.code == "duplicate_parameter" and "'image" in failure.server_text
+    return failure.http_status == 400 and (is_duplicate or "Invalid type for 'image" in failure.server_text)
 
 
 def poll_until_done(create: Request, response: Response, settings: Settings, templates: list[str]) -> Steps:
@@ -2285,7 +2287,7 @@ def runapi_create(job: Job, settings: Settings, key: KeySource, token: str, dial
         except Failure as failure:  # another dialect only where the refusal proves that there is no task
             if failure.http_status in (404, 405) and len(remaining) > 1:
                 remaining.pop(0)
-            elif failure.http_status in (400, 422) and "model" in failure.message.lower() and not renamed:
+            elif failure.http_status in (400, 422) and "model" in failure.server_text.lower() and not renamed:
                 names = [name for _, name in runapi_dialects(job) if name != model]
                 renamed, remaining[0] = True, (path, names[0])
             else:
@@ -3241,7 +3243,7 @@ def retry_pause(request: Request, failure: Failure, headers: Mapping[str, str], 
     limited = failure.retryable and failure.http_status and not repeatable
     if attempt >= (RATE_LIMIT_TRIES if limited else TRIES) or not may_repeat(request, failure):
         return None
-    delay = server_pause(headers, "" if repeatable else failure.message)
+    delay = server_pause(headers, "" if repeatable else failure.server_text)
     if delay is not None:
         return delay
     if repeatable:
@@ -3255,7 +3257,7 @@ def may_repeat(request: Request, failure: Failure) -> bool:
         return failure.retryable or failure.http_status >= 500
     if request.rules.repeatable:
         return failure.kind == request.purpose and failure.http_status not in request.rules.final
-    limit = re.search(r"Limit (\d{1,18}), Used \d+, Requested (\d{1,18})", failure.message)
+    limit = re.search(r"Limit (\d{1,18}), Used \d+, Requested (\d{1,18})", failure.server_text)
     if limit and int(limit.group(2)) > int(limit.group(1)):
         return False  # more than the limit ever allows at once
     return failure.retryable or (request.idempotent and failure.billed == "maybe")
@@ -3929,7 +3931,7 @@ def answer_failure(request: Request, response: Response) -> Failure | None:
     message = f"HTTP {response.status} from {host_of(request.url)}: {error.message.strip().rstrip('.')}"
     ids = (response.headers.get(name, "") for name in ("x-request-id", "x-runapi-task-id"))
     return Failure(kind, message, hint, billed, next_step=next_step, http_status=response.status,
-                   code=error.code, request_id=" ".join(filter(None, ids)))
+                   code=error.code, request_id=" ".join(filter(None, ids)), server_text=error.message)
 
 
 def better_hint(request: Request, response: Response, kind: str, error: ServerError) -> str:
@@ -4585,7 +4587,6 @@ def run_job(job: Job, settings: Settings, key: KeySource, folder: Folder, inputs
     keep_folder = True
     try:
         job = inputs.moved(job, folder)
-        # The token is the same whenever this command is collected.
         provider = settings.service.provider(job, settings, key, os.path.basename(folder.path))
         make_images(provider, job, settings, folder, run)
         run.console.finish(run.result.record(run.console))  # first: after a kill the folder is still there
@@ -4978,8 +4979,7 @@ def console_for(arguments: Sequence[str]) -> Console:
 
 def tell_failure(failure: Failure, run: Run) -> int:
     """Tell the result of a command that failed; its exit code."""
-    record = run.result.record(run.console, failure)
-    run.console.finish(record)
+    run.console.finish(run.result.record(run.console, failure))
     run.console.explain(failure)
     return failure.exit_code
 
