@@ -553,11 +553,11 @@ def blanked(text: str, secrets: Sequence[str], mark: str) -> str:
 
 def resolved(escape: re.Match[str]) -> str:
     """What an escape, or a letter, stands for, in UTF-8's bytes."""
-    kind = escape.lastindex  # of the groups in ESCAPE
-    if kind is None or kind == 6:
-        return escape[kind] if kind else ""
-    number = int(escape[kind], 10 if kind == 5 else 16)
-    return chr(number) if kind == 3 else utf8(chr(number)).decode("latin-1")
+    group = escape.lastindex  # of the groups in ESCAPE
+    if group is None or group == 6:
+        return escape[group] if group else ""
+    number = int(escape[group], 10 if group == 5 else 16)
+    return chr(number) if group == 3 else utf8(chr(number)).decode("latin-1")
 
 
 def one_line(text: str, limit: int = 300) -> str:
@@ -873,19 +873,19 @@ def any_clear(rows: Iterator[tuple[int, bool, bytes]], clear: Sequence[tuple[int
     return False
 
 
-def unfiltered(kind: int, line: bytes, above: bytes) -> bytes:
+def unfiltered(method: int, line: bytes, above: bytes) -> bytes:
     """One channel of a PNG's row without its filter (PNG, part 9); above: the same of the row above."""
-    if kind == 0:
+    if method == 0:
         return line
     up = above[0]
-    value = line[0] + (0, 0, up, up // 2, up)[kind] & 255
-    others = (0, 0, line[0], value - (value + up) // 2 & 255, 0)[kind]
+    value = line[0] + (0, 0, up, up // 2, up)[method] & 255
+    others = (0, 0, line[0], value - (value + up) // 2 & 255, 0)[method]
     if line.count(others, 1) == len(line) - 1 and above.count(up) == len(line):
         return bytes([value]) * len(line)  # one value under one value, as masks mostly are: no loop
     result, left, corner = bytearray(), 0, 0
     for value, up in zip(line, above):
-        guess = left if kind == 1 else up if kind == 2 else left + up >> 1
-        if kind == 4:
+        guess = left if method == 1 else up if method == 2 else left + up >> 1
+        if method == 4:
             a, b, c = abs(up - corner), abs(left - corner), abs(left + up - 2 * corner)  # Paeth's distances
             guess = left if a <= b and a <= c else up if b <= c else corner
             corner = up
@@ -975,7 +975,7 @@ class Option(NamedTuple):
     flag: str
     value: str  # its value's name in the help; a switch has none
     help: str
-    kind: Callable[[str], Any] | tuple[str, ...] = str  # what reads its value, or the words that it may be
+    accepts: Callable[[str], Any] | tuple[str, ...] = str  # what reads its value, or the words that it may be
     default: Any = None  # what holds if it is not given
     wire: str = ""  # OpenAI's name for it, if it is sent
     runapi: str | None = None  # RunAPI's name for it, if it is sent; None: not supported, if wire is set
@@ -1618,7 +1618,7 @@ IMAGE_NAME = (r"(?is)https?://\S+|file:\S+|data:[^,\s]*,.*|"
               r"\S+\.(?:png|jpe?g|webp|gif|svg|tiff?|avif|hei[cf]|bmp|psd)")
 # What else people pass, by its first bytes without XML's prolog.
 WEB_PAGE = "a web page"
-OTHER_KINDS = (
+OTHER_FORMATS = (
     (rb".{4}ftyp.{,40}avi[fs]", "AVIF"), (rb".{4}ftyp(?:he|mif1|msf1)", "HEIC"), (rb"GIF8", "GIF"),
     (rb"8BPS", "PSD"), (rb"II[*+]\0|MM\0[*+]", "TIFF"), (rb"BM.{4}\0{4}", "BMP"), (rb"%PDF-", "PDF"),
     (rb"\xff\x0a|\0{3}\x0cJXL ", "JPEG XL"), (rb"\xff\x4f\xff\x51|\0{3}\x0cjP  ", "JPEG 2000"),
@@ -1776,10 +1776,10 @@ def read_prompt(source: str) -> str:
         raise usage_failure(f"the prompt in {source} is not UTF-8 text", "Save it as UTF-8.") from None
 
 
-def file_digest(path: str, kind: str) -> bytes:
+def file_digest(path: str, algorithm: str) -> bytes:
     """A file's checksum, a block at a time."""
     import hashlib
-    digest = hashlib.new(kind)
+    digest = hashlib.new(algorithm)
     with plain_file(path, follow=True) as stream:
         for block in iter(lambda: stream.read(BLOCK), b""):
             digest.update(block)
@@ -1837,11 +1837,11 @@ def read_input(path: str, who: str, name: str) -> Picture:
         return picture
     with open(path, "rb") as stream:
         head = XML_NOISE.sub(b"", stream.read(HEAD))
-    kind = next((kind for mark, kind in OTHER_KINDS if re.match(b"(?si)" + mark, head)), "")
-    hint = "Convert it: " + conversion(name) if kind else ""
-    found = f" but {kind}" if kind else " (whatever its name says)"
+    other = next((other for mark, other in OTHER_FORMATS if re.match(b"(?si)" + mark, head)), "")
+    hint = "Convert it: " + conversion(name) if other else ""
+    found = f" but {other}" if other else " (whatever its name says)"
     raise input_failure(f"{who} is not a PNG, JPEG or WebP image{found}",
-                        "Give the address of the image itself." if kind == WEB_PAGE else hint)
+                        "Give the address of the image itself." if other == WEB_PAGE else hint)
 
 
 def conversion(path: str) -> str:
@@ -2161,7 +2161,7 @@ def url_on_host(url: str, base: str) -> str:
 
 def collect_images(create: Request, response: Response, settings: Settings, wanted: int = 1,
                    templates: list[str] | None = None) -> Provider:
-    """The images of a response, fetched where it only links to them; a Failure stands for each that failed."""
+    """The images of a response, fetched where it only links to them; a Failure stands for one that fails."""
     response = yield from poll_until_done(create, response, settings, [] if templates is None else templates)
     images: list[Image | Failure] = []
     for image in response.images:
@@ -2375,9 +2375,9 @@ class Exchange(NamedTuple):
     """The files of one transfer, side by side in the command's folder."""
     base: str
 
-    def file(self, kind: str) -> str:
-        """The path of one of them; the journal's table lists the kinds."""
-        return f"{self.base}.{kind}"
+    def file(self, name: str) -> str:
+        """The path of one of them; the journal's table lists the names."""
+        return f"{self.base}.{name}"
 
 
 class Outcome(NamedTuple):
@@ -2460,8 +2460,8 @@ def write_bodies(request: Request, exchange: Exchange) -> None:
     bodies = {f"field-{number}": part.text for number, part in enumerate(request.form) if not part.path}
     if request.body is not None:
         bodies["body"] = json.dumps(request.body, ensure_ascii=False, default=inline_file)
-    for kind, text in bodies.items():
-        with private_file(exchange.file(kind)) as stream:
+    for name, text in bodies.items():
+        with private_file(exchange.file(name)) as stream:
             stream.write(text.encode("utf-8"))
 
 
@@ -2695,7 +2695,7 @@ def unsent_hint(kind: str, url: str) -> str:
 #   N.create              start_curl             Folder.create_steps  the Nth paid step asks for images
 #   N.body, N.field-K     write_bodies           curl                 what is sent
 #   N.lock                start_curl             exchange_state       curl's process id; locked while it runs
-#   N.answer, N.headers   curl                   read_response        the response (N.answer.*: unpacked from it)
+#   N.answer, N.headers   curl                   read_response        the response (N.answer.*: made from it)
 #   N.outcome, N.errors   curl                   read_outcome         how it ended; errors: curl may have run
 #   RUN-K.*               as N.*                 as N.*               a step that is repeated, not replayed
 #   saved-N               Folder.remember_saved  Folder.saved_before  the path of the Nth image
@@ -3028,8 +3028,8 @@ def exchange_state(exchange: Exchange) -> str:
     if lock is None:
         return RUNNING
     release(lock)
-    for kind in ("outcome", "errors"):
-        with open(exchange.file(kind), "rb") as stream:
+    for name in ("outcome", "errors"):
+        with open(exchange.file(name), "rb") as stream:
             if stream.read(4096).strip():  # more than the blanks from before curl started
                 return ANSWERED
     return LOST if os.path.exists(exchange.file("headers")) else UNSENT
@@ -3130,7 +3130,7 @@ def send_with_retries(request: Request, exchange: Exchange, run: Run) -> Respons
         if not request.rules.is_file:
             seconds = run.console.seconds()
             if not request.rules.repeatable:  # whichever run started it
-                started, ended = (os.stat(exchange.file(kind)).st_mtime for kind in ("lock", "outcome"))
+                started, ended = (os.stat(exchange.file(name)).st_mtime for name in ("lock", "outcome"))
                 seconds = max(0.0, ended - started)
             run.result.facts.update(http_status=response.status or None, elapsed_s=round(seconds, 1),
                                     request_id=response.headers.get("x-request-id"))
@@ -3302,8 +3302,8 @@ def server_pause(headers: Mapping[str, str], message: str) -> float | None:
 
 def forget_exchange(exchange: Exchange) -> None:
     """Remove what one try left, so that a stale response is not mistaken for the next try's."""
-    for kind in ("errors", "outcome", "headers", "answer", "lock"):
-        discard(exchange.file(kind))
+    for name in ("errors", "outcome", "headers", "answer", "lock"):
+        discard(exchange.file(name))
 
 
 def send(request: Request, exchange: Exchange, run: Run) -> None:
@@ -3614,14 +3614,14 @@ class Event(NamedTuple):
     broken: bool = False
 
     @property
-    def kind(self) -> str:
+    def type(self) -> str:
         """What it calls itself."""
         return as_text(json_path(self.data, "type")) or self.name
 
     @property
     def is_preview(self) -> bool:
         """Whether its image is not finished yet; any other is a result, whatever its vendor calls it."""
-        return self.kind.endswith("partial_image")
+        return self.type.endswith("partial_image")
 
 
 def read_events(stream: BinaryIO, begin: int = 0, growing: bool = False) -> Iterator[Event]:
@@ -3677,21 +3677,21 @@ def file_lines(stream: BinaryIO, begin: int, growing: bool) -> Iterator[tuple[in
 
 def event_document(stream: BinaryIO) -> tuple[dict[str, Any], bool]:
     """(a stream as one plain response: finished images, else its error, and all events; is it cut off?)."""
-    finished: list[tuple[str, Image]] = []  # with the kinds of their events
+    finished: list[tuple[str, Image]] = []  # with the types of their events
     events: list[Any] = []
     words, usage, error, broken = "", None, None, False
     for event in read_events(stream):
         data, broken = event.data if isinstance(event.data, dict) else {}, broken or event.broken
-        failed = data.get("error") or json_path(data, "response", "error") or (event.kind == "error" and data)
+        failed = data.get("error") or json_path(data, "response", "error") or (event.type == "error" and data)
         error = failed or error
         if not failed and not event.is_preview:
-            finished += [(event.kind, image) for image in find_images(event.data)]
+            finished += [(event.type, image) for image in find_images(event.data)]
             choices = data.get("choices")  # of a chat
             piece = json_path(choices[0], "delta", "content") if isinstance(choices, list) and choices else ""
             words += piece if isinstance(piece, str) else ""
         usage = data.get("usage") or json_path(data, "response", "usage") or usage
         if event.data is not None:
-            events.append({"type": event.kind} if event.is_preview else event.data)
+            events.append({"type": event.type} if event.is_preview else event.data)
     finished = finished or [("", image) for image in images_in_words(words)]
     if error and not finished:
         return {"error": error, "events": events}, broken
@@ -3699,14 +3699,14 @@ def event_document(stream: BinaryIO) -> tuple[dict[str, Any], bool]:
 
 
 def without_repeats(finished: Sequence[tuple[str, Image]]) -> list[Image]:
-    """The images of a stream without those that an event of another kind repeats, as a final summary does."""
+    """The images of a stream without those that an event of another type repeats, as a final summary does."""
     import hashlib
-    kinds: dict[bytes, str] = {}
+    types: dict[bytes, str] = {}
     images = []
-    for kind, image in finished:
+    for type_, image in finished:
         content = (image.path or image.url).encode() or b"".join(
             hashlib.sha256(block).digest() for block in base64_blocks(image.base64))
-        if kinds.setdefault(content, kind) == kind:
+        if types.setdefault(content, type_) == type_:
             images.append(image)
     return images
 
@@ -4854,10 +4854,10 @@ def read_value(row: Option, text: str) -> Any:
     if not text:
         raise usage_failure(f"{row.flag} is empty")
     try:
-        value = text.lower() if isinstance(row.kind, tuple) else row.kind(text)
+        value = text.lower() if isinstance(row.accepts, tuple) else row.accepts(text)
     except ValueError as fault:
         raise usage_failure(f"{row.flag} {fault}") from None
-    if row.kind is not PATH and re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False)):
+    if row.accepts is not PATH and re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False)):
         raise usage_failure(f"{row.flag} is not valid UTF-8")
     return value
 
@@ -4885,7 +4885,7 @@ def build_parser(command: str) -> ArgumentParser:
             parser.add_argument(*flags, action="append", default=[], type=partial(read_value, row))
         else:
             parser.add_argument(*flags, default=default, type=partial(read_value, row),
-                                choices=row.kind if isinstance(row.kind, tuple) else None)
+                                choices=row.accepts if isinstance(row.accepts, tuple) else None)
     parser.set_defaults(run=run_config_command if command == "config" else run_image_command)
     if environment("OPENCLAW_SHELL"):  # OpenClaw delivers files of its workspace, in which it runs commands
         parser.set_defaults(output=os.path.basename(DEFAULT_OUTPUT))
