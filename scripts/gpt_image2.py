@@ -391,7 +391,7 @@ class Purpose(NamedTuple):
 PURPOSES = {
     "create": Purpose(False, False, False),  # makes images
     "upload": Purpose(False, False, True),
-    "poll": Purpose(True, False, False, "the task could not be looked at", (404, 405)),
+    "poll": Purpose(True, False, False, "the task could not be polled", (404, 405)),
     "result": Purpose(True, False, False, "the task's result could not be fetched"),
     "download": Purpose(True, True, False, "the image could not be fetched", (401, 403)),
     "models": Purpose(True, False, True),
@@ -1208,7 +1208,7 @@ def read_config(path: str, warnings: list[str]) -> dict[str, Any]:
     try:
         json.dumps(content, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
-        raise setup_failure(f"{path} contains half a character (\\ud800 to \\udfff alone)") from None
+        raise setup_failure(f"{path} contains an invalid character (a lone surrogate)") from None
     if os.name == "posix" and not piped:
         check_owner(path, status, {name for name in content if content[name]}, warnings)
     for name in content:
@@ -1659,13 +1659,13 @@ def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[st
     size, shaped = SIZE_NAMES.get(options.size, options.size), options.aspect_ratio or options.resolution
     refuse_broken(
         (not prompt.strip(), "the prompt is empty", ""),
-        (len(prompt) > MAX_PROMPT, f"the prompt has {len(prompt)} characters, {MAX_PROMPT} are allowed",
+        (len(prompt) > MAX_PROMPT, f"the prompt has {len(prompt)} characters; the limit is {MAX_PROMPT}",
          f"Shorten it by {len(prompt) - MAX_PROMPT} characters."),
         (image_format not in formats,
          f"{model} does not make {image_format}, only {', '.join(formats)}", "Use -o NAME.png"),
         (options.command == "edit" and not paths,
          "the image to edit is missing", 'Use: edit IMAGE "what to change"'),
-        (len(paths) > MAX_IMAGES, f"{len(paths)} images were given, {MAX_IMAGES} are allowed", ""),
+        (len(paths) > MAX_IMAGES, f"{len(paths)} images were given; at most {MAX_IMAGES} are allowed", ""),
         (shaped and size != "auto",
          "use either --size or --aspect-ratio and --resolution, not both", ""),
         (size != "auto" and not split_size(size),
@@ -1682,7 +1682,7 @@ def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[st
     target = checked_target(options.output, image_format, options.overwrite)
     if target.suffix.lower() not in SUFFIXES[image_format]:
         name = os.path.basename(first_path(target, options.n, image_format))
-        notes.append(f"--format {image_format} against {target.suffix}: the file will be {name}")
+        notes.append(f"--format {image_format} does not match {target.suffix}: the file will be {name}")
     shape_waits = shaped and not runapi and values["size"] == "auto"
     return Job(options.command, model, prompt, images, mask, parameters, options.n, target,
                options.keep_partials, (options.resolution or "1k") if shape_waits else "")
@@ -1819,7 +1819,7 @@ def read_upload(upload: Upload, md5: bool = False) -> Upload:
         (not stat.S_ISREG(status.st_mode), f"{who} is not a file", ""),
         (status.st_size == 0, f"{who} is empty", ""),
         (status.st_size >= MAX_IMAGE_BYTES,
-         f"{who} has {status.st_size // 1000000} MB, less than 50 MB are allowed",
+         f"{who} has {status.st_size // 1000000} MB; it must be smaller than 50 MB",
          "Scale it down or save it as JPEG."), failure=input_failure)
     picture = read_input(path, who, path)
     checksum = base64.b64encode(file_digest(path, "md5")).decode("ascii") if md5 else upload.checksum
@@ -1932,7 +1932,7 @@ def runapi_shape(options: Namespace, size: str, settings: Settings, notes: list[
         ratio, resolution = runapi_size(size, *split_size(size) or (0, 0))
     refuse_broken(
         (ratio not in (None, "auto", *RUNAPI_RATIOS),
-         f"RunAPI has no ratio {quoted(ratio or '')}, only {', '.join(RUNAPI_RATIOS)}", ""),
+         f"RunAPI does not support the ratio {quoted(ratio or '')}, only {', '.join(RUNAPI_RATIOS)}", ""),
         (resolution in ("2k", "4k") and ratio in (None, "auto"),
          f"RunAPI makes {resolution} only with a ratio", "Add for example --aspect-ratio 16:9"),
         (ratio == "1:1" and resolution == "4k",
@@ -1951,7 +1951,7 @@ def runapi_size(size: str, width: int, height: int) -> tuple[str, str]:
         return best, fits[0]
     possible = [name for name in RUNAPI_EDGES if (best, name) != ("1:1", "4k")]
     near = min(possible, key=lambda name: abs(log(edge / RUNAPI_EDGES[name][0])))
-    raise usage_failure(f"RunAPI has no size {size}", f"Closest: --aspect-ratio {best} --resolution {near}")
+    raise usage_failure(f"RunAPI cannot make {size}", f"Closest: --aspect-ratio {best} --resolution {near}")
 
 
 def checked_size(size: str, model: str, rules: ModelRules | None) -> str:
@@ -2326,7 +2326,7 @@ def storage_request(request: Request, response: Response, path: str) -> Request:
     pairs = [(name, as_text(value)) for name, value in headers.items()] if isinstance(headers, dict) else []
     bad = any(header_fault(name, value) for name, value in pairs if name.lower() != "content-type")
     if bad or re.search(r"[\s\x00-\x20\x7f-\x9f]", url) or address_fault(url, request.url):
-        raise Failure("upload", "the upload has no usable address: " + nothing_usable(response))
+        raise Failure("upload", "the upload reply has no usable address: " + nothing_usable(response))
     return request._replace(method="PUT", url=url, headers=tuple(pairs), file=path)
 
 
@@ -4049,7 +4049,7 @@ def save_image(image: Image, index: int, target: Target, numbers: Iterator[int],
         os.close(handle)
     picture, is_whole = picture_in(path)
     if picture is None or not is_whole:
-        raise Failure("broken_image", f"the image is incomplete; the part that came: {path}", billed="yes")
+        raise Failure("broken_image", f"the image is incomplete; what arrived is in {path}", billed="yes")
     return Saved(path, os.path.getsize(path), picture)
 
 
@@ -4131,7 +4131,7 @@ class Partials:
         """Give the finished file its name. A file that this command did not make stays."""
         names, most = self.names | {path}, self.job.parameters["partial_images"]
         if len(names) > self.job.n * (most if type(most) is int else MAX_PARTIALS):
-            raise OSError("more came than you asked for")
+            raise OSError("more arrived than you asked for")
         self.names = names
         self.made.append(file_mark(self.part, path))
         with private_file(self.record, os.O_APPEND) as stream:  # never emptied, not even for a moment
@@ -4536,7 +4536,7 @@ class Inputs:
 def copy_upload(upload: Upload, path: str, masked: Upload | None) -> None:
     """A private copy of a file, which must be what was checked. masked: the image that it is the mask of."""
     import shutil
-    changed = input_failure(f"{upload.path} changed while it was read", "Run the same command again.")
+    changed = input_failure(f"{upload.path} changed while it was being read", "Run the same command again.")
     try:
         source = plain_file(upload.path, follow=True)
     except OSError:
@@ -4702,7 +4702,7 @@ def write_template(options: Namespace, console: Console) -> None:
     usual = "OPENAI_API_KEY" if is_openai else "GPT_IMAGE2_API_KEY"
     hidden = [other for other in config_locations() if os.path.lexists(other) and other != path]
     if hidden and not options.config:
-        console.warn(f"{hidden[0]} will no longer be read")
+        console.warn(f"{hidden[0]} is ignored from now on")
     content = {"base_url": checked_base_url(base_url, options.allow_http),
                "api_key_env": variable_name(options.api_key_env or usual)}
     part = f"{path}.{os.getpid()}.part"
@@ -4759,7 +4759,7 @@ def check_setup(settings: Settings, run: Run) -> None:
     say(f"ok    {check_curl(console.secrets.keys)}")
     say(f"ok    config file {settings.config_path or 'none'}")
     key = find_key(settings, console).value
-    masked = f"ok    key {mask_key(key)}" if key else "note  key none"
+    masked = f"ok    key {mask_key(key)}" if key else "note  no key"
     say(f"{masked}, endpoint {settings.base_url.value}")
     if settings.service.free_check:
         try_key(settings, key, run, say)

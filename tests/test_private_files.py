@@ -476,7 +476,7 @@ class PicturesInTheMakingTest(PrivateCase):
             result = self.preview("--keep-partials", "--overwrite", *more, text=events + frame(completed()) * 2)
             self.assertEqual(result.exit_code, 0, result.stderr)
             self.assertEqual(len(list(self.work.glob("*.partial-*"))), most)
-            self.assertEqual(result.stderr.count("more came than you asked for"), 1, result.stderr)
+            self.assertEqual(result.stderr.count("more arrived than you asked for"), 1, result.stderr)
             for path in self.work.iterdir():
                 path.unlink()
 
@@ -519,7 +519,7 @@ class UploadsAreCopiesTest(PrivateCase):
                 self.file("other.png", OTHER)
                 result = self.edit_with(self.key_command(lines))
                 self.assertEqual((result.exit_code, self.server.requests), (2, []), result.stderr)
-                self.assertIn("changed while it was read", result.stderr)
+                self.assertIn("changed while it was being read", result.stderr)
                 self.assertEqual(self.journal(), [])
 
     def test_mask_changed_before_it_is_copied(self) -> None:
