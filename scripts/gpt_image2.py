@@ -2832,13 +2832,13 @@ def state_root() -> str:
 
 def sandbox_root() -> str:
     """Its substitute in a sandbox, where a command can write only to its workspace and temporary files."""
-    folders = temporary_places()
+    folders = temp_folders()
     if not folders:
         raise OSError("there is no folder for temporary files")  # requests do not belong in a workspace
     return os.path.join(folders[0], f"gpt-image-2-{os.getuid() if hasattr(os, 'getuid') else None}")
 
 
-def temporary_places() -> list[str]:
+def temp_folders() -> list[str]:
     """Folders for temporary files. Python's own search leaves a probe file behind if it is killed."""
     folders = [*map(environment, ("TMPDIR", "TEMP", "TMP")), "/tmp", "/var/tmp"]
     return [folder for folder in map(os.path.realpath, filter(None, folders))
@@ -2947,7 +2947,7 @@ def open_folder(job: Job, settings: Settings, fresh: bool, console: Console) -> 
 def temporary_folder() -> Folder:
     """A private folder that no later run will look for."""
     import tempfile
-    for folder in [*temporary_places(), os.curdir]:
+    for folder in [*temp_folders(), os.curdir]:
         with suppress(OSError):
             return Folder(tempfile.mkdtemp(prefix=PROGRAM + "-", dir=folder), None, False)
     raise setup_failure("there is no folder for temporary files", "Set TMPDIR to a writable one. " + SANDBOX)

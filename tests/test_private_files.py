@@ -251,10 +251,10 @@ class UnsafePlaceTest(PrivateCase):
         """The folder in it would be this user's, until somebody puts another in its place."""
         self.tmp.chmod(0o777)
         with self.inside({"XDG_STATE_HOME": "/proc/nowhere"}, ""):
-            self.assertNotIn(str(self.tmp), program.temporary_places())
+            self.assertNotIn(str(self.tmp), program.temp_folders())
         self.tmp.chmod(0o1777)
         with self.inside(None, ""):
-            self.assertIn(str(self.tmp), program.temporary_places())
+            self.assertIn(str(self.tmp), program.temp_folders())
 
     def test_group_of_several_people(self) -> None:
         if not IS_ROOT:
