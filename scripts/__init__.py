@@ -34,7 +34,7 @@ TIERS = {
                          "strengths": "Finals, small text"}}
 SIZES = {"landscape": "1536x1024", "square": "1024x1024", "portrait": "1024x1536"}
 TIME_LIMIT = 390  # seconds; Hermes 0.19 cuts tool calls of a batch off after 420
-GRACE = 10  # seconds that a child has to end after it was asked to
+GRACE = 10  # seconds that a child has to end after it was told to
 MAX_NAME = 255  # characters of a path that does not exist; a longer one may be an image, and is not repeated
 
 COLLECT = "Call image_generate again with exactly the same arguments for the image; it is not bought twice."
@@ -56,7 +56,7 @@ ADVICE = {"again": COLLECT,
           "ask": "Ask the user before calling image_generate again, which may buy another image.",
           "stop": "Do not call image_generate again; tell the user."}
 ADVICE_BY_KIND = {"key": SET_KEY, "moderation": "Reword the prompt; the same one will be refused again.",
-                  "state": "Make that folder writable, or change the prompt, which starts a new picture.",
+                  "state": "Make that folder writable, or change the prompt, which starts a new image.",
                   "interrupted": "Call image_generate again.", "task_failed": "Call image_generate again.",
                   **{kind: program.KINDS[kind].hint for kind in ("quota", "verification", "region", "blocked",
                                                                  "forbidden")}}
@@ -124,7 +124,7 @@ def own_key(config: Mapping[str, Any]) -> str:
 
 
 def default_url(api: str) -> str:
-    """Where a protocol is spoken when nothing but variables tells."""
+    """Where a protocol is spoken if only a variable, or nothing, names an address."""
     service = program.SERVICES.get(api or "openai")
     addresses = map(variable, service.address_variables[:1] if service else ())
     return next(filter(None, addresses), program.default_address(api))
@@ -137,7 +137,7 @@ def protocol(config: Mapping[str, Any]) -> str:
 
 def own_file() -> dict[str, Any]:
     """The program's config file, its key variable looked up as Hermes does. Failure if it cannot be read."""
-    path = next((place for place in program.config_locations() if os.path.lexists(place)), "")
+    path = next((each for each in program.config_locations() if os.path.lexists(each)), "")
     content = program.read_config(path, []) if path else {}
     content.pop("max_cost", None)
     key_variable = content.pop("api_key_env", "")
@@ -200,7 +200,7 @@ def with_key(config: dict[str, Any], key: str, openai: Mapping[str, Any]) -> dic
 
 
 def check_config(config: Mapping[str, Any]) -> None:
-    """A Failure when nothing can be asked for with this config."""
+    """Raise a Failure if no image can be requested with this config."""
     if not config:
         raise program.setup_failure("no key for the image endpoint", SET_KEY, "key")
     if not config["base_url"]:
@@ -221,7 +221,7 @@ def tier_of(*names: Any) -> str:
 
 
 class BadSource(ValueError):
-    """An input image that must not be read, or that is none."""
+    """An input image that must not be read, or that is not one."""
 
 
 def sources_of(image_url: Any, references: Any) -> list[str]:
@@ -244,7 +244,7 @@ def is_text(text: str) -> bool:
 def local_source(source: str) -> str:
     """What the program is given for an input image: a URL or a path."""
     if "\0" in source or not is_text(source):
-        raise BadSource("it holds what no address and no name can hold")
+        raise BadSource("it contains a character that no address or path can have")
     scheme, colon, rest = source.partition(":")
     if colon and scheme.lower() in ("http", "https"):
         return scheme.lower() + colon + rest
@@ -274,7 +274,7 @@ def data_file(data: str) -> str:
             program.copy_image(program.Image(base64="data:" + data), stream)
         os.replace(part, str(path))
     except program.Failure:
-        raise BadSource("the data URL holds no base64") from None
+        raise BadSource("the data URL does not contain base64") from None
     finally:
         if os.path.exists(part):
             os.unlink(part)
@@ -312,11 +312,11 @@ def run_program(arguments: Sequence[str], config: Mapping[str, Any], seconds: fl
         if in_time:
             raise program.Failure("bug", f"the image program died (exit code {child.returncode})", COLLECT,
                                   "maybe") from None
-        raise program.Failure("timeout", "time is up", COLLECT) from None
+        raise program.Failure("timeout", "the time limit was reached", COLLECT) from None
 
 
 def last_words(child: subprocess.Popen[bytes]) -> bytes:
-    """What a child still says after it was asked to end; a deaf one is killed."""
+    """The rest of a child's output after it was told to end; one that does not end is killed."""
     child.terminate()
     try:
         return child.communicate(timeout=GRACE)[0]
@@ -347,7 +347,7 @@ def error_of(kind: str, message: str, advice: str, billed: str, exit_code: int) 
     """Message and type of a failure of the program, in words that fit a tool call."""
     error_type = ERROR_TYPES.get(kind) or ERROR_TYPES_BY_EXIT.get(exit_code, "api_error")
     message = "the image is still being made" if kind == "stopped" else message
-    message = re.sub(r"[A-Za-z0-9+/_=-]{200,}", "...", message)  # a picture, perhaps
+    message = re.sub(r"[A-Za-z0-9+/_=-]{200,}", "...", message)  # perhaps a picture
     money = {"maybe": " The image may have been billed.", "yes": " The image was billed."}.get(billed, "")
     return {"error": f"{message.rstrip('.')}.{money} {advice}".strip(), "error_type": error_type}
 
@@ -357,20 +357,20 @@ def failure_of(error: Exception) -> dict[str, str]:
     if isinstance(error, program.Failure):
         # A config's hint names the command line; the others were written for this tool.
         advice = ADVICE["fix"] if error.kind == "config" else error.hint
-        told = error_of(error.kind, error.message, advice, error.billed, error.exit_code)
+        answer = error_of(error.kind, error.message, advice, error.billed, error.exit_code)
     elif isinstance(error, BadSource):
-        told = {"error": f"an input image cannot be used: {error}", "error_type": "invalid_image_input"}
+        answer = {"error": f"an input image cannot be used: {error}", "error_type": "invalid_image_input"}
     else:
         error_type = "io_error" if isinstance(error, OSError) else "provider_error"
-        told = {"error": f"{type(error).__name__}: {error}", "error_type": error_type}
+        answer = {"error": f"{type(error).__name__}: {error}", "error_type": error_type}
     secrets = program.Secrets(filter(None, map(variable, program.KEY_VARIABLES)))
-    return {**told, "error": secrets.clean(told["error"])}
+    return {**answer, "error": secrets.clean(answer["error"])}
 
 
 def time_limit(section: Mapping[str, Any]) -> float:
     """Seconds that one call may take; shorter ones are for front ends with less patience."""
-    asked = section.get("timeout")
-    return float(min(asked, TIME_LIMIT)) if isinstance(asked, (int, float)) and asked > 1 else TIME_LIMIT
+    wanted = section.get("timeout")
+    return float(min(wanted, TIME_LIMIT)) if isinstance(wanted, (int, float)) and wanted > 1 else TIME_LIMIT
 
 
 def answer_call(hermes: ModuleType, facts: dict[str, str], image_url: Any, references: Any) -> dict[str, Any]:
@@ -384,8 +384,8 @@ def answer_call(hermes: ModuleType, facts: dict[str, str], image_url: Any, refer
     if not result["ok"]:
         error = result["error"]
         advice = ADVICE_BY_KIND.get(error["kind"]) or ADVICE[error["next"]]
-        told = error_of(error["kind"], error["message"], advice, error["billed"], result["exit_code"])
-        return dict(hermes.error_response(**told, **facts))
+        answer = error_of(error["kind"], error["message"], advice, error["billed"], result["exit_code"])
+        return dict(hermes.error_response(**answer, **facts))
     saved = result["saved"][0]
     if len(sources) > program.MAX_IMAGES:
         result["warnings"].append(
@@ -423,7 +423,7 @@ def make_provider(hermes: ModuleType) -> Any:
             return "GPT Image 2 (any endpoint)"
 
         def is_available(self) -> bool:
-            """Whether there are curl and a key."""
+            """Whether curl and a key are there."""
             return shutil.which("curl") is not None and has_key()
 
         def list_models(self) -> list[dict[str, Any]]:
@@ -440,7 +440,7 @@ def make_provider(hermes: ModuleType) -> Any:
                     "max_source_images": program.MAX_IMAGES, "url_input": True}
 
         def get_setup_schema(self) -> dict[str, Any]:
-            """A key is asked for only when none is there."""
+            """Hermes asks for a key only if there is none."""
             variables = [{"key": "GPT_IMAGE2_API_KEY", "prompt": "API key of the image endpoint",
                           "url": "https://platform.openai.com/api-keys"}]
             return {"name": self.display_name, "badge": "paid", "env_vars": [] if has_key() else variables,

@@ -25,7 +25,7 @@ key. open_folder makes requests/FINGERPRINT-RANDOM, or takes over an unfinished 
 provider for a Request; start_curl writes N.body, N.create and N.lock and lets curl go on alone, which
 writes N.answer, N.headers, N.outcome and N.errors. read_response says what the answer means, failure_of
 what is wrong with it, retry_pause when it may be sent again. The provider yields the next Request (poll,
-download) or returns Images; save_images saves them, Console.finish tells it, and the folder is removed.
+download) or returns Images; save_images saves them, Console.finish reports them, and the folder is removed.
 Killed anywhere, the same command finds the folder by its fingerprint and replays the provider: every paid
 step that has an answer is read, not sent.
 
@@ -37,17 +37,17 @@ learns what was saved, whether money may be gone, and what to do next.
 Not promised: hiding a key from other processes of the same user (they may read this program's memory), or a
 picture of the size that was asked for (relays ignore it; the difference is reported).
 
-Exit codes: 0 all that came is saved, 1 a bug here, 2 wrong command or local file (nothing sent), 3 no
+Exit codes: 0 all that came back is saved, 1 a bug here, 2 wrong command or local file (nothing sent), 3 no
 usable key, config or curl, or the key was refused, 4 the request was refused, 5 rate limit or quota, 6 no
-usable answer, 7 images came back but could not all be saved, 129 hung up, 130 interrupted, 141 nobody reads
-the result any more, 143 terminated.
+usable answer, 7 images came back but could not all be saved, 129 hung up, 130 interrupted, 141 the program
+that reads the result has gone, 143 terminated.
 """
 from __future__ import annotations
 
 import sys
 
 if __name__ == "__main__" and not sys.flags.isolated and not getattr(sys.flags, "safe_path", False):
-    sys.path.pop(0)  # the folder of this file, where a shlex.py or json.py may lie that is none of ours
+    sys.path.pop(0)  # the folder of this file, which may hold somebody else's shlex.py or json.py
 
 import base64
 import binascii
@@ -108,7 +108,7 @@ NETWORK_PAUSE, RATE_LIMIT_PAUSE = 0.5, 5.0
 MAX_PROMPT = 32_000  # characters
 MAX_IMAGES, MAX_IMAGE_BYTES = 16, 50_000_000
 SAFE_MASK_BYTES = 4_000_000  # the API reference says 4 MB, the guide 50 MB
-MAX_MASK_PIXELS, MAX_MASK_EDGE = 64_000_000, 65_535  # that are looked at; a few bytes may claim any number
+MAX_MASK_PIXELS, MAX_MASK_EDGE = 64_000_000, 65_535  # more is refused: a few bytes may claim any size
 MAX_N, MAX_PARTIALS = 10, 3
 EDGE_STEP = 16  # both edges are multiples of this
 MAX_EDGE = 3840  # inclusive: 3840x2160 is accepted
@@ -131,7 +131,7 @@ RUNAPI_EDGES = {"1k": (1024, 1536), "2k": (2048, 2560), "4k": (3840, 3840)}  # t
 SIZE_NAMES = {"square": "1024x1024", "landscape": "1536x1024", "portrait": "1024x1536"}
 FORMATS = ("png", "jpeg", "webp")
 SUFFIXES = {"png": (".png",), "jpeg": (".jpg", ".jpeg"), "webp": (".webp",), "gif": (".gif",),
-            "svg": (".svg",), "tiff": (".tif", ".tiff"),  # no model makes this, nor these
+            "svg": (".svg",), "tiff": (".tif", ".tiff"),  # no model makes this one or the next
             **{name: ("." + name,) for name in ("avif", "bmp", "heic", "heif", "ico", "jxl", "pdf", "psd")}}
 TYPICAL_SECONDS = {"low": "70 s", "medium": "120 s", "high": "276 s"}
 
@@ -168,7 +168,7 @@ OK, BUG, USAGE, SETUP, REFUSED, LIMITED, NO_ANSWER, UNSAVED = range(8)
 INTERRUPTED, UNREAD = 130, 141  # 128 + the signal's number, like the others
 
 LOOK_FIRST = "Check the account's usage before you run the command again."
-ASKS_ANEW = "Running the command again buys a new image."
+BUYS_AGAIN = "Running the command again buys a new image."
 
 
 class Kind(NamedTuple):
@@ -191,7 +191,7 @@ KINDS = {
     "curl": Kind(SETUP, "no", "fix"),
     "state": Kind(SETUP, "no", "ask"),
     "key": Kind(SETUP, "no", "ask", "config --show says where the key comes from; config --check tests it."),
-    "network": Kind(NO_ANSWER, "maybe", "ask", ASKS_ANEW),
+    "network": Kind(NO_ANSWER, "maybe", "ask", BUYS_AGAIN),
     "tls": Kind(NO_ANSWER, "no", "fix", 'If your network has its own CA, set "cacert" in the config.'),
     "timeout": Kind(NO_ANSWER, "maybe", "ask", "Raise --timeout, or lower --quality or --size."),
     "upload": Kind(NO_ANSWER, "no", "again", "Run the same command again; you were not charged."),
@@ -213,11 +213,11 @@ KINDS = {
     # No usable response.
     "gateway": Kind(NO_ANSWER, "maybe", "ask", "The gateway gave up: try --stream or a lower --quality."),
     "server": Kind(NO_ANSWER, "maybe", "ask", LOOK_FIRST),
-    "task_failed": Kind(NO_ANSWER, "maybe", "ask", ASKS_ANEW),
+    "task_failed": Kind(NO_ANSWER, "maybe", "ask", BUYS_AGAIN),
     "web_page": Kind(NO_ANSWER, "maybe", "fix", "Check --base-url: it should end in /v1."),
     "no_image": Kind(NO_ANSWER, "maybe", "ask", LOOK_FIRST),
     "broken_image": Kind(NO_ANSWER, "maybe", "ask", LOOK_FIRST),
-    "place": Kind(NO_ANSWER, "yes", "stop", "Tell the people who run the service. " + ASKS_ANEW),
+    "place": Kind(NO_ANSWER, "yes", "stop", "Tell the people who run the service. " + BUYS_AGAIN),
     # The image exists or is being made: the same command continues from there. The first three are purposes.
     "poll": Kind(NO_ANSWER, "maybe", "again"),
     "result": Kind(NO_ANSWER, "maybe", "again"),
@@ -228,24 +228,26 @@ KINDS = {
                  "the same command again; you won't be charged twice."),
     "stopped": Kind(INTERRUPTED, "maybe", "again", "Run the same command again (allow 10 minutes) to get the "
                     "image; you won't be charged twice."),
-    "interrupted": Kind(INTERRUPTED, "no", "again", ASKS_ANEW),
+    "interrupted": Kind(INTERRUPTED, "no", "again", BUYS_AGAIN),
     "bug": Kind(BUG, "no", "stop", "Please report it."),
 }
 
 
 class Failure(Exception):
     """The only expected exception: what happened, whether money may be gone, and what to do next.
-    What is not given follows from its kind. `billed` is what this request cost; run_job has the last word."""
+    What is not given follows from its kind. `billed` is what this request cost; billed_in_the_end decides.
+    server_text: the server's own message, the only text that code may read."""
 
     def __init__(self, kind: str, message: str, hint: str | None = None, billed: str = "",
                  exit_code: int = -1, retryable: bool | None = None, next_step: str = "",
                  collectable: bool = False, http_status: int = 0, code: str = "",
-                 request_id: str = "") -> None:
+                 request_id: str = "", server_text: str = "") -> None:
         super().__init__(message)
         rules = KINDS[kind]
         self.kind, self.message, self.hint = kind, message, rules.hint if hint is None else hint
         self.billed, self.exit_code = billed or rules.billed, rules.exit_code if exit_code < 0 else exit_code
         self.retryable = rules.retryable if retryable is None else retryable
+        self.server_text = server_text
         self.collectable = collectable  # the same command can still get its image, without buying
         self.next_step = next_step or ("later" if self.retryable else rules.next)
         self.http_status, self.code, self.request_id = http_status, code, request_id
@@ -289,7 +291,7 @@ class KeySource(NamedTuple):
 
     @property
     def is_set(self) -> bool:
-        """Whether there is anything behind it; a variable that a file names may be unset."""
+        """Whether it has a key; a variable that a file names may be unset."""
         return bool(self.value or self.command)
 
 
@@ -310,12 +312,12 @@ class Settings(NamedTuple):
 
     @property
     def service(self) -> Service:
-        """The row of its protocol."""
+        """The row of SERVICES for its protocol."""
         return SERVICES[self.api.value]
 
 
 class Picture(NamedTuple):
-    """What the first bytes of a file tell: format name and size in pixels."""
+    """What the first bytes of a file show: format name and size in pixels."""
     format: str
     width: int
     height: int
@@ -329,8 +331,8 @@ class Upload(NamedTuple):
     checksum: str = ""  # MD5 as base64, where the API wants one
     digest: str = ""  # SHA-256 of the content
     seen: Picture = Picture("", 0, 0)  # the edges as people see them; EXIF may turn the stored pixels
-    origin: str = "file"  # "file" or "url", as path is one; "data": path is a data: URI
-    name: str = ""  # as messages call it
+    origin: str = "file"  # what path is: "file", "url", or "data" for a data: URI
+    name: str = ""  # what messages call it
 
 
 class Target(NamedTuple):
@@ -362,7 +364,7 @@ class Job(NamedTuple):
 
 class DataUrl:
     """Stands in a JSON body for a file's content, so that a provider never opens one.
-    No NamedTuple: json would write that as a list."""
+    Not a NamedTuple, which json would write as a list."""
 
     def __init__(self, path: str, prefix: str = "") -> None:
         self.path, self.prefix = path, prefix
@@ -380,16 +382,16 @@ class Part(NamedTuple):
 class Purpose(NamedTuple):
     """What a request is for decides what may be done with it."""
     repeatable: bool  # asking again costs nothing, and an old answer is worth nothing
-    is_file: bool  # the answer is a picture somewhere in the world
+    is_file: bool  # the answer is a picture, from any host
     is_free: bool  # comes before the paid request, or does without one
-    cannot: str = ""  # what failed, where an image is made or being made by then; also a kind of failure
-    final: tuple[int, ...] = ()  # HTTP statuses that will be the same at the next try
+    cannot: str = ""  # how it fails after payment; then the purpose is also the kind
+    final: tuple[int, ...] = ()  # HTTP statuses that another try will not change
 
 
 PURPOSES = {
     "create": Purpose(False, False, False),  # makes images
     "upload": Purpose(False, False, True),
-    "poll": Purpose(True, False, False, "the task could not be looked at", (404, 405)),
+    "poll": Purpose(True, False, False, "the task could not be polled", (404, 405)),
     "result": Purpose(True, False, False, "the task's result could not be fetched"),
     "download": Purpose(True, True, False, "the image could not be fetched", (401, 403)),
     "models": Purpose(True, False, True),
@@ -426,7 +428,7 @@ class Request(NamedTuple):
 
 
 class Wait(NamedTuple):
-    """What a provider yields between two looks at a task."""
+    """What a provider yields between two polls of a task."""
     seconds: float
     status: str
     task: str
@@ -438,11 +440,11 @@ class Response(NamedTuple):
     status: int
     headers: Mapping[str, str]
     document: Any = None
-    text: str = ""  # the body's first characters, when it is no JSON
-    broken: bool = False  # it broke off: document is what came before
+    text: str = ""  # the body's first characters, if it is not JSON
+    broken: bool = False  # it was cut off: document is what arrived before
     url: str = ""  # where it came from
     images: tuple[Image, ...] = ()
-    stray: bool = False  # they were under a name that is not known
+    stray: bool = False  # the images were under an unknown name
     error: ServerError | None = None
     meaning: str = "nothing"  # or images, pending, linked, accepted, broken, error: see with_meaning
 
@@ -489,23 +491,23 @@ class Saved(NamedTuple):
 
 # A provider is a generator that knows its service's protocol and does no input or output. It yields a Request
 # and is sent the Response, or has a Failure thrown in; it yields a Wait before it polls again. It returns an
-# Image, or the Failure in its place, for each image that came. Run again with the same Job it yields the same
-# paid requests in the same order: so an unfinished command finds its answers.
+# Image, or the Failure in its place, for each image that came back. Run again with the same Job, it yields
+# the same paid requests in the same order: that is how an unfinished command finds its answers.
 if TYPE_CHECKING:
     Layer = dict[str, Setting]  # one source of settings
     Provider = Generator["Request | Wait", Response, list["Image | Failure"]]
     Steps = Generator["Request | Wait", Response, Response]
 
 # ---- Text ----------------------------------------------------------------------------------------
-# Controls, stray bytes that are some in older encodings, and what starts a line or turns a text around.
+# Control characters, stray bytes that are such in older encodings, and what breaks a line or reverses text.
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\udc80-\udc9f]")
-SHORTEST_KEY = 8  # characters; what is shorter may be an ordinary word
-CUT_MARK = "\u2026"  # ends a text that is not all there
-# For UTF-8 byte by byte: how a text ends that was cut, perhaps in an escape; the escapes of URLs, HTML and
-# JSON, with what takes no room between two letters; and these or a letter.
+SHORTEST_KEY = 8  # characters; anything shorter may be an ordinary word
+CUT_MARK = "\u2026"  # ends a text that was cut
+# For UTF-8, a character for each byte. CUT: how a text ends that was cut, perhaps inside an escape. ESCAPE:
+# escapes of URLs, HTML and JSON, and what is invisible between two letters. LETTER: one of these, or a byte.
 CUT = re.compile(r"(?:[ux][\da-f]{0,3}|%[\da-f]?|&#?x?[\da-f]{0,6}|[\xc2-\xf4][\x80-\xbf]{0,2})?"
                  r"(?:\xe2\x80\xa6|\.{3}|\Z)")
-ESCAPE = re.compile(r"(?=[\\%&\x00-\x08\x0b\x0c\x0e-\x1f\x7f\xc2\xe2\xef])(?:"  # at once past what is none
+ESCAPE = re.compile(r"(?=[\\%&\x00-\x08\x0b\x0c\x0e-\x1f\x7f\xc2\xe2\xef])(?:"  # skips fast what is not one
                     r"\\{1,8}(?:x([\da-fA-F]{2})|u([\da-fA-F]{4}))?|%(?:25){0,4}([\da-fA-F]{2})|"
                     r"&#(?:[xX]0{0,4}([2-7][\da-fA-F])|0{0,4}(\d{2,3}));|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|"
                     r"\xc2\xad|\xe2\x80[\x8b-\x8f\xaa-\xae]|\xe2\x81[\xa0-\xaf]|\xef\xbb\xbf)")
@@ -514,7 +516,7 @@ LETTER = re.compile(ESCAPE.pattern + r"|((?s:.))")
 KEY_LIKE = (r"\b(?:sk|rk|pk)-[\w*.-]{6,}|[\w.-]{0,40}\*{4,}[\w*.\u2026-]*|\beyJ[\w-]{5,}\.[\w-]{5,}\.[\w-]*|"
             r"\b[Bb]earer\s+(?!(?:auth|cred|token|scheme|header)[a-z]*(?![\w-]))[^\s\"']{6,}|"
             r"(?<=//)[^\s/:@\[\"']{0,200}(?::(?!\d+[/?#])[^\s@\"']{0,200})?(?=@)")
-# On the command line; it may also be another long word, but no part of a path and not words_with_numbers_2.
+# On the command line: a long word that may be a key, but not part of a path, nor words_with_numbers_2.
 MISPLACED_KEY = (r"(?<![\w./~-])(?:"
                  r"(?!(?:[A-Za-z]*\d{0,4}_)+[A-Za-z]*\d{0,4}\b)(?=\w*\d)(?=\w*[A-Za-z])\w{20,}|"
                  r"[\da-fA-F]{8}(?:-[\da-fA-F]{4}){3}-[\da-fA-F]{12})(?![\w./-])")
@@ -551,11 +553,11 @@ def blanked(text: str, secrets: Sequence[str], mark: str) -> str:
 
 def resolved(escape: re.Match[str]) -> str:
     """What an escape, or a letter, stands for, in UTF-8's bytes."""
-    kind = escape.lastindex  # of the groups in ESCAPE
-    if kind is None or kind == 6:
-        return escape[kind] if kind else ""
-    number = int(escape[kind], 10 if kind == 5 else 16)
-    return chr(number) if kind == 3 else utf8(chr(number)).decode("latin-1")
+    group = escape.lastindex  # of the groups in ESCAPE
+    if group is None or group == 6:
+        return escape[group] if group else ""
+    number = int(escape[group], 10 if group == 5 else 16)
+    return chr(number) if group == 3 else utf8(chr(number)).decode("latin-1")
 
 
 def one_line(text: str, limit: int = 300) -> str:
@@ -565,7 +567,7 @@ def one_line(text: str, limit: int = 300) -> str:
 
 
 def as_bytes(text: str) -> bytes:
-    """Text with file names as the system spells them; UTF-8 where its encoding is too poor."""
+    """Text with file names as the system spells them; UTF-8 if its encoding lacks a character."""
     try:
         return os.fsencode(text)
     except UnicodeEncodeError:
@@ -784,7 +786,7 @@ def is_whole(stream: BinaryIO, picture: Picture) -> bool:
 
 
 def is_turned(path: str) -> bool:
-    """Whether EXIF, near the file's begin or end, says that the pixels lie on their side (5 to 8)."""
+    """Whether EXIF, near the file's start or end, says that the pixels lie on their side (5 to 8)."""
     with open(path, "rb") as stream:
         head = stream.read(3 * LONG_STRING)
         stream.seek(max(len(head), os.path.getsize(path) - LONG_STRING))
@@ -794,7 +796,7 @@ def is_turned(path: str) -> bool:
 
 
 def has_alpha(path: str, form: str) -> bool:
-    """Whether a picture can be transparent anywhere, as its first bytes tell."""
+    """Whether a picture can be transparent anywhere, judging by its first bytes."""
     with suppress(OSError), open(path, "rb") as stream:  # it may be gone already
         head = stream.read(LONG_STRING)
         if form == "png":
@@ -871,19 +873,19 @@ def any_clear(rows: Iterator[tuple[int, bool, bytes]], clear: Sequence[tuple[int
     return False
 
 
-def unfiltered(kind: int, line: bytes, above: bytes) -> bytes:
+def unfiltered(method: int, line: bytes, above: bytes) -> bytes:
     """One channel of a PNG's row without its filter (PNG, part 9); above: the same of the row above."""
-    if kind == 0:
+    if method == 0:
         return line
     up = above[0]
-    value = line[0] + (0, 0, up, up // 2, up)[kind] & 255
-    others = (0, 0, line[0], value - (value + up) // 2 & 255, 0)[kind]
+    value = line[0] + (0, 0, up, up // 2, up)[method] & 255
+    others = (0, 0, line[0], value - (value + up) // 2 & 255, 0)[method]
     if line.count(others, 1) == len(line) - 1 and above.count(up) == len(line):
         return bytes([value]) * len(line)  # one value under one value, as masks mostly are: no loop
     result, left, corner = bytearray(), 0, 0
     for value, up in zip(line, above):
-        guess = left if kind == 1 else up if kind == 2 else left + up >> 1
-        if kind == 4:
+        guess = left if method == 1 else up if method == 2 else left + up >> 1
+        if method == 4:
             a, b, c = abs(up - corner), abs(left - corner), abs(left + up - 2 * corner)  # Paeth's distances
             guess = left if a <= b and a <= c else up if b <= c else corner
             corner = up
@@ -924,7 +926,7 @@ def unpacked(data: Iterable[bytes], bits: int = 15) -> Iterator[bytes]:
                         packed, unpacker = unpacker.unused_data, zlib.decompressobj(bits)
         yield unpacker.flush()
     except zlib.error:
-        return  # broken off: who reads it notices
+        return  # cut off: the reader notices
 
 
 def png_passes(width: int, height: int) -> list[tuple[int, int]]:
@@ -936,7 +938,7 @@ def png_passes(width: int, height: int) -> list[tuple[int, int]]:
 
 # ---- Services ------------------------------------------------------------------------------------
 class Service(NamedTuple):
-    """One protocol and who speaks it. Functions that stand further down are named by a lambda."""
+    """One protocol and who speaks it. Functions defined further down are called through a lambda."""
     base_url: str
     key_variables: tuple[str, ...]  # the first that is set counts
     address_variables: tuple[str, ...]
@@ -973,14 +975,14 @@ class Option(NamedTuple):
     flag: str
     value: str  # its value's name in the help; a switch has none
     help: str
-    kind: Callable[[str], Any] | tuple[str, ...] = str  # what reads its value, or the words that it may be
-    default: Any = None  # what holds when nobody says anything
+    accepts: Callable[[str], Any] | tuple[str, ...] = str  # what reads its value, or the words that it may be
+    default: Any = None  # what holds if it is not given
     wire: str = ""  # OpenAI's name for it, if it is sent
-    runapi: str | None = None  # RunAPI's name for it, if it is sent; None: it lacks what has a wire name
+    runapi: str | None = None  # RunAPI's name for it, if it is sent; None: not supported, if wire is set
     config: tuple[Any, ...] = ()  # its key in a config file, if it may be there, and the types of its value
     short: str = ""
     repeatable: bool = False
-    alone: bool = False  # it excludes the others that are
+    alone: bool = False  # only one of these may be given
 
     @property
     def name(self) -> str:
@@ -1121,7 +1123,7 @@ AZURE_HOSTS = (".openai.azure.com", ".services.ai.azure.com", ".cognitiveservice
 KEY_SETTINGS = ("api_key", "api_key_env", "api_key_command")
 # What curl reads besides the proxy setting; a password may be in them.
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
-# A child needs these, whatever is in them: its way to files, to the network and to whom to trust.
+# A child needs these, whatever they hold: they lead to files, to the network and to trusted certificates.
 NEEDED_VARIABLES = r"(?i)(.*_)?(path|home|proxy|ca_bundle|cert_file|cert_dir|tmpdir|temp|tmp|systemroot)"
 MAX_CONFIG_BYTES = 1_000_000
 # JSON's types as people call them.
@@ -1129,9 +1131,9 @@ TYPE_NAMES = {dict: "an object", list: "a list", str: "a string", bool: "true or
               int: "a number", float: "a number"}
 # They run a program, or say where a key goes and who can listen.
 OWNER_SETTINGS = ("api_key_command", "base_url", "headers", "proxy", "cacert")
-VARIABLE_NAME = r"[A-Z]{1,12}\d?(_[A-Z]{1,12}\d?)+"  # as people write them; a key is not like that
+VARIABLE_NAME = r"[A-Z]{1,12}\d?(_[A-Z]{1,12}\d?)+"  # as people write them; a key does not look like that
 
-# Scheme, host and port, up to the path. No user name, blank or backslash: others read them as curl does not.
+# Scheme, host and port, up to the path. User names, blanks and backslashes are read differently elsewhere.
 ORIGIN = re.compile(r"((?i:https?))://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(\d{1,5}))?(?=[/?]|\Z)")
 LOOPBACK = r"localhost|\[::1\]|127(\.(25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)){3}"  # 127.999.1.1 would be a name
 # What people paste behind a base URL: paths of OpenAI's API reference, read 2026-10-08.
@@ -1168,7 +1170,7 @@ def config_locations() -> list[str]:
               os.path.join(home, ".gpt-image-2-config.json"),
               os.path.join(home, ".hermes", "gpt-image-2-config.json")]
     paths = [path for path in paths if not CONTROL.search(whole_characters(path))]
-    return [path for path in paths if os.path.isabs(path)]  # XDG says so; and there may be no home folder
+    return [path for path in paths if os.path.isabs(path)]  # XDG demands it; there may be no home
 
 
 def config_path(named: str) -> str:
@@ -1195,10 +1197,10 @@ def read_config(path: str, warnings: list[str]) -> dict[str, Any]:
         found = "UTF-16" if error.object[:2] in (b"\xff\xfe", b"\xfe\xff") else "in another encoding"
         raise setup_failure(f"cannot read config file {path}: it is {found}", "Save it as UTF-8.") from None
     except json.JSONDecodeError as error:
-        anew = own_command(f"config --init --force --config {quote(path)}")
+        start_over = own_command(f"config --init --force --config {quote(path)}")
         where = f"line {error.lineno} column {error.colno}"
         raise setup_failure(f"{path} is not valid JSON: {where}: {error.msg}",
-                            "" if piped else f"Fix that line, or start over with: {anew}") from None
+                            "" if piped else f"Fix that line, or start over with: {start_over}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise setup_failure(f"cannot read config file {path}: {reason(error)}") from None
     if not isinstance(content, dict):
@@ -1206,7 +1208,7 @@ def read_config(path: str, warnings: list[str]) -> dict[str, Any]:
     try:
         json.dumps(content, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
-        raise setup_failure(f"{path} contains half a character (\\ud800 to \\udfff alone)") from None
+        raise setup_failure(f"{path} contains an invalid character (a lone surrogate)") from None
     if os.name == "posix" and not piped:
         check_owner(path, status, {name for name in content if content[name]}, warnings)
     for name in content:
@@ -1239,7 +1241,7 @@ def checked_value(path: str, name: str, value: Any) -> Any:
     """The value, which has the type of its setting."""
     types = CONFIG_KEYS[name][1:]
     items = value if isinstance(value, list) else value.values() if isinstance(value, dict) else ()
-    if type(value) in types and all(isinstance(item, str) for item in items):  # True is no number
+    if type(value) in types and all(isinstance(item, str) for item in items):  # True is not a number
         return value
     expected = {str: "a string", list: "a list of strings", dict: "an object with strings as values",
                 bool: "true or false", int: "a number"}[types[0]]
@@ -1302,7 +1304,7 @@ def fill_template(template: str, base: str, task: str) -> str:
 
 
 def api_of(base_url: str) -> str:
-    """The protocol that a host speaks. Codex is never chosen by itself."""
+    """The protocol that a host speaks. Codex is never chosen automatically."""
     host = host_of(base_url).partition(":")[0]
     if host.endswith(AZURE_HOSTS):
         return "azure"
@@ -1341,7 +1343,7 @@ def environment_layer(api: str) -> Layer:
 
 
 def default_layer(api: str) -> Layer:
-    """What holds when nobody says anything."""
+    """What holds if nothing else sets it."""
     defaults = {name: Setting(default, "default") for name, (default, *_) in CONFIG_KEYS.items()}
     return {**defaults, "base_url": Setting(SERVICES[api].base_url, "default")}
 
@@ -1417,7 +1419,7 @@ def local_place(host: str) -> str:
 
 
 def host_of(url: str) -> str:
-    """What a key is bound to: the host in lower case with its port, both as short as https allows."""
+    """What a key is bound to: the host in lower case, and its port if that is not the usual one of https."""
     match = ORIGIN.match(pasted(url))
     if not match:
         return "no host"  # equal to no host that a request may go to
@@ -1448,7 +1450,7 @@ def merged_headers(layers: Sequence[Layer], content: Mapping[str, Any], base_url
 
 
 def header_fault(name: str, value: str) -> str:
-    """Why this cannot be a further header, or an empty text."""
+    """Why this cannot be an extra header, or an empty text."""
     if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or CONTROL.search(value):
         return f"the header {one_line(name)!r} has an illegal name or a control character"
     if name.lower() in ("host", "content-type", "content-length", "transfer-encoding", "expect"):
@@ -1503,7 +1505,7 @@ def environment_keys(api: str, address: str) -> list[KeySource]:
 
 
 def runapi_tool_key() -> list[KeySource]:
-    """The key that RunAPI's official tool has stored, if it has."""
+    """The key that RunAPI's official tool has stored, if any."""
     folder = environment("XDG_CONFIG_HOME")
     folder = folder if os.path.isabs(folder) else os.path.join(os.path.expanduser("~"), ".config")
     path = os.path.join(folder, "runapi", "config.json")
@@ -1573,7 +1575,7 @@ class Secrets:
         self.paths: list[str] = []  # patterns of paths that are shown whatever they look like
 
     def add_keys(self, *keys: str) -> None:
-        """More of them."""
+        """Add keys or passwords."""
         self.keys += filter(None, keys)
         self.texts += filter(None, keys)
 
@@ -1616,7 +1618,7 @@ IMAGE_NAME = (r"(?is)https?://\S+|file:\S+|data:[^,\s]*,.*|"
               r"\S+\.(?:png|jpe?g|webp|gif|svg|tiff?|avif|hei[cf]|bmp|psd)")
 # What else people pass, by its first bytes without XML's prolog.
 WEB_PAGE = "a web page"
-OTHER_KINDS = (
+OTHER_FORMATS = (
     (rb".{4}ftyp.{,40}avi[fs]", "AVIF"), (rb".{4}ftyp(?:he|mif1|msf1)", "HEIC"), (rb"GIF8", "GIF"),
     (rb"8BPS", "PSD"), (rb"II[*+]\0|MM\0[*+]", "TIFF"), (rb"BM.{4}\0{4}", "BMP"), (rb"%PDF-", "PDF"),
     (rb"\xff\x0a|\0{3}\x0cJXL ", "JPEG XL"), (rb"\xff\x4f\xff\x51|\0{3}\x0cjP  ", "JPEG 2000"),
@@ -1657,13 +1659,13 @@ def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[st
     size, shaped = SIZE_NAMES.get(options.size, options.size), options.aspect_ratio or options.resolution
     refuse_broken(
         (not prompt.strip(), "the prompt is empty", ""),
-        (len(prompt) > MAX_PROMPT, f"the prompt has {len(prompt)} characters, {MAX_PROMPT} are allowed",
+        (len(prompt) > MAX_PROMPT, f"the prompt has {len(prompt)} characters; the limit is {MAX_PROMPT}",
          f"Shorten it by {len(prompt) - MAX_PROMPT} characters."),
         (image_format not in formats,
          f"{model} does not make {image_format}, only {', '.join(formats)}", "Use -o NAME.png"),
         (options.command == "edit" and not paths,
          "the image to edit is missing", 'Use: edit IMAGE "what to change"'),
-        (len(paths) > MAX_IMAGES, f"{len(paths)} images were given, {MAX_IMAGES} are allowed", ""),
+        (len(paths) > MAX_IMAGES, f"{len(paths)} images were given; at most {MAX_IMAGES} are allowed", ""),
         (shaped and size != "auto",
          "use either --size or --aspect-ratio and --resolution, not both", ""),
         (size != "auto" and not split_size(size),
@@ -1680,7 +1682,7 @@ def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[st
     target = checked_target(options.output, image_format, options.overwrite)
     if target.suffix.lower() not in SUFFIXES[image_format]:
         name = os.path.basename(first_path(target, options.n, image_format))
-        notes.append(f"--format {image_format} against {target.suffix}: the file will be {name}")
+        notes.append(f"--format {image_format} does not match {target.suffix}: the file will be {name}")
     shape_waits = shaped and not runapi and values["size"] == "auto"
     return Job(options.command, model, prompt, images, mask, parameters, options.n, target,
                options.keep_partials, (options.resolution or "1k") if shape_waits else "")
@@ -1727,7 +1729,7 @@ def with_inputs(job: Job, change: Callable[[Upload], Upload]) -> Job:
 
 
 def edit_words(options: Namespace) -> tuple[list[str], list[str]]:
-    """(words of the prompt, images) of an edit: the first words are images while one is left to be it."""
+    """(words of the prompt, images) of an edit: images first, as long as a word is left for the prompt."""
     words, last = list(options.words), 0 if options.prompt_file else 1
     images = [os.path.isfile(os.path.expanduser(word)) or re.fullmatch(IMAGE_NAME, word) for word in words]
     first_other = next((at for at, image in enumerate(images) if at and not image), len(words))
@@ -1774,10 +1776,10 @@ def read_prompt(source: str) -> str:
         raise usage_failure(f"the prompt in {source} is not UTF-8 text", "Save it as UTF-8.") from None
 
 
-def file_digest(path: str, kind: str) -> bytes:
+def file_digest(path: str, algorithm: str) -> bytes:
     """A file's checksum, a block at a time."""
     import hashlib
-    digest = hashlib.new(kind)
+    digest = hashlib.new(algorithm)
     with plain_file(path, follow=True) as stream:
         for block in iter(lambda: stream.read(BLOCK), b""):
             digest.update(block)
@@ -1805,7 +1807,7 @@ def unread_input(role: str, path: str) -> Upload:
 
 def read_upload(upload: Upload, md5: bool = False) -> Upload:
     """The input with what its file holds, a whole PNG, JPEG or WebP below 50 MB; others stay as they are.
-    md5: RunAPI's storage wants it against broken transfers, not for safety."""
+    md5: RunAPI's storage wants it as a checksum of the transfer, not for security."""
     if upload.origin != "file":
         return upload
     who, path = upload.name, local_path(upload.path)
@@ -1817,7 +1819,7 @@ def read_upload(upload: Upload, md5: bool = False) -> Upload:
         (not stat.S_ISREG(status.st_mode), f"{who} is not a file", ""),
         (status.st_size == 0, f"{who} is empty", ""),
         (status.st_size >= MAX_IMAGE_BYTES,
-         f"{who} has {status.st_size // 1000000} MB, less than 50 MB are allowed",
+         f"{who} has {status.st_size // 1000000} MB; it must be smaller than 50 MB",
          "Scale it down or save it as JPEG."), failure=input_failure)
     picture = read_input(path, who, path)
     checksum = base64.b64encode(file_digest(path, "md5")).decode("ascii") if md5 else upload.checksum
@@ -1827,7 +1829,7 @@ def read_upload(upload: Upload, md5: bool = False) -> Upload:
 
 
 def read_input(path: str, who: str, name: str) -> Picture:
-    """The picture of an input file. name: of the file that a person converts when it is no usable one."""
+    """The picture of an input file. name: of the file to convert, for the hint."""
     picture, whole = picture_in(path)
     if picture and picture.format in FORMATS and picture.width * picture.height:
         if not whole:
@@ -1835,20 +1837,20 @@ def read_input(path: str, who: str, name: str) -> Picture:
         return picture
     with open(path, "rb") as stream:
         head = XML_NOISE.sub(b"", stream.read(HEAD))
-    kind = next((kind for mark, kind in OTHER_KINDS if re.match(b"(?si)" + mark, head)), "")
-    hint = "Convert it: " + conversion(name) if kind else ""
-    found = f" but {kind}" if kind else " (whatever its name says)"
+    other = next((other for mark, other in OTHER_FORMATS if re.match(b"(?si)" + mark, head)), "")
+    hint = "Convert it: " + conversion(name) if other else ""
+    found = f" but {other}" if other else " (whatever its name says)"
     raise input_failure(f"{who} is not a PNG, JPEG or WebP image{found}",
-                        "Give the address of the image itself." if kind == WEB_PAGE else hint)
+                        "Give the address of the image itself." if other == WEB_PAGE else hint)
 
 
 def conversion(path: str) -> str:
-    """The command that makes a PNG of a picture's first frame, with a program that is likely to be there."""
+    """The command that makes a PNG of a picture's first frame, with a program that is likely installed."""
     import shutil
     target = quote(os.path.splitext(path)[0] + "-converted.png")
     if sys.platform == "darwin":
         return f"sips -s format png {quote(path)} --out {target}"
-    tool = "magick" if shutil.which("magick") or os.name != "posix" else "convert"  # Windows has another
+    tool = "magick" if shutil.which("magick") or os.name != "posix" else "convert"  # Windows' is another
     return f"{tool} {quote(path + '[0]')} {target}"
 
 
@@ -1876,7 +1878,7 @@ def model_rules(model: str) -> ModelRules | None:
 
 
 def openai_values(options: Namespace, size: str, settings: Settings, notes: list[str]) -> dict[str, Any]:
-    """The size and format that OpenAI's API gets, and what contradicts each other there."""
+    """The size and format that OpenAI's API gets. Options that contradict each other are refused."""
     model, image_format = settings.model.value, chosen_format(options)
     rules = model_rules(model)
     if rules is None:
@@ -1930,7 +1932,7 @@ def runapi_shape(options: Namespace, size: str, settings: Settings, notes: list[
         ratio, resolution = runapi_size(size, *split_size(size) or (0, 0))
     refuse_broken(
         (ratio not in (None, "auto", *RUNAPI_RATIOS),
-         f"RunAPI has no ratio {quoted(ratio or '')}, only {', '.join(RUNAPI_RATIOS)}", ""),
+         f"RunAPI does not support the ratio {quoted(ratio or '')}, only {', '.join(RUNAPI_RATIOS)}", ""),
         (resolution in ("2k", "4k") and ratio in (None, "auto"),
          f"RunAPI makes {resolution} only with a ratio", "Add for example --aspect-ratio 16:9"),
         (ratio == "1:1" and resolution == "4k",
@@ -1949,7 +1951,7 @@ def runapi_size(size: str, width: int, height: int) -> tuple[str, str]:
         return best, fits[0]
     possible = [name for name in RUNAPI_EDGES if (best, name) != ("1:1", "4k")]
     near = min(possible, key=lambda name: abs(log(edge / RUNAPI_EDGES[name][0])))
-    raise usage_failure(f"RunAPI has no size {size}", f"Closest: --aspect-ratio {best} --resolution {near}")
+    raise usage_failure(f"RunAPI cannot make {size}", f"Closest: --aspect-ratio {best} --resolution {near}")
 
 
 def checked_size(size: str, model: str, rules: ModelRules | None) -> str:
@@ -1966,7 +1968,7 @@ def checked_size(size: str, model: str, rules: ModelRules | None) -> str:
 
 
 def chosen_format(options: Namespace) -> str:
-    """The asked format, else what the output's suffix says, else png."""
+    """The format asked for, else the one of the output's suffix, else png."""
     by_suffix = {suffix: name for name in SUFFIXES for suffix in SUFFIXES[name]}
     chosen = options.format or by_suffix.get(os.path.splitext(options.output)[1].lower(), "png")
     return "jpeg" if chosen == "jpg" else chosen
@@ -1994,14 +1996,14 @@ def checked_target(output: str, image_format: str, overwrite: bool) -> Target:
 
 
 def picture_path(target: Target, number: int, image_format: str) -> str:
-    """The path for one picture: number 0 is the bare name. The suffix tells the real format."""
+    """The path for one picture: number 0 is the bare name. The suffix follows the real format."""
     suffixes = SUFFIXES[image_format]
     suffix = target.suffix if target.suffix.lower() in suffixes else suffixes[0]
     return os.path.join(target.folder, target.stem + (f"-{number}" if number else "") + suffix)
 
 
 def probe_folder(target: Target, n: int, size: str) -> None:
-    """Prove by doing it that images can be written there, before one is paid for."""
+    """Try to write there, before an image is paid for."""
     import tempfile
     hint = "Choose another folder with -o."
     if os.path.exists(target.folder) and not os.path.isdir(target.folder):
@@ -2096,9 +2098,9 @@ def edit_form(job: Job, body: Mapping[str, Any]) -> tuple[Part, ...]:
 def is_image_field_refused(failure: Failure) -> bool:
     """Whether a relay refused an edit only because of `image` or `image[]`, as relays did in 2026."""
     if failure.http_status == 422:
-        return failure.kind == "refused" and re.search(r"\bimage\b", failure.message) is not None
-    is_duplicate = failure.code == "duplicate_parameter" and "'image" in failure.message
-    return failure.http_status == 400 and (is_duplicate or "Invalid type for 'image" in failure.message)
+        return failure.kind == "refused" and re.search(r"\bimage\b", failure.server_text) is not None
+    is_duplicate = failure.code == "duplicate_parameter" and "'image" in failure.server_text
+    return failure.http_status == 400 and (is_duplicate or "Invalid type for 'image" in failure.server_text)
 
 
 def poll_until_done(create: Request, response: Response, settings: Settings, templates: list[str]) -> Steps:
@@ -2159,7 +2161,7 @@ def url_on_host(url: str, base: str) -> str:
 
 def collect_images(create: Request, response: Response, settings: Settings, wanted: int = 1,
                    templates: list[str] | None = None) -> Provider:
-    """The images of a response, fetched where it only links to them; one that cannot be is its Failure."""
+    """The images of a response, fetched where it only links to them; a Failure stands for one that fails."""
     response = yield from poll_until_done(create, response, settings, [] if templates is None else templates)
     images: list[Image | Failure] = []
     for image in response.images:
@@ -2285,7 +2287,7 @@ def runapi_create(job: Job, settings: Settings, key: KeySource, token: str, dial
         except Failure as failure:  # another dialect only where the refusal proves that there is no task
             if failure.http_status in (404, 405) and len(remaining) > 1:
                 remaining.pop(0)
-            elif failure.http_status in (400, 422) and "model" in failure.message.lower() and not renamed:
+            elif failure.http_status in (400, 422) and "model" in failure.server_text.lower() and not renamed:
                 names = [name for _, name in runapi_dialects(job) if name != model]
                 renamed, remaining[0] = True, (path, names[0])
             else:
@@ -2324,7 +2326,7 @@ def storage_request(request: Request, response: Response, path: str) -> Request:
     pairs = [(name, as_text(value)) for name, value in headers.items()] if isinstance(headers, dict) else []
     bad = any(header_fault(name, value) for name, value in pairs if name.lower() != "content-type")
     if bad or re.search(r"[\s\x00-\x20\x7f-\x9f]", url) or address_fault(url, request.url):
-        raise Failure("upload", "the upload has no usable address: " + nothing_usable(response))
+        raise Failure("upload", "the upload reply has no usable address: " + nothing_usable(response))
     return request._replace(method="PUT", url=url, headers=tuple(pairs), file=path)
 
 
@@ -2373,9 +2375,9 @@ class Exchange(NamedTuple):
     """The files of one transfer, side by side in the command's folder."""
     base: str
 
-    def file(self, kind: str) -> str:
-        """The path of one of them; the journal's table lists the kinds."""
-        return f"{self.base}.{kind}"
+    def file(self, name: str) -> str:
+        """The path of one of them; the journal's table lists the names."""
+        return f"{self.base}.{name}"
 
 
 class Outcome(NamedTuple):
@@ -2458,8 +2460,8 @@ def write_bodies(request: Request, exchange: Exchange) -> None:
     bodies = {f"field-{number}": part.text for number, part in enumerate(request.form) if not part.path}
     if request.body is not None:
         bodies["body"] = json.dumps(request.body, ensure_ascii=False, default=inline_file)
-    for kind, text in bodies.items():
-        with private_file(exchange.file(kind)) as stream:
+    for name, text in bodies.items():
+        with private_file(exchange.file(name)) as stream:
             stream.write(text.encode("utf-8"))
 
 
@@ -2516,7 +2518,7 @@ def check_curl(secrets: Sequence[str]) -> str:
 
 
 QUOTE = r"[\"'`\u2018-\u201f\u00ab\u00bb]"
-NO_KEYS = {  # what is no key -> what is wrong with it; the first that matches counts
+NO_KEYS = {  # what is not a key -> what is wrong with it; the first that matches counts
     "": "is empty",
     r".*[\r\n].*": "contains a line break",
     rf"{QUOTE}.*|.*{QUOTE}": "is in quotes: remove them",
@@ -2584,7 +2586,7 @@ def is_running(child: Popen[bytes] | None, exchange: Exchange) -> bool:
 
 
 def stop_curl(child: Popen[bytes] | None, exchange: Exchange) -> None:
-    """Stop a transfer that this run started, if it has not ended by itself."""
+    """Stop a transfer that this run started, if it is still running."""
     while is_running(child, exchange):
         if child is not None:
             child.terminate()
@@ -2612,7 +2614,7 @@ def read_outcome(exchange: Exchange) -> Outcome:
             float(fields[4]) > os.path.getsize(exchange.file("answer")) * 1.01 + 100):
         exit_code = 23
     # What was sent has a time and a size; 8.23 gives a time to what was not, 7.x a size to a proxy's CONNECT.
-    sent = float(fields[3]) > 0 and (len(fields) < 6 or float(fields[5]) > 0)  # 5: by this program before 1.1
+    sent = float(fields[3]) > 0 and (len(fields) < 6 or float(fields[5]) > 0)  # 5: an older version wrote it
     return Outcome(exit_code, int(fields[0]), int(fields[1]), sent or float(fields[2]) > 0, message)
 
 
@@ -2630,7 +2632,7 @@ def read_headers(path: str) -> dict[str, str]:
 
 
 def transport_failure(outcome: Outcome, request: Request) -> Failure | None:
-    """The failure of a transfer that brought no whole response, else None."""
+    """The failure of a transfer that returned no complete response, else None."""
     host = host_of(request.url)
     refused = outcome.status or outcome.proxy_status
     if refused == 407 or (not outcome.status and refused >= 400):  # without TLS its refusal is the response
@@ -2689,12 +2691,12 @@ def unsent_hint(kind: str, url: str) -> str:
 #   request.json          make_folder            request_record       the request without a key; its schema
 #   owner                 make_folder            take_lock            locked by the program that works on it
 #   droppable             Folder.let_fresh_drop  adopt_folder         --fresh may remove the folder
-#   input-K, input-K.url  Inputs.moved           curl, Inputs         the Kth input image, and its URL if any
+#   input-K, input-K.url  Inputs.moved           curl, earlier_input  the Kth input image, and its URL if any
 #   N.create              start_curl             Folder.create_steps  the Nth paid step asks for images
 #   N.body, N.field-K     write_bodies           curl                 what is sent
-#   N.lock                curl's parent          exchange_state       curl's process id; locked while it runs
-#   N.answer, N.headers   curl                   read_response        what came, as it came
-#   N.outcome, N.errors   curl                   read_outcome         how it ended; errors: curl may start
+#   N.lock                start_curl             exchange_state       curl's process id; locked while it runs
+#   N.answer, N.headers   curl                   read_response        the response (N.answer.*: made from it)
+#   N.outcome, N.errors   curl                   read_outcome         how it ended; errors: curl may have run
 #   RUN-K.*               as N.*                 as N.*               a step that is repeated, not replayed
 #   saved-N               Folder.remember_saved  Folder.saved_before  the path of the Nth image
 #   partials              Partials.publish       Partials             the files of the previews
@@ -2830,13 +2832,13 @@ def state_root() -> str:
 
 def sandbox_root() -> str:
     """Its substitute in a sandbox, where a command can write only to its workspace and temporary files."""
-    folders = temporary_places()
+    folders = temp_folders()
     if not folders:
         raise OSError("there is no folder for temporary files")  # requests do not belong in a workspace
     return os.path.join(folders[0], f"gpt-image-2-{os.getuid() if hasattr(os, 'getuid') else None}")
 
 
-def temporary_places() -> list[str]:
+def temp_folders() -> list[str]:
     """Folders for temporary files. Python's own search leaves a probe file behind if it is killed."""
     folders = [*map(environment, ("TMPDIR", "TEMP", "TMP")), "/tmp", "/var/tmp"]
     return [folder for folder in map(os.path.realpath, filter(None, folders))
@@ -2945,7 +2947,7 @@ def open_folder(job: Job, settings: Settings, fresh: bool, console: Console) -> 
 def temporary_folder() -> Folder:
     """A private folder that no later run will look for."""
     import tempfile
-    for folder in [*temporary_places(), os.curdir]:
+    for folder in [*temp_folders(), os.curdir]:
         with suppress(OSError):
             return Folder(tempfile.mkdtemp(prefix=PROGRAM + "-", dir=folder), None, False)
     raise setup_failure("there is no folder for temporary files", "Set TMPDIR to a writable one. " + SANDBOX)
@@ -3026,8 +3028,8 @@ def exchange_state(exchange: Exchange) -> str:
     if lock is None:
         return RUNNING
     release(lock)
-    for kind in ("outcome", "errors"):
-        with open(exchange.file(kind), "rb") as stream:
+    for name in ("outcome", "errors"):
+        with open(exchange.file(name), "rb") as stream:
             if stream.read(4096).strip():  # more than the blanks from before curl started
                 return ANSWERED
     return LOST if os.path.exists(exchange.file("headers")) else UNSENT
@@ -3128,7 +3130,7 @@ def send_with_retries(request: Request, exchange: Exchange, run: Run) -> Respons
         if not request.rules.is_file:
             seconds = run.console.seconds()
             if not request.rules.repeatable:  # whichever run started it
-                started, ended = (os.stat(exchange.file(kind)).st_mtime for kind in ("lock", "outcome"))
+                started, ended = (os.stat(exchange.file(name)).st_mtime for name in ("lock", "outcome"))
                 seconds = max(0.0, ended - started)
             run.result.facts.update(http_status=response.status or None, elapsed_s=round(seconds, 1),
                                     request_id=response.headers.get("x-request-id"))
@@ -3148,7 +3150,7 @@ def send_with_retries(request: Request, exchange: Exchange, run: Run) -> Respons
 
 
 def tell_extras(request: Request, outcome: Outcome, response: Response, run: Run) -> None:
-    """Tell what a usable response says besides its images."""
+    """Report what a usable response says besides its images."""
     run.result.is_cut_off |= response.broken or bool(outcome.exit_code)
     if response.broken:
         run.console.warn(f"the reply was cut off (curl {outcome.exit_code}) after what is saved")
@@ -3205,7 +3207,7 @@ def failure_of(request: Request, outcome: Outcome, response: Response) -> Failur
     failure = transport_failure(outcome, request)
     if failure and outcome.status != 407 and is_conclusive(request, response):
         failure = None
-    if failure is None and response.status:  # 0: curl was killed, but after an image had come
+    if failure is None and response.status:  # 0: curl was killed, but after an image had arrived
         failure = answer_failure(request, response)
         if failure and request.purpose == "input":  # its text may be another service's secret
             failure.message = f"HTTP {response.status} from {host_of(request.url)}"
@@ -3241,7 +3243,7 @@ def retry_pause(request: Request, failure: Failure, headers: Mapping[str, str], 
     limited = failure.retryable and failure.http_status and not repeatable
     if attempt >= (RATE_LIMIT_TRIES if limited else TRIES) or not may_repeat(request, failure):
         return None
-    delay = server_pause(headers, "" if repeatable else failure.message)
+    delay = server_pause(headers, "" if repeatable else failure.server_text)
     if delay is not None:
         return delay
     if repeatable:
@@ -3255,7 +3257,7 @@ def may_repeat(request: Request, failure: Failure) -> bool:
         return failure.retryable or failure.http_status >= 500
     if request.rules.repeatable:
         return failure.kind == request.purpose and failure.http_status not in request.rules.final
-    limit = re.search(r"Limit (\d{1,18}), Used \d+, Requested (\d{1,18})", failure.message)
+    limit = re.search(r"Limit (\d{1,18}), Used \d+, Requested (\d{1,18})", failure.server_text)
     if limit and int(limit.group(2)) > int(limit.group(1)):
         return False  # more than the limit ever allows at once
     return failure.retryable or (request.idempotent and failure.billed == "maybe")
@@ -3300,8 +3302,8 @@ def server_pause(headers: Mapping[str, str], message: str) -> float | None:
 
 def forget_exchange(exchange: Exchange) -> None:
     """Remove what one try left, so that a stale response is not mistaken for the next try's."""
-    for kind in ("errors", "outcome", "headers", "answer", "lock"):
-        discard(exchange.file(kind))
+    for name in ("errors", "outcome", "headers", "answer", "lock"):
+        discard(exchange.file(name))
 
 
 def send(request: Request, exchange: Exchange, run: Run) -> None:
@@ -3337,7 +3339,7 @@ def run_curl(request: Request, exchange: Exchange, run: Run) -> None:
     try:
         child = start_curl(request, exchange, run.console.secrets.keys)
         wait_for(lambda: not is_running(child, exchange) or is_too_large(), exchange, run)
-        run.watch(exchange)  # what came since the last look
+        run.watch(exchange)  # what arrived since the last look
         if is_running(child, exchange):
             stop_curl(child, exchange)
             with private_file(exchange.file("errors")) as errors:
@@ -3447,7 +3449,7 @@ def read_document(path: str) -> tuple[Any, str, bool]:
             return {"data": [Image(path=path)]}, "", False  # some servers answer with the image itself
         stream.seek(0)
         start = stream.read(HEAD)
-        while start.isspace():  # signs of life of a patient gateway
+        while start.isspace():  # blanks that a patient gateway sends
             start = stream.read(HEAD)
         text = start.decode("utf-8", "replace") + (CUT_MARK if len(start) == HEAD else "")
         sign = start.lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
@@ -3502,7 +3504,7 @@ def parse_json(stream: BinaryIO, ranges: Sequence[tuple[int, int]], broken: bool
 
 
 def completed(text: bytes, string: bytes) -> tuple[bytes, bytes]:
-    """JSON that breaks off or goes on after its end, closed: all of it, and its whole members only."""
+    """JSON that breaks off or continues after its end, closed: all of it, and its whole members only."""
     closing, last = bytearray(), 0
     for token in re.finditer(string + rb"|[][{},]", text, re.DOTALL):
         sign = token.group()
@@ -3612,14 +3614,14 @@ class Event(NamedTuple):
     broken: bool = False
 
     @property
-    def kind(self) -> str:
+    def type(self) -> str:
         """What it calls itself."""
         return as_text(json_path(self.data, "type")) or self.name
 
     @property
     def is_preview(self) -> bool:
         """Whether its image is not finished yet; any other is a result, whatever its vendor calls it."""
-        return self.kind.endswith("partial_image")
+        return self.type.endswith("partial_image")
 
 
 def read_events(stream: BinaryIO, begin: int = 0, growing: bool = False) -> Iterator[Event]:
@@ -3675,21 +3677,21 @@ def file_lines(stream: BinaryIO, begin: int, growing: bool) -> Iterator[tuple[in
 
 def event_document(stream: BinaryIO) -> tuple[dict[str, Any], bool]:
     """(a stream as one plain response: finished images, else its error, and all events; is it cut off?)."""
-    finished: list[tuple[str, Image]] = []  # with the kinds of their events
+    finished: list[tuple[str, Image]] = []  # with the types of their events
     events: list[Any] = []
     words, usage, error, broken = "", None, None, False
     for event in read_events(stream):
         data, broken = event.data if isinstance(event.data, dict) else {}, broken or event.broken
-        failed = data.get("error") or json_path(data, "response", "error") or (event.kind == "error" and data)
+        failed = data.get("error") or json_path(data, "response", "error") or (event.type == "error" and data)
         error = failed or error
         if not failed and not event.is_preview:
-            finished += [(event.kind, image) for image in find_images(event.data)]
+            finished += [(event.type, image) for image in find_images(event.data)]
             choices = data.get("choices")  # of a chat
             piece = json_path(choices[0], "delta", "content") if isinstance(choices, list) and choices else ""
             words += piece if isinstance(piece, str) else ""
         usage = data.get("usage") or json_path(data, "response", "usage") or usage
         if event.data is not None:
-            events.append({"type": event.kind} if event.is_preview else event.data)
+            events.append({"type": event.type} if event.is_preview else event.data)
     finished = finished or [("", image) for image in images_in_words(words)]
     if error and not finished:
         return {"error": error, "events": events}, broken
@@ -3697,14 +3699,14 @@ def event_document(stream: BinaryIO) -> tuple[dict[str, Any], bool]:
 
 
 def without_repeats(finished: Sequence[tuple[str, Image]]) -> list[Image]:
-    """The images of a stream without those that an event of another kind repeats, as a final summary does."""
+    """The images of a stream without those that an event of another type repeats, as a final summary does."""
     import hashlib
-    kinds: dict[bytes, str] = {}
+    types: dict[bytes, str] = {}
     images = []
-    for kind, image in finished:
+    for type_, image in finished:
         content = (image.path or image.url).encode() or b"".join(
             hashlib.sha256(block).digest() for block in base64_blocks(image.base64))
-        if kinds.setdefault(content, kind) == kind:
+        if types.setdefault(content, type_) == type_:
             images.append(image)
     return images
 
@@ -3929,7 +3931,7 @@ def answer_failure(request: Request, response: Response) -> Failure | None:
     message = f"HTTP {response.status} from {host_of(request.url)}: {error.message.strip().rstrip('.')}"
     ids = (response.headers.get(name, "") for name in ("x-request-id", "x-runapi-task-id"))
     return Failure(kind, message, hint, billed, next_step=next_step, http_status=response.status,
-                   code=error.code, request_id=" ".join(filter(None, ids)))
+                   code=error.code, request_id=" ".join(filter(None, ids)), server_text=error.message)
 
 
 def better_hint(request: Request, response: Response, kind: str, error: ServerError) -> str:
@@ -3981,7 +3983,7 @@ def refusal_kind(response: Response, error: ServerError) -> str:
 
 
 def nothing_usable(response: Response) -> str:
-    """What came instead of an image, shortened."""
+    """What arrived instead of an image, shortened."""
     import html
     title = re.search(r"(?i)<title[^>]*>([^<]*)", response.text)
     if title:
@@ -4047,7 +4049,7 @@ def save_image(image: Image, index: int, target: Target, numbers: Iterator[int],
         os.close(handle)
     picture, is_whole = picture_in(path)
     if picture is None or not is_whole:
-        raise Failure("broken_image", f"the image is incomplete; the part that came: {path}", billed="yes")
+        raise Failure("broken_image", f"the image is incomplete; what arrived is in {path}", billed="yes")
     return Saved(path, os.path.getsize(path), picture)
 
 
@@ -4080,7 +4082,7 @@ def decode_to(path: str, image: Image) -> Picture:
 
 
 def path_given_before_kill(part: str, target: Target) -> str:
-    """The name that a killed run had already given to its temporary file, if it came that far."""
+    """The name that a killed run had already given to its temporary file, if it got that far."""
     if not os.path.exists(part) or os.stat(part).st_nlink < 2:
         return ""
     picture, _ = picture_in(part)
@@ -4114,7 +4116,7 @@ class Partials:
                     self.save(event.data)
 
     def save(self, data: Mapping[str, Any]) -> None:
-        """One partial image, in place of an older one of that name; trouble with it is only a warning."""
+        """One partial image, in place of an older one of that name; a problem with it is only a warning."""
         target, index = self.job.target, data.get("partial_image_index")
         name = f"{target.stem}.partial-{index if type(index) is int else len(self.names)}"
         try:
@@ -4129,7 +4131,7 @@ class Partials:
         """Give the finished file its name. A file that this command did not make stays."""
         names, most = self.names | {path}, self.job.parameters["partial_images"]
         if len(names) > self.job.n * (most if type(most) is int else MAX_PARTIALS):
-            raise OSError("more came than you asked for")
+            raise OSError("more arrived than you asked for")
         self.names = names
         self.made.append(file_mark(self.part, path))
         with private_file(self.record, os.O_APPEND) as stream:  # never emptied, not even for a moment
@@ -4144,7 +4146,7 @@ class Partials:
         return os.path.lexists(path) and file_mark(path, path) in self.made
 
     def remove(self) -> None:
-        """The final image is there."""
+        """Remove the previews: the final image is saved."""
         paths = [] if self.job.keep_partials else [mark.split(" ", 5)[-1] for mark in self.made]
         for path in [self.part, *paths]:
             with suppress(OSError):
@@ -4204,7 +4206,7 @@ def unescaped(blocks: Iterator[bytes]) -> Iterator[bytes]:
     for block in chain(filter(None, blocks), [b""]):
         text, tail = tail + block, b""
         cut = text.rfind(b"\\", max(0, len(text) - 6)) if block else -1
-        if cut >= 0:  # the escape may go on in the next block
+        if cut >= 0:  # the escape may continue in the next block
             text, tail = text[:cut], text[cut:]
         for escape, plain in ESCAPES if b"\\" in text else ():
             text = re.sub(escape, plain, text)
@@ -4265,7 +4267,7 @@ def save_answer(answer: str, target: Target, secrets: Sequence[str]) -> str:
         path = os.path.join(target.folder, f"{target.stem}-{number}.answer")
         with suppress(FileExistsError), private_file(path, os.O_EXCL) as copy, open(answer, "rb") as source:
             for begin in range(0, os.path.getsize(answer), LONG_STRING):
-                before = min(begin, LONG_STRING // 2)  # a key may begin before a piece, or go on after it
+                before = min(begin, LONG_STRING // 2)  # a key may begin before a piece, or end after it
                 source.seek(begin - before)
                 text = source.read(2 * LONG_STRING).decode("latin-1")
                 copy.write(blanked(text, secrets, "*")[before:before + LONG_STRING].encode("latin-1"))
@@ -4291,7 +4293,7 @@ class Console:
             self.progress_shown = False
             self.say("stderr", "\r\033[K", end="")
         sink = getattr(sys, stream)
-        if sink is None:  # closed from the start; print would take standard output for it
+        if sink is None:  # closed from the start; print would use standard output instead
             return
         try:
             try:
@@ -4312,7 +4314,7 @@ class Console:
         self.say("stderr", indent + self.secrets.clean(text))
 
     def note(self, text: str) -> None:
-        """Something good to know while it happens."""
+        """What is good to know while it happens."""
         if not self.quiet:
             self.error_line(text)
 
@@ -4499,7 +4501,7 @@ class Inputs:
                 send_with_retries(request, exchange, Run(self.run.console, Result(), deadline))
             read_input(path, "it", os.path.basename(name) or "picture")
         except Failure as failure:
-            path = earlier_input(url, self.run.console)  # its request can be collected although it is gone
+            path = earlier_input(url, self.run.console)  # its request can be collected without the URL
             if not path:
                 hint = failure.hint if failure.kind == "input" else ""
                 if failure.kind == "network" and network_is_closed(url):
@@ -4534,7 +4536,7 @@ class Inputs:
 def copy_upload(upload: Upload, path: str, masked: Upload | None) -> None:
     """A private copy of a file, which must be what was checked. masked: the image that it is the mask of."""
     import shutil
-    changed = input_failure(f"{upload.path} changed while it was read", "Run the same command again.")
+    changed = input_failure(f"{upload.path} changed while it was being read", "Run the same command again.")
     try:
         source = plain_file(upload.path, follow=True)
     except OSError:
@@ -4585,7 +4587,6 @@ def run_job(job: Job, settings: Settings, key: KeySource, folder: Folder, inputs
     keep_folder = True
     try:
         job = inputs.moved(job, folder)
-        # The token is the same whenever this command is collected.
         provider = settings.service.provider(job, settings, key, os.path.basename(folder.path))
         make_images(provider, job, settings, folder, run)
         run.console.finish(run.result.record(run.console))  # first: after a kill the folder is still there
@@ -4640,13 +4641,13 @@ def keep_rest(images: Sequence[Image | Failure], job: Job, folder: Folder, run: 
         run.console.warn(f"images requested: {job.n}, received: {len(images)}; the whole reply {kept}")
 
 
-# Nothing is saved of what came. Up to so many bytes the message says it all: a page's title, short JSON.
+# Nothing that arrived is saved. Up to so many bytes the message says it all: a page's title, short JSON.
 UNREAD_KINDS = {"no_image": MAX_MESSAGE // 2, "web_page": LONG_STRING, "broken_image": 0, "place": 0,
                 "network": 0, "timeout": 0}
 
 
 def add_what_is_known(failure: Failure, folder: Folder, job: Job, run: Run) -> bool:
-    """Add to the failure where the bytes are that came; whether the folder has to stay."""
+    """Add to the failure where the reply is kept; return whether the folder has to stay."""
     keep_folder, unread = failure.collectable, []
     if keep_folder and not folder.journaled:
         failure.hint = f"What arrived is kept in {folder.path}"
@@ -4701,7 +4702,7 @@ def write_template(options: Namespace, console: Console) -> None:
     usual = "OPENAI_API_KEY" if is_openai else "GPT_IMAGE2_API_KEY"
     hidden = [other for other in config_locations() if os.path.lexists(other) and other != path]
     if hidden and not options.config:
-        console.warn(f"{hidden[0]} will no longer be read")
+        console.warn(f"{hidden[0]} is ignored from now on")
     content = {"base_url": checked_base_url(base_url, options.allow_http),
                "api_key_env": variable_name(options.api_key_env or usual)}
     part = f"{path}.{os.getpid()}.part"
@@ -4758,7 +4759,7 @@ def check_setup(settings: Settings, run: Run) -> None:
     say(f"ok    {check_curl(console.secrets.keys)}")
     say(f"ok    config file {settings.config_path or 'none'}")
     key = find_key(settings, console).value
-    masked = f"ok    key {mask_key(key)}" if key else "note  key none"
+    masked = f"ok    key {mask_key(key)}" if key else "note  no key"
     say(f"{masked}, endpoint {settings.base_url.value}")
     if settings.service.free_check:
         try_key(settings, key, run, say)
@@ -4853,16 +4854,16 @@ def read_value(row: Option, text: str) -> Any:
     if not text:
         raise usage_failure(f"{row.flag} is empty")
     try:
-        value = text.lower() if isinstance(row.kind, tuple) else row.kind(text)
+        value = text.lower() if isinstance(row.accepts, tuple) else row.accepts(text)
     except ValueError as fault:
         raise usage_failure(f"{row.flag} {fault}") from None
-    if row.kind is not PATH and re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False)):
+    if row.accepts is not PATH and re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False)):
         raise usage_failure(f"{row.flag} is not valid UTF-8")
     return value
 
 
 def build_parser(command: str) -> ArgumentParser:
-    """The parser of one command. What a config file may say as well is None until somebody says it."""
+    """The parser of one command. What a config file may set too is None if it is not given."""
     from argparse import ArgumentParser
 
     def fail(message: str) -> NoReturn:
@@ -4884,7 +4885,7 @@ def build_parser(command: str) -> ArgumentParser:
             parser.add_argument(*flags, action="append", default=[], type=partial(read_value, row))
         else:
             parser.add_argument(*flags, default=default, type=partial(read_value, row),
-                                choices=row.kind if isinstance(row.kind, tuple) else None)
+                                choices=row.accepts if isinstance(row.accepts, tuple) else None)
     parser.set_defaults(run=run_config_command if command == "config" else run_image_command)
     if environment("OPENCLAW_SHELL"):  # OpenClaw delivers files of its workspace, in which it runs commands
         parser.set_defaults(output=os.path.basename(DEFAULT_OUTPUT))
@@ -4920,17 +4921,17 @@ def parse(arguments: list[str]) -> Namespace:
 
 
 def help_for(arguments: list[str]) -> str:
-    """The help or version that is asked for, or an empty text."""
-    asked = arguments[:arguments.index("--")] if "--" in arguments else arguments
-    if {"-h", "--help"} & set(asked) or asked[:1] == ["help"] or asked[1:2] == ["help"]:
-        topic = next((word for word in asked[:2] if word in SYNOPSIS), "")
+    """The help or version that is wanted, or an empty text."""
+    words = arguments[:arguments.index("--")] if "--" in arguments else arguments
+    if {"-h", "--help"} & set(words) or words[:1] == ["help"] or words[1:2] == ["help"]:
+        topic = next((word for word in words[:2] if word in SYNOPSIS), "")
         return (command_help(topic) if topic else HELP).replace(PROGRAM + " ", own_command(""))
-    return f"{PROGRAM} {VERSION}\n" if asked[:1] in (["--version"], ["-V"], ["version"]) else ""
+    return f"{PROGRAM} {VERSION}\n" if words[:1] in (["--version"], ["-V"], ["version"]) else ""
 
 
 # ---- main ----------------------------------------------------------------------------------------
 def guard_process() -> None:
-    """Open closed standard streams on nothing: a lock in their place would vanish when a child's are set up.
+    """Open closed standard streams on the null device: a lock in their place would vanish with a child's.
     Write no core file: it would hold the key; curl inherits this."""
     handle = os.open(os.devnull, os.O_RDWR)
     while handle <= 2:
@@ -4977,9 +4978,8 @@ def console_for(arguments: Sequence[str]) -> Console:
 
 
 def tell_failure(failure: Failure, run: Run) -> int:
-    """Tell the result of a command that failed; its exit code."""
-    record = run.result.record(run.console, failure)
-    run.console.finish(record)
+    """Report the result of a command that failed; return its exit code."""
+    run.console.finish(run.result.record(run.console, failure))
     run.console.explain(failure)
     return failure.exit_code
 

@@ -589,7 +589,7 @@ class HostileTextsOfServersTest(ProgramCase):
         self.assertEqual(result.exit_code, SETUP, result.stderr)
         self.assertIn("No key is set: set GPT_IMAGE2_API_KEY", result.stderr)
         check = self.run_inside("config", "--check", *self.access())
-        self.assertIn("note  key none", check.stdout)
+        self.assertIn("note  no key", check.stdout)
 
     def test_ordinary_words_in_headers_are_no_secrets(self) -> None:
         result = self.generate_inside(PROMPT, "--json", "--header", "X-Mode: auto", "--header", "X-Title: gpt-image-2",

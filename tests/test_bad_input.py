@@ -130,13 +130,13 @@ class BadPromptTest(BadInputCase):
     def test_too_long(self) -> None:
         long = "\N{FOX FACE}" * 32001
         self.refuse(
-            Bad("argument", ["generate", "x" * 32001], "32001 characters, 32000 are allowed", "by 1"),
+            Bad("argument", ["generate", "x" * 32001], "32001 characters; the limit is 32000", "by 1"),
             Bad("file", ["generate", "--prompt-file", self.file("p.txt", long)], "32001 characters"),
             Bad("input", ["generate", "-"], "32001 characters", stdin=long),
-            Bad("endless file", ["generate", "--prompt-file", "/dev/zero"], "32000 are allowed"),
+            Bad("endless file", ["generate", "--prompt-file", "/dev/zero"], "the limit is 32000"),
             Bad("cut inside a character", ["generate", "--prompt-file",
                                            self.file("q.txt", "x" + "\N{FOX FACE}" * 64000)],
-                "32000 are allowed"))
+                "the limit is 32000"))
 
     def test_not_utf8(self) -> None:
         self.refuse(
@@ -196,7 +196,7 @@ class BadInputImageTest(BadInputCase):
         for name, size in (("limit.png", 50_000_000), ("huge.png", 3_000_000_000)):
             path = self.file(name, SMALL)
             os.truncate(path, size)  # a hole: it takes no room on the disk
-            rows.append(Bad(name, ["edit", path, PROMPT], f"{size // 1000000} MB, less than 50 MB are allowed"))
+            rows.append(Bad(name, ["edit", path, PROMPT], f"{size // 1000000} MB; it must be smaller than 50 MB"))
         self.refuse(*rows)
 
     def test_too_many(self) -> None:

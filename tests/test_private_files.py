@@ -252,10 +252,10 @@ class UnsafePlaceTest(PrivateCase):
         """The folder in it would be this user's, until somebody puts another in its place."""
         self.tmp.chmod(0o777)
         with self.inside({"XDG_STATE_HOME": "/proc/nowhere"}, ""):
-            self.assertNotIn(str(self.tmp), program.temporary_places())
+            self.assertNotIn(str(self.tmp), program.temp_folders())
         self.tmp.chmod(0o1777)
         with self.inside(None, ""):
-            self.assertIn(str(self.tmp), program.temporary_places())
+            self.assertIn(str(self.tmp), program.temp_folders())
 
     def test_group_of_several_people(self) -> None:
         if not IS_ROOT:
@@ -477,7 +477,7 @@ class PicturesInTheMakingTest(PrivateCase):
             result = self.preview("--keep-partials", "--overwrite", *more, text=events + frame(completed()) * 2)
             self.assertEqual(result.exit_code, 0, result.stderr)
             self.assertEqual(len(list(self.work.glob("*.partial-*"))), most)
-            self.assertEqual(result.stderr.count("more came than you asked for"), 1, result.stderr)
+            self.assertEqual(result.stderr.count("more arrived than you asked for"), 1, result.stderr)
             for path in self.work.iterdir():
                 path.unlink()
 
@@ -520,7 +520,7 @@ class UploadsAreCopiesTest(PrivateCase):
                 self.file("other.png", OTHER)
                 result = self.edit_with(self.key_command(lines))
                 self.assertEqual((result.exit_code, self.server.requests), (2, []), result.stderr)
-                self.assertIn("changed while it was read", result.stderr)
+                self.assertIn("changed while it was being read", result.stderr)
                 self.assertEqual(self.journal(), [])
 
     def test_mask_changed_before_it_is_copied(self) -> None:

@@ -34,6 +34,9 @@ CURL = (
     Row(92, billed="maybe"), Row(18, status=200, billed="maybe"), Row(23, status=200, billed="maybe"),
     Row(52, billed="maybe"), Row(52, sent=False, pause=0.5), Row(55, billed="maybe"), Row(56, billed="maybe"),
     Row(56, sent=False, pause=0.5), Row(56, sent=False, proxy=407, pause=0.5), Row(65, billed="maybe"),
+    # curl's own times are not a pause that anybody asks for.
+    Row(7, sent=False, message="Failed to connect to h port 1 after 0 ms: Could not connect", pause=0.5),
+    Row(28, sent=False, message="Connection timed out after 30001 milliseconds", pause=0.5),
     Row(-9, billed="maybe"), Row(-15, billed="maybe"), Row(99, billed="maybe"))
 
 USER, RATE = "image_generation_user_error", "rate_limit_error"
@@ -72,7 +75,7 @@ class RetryRuleTest(unittest.TestCase):
 
     def judge(self, row: Row, **request: Any) -> Any:
         document = program.json.loads(error_body(row.message, row.code or None, None, row.kind)) if row.status else None
-        outcome = program.Outcome(row.exit_code, row.status, row.proxy, row.sent, "")
+        outcome = program.Outcome(row.exit_code, row.status, row.proxy, row.sent, "" if row.status else row.message)
         response = program.Response("/answer", row.status, row.headers, document)
         asked = program.Request("POST", "https://relay.invalid/v1/images/generations", **request)
         return judged(asked, outcome, response, row.attempt)
