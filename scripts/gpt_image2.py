@@ -3381,16 +3381,16 @@ def with_meaning(request: Request, response: Response) -> Response:
     """The response with what it means. Nothing else judges it: driver and providers read this result.
     pending: a task was made. linked: the images are elsewhere. broken: a file that is not a whole image."""
     is_good, document = 200 <= response.status < 300, response.document
+    response = response._replace(error=server_error(document))
     if request.rules.is_file:
         is_image = is_good and (request.purpose == "input" or picture_in(response.path)[1])
         return response._replace(meaning="images" if is_image else "broken" if is_good else "error")
     images, stray = images_in(document)
-    error = server_error(document)
     beside = {name: json_path(document, name) for name in ("b64_json", "data", "images", "outputs")}
     task = task_id(document) or (response.status == 202 and response.headers.get("location"))
     may_be_empty = request.method == "PUT" or request.purpose == "poll"
     meaning = "nothing"
-    if not is_good or (error and not find_images(beside)):
+    if not is_good or (response.error and not find_images(beside)):
         meaning = "error"  # where images stand beside it, it is only a warning
     elif images:
         meaning = "images"
@@ -3400,7 +3400,7 @@ def with_meaning(request: Request, response: Response) -> Response:
         meaning = "linked"
     elif request.purpose != "create" and (may_be_empty or document is not None):
         meaning = "accepted"  # this step needs no image
-    return response._replace(images=tuple(images), stray=stray, error=error, meaning=meaning)
+    return response._replace(images=tuple(images), stray=stray, meaning=meaning)
 
 
 def unpack_file(path: str, limit: int) -> None:
