@@ -204,7 +204,8 @@ class PicturesBehindUrlsTest(ProgramCase):
             self.assertIn(": " + words, error["message"])
 
     def test_words_of_a_refused_download_do_not_give_up_the_paid_image(self) -> None:
-        bodies = [error_body("rejected", "moderation_blocked"), b'{"response": {"status": 400, "body": {"error": "x"}}}']
+        bodies = (error_body("rejected", "moderation_blocked"),
+                  b'{"response": {"status": 400, "body": {"error": "x"}}}')
         refusals = ((Answer(as_url=True), Answer(status=400, body=body)) for body in bodies)
         for result, server in self.from_own_servers(*refusals):
             error = result.json["error"]
