@@ -3227,7 +3227,8 @@ def is_conclusive(request: Request, response: Response) -> bool:
 
 def afterwards_failure(request: Request, failure: Failure) -> Failure:
     """The failure of a step after payment, which the same command can continue; others stay as they are."""
-    if not request.rules.cannot or failure.kind in ("task_failed", "moderation", "place"):
+    is_over = failure.kind in ("task_failed", "moderation") and not request.rules.is_file
+    if not request.rules.cannot or is_over or failure.kind == "place":
         return failure
     hint = "Run the same command again to continue at no cost (--fresh abandons this image)."
     if request.url.startswith("http:") and failure.kind == "config":
@@ -3383,16 +3384,15 @@ def with_meaning(request: Request, response: Response) -> Response:
     """The response with what it means. Nothing else judges it: driver and providers read this result.
     pending: a task was made. linked: the images are elsewhere. broken: a file that is not a whole image."""
     is_good, document = 200 <= response.status < 300, response.document
+    response = response._replace(error=server_error(document))
     if request.rules.is_file:
         is_image = is_good and (request.purpose == "input" or picture_in(response.path)[1])
         return response._replace(meaning="images" if is_image else "broken" if is_good else "error")
     images, stray = images_in(document)
-    error = server_error(document)
     beside = {name: json_path(document, name) for name in ("b64_json", "data", "images", "outputs")}
     task = task_id(document) or (response.status == 202 and response.headers.get("location"))
-    may_be_empty = request.method == "PUT" or request.purpose == "poll"
     meaning = "nothing"
-    if not is_good or (error and not find_images(beside)):
+    if not is_good or (response.error and not find_images(beside)):
         meaning = "error"  # where images stand beside it, it is only a warning
     elif images:
         meaning = "images"
@@ -3400,9 +3400,9 @@ def with_meaning(request: Request, response: Response) -> Response:
         meaning = "pending"
     elif task_field(document, ("response_url",)):
         meaning = "linked"
-    elif request.purpose != "create" and (may_be_empty or document is not None):
+    elif request.purpose != "create" and (document is not None or request.file or request.purpose == "poll"):
         meaning = "accepted"  # this step needs no image
-    return response._replace(images=tuple(images), stray=stray, error=error, meaning=meaning)
+    return response._replace(images=tuple(images), stray=stray, meaning=meaning)
 
 
 def unpack_file(path: str, limit: int) -> None:

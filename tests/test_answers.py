@@ -193,6 +193,27 @@ class PicturesBehindUrlsTest(ProgramCase):
                 self.assertNotIn("--base-url", result.json["error"]["hint"])
                 self.assertEqual(len(server.posts), 1)
 
+    def test_refused_download_tells_the_code_and_words_of_its_server(self) -> None:
+        refusals = [Answer(status=403, body=error_body("link expired", "url_expired")), Answer(
+            status=503, body=error_body("busy", "server_is_overloaded"), headers=(("retry-after-ms", "20"),))]
+        outcomes = self.from_own_servers(*((Answer(as_url=True), refusal) for refusal in refusals))
+        for (result, _), code, words, retryable in zip(
+                outcomes, ("url_expired", "server_is_overloaded"), ("link expired", "busy"), (False, True)):
+            error = result.json["error"]
+            self.assertEqual((error["kind"], error["code"], error["retryable"]), ("download", code, retryable))
+            self.assertIn(": " + words, error["message"])
+
+    def test_words_of_a_refused_download_do_not_give_up_the_paid_image(self) -> None:
+        bodies = (error_body("rejected", "moderation_blocked"),
+                  b'{"response": {"status": 400, "body": {"error": "x"}}}')
+        refusals = ((Answer(as_url=True), Answer(status=400, body=body)) for body in bodies)
+        for result, server in self.from_own_servers(*refusals):
+            error = result.json["error"]
+            self.assertEqual((result.exit_code, error["kind"], error["billed"], error["next"]),
+                             (UNSAVED, "download", "yes", "again"), error)
+            self.assertEqual(len(server.posts), 1)
+        self.assertEqual(len(self.journal()), 2)
+
     def test_download_that_is_no_image(self) -> None:
         self.server.plan(Answer(as_url=True, image=b"<html>expired</html>"))
         result = self.generate_inside(PROMPT, "--json")
