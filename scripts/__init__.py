@@ -37,7 +37,7 @@ TIME_LIMIT = 390  # seconds; Hermes 0.19 cuts tool calls of a batch off after 42
 GRACE = 10  # seconds that a child has to end after it was told to
 MAX_NAME = 255  # characters of a path that does not exist; a longer one may be an image, and is not repeated
 
-COLLECT = "Call image_generate again with exactly the same arguments for the image; it is not bought twice."
+COLLECT = "Call image_generate again with the same arguments: the image is collected, not bought twice."
 SET_KEY = ("Set one with: hermes config set GPT_IMAGE2_API_KEY ... (or add a base_url and a key to the model "
            "section of Hermes' configuration).")
 ERROR_TYPES = {  # by the program's kind of failure, else by its exit code
@@ -346,7 +346,8 @@ def make_image(prompt: str, size: str, quality: str, sources: Sequence[str],
 def error_of(kind: str, message: str, advice: str, billed: str, exit_code: int) -> dict[str, str]:
     """Message and type of a failure of the program, in words that fit a tool call."""
     error_type = ERROR_TYPES.get(kind) or ERROR_TYPES_BY_EXIT.get(exit_code, "api_error")
-    message = "the image is still being made" if kind == "stopped" else message
+    if kind == "stopped":
+        message = "the image is ready" if billed == "yes" else "the image is still being made"
     message = re.sub(r"[A-Za-z0-9+/_=-]{200,}", "...", message)  # perhaps a picture
     money = {"maybe": " The image may have been billed.", "yes": " The image was billed."}.get(billed, "")
     return {"error": f"{message.rstrip('.')}.{money} {advice}".strip(), "error_type": error_type}
