@@ -201,7 +201,7 @@ class BadInputImageTest(BadInputCase):
 
     def test_too_many(self) -> None:
         image = self.file("a.png", SMALL)
-        self.refuse(Bad("17", ["edit", image, PROMPT] + ["--image", image] * 16, "17 images were given, 16",
+        self.refuse(Bad("17", ["edit", image, PROMPT] + ["--image", image] * 16, "17 images were given; at most 16",
                         kind="usage"))
 
 

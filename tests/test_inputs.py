@@ -260,7 +260,7 @@ class SeveralImagesBeforeThePromptTest(InputCase):
                             ([self.first, "give", "it", "a hat"], "too many arguments"),
                             ([self.first, "none.png", PROMPT], "none.png: No such file"),
                             ([self.first, "a hat", self.second], "too many arguments"),
-                            ([self.first] * 17 + [PROMPT], "17 images were given, 16")):
+                            ([self.first] * 17 + [PROMPT], "17 images were given; at most 16")):
             with self.subTest(words):
                 self.refuse(*words, told=told)
 
