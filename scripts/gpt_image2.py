@@ -4593,12 +4593,12 @@ def run_job(job: Job, settings: Settings, key: KeySource, folder: Folder, inputs
         ignore_signals()
         keep_folder = run.console.as_json and run.console.lost_output  # a caller that has gone will ask again
     except (Exception, KeyboardInterrupt) as error:
+        ignore_signals()  # first: a second signal must not hide what ended the job
         failure = error if isinstance(error, Failure) else Failure(
             "bug", f"a bug in this program: {error!r}", "What arrived is kept. Run the same command again to "
             "read it at no cost (--fresh buys a new image).", collectable=True)
         if isinstance(error, KeyboardInterrupt):
             failure = stop_failure(error, folder)
-        ignore_signals()
         keep_folder = add_what_is_known(failure, folder, job, run)
         failure.billed = billed_in_the_end(failure, folder, run.result)
         raise failure from (error if failure.kind == "bug" else None)
