@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -715,14 +716,18 @@ class CoreFileTest(PrivateCase):
             self.skipTest("no core files here anyway")
         hold = threading.Event()
         self.server.plan(Answer(event=hold))
+
+        def as_in_a_terminal() -> None:  # a shell lets what it starts in the background ignore this signal
+            signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+            resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))
+
         child = subprocess.Popen([sys.executable, str(PROGRAM), "generate", "a fox", *self.access()],
                                  env=self.environment(ACCESS), cwd=str(self.work), stdout=subprocess.PIPE,
-                                 stderr=subprocess.PIPE, start_new_session=True,
-                                 preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CORE, (hard, hard)))
+                                 stderr=subprocess.PIPE, start_new_session=True, preexec_fn=as_in_a_terminal)
         self.wait_until(lambda: bool(self.server.posts))
         curl = int(next(self.requests.rglob("1.lock")).read_text())
         self.assertEqual((self.core_limit(child.pid), self.core_limit(curl)), ("0", "0"))
-        child.send_signal(3)  # Ctrl-\
+        child.send_signal(signal.SIGQUIT)
         self.finish(child)
         hold.set()
         self.assertEqual(list(self.root.rglob("core*")), [])
