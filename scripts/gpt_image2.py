@@ -20,6 +20,10 @@ The file reads in the order in which the data travels:
     Telling                    what is shown meanwhile, and the result at the end
     Commands, Parser, main     start reading at run_image_command
 
+A provider is a generator without input or output. It yields a Request and is sent the Response, or has a
+Failure thrown in; it yields a Wait before it polls again; it returns an Image, or the Failure in its place,
+for each image. With the same Job it yields the same paid requests in the same order.
+
 One paid request: run_image_command reads Settings and builds the Job (free, may refuse). find_key finds the
 key. open_folder makes requests/FINGERPRINT-RANDOM, or takes over an unfinished one. run_provider asks the
 provider for a Request; start_curl writes N.body, N.create and N.lock and lets curl go on alone, which
@@ -489,10 +493,6 @@ class Saved(NamedTuple):
     picture: Picture
 
 
-# A provider is a generator that knows its service's protocol and does no input or output. It yields a Request
-# and is sent the Response, or has a Failure thrown in; it yields a Wait before it polls again. It returns an
-# Image, or the Failure in its place, for each image that came back. Run again with the same Job, it yields
-# the same paid requests in the same order: that is how an unfinished command finds its answers.
 if TYPE_CHECKING:
     Layer = dict[str, Setting]  # one source of settings
     Provider = Generator["Request | Wait", Response, list["Image | Failure"]]
