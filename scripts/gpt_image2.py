@@ -2685,8 +2685,8 @@ def unsent_hint(kind: str, url: str) -> str:
 
 
 # ---- Journal: unfinished requests survive everything ---------------------------------------------
-# One folder for each command, FINGERPRINT-RANDOM. Running the same command again adopts it and replays the
-# provider: a paid step that has a response is read instead of sent, one that still runs is waited for.
+# One folder for each command, FINGERPRINT-RANDOM; .gone-* is half removed, .lock guards making and adopting.
+# The same command adopts it and replays the provider: a paid step with a response is read, not sent.
 #   file                  written by             read by              meaning
 #   request.json          make_folder            request_record       the request without a key; its schema
 #   owner                 make_folder            take_lock            locked by the program that works on it
