@@ -148,14 +148,12 @@ BLOCK = 1024 * 1024
 
 DOLLARS_PER_TOKEN = {"text": 5e-6, "image": 8e-6, "output": 30e-6}  # list price, read 2026-10-08
 
-
 class ModelRules(NamedTuple):
     """What one model accepts; sizes: "free" (whatever size_fault allows), a list, or None: not checked."""
     qualities: tuple[str, ...]
     sizes: str | tuple[str, ...] | None
     shutdown: str = ""
     formats: tuple[str, ...] = FORMATS
-
 
 DATED = r"-20\d\d-\d\d-\d\d$"  # gpt-image-2-2026-04-21 is gpt-image-2
 QUALITIES = ("low", "medium", "high", "auto")
@@ -174,7 +172,6 @@ INTERRUPTED, UNREAD = 130, 141  # 128 + the signal's number, like the others
 LOOK_FIRST = "Check the account's usage before you run the command again."
 BUYS_AGAIN = "Running the command again buys a new image."
 
-
 class Kind(NamedTuple):
     """What a kind of failure means; a Failure may know better. next: what the caller should do.
     fix: change the command, a file or a setting. again: run the same command again, nothing is paid twice.
@@ -184,7 +181,6 @@ class Kind(NamedTuple):
     next: str
     hint: str = ""
     retryable: bool = False  # the same request may be sent again: it made no image
-
 
 KINDS = {
     # Before anything is sent, and on the way.
@@ -236,7 +232,6 @@ KINDS = {
     "bug": Kind(BUG, "no", "stop", "Please report it."),
 }
 
-
 class Failure(Exception):
     """The only expected exception: what happened, whether money may be gone, and what to do next.
     What is not given follows from its kind. `billed` is what this request cost; billed_in_the_end decides.
@@ -261,29 +256,24 @@ class Failure(Exception):
         """What the caller should do, as in KINDS."""
         return "again" if self.collectable else self.next_step
 
-
 usage_failure = partial(Failure, "usage")  # the command is wrong
 input_failure = partial(Failure, "input")  # an image or a mask cannot be used
 target_failure = partial(Failure, "target")  # nothing can be saved where -o points to
 
-
 def setup_failure(message: str, hint: str = "", kind: str = "config") -> Failure:
     """Key, config file or curl is missing or unusable, nothing was sent."""
     return Failure(kind, message, hint)
-
 
 def own_command(words: str) -> str:
     """The shell command that runs this program with these arguments, spelled as it was started this time."""
     name = sys.argv[0] or PROGRAM
     return f"{'python3 ' if name.endswith('.py') else ''}{quote(name)} {words}"
 
-
 # ---- Data ----------------------------------------------------------------------------------------
 class Setting(NamedTuple):
     """A value and where it came from."""
     value: Any
     source: str
-
 
 class KeySource(NamedTuple):
     """One source of the key. host: the only one it may be sent to, "" for any."""
@@ -297,7 +287,6 @@ class KeySource(NamedTuple):
     def is_set(self) -> bool:
         """Whether it has a key; a variable that a file names may be unset."""
         return bool(self.value or self.command)
-
 
 class Settings(NamedTuple):
     """Everything that does not change from image to image, each with its source."""
@@ -319,13 +308,11 @@ class Settings(NamedTuple):
         """The row of SERVICES for its protocol."""
         return SERVICES[self.api.value]
 
-
 class Picture(NamedTuple):
     """What the first bytes of a file show: format name and size in pixels."""
     format: str
     width: int
     height: int
-
 
 class Upload(NamedTuple):
     """An input image or mask. Until its file is read, only path, origin and name are known."""
@@ -338,14 +325,12 @@ class Upload(NamedTuple):
     origin: str = "file"  # what path is: "file", "url", or "data" for a data: URI
     name: str = ""  # what messages call it
 
-
 class Target(NamedTuple):
     """Where pictures go: folder (absolute), name without suffix, suffix as the user wrote it."""
     folder: str
     stem: str
     suffix: str
     overwrite: bool
-
 
 class Job(NamedTuple):
     """One checked command: nothing in it needs a second look before sending."""
@@ -365,14 +350,12 @@ class Job(NamedTuple):
         """The input images and the mask."""
         return (*self.images, self.mask) if self.mask else self.images
 
-
 class DataUrl:
     """Stands in a JSON body for a file's content, so that a provider never opens one.
     Not a NamedTuple, which json would write as a list."""
 
     def __init__(self, path: str, prefix: str = "") -> None:
         self.path, self.prefix = path, prefix
-
 
 class Part(NamedTuple):
     """One part of a form: text, or a file with its content type."""
@@ -382,7 +365,6 @@ class Part(NamedTuple):
     content_type: str = ""
     bytes: int = 0
 
-
 class Purpose(NamedTuple):
     """What a request is for decides what may be done with it."""
     repeatable: bool  # asking again costs nothing, and an old answer is worth nothing
@@ -390,7 +372,6 @@ class Purpose(NamedTuple):
     is_free: bool  # comes before the paid request, or does without one
     cannot: str = ""  # how it fails after payment; then the purpose is also the kind
     final: tuple[int, ...] = ()  # HTTP statuses that another try will not change
-
 
 PURPOSES = {
     "create": Purpose(False, False, False),  # makes images
@@ -401,7 +382,6 @@ PURPOSES = {
     "models": Purpose(True, False, True),
     "input": Purpose(True, True, True),  # an image to edit
 }
-
 
 class Request(NamedTuple):
     """One HTTP request, without a word about curl."""
@@ -430,13 +410,11 @@ class Request(NamedTuple):
         """How long its answer may be."""
         return MAX_DOWNLOAD_BYTES if self.rules.is_file else MAX_ANSWER_BYTES
 
-
 class Wait(NamedTuple):
     """What a provider yields between two polls of a task."""
     seconds: float
     status: str
     task: str
-
 
 class Response(NamedTuple):
     """One answer; the body stays in its file, document is its JSON with long strings as Spans."""
@@ -452,7 +430,6 @@ class Response(NamedTuple):
     error: ServerError | None = None
     meaning: str = "nothing"  # or images, pending, linked, accepted, broken, error: see with_meaning
 
-
 class Span(NamedTuple):
     """A long string of a JSON answer: its bytes in the file, still JSON-escaped."""
     path: str
@@ -466,7 +443,6 @@ class Span(NamedTuple):
         base64 = r"(?:[A-Za-z0-9+/_=-]|\\[/nrt]|\\u00[23][bBfFdD]){200}"
         return re.match(DATA_URL + "|" + base64, self.head) is not None
 
-
 class Image(NamedTuple):
     """One picture that came back: an address, base64 (in the answer's file or short), or a file."""
     url: str = ""  # perhaps relative to the answer's own
@@ -477,7 +453,6 @@ class Image(NamedTuple):
         """Whether it is an address without a host."""
         return bool(self.url) and not re.match(r"(?i)https?:", self.url)
 
-
 class ServerError(NamedTuple):
     """The error inside an answer, whatever its envelope."""
     message: str
@@ -485,13 +460,11 @@ class ServerError(NamedTuple):
     type: str = ""
     stage: str = ""  # of moderation: input or output
 
-
 class Saved(NamedTuple):
     """One file on disk."""
     path: str
     bytes: int
     picture: Picture
-
 
 if TYPE_CHECKING:
     Layer = dict[str, Setting]  # one source of settings
@@ -522,12 +495,10 @@ MISPLACED_KEY = (r"(?<![\w./~-])(?:"
                  r"[\da-fA-F]{8}(?:-[\da-fA-F]{4}){3}-[\da-fA-F]{12})(?![\w./-])")
 SECRET_HEADER = r"(?i)auth|key|token|secret|cookie|session|pass|pwd|pin\b|login|access|cred|signature"
 
-
 def redact(text: str, secrets: Sequence[str]) -> str:
     """The text without any secret, and without anything that looks like a key."""
     octets = re.sub("\x7f+", "***", blanked(utf8(text).decode("latin-1"), secrets, "\x7f"))
     return re.sub(KEY_LIKE, "***", octets.encode("latin-1").decode("utf-8", "surrogateescape"))
-
 
 def blanked(text: str, secrets: Sequence[str], mark: str) -> str:
     """A text of bytes, as long as before, with every secret overwritten, however it is escaped.
@@ -550,7 +521,6 @@ def blanked(text: str, secrets: Sequence[str], mark: str) -> str:
             at = plain.find(wanted[:6], at + 1)
     return octets.decode("latin-1")
 
-
 def resolved(escape: re.Match[str]) -> str:
     """What an escape, or a letter, stands for, in UTF-8's bytes."""
     group = escape.lastindex  # of the groups in ESCAPE
@@ -559,12 +529,10 @@ def resolved(escape: re.Match[str]) -> str:
     number = int(escape[group], 10 if group == 5 else 16)
     return chr(number) if group == 3 else utf8(chr(number)).decode("latin-1")
 
-
 def one_line(text: str, limit: int = 300) -> str:
     """Outside text made safe for a terminal: no control characters, one line, a bounded length."""
     text = " ".join(CONTROL.sub(" ", whole_characters(text)).split())
     return text if len(text) <= limit else text[:limit - 3] + "..."
-
 
 def as_bytes(text: str) -> bytes:
     """Text with file names as the system spells them; UTF-8 if its encoding lacks a character."""
@@ -573,33 +541,27 @@ def as_bytes(text: str) -> bytes:
     except UnicodeEncodeError:
         return utf8(text)
 
-
 def utf8(text: str) -> bytes:
     """The text in UTF-8, stray bytes as they are; half a character becomes `?`."""
     return re.sub(r"[\ud800-\udc7f\udd00-\udfff]", "?", text).encode("utf-8", "surrogateescape")
 
-
 def whole_characters(text: str) -> str:
     """The text with each group of stray bytes that forms a character joined into that character."""
     return as_bytes(text).decode("utf-8", "surrogateescape") if re.search(r"[\udc80-\udcff]", text) else text
-
 
 def quoted(text: str) -> str:
     """What somebody typed, safe to repeat: a long word, or one with a digit, may be a misplaced key."""
     harmless = len(text) < SHORTEST_KEY or re.search(HARMLESS, text)
     return repr(one_line(text, 40) if harmless else one_line(text[:2]) + "***")
 
-
 def reason(error: BaseException) -> str:
     """What went wrong, without the path that the caller names anyway."""
     return getattr(error, "strerror", None) or str(error)
-
 
 # Several words, a size, a short word or a word-of-words without digits, a path, a host's name.
 HARMLESS = (r"\s|^([\d.:x]{1,12}|\D{1,15}|(--)?[a-z]{1,12}([-_][a-z]{1,12})*|~?/.*|"
             r"(https?:?/+)?(([a-z\d-]+\.)+[a-z]{2,8}|localhost|\d+(\.\d+){3})(:\d+)?(/v\d)?)$")
 LONG_TEXT = "(a long text)"
-
 
 def as_text(value: Any) -> str:
     """A JSON value as text for a message."""
@@ -608,11 +570,9 @@ def as_text(value: Any) -> str:
     shown = map_texts(value, lambda text: text if len(text) < 300 else LONG_TEXT)
     return shown if isinstance(shown, str) else json.dumps(shown, ensure_ascii=False)
 
-
 def mask_key(key: str) -> str:
     """A key as it may be shown: its last four characters only when they give little away."""
     return "***" + (key[-4:] if len(key) >= 20 else "")
-
 
 def nearest(word: str, words: Iterable[str], cutoff: float = 0.6) -> str:
     """` Did you mean X?` for a typo, or an empty text."""
@@ -620,18 +580,15 @@ def nearest(word: str, words: Iterable[str], cutoff: float = 0.6) -> str:
     found = get_close_matches(word, list(words), 1, cutoff)
     return f" Did you mean {found[0]}?" if found else ""
 
-
 def pasted(text: str) -> str:
     """A pasted text without invisible characters: white space around it, a BOM, zero-width characters."""
     return re.sub("[\u00ad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]", "", text).strip()
-
 
 def json_path(node: Any, *names: str) -> Any:
     """The value under these names, one inside the other, in a stranger's JSON; None where there is none."""
     for name in names:
         node = node.get(name) if isinstance(node, dict) else None
     return node
-
 
 def map_texts(value: Any, change: Callable[[str], str]) -> Any:
     """A JSON value with each of its texts changed, names too; without endless lists and Spans."""
@@ -643,9 +600,7 @@ def map_texts(value: Any, change: Callable[[str], str]) -> Any:
         return LONG_TEXT
     return change(value) if isinstance(value, str) else value
 
-
 UNQUOTABLE = r"[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f]"
-
 
 def quote_config(value: str) -> str:
     """A value for curl's -K file: quoted, escaped, always one physical line (reference: curl's man page)."""
@@ -653,18 +608,15 @@ def quote_config(value: str) -> str:
         raise usage_failure("a control character cannot be passed on to curl")
     return json.dumps(value, ensure_ascii=False)  # for all others curl's escapes are those of JSON
 
-
 def quote_path(path: str) -> str:
     """A path inside a form line: quotes of its own, so that `;` and `,` stay part of the name."""
     return '"' + path.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
 
 # ---- Sizes ---------------------------------------------------------------------------------------
 def split_size(text: str) -> tuple[int, int] | None:
     """(width, height) of `1536x1024`, None when it is not of that form."""
     match = re.fullmatch(r"([0-9]{1,5})[xX]([0-9]{1,5})", text)
     return (int(match.group(1)), int(match.group(2))) if match else None
-
 
 def size_fault(width: int, height: int) -> str:
     """Every rule of gpt-image-2 that this size breaks, or an empty text."""
@@ -675,7 +627,6 @@ def size_fault(width: int, height: int) -> str:
              (not MIN_PIXELS <= width * height <= MAX_PIXELS, f"the image must have {MIN_PIXELS:,} to "
               f"{MAX_PIXELS:,} pixels, {width}x{height} has {width * height:,}"))
     return "; ".join(text for broken, text in rules if broken)
-
 
 def nearest_size(width: int, height: int, exact: bool = False) -> str:
     """The legal size nearest in edges and shape, the larger one on a tie. exact: of the same shape, or ""."""
@@ -690,7 +641,6 @@ def nearest_size(width: int, height: int, exact: bool = False) -> str:
                if not (exact and w * height != h * width) and not size_fault(w, h)]
     return "%dx%d" % min(fitting, key=distance) if fitting else ""
 
-
 def size_of_ratio(ratio: float, pixels: int) -> str:
     """The legal size closest to this ratio whose area is 80 to 105 % of `pixels`."""
     shape = max(ratio, 1 / ratio)
@@ -699,7 +649,6 @@ def size_of_ratio(ratio: float, pixels: int) -> str:
                if 0.8 * pixels <= w * h <= 1.05 * pixels and not size_fault(w, h)]
     return "%dx%d" % min(fitting, key=lambda size: (round(abs(log(size[0] / size[1] / ratio)), 3),
                                                    abs(log(size[0] * size[1] / pixels))))
-
 
 # ---- Pictures ------------------------------------------------------------------------------------
 def inspect_picture(stream: BinaryIO) -> Picture | None:
@@ -715,13 +664,11 @@ def inspect_picture(stream: BinaryIO) -> Picture | None:
         return Picture("gif", int.from_bytes(head[6:8], "little"), int.from_bytes(head[8:10], "little"))
     return svg_picture(head + stream.read(HEAD))
 
-
 def picture_in(path: str) -> tuple[Picture | None, bool]:
     """(picture, whether it is whole) of a file."""
     with open(path, "rb") as stream:
         picture = inspect_picture(stream)
         return picture, picture is not None and is_whole(stream, picture)
-
 
 def jpeg_picture(stream: BinaryIO) -> Picture | None:
     """Walk the segments up to the frame header, which holds the size."""
@@ -738,7 +685,6 @@ def jpeg_picture(stream: BinaryIO) -> Picture | None:
             return Picture("jpeg", int.from_bytes(frame[3:5], "big"), int.from_bytes(frame[1:3], "big"))
         stream.seek(int.from_bytes(marker[2:4], "big") - 2, os.SEEK_CUR)
 
-
 def webp_picture(head: bytes) -> Picture:
     """Size from the first chunk: extended or lossless, which store it less one, or lossy."""
     layouts = {b"VP8X": (24, 30, 0xFFFFFF, 24, 1), b"VP8L": (21, 25, 0x3FFF, 14, 1)}
@@ -746,9 +692,7 @@ def webp_picture(head: bytes) -> Picture:
     bits = int.from_bytes(head[start:end], "little")
     return Picture("webp", (bits & mask) + less, (bits >> shift & mask) + less)
 
-
 XML_NOISE = re.compile(rb"(?si)<\?.*?\?>|<!--.*?-->|<!doctype(?:[^\[>]|\[[^\]]*\])*>|\A\xef\xbb\xbf")
-
 
 def svg_picture(head: bytes) -> Picture | None:
     """An SVG's size, 0x0 where it names none in pixels."""
@@ -761,7 +705,6 @@ def svg_picture(head: bytes) -> Picture | None:
     box = re.search(rb"\sviewBox\s*=\s*[\"']\s*[-+.\deE]+[\s,]+[-+.\deE]+%s%s" % (number, number), root[0])
     found = [edge[1] for edge in edges if edge]
     return Picture("svg", *map(int, found if len(found) == 2 else box.groups() if box else (0, 0)))
-
 
 def is_whole(stream: BinaryIO, picture: Picture) -> bool:
     """Whether the file reaches its format's end mark: an answer that broke off does not."""
@@ -784,7 +727,6 @@ def is_whole(stream: BinaryIO, picture: Picture) -> bool:
         return re.search(rb"</(\w+:)?svg\s*>\s*\Z", XML_NOISE.sub(b"", tail)) is not None
     return False
 
-
 def is_turned(path: str) -> bool:
     """Whether EXIF, near the file's start or end, says that the pixels lie on their side (5 to 8)."""
     with open(path, "rb") as stream:
@@ -793,7 +735,6 @@ def is_turned(path: str) -> bool:
         exif = re.search(rb"(?s)(?:Exif\0\0|eXIf|EXIF.{4})(?:II\*\0|MM\0\*).*", head + stream.read())
     turned = rb"\x12\x01\x03\0\x01\0\0\0[\x05-\x08]|\x01\x12\0\x03\0\0\0\x01\0[\x05-\x08]"
     return exif is not None and re.search(turned, exif[0]) is not None
-
 
 def has_alpha(path: str, form: str) -> bool:
     """Whether a picture can be transparent anywhere, judging by its first bytes."""
@@ -807,7 +748,6 @@ def has_alpha(path: str, form: str) -> bool:
         return form == "svg" or any(mark[0] & 1 for mark in marks)
     return True
 
-
 def png_chunks(stream: BinaryIO, skip: bool = False) -> Iterator[tuple[bytes, bytes]]:
     """(name, data) of each chunk; stops where the file stops making sense. skip: leave the data out."""
     stream.seek(8)
@@ -818,7 +758,6 @@ def png_chunks(stream: BinaryIO, skip: bool = False) -> Iterator[tuple[bytes, by
             return
         yield head[4:], b"" if skip else stream.read(length)
         stream.seek(4 + (length if skip else 0), os.SEEK_CUR)
-
 
 def mask_fault(stream: BinaryIO) -> str:
     """Why this PNG cannot serve as a mask, or an empty text. Transparent (alpha 0) marks what is edited."""
@@ -853,7 +792,6 @@ def mask_fault(stream: BinaryIO) -> str:
     except ValueError:
         return "is a broken PNG"
 
-
 def any_clear(rows: Iterator[tuple[int, bool, bytes]], clear: Sequence[tuple[int, bytes]], depth: int,
               step: int) -> bool:
     """Whether any pixel (of step bytes) has one of these values at each of these offsets: is clear."""
@@ -871,7 +809,6 @@ def any_clear(rows: Iterator[tuple[int, bool, bytes]], clear: Sequence[tuple[int
         if marks:
             return True
     return False
-
 
 def unfiltered(method: int, line: bytes, above: bytes) -> bytes:
     """One channel of a PNG's row without its filter (PNG, part 9); above: the same of the row above."""
@@ -893,7 +830,6 @@ def unfiltered(method: int, line: bytes, above: bytes) -> bytes:
         result.append(left)
     return bytes(result)
 
-
 def png_rows(passes: Sequence[tuple[int, int]], bits: int,
              data: Sequence[bytes]) -> Iterator[tuple[int, bool, bytes]]:
     """(pixels, whether first of its pass, filter byte and bytes) of each row; ValueError if broken."""
@@ -911,7 +847,6 @@ def png_rows(passes: Sequence[tuple[int, int]], bits: int,
             yield width, index == 0, bytes(buffer[:length])
             del buffer[:length]
 
-
 def unpacked(data: Iterable[bytes], bits: int = 15) -> Iterator[bytes]:
     """The decompressed data, at most 1 MB a piece however well it was packed. bits: zlib's wbits."""
     unpacker = zlib.decompressobj(bits)
@@ -928,13 +863,11 @@ def unpacked(data: Iterable[bytes], bits: int = 15) -> Iterator[bytes]:
     except zlib.error:
         return  # cut off: the reader notices
 
-
 def png_passes(width: int, height: int) -> list[tuple[int, int]]:
     """(width, height) of each of Adam7's seven passes without the empty ones."""
     adam7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
     sizes = [((width - x + dx - 1) // dx, (height - y + dy - 1) // dy) for x, y, dx, dy in adam7]
     return [size for size in sizes if min(size) > 0]
-
 
 # ---- Services ------------------------------------------------------------------------------------
 class Service(NamedTuple):
@@ -947,7 +880,6 @@ class Service(NamedTuple):
     free_check: str = "/models"  # where a GET proves address and key, free of charge; "" where nothing can
     takes_urls: bool = False  # it fetches inputs itself, from its own storage or from anywhere
     formats: tuple[str, ...] = tuple(SUFFIXES)
-
 
 OPENAI_KEYS = ("GPT_IMAGE2_API_KEY", "OPENAI_API_KEY")
 OPENAI_ADDRESSES = ("GPT_IMAGE2_BASE_URL", "OPENAI_BASE_URL")
@@ -964,7 +896,6 @@ SERVICES = {
 }
 # The variables that are read as keys: none of them reaches a child process.
 KEY_VARIABLES = tuple(dict.fromkeys(name for service in SERVICES.values() for name in service.key_variables))
-
 
 # ---- Options -------------------------------------------------------------------------------------
 # Parser, help, advice, what is sent, what RunAPI lacks and what a config file may hold come from this table.
@@ -989,7 +920,6 @@ class Option(NamedTuple):
         """What the program calls it."""
         return self.flag[2:].replace("-", "_")
 
-
 def number(low: int, high: int, convert: Callable[[str], Any] = int) -> Callable[[str], Any]:
     """What reads a number in a range."""
     def read(text: str) -> Any:
@@ -1004,7 +934,6 @@ def number(low: int, high: int, convert: Callable[[str], Any] = int) -> Callable
         return value
     return read
 
-
 def as_pair(text: str) -> str:
     """A size or a shape as people write it, in one spelling: `1024 × 1024`, `16/9`, `LANDSCAPE`."""
     text = text.strip().lower()
@@ -1015,7 +944,6 @@ def as_pair(text: str) -> str:
     sign = ":" if edges[2] in ":：∶/" and len(edges[1]) < 3 else "x"
     return f"{edges[1]}{sign}{edges[3]}"
 
-
 def as_header(text: str) -> tuple[str, str]:
     """`Name: value` as a pair."""
     name, colon, value = (piece.strip() for piece in text.partition(":"))
@@ -1023,7 +951,6 @@ def as_header(text: str) -> tuple[str, str]:
     if fault:
         raise usage_failure(fault)
     return name, value
-
 
 def as_parameter(text: str) -> tuple[str, Any]:
     """`key=value` as a pair, the value read as JSON where it is JSON."""
@@ -1034,7 +961,6 @@ def as_parameter(text: str) -> tuple[str, Any]:
         return name, json.loads(value, parse_constant=str)
     except (ValueError, RecursionError):
         return name, value
-
 
 PATH = os.fspath  # as it is: a path's bytes need not be UTF-8
 CONFIG, EDIT, IMAGES, ALL = ("config",), ("edit",), ("generate", "edit"), ("generate", "edit", "config")
@@ -1115,7 +1041,6 @@ STRANGERS = {
     "--sampler --style --stylize --strength --chaos --hd --vivid --natural --response-format --user":
         "The API has no such parameter: leave it out, or say it in the prompt."}
 
-
 # ---- Settings ------------------------------------------------------------------------------------
 NOT_YET = ("max_cost",)  # known, but nothing reads it in this version
 STANDARD_INPUT = "standard input"  # stands for the path of a config that comes from there
@@ -1144,14 +1069,12 @@ OWN_NAMES = r"(.+\.)?localhost[46]?(\.localdomain[46]?)?|ip6-(localhost|loopback
 # Azure's addresses carry their version as the only query.
 PATH_AND_VERSION = r"(?:/[^\s\\?#\x00-\x1f\x7f]*)?(\?api-version=[\w.-]+)?"
 
-
 def environment(name: str) -> str:
     """A variable's value; unset and empty are the same."""
     try:
         return environ.get(name, "")
     except UnicodeEncodeError:  # no such name can exist here
         return ""
-
 
 def child_environment(secrets: Sequence[str]) -> dict[str, str]:
     """The environment for a child process: no key in it, C messages, no TLS key log. secrets: keys only."""
@@ -1160,7 +1083,6 @@ def child_environment(secrets: Sequence[str]) -> dict[str, str]:
         name not in dropped and not any(secret == value or (len(secret) >= SHORTEST_KEY and secret in value)
                                         for secret in secrets if len(secret) >= 4))}
     return {**kept, "LC_ALL": "C"}
-
 
 def config_locations() -> list[str]:
     """Where a config file may be, in the order of search; the first one is where --init writes."""
@@ -1172,14 +1094,12 @@ def config_locations() -> list[str]:
     paths = [path for path in paths if not CONTROL.search(whole_characters(path))]
     return [path for path in paths if os.path.isabs(path)]  # XDG demands it; there may be no home
 
-
 def config_path(named: str) -> str:
     """The full path of the file that --config names; `-` is standard input."""
     path = STANDARD_INPUT if named == "-" else os.path.abspath(os.path.expanduser(named)) if named else ""
     if CONTROL.search(whole_characters(path)):
         raise usage_failure("the config file's path contains a control character")
     return path
-
 
 def read_config(path: str, warnings: list[str]) -> dict[str, Any]:
     """The checked content of a config file."""
@@ -1221,7 +1141,6 @@ def read_config(path: str, warnings: list[str]) -> dict[str, Any]:
     return {name: checked_value(path, name, value) for name, value in content.items()
             if name in CONFIG_KEYS and value not in (None, "", [])}
 
-
 def check_owner(path: str, status: os.stat_result, names: set[str], warnings: list[str]) -> None:
     """Refuse a config file that others can change if it decides what is run or where a key goes."""
     foreign = status.st_uid not in (0, os.getuid())
@@ -1236,7 +1155,6 @@ def check_owner(path: str, status: os.stat_result, names: set[str], warnings: li
     if done == "changed" or (status.st_mode & 0o044 and names & {"api_key", "headers", "proxy"}):
         warnings.append(f"{path} can be {done} by other users; fix it with: chmod 600 {quote(path)}")
 
-
 def checked_value(path: str, name: str, value: Any) -> Any:
     """The value, which has the type of its setting."""
     types = CONFIG_KEYS[name][1:]
@@ -1246,7 +1164,6 @@ def checked_value(path: str, name: str, value: Any) -> Any:
     expected = {str: "a string", list: "a list of strings", dict: "an object with strings as values",
                 bool: "true or false", int: "a number"}[types[0]]
     raise setup_failure(f"{path}: {name} must be {expected}, not {TYPE_NAMES[type(value)]}")
-
 
 def load_settings(flags: Mapping[str, Any]) -> Settings:
     """--config file > flags > found config file > environment > defaults; each value with its source."""
@@ -1284,7 +1201,6 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
                     headers=merged_headers(layers, content, base_url.value, warnings), allow_http=allow_http,
                     keys=tuple(keys), config_path=path, warnings=tuple(warnings), **plain)
 
-
 def key_sources(api: str, flags: Mapping[str, Any], content: Mapping[str, Any], path: str,
                 explicit: str, address: str) -> list[KeySource]:
     """Every source of the key, the first that counts in front."""
@@ -1297,11 +1213,9 @@ def key_sources(api: str, flags: Mapping[str, Any], content: Mapping[str, Any], 
         return runapi_tool_key() or named
     return named
 
-
 def fill_template(template: str, base: str, task: str) -> str:
     """A poll_url with {base} and {id} filled in."""
     return template.replace("{base}", base.partition("?")[0]).replace("{id}", task)
-
 
 def api_of(base_url: str) -> str:
     """The protocol that a host speaks. Codex is never chosen automatically."""
@@ -1310,7 +1224,6 @@ def api_of(base_url: str) -> str:
         return "azure"
     return "runapi" if re.fullmatch(r"(.+\.)?runapi\.ai", host) else "openai"
 
-
 def overridden_flags(from_file: Layer, from_flags: Layer) -> list[str]:
     """A warning for each flag that an explicit --config file overrides; headers are merged instead."""
     file_has_key = any(name in from_file for name in KEY_SETTINGS)
@@ -1318,41 +1231,34 @@ def overridden_flags(from_file: Layer, from_flags: Layer) -> list[str]:
             for name, setting in from_flags.items()
             if (name in from_file and name != "headers") or (name in KEY_SETTINGS and file_has_key)]
 
-
 def flag_layer(flags: Mapping[str, Any]) -> Layer:
     """The settings given on the command line."""
     return {name: Setting(value, "--" + name.replace("_", "-")) for name, value in flags.items()
             if name in CONFIG_KEYS and value not in (None, False, {})}
 
-
 def first_value(layers: Sequence[Layer], name: str) -> Setting:
     """The first layer's value."""
     return next(layer[name] for layer in layers if name in layer)
-
 
 def default_address(api: str) -> str:
     """Where a protocol is spoken by default; "" where there is no default."""
     service = SERVICES.get(api or "openai")
     return service.base_url if service else ""
 
-
 def environment_layer(api: str) -> Layer:
     """The base URL, from our own variable or from the one that the vendor's tools use."""
     name = next((name for name in SERVICES[api or "openai"].address_variables if environment(name)), "")
     return {"base_url": Setting(environment(name), f"${name}")} if name else {}
-
 
 def default_layer(api: str) -> Layer:
     """What holds if nothing else sets it."""
     defaults = {name: Setting(default, "default") for name, (default, *_) in CONFIG_KEYS.items()}
     return {**defaults, "base_url": Setting(SERVICES[api].base_url, "default")}
 
-
 def setting_failure(setting: Setting, message: str, hint: str = "") -> Failure:
     """A wrong value: the command's fault when it came from a flag, otherwise the set-up's."""
     make = usage_failure if setting.source.startswith("--") else setup_failure
     return make(f"{message} (from {setting.source})", hint)
-
 
 def checked_base_url(setting: Setting, allow_http: bool) -> str:
     """The base URL without a trailing slash; anything that could send a key astray is refused."""
@@ -1380,12 +1286,10 @@ def checked_base_url(setting: Setting, allow_http: bool) -> str:
                               "Use https://, or --allow-http for a server on a network you trust.")
     return url
 
-
 def is_loopback(url: str) -> bool:
     """Whether a URL leads to this machine."""
     match = ORIGIN.match(url)
     return bool(match and re.fullmatch(LOOPBACK, match.group(2), re.IGNORECASE))
-
 
 def address_fault(url: str, named_by: str) -> str:
     """Why a URL that the server at named_by chose is refused: only this machine may reach it. Else "".
@@ -1398,7 +1302,6 @@ def address_fault(url: str, named_by: str) -> str:
     if not where or where == local_place(own_host) == "this machine":
         return ""
     return f"leads to {where}, which that server must not reach"
-
 
 def local_place(host: str) -> str:
     """`this machine` or `a link-local address` for a host that is one, in every spelling that curl takes."""
@@ -1417,7 +1320,6 @@ def local_place(host: str) -> str:
     own = address.is_loopback or (len(octets) == 4 and octets[0] == 0)
     return "this machine" if own else "a link-local address" if address.is_link_local else ""
 
-
 def host_of(url: str) -> str:
     """What a key is bound to: the host in lower case, and its port if that is not the usual one of https."""
     match = ORIGIN.match(pasted(url))
@@ -1427,7 +1329,6 @@ def host_of(url: str) -> str:
     if match.group(1).lower() == "http":
         return f"http://{host}:{port or 80}"
     return host if port in (None, "443") else f"{host}:{port}"
-
 
 def merged_headers(layers: Sequence[Layer], content: Mapping[str, Any], base_url: str,
                    warnings: list[str]) -> Setting:
@@ -1448,7 +1349,6 @@ def merged_headers(layers: Sequence[Layer], content: Mapping[str, Any], base_url
             raise setup_failure(header_fault(name, value))
     return Setting(merged, ", ".join(sources) or "default")
 
-
 def header_fault(name: str, value: str) -> str:
     """Why this cannot be an extra header, or an empty text."""
     if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or CONTROL.search(value):
@@ -1457,16 +1357,13 @@ def header_fault(name: str, value: str) -> str:
         return f"the header {name} cannot be set: it follows from the address and from what is sent"
     return ""
 
-
 def file_host(content: Mapping[str, Any]) -> str:
     """The host that a config file's secrets belong to."""
     return host_of(content.get("base_url") or default_address(content.get("api", "")))
 
-
 def may_go(host: str, base_url: str) -> bool:
     """Whether a secret bound to host may be sent to base_url. Loopback addresses are always allowed."""
     return host in ("", host_of(base_url)) or is_loopback(base_url)
-
 
 def named_keys(values: Mapping[str, Any], path: str = "") -> list[KeySource]:
     """Keys of a config file, bound to its host, or (no path) of the command line, which may go anywhere."""
@@ -1485,13 +1382,11 @@ def named_keys(values: Mapping[str, Any], path: str = "") -> list[KeySource]:
         found.append(KeySource(f"api_key_command in {path}", host, "", tuple(values["api_key_command"])))
     return found
 
-
 def variable_name(text: str) -> str:
     """The text, which can be a variable's name. If it is a key by mistake, the message does not repeat it."""
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text):
         raise usage_failure("--api-key-env takes the name of a variable, not a key")
     return text
-
 
 def environment_keys(api: str, address: str) -> list[KeySource]:
     """The keys in variables. Our own may go anywhere but where only a vendor's variable leads; a vendor's
@@ -1503,7 +1398,6 @@ def environment_keys(api: str, address: str) -> list[KeySource]:
     names = filter(environment, SERVICES[api or "openai"].key_variables)
     return [KeySource(f"${name}", hosts[name], environment(name)) for name in names]
 
-
 def runapi_tool_key() -> list[KeySource]:
     """The key that RunAPI's official tool has stored, if any."""
     folder = environment("XDG_CONFIG_HOME")
@@ -1514,7 +1408,6 @@ def runapi_tool_key() -> list[KeySource]:
     base_url = json_path(content, "base_url") or json_path(content, "baseUrl") or SERVICES["runapi"].base_url
     return [KeySource(path, host_of(as_text(base_url)), key)] if isinstance(key, str) and key else []
 
-
 def read_login(path: str, hint: str = "") -> Any:
     """The JSON that another program keeps its login in."""
     try:
@@ -1522,7 +1415,6 @@ def read_login(path: str, hint: str = "") -> Any:
             return json.load(stream)
     except (OSError, ValueError, RecursionError) as error:
         raise setup_failure(f"cannot read {path}: {reason(error)}", hint, "key") from None
-
 
 def codex_login() -> KeySource:
     """Codex's access token, for chatgpt.com only; not refreshed here: the refresh token works once."""
@@ -1545,7 +1437,6 @@ def codex_login() -> KeySource:
     account = as_text(json_path(tokens, "account_id") or claimed)
     return KeySource(path, "chatgpt.com", token, account=account)
 
-
 def choose_key(settings: Settings) -> KeySource | None:
     """The first key that may go to the configured host; none is needed on this machine."""
     base_url = settings.base_url.value
@@ -1564,7 +1455,6 @@ def choose_key(settings: Settings) -> KeySource | None:
              else "run: " + own_command("config --init"))
     raise setup_failure(f"no API key for {host_of(base_url)}{unset}",
                         f"Set GPT_IMAGE2_API_KEY (agents may hide OPENAI_API_KEY), or {other}", kind="key")
-
 
 class Secrets:
     """What must never be shown, as far as it is known by now."""
@@ -1585,7 +1475,6 @@ class Secrets:
         pieces = re.split(f"({'|'.join(self.paths) or '(?!)'})", text)
         pieces[::2] = [redact(piece, self.texts) for piece in pieces[::2]]
         return one_line("".join(pieces), MAX_MESSAGE)
-
 
 def read_settings(options: Namespace, console: Console) -> Settings:
     """The settings; their warnings are shown, and their secrets known from now on."""
@@ -1610,7 +1499,6 @@ def read_settings(options: Namespace, console: Console) -> Settings:
         console.warn(warning)
     return settings
 
-
 # ---- Job: what is asked for, checked while it is still free --------------------------------------
 ORIGINS = {"url": r"(?i)https?://", "data": r"(?i)data:[^,\s]*,"}
 # As a prompt it is a mistake.
@@ -1624,7 +1512,6 @@ OTHER_FORMATS = (
     (rb"\xff\x0a|\0{3}\x0cJXL ", "JPEG XL"), (rb"\xff\x4f\xff\x51|\0{3}\x0cjP  ", "JPEG 2000"),
     (rb"\0\0\x01\0", "ICO"), (rb"\s*<(?:\w+:)?svg[\s>/]", "SVG"),
     (rb"\s*<(?:html|head|body|title|meta|script|link)\b", WEB_PAGE))
-
 
 def read_words(options: Namespace) -> tuple[str, list[str]]:
     """(prompt, images) that the words of a command mean. Reads what plan must not: files, standard input."""
@@ -1644,13 +1531,11 @@ def read_words(options: Namespace) -> tuple[str, list[str]]:
     except UnicodeError:
         raise usage_failure("the prompt is not valid UTF-8") from None
 
-
 def refuse_broken(*rules: tuple[Any, str, str], failure: Callable[..., Failure] = usage_failure) -> None:
     """Refuse the command for the first of the rules that is broken: (whether it is, message, hint)."""
     for broken, message, hint in rules:
         if broken:
             raise failure(message, hint)
-
 
 def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[str], notes: list[str]) -> Job:
     """The job that is asked for, checked as far as words and settings decide. Neither reads nor writes."""
@@ -1687,20 +1572,17 @@ def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[st
     return Job(options.command, model, prompt, images, mask, parameters, options.n, target,
                options.keep_partials, (options.resolution or "1k") if shape_waits else "")
 
-
 def prove(job: Job, settings: Settings, notes: list[str], fetch: Callable[[str], str]) -> Job:
     """The planned job, its inputs fetched and read, its folder tried. fetch: URL -> path of a local copy."""
     job = read_inputs(fetch_inputs(job, settings, fetch), settings, notes)
     probe_folder(job.target, job.n, as_text(job.parameters.get("size")))
     return job
 
-
 def fetch_inputs(job: Job, settings: Settings, fetch: Callable[[str], str]) -> Job:
     """The job with a local copy of each input that is not a file; RunAPI fetches URLs itself."""
     ready = ("file", "url") if settings.service.takes_urls else ("file",)
     return with_inputs(job, lambda upload: upload if upload.origin in ready else upload._replace(
         path=fetch(upload.path), origin="file"))
-
 
 def read_inputs(job: Job, settings: Settings, notes: list[str]) -> Job:
     """The job with what its local files hold, checked, and with the size that follows from it."""
@@ -1716,7 +1598,6 @@ def read_inputs(job: Job, settings: Settings, notes: list[str]) -> Job:
         raise target_failure(f"{path} is a folder, which --overwrite cannot replace")
     return job
 
-
 def with_inputs(job: Job, change: Callable[[Upload], Upload]) -> Job:
     """The job with each input changed; one that cannot be read is refused."""
     uploads = []
@@ -1726,7 +1607,6 @@ def with_inputs(job: Job, change: Callable[[Upload], Upload]) -> Job:
         except (OSError, ValueError) as error:
             raise input_failure(f"cannot read {upload.name}: {reason(error)}") from None
     return job._replace(images=tuple(uploads[:len(job.images)]), mask=uploads[-1] if job.mask else None)
-
 
 def edit_words(options: Namespace) -> tuple[list[str], list[str]]:
     """(words of the prompt, images) of an edit: images first, as long as a word is left for the prompt."""
@@ -1738,11 +1618,9 @@ def edit_words(options: Namespace) -> tuple[list[str], list[str]]:
         raise usage_failure("the image and the prompt are missing", 'Use: edit IMAGE "what to change"')
     return words[count:], words[:count] + options.image
 
-
 def shown_input(path: str) -> str:
     """An input as messages name it: a URL without its query (a login?), a data: URI without its content."""
     return re.sub(r"(?is)\A(https?://[^?#]*|data:[^,;]{,40}).*", r"\1", path)
-
 
 def check_prompt_word(command: str, images: Sequence[str], word: str) -> None:
     """Refuse a prompt that is only the name of a file, or a call for help: it would be drawn and billed."""
@@ -1756,7 +1634,6 @@ def check_prompt_word(command: str, images: Sequence[str], word: str) -> None:
         words = f"{command} {named} --prompt-file {shown}" if there else f"{command} --help"
         raise usage_failure(f"{one_line(path)} is {'a file' if there else 'a command'}, not a prompt",
                             "Use: " + own_command(" ".join(words.split("  "))))
-
 
 def read_prompt(source: str) -> str:
     """Text of a file, or of standard input for `-`; the line break that editors and echo add is dropped."""
@@ -1775,7 +1652,6 @@ def read_prompt(source: str) -> str:
     except UnicodeDecodeError:
         raise usage_failure(f"the prompt in {source} is not UTF-8 text", "Save it as UTF-8.") from None
 
-
 def file_digest(path: str, algorithm: str) -> bytes:
     """A file's checksum, a block at a time."""
     import hashlib
@@ -1784,7 +1660,6 @@ def file_digest(path: str, algorithm: str) -> bytes:
         for block in iter(lambda: stream.read(BLOCK), b""):
             digest.update(block)
     return digest.digest()
-
 
 def local_path(path: str) -> str:
     """The full path of a file that is named by its path or as a file: URI."""
@@ -1796,14 +1671,12 @@ def local_path(path: str) -> str:
         path = next(filter(os.path.lexists, (plain, raw)), plain)  # many forget to write %20
     return os.path.abspath(path if os.path.lexists(path) else os.path.expanduser(path))
 
-
 def unread_input(role: str, path: str) -> Upload:
     """An input as it is named on the command line. role: image or mask, for messages."""
     if not path:
         raise input_failure(f"the name of the {role} is empty: perhaps a variable that is not set")
     origin = next((origin for origin, pattern in ORIGINS.items() if re.match(pattern, path)), "file")
     return Upload(path, origin=origin, name=f"{role} {shown_input(path)}")
-
 
 def read_upload(upload: Upload, md5: bool = False) -> Upload:
     """The input with what its file holds, a whole PNG, JPEG or WebP below 50 MB; others stay as they are.
@@ -1827,7 +1700,6 @@ def read_upload(upload: Upload, md5: bool = False) -> Upload:
     return upload._replace(path=path, picture=picture, bytes=status.st_size, checksum=checksum,
                            digest=file_digest(path, "sha256").hex(), seen=seen)
 
-
 def read_input(path: str, who: str, name: str) -> Picture:
     """The picture of an input file. name: of the file to convert, for the hint."""
     picture, whole = picture_in(path)
@@ -1843,7 +1715,6 @@ def read_input(path: str, who: str, name: str) -> Picture:
     raise input_failure(f"{who} is not a PNG, JPEG or WebP image{found}",
                         "Give the address of the image itself." if other == WEB_PAGE else hint)
 
-
 def conversion(path: str) -> str:
     """The command that makes a PNG of a picture's first frame, with a program that is likely installed."""
     import shutil
@@ -1852,7 +1723,6 @@ def conversion(path: str) -> str:
         return f"sips -s format png {quote(path)} --out {target}"
     tool = "magick" if shutil.which("magick") or os.name != "posix" else "convert"  # Windows' is another
     return f"{tool} {quote(path + '[0]')} {target}"
-
 
 def check_mask(mask: Upload, image: Upload, notes: list[str]) -> None:
     """A mask is a PNG with some transparency and the pixel size of the first image."""
@@ -1871,11 +1741,9 @@ def check_mask(mask: Upload, image: Upload, notes: list[str]) -> None:
     if mask.bytes >= SAFE_MASK_BYTES:
         notes.append(f"{mask.name} is larger than 4 MB; some servers refuse that")
 
-
 def model_rules(model: str) -> ModelRules | None:
     """What is known of a model, also of one with a date."""
     return MODELS.get(re.sub(DATED, "", model))
-
 
 def openai_values(options: Namespace, size: str, settings: Settings, notes: list[str]) -> dict[str, Any]:
     """The size and format that OpenAI's API gets. Options that contradict each other are refused."""
@@ -1909,7 +1777,6 @@ def openai_values(options: Namespace, size: str, settings: Settings, notes: list
         size = checked_size(size, model, rules)
     return {"size": size, "format": None if image_format == "png" else image_format}
 
-
 def size_of_shape(model: str, width: int, height: int, resolution: str) -> str:
     """The model's size that comes nearest to a shape and a resolution."""
     rules = model_rules(model)
@@ -1919,7 +1786,6 @@ def size_of_shape(model: str, width: int, height: int, resolution: str) -> str:
         edges = [split_size(size) or (1, 1) for size in rules.sizes]
         return "%dx%d" % min(edges, key=lambda edge: abs(edge[0] / edge[1] - width / height))
     return size_of_ratio(width / height, RESOLUTIONS[resolution])
-
 
 def runapi_shape(options: Namespace, size: str, settings: Settings, notes: list[str]) -> dict[str, Any]:
     """The shape that RunAPI gets. Options that it lacks are refused, not silently ignored."""
@@ -1939,7 +1805,6 @@ def runapi_shape(options: Namespace, size: str, settings: Settings, notes: list[
          "RunAPI makes 1:1 at 2k at most", "Use --resolution 2k, or another ratio."))
     return {"aspect_ratio": ratio, "resolution": resolution}
 
-
 def runapi_size(size: str, width: int, height: int) -> tuple[str, str]:
     """(ratio, resolution) for a pixel size that has both exactly."""
     width, height, edge = max(width, 1), max(height, 1), max(width, height, 1)
@@ -1953,7 +1818,6 @@ def runapi_size(size: str, width: int, height: int) -> tuple[str, str]:
     near = min(possible, key=lambda name: abs(log(edge / RUNAPI_EDGES[name][0])))
     raise usage_failure(f"RunAPI cannot make {size}", f"Closest: --aspect-ratio {best} --resolution {near}")
 
-
 def checked_size(size: str, model: str, rules: ModelRules | None) -> str:
     """A size in pixels that the model takes."""
     width, height = split_size(size) or (0, 0)
@@ -1966,13 +1830,11 @@ def checked_size(size: str, model: str, rules: ModelRules | None) -> str:
         raise usage_failure(f"{size} is not supported: {problem}", f"Closest: --size {near}{same_shape_too}")
     return f"{width}x{height}"
 
-
 def chosen_format(options: Namespace) -> str:
     """The format asked for, else the one of the output's suffix, else png."""
     by_suffix = {suffix: name for name in SUFFIXES for suffix in SUFFIXES[name]}
     chosen = options.format or by_suffix.get(os.path.splitext(options.output)[1].lower(), "png")
     return "jpeg" if chosen == "jpg" else chosen
-
 
 def checked_target(output: str, image_format: str, overwrite: bool) -> Target:
     """Where to save, from -o: a file, or a folder to save in."""
@@ -1994,13 +1856,11 @@ def checked_target(output: str, image_format: str, overwrite: bool) -> Target:
         stem, suffix = name, SUFFIXES[image_format][0]
     return Target(folder, stem, suffix, overwrite)
 
-
 def picture_path(target: Target, number: int, image_format: str) -> str:
     """The path for one picture: number 0 is the bare name. The suffix follows the real format."""
     suffixes = SUFFIXES[image_format]
     suffix = target.suffix if target.suffix.lower() in suffixes else suffixes[0]
     return os.path.join(target.folder, target.stem + (f"-{number}" if number else "") + suffix)
-
 
 def probe_folder(target: Target, n: int, size: str) -> None:
     """Try to write there, before an image is paid for."""
@@ -2022,7 +1882,6 @@ def probe_folder(target: Target, n: int, size: str) -> None:
         raise target_failure(f"{target.folder} has only {free // 1_000_000} MB free; "
                              f"{needed // 1_000_000 + 1} MB may be needed", f"Free some space. {hint}")
 
-
 def free_bytes(folder: str) -> int:
     """How large a file may become there."""
     import shutil
@@ -2033,17 +1892,14 @@ def free_bytes(folder: str) -> int:
         free = free if limit == resource.RLIM_INFINITY else min(free, limit)
     return free
 
-
 def room_needed(n: int, size: str) -> int:
     """Bytes of n pictures: a detailed PNG takes one to two for each pixel."""
     width, height = split_size(size) or (1536, 1024)
     return n * width * height * 2
 
-
 def first_path(target: Target, n: int, image_format: str) -> str:
     """The path for the first of n pictures, if it is free."""
     return picture_path(target, 1 if n > 1 else 0, image_format)
-
 
 # ---- Providers: what to send ---------------------------------------------------------------------
 def openai(job: Job, settings: Settings, key: KeySource, token: str) -> Provider:
@@ -2064,7 +1920,6 @@ def openai(job: Job, settings: Settings, key: KeySource, token: str) -> Provider
         response = yield request  # a refused request is not billed
     return (yield from collect_images(request, response, settings, job.n))
 
-
 def api_request(settings: Settings, key: str, method: str, path: str) -> Request:
     """A request to the configured endpoint, with its key and extra headers."""
     base, question, query = settings.base_url.value.partition("?")
@@ -2084,7 +1939,6 @@ def api_request(settings: Settings, key: str, method: str, path: str) -> Request
                    timeout=settings.timeout.value, proxy=settings.proxy.value, cacert=settings.cacert.value,
                    allow_http=settings.allow_http.value, tasks=bool(settings.poll_url.value))
 
-
 def edit_form(job: Job, body: Mapping[str, Any]) -> tuple[Part, ...]:
     """The parts of an edit, text first as in the official SDK; one image is `image`, several `image[]`."""
     parts = [Part(name, item if isinstance(item, str) else json.dumps(item)) for name, item in body.items()]
@@ -2094,14 +1948,12 @@ def edit_form(job: Job, body: Mapping[str, Any]) -> tuple[Part, ...]:
                           content_type=f"image/{upload.picture.format}"))
     return tuple(parts)
 
-
 def is_image_field_refused(failure: Failure) -> bool:
     """Whether a relay refused an edit only because of `image` or `image[]`, as relays did in 2026."""
     if failure.http_status == 422:
         return failure.kind == "refused" and re.search(r"\bimage\b", failure.server_text) is not None
     is_duplicate = failure.code == "duplicate_parameter" and "'image" in failure.server_text
     return failure.http_status == 400 and (is_duplicate or "Invalid type for 'image" in failure.server_text)
-
 
 def poll_until_done(create: Request, response: Response, settings: Settings, templates: list[str]) -> Steps:
     """Poll a response's task until it has images. templates: its possible URLs; a missing one is removed."""
@@ -2129,7 +1981,6 @@ def poll_until_done(create: Request, response: Response, settings: Settings, tem
         raise Failure("no_image", "the task ended without an image: " + nothing_usable(response))
     return response
 
-
 def poll_urls(create: Request, response: Response, settings: Settings, templates: Sequence[str]) -> list[str]:
     """Where a task may be polled, the most certain URL first; only on the host that already has the key."""
     from urllib.parse import quote as escaped
@@ -2146,7 +1997,6 @@ def poll_urls(create: Request, response: Response, settings: Settings, templates
     named = [url_on_host(as_text(link), create.url) for link in links]
     return [url for url in (*named, *(known if task.strip(".") else ())) if url]
 
-
 def url_on_host(url: str, base: str) -> str:
     """The absolute URL if it leads to base's host, else an empty text: a key never follows it elsewhere."""
     match = ORIGIN.match(base)
@@ -2157,7 +2007,6 @@ def url_on_host(url: str, base: str) -> str:
         url = origin + url
     is_clean = not re.search(r"[\s\\\x00-\x20\x7f-\x9f]", url)
     return url if is_clean and url.startswith((origin + "/", origin + "?")) else ""
-
 
 def collect_images(create: Request, response: Response, settings: Settings, wanted: int = 1,
                    templates: list[str] | None = None) -> Provider:
@@ -2170,7 +2019,6 @@ def collect_images(create: Request, response: Response, settings: Settings, want
         else:
             images.append(image)
     return images
-
 
 def fetch_image(image: Image, response: Response, create: Request,
                 settings: Settings) -> Generator[Request | Wait, Response, Image | Failure]:
@@ -2192,12 +2040,10 @@ def fetch_image(image: Image, response: Response, create: Request,
     except Failure as failure:
         return failure
 
-
 def web_address(url: str) -> str:
     """A URL as curl wants it: scheme in lower case, no spaces."""
     scheme, colon, rest = url.partition(":")
     return (scheme.lower() + colon + rest).replace(" ", "%20")
-
 
 def download(url: str, settings: Settings, named_by: str = "") -> Request:
     """A request for a file anywhere, without the key. named_by: the URL that named it, else the endpoint."""
@@ -2206,13 +2052,11 @@ def download(url: str, settings: Settings, named_by: str = "") -> Request:
     return Request("GET", url, timeout=timeout, proxy=settings.proxy.value, cacert=settings.cacert.value,
                    allow_http=settings.allow_http.value, purpose="download")
 
-
 def check_address(url: str, named_by: str) -> None:
     """Refuse the address of a result for good: trying again cannot fix it."""
     fault = address_fault(url, named_by)
     if fault:
         raise Failure("place", f"the image's address {url} {fault}")
-
 
 def codex(job: Job, settings: Settings, key: KeySource, token: str) -> Provider:
     """The images endpoints behind a ChatGPT sign-in, as the Codex command line uses them: JSON, edits too."""
@@ -2233,7 +2077,6 @@ def codex(job: Job, settings: Settings, key: KeySource, token: str) -> Provider:
         failure.hint = hints.get(failure.kind, failure.hint)
         raise
     return (yield from collect_images(request, response, settings, job.n))
-
 
 def runapi(job: Job, settings: Settings, key: KeySource, token: str) -> Provider:
     """RunAPI: upload; then for each image create a task, wait and fetch it. token: the same in every run."""
@@ -2259,14 +2102,12 @@ def runapi(job: Job, settings: Settings, key: KeySource, token: str) -> Provider
             results.append(failure)
     return results
 
-
 def runapi_dialects(job: Job) -> list[tuple[str, str]]:
     """The two ways to ask RunAPI for the same, as (path, model): its pages' way, then its SDKs'."""
     action, long = ("edit_image", "image-to-image") if job.images else ("text_to_image", "text-to-image")
     family = re.sub(r"-(sunburst|flare)$", "", re.sub(DATED, "", job.model))
     folder = {"gpt-image-1.5": "gpt_image"}.get(family, re.sub(r"[-.]", "_", family))
     return [(f"/v1/{action}", f"{job.model}-{long}"), (f"/api/v1/{folder}/{action}", job.model)]
-
 
 def runapi_create(job: Job, settings: Settings, key: KeySource, token: str, dialects: list[tuple[str, str]],
                   urls: list[str]) -> Generator[Request | Wait, Response, tuple[Request, Response]]:
@@ -2294,7 +2135,6 @@ def runapi_create(job: Job, settings: Settings, key: KeySource, token: str, dial
                 raise
     raise AssertionError("every branch above leaves the loop in time")
 
-
 def runapi_upload(image: Upload, settings: Settings, key: str) -> Generator[Request | Wait, Response, str]:
     """The URL of an input image: its own, or one in RunAPI's storage, which keeps it for an hour."""
     if image.origin == "url":
@@ -2318,7 +2158,6 @@ def runapi_upload(image: Upload, settings: Settings, key: str) -> Generator[Requ
         raise Failure("upload", "the upload did not return a URL: " + nothing_usable(response))
     return url
 
-
 def storage_request(request: Request, response: Response, path: str) -> Request:
     """The PUT of a file that RunAPI prepared, without the key; its address and headers must be harmless."""
     url = as_text(json_path(response.document, "upload_url"))
@@ -2329,7 +2168,6 @@ def storage_request(request: Request, response: Response, path: str) -> Request:
         raise Failure("upload", "the upload reply has no usable address: " + nothing_usable(response))
     return request._replace(method="PUT", url=url, headers=tuple(pairs), file=path)
 
-
 # ---- Transport: how to send ----------------------------------------------------------------------
 # The only part that knows curl. The key travels in a file without a name that is curl's standard input;
 # prompts and bodies travel in files of a private folder, where the response arrives too.
@@ -2337,14 +2175,12 @@ def storage_request(request: Request, response: Response, path: str) -> Request:
 WRITE_OUT = ("%{http_code} %{http_connect} %{size_upload} %{time_pretransfer} %{size_download} "
              "%{size_request}\\n")
 
-
 class CurlFault(NamedTuple):
     """What one of curl's exit codes means."""
     kind: str
     sentence: str
     early: bool = False  # before any of the request could leave this machine
     hopeless: bool = False  # the next try would fail in the same way
-
 
 TOO_LARGE = 63
 CURL_FAULTS = {  # by exit code; curl's man page, read 2026-11-01. For any other, curl's own message must do.
@@ -2370,7 +2206,6 @@ CURL_FAULTS = {  # by exit code; curl's man page, read 2026-11-01. For any other
 }
 OTHER_FAULT = CurlFault("network", "the transfer failed")
 
-
 class Exchange(NamedTuple):
     """The files of one transfer, side by side in the command's folder."""
     base: str
@@ -2378,7 +2213,6 @@ class Exchange(NamedTuple):
     def file(self, name: str) -> str:
         """The path of one of them; the journal's table lists the names."""
         return f"{self.base}.{name}"
-
 
 class Outcome(NamedTuple):
     """What curl reported of one transfer."""
@@ -2388,15 +2222,12 @@ class Outcome(NamedTuple):
     sent: bool  # whether anything of the request left this machine
     message: str
 
-
 NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # on Windows only an administrator makes links
 BINARY = getattr(os, "O_BINARY", 0)
-
 
 def private_file(path: str, how: int = os.O_TRUNC) -> BinaryIO:
     """A file to write, an empty one by default, that only its owner can read. No link is followed."""
     return open(os.open(path, os.O_WRONLY | os.O_CREAT | how | NO_LINK | BINARY, 0o600), "wb")
-
 
 def plain_file(path: str, follow: bool = False) -> BinaryIO:
     """A file to read. Anything else of that name, a link or a pipe, is an OSError and never blocks."""
@@ -2406,12 +2237,10 @@ def plain_file(path: str, follow: bool = False) -> BinaryIO:
         raise OSError("it is not a file")
     return stream
 
-
 def discard(path: str) -> None:
     """Remove a file if it is there."""
     if os.path.lexists(path):
         os.unlink(path)
-
 
 def curl_config(request: Request, exchange: Exchange) -> str:
     """The text of curl's -K file, guards first; all options exist in curl 7.68 (checked up to 8.16)."""
@@ -2436,7 +2265,6 @@ def curl_config(request: Request, exchange: Exchange) -> str:
     lines += [("output", exchange.file("answer")), ("dump-header", exchange.file("headers"))]
     return "".join(f"{name} = {quote_config(value)}\n" if value else f"{name}\n" for name, value in lines)
 
-
 def body_lines(request: Request, exchange: Exchange) -> list[tuple[str, str]]:
     """The lines for the body: JSON from a file, or form parts from a file each; curl interprets no text."""
     if request.body is not None:
@@ -2454,7 +2282,6 @@ def body_lines(request: Request, exchange: Exchange) -> list[tuple[str, str]]:
         lines.append(("form", f"{part.name}={content}"))
     return lines
 
-
 def write_bodies(request: Request, exchange: Exchange) -> None:
     """Write the JSON or the form's texts to the files that curl_config names."""
     bodies = {f"field-{number}": part.text for number, part in enumerate(request.form) if not part.path}
@@ -2464,12 +2291,10 @@ def write_bodies(request: Request, exchange: Exchange) -> None:
         with private_file(exchange.file(name)) as stream:
             stream.write(text.encode("utf-8"))
 
-
 def inline_file(item: DataUrl) -> str:
     """The content that a DataUrl stands for."""
     with open(item.path, "rb") as stream:
         return item.prefix + base64.b64encode(stream.read()).decode("ascii")
-
 
 def start_child(argv: Sequence[str], secrets: Sequence[str], **streams: Any) -> Popen[bytes]:
     """Start a program: no shell, no key in its environment, private files, no Ctrl-C from a terminal."""
@@ -2482,7 +2307,6 @@ def start_child(argv: Sequence[str], secrets: Sequence[str], **streams: Any) -> 
                             "Install curl 7.68 or newer." if argv[0] == "curl" else "", "curl") from None
     finally:
         os.umask(umask)
-
 
 def child_output(argv: Sequence[str], secrets: Sequence[str], kind: str, timeout: float) -> bytes:
     """A finished program's standard output; a non-zero exit is a failure that names only the program."""
@@ -2507,7 +2331,6 @@ def child_output(argv: Sequence[str], secrets: Sequence[str], kind: str, timeout
         raise setup_failure(f"{quoted(argv[0])} failed with exit code {child.returncode}", kind=kind)
     return bytes(output)
 
-
 def check_curl(secrets: Sequence[str]) -> str:
     """curl's version; older ones ignore or misread what this program writes for them."""
     output = child_output(["curl", "-q", "--version"], secrets, "curl", 10).decode("utf-8", "replace")
@@ -2515,7 +2338,6 @@ def check_curl(secrets: Sequence[str]) -> str:
     if not match or (int(match.group(1)), int(match.group(2))) < MINIMUM_CURL:
         raise setup_failure(f"curl 7.68 or newer is needed; this is {one_line(output, 40)}", kind="curl")
     return match.group()
-
 
 QUOTE = r"[\"'`\u2018-\u201f\u00ab\u00bb]"
 NO_KEYS = {  # what is not a key -> what is wrong with it; the first that matches counts
@@ -2528,7 +2350,6 @@ NO_KEYS = {  # what is not a key -> what is wrong with it; the first that matche
         "is only a placeholder: put the real key there",
     r"(?i:bearer\s.*)|[A-Z_\d]+_KEY=.*": "starts with another word: leave only the key",
     r".*[^\x21-\x7e].*": "contains a space or a character that is not ASCII"}
-
 
 def read_key(source: KeySource, secrets: Sequence[str]) -> str:
     """The key itself, or the first line that its command prints; it is fit for a header."""
@@ -2544,7 +2365,6 @@ def read_key(source: KeySource, secrets: Sequence[str]) -> str:
         if re.fullmatch(pattern, key, re.DOTALL):
             raise setup_failure(f"the key from {source.source} {fault}", kind="key")
     return key
-
 
 def start_curl(request: Request, exchange: Exchange, secrets: Sequence[str]) -> Popen[bytes]:
     """Start curl on one request; it writes everything to files, and its end releases the exchange's lock."""
@@ -2572,18 +2392,15 @@ def start_curl(request: Request, exchange: Exchange, secrets: Sequence[str]) -> 
     finally:
         release(lock)
 
-
 def detach_from_tree(lock: int) -> None:
     """Fork and exit before curl starts, so that init adopts it: some agents kill a whole process tree."""
     if os.fork():
         os._exit(0)
     os.write(lock, b"%d" % os.getpid())  # in the lock file, true as long as the lock is held
 
-
 def is_running(child: Popen[bytes] | None, exchange: Exchange) -> bool:
     """Whether curl is still running. child is its short-lived parent; without locks it is curl itself."""
     return (child is not None and child.poll() is None) or exchange_state(exchange) == RUNNING
-
 
 def stop_curl(child: Popen[bytes] | None, exchange: Exchange) -> None:
     """Stop a transfer that this run started, if it is still running."""
@@ -2593,7 +2410,6 @@ def stop_curl(child: Popen[bytes] | None, exchange: Exchange) -> None:
         with suppress(OSError, ValueError), plain_file(exchange.file("lock")) as stream:
             os.kill(int(stream.read()), signal.SIGTERM)
         time.sleep(0.01)
-
 
 def read_outcome(exchange: Exchange) -> Outcome:
     """What curl's files say; the exit code is in its error message, so that any process can read it."""
@@ -2617,7 +2433,6 @@ def read_outcome(exchange: Exchange) -> Outcome:
     sent = float(fields[3]) > 0 and (len(fields) < 6 or float(fields[5]) > 0)  # 5: an older version wrote it
     return Outcome(exit_code, int(fields[0]), int(fields[1]), sent or float(fields[2]) > 0, message)
 
-
 def read_headers(path: str) -> dict[str, str]:
     """The last block of headers, names in lower case; earlier blocks are 100, 103, a proxy's or redirects."""
     headers: dict[str, str] = {}
@@ -2629,7 +2444,6 @@ def read_headers(path: str) -> dict[str, str]:
             elif colon:
                 headers[name.strip().lower()] = value.strip()
     return headers
-
 
 def transport_failure(outcome: Outcome, request: Request) -> Failure | None:
     """The failure of a transfer that returned no complete response, else None."""
@@ -2656,11 +2470,9 @@ def transport_failure(outcome: Outcome, request: Request) -> Failure | None:
                    -1 if own_exit_code else NO_ANSWER, never_sent and not fault.hopeless,
                    "ask" if billed == "maybe" else "", collectable=kept, http_status=outcome.status)
 
-
 # Codex's words, read in 0.169. It sets CODEX_SANDBOX_NETWORK_DISABLED where a command has no network.
 SANDBOX = ("In a sandbox, ask for access or run outside it (Codex: sandbox_permissions require_escalated; or "
            'sandbox_mode = "workspace-write", and network_access = true under [sandbox_workspace_write]).')
-
 
 def network_is_closed(url: str) -> bool:
     """Whether this machine reaches no other, as in a sandbox. Connecting a datagram socket sends nothing."""
@@ -2674,7 +2486,6 @@ def network_is_closed(url: str) -> bool:
             return False
     return True
 
-
 def unsent_hint(kind: str, url: str) -> str:
     """What to do when nothing has left this machine."""
     if kind not in ("network", "timeout"):
@@ -2682,7 +2493,6 @@ def unsent_hint(kind: str, url: str) -> str:
     if network_is_closed(url):
         return f"Nothing was sent: there is no network here. {SANDBOX}"
     return "Nothing was sent. Check --base-url, the network and the proxy, then run the same command again."
-
 
 # ---- Journal: unfinished requests survive everything ---------------------------------------------
 # One folder for each command, FINGERPRINT-RANDOM; .gone-* is half removed, .lock guards making and adopting.
@@ -2711,7 +2521,6 @@ def unsent_hint(kind: str, url: str) -> str:
 SCHEMA = 1  # of request.json; a folder with a newer one is left alone
 UNSENT, RUNNING, ANSWERED, LOST = "unsent", "running", "answered", "lost"
 NO_LOCKS = -1  # instead of a lock's descriptor, where locks do not exist: then nothing counts as running
-
 
 class Folder(NamedTuple):
     """The private folder of one command. lock: the owner's, held while the program runs."""
@@ -2783,7 +2592,6 @@ class Folder(NamedTuple):
                     discard(self.file("owner"))
         remove_tree(path)
 
-
 def take_lock(path: str, create: bool = False) -> int | None:
     """A file's lock, as a descriptor; None if it is held elsewhere or has no file. create: wait for it."""
     if fcntl is None:
@@ -2806,7 +2614,6 @@ def take_lock(path: str, create: bool = False) -> int | None:
     os.close(handle)
     return lock
 
-
 def journal_lock(folder: str, name: str, create: bool = False) -> int | None:
     """The lock of the journal or of a request; without one, two programs could buy the same image."""
     lock = take_lock(os.path.join(folder, name), create)
@@ -2814,12 +2621,10 @@ def journal_lock(folder: str, name: str, create: bool = False) -> int | None:
         raise OSError("files cannot be locked there")
     return lock
 
-
 def release(lock: int | None) -> None:
     """Give a lock back."""
     if lock is not None and lock != NO_LOCKS:
         os.close(lock)
-
 
 def state_root() -> str:
     """The folder of all requests: XDG's place for what survives a restart but is not a setting."""
@@ -2829,7 +2634,6 @@ def state_root() -> str:
         raise OSError("there is no home folder")
     return os.path.join(os.path.realpath(base), "gpt-image-2", "requests")
 
-
 def sandbox_root() -> str:
     """Its substitute in a sandbox, where a command can write only to its workspace and temporary files."""
     folders = temp_folders()
@@ -2837,14 +2641,12 @@ def sandbox_root() -> str:
         raise OSError("there is no folder for temporary files")  # requests do not belong in a workspace
     return os.path.join(folders[0], f"gpt-image-2-{os.getuid() if hasattr(os, 'getuid') else None}")
 
-
 def temp_folders() -> list[str]:
     """Folders for temporary files. Python's own search leaves a probe file behind if it is killed."""
     folders = [*map(environment, ("TMPDIR", "TEMP", "TMP")), "/tmp", "/var/tmp"]
     return [folder for folder in map(os.path.realpath, filter(None, folders))
             if os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)
             and not folder_fault(os.path.join(folder, os.urandom(8).hex()))]  # a name that is not there
-
 
 def folder_fault(path: str, closed: int = 0o022) -> str:
     """Why others can change or replace a folder, made or not; else "". closed: rights they must not have."""
@@ -2866,14 +2668,12 @@ def folder_fault(path: str, closed: int = 0o022) -> str:
         folder, child = os.path.dirname(folder), folder
     return ""
 
-
 def is_safe(path: str, console: Console, closed: int = 0o022) -> bool:
     """Whether a folder is this user's alone; if not, a warning says why."""
     fault = folder_fault(path, closed)
     if fault:
         console.warn(f"{path} is not used, nor is any request in it: {fault}")
     return not fault
-
 
 def make_private(path: str) -> None:
     """Make a folder and any missing parents, closed to others whatever the umask."""
@@ -2882,7 +2682,6 @@ def make_private(path: str) -> None:
         os.makedirs(path, exist_ok=True)
     finally:
         os.umask(umask)
-
 
 def journal_root(find_root: Callable[[], str], console: Console, create: bool = False) -> str:
     """A root of the journal. OSError when it does not exist or others could tamper with it."""
@@ -2895,13 +2694,11 @@ def journal_root(find_root: Callable[[], str], console: Console, create: bool = 
         raise OSError("others can change it")
     return root
 
-
 def journal_roots(console: Console) -> Iterator[str]:
     """The roots of the journal that exist and are this user's."""
     for find_root in (state_root, sandbox_root):
         with suppress(OSError):
             yield journal_root(find_root, console)
-
 
 def request_record(path: str, console: Console) -> dict[str, Any] | None:
     """The content of request.json, empty if unreadable; None for a newer program's, which is left alone."""
@@ -2913,7 +2710,6 @@ def request_record(path: str, console: Console) -> dict[str, Any] | None:
     console.warn(f"{path} was made by a newer version of this program and is left alone")
     return None
 
-
 def fingerprint(job: Job, settings: Settings) -> str:
     """Equal for commands that ask for the same: endpoint, parameters, prompt and the bytes of all inputs."""
     import hashlib
@@ -2921,7 +2717,6 @@ def fingerprint(job: Job, settings: Settings) -> str:
     facts = [1, job.command, settings.api.value, settings.base_url.value, job.model, job.prompt,
              sorted(job.parameters.items()), job.n, inputs, bool(job.mask)]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
-
 
 def open_folder(job: Job, settings: Settings, fresh: bool, console: Console) -> Folder:
     """The folder of an unfinished identical command, or a new one."""
@@ -2943,7 +2738,6 @@ def open_folder(job: Job, settings: Settings, fresh: bool, console: Console) -> 
     console.warn(f"cannot use the state folder ({problem}); if this command is cut off, its image is lost")
     return temporary_folder()
 
-
 def temporary_folder() -> Folder:
     """A private folder that no later run will look for."""
     import tempfile
@@ -2951,7 +2745,6 @@ def temporary_folder() -> Folder:
         with suppress(OSError):
             return Folder(tempfile.mkdtemp(prefix=PROGRAM + "-", dir=folder), None, False)
     raise setup_failure("there is no folder for temporary files", "Set TMPDIR to a writable one. " + SANDBOX)
-
 
 def adopt_folder(root: str, name: str, fresh: bool, console: Console) -> Folder | None:
     """Take over what an identical command left; with fresh, only delete what is marked as droppable."""
@@ -2979,7 +2772,6 @@ def adopt_folder(root: str, name: str, fresh: bool, console: Console) -> Folder 
         release(gate)
     return None
 
-
 def make_folder(root: str, name: str, room: int, record: Mapping[str, Any], console: Console) -> Folder:
     """A new folder. One process at a time does this, so that none is seen half made."""
     gate = journal_lock(root, ".lock", create=True)
@@ -2994,7 +2786,6 @@ def make_folder(root: str, name: str, room: int, record: Mapping[str, Any], cons
         return Folder(path, journal_lock(path, "owner", create=True), True)
     finally:
         release(gate)
-
 
 def prune(root: str, console: Console) -> None:
     """Remove what was left half made or half removed, and what nobody collected in time; never a link."""
@@ -3013,12 +2804,10 @@ def prune(root: str, console: Console) -> None:
                     folder.remove()
                 release(folder.lock)
 
-
 def remove_tree(path: str) -> None:
     """Remove a folder and what is in it; leftovers are pruned later."""
     import shutil
     shutil.rmtree(path, ignore_errors=True)
-
 
 def exchange_state(exchange: Exchange) -> str:
     """The state of a transfer, according to the journal's table."""
@@ -3034,14 +2823,12 @@ def exchange_state(exchange: Exchange) -> str:
                 return ANSWERED
     return LOST if os.path.exists(exchange.file("headers")) else UNSENT
 
-
 def journal_folders(console: Console) -> list[str]:
     """The folders of all unfinished commands, wherever they are."""
     paths = [os.path.join(root, entry) for root in journal_roots(console)
              for entry in sorted(os.listdir(root)) if not entry.startswith(".")]
     return [path for path in paths
             if os.path.lexists(os.path.join(path, "owner")) and is_safe(path, console, 0o077)]
-
 
 def unfinished_commands(console: Console) -> list[tuple[float, str, str]]:
     """(age in seconds, state, first words of the prompt) of every unfinished command, oldest first."""
@@ -3054,11 +2841,9 @@ def unfinished_commands(console: Console) -> list[tuple[float, str, str]]:
                 found.append((age, Folder(path, None, True).state(), one_line(prompt, 60)))
     return sorted(found, reverse=True)
 
-
 def signal_exit_code(stop: KeyboardInterrupt) -> int:
     """128 plus the number of the signal."""
     return 128 + int(stop.args[0] if stop.args else 2)
-
 
 def stop_failure(stop: KeyboardInterrupt, folder: Folder) -> Failure:
     """What a signal leaves behind: something to collect, or nothing."""
@@ -3072,7 +2857,6 @@ def stop_failure(stop: KeyboardInterrupt, folder: Folder) -> Failure:
         return Failure("interrupted", f"{cause}; the request was stopped", None, "maybe", code, None, "ask")
     return Failure("interrupted", f"{cause}; nothing was bought", exit_code=code)
 
-
 def earlier_input(url: str, console: Console) -> str:
     """The copy that an unfinished request has of the image at a URL, if there is one."""
     wanted, numbers = url.encode("utf-8", "surrogateescape"), range(MAX_IMAGES)
@@ -3081,7 +2865,6 @@ def earlier_input(url: str, console: Console) -> str:
             if stream.read() == wanted and os.path.exists(path):
                 return path
     return ""
-
 
 # ---- Driver: feed the provider -------------------------------------------------------------------
 class Run(NamedTuple):
@@ -3092,7 +2875,6 @@ class Run(NamedTuple):
     typical: str = ""
     watch: Callable[[Exchange], None] = lambda exchange: None  # looks at a response while it grows
     collectable: bool = False  # whether the same command can collect what this one leaves
-
 
 def run_provider(provider: Provider, folder: Folder, run: Run) -> list[Image | Failure]:
     """Send each Request that the provider yields, hand it the Response, and return its Images."""
@@ -3117,7 +2899,6 @@ def run_provider(provider: Provider, folder: Folder, run: Run) -> list[Image | F
                 item = provider.send(response)  # type: ignore[arg-type]  # nobody reads what a Wait returns
     except StopIteration as finished:
         return list(finished.value)
-
 
 def send_with_retries(request: Request, exchange: Exchange, run: Run) -> Response:
     """Send one request until there is a usable Response; everything else is a Failure."""
@@ -3148,7 +2929,6 @@ def send_with_retries(request: Request, exchange: Exchange, run: Run) -> Respons
         forget_exchange(exchange)
         rest(delay, run)
 
-
 def tell_extras(request: Request, outcome: Outcome, response: Response, run: Run) -> None:
     """Report what a usable response says besides its images."""
     run.result.is_cut_off |= response.broken or bool(outcome.exit_code)
@@ -3168,7 +2948,6 @@ def tell_extras(request: Request, outcome: Outcome, response: Response, run: Run
     if response.error:
         run.console.warn(f"the server also says: {response.error.message or response.error.code}")
 
-
 def send_or_resume(request: Request, exchange: Exchange, run: Run) -> None:
     """Make sure that the exchange's files hold a response: an earlier run's, or that of sending now."""
     state = exchange_state(exchange)
@@ -3182,7 +2961,6 @@ def send_or_resume(request: Request, exchange: Exchange, run: Run) -> None:
         run.console.note("the request is still running; waiting for it")
         wait_for(lambda: exchange_state(exchange) != RUNNING, exchange, run)
 
-
 def pause(wait: Wait, run: Run) -> None:
     """Sleep between two polls of a task; past the deadline the task is left to the next run."""
     if time.monotonic() >= run.deadline:
@@ -3190,7 +2968,6 @@ def pause(wait: Wait, run: Run) -> None:
                       "Run the same command again to keep waiting for it; you won't be charged twice.",
                       collectable=True)
     rest(min(wait.seconds, run.deadline - time.monotonic()), run, wait.status)
-
 
 def rest(seconds: float, run: Run, status: str = "") -> None:
     """Sleep in small steps, with signs of life. All waiting for a server happens here."""
@@ -3200,7 +2977,6 @@ def rest(seconds: float, run: Run, status: str = "") -> None:
         run.console.progress(run.typical, status)
         if run.collectable and run.console.is_unread():  # nobody reads the result; the transfer continues
             raise KeyboardInterrupt(signal.SIGPIPE)
-
 
 def failure_of(request: Request, outcome: Outcome, response: Response) -> Failure | None:
     """What is wrong with a response, None if it is usable."""
@@ -3215,7 +2991,6 @@ def failure_of(request: Request, outcome: Outcome, response: Response) -> Failur
         failure = Failure("broken_image", "the reply is not a complete image", http_status=response.status)
     return afterwards_failure(request, failure) if failure else None
 
-
 def is_conclusive(request: Request, response: Response) -> bool:
     """Whether a response has all that matters, although its transfer failed at the end."""
     if request.rules.is_file:
@@ -3223,7 +2998,6 @@ def is_conclusive(request: Request, response: Response) -> bool:
     if response.status >= 400:
         return response.error is not None
     return response.status in (0, 200) and bool(response.images)  # 0: curl was killed before it could report
-
 
 def afterwards_failure(request: Request, failure: Failure) -> Failure:
     """The failure of a step after payment, which the same command can continue; others stay as they are."""
@@ -3236,7 +3010,6 @@ def afterwards_failure(request: Request, failure: Failure) -> Failure:
     return Failure(request.purpose, f"{request.rules.cannot} from {request.url}: {failure.message}", hint,
                    retryable=failure.retryable, collectable=True, http_status=failure.http_status,
                    code=failure.code, request_id=failure.request_id)
-
 
 def retry_pause(request: Request, failure: Failure, headers: Mapping[str, str], attempt: int) -> float | None:
     """Seconds until the same request may be sent again, None if it must not be; attempt counts from 1."""
@@ -3251,7 +3024,6 @@ def retry_pause(request: Request, failure: Failure, headers: Mapping[str, str], 
         return NETWORK_PAUSE * 2.0 ** attempt
     return (RATE_LIMIT_PAUSE if failure.http_status else NETWORK_PAUSE) * 2.0 ** (attempt - 1)
 
-
 def may_repeat(request: Request, failure: Failure) -> bool:
     """Whether sending the same request again can help and cannot buy anything twice."""
     if request.purpose == "input":
@@ -3263,7 +3035,6 @@ def may_repeat(request: Request, failure: Failure) -> bool:
         return False  # more than the limit ever allows at once
     return failure.retryable or (request.idempotent and failure.billed == "maybe")
 
-
 # A pause in words: 20s, 7h12m0s, 51.84 seconds, 1 hour and 5 minutes, a minute; and what stands before it.
 UNITS = {"ms": 0.001, "mil": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 AMOUNT = (r"(\d+(?:\.\d+)?|\ban?(?=\s))\s{0,3}(ms|mil|[smhd])"
@@ -3273,7 +3044,6 @@ PAUSE_WORDS = (r"\b(?:again|retry(?:.?(?:after|delay))?|wait|resets?|available|c
                r"(?:[a-z]{1,9}\W{1,3}){0,3}?" + DURATION, r"\b(?:in|after)\s{1,3}" + DURATION,
                r"\bretry.?after\W{1,4}(\d+(?:\.\d+)?)(?![\w:/-])")
 
-
 def seconds_in(text: str) -> float | None:
     """The pause that words ask for; a number alone after `retry after` means seconds."""
     for words in PAUSE_WORDS:
@@ -3282,7 +3052,6 @@ def seconds_in(text: str) -> float | None:
             parts = re.findall(AMOUNT, match.group(1), re.IGNORECASE) or [(match.group(1), "s")]
             return sum(float(re.sub(r"(?i)an?", "1", number)) * UNITS[unit.lower()] for number, unit in parts)
     return None
-
 
 def server_pause(headers: Mapping[str, str], message: str) -> float | None:
     """The pause that a server asks for, in seconds: in two headers, or in words of its message."""
@@ -3300,12 +3069,10 @@ def server_pause(headers: Mapping[str, str], message: str) -> float | None:
     except (ValueError, OverflowError, TypeError, IndexError):  # which one depends on the Python version
         return None
 
-
 def forget_exchange(exchange: Exchange) -> None:
     """Remove what one try left, so that a stale response is not mistaken for the next try's."""
     for name in ("errors", "outcome", "headers", "answer", "lock"):
         discard(exchange.file(name))
-
 
 def send(request: Request, exchange: Exchange, run: Run) -> None:
     """Send one request; the redirects of a file are followed here, and each address is checked first."""
@@ -3323,7 +3090,6 @@ def send(request: Request, exchange: Exchange, run: Run) -> None:
         check_address(url, request.url)
         request = request._replace(url=url)
         run_curl(request, exchange, run)
-
 
 def run_curl(request: Request, exchange: Exchange, run: Run) -> None:
     """Run curl on one request and wait for its end. Ctrl-C stops curl; after a SIGTERM it keeps running."""
@@ -3353,7 +3119,6 @@ def run_curl(request: Request, exchange: Exchange, run: Run) -> None:
         folder = os.path.dirname(exchange.base)
         raise setup_failure(f"cannot write {folder}: {reason(error)}", "Make room there.") from None
 
-
 def wait_for(done: Callable[[], bool], exchange: Exchange, run: Run) -> None:
     """Wait for the end of a transfer, with signs of life."""
     seconds = 0.001
@@ -3361,7 +3126,6 @@ def wait_for(done: Callable[[], bool], exchange: Exchange, run: Run) -> None:
         rest(seconds, run)
         seconds = min(seconds * 1.5, 0.1)
         run.watch(exchange)
-
 
 # ---- Reading answers: a file -> images or a Failure ----------------------------------------------
 def read_response(request: Request, exchange: Exchange, outcome: Outcome) -> Response:
@@ -3378,7 +3142,6 @@ def read_response(request: Request, exchange: Exchange, outcome: Outcome) -> Res
             raise setup_failure(f"cannot write {folder}: {reason(error)}", "Make room there.") from None
         raise Failure("disk", f"cannot write the reply in {os.path.dirname(folder)}: {reason(error)}",
                       collectable=True) from None
-
 
 def with_meaning(request: Request, response: Response) -> Response:
     """The response with what it means. Nothing else judges it: driver and providers read this result.
@@ -3404,7 +3167,6 @@ def with_meaning(request: Request, response: Response) -> Response:
         meaning = "accepted"  # this step needs no image
     return response._replace(images=tuple(images), stray=stray, meaning=meaning)
 
-
 def unpack_file(path: str, limit: int) -> None:
     """Unpack a compressed body, whatever its headers say; one that unpacks to far too much stays as it is."""
     with open(path, "rb") as packed:
@@ -3423,7 +3185,6 @@ def unpack_file(path: str, limit: int) -> None:
     else:
         os.replace(path + ".plain", path)
 
-
 def packing(start: bytes) -> int:
     """How a file that begins like this is compressed: zlib's wbits (31, 15 or -15), or 0 if it is not."""
     import io
@@ -3436,11 +3197,9 @@ def packing(start: bytes) -> int:
                 return bits
     return 0
 
-
 def is_readable(start: bytes) -> bool:
     """Whether a body begins like JSON, a web page or events."""
     return re.match(rb"(\xef\xbb\xbf)?\s*([{\[<]|(event|data|id|retry)?:)", start) is not None
-
 
 def read_document(path: str) -> tuple[Any, str, bool]:
     """(JSON with long strings as Spans, "", whether it broke off), or (None, the first characters, False)."""
@@ -3468,10 +3227,8 @@ def read_document(path: str) -> tuple[Any, str, bool]:
                 return document, "", True
         return None, text, False
 
-
 # A string, or what stands for a long one that stays in the file.
 STRING = rb'"[^"\\]*(?:\\.[^"\\]*)*"|\{"%s":\[\d+,\d+\]\}'
-
 
 def parse_json(stream: BinaryIO, ranges: Sequence[tuple[int, int]], broken: bool = False) -> Any:
     """The JSON in ranges of a file, long strings as Spans; ValueError or RecursionError if it is not JSON.
@@ -3502,7 +3259,6 @@ def parse_json(stream: BinaryIO, ranges: Sequence[tuple[int, int]], broken: bool
         raise ValueError("not JSON")
     return {"data": [load_json(b"{%s:%s}" % pair, revive) for pair in members]}
 
-
 def completed(text: bytes, string: bytes) -> tuple[bytes, bytes]:
     """JSON that breaks off or continues after its end, closed: all of it, and its whole members only."""
     closing, last = bytearray(), 0
@@ -3517,14 +3273,12 @@ def completed(text: bytes, string: bytes) -> tuple[bytes, bytes]:
             break
     return text + closing[::-1], text[:last] + closing[::-1]
 
-
 def load_json(text: bytes, revive: Callable[[dict[str, Any]], Any] | None = None) -> Any:
     """A stranger's JSON made harmless: no half characters, no number that JSON lacks, no endless depth."""
     return tidy(json.loads(text.decode("utf-8-sig", "replace"), strict=False, object_hook=revive,
                            parse_float=lambda digits: None if float(digits) in (inf, -inf) else float(digits),
                            parse_int=lambda digits: int(digits[:40]),  # nobody needs a million digits
                            parse_constant=lambda name: None))
-
 
 def tidy(value: Any, depth: int = MAX_DEPTH) -> Any:
     """The value without half characters, which no file and no terminal accepts, and cut off at this depth."""
@@ -3533,7 +3287,6 @@ def tidy(value: Any, depth: int = MAX_DEPTH) -> Any:
     if isinstance(value, list):
         return [tidy(item, depth - 1) for item in value] if depth else None
     return value.encode("utf-8", "replace").decode("utf-8") if isinstance(value, str) else value
-
 
 def whole_images(stream: BinaryIO, begin: int, end: int) -> list[Image]:
     """The complete images in a text that breaks off, base64 or Markdown, each in a file of its own."""
@@ -3544,7 +3297,6 @@ def whole_images(stream: BinaryIO, begin: int, end: int) -> list[Image]:
             copy_image(Image(base64=Span(stream.name, start, end)), sink)
     return [image for image in images if picture_in(image.path)[1]]
 
-
 def file_blocks(stream: BinaryIO, begin: int, end: int) -> Iterator[tuple[int, bytes]]:
     """(offset, bytes) of a range, a block at a time; others may move the file's position in between."""
     while begin < end:
@@ -3554,7 +3306,6 @@ def file_blocks(stream: BinaryIO, begin: int, end: int) -> Iterator[tuple[int, b
             return
         yield begin, block
         begin += len(block)
-
 
 def occurrences(stream: BinaryIO, mark: bytes, begin: int, end: int) -> Iterator[int]:
     """The positions of the mark in a range of a file."""
@@ -3567,9 +3318,7 @@ def occurrences(stream: BinaryIO, mark: bytes, begin: int, end: int) -> Iterator
             position = text.find(mark, position + 1)
         tail = text[max(0, len(text) + 1 - len(mark)):]
 
-
 STRING_MARK, OPENING_QUOTE = re.compile(rb'["\\]'), re.compile(rb'"')
-
 
 def json_skeleton(blocks: Iterable[tuple[int, bytes]], mark: str, broken: bool = False) -> bytes:
     """JSON in which {mark: [start, end]}, the place in the file, stands for every string longer than 64 KB.
@@ -3605,7 +3354,6 @@ def json_skeleton(blocks: Iterable[tuple[int, bytes]], mark: str, broken: bool =
         skeleton[kept - 1:] = b'{"%s":[%d,%d]}' % (mark.encode(), opened, base + len(block))
     return bytes(skeleton)
 
-
 class Event(NamedTuple):
     """One server-sent event, or a line of JSON. end: where the next one begins in the file."""
     name: str
@@ -3622,7 +3370,6 @@ class Event(NamedTuple):
     def is_preview(self) -> bool:
         """Whether its image is not finished yet; any other is a result, whatever its vendor calls it."""
         return self.type.endswith("partial_image")
-
 
 def read_events(stream: BinaryIO, begin: int = 0, growing: bool = False) -> Iterator[Event]:
     """The events in a file; while it grows, only the complete ones."""
@@ -3643,7 +3390,6 @@ def read_events(stream: BinaryIO, begin: int = 0, growing: bool = False) -> Iter
     if not growing:
         yield from events_of(stream, name, ranges, end, True)
 
-
 def events_of(stream: BinaryIO, name: str, ranges: Sequence[tuple[int, int]], end: int,
               last: bool = False) -> Iterator[Event]:
     """The event in some data lines, or one for each line where they make no sense together.
@@ -3660,7 +3406,6 @@ def events_of(stream: BinaryIO, name: str, ranges: Sequence[tuple[int, int]], en
         else:
             yield Event(name, None, end)
 
-
 def file_lines(stream: BinaryIO, begin: int, growing: bool) -> Iterator[tuple[int, int]]:
     """(start, end) of each line; an unfinished last line counts only in a file that is complete."""
     stream.seek(0)
@@ -3673,7 +3418,6 @@ def file_lines(stream: BinaryIO, begin: int, growing: bool) -> Iterator[tuple[in
             return
     if start < size and not growing:
         yield start, size
-
 
 def event_document(stream: BinaryIO) -> tuple[dict[str, Any], bool]:
     """(a stream as one plain response: finished images, else its error, and all events; is it cut off?)."""
@@ -3697,7 +3441,6 @@ def event_document(stream: BinaryIO) -> tuple[dict[str, Any], bool]:
         return {"error": error, "events": events}, broken
     return {"data": without_repeats(finished), "usage": usage, "events": events}, broken
 
-
 def without_repeats(finished: Sequence[tuple[str, Image]]) -> list[Image]:
     """The images of a stream without those that an event of another type repeats, as a final summary does."""
     import hashlib
@@ -3709,7 +3452,6 @@ def without_repeats(finished: Sequence[tuple[str, Image]]) -> list[Image]:
         if types.setdefault(content, type_) == type_:
             images.append(image)
     return images
-
 
 # Where relays put images, in the order of search; the first member that holds any wins.
 IMAGE_KEYS = ("b64_json", "url", "image_url", "data", "images", "result", "outputs", "output", "resultJson",
@@ -3728,14 +3470,12 @@ IMAGE_ADDRESS = r"(?i)https?://[^\s/<>()\"'\\]+/[^\s<>()\"'\\:]*" + IMAGE_END  #
 # Members with such names repeat the request, or show what is not a result.
 NO_RESULT = "(?i)prompt|input|mask|source_image|init|reference|request|partial|preview|thumb|avatar|logo|icon"
 
-
 def images_in(document: Any) -> tuple[list[Image], bool]:
     """(the images in a response, whether they stood under unknown names)."""
     waiting = task_status(document) in WAITING
     images = [image for image in find_images(document) if not waiting or not image.is_relative()]
     strays = [] if images or waiting else find_images(document, stray=True)
     return images or strays, bool(strays)
-
 
 def find_images(node: Any, depth: int = 12, name: str = "", stray: bool = False) -> list[Image]:
     """The images in a response. name: of the member that holds node. stray: look under unknown names too."""
@@ -3750,7 +3490,6 @@ def find_images(node: Any, depth: int = 12, name: str = "", stray: bool = False)
     names = [key for key in node if not re.search(NO_RESULT, key)] if stray else IMAGE_KEYS
     return next(filter(None, (images_under(key, node.get(key), depth - 1, stray) for key in names)), [])
 
-
 def image_text(text: str | Span, name: str) -> list[Image]:
     """The image that a text is, or leads to."""
     if isinstance(text, Span):
@@ -3762,7 +3501,6 @@ def image_text(text: str | Span, name: str) -> list[Image]:
     is_path = name not in ("message", "response", "body") and re.fullmatch(paths, text)
     return [Image(url=text)] if is_path else []
 
-
 def images_under(key: str, value: Any, depth: int, stray: bool) -> list[Image]:
     """The images in one member of an object."""
     if key == "b64_json" and value and isinstance(value, (str, Span)):
@@ -3770,7 +3508,6 @@ def images_under(key: str, value: Any, depth: int, stray: bool) -> list[Image]:
     if key in ("content", "text") and isinstance(value, (str, Span)) and not stray:
         return images_in_words(value)
     return find_images(inner_json(value) if key in ("resultJson", "body") else value, depth, key, stray)
-
 
 def images_in_words(text: str | Span) -> list[Image]:
     """The images that a text with Markdown shows, in their order; a description may hold brackets."""
@@ -3787,7 +3524,6 @@ def images_in_words(text: str | Span) -> list[Image]:
         last = match.end()
     return [image for _, image in sorted(images.items())]
 
-
 def stray_images(text: str | Span) -> list[Image]:
     """Whatever begins like an image; a link needs an image's suffix."""
     words = (text.head if isinstance(text, Span) else text.strip()).replace("\\/", "/")
@@ -3796,20 +3532,17 @@ def stray_images(text: str | Span) -> list[Image]:
     links = dict.fromkeys(re.findall(IMAGE_ADDRESS, words))
     return images_in_words(text) or [Image(url=link) for link in links]
 
-
 def inner_json(value: Any) -> Any:
     """The JSON inside a string, None when it is not JSON; any other value as it is."""
     with suppress(ValueError, RecursionError):
         return load_json(value.encode()) if isinstance(value, str) else value
     return None
 
-
 WAITING = ("pending", "submitted", "queued", "queuing", "in_queue", "created", "waiting", "starting",
            "processing", "in_progress", "generating", "running")
 FAILED = ("failed", "fail", "error", "generate_failed", "create_task_failed", "canceled", "cancelled",
           "timeout")
 DONE = ("completed", "complete", "success", "succeeded", "finished")
-
 
 def task_field(document: Any, names: Sequence[str]) -> str:
     """The first of these members that a response has: at the top, in data, or in data's first item."""
@@ -3818,22 +3551,18 @@ def task_field(document: Any, names: Sequence[str]) -> str:
     values = [json_path(node, name) for name in names for node in nodes]
     return next((str(value) for value in values if value and type(value) in (str, int)), "")
 
-
 def task_id(document: Any) -> str:
     """The id of the task that a response speaks of."""
     return task_field(document, ("task_id", "taskId", "id", "request_id"))
-
 
 def task_status(document: Any) -> str:
     """Its status, in lower case."""
     return task_field(document, ("status", "state")).lower()
 
-
 def server_error(document: Any) -> ServerError | None:
     """The error in a response, None when there is none."""
     errors = (envelope(document) for envelope in ENVELOPES if isinstance(document, dict))
     return next(filter(None, errors), None)
-
 
 def forwarded_error(document: dict[str, Any]) -> ServerError | None:
     """RunAPI: `{"response": {"status": 400, "body": ...}}` around another server's response."""
@@ -3842,7 +3571,6 @@ def forwarded_error(document: dict[str, Any]) -> ServerError | None:
         return None
     error = server_error(body) or ServerError(as_text(body))
     return error._replace(code=error.code or "task_failed")
-
 
 def error_object(document: dict[str, Any]) -> ServerError | None:
     """OpenAI, Azure and most relays: `{"error": {"message": ..., "code": ...}}`, some inside data."""
@@ -3854,7 +3582,6 @@ def error_object(document: dict[str, Any]) -> ServerError | None:
     code = as_text(error.get("code")) or error_code(document)
     return ServerError(message + flagged(error, stage), code, as_text(error.get("type")), stage)
 
-
 def error_text(document: dict[str, Any]) -> ServerError | None:
     """`{"error": "..."}`, with details in an object `errors` (both RunAPI), or a text inside data."""
     error = document.get("error") or json_path(document, "data", "error")
@@ -3862,7 +3589,6 @@ def error_text(document: dict[str, Any]) -> ServerError | None:
     if isinstance(document.get("errors"), dict):
         message = f"{message}: {as_text(document['errors'])}"
     return ServerError(message, error_code(document)) if message else None
-
 
 def error_status(document: dict[str, Any]) -> ServerError | None:
     """Kie, one-api and others: `{"code": 422, "msg": "..."}`, or a task whose status says that it failed."""
@@ -3872,15 +3598,12 @@ def error_status(document: dict[str, Any]) -> ServerError | None:
         return ServerError(message or f"the task ended as {status}", code)
     return None
 
-
 ENVELOPES = (forwarded_error, error_object, error_text, error_status)  # the first that finds an error counts
-
 
 def error_code(document: Any) -> str:
     """The code beside an error's message; one that says that all is well does not count."""
     code = task_field(document, ("code", "error_code", "errorCode", "failCode"))
     return "" if re.fullmatch(r"(?i)0|2\d\d|ok|success", code) else code
-
 
 def flagged(error: Mapping[str, Any], stage: str) -> str:
     """What OpenAI, or Azure inside, says about moderation: the stage and the categories."""
@@ -3892,7 +3615,6 @@ def flagged(error: Mapping[str, Any], stage: str) -> str:
     names = ", ".join(map(as_text, terms)) if isinstance(terms, list) else as_text(terms)
     words = [f"{name}: {text}" for name, text in (("stage", stage), ("categories", names)) if text]
     return f" ({'; '.join(words)})" if words else ""
-
 
 MODERATION_CODES = ("moderation_blocked", "content_policy_violation", "contentfilter", "content_filter")
 MODERATION_WORDS = ("safety system", "safety_violations", "moderation", "content policy")
@@ -3907,7 +3629,6 @@ UNREACHED_WORDS = (r"^(model not found|get channel failed|channel no available k
                    r"(channel|account|provider|deployment|server|auth)s? (is |are )?available|\bno "
                    r"(available|healthy|live|allowed|enabled) (\w+ ){0,3}"
                    r"(channel|account|provider|deployment|upstream|server|backend|auth)")
-
 
 def answer_failure(request: Request, response: Response) -> Failure | None:
     """The failure that a response means, None for a usable one."""
@@ -3933,7 +3654,6 @@ def answer_failure(request: Request, response: Response) -> Failure | None:
     return Failure(kind, message, hint, billed, next_step=next_step, http_status=response.status,
                    code=error.code, request_id=" ".join(filter(None, ids)), server_text=error.message)
 
-
 def better_hint(request: Request, response: Response, kind: str, error: ServerError) -> str:
     """What to do, where more is known than the kind of refusal; else an empty text."""
     if "Transparent background is not supported" in error.message:
@@ -3948,7 +3668,6 @@ def better_hint(request: Request, response: Response, kind: str, error: ServerEr
     if kind == "too_large" and request.form:
         return f"{sum(part.bytes for part in request.form) / 1e6:.1f} MB were sent. {KINDS[kind].hint}"
     return ""
-
 
 def refusal_kind(response: Response, error: ServerError) -> str:
     """The kind of failure that a response is: codes and words first, the HTTP status last."""
@@ -3981,7 +3700,6 @@ def refusal_kind(response: Response, error: ServerError) -> str:
                  408: "gateway", 502: "gateway", 504: "gateway", 522: "gateway", 524: "gateway"}
     return by_status.get(status, "redirect" if status < 400 else "refused" if status < 500 else "server")
 
-
 def nothing_usable(response: Response) -> str:
     """What arrived instead of an image, shortened."""
     import html
@@ -3994,7 +3712,6 @@ def nothing_usable(response: Response) -> str:
         content = f"{os.path.getsize(response.path)} bytes that are not text"
     fault = "no image in the reply" if events is None else "the stream ended without a finished image"
     return f"{fault}: {content}" if content.strip() else "an empty reply"
-
 
 def usage_cost(document: Any) -> tuple[dict[str, Any] | None, float | None]:
     """(usage, US dollars): what the server says it cost, else its token counts at OpenAI's list price."""
@@ -4009,7 +3726,6 @@ def usage_cost(document: Any) -> tuple[dict[str, Any] | None, float | None]:
               "output": usage.get("output_tokens")}
     prices = [DOLLARS_PER_TOKEN[name] * count for name, count in tokens.items() if isinstance(count, int)]
     return usage, round(sum(prices), 4) if len(prices) == len(tokens) else None
-
 
 # ---- Saving --------------------------------------------------------------------------------------
 def save_images(images: Sequence[Image | Failure], job: Job, folder: Folder, run: Run) -> None:
@@ -4031,7 +3747,6 @@ def save_images(images: Sequence[Image | Failure], job: Job, folder: Folder, run
     if len(images) < job.n:
         run.console.warn(f"only {len(images)} of the {job.n} images came back")
 
-
 def save_image(image: Image, index: int, target: Target, numbers: Iterator[int], folder: Folder) -> Saved:
     """Decode into a temporary file in the target's folder, verify it, then give it its name.
     An earlier run may have been killed at any line of this: what it has finished is found, not done again."""
@@ -4052,7 +3767,6 @@ def save_image(image: Image, index: int, target: Target, numbers: Iterator[int],
         raise Failure("broken_image", f"the image is incomplete; what arrived is in {path}", billed="yes")
     return Saved(path, os.path.getsize(path), picture)
 
-
 def save_new(image: Image, part: str, target: Target, numbers: Iterator[int], folder: Folder) -> str:
     """The path of the image's new file; the temporary one stays for the caller to remove."""
     # The command's other images, of this run or an earlier one: --overwrite must not replace them.
@@ -4067,7 +3781,6 @@ def save_new(image: Image, part: str, target: Target, numbers: Iterator[int], fo
         discard(part)
         raise
 
-
 def decode_to(path: str, image: Image) -> Picture:
     """Write an image to a new file, down to the disk. The file stays even if it is not an image."""
     discard(path)
@@ -4080,7 +3793,6 @@ def decode_to(path: str, image: Image) -> Picture:
         raise Failure("broken_image", "the reply is not an image")
     return picture
 
-
 def path_given_before_kill(part: str, target: Target) -> str:
     """The name that a killed run had already given to its temporary file, if it got that far."""
     if not os.path.exists(part) or os.stat(part).st_nlink < 2:
@@ -4088,7 +3800,6 @@ def path_given_before_kill(part: str, target: Target) -> str:
     picture, _ = picture_in(part)
     paths = (picture_path(target, number, picture.format if picture else "png") for number in range(1000))
     return next((path for path in paths if os.path.exists(path) and os.path.samefile(path, part)), "")
-
 
 class Partials:
     """Images in the making, saved beside the target while a stream arrives.
@@ -4153,12 +3864,10 @@ class Partials:
                 if path == self.part or self.is_own(path):
                     discard(path)
 
-
 def file_mark(path: str, name: str) -> str:
     """A line that distinguishes a file from any other that may ever get its name."""
     status = os.lstat(path)
     return f"{status.st_mode} {status.st_dev} {status.st_ino} {status.st_size} {status.st_mtime_ns} {name}"
-
 
 def give_name(part: str, path: str, overwrite: bool) -> bool:
     """Give the finished file its name in one step. False when the name is taken and stays as it is."""
@@ -4176,7 +3885,6 @@ def give_name(part: str, path: str, overwrite: bool) -> bool:
     os.replace(part, path)
     return True
 
-
 def copy_image(image: Image, sink: BinaryIO) -> None:
     """Write the image's bytes, a block at a time."""
     if image.path:
@@ -4189,7 +3897,6 @@ def copy_image(image: Image, sink: BinaryIO) -> None:
     except ValueError:
         raise Failure("broken_image", "the image's base64 is broken") from None
 
-
 def base64_blocks(source: str | Span) -> Iterator[bytes]:
     """Blocks of a base64 text that is in memory or in a range of a file."""
     if isinstance(source, str):
@@ -4198,7 +3905,6 @@ def base64_blocks(source: str | Span) -> Iterator[bytes]:
     with open(source.path, "rb") as stream:
         for _, block in file_blocks(stream, source.start, source.end):
             yield block
-
 
 def unescaped(blocks: Iterator[bytes]) -> Iterator[bytes]:
     """The JSON escapes resolved that base64 may have: PHP writes `\\/`, some servers write `\\n` every 76."""
@@ -4212,11 +3918,9 @@ def unescaped(blocks: Iterator[bytes]) -> Iterator[bytes]:
             text = re.sub(escape, plain, text)
         yield text
 
-
 ESCAPES = ((rb"\\/|\\u002[fF]", b"/"), (rb"\\u002[bB]", b"+"), (rb"\\u003[dD]", b"="), (rb"\\[nrt]", b""))
 BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="
 URL_SAFE = bytes.maketrans(b"-_", b"+/")
-
 
 def decode_base64(blocks: Iterator[bytes], sink: BinaryIO) -> None:
     """Base64 with or without a data: prefix, white space and padding. ValueError for any other character."""
@@ -4237,7 +3941,6 @@ def decode_base64(blocks: Iterator[bytes], sink: BinaryIO) -> None:
         rest = text[usable:]
     sink.write(binascii.a2b_base64(rest + b"=" * (-len(rest) % 4)))
 
-
 def warn_about_differences(job: Job, run: Run) -> None:
     """Say where the images differ from what was asked for: relays ignore sizes and formats."""
     warn, parameters = run.console.warn, job.parameters
@@ -4254,11 +3957,9 @@ def warn_about_differences(job: Job, run: Run) -> None:
         if parameters.get("background") == "transparent" and not has_alpha(path, picture.format):
             warn(f"you asked for a transparent background; {path} has no alpha channel")
 
-
 def same_shape(one: Picture, other: Picture) -> bool:
     """Whether two images have the same ratio, up to rounding; unknown sizes count as the same."""
     return 0.95 * one.width * other.height <= one.height * other.width <= 1.05 * one.width * other.height
-
 
 def save_answer(answer: str, target: Target, secrets: Sequence[str]) -> str:
     """The path of a copy of a response, for people, where its image should be; any key in it is blanked."""
@@ -4273,7 +3974,6 @@ def save_answer(answer: str, target: Target, secrets: Sequence[str]) -> str:
                 copy.write(blanked(text, secrets, "*")[before:before + LONG_STRING].encode("latin-1"))
             return path
     raise OSError("too many replies are kept there")
-
 
 # ---- Telling: while it happens, and at the end ---------------------------------------------------
 class Console:
@@ -4382,7 +4082,6 @@ class Console:
         if failure.hint:
             self.error_line(failure.hint, "  ")
 
-
 class Result:
     """What a command has made, for its caller.
     saved: the files. facts: fields of the JSON object, filled in on the way. dollars: the sum of all costs.
@@ -4415,7 +4114,6 @@ class Result:
                 "hint": failure.hint}, console.secrets.clean)
         return record
 
-
 # ---- Commands ------------------------------------------------------------------------------------
 def run_image_command(options: Namespace, run: Run) -> None:
     """generate and edit."""
@@ -4446,7 +4144,6 @@ def run_image_command(options: Namespace, run: Run) -> None:
         if inputs.folder:
             inputs.folder.remove()
 
-
 def catch_signals() -> Callable[[], None]:
     """Let SIGTERM and SIGHUP stop the program like Ctrl-C, but not one that is ignored already (nohup).
     Returns a function that ignores them all from then on; call it when only a short cleanup is left."""
@@ -4464,7 +4161,6 @@ def catch_signals() -> Callable[[], None]:
     for number in caught:
         signal.signal(number, stop)
     return ignore
-
 
 class Inputs:
     """Inputs given as URLs or data: URIs, copied to a private folder until the request has its own copies.
@@ -4532,7 +4228,6 @@ class Inputs:
             raise failure from None
         return job._replace(images=tuple(uploads[:len(job.images)]), mask=uploads[-1] if job.mask else None)
 
-
 def copy_upload(upload: Upload, path: str, masked: Upload | None) -> None:
     """A private copy of a file, which must be what was checked. masked: the image that it is the mask of."""
     import shutil
@@ -4553,7 +4248,6 @@ def copy_upload(upload: Upload, path: str, masked: Upload | None) -> None:
             return
     raise changed
 
-
 def find_key(settings: Settings, console: Console) -> KeySource:
     """The key for the configured host, known as a secret before anything can show it."""
     source = choose_key(settings)
@@ -4563,7 +4257,6 @@ def find_key(settings: Settings, console: Console) -> KeySource:
     console.secrets.add_keys(source.value)
     return source
 
-
 def refuse_keys(job: Job, keys: Sequence[str]) -> None:
     """Refuse a job that contains a key: it would go to the server as text, and into the journal."""
     text = json.dumps([job.prompt, job.model, *job.parameters.items()], ensure_ascii=False)
@@ -4571,7 +4264,6 @@ def refuse_keys(job: Job, keys: Sequence[str]) -> None:
     known = [key for key in keys if len(key) >= SHORTEST_KEY and not key.isalpha()]  # it may be a word
     if blanked(text, known, "*") != text:
         raise usage_failure("the prompt or an option contains a known key or password", "Nothing was sent.")
-
 
 # How a job ended              can be collected   folder stays   billed                    --fresh may drop it
 # everything is saved           -                  if unread      -                         no
@@ -4607,7 +4299,6 @@ def run_job(job: Job, settings: Settings, key: KeySource, folder: Folder, inputs
             folder.remove()
         release(folder.lock)
 
-
 def make_images(provider: Provider, job: Job, settings: Settings, folder: Folder, run: Run) -> None:
     """From the request to the files."""
     console = run.console
@@ -4629,7 +4320,6 @@ def make_images(provider: Provider, job: Job, settings: Settings, folder: Folder
     partials.remove()
     warn_about_differences(job, run)
 
-
 def keep_rest(images: Sequence[Image | Failure], job: Job, folder: Folder, run: Run) -> None:
     """Keep a reply that holds many more images than requested, or broke off before all had come."""
     answers = folder.answers()
@@ -4640,11 +4330,9 @@ def keep_rest(images: Sequence[Image | Failure], job: Job, folder: Folder, run: 
             kept = f"could not be saved: {reason(error)}"
         run.console.warn(f"images requested: {job.n}, received: {len(images)}; the whole reply {kept}")
 
-
 # Nothing that arrived is saved. Up to so many bytes the message says it all: a page's title, short JSON.
 UNREAD_KINDS = {"no_image": MAX_MESSAGE // 2, "web_page": LONG_STRING, "broken_image": 0, "place": 0,
                 "network": 0, "timeout": 0}
-
 
 def add_what_is_known(failure: Failure, folder: Folder, job: Job, run: Run) -> bool:
     """Add to the failure where the reply is kept; return whether the folder has to stay."""
@@ -4664,7 +4352,6 @@ def add_what_is_known(failure: Failure, folder: Folder, job: Job, run: Run) -> b
         folder.let_fresh_drop()
     return keep_folder
 
-
 def billed_in_the_end(failure: Failure, folder: Folder, result: Result) -> str:
     """Whether money is gone. Only this function decides it: a Failure knows no more than its own request."""
     answered = bool(folder.paid_answers())
@@ -4673,7 +4360,6 @@ def billed_in_the_end(failure: Failure, folder: Folder, result: Result) -> str:
     if answered and failure.billed == "no" and failure.exit_code in (USAGE, SETUP, BUG):
         return "maybe"  # it came after a paid request
     return failure.billed
-
 
 def run_config_command(options: Namespace, run: Run) -> None:
     """config: --show (the default), --init or --check."""
@@ -4685,7 +4371,6 @@ def run_config_command(options: Namespace, run: Run) -> None:
         check_setup(read_settings(options, run.console), run)
     else:
         show_settings(read_settings(options, run.console), run.console)
-
 
 def write_template(options: Namespace, console: Console) -> None:
     """A config file that only its owner can read, with the two settings that most people need."""
@@ -4721,7 +4406,6 @@ def write_template(options: Namespace, console: Console) -> None:
     console.output(json.dumps({"schema": 1, "ok": True, "config_file": path}) if console.as_json
                    else f"Wrote {path}")
 
-
 def show_settings(settings: Settings, console: Console) -> None:
     """Every setting with its value and its source; keys masked."""
     rows = {name: Setting(console.secrets.clean(as_text(setting.value)), setting.source)
@@ -4750,7 +4434,6 @@ def show_settings(settings: Settings, console: Console) -> None:
         console.output(f"unfinished  {request['age_s']} s ago, {request['state']}: {request['prompt']}")
     console.output("To collect one, run its command again." if pending else "unfinished  none")
 
-
 def check_setup(settings: Settings, run: Run) -> None:
     """Everything that can be proved without spending money."""
     console = run.console
@@ -4767,7 +4450,6 @@ def check_setup(settings: Settings, run: Run) -> None:
         say("note  no free request can test a Codex sign-in")
     if console.as_json:
         console.output(json.dumps({"schema": 1, "ok": True, "warnings": console.warnings}))
-
 
 def try_key(settings: Settings, key: str, run: Run, say: Callable[[str], None]) -> None:
     """A free request that proves host and key, and one without the key: was it the key that was accepted?"""
@@ -4797,7 +4479,6 @@ def try_key(settings: Settings, key: str, run: Run, say: Callable[[str], None]) 
     if response and settings.service.free_check == "/models":
         say(model_line(response.document, settings.model.value))
 
-
 def model_line(document: Any, model: str) -> str:
     """What a model list says about one model. Being listed does not prove access."""
     items = json_path(document, "data")
@@ -4806,7 +4487,6 @@ def model_line(document: Any, model: str) -> str:
         return f"note  {model} is not in the server's list of models"
     date = json_path(rows[0], "shutdown_date")
     return f"note  {model} is listed, shut down on {date}" if date else f"ok    {model} is listed"
-
 
 # ---- Parser --------------------------------------------------------------------------------------
 HELP = """\
@@ -4837,7 +4517,6 @@ gpt_image2 edit IMAGE [IMAGE ...] PROMPT [options]
                          a file: or data: URI
 """, "config": "gpt_image2 config [--show | --init [--force] | --check] [options]\n"}
 
-
 def command_help(command: str) -> str:
     """The help of one command: its usage, then its options in groups."""
     text = SYNOPSIS[command]
@@ -4847,7 +4526,6 @@ def command_help(command: str) -> str:
             names = (row.short + ", " if row.short else "") + row.flag + " " + row.value
             text += f"  {names:22} " + row.help.replace("\n", "\n" + " " * 25) + "\n"
     return text
-
 
 def read_value(row: Option, text: str) -> Any:
     """The value of an option on the command line. An empty one is a variable that was not set."""
@@ -4860,7 +4538,6 @@ def read_value(row: Option, text: str) -> Any:
     if row.accepts is not PATH and re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False)):
         raise usage_failure(f"{row.flag} is not valid UTF-8")
     return value
-
 
 def build_parser(command: str) -> ArgumentParser:
     """The parser of one command. What a config file may set too is None if it is not given."""
@@ -4891,7 +4568,6 @@ def build_parser(command: str) -> ArgumentParser:
         parser.set_defaults(output=os.path.basename(DEFAULT_OUTPUT))
     return parser
 
-
 def parse(arguments: list[str]) -> Namespace:
     """The command line; words may stand anywhere among the options, and after -- they are never options."""
     cut = arguments.index("--") if "--" in arguments else len(arguments)
@@ -4919,7 +4595,6 @@ def parse(arguments: list[str]) -> Namespace:
         raise usage_failure(f"config takes no arguments, got {quoted(options.words[0])}")
     return options
 
-
 def help_for(arguments: list[str]) -> str:
     """The help or version that is wanted, or an empty text."""
     words = arguments[:arguments.index("--")] if "--" in arguments else arguments
@@ -4927,7 +4602,6 @@ def help_for(arguments: list[str]) -> str:
         topic = next((word for word in words[:2] if word in SYNOPSIS), "")
         return (command_help(topic) if topic else HELP).replace(PROGRAM + " ", own_command(""))
     return f"{PROGRAM} {VERSION}\n" if words[:1] in (["--version"], ["-V"], ["version"]) else ""
-
 
 # ---- main ----------------------------------------------------------------------------------------
 def guard_process() -> None:
@@ -4940,7 +4614,6 @@ def guard_process() -> None:
     with suppress(ImportError, OSError, ValueError):  # Windows has no such limit
         import resource
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. The only place that turns failures into exit codes."""
@@ -4965,7 +4638,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         return tell_failure(Failure("bug", f"a bug in this program: {error!r}"), run)
 
-
 def console_for(arguments: Sequence[str]) -> Console:
     """The console, which knows the secrets in arguments and environment before anything is read."""
     misplaced = re.findall(MISPLACED_KEY, "\n".join(arguments))
@@ -4976,13 +4648,11 @@ def console_for(arguments: Sequence[str]) -> Console:
                              if re.search(KEY_LIKE, stem)]
     return console
 
-
 def tell_failure(failure: Failure, run: Run) -> int:
     """Report the result of a command that failed; return its exit code."""
     run.console.finish(run.result.record(run.console, failure))
     run.console.explain(failure)
     return failure.exit_code
-
 
 if __name__ == "__main__":
     sys.exit(main())
