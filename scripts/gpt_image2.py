@@ -100,7 +100,8 @@ MAX_REDIRECTS = 3  # of a file
 DOWNLOAD_TIMEOUT = 300  # seconds; relays serve results slowly
 MINIMUM_CURL = (7, 68)
 HEARTBEAT = 30  # seconds between two lines while waiting, off a terminal
-KEEP_DAYS = 30  # how long an unfinished request may wait to be collected
+KEEP_DAYS, KEEP_RECEIPT_DAYS = 30, 90  # for unfinished requests, and for what is known of finished ones
+DAY = 86_400  # seconds
 
 # How often a request is tried, and the pause before the next try when the server does not name one. Only what
 # cannot have made an image is tried again; relays cool down for about 5 s after a rate limit.
@@ -256,6 +257,13 @@ class Failure(Exception):
         """What the caller should do, as in KINDS."""
         return "again" if self.collectable else self.next_step
 
+    def arguments(self) -> dict[str, Any]:
+        """What makes an equal Failure."""
+        return {"kind": self.kind, "message": self.message, "hint": self.hint, "billed": self.billed,
+                "exit_code": self.exit_code, "retryable": self.retryable, "next_step": self.next_step,
+                "collectable": self.collectable, "http_status": self.http_status, "code": self.code,
+                "request_id": self.request_id}
+
 usage_failure = partial(Failure, "usage")  # the command is wrong
 input_failure = partial(Failure, "input")  # an image or a mask cannot be used
 target_failure = partial(Failure, "target")  # nothing can be saved where -o points to
@@ -299,6 +307,7 @@ class Settings(NamedTuple):
     cacert: Setting
     allow_http: Setting
     poll_url: Setting
+    history: Setting
     keys: tuple[KeySource, ...]
     config_path: str
     warnings: tuple[str, ...]
@@ -465,6 +474,22 @@ class Saved(NamedTuple):
     path: str
     bytes: int
     picture: Picture
+
+class Identity(NamedTuple):
+    """What makes two commands the same: what is asked for, and where -o points."""
+    fingerprint: str
+    output: str
+
+    @property
+    def receipt(self) -> str:
+        """The name of its receipt."""
+        import hashlib
+        return f"{self.fingerprint}-{hashlib.sha256(as_bytes(self.output)).hexdigest()[:16]}.json"
+
+class Receipt(NamedTuple):
+    """A finished command: its record, and its files, which are as they were saved."""
+    record: Mapping[str, Any]
+    saved: list[Saved]
 
 if TYPE_CHECKING:
     Layer = dict[str, Setting]  # one source of settings
@@ -969,6 +994,9 @@ OPTIONS = (
     Option(CONFIG, "--init", "", "write a config file that only you can read", alone=True),
     Option(CONFIG, "--force", "", "with --init: overwrite an existing file"),
     Option(CONFIG, "--check", "", "test curl, the key and the endpoint (free)", alone=True),
+    Option(CONFIG, "--history", "[N]", "what was made, the newest last, and its cost (default 20)",
+           number(1, 1_000_000), alone=True),
+    Option(CONFIG, "--forget", "ID|all", "give up an unfinished request", str.lower, alone=True),
     Option(EDIT, "--image", "PATH", "another image, 16 in all; can be repeated", PATH, repeatable=True),
     Option(EDIT, "--mask", "PNG", "as large as IMAGE, transparent where it is to change", PATH, wire="mask"),
     Option(EDIT, "--input-fidelity", "KIND", "low or high; older models only", ("low", "high"),
@@ -1023,7 +1051,7 @@ OPTIONS = (
 CONFIG_KEYS: dict[str, tuple[Any, ...]] = {
     **{row.config[0]: (row.default, *row.config[1:]) for row in OPTIONS if row.config},
     "api_key_command": (None, list), "proxy": ("", str), "cacert": ("", str), "poll_url": ("", str),
-    "max_cost": (None, int, float)}
+    "history": (True, bool), "max_cost": (None, int, float)}
 
 # What other image tools call it -> what to write here.
 STRANGERS = {
@@ -1191,7 +1219,7 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
     if base_url.source == path and not explicit and own_address not in ("", base_url.value):
         warnings.append(f"{path} takes precedence over $GPT_IMAGE2_BASE_URL")
     api = api if api.value else Setting(api_of(base_url.value), "from the host")
-    plain = {name: first_value(layers, name) for name in ("model", "proxy", "cacert", "poll_url")}
+    plain = {name: first_value(layers, name) for name in ("model", "proxy", "cacert", "poll_url", "history")}
     poll_url = fill_template(plain["poll_url"].value, base_url.value, "id")
     if poll_url and not url_on_host(poll_url, base_url.value):
         host = host_of(base_url.value)
@@ -1572,14 +1600,9 @@ def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[st
     return Job(options.command, model, prompt, images, mask, parameters, options.n, target,
                options.keep_partials, (options.resolution or "1k") if shape_waits else "")
 
-def prove(job: Job, settings: Settings, notes: list[str], fetch: Callable[[str], str]) -> Job:
-    """The planned job, its inputs fetched and read, its folder tried. fetch: URL -> path of a local copy."""
-    job = read_inputs(fetch_inputs(job, settings, fetch), settings, notes)
-    probe_folder(job.target, job.n, as_text(job.parameters.get("size")))
-    return job
-
 def fetch_inputs(job: Job, settings: Settings, fetch: Callable[[str], str]) -> Job:
-    """The job with a local copy of each input that is not a file; RunAPI fetches URLs itself."""
+    """The job with a local copy of each input that is not a file; RunAPI fetches URLs itself.
+    fetch: URL -> path of a copy."""
     ready = ("file", "url") if settings.service.takes_urls else ("file",)
     return with_inputs(job, lambda upload: upload if upload.origin in ready else upload._replace(
         path=fetch(upload.path), origin="file"))
@@ -2494,12 +2517,15 @@ def unsent_hint(kind: str, url: str) -> str:
         return f"Nothing was sent: there is no network here. {SANDBOX}"
     return "Nothing was sent. Check --base-url, the network and the proxy, then run the same command again."
 
-# ---- Journal: unfinished requests survive everything ---------------------------------------------
-# One folder for each command, FINGERPRINT-RANDOM; .gone-* is half removed, .lock guards making and adopting.
-# The same command adopts it and replays the provider: a paid step with a response is read, not sent.
+# ---- Journal: unfinished requests survive everything, finished ones are remembered --------------
+# requests/FINGERPRINT-RANDOM: a folder for each command; .gone-* is half removed; .lock guards making and
+# adopting. The same command adopts it and replays the provider: a paid step with a response is read, not
+# sent. made/FINGERPRINT-OUTPUT.json: the receipt of a finished command; .pruned: when old ones were removed.
 #   file                  written by             read by              meaning
-#   request.json          make_folder            request_record       the request without a key; its schema
-#   owner                 make_folder            take_lock            locked by the program that works on it
+#   request.json          write_request          read_record          the request without a key; its schema
+#   owner                 Folder.leave_word      read_word            locked by the program that works on it;
+#                                                                     how that ended, for those who wait
+#   receipt               keep_receipt           -                    a receipt before it gets its name
 #   droppable             Folder.let_fresh_drop  adopt_folder         --fresh may remove the folder
 #   input-K, input-K.url  Inputs.moved           curl, earlier_input  the Kth input image, and its URL if any
 #   N.create              start_curl             Folder.create_steps  the Nth paid step asks for images
@@ -2518,12 +2544,13 @@ def unsent_hint(kind: str, url: str) -> str:
 #   yes      no          no                          yes       LOST: curl was killed in the middle
 #   yes      no          no                          no        UNSENT: curl was killed before it could connect
 
-SCHEMA = 1  # of request.json; a folder with a newer one is left alone
+SCHEMA = 1  # of request.json and of receipts; what has a newer one is left alone
 UNSENT, RUNNING, ANSWERED, LOST = "unsent", "running", "answered", "lost"
 NO_LOCKS = -1  # instead of a lock's descriptor, where locks do not exist: then nothing counts as running
 
 class Folder(NamedTuple):
-    """The private folder of one command. lock: the owner's, held while the program runs."""
+    """The private folder of one command. lock: the owner's, held while the program runs; None in the journal:
+    another program works on it."""
     path: str
     lock: int | None
     journaled: bool  # in the journal, not a temporary folder
@@ -2536,6 +2563,24 @@ class Folder(NamedTuple):
     def file(self, name: str) -> str:
         """The path of one of its own files."""
         return os.path.join(self.path, name)
+
+    @property
+    def id(self) -> str:
+        """What people call it."""
+        return self.path[-8:]
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether another program works on it."""
+        return self.journaled and self.lock is None
+
+    def leave_word(self, word: Mapping[str, Any]) -> None:
+        """Say how the command ended, for its twins: they wait for the lock, and read this even when the file
+        is removed."""
+        if self.lock is not None and self.lock != NO_LOCKS:
+            with suppress(OSError):
+                os.ftruncate(self.lock, 0)
+                os.pwrite(self.lock, json.dumps(word).encode(), 0)
 
     def create_steps(self) -> list[Exchange]:
         """The transfers that ask for images and were begun."""
@@ -2614,6 +2659,14 @@ def take_lock(path: str, create: bool = False) -> int | None:
     os.close(handle)
     return lock
 
+def lock_at_once(handle: int) -> bool:
+    """Lock an open file; False if another program has its lock."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
 def journal_lock(folder: str, name: str, create: bool = False) -> int | None:
     """The lock of the journal or of a request; without one, two programs could buy the same image."""
     lock = take_lock(os.path.join(folder, name), create)
@@ -2626,15 +2679,15 @@ def release(lock: int | None) -> None:
     if lock is not None and lock != NO_LOCKS:
         os.close(lock)
 
-def state_root() -> str:
-    """The folder of all requests: XDG's place for what survives a restart but is not a setting."""
+def state_home() -> str:
+    """Where requests and receipts are: XDG's place for what survives a restart but is not a setting."""
     state = environment("XDG_STATE_HOME")
     base = state if os.path.isabs(state) else os.path.join(os.path.expanduser("~"), ".local", "state")
     if not os.path.isabs(base):
         raise OSError("there is no home folder")
-    return os.path.join(os.path.realpath(base), "gpt-image-2", "requests")
+    return os.path.join(os.path.realpath(base), "gpt-image-2")
 
-def sandbox_root() -> str:
+def sandbox_home() -> str:
     """Its substitute in a sandbox, where a command can write only to its workspace and temporary files."""
     folders = temp_folders()
     if not folders:
@@ -2672,7 +2725,7 @@ def is_safe(path: str, console: Console, closed: int = 0o022) -> bool:
     """Whether a folder is this user's alone; if not, a warning says why."""
     fault = folder_fault(path, closed)
     if fault:
-        console.warn(f"{path} is not used, nor is any request in it: {fault}")
+        console.warn(f"{path} is not used, nor is anything in it: {fault}")
     return not fault
 
 def make_private(path: str) -> None:
@@ -2683,9 +2736,9 @@ def make_private(path: str) -> None:
     finally:
         os.umask(umask)
 
-def journal_root(find_root: Callable[[], str], console: Console, create: bool = False) -> str:
-    """A root of the journal. OSError when it does not exist or others could tamper with it."""
-    root = find_root()
+def journal_root(find_home: Callable[[], str], console: Console, create: bool = False) -> str:
+    """A folder of requests. OSError when it does not exist or others could tamper with it."""
+    root = os.path.join(find_home(), "requests")
     if not create:
         os.lstat(root)
     elif is_safe(root, console):  # as far as it exists
@@ -2695,20 +2748,25 @@ def journal_root(find_root: Callable[[], str], console: Console, create: bool = 
     return root
 
 def journal_roots(console: Console) -> Iterator[str]:
-    """The roots of the journal that exist and are this user's."""
-    for find_root in (state_root, sandbox_root):
+    """The folders of requests that exist and are this user's."""
+    for find_home in (state_home, sandbox_home):
         with suppress(OSError):
-            yield journal_root(find_root, console)
+            yield journal_root(find_home, console)
 
-def request_record(path: str, console: Console) -> dict[str, Any] | None:
-    """The content of request.json, empty if unreadable; None for a newer program's, which is left alone."""
+def read_record(path: str, console: Console) -> dict[str, Any] | None:
+    """A request or a receipt, empty if unreadable; None for a newer program's, which is left alone."""
     record: dict[str, Any] = {}
-    with suppress(OSError, ValueError, TypeError), plain_file(os.path.join(path, "request.json")) as stream:
-        record = dict(json.load(stream))
+    with suppress(OSError, ValueError, TypeError, RecursionError), plain_file(path) as stream:
+        if not hasattr(os, "getuid") or os.fstat(stream.fileno()).st_uid == os.getuid():
+            record = dict(json.load(stream, parse_constant=str))
     if record.get("schema", SCHEMA) == SCHEMA:
         return record
     console.warn(f"{path} was made by a newer version of this program and is left alone")
     return None
+
+def request_record(path: str, console: Console) -> dict[str, Any] | None:
+    """The request in a folder, as from read_record."""
+    return read_record(os.path.join(path, "request.json"), console)
 
 def fingerprint(job: Job, settings: Settings) -> str:
     """Equal for commands that ask for the same: endpoint, parameters, prompt and the bytes of all inputs."""
@@ -2718,24 +2776,46 @@ def fingerprint(job: Job, settings: Settings) -> str:
              sorted(job.parameters.items()), job.n, inputs, bool(job.mask)]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
 
-def open_folder(job: Job, settings: Settings, fresh: bool, console: Console) -> Folder:
-    """The folder of an unfinished identical command, or a new one."""
-    name, problem = fingerprint(job, settings), ""
+def identity_of(job: Job, settings: Settings) -> Identity:
+    """What this command shares with its twins only."""
+    name = job.target.stem + job.target.suffix
+    return Identity(fingerprint(job, settings), os.path.join(os.path.realpath(job.target.folder), name))
+
+def has_requests(root: str, identity: Identity) -> bool:
+    """Whether the same was asked for and is not finished, wherever it is to be saved."""
+    return any(entry.startswith(identity.fingerprint) for entry in os.listdir(root))
+
+def made_before(identity: Identity, console: Console) -> Receipt | None:
+    """The receipt of the same command, if nothing of it is unfinished."""
+    roots = list(journal_roots(console))
+    with suppress(OSError):
+        if not any(has_requests(root, identity) for root in roots):
+            return next(filter(None, (find_receipt(root, identity, console) for root in roots)), None)
+    return None
+
+def open_folder(job: Job, settings: Settings, identity: Identity, fresh: bool,
+                console: Console) -> Folder | Receipt:
+    """The folder of an unfinished identical command, or a new one; its receipt, if it is finished by now."""
+    problem = ""
     for root in journal_roots(console):
         with suppress(OSError):  # just removed, or not readable
-            found = adopt_folder(root, name, fresh, console)
+            found = has_requests(root, identity) and claim(root, identity, fresh, console)
             if found:
                 return found
     room = room_needed(job.n, as_text(job.parameters.get("size"))) * 3 // 2  # as base64
     room += sum(upload.bytes for upload in job.uploads) * (3 if settings.api.value == "codex" else 1)
-    record = {"schema": SCHEMA, "version": VERSION, "prompt": job.prompt, "model": job.model,
+    record = {"version": VERSION, "command": job.command, "prompt": job.prompt, "model": job.model,
               "images": len(job.images), "endpoint": settings.base_url.value, "parameters": job.parameters}
-    for find_root in (state_root, sandbox_root):
+    for find_home in (state_home, sandbox_home):
         try:
-            return make_folder(journal_root(find_root, console, create=True), name, room, record, console)
+            root = journal_root(find_home, console, create=True)
+            made = claim(root, identity, fresh, console, room, record)
+            if made:
+                return made
         except OSError as error:
             problem = problem or reason(error)
-    console.warn(f"cannot use the state folder ({problem}); if this command is cut off, its image is lost")
+    console.warn(f"cannot use the state folder ({problem}): this command is not remembered, and its image is "
+                 "lost if it is cut off")
     return temporary_folder()
 
 def temporary_folder() -> Folder:
@@ -2746,46 +2826,170 @@ def temporary_folder() -> Folder:
             return Folder(tempfile.mkdtemp(prefix=PROGRAM + "-", dir=folder), None, False)
     raise setup_failure("there is no folder for temporary files", "Set TMPDIR to a writable one. " + SANDBOX)
 
-def adopt_folder(root: str, name: str, fresh: bool, console: Console) -> Folder | None:
-    """Take over what an identical command left; with fresh, only delete what is marked as droppable."""
-    paths = [os.path.join(root, entry) for entry in sorted(os.listdir(root)) if entry.startswith(name)]
-    waiting = [path for path in paths if fcntl and is_safe(path, console, 0o077)
-               and request_record(path, console) is not None]
-    if not waiting:
-        return None
+def claim(root: str, identity: Identity, fresh: bool, console: Console, room: int = 0,
+          record: Mapping[str, Any] | None = None) -> Folder | Receipt | None:
+    """What a root has for a command, else a new folder for this record. One program at a time looks and
+    makes, so that of any number of twins only one buys."""
     gate = None
     try:
         gate = journal_lock(root, ".lock", create=True)
-        for path in waiting:
-            folder = Folder(path, journal_lock(path, "owner"), True, adopted=True)
-            if folder.lock is not None and not fresh:  # None: another program works on it
-                return folder
+        found = adopt_folder(root, identity, fresh, console)
+        return found or (make_folder(root, identity, room, record, console) if record else None)
+    except OSError as error:  # better no image than one that is paid for twice
+        if fresh or record:
+            raise
+        raise setup_failure(f"the same request waits in {root}, which is unusable here: {reason(error)}",
+                            "Run it where you started it (outside the sandbox); --fresh buys a new one.",
+                            "state") from None
+    finally:
+        release(gate)
+
+def adopt_folder(root: str, identity: Identity, fresh: bool, console: Console) -> Folder | Receipt | None:
+    """What the same command left unfinished, else made, else makes now; else what was to be saved elsewhere
+    and nobody works on. With fresh, nothing: what is marked as droppable is removed."""
+    same: list[str] = []
+    others: list[str] = []
+    for entry in sorted(os.listdir(root)):
+        path = os.path.join(root, entry)
+        if entry.startswith(identity.fingerprint) and fcntl and is_safe(path, console, 0o077):
+            record = request_record(path, console)
+            if record is not None:
+                (same if record.get("output", identity.output) == identity.output else others).append(path)
+    if fresh:
+        for path in same + others:
+            folder = Folder(path, journal_lock(path, "owner"), True)
             if folder.lock is not None and os.path.exists(folder.file("droppable")):
                 folder.remove()
             release(folder.lock)
-    except OSError as error:  # better no image than one that is paid for twice
-        if not fresh:
-            raise setup_failure(f"the same request waits in {root}, which is unusable here: {reason(error)}",
-                                "Run it where you started it (outside the sandbox); --fresh buys a new one.",
-                                "state") from None
-    finally:
-        release(gate)
+        return None
+    found = take_over(same, identity, console) or find_receipt(root, identity, console)
+    busy = Folder(same[0], None, True) if same else None
+    return found or busy or take_over(others, identity, console)
+
+def take_over(paths: Sequence[str], identity: Identity, console: Console) -> Folder | Receipt | None:
+    """The first of these requests that nobody works on, now this command's."""
+    for path in paths:
+        folder = Folder(path, journal_lock(path, "owner"), True, adopted=True)
+        if folder.lock is None:
+            continue
+        word = read_word(folder.lock)
+        if "made" not in word:
+            os.ftruncate(folder.lock, 0)  # how an earlier run failed
+            record = request_record(path, console) or {}
+            if record.get("output") != identity.output:
+                write_request(path, {**record, "output": identity.output})
+            return folder
+        keep_receipt(folder, word, console)  # its program was killed just before it could do that
+        receipt = checked_receipt(word["made"])
+        folder.remove()
+        release(folder.lock)
+        if receipt and word["made"].get("output") == identity.output:
+            return receipt
     return None
 
-def make_folder(root: str, name: str, room: int, record: Mapping[str, Any], console: Console) -> Folder:
-    """A new folder. One process at a time does this, so that none is seen half made."""
-    gate = journal_lock(root, ".lock", create=True)
+def make_folder(root: str, identity: Identity, room: int, record: Mapping[str, Any],
+                console: Console) -> Folder:
+    """A new folder; the caller has the lock of the root, so that nobody sees it half made."""
+    prune(root, console)
+    if free_bytes(root) < room:
+        raise OSError(f"less than {room // 1_000_000} MB are free there")
+    path = os.path.join(root, f"{identity.fingerprint}-{os.urandom(4).hex()}")
+    os.mkdir(path, 0o700)
+    write_request(path, {**record, "output": identity.output})
+    return Folder(path, journal_lock(path, "owner", create=True), True)
+
+def write_request(path: str, record: Mapping[str, Any]) -> None:
+    """Write request.json, whole or not at all."""
+    name = os.path.join(path, "request.json")
+    with private_file(name + ".new") as stream:
+        stream.write(json.dumps({"schema": SCHEMA, **record}).encode())
+    os.replace(name + ".new", name)
+
+def read_word(owner: int) -> dict[str, Any]:
+    """What a command has left in its file `owner`: {"made": its record, "receipt": the receipt's name},
+    {"failure": arguments}, or nothing."""
+    with suppress(OSError, ValueError, TypeError):
+        return dict(json.loads(os.pread(owner, MAX_SKELETON, 0)))
+    return {}
+
+def find_receipt(root: str, identity: Identity, console: Console) -> Receipt | None:
+    """The receipt of a finished command, if its pictures are still there."""
+    path = os.path.join(receipts_beside(root), identity.receipt)
+    record = read_receipt(path, console) if os.path.lexists(path) else {}
+    receipt = checked_receipt(record) if record else None
+    if record and not receipt:
+        console.warn("a picture that this command made before is gone or was changed")
+    return receipt
+
+def receipts_beside(root: str) -> str:
+    """The folder of the receipts that belong to a folder of requests."""
+    return os.path.join(os.path.dirname(root), "made")
+
+# The types of a receipt's members, and of each file in `saved`.
+RECEIPT_TYPES = {"time": (int, float), "prompt": (str,), "output": (str,), "saved": (list,)}
+FILE_TYPES = {"path": (str,), "bytes": (int,), "mtime_ns": (int,), "format": (str,), "width": (int,),
+              "height": (int,)}
+
+def read_receipt(path: str, console: Console) -> dict[str, Any]:
+    """The record in a receipt; empty for one that cannot be used."""
+    record = read_record(path, console) if is_safe(os.path.dirname(path), console) else None
+
+    def fits(node: Any, types: Mapping[str, Sequence[type]]) -> bool:
+        return isinstance(node, dict) and all(type(node.get(name)) in types[name] for name in types)
+
+    if record is None:
+        return {}
+    if fits(record, RECEIPT_TYPES) and all(fits(item, FILE_TYPES) for item in record["saved"]):
+        return record
+    console.warn(f"{path} is not a receipt that this program can read, and is ignored")
+    return {}
+
+def checked_receipt(record: Mapping[str, Any]) -> Receipt | None:
+    """The receipt with this record, None if one of its files is gone or was changed."""
+    saved = []
+    for item in record["saved"]:
+        with suppress(OSError, ValueError):
+            status = os.stat(item["path"])
+            is_same = (status.st_size, status.st_mtime_ns) == (item["bytes"], item["mtime_ns"])
+            if is_same and stat.S_ISREG(status.st_mode):
+                picture = Picture(item["format"], item["width"], item["height"])
+                saved.append(Saved(item["path"], item["bytes"], picture))
+    return Receipt(record, saved) if saved and len(saved) == len(record["saved"]) else None
+
+def keep_receipt(folder: Folder, word: Mapping[str, Any], console: Console) -> None:
+    """Write a receipt in one step. word: as from read_word; without a name there is to be none."""
+    made = receipts_beside(os.path.dirname(folder.path))
+    path = os.path.join(made, word["receipt"])
+    earlier = read_record(path, console) if word["receipt"] else None
+    if earlier is None or earlier.get("time") == word["made"]["time"]:
+        return
     try:
-        prune(root, console)
-        if free_bytes(root) < room:
-            raise OSError(f"less than {room // 1_000_000} MB are free there")
-        path = os.path.join(root, f"{name}-{os.urandom(4).hex()}")
-        os.mkdir(path, 0o700)
-        with private_file(os.path.join(path, "request.json")) as stream:
-            stream.write(json.dumps(record, ensure_ascii=False).encode())
-        return Folder(path, journal_lock(path, "owner", create=True), True)
-    finally:
-        release(gate)
+        make_private(made)
+        if not is_safe(made, console):
+            raise OSError("others can change it")
+        with private_file(folder.file("receipt")) as stream:
+            stream.write(json.dumps(word["made"]).encode())
+            stream.flush()
+            os.fsync(stream.fileno())
+        if earlier:  # of another take, which the history still lists
+            os.rename(path, f"{path[:-5]}-{os.urandom(4).hex()}.json")
+        os.replace(folder.file("receipt"), path)
+        remove_old_receipts(made)
+    except OSError as error:
+        console.warn(f"{made} cannot be written ({reason(error)}): the same command will buy another picture")
+
+def remove_old_receipts(made: str) -> None:
+    """Once a day: there may be very many."""
+    now, mark = time.time(), os.path.join(made, ".pruned")
+    with suppress(FileNotFoundError):
+        if abs(now - os.stat(mark).st_mtime) < DAY:
+            return
+    with os.scandir(made) as entries:
+        for entry in entries:
+            if now - entry.stat(follow_symlinks=False).st_mtime > KEEP_RECEIPT_DAYS * DAY:
+                discard(entry.path)
+    private_file(mark).close()
+    os.utime(mark)
 
 def prune(root: str, console: Console) -> None:
     """Remove what was left half made or half removed, and what nobody collected in time; never a link."""
@@ -2793,7 +2997,7 @@ def prune(root: str, console: Console) -> None:
         path = os.path.join(root, entry)
         with suppress(OSError):  # its owner has just removed it
             status = os.lstat(path)
-            is_old = time.time() - status.st_mtime > KEEP_DAYS * 86400
+            is_old = time.time() - status.st_mtime > KEEP_DAYS * DAY
             if not stat.S_ISDIR(status.st_mode):
                 continue
             if entry.startswith(".") or not os.path.lexists(os.path.join(path, "owner")):
@@ -2830,16 +3034,21 @@ def journal_folders(console: Console) -> list[str]:
     return [path for path in paths
             if os.path.lexists(os.path.join(path, "owner")) and is_safe(path, console, 0o077)]
 
-def unfinished_commands(console: Console) -> list[tuple[float, str, str]]:
-    """(age in seconds, state, first words of the prompt) of every unfinished command, oldest first."""
+def unfinished_commands(console: Console) -> list[dict[str, Any]]:
+    """What `config` shows of every unfinished command, oldest first."""
     found = []
     for path in journal_folders(console):
         record = request_record(path, console)
         with suppress(OSError):  # just removed
             if record:
-                age, prompt = time.time() - os.stat(path).st_mtime, as_text(record.get("prompt"))
-                found.append((age, Folder(path, None, True).state(), one_line(prompt, 60)))
-    return sorted(found, reverse=True)
+                age = max(0.0, time.time() - os.stat(path).st_mtime)
+                folder = Folder(path, take_lock(os.path.join(path, "owner")), True)
+                state, busy = folder.state(), folder.is_busy
+                release(folder.lock)
+                found.append({"id": folder.id, "age_s": round(age), "state": state, "at_work": busy,
+                              "output": as_text(record.get("output")),
+                              "prompt": one_line(as_text(record.get("prompt")), 60)})
+    return sorted(found, key=lambda each: -each["age_s"])
 
 def signal_exit_code(stop: KeyboardInterrupt) -> int:
     """128 plus the number of the signal."""
@@ -2852,7 +3061,11 @@ def stop_failure(stop: KeyboardInterrupt, folder: Folder) -> Failure:
     cause = causes.get(code, "terminated")
     if state == RUNNING or folder.paid_answers():
         effect = "the image is still being made" if state == RUNNING else "the server's reply is kept"
-        return Failure("stopped", f"{cause}; {effect}", exit_code=code, collectable=True)
+        hint = None
+        if code == INTERRUPTED:  # a person may have changed their mind
+            hint = ("Run the same command again to get it at no further cost, or give it up with: "
+                    + own_command(f"config --forget {folder.id}"))
+        return Failure("stopped", f"{cause}; {effect}", hint, exit_code=code, collectable=True)
     if state == LOST:
         return Failure("interrupted", f"{cause}; the request was stopped", None, "maybe", code, None, "ask")
     return Failure("interrupted", f"{cause}; nothing was bought", exit_code=code)
@@ -2909,11 +3122,7 @@ def send_with_retries(request: Request, exchange: Exchange, run: Run) -> Respons
         outcome = read_outcome(exchange)
         response = read_response(request, exchange, outcome)
         if not request.rules.is_file:
-            seconds = run.console.seconds()
-            if not request.rules.repeatable:  # whichever run started it
-                started, ended = (os.stat(exchange.file(name)).st_mtime for name in ("lock", "outcome"))
-                seconds = max(0.0, ended - started)
-            run.result.facts.update(http_status=response.status or None, elapsed_s=round(seconds, 1),
+            run.result.facts.update(http_status=response.status or None, elapsed_s=elapsed(request, exchange),
                                     request_id=response.headers.get("x-request-id"))
         failure = failure_of(request, outcome, response)
         if failure is None:
@@ -2928,6 +3137,13 @@ def send_with_retries(request: Request, exchange: Exchange, run: Run) -> Respons
         run.console.note(f"{failure.message}; trying again in {delay:.1f} s")
         forget_exchange(exchange)
         rest(delay, run)
+
+def elapsed(request: Request, exchange: Exchange) -> float:
+    """Seconds that a transfer took, whichever run started it; for a poll, since the task was asked for."""
+    ended = os.stat(exchange.file("outcome")).st_mtime
+    asked = Folder(os.path.dirname(exchange.base), None, False).create_steps()
+    started = asked[0] if request.rules.repeatable and asked else exchange
+    return round(max(0.0, ended - os.stat(started.file("lock")).st_mtime), 1)
 
 def tell_extras(request: Request, outcome: Outcome, response: Response, run: Run) -> None:
     """Report what a usable response says besides its images."""
@@ -2968,6 +3184,32 @@ def pause(wait: Wait, run: Run) -> None:
                       "Run the same command again to keep waiting for it; you won't be charged twice.",
                       collectable=True)
     rest(min(wait.seconds, run.deadline - time.monotonic()), run, wait.status)
+
+def wait_for_twin(twin: Folder, run: Run) -> Receipt | None:
+    """Wait for the program that works on the same command; its receipt, or its Failure. None if it died, or
+    was removed meanwhile: then there is something to take over, or nothing."""
+    run.console.note("the same command is at work elsewhere; waiting for its picture (--fresh buys another)")
+    try:
+        owner = os.open(twin.file("owner"), os.O_RDWR | NO_LINK)  # stays readable when it is removed
+    except FileNotFoundError:
+        return None
+    try:
+        while not lock_at_once(owner):
+            if time.monotonic() > run.deadline:
+                raise Failure("timeout", "the same command is still at work elsewhere after --timeout",
+                              "Run the same command again to keep waiting; nothing is bought twice.",
+                              collectable=True)
+            rest(0.1, run)
+        word = read_word(owner)
+    except KeyboardInterrupt as stop:
+        raise Failure("stopped", "stopped; the same command still makes the image elsewhere",
+                      exit_code=signal_exit_code(stop)) from None
+    finally:
+        os.close(owner)
+    with suppress(KeyError, TypeError):  # a newer program's failure may be of another form
+        if "failure" in word:
+            raise Failure(**word["failure"])
+    return checked_receipt(word["made"]) if "made" in word else None
 
 def rest(seconds: float, run: Run, status: str = "") -> None:
     """Sleep in small steps, with signs of life. All waiting for a server happens here."""
@@ -3092,7 +3334,7 @@ def send(request: Request, exchange: Exchange, run: Run) -> None:
         run_curl(request, exchange, run)
 
 def run_curl(request: Request, exchange: Exchange, run: Run) -> None:
-    """Run curl on one request and wait for its end. Ctrl-C stops curl; after a SIGTERM it keeps running."""
+    """Run curl on one request and wait for its end. When this program is stopped, a paid request goes on."""
     run.console.detail(f"{request.method} {request.url}")
     for line in curl_config(request, exchange).split("\n"):
         run.console.detail("  " + re.sub(r'^(header = "[^:]+: ).*', r'\1***"', line))
@@ -3104,6 +3346,8 @@ def run_curl(request: Request, exchange: Exchange, run: Run) -> None:
 
     child = None
     try:
+        if request.purpose == "create":
+            run.result.facts["source"] = "bought"
         child = start_curl(request, exchange, run.console.secrets.keys)
         wait_for(lambda: not is_running(child, exchange) or is_too_large(), exchange, run)
         run.watch(exchange)  # what arrived since the last look
@@ -3111,8 +3355,8 @@ def run_curl(request: Request, exchange: Exchange, run: Run) -> None:
             stop_curl(child, exchange)
             with private_file(exchange.file("errors")) as errors:
                 errors.write(b"curl: (%d) stopped\n" % TOO_LARGE)  # like a newer curl
-    except KeyboardInterrupt as stop:
-        if stop.args == (signal.SIGINT,) or not run.collectable:
+    except KeyboardInterrupt:
+        if request.purpose != "create" or not run.collectable:
             stop_curl(child, exchange)
         raise
     except OSError as error:
@@ -3976,6 +4220,8 @@ def save_answer(answer: str, target: Target, secrets: Sequence[str]) -> str:
     raise OSError("too many replies are kept there")
 
 # ---- Telling: while it happens, and at the end ---------------------------------------------------
+MONEY = {"no": "Nothing was billed.", "maybe": "You may be charged for this image.", "yes": "It was billed."}
+
 class Console:
     """What a person sees: notes, warnings and progress. Every line goes through here, and shows no secret.
     as_json, quiet, verbose: the options. warnings: all so far, for the JSON result. progress_shown: the next
@@ -4043,15 +4289,18 @@ class Console:
                 return bool(poll.poll(0))
         return False
 
+    def is_terminal(self) -> bool:
+        """Whether a person sees what this says."""
+        return sys.stderr is not None and sys.stderr.isatty()
+
     def progress(self, typical: str, status: str = "") -> None:
         """While waiting: a line refreshed every second on a terminal, a new one every 30 s elsewhere."""
-        is_terminal = sys.stderr is not None and sys.stderr.isatty()
-        if time.monotonic() - self.last_sign < (1 if is_terminal else HEARTBEAT):
+        if time.monotonic() - self.last_sign < (1 if self.is_terminal() else HEARTBEAT):
             return
         self.last_sign = time.monotonic()
         text = f"waiting: {self.seconds():.0f} s" + (f" (typically {typical})" if typical else "")
         text += f", {one_line(status, 40)}" if status else ""
-        if not is_terminal:
+        if not self.is_terminal():
             self.note(text)
         elif not self.quiet:
             self.say("stderr", "\r\033[K" + self.secrets.clean(text), end="")
@@ -4075,10 +4324,10 @@ class Console:
             import traceback
             for line in traceback.format_exc().split("\n"):
                 self.error_line(line, "  ")
-        money = {"no": "", "maybe": " You may be charged for this image.", "yes": " It was billed."}
+        money = "" if failure.billed == "no" else " " + MONEY[failure.billed]
         end = "" if failure.message.endswith(("?", "!", ".")) else "."
         ids = f" ({failure.request_id})" if failure.request_id else ""
-        self.error_line(f"{PROGRAM}: error: {failure.message}{ids}{end}{money[failure.billed]}")
+        self.error_line(f"{PROGRAM}: error: {failure.message}{ids}{end}{money}")
         if failure.hint:
             self.error_line(failure.hint, "  ")
 
@@ -4090,7 +4339,7 @@ class Result:
     def __init__(self) -> None:
         self.saved: list[Saved] = []
         self.facts: dict[str, Any] = dict.fromkeys(
-            ("requested", "http_status", "elapsed_s", "model", "usage", "cost_usd", "request_id"))
+            ("source", "requested", "http_status", "elapsed_s", "model", "usage", "cost_usd", "request_id"))
         self.dollars, self.is_cut_off = 0.0, False
 
     def add_cost(self, usage: dict[str, Any] | None, dollars: float | None) -> None:
@@ -4106,6 +4355,8 @@ class Result:
         saved = [{"path": path, "bytes": size, **picture._asdict()} for path, size, picture in self.saved]
         record = {"schema": 1, "ok": failure is None, "saved": saved,
                   **map_texts(self.facts, console.secrets.clean), "warnings": console.warnings}
+        if not saved:
+            record["source"] = None
         if failure:
             record["error"] = map_texts({
                 "kind": failure.kind, "message": failure.message, "http_status": failure.http_status or None,
@@ -4126,23 +4377,72 @@ def run_image_command(options: Namespace, run: Run) -> None:
     notes: list[str] = []
     inputs, ignore_signals = Inputs(settings, run), catch_signals()
     try:
-        job = prove(plan(options, settings, *read_words(options), notes), settings, notes, inputs.fetch)
+        job = plan(options, settings, *read_words(options), notes)
+        job = read_inputs(fetch_inputs(job, settings, inputs.fetch), settings, notes)
         requested["size"] = job.parameters.get("size", "auto")
         for note in notes:
             console.warn(note)
         if (options.aspect_ratio or options.resolution) and "size" in job.parameters:
             console.note(f"--size {requested['size']} was computed from --aspect-ratio and --resolution")
-        console.detail(check_curl(console.secrets.keys))
-        key = find_key(settings, console)
-        refuse_keys(job, console.secrets.keys)
-        folder = open_folder(job, settings, options.fresh, console)
         own = re.escape(os.path.join(job.target.folder, job.target.stem))
-        console.secrets.paths += [own + r"(?:\.partial-\d+|-\d+)?\.\w+",
-                                  re.escape(folder.path) + r"(?:/\d+\.answer)?"]
-        run_job(job, settings, key, folder, inputs, run, ignore_signals)
+        console.secrets.paths.append(own + r"(?:\.partial-\d+|-\d+)?\.\w+")
+        identity = identity_of(job, settings)
+        receipt = None if options.fresh else made_before(identity, console)
+        if receipt is None:
+            receipt = buy_or_collect(job, settings, identity, options.fresh, inputs, run, ignore_signals)
+        if receipt:
+            tell_again(receipt, job, run)
     finally:
         if inputs.folder:
             inputs.folder.remove()
+
+def buy_or_collect(job: Job, settings: Settings, identity: Identity, fresh: bool, inputs: Inputs, run: Run,
+                   ignore_signals: Callable[[], None]) -> Receipt | None:
+    """Run a job, or wait for the run of the same command that is at work; the receipt of that one."""
+    console = run.console
+    run = run._replace(typical=TYPICAL_SECONDS.get(as_text(job.parameters.get("quality")), "70 to 280 s"),
+                       deadline=time.monotonic() + settings.timeout.value)
+    probe_folder(job.target, job.n, as_text(job.parameters.get("size")))
+    console.detail(check_curl(console.secrets.keys))
+    key = find_key(settings, console)
+    refuse_keys(job, console.secrets.keys)
+    found: Folder | Receipt | None = None
+    while found is None or (isinstance(found, Folder) and found.is_busy):
+        found = open_folder(job, settings, identity, fresh, console)
+        if isinstance(found, Folder) and found.is_busy:
+            found = wait_for_twin(found, run._replace(collectable=True))
+    if isinstance(found, Receipt):
+        return found
+    console.secrets.paths.append(re.escape(found.path) + r"(?:/\d+\.answer)?")
+    try:
+        run_job(job, settings, key, found, identity, inputs, run, ignore_signals)
+    except Failure as failure:
+        if fresh and failure.collectable:
+            failure.hint = f"From now on without --fresh: {failure.hint}"
+        raise
+    return None
+
+def tell_again(receipt: Receipt, job: Job, run: Run) -> None:
+    """The result of a command that was finished before."""
+    run.result.saved = receipt.saved
+    run.result.facts.update({name: receipt.record.get(name) for name in PURCHASE_FACTS}, source="made_before")
+    made = local_time(receipt.record["time"])
+    run.console.note(f"made before ({made}): nothing was bought now; --fresh buys another take")
+    warn_about_differences(job, run)
+    run.console.finish(run.result.record(run.console))
+
+# Fields of the result that a receipt repeats.
+PURCHASE_FACTS = ("elapsed_s", "usage", "cost_usd", "request_id")
+
+def receipt_record(job: Job, settings: Settings, identity: Identity, run: Run) -> dict[str, Any]:
+    """What a receipt says: the command without its key, what it cost, and the files as they are now."""
+    saved = [{"path": path, "bytes": size, "mtime_ns": os.stat(path).st_mtime_ns, **picture._asdict()}
+             for path, size, picture in run.result.saved]
+    facts = {name: run.result.facts[name] for name in PURCHASE_FACTS}
+    return {"schema": SCHEMA, "version": VERSION, "time": time.time(), "command": job.command,
+            "prompt": job.prompt, "model": job.model, "host": host_of(settings.base_url.value),
+            "parameters": job.parameters, "output": identity.output, "saved": saved,
+            **map_texts(facts, run.console.secrets.clean)}
 
 def catch_signals() -> Callable[[], None]:
     """Let SIGTERM and SIGHUP stop the program like Ctrl-C, but not one that is ignored already (nohup).
@@ -4266,24 +4566,28 @@ def refuse_keys(job: Job, keys: Sequence[str]) -> None:
         raise usage_failure("the prompt or an option contains a known key or password", "Nothing was sent.")
 
 # How a job ended              can be collected   folder stays   billed                    --fresh may drop it
-# everything is saved           -                  if unread      -                         no
+# everything is saved           -                  no             -                         -
 # refused, or failed for good   no                 no             no or maybe               -
 # the rest can still come       yes                yes            maybe or yes              yes
 # the response is unreadable    no                 if no copy     maybe                     yes
 # stopped while it is made      yes                yes            maybe, yes if it came     no
 # stopped before or in between  no                 no             no, maybe if curl died    -
 # a bug in this program         yes                yes            maybe after a response    yes
-def run_job(job: Job, settings: Settings, key: KeySource, folder: Folder, inputs: Inputs, run: Run,
-            ignore_signals: Callable[[], None]) -> None:
+def run_job(job: Job, settings: Settings, key: KeySource, folder: Folder, identity: Identity, inputs: Inputs,
+            run: Run, ignore_signals: Callable[[], None]) -> None:
     """One checked job, however it ends: its folder stays as long as there is something to collect."""
     keep_folder = True
     try:
         job = inputs.moved(job, folder)
         provider = settings.service.provider(job, settings, key, os.path.basename(folder.path))
         make_images(provider, job, settings, folder, run)
-        run.console.finish(run.result.record(run.console))  # first: after a kill the folder is still there
+        word = {"made": receipt_record(job, settings, identity, run),
+                "receipt": identity.receipt if settings.history.value and folder.journaled else ""}
+        folder.leave_word(word)
+        keep_receipt(folder, word, run.console)
+        run.console.finish(run.result.record(run.console))  # last: whoever does not hear it can ask again
         ignore_signals()
-        keep_folder = run.console.as_json and run.console.lost_output  # a caller that has gone will ask again
+        keep_folder = False
     except (Exception, KeyboardInterrupt) as error:
         ignore_signals()  # first: a second signal must not hide what ended the job
         failure = error if isinstance(error, Failure) else Failure(
@@ -4292,7 +4596,9 @@ def run_job(job: Job, settings: Settings, key: KeySource, folder: Folder, inputs
         if isinstance(error, KeyboardInterrupt):
             failure = stop_failure(error, folder)
         keep_folder = add_what_is_known(failure, folder, job, run)
-        failure.billed = billed_in_the_end(failure, folder, run.result)
+        failure.billed = billed_in_the_end(folder, failure, bool(run.result.saved))
+        if failure.kind != "stopped" and (failure.kind, failure.billed) != ("interrupted", "no"):
+            folder.leave_word({"failure": map_texts(failure.arguments(), run.console.secrets.clean)})
         raise failure from (error if failure.kind == "bug" else None)
     finally:
         if not keep_folder:
@@ -4302,23 +4608,33 @@ def run_job(job: Job, settings: Settings, key: KeySource, folder: Folder, inputs
 def make_images(provider: Provider, job: Job, settings: Settings, folder: Folder, run: Run) -> None:
     """From the request to the files."""
     console = run.console
-    typical = TYPICAL_SECONDS.get(as_text(job.parameters.get("quality")), "70 to 280 s")
-    if folder.adopted:
+    if folder.adopted and folder.state() != UNSENT:
+        run.result.facts["source"] = "collected"
         console.note("continuing the unfinished request from before at no charge (--fresh buys a new image)")
     else:
         path = first_path(job.target, job.n, job.parameters.get("output_format", "png"))
         if os.path.lexists(path) and not job.target.overwrite:
             console.warn(f"{path} already exists; saving to a new name instead (--overwrite replaces it)")
         console.note(f"{'Editing' if job.images else 'Generating'} with {job.model} at "
-                     f"{host_of(settings.base_url.value)}, typically {typical}")
+                     f"{host_of(settings.base_url.value)}, typically {run.typical}")
+        tell_waiting(console)
     partials = Partials(job, folder, console)
     deadline = time.monotonic() + settings.timeout.value
-    run = run._replace(deadline=deadline, typical=typical, watch=partials.look, collectable=folder.journaled)
+    run = run._replace(deadline=deadline, watch=partials.look, collectable=folder.journaled)
     images = run_provider(provider, folder, run)
     save_images(images[:job.n + SPARE_IMAGES], job, folder, run)
     keep_rest(images, job, folder, run)
     partials.remove()
     warn_about_differences(job, run)
+    if run.result.facts["source"] == "collected":
+        console.note("collected: already paid")
+
+def tell_waiting(console: Console) -> None:
+    """Remind a person of pictures that are finished, but not collected."""
+    found = unfinished_commands(console) if console.is_terminal() else []
+    ready = [each for each in found if each["state"] == ANSWERED and not each["at_work"]]
+    if ready:
+        console.note(f"finished, but not collected: {len(ready)}; list them with: {own_command('config')}")
 
 def keep_rest(images: Sequence[Image | Failure], job: Job, folder: Folder, run: Run) -> None:
     """Keep a reply that holds many more images than requested, or broke off before all had come."""
@@ -4352,23 +4668,30 @@ def add_what_is_known(failure: Failure, folder: Folder, job: Job, run: Run) -> b
         folder.let_fresh_drop()
     return keep_folder
 
-def billed_in_the_end(failure: Failure, folder: Folder, result: Result) -> str:
-    """Whether money is gone. Only this function decides it: a Failure knows no more than its own request."""
+def billed_in_the_end(folder: Folder, failure: Failure | None = None, saved: bool = False) -> str:
+    """Whether money is gone. Only this function decides it: a Failure knows no more than its own request.
+    Without a failure: of a request that is given up."""
     answered = bool(folder.paid_answers())
-    if result.saved or (failure.kind == "stopped" and answered):
+    if saved or (answered and (failure is None or failure.kind == "stopped")):
         return "yes"
+    if failure is None:
+        return "maybe" if folder.state() in (RUNNING, LOST) else "no"
     if answered and failure.billed == "no" and failure.exit_code in (USAGE, SETUP, BUG):
         return "maybe"  # it came after a paid request
     return failure.billed
 
 def run_config_command(options: Namespace, run: Run) -> None:
-    """config: --show (the default), --init or --check."""
+    """config: --show (the default), --init, --check, --history or --forget."""
     if options.force and not options.init:
         raise usage_failure("--force only works with --init")
     if options.init:
         write_template(options, run.console)
     elif options.check:
         check_setup(read_settings(options, run.console), run)
+    elif options.history:
+        show_history(options.history, run.console)
+    elif options.forget:
+        forget_requests(options.forget, run.console)
     else:
         show_settings(read_settings(options, run.console), run.console)
 
@@ -4419,8 +4742,7 @@ def show_settings(settings: Settings, console: Console) -> None:
         rows["api_key" if number == 1 else f"api_key {number}"] = Setting(value, source.source)
     if not settings.keys:
         rows["api_key"] = Setting("none", "set GPT_IMAGE2_API_KEY or run: " + own_command("config --init"))
-    pending = [{"age_s": round(age), "state": state, "prompt": console.secrets.clean(prompt)}
-               for age, state, prompt in unfinished_commands(console)]
+    pending = map_texts(unfinished_commands(console), console.secrets.clean)
     if console.as_json:
         console.output(json.dumps({
             "schema": 1, "ok": True, "settings": {name: row._asdict() for name, row in rows.items()},
@@ -4431,8 +4753,99 @@ def show_settings(settings: Settings, console: Console) -> None:
     file = settings.config_path or "none; looked for " + ", ".join(config_locations())
     console.output(f"config file {file}")
     for request in pending:
-        console.output(f"unfinished  {request['age_s']} s ago, {request['state']}: {request['prompt']}")
-    console.output("To collect one, run its command again." if pending else "unfinished  none")
+        state = "at work" if request["at_work"] else STATES_IN_WORDS[request["state"]]
+        console.output(f"unfinished  {request['id']}  {age_in_words(request['age_s'])}, {state}: "
+                       f"{request['output']} ({request['prompt']})")
+    console.output("To collect one, run its command again. To give one up: " + own_command("config --forget ID")
+                   if pending else "unfinished  none")
+
+STATES_IN_WORDS = {UNSENT: "not sent yet", RUNNING: "still being made", ANSWERED: "ready to be collected",
+                   LOST: "cut off, perhaps billed"}
+
+def age_in_words(seconds: float) -> str:
+    """How long ago something was, as people say it."""
+    for unit, size in (("day", DAY), ("hour", 3600), ("minute", 60)):
+        if seconds >= size:
+            return f"{seconds // size:.0f} {unit}{'s' * (seconds >= 2 * size)} ago"
+    return "just now"
+
+def forget_requests(wanted: str, console: Console) -> None:
+    """Give up the unfinished request with this id, or all that nobody works on."""
+    folders = [Folder(path, take_lock(os.path.join(path, "owner")), True) for path in journal_folders(console)]
+    chosen = [folder for folder in folders if wanted in (folder.id, "all")]
+    if not chosen and wanted != "all":
+        raise usage_failure(f"there is no unfinished request {quoted(wanted)}",
+                            "List them with: " + own_command("config"))
+    forgotten = []
+    for folder in chosen:
+        if folder.is_busy and wanted == "all":
+            console.warn(f"a running command works on {folder.id}; give it up by its id")
+        else:
+            forgotten.append(forget_request(folder, console))
+    if console.as_json:
+        console.output(json.dumps({"schema": 1, "ok": True, "forgotten": forgotten, "warnings": console.warnings}))
+    for each in () if console.as_json else forgotten:
+        console.output(f"forgot {each['id']}: {each['output']} ({each['prompt']}). {MONEY[each['billed']]}")
+    if not forgotten:
+        console.note("nothing to forget")
+
+def forget_request(folder: Folder, console: Console) -> dict[str, Any]:
+    """Give up one request: its transfer ends, its folder goes. What it was, and whether it may be billed."""
+    record, billed = request_record(folder.path, console) or {}, billed_in_the_end(folder)
+    for name in os.listdir(folder.path):
+        if name.endswith(".lock"):
+            stop_curl(None, folder.exchange(name[:-5]))
+    for _ in range(50 if folder.is_busy else 0):
+        if not os.path.exists(folder.path):
+            break  # its program has noticed
+        time.sleep(0.1)
+    else:
+        folder.remove()
+    release(folder.lock)
+    facts = {"id": folder.id, "output": as_text(record.get("output")),
+             "prompt": one_line(as_text(record.get("prompt")), 60), "billed": billed}
+    return dict(map_texts(facts, console.secrets.clean))
+
+def show_history(most: int, console: Console) -> None:
+    """What was made, the newest last, and what it cost."""
+    folders = filter(os.path.isdir, map(receipts_beside, journal_roots(console)))
+    paths = [os.path.join(folder, name) for folder in folders for name in os.listdir(folder)]
+    found = [read_receipt(path, console) for path in paths if path.endswith(".json")]
+    records = sorted(filter(None, found), key=lambda record: record["time"])
+    since = {"today": time.strftime("%Y-%m-%d"), "30 days": local_time(time.time() - 30 * DAY), "all": ""}
+    sums = {name: cost_since(records, start) for name, start in since.items()}
+    if console.as_json:
+        console.output(json.dumps({"schema": 1, "ok": True, "history": records[-most:], "sums": sums,
+                                   "warnings": console.warnings}))
+        return
+    for record in records[-most:]:
+        facts = f"{local_time(record['time'])}  {in_dollars(record):>7}  {as_text(record.get('elapsed_s')):>5} s  "
+        for file in record["saved"]:
+            size = f"{file['width']}x{file['height']}"
+            console.output(f"{facts}{size:<9}  {file['path']}  {one_line(record['prompt'], 60)}")
+    for name, total in sums.items():
+        unknown = f", {total['unknown']} of them of unknown cost" if total["unknown"] else ""
+        console.output(f"{name}: {in_dollars(total)} for {total['pictures']} pictures{unknown}")
+
+def local_time(seconds: float) -> str:
+    """A time as people here write it."""
+    try:
+        return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+    except (OverflowError, ValueError, OSError):
+        return "?"
+
+def in_dollars(record: Mapping[str, Any]) -> str:
+    """What something cost."""
+    cost = record.get("cost_usd")
+    return f"${cost:.3f}" if isinstance(cost, (int, float)) else "?"
+
+def cost_since(records: Sequence[Mapping[str, Any]], start: str) -> dict[str, Any]:
+    """The sum over what was made since this local time."""
+    counted = [(record.get("cost_usd"), len(record["saved"])) for record in records
+               if local_time(record["time"]) >= start]
+    costs = [cost for cost, _ in counted if isinstance(cost, (int, float))]
+    return {"pictures": sum(pictures for _, pictures in counted), "cost_usd": round(sum(costs), 4),
+            "unknown": sum(pictures for cost, pictures in counted if not isinstance(cost, (int, float)))}
 
 def check_setup(settings: Settings, run: Run) -> None:
     """Everything that can be proved without spending money."""
@@ -4499,6 +4912,7 @@ Generate and edit images with gpt-image-2.
   generate PROMPT                     make an image
   edit IMAGE PROMPT                   edit an image, or combine several
   config [--show | --init | --check]  show, create or test your settings
+  config --history | --forget ID      what was made; give up what is unfinished
 
 Each has its own --help. --version shows the version.
 """
@@ -4515,7 +4929,7 @@ gpt_image2 edit IMAGE [IMAGE ...] PROMPT [options]
 
   IMAGE                  PNG, JPEG or WebP below 50 MB: a file, an http(s) URL,
                          a file: or data: URI
-""", "config": "gpt_image2 config [--show | --init [--force] | --check] [options]\n"}
+""", "config": "gpt_image2 config [--show | --init [--force] | --check | --history [N] | --forget ID] [options]\n"}
 
 def command_help(command: str) -> str:
     """The help of one command: its usage, then its options in groups."""
@@ -4558,6 +4972,9 @@ def build_parser(command: str) -> ArgumentParser:
             parser.set_defaults(**{row.name: [] if row.repeatable else default})
         elif not row.value:
             (one_of if row.alone else parser).add_argument(*flags, action="store_true", default=None)
+        elif row.alone:
+            more: dict[str, Any] = {"nargs": "?", "const": 20} if row.value.startswith("[") else {}
+            one_of.add_argument(*flags, type=partial(read_value, row), **more)
         elif row.repeatable:
             parser.add_argument(*flags, action="append", default=[], type=partial(read_value, row))
         else:
@@ -4638,6 +5055,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         return tell_failure(Failure("bug", f"a bug in this program: {error!r}"), run)
 
+def leave(exit_code: int) -> NoReturn:
+    """End the process; on a terminal, after Ctrl-C, by that signal: only then does a shell's loop end too."""
+    streams = (sys.stdin, sys.stdout, sys.stderr)
+    if exit_code == INTERRUPTED and os.name == "posix" and any(each and each.isatty() for each in streams):
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    sys.exit(exit_code)
+
 def console_for(arguments: Sequence[str]) -> Console:
     """The console, which knows the secrets in arguments and environment before anything is read."""
     misplaced = re.findall(MISPLACED_KEY, "\n".join(arguments))
@@ -4655,4 +5080,4 @@ def tell_failure(failure: Failure, run: Run) -> int:
     return failure.exit_code
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -37,7 +37,7 @@ KEY = "test-key"
 USAGE, SETUP, REFUSED, LIMITED, NO_ANSWER, UNSAVED = (
     program.USAGE, program.SETUP, program.REFUSED, program.LIMITED, program.NO_ANSWER, program.UNSAVED)
 RESULT_FIELDS = {"schema", "ok", "saved", "requested", "http_status", "elapsed_s", "model", "usage", "cost_usd",
-                 "request_id", "warnings"}
+                 "request_id", "warnings", "source"}
 ERROR_FIELDS = {"kind", "message", "http_status", "code", "request_id", "billed", "retryable", "next", "hint"}
 SAVED_LINE = re.compile(r"Saved: (/.+) \((\d+) KB\)")
 
@@ -94,7 +94,8 @@ class World:
         self.root, self.server, self.prompt = root, server, prompt
         self.words, self.options, self.key_variable = words, options, key_variable
         self.home, self.work, self.tmp = (root / name for name in ("home", "work", "tmp"))
-        self.requests = self.home / ".local" / "state" / "gpt-image-2" / "requests"
+        state = self.home / ".local" / "state" / "gpt-image-2"
+        self.requests, self.receipts = state / "requests", state / "made"
         for folder in (self.home, self.work, self.tmp):
             folder.mkdir(parents=True)
 
@@ -316,10 +317,15 @@ class ProgramCase(unittest.TestCase):
 
     @contextlib.contextmanager
     def fresh(self, *message: object, **about: object) -> Iterator[None]:
-        """A subtest before which the server forgets all requests and plans."""
+        """A subtest before which the server forgets all requests and plans, and the program what it has made."""
         with self.subTest(*message, **about):
             self.server.reset()
+            self.forget()
             yield
+
+    def forget(self) -> None:
+        """Let the program forget what it has made, so that a command may be a new purchase."""
+        shutil.rmtree(str(self.world.receipts), True)
 
     def journal(self) -> list[str]:
         """Return the names of the unfinished requests."""
@@ -335,7 +341,7 @@ class ProgramCase(unittest.TestCase):
     def assert_no_leftovers(self) -> None:
         """Fail when the program left anything in the temporary folder or a half-written file anywhere."""
         left = [name for name in os.listdir(str(self.tmp)) if not name.startswith("gpt-image-2-")]
-        requests = [str(path) for path in self.tmp.glob("gpt-image-2-*/[!.]*")]
+        requests = [str(path) for path in self.tmp.glob("gpt-image-2-*/requests/[!.]*")]
         self.assertEqual(left + requests, [], "left in the temporary folder")
         parts = [str(path) for path in self.root.rglob("*") if path.name.endswith(".part")]
         self.assertEqual(parts, [], "half-written files left")

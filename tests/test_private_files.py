@@ -200,7 +200,7 @@ class UnsafePlaceTest(PrivateCase):
         """Killed and run again it is still bought once."""
         self.home.chmod(0o777)
         self.leave_unfinished()
-        self.assertTrue(list(self.tmp.glob("gpt-image-2-*/[!.]*")))
+        self.assertTrue(list(self.tmp.glob("gpt-image-2-*/requests/[!.]*")))
         self.assert_succeeded(self.again())
         self.assertEqual(len(self.server.posts), 1)
 
