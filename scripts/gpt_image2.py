@@ -2804,8 +2804,9 @@ def open_folder(job: Job, settings: Settings, identity: Identity, fresh: bool,
                 return found
     room = room_needed(job.n, as_text(job.parameters.get("size"))) * 3 // 2  # as base64
     room += sum(upload.bytes for upload in job.uploads) * (3 if settings.api.value == "codex" else 1)
-    record = {"version": VERSION, "command": job.command, "prompt": job.prompt, "model": job.model,
-              "images": len(job.images), "endpoint": settings.base_url.value, "parameters": job.parameters}
+    record = {"version": VERSION, "time": time.time(), "command": job.command, "prompt": job.prompt,
+              "model": job.model, "images": len(job.images), "endpoint": settings.base_url.value,
+              "parameters": job.parameters}
     for find_home in (state_home, sandbox_home):
         try:
             root = journal_root(find_home, console, create=True)
@@ -3039,16 +3040,21 @@ def unfinished_commands(console: Console) -> list[dict[str, Any]]:
     found = []
     for path in journal_folders(console):
         record = request_record(path, console)
-        with suppress(OSError):  # just removed
+        with suppress(OSError, OverflowError):  # just removed; a broken time
             if record:
-                age = max(0.0, time.time() - os.stat(path).st_mtime)
                 folder = Folder(path, take_lock(os.path.join(path, "owner")), True)
-                state, busy = folder.state(), folder.is_busy
+                began = record.get("time")
+                began = began if isinstance(began, (int, float)) else os.stat(path).st_mtime
+                facts = {"age_s": max(0, round(time.time() - began)), "state": folder.state(),
+                         "at_work": folder.is_busy}
                 release(folder.lock)
-                found.append({"id": folder.id, "age_s": round(age), "state": state, "at_work": busy,
-                              "output": as_text(record.get("output")),
-                              "prompt": one_line(as_text(record.get("prompt")), 60)})
+                found.append({**facts, **told_request(folder, record)})
     return sorted(found, key=lambda each: -each["age_s"])
+
+def told_request(folder: Folder, record: Mapping[str, Any]) -> dict[str, str]:
+    """What is shown of a request: its id, where its picture goes, and its first words."""
+    return {"id": folder.id, "output": as_text(record.get("output")),
+            "prompt": one_line(as_text(record.get("prompt")), 60)}
 
 def signal_exit_code(stop: KeyboardInterrupt) -> int:
     """128 plus the number of the signal."""
@@ -4306,6 +4312,10 @@ class Console:
             self.say("stderr", "\r\033[K" + self.secrets.clean(text), end="")
             self.progress_shown = True
 
+    def tell(self, **facts: Any) -> None:
+        """The JSON object of a `config` command."""
+        self.output(json.dumps({"schema": 1, "ok": True, **facts, "warnings": self.warnings}))
+
     def finish(self, record: Mapping[str, Any]) -> None:
         """Show the result of a command. record: as from Result.record."""
         if self.as_json:
@@ -4726,8 +4736,10 @@ def write_template(options: Namespace, console: Console) -> None:
         raise usage_failure(f"cannot write {path}: {reason(error)}") from None
     finally:
         discard(part)
-    console.output(json.dumps({"schema": 1, "ok": True, "config_file": path}) if console.as_json
-                   else f"Wrote {path}")
+    if console.as_json:
+        console.tell(config_file=path)
+    else:
+        console.output(f"Wrote {path}")
 
 def show_settings(settings: Settings, console: Console) -> None:
     """Every setting with its value and its source; keys masked."""
@@ -4744,9 +4756,8 @@ def show_settings(settings: Settings, console: Console) -> None:
         rows["api_key"] = Setting("none", "set GPT_IMAGE2_API_KEY or run: " + own_command("config --init"))
     pending = map_texts(unfinished_commands(console), console.secrets.clean)
     if console.as_json:
-        console.output(json.dumps({
-            "schema": 1, "ok": True, "settings": {name: row._asdict() for name, row in rows.items()},
-            "pending": pending, "config_file": settings.config_path or None, "warnings": console.warnings}))
+        console.tell(settings={name: row._asdict() for name, row in rows.items()}, pending=pending,
+                     config_file=settings.config_path or None)
         return
     for name, row in rows.items():
         console.output(f"{name:<11} {row.value or '-'}  ({row.source})")
@@ -4756,8 +4767,9 @@ def show_settings(settings: Settings, console: Console) -> None:
         state = "at work" if request["at_work"] else STATES_IN_WORDS[request["state"]]
         console.output(f"unfinished  {request['id']}  {age_in_words(request['age_s'])}, {state}: "
                        f"{request['output']} ({request['prompt']})")
-    console.output("To collect one, run its command again. To give one up: " + own_command("config --forget ID")
-                   if pending else "unfinished  none")
+    give_up = own_command("config --forget ID")
+    console.output(f"To collect one, run its command again. To give one up: {give_up}" if pending
+                   else "unfinished  none")
 
 STATES_IN_WORDS = {UNSENT: "not sent yet", RUNNING: "still being made", ANSWERED: "ready to be collected",
                    LOST: "cut off, perhaps billed"}
@@ -4771,40 +4783,37 @@ def age_in_words(seconds: float) -> str:
 
 def forget_requests(wanted: str, console: Console) -> None:
     """Give up the unfinished request with this id, or all that nobody works on."""
-    folders = [Folder(path, take_lock(os.path.join(path, "owner")), True) for path in journal_folders(console)]
-    chosen = [folder for folder in folders if wanted in (folder.id, "all")]
+    chosen = [path for path in journal_folders(console) if wanted in (path[-8:], "all")]
     if not chosen and wanted != "all":
         raise usage_failure(f"there is no unfinished request {quoted(wanted)}",
                             "List them with: " + own_command("config"))
     forgotten = []
-    for folder in chosen:
+    for path in chosen:
+        folder = Folder(path, take_lock(os.path.join(path, "owner")), True)
         if folder.is_busy and wanted == "all":
             console.warn(f"a running command works on {folder.id}; give it up by its id")
         else:
-            forgotten.append(forget_request(folder, console))
+            forgotten.append(map_texts(forget_request(folder, console), console.secrets.clean))
     if console.as_json:
-        console.output(json.dumps({"schema": 1, "ok": True, "forgotten": forgotten, "warnings": console.warnings}))
-    for each in () if console.as_json else forgotten:
+        console.tell(forgotten=forgotten)
+        return
+    for each in forgotten:
         console.output(f"forgot {each['id']}: {each['output']} ({each['prompt']}). {MONEY[each['billed']]}")
     if not forgotten:
         console.note("nothing to forget")
 
-def forget_request(folder: Folder, console: Console) -> dict[str, Any]:
+def forget_request(folder: Folder, console: Console) -> dict[str, str]:
     """Give up one request: its transfer ends, its folder goes. What it was, and whether it may be billed."""
     record, billed = request_record(folder.path, console) or {}, billed_in_the_end(folder)
     for name in os.listdir(folder.path):
         if name.endswith(".lock"):
             stop_curl(None, folder.exchange(name[:-5]))
-    for _ in range(50 if folder.is_busy else 0):
-        if not os.path.exists(folder.path):
-            break  # its program has noticed
+    ends = time.monotonic() + 5  # so that a program that works on it can notice
+    while folder.is_busy and os.path.exists(folder.path) and time.monotonic() < ends:
         time.sleep(0.1)
-    else:
-        folder.remove()
+    folder.remove()
     release(folder.lock)
-    facts = {"id": folder.id, "output": as_text(record.get("output")),
-             "prompt": one_line(as_text(record.get("prompt")), 60), "billed": billed}
-    return dict(map_texts(facts, console.secrets.clean))
+    return {**told_request(folder, record), "billed": billed}
 
 def show_history(most: int, console: Console) -> None:
     """What was made, the newest last, and what it cost."""
@@ -4814,15 +4823,17 @@ def show_history(most: int, console: Console) -> None:
     records = sorted(filter(None, found), key=lambda record: record["time"])
     since = {"today": time.strftime("%Y-%m-%d"), "30 days": local_time(time.time() - 30 * DAY), "all": ""}
     sums = {name: cost_since(records, start) for name, start in since.items()}
+    texts = console.secrets.texts
+    shown = [{**record, "prompt": redact(record["prompt"], texts)} for record in records[-most:]]
     if console.as_json:
-        console.output(json.dumps({"schema": 1, "ok": True, "history": records[-most:], "sums": sums,
-                                   "warnings": console.warnings}))
+        console.tell(history=shown, sums=sums)
         return
-    for record in records[-most:]:
-        facts = f"{local_time(record['time'])}  {in_dollars(record):>7}  {as_text(record.get('elapsed_s')):>5} s  "
+    for record in shown:
+        seconds = as_text(record.get("elapsed_s"))
+        facts = f"{local_time(record['time'])}  {in_dollars(record):>7}  {seconds:>5} s"
         for file in record["saved"]:
             size = f"{file['width']}x{file['height']}"
-            console.output(f"{facts}{size:<9}  {file['path']}  {one_line(record['prompt'], 60)}")
+            console.output(f"{facts}  {size:<9}  {file['path']}  {one_line(record['prompt'], 60)}")
     for name, total in sums.items():
         unknown = f", {total['unknown']} of them of unknown cost" if total["unknown"] else ""
         console.output(f"{name}: {in_dollars(total)} for {total['pictures']} pictures{unknown}")
@@ -4862,7 +4873,7 @@ def check_setup(settings: Settings, run: Run) -> None:
     else:
         say("note  no free request can test a Codex sign-in")
     if console.as_json:
-        console.output(json.dumps({"schema": 1, "ok": True, "warnings": console.warnings}))
+        console.tell()
 
 def try_key(settings: Settings, key: str, run: Run, say: Callable[[str], None]) -> None:
     """A free request that proves host and key, and one without the key: was it the key that was accepted?"""
@@ -4929,7 +4940,10 @@ gpt_image2 edit IMAGE [IMAGE ...] PROMPT [options]
 
   IMAGE                  PNG, JPEG or WebP below 50 MB: a file, an http(s) URL,
                          a file: or data: URI
-""", "config": "gpt_image2 config [--show | --init [--force] | --check | --history [N] | --forget ID] [options]\n"}
+""", "config": """\
+gpt_image2 config [--show | --init [--force] | --check] [options]
+gpt_image2 config --history [N] | --forget ID|all
+"""}
 
 def command_help(command: str) -> str:
     """The help of one command: its usage, then its options in groups."""
