@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import itertools
 import json
 import os
 import re
@@ -37,7 +38,7 @@ TIME_LIMIT = 390  # seconds; Hermes 0.19 cuts tool calls of a batch off after 42
 GRACE = 10  # seconds that a child has to end after it was told to
 MAX_NAME = 255  # characters of a path that does not exist; a longer one may be an image, and is not repeated
 
-COLLECT = "Call image_generate again with the same arguments: the image is collected, not bought twice."
+COLLECT = "Call image_generate again with the same arguments: you get this image, nothing is bought twice."
 SET_KEY = ("Set one with: hermes config set GPT_IMAGE2_API_KEY ... (or add a base_url and a key to the model "
            "section of Hermes' configuration).")
 ERROR_TYPES = {  # by the program's kind of failure, else by its exit code
@@ -161,7 +162,7 @@ def find_config() -> dict[str, Any]:
         file = {}
     openai = {"base_url": variable("OPENAI_BASE_URL") or program.DEFAULT_BASE_URL,
               "api_key": variable("OPENAI_API_KEY")}
-    shared = ("model", "timeout", "proxy", "cacert", "allow_http")
+    shared = ("model", "timeout", "proxy", "cacert", "allow_http", "history")
     common = {name: file[name] for name in shared if name in file}
     common.update({name: own[name] for name in ("model", "allow_http") if name in own})
     for source in (own, file):
@@ -325,19 +326,30 @@ def last_words(child: subprocess.Popen[bytes]) -> bytes:
         return child.communicate()[0]
 
 
-def make_image(prompt: str, size: str, quality: str, sources: Sequence[str],
+def picture_of(*call: Any) -> Path:
+    """Where the picture of a call goes. Until Hermes has it, equal calls share it, so that it is made once."""
+    digest = hashlib.sha256(json.dumps(call).encode()).hexdigest()[:16]
+    pictures = (image_cache() / f"{NAME}_{digest}-{number}.png" for number in itertools.count(1))
+    return next(path for path in pictures if not delivery_of(path).exists())
+
+
+def delivery_of(picture: Path) -> Path:
+    """The file that says that Hermes has this picture: an equal call makes another one from then on."""
+    return picture.with_suffix(".delivered")
+
+
+def make_image(prompt: str, size: str, quality: str, sources: Sequence[str], path: Path,
                deadline: float) -> dict[str, Any]:
-    """The program's result for one picture in Hermes' cache. deadline: in seconds of time.monotonic()."""
+    """The program's result for one picture. deadline: in seconds of time.monotonic()."""
     config = find_config()
     check_config(config)
     inputs = [f"--image={local_source(source)}" for source in sources]
-    name = f"{NAME}_{time.strftime('%Y%m%d_%H%M%S')}_{os.urandom(4).hex()}.png"
     with tempfile.TemporaryDirectory(prefix=NAME + "-") as folder:
         text = os.path.join(folder, "prompt")
         with open(text, "w", encoding="utf-8", errors="replace") as stream:
             stream.write(prompt)
         arguments = ["edit" if sources else "generate", *inputs, f"--prompt-file={text}", f"--size={size}",
-                     f"--output={image_cache() / name}"]
+                     f"--output={path}"]
         if protocol(config) != "runapi":  # which has no such parameter
             arguments.append(f"--quality={quality}")
         return run_program(arguments, config, deadline - time.monotonic())
@@ -381,7 +393,8 @@ def answer_call(hermes: ModuleType, facts: dict[str, str], image_url: Any, refer
     facts["model"] = tier_of(section.get("model"), facts["model"], hermes_section("image_gen").get("model"))
     size, quality = SIZES[facts["aspect_ratio"]], facts["model"].rpartition("-")[2]
     sources = sources_of(image_url, references)
-    result = make_image(facts["prompt"], size, quality, sources[:program.MAX_IMAGES], deadline)
+    path = picture_of(facts["prompt"], size, quality, sources)
+    result = make_image(facts["prompt"], size, quality, sources[:program.MAX_IMAGES], path, deadline)
     if not result["ok"]:
         error = result["error"]
         advice = ADVICE_BY_KIND.get(error["kind"]) or ADVICE[error["next"]]
@@ -391,7 +404,9 @@ def answer_call(hermes: ModuleType, facts: dict[str, str], image_url: Any, refer
     if len(sources) > program.MAX_IMAGES:
         result["warnings"].append(
             f"only the first {program.MAX_IMAGES} of {len(sources)} input images were used")
-    more = {name: result[name] for name in ("usage", "cost_usd", "request_id", "warnings") if result[name]}
+    delivery_of(path).touch()
+    names = ("source", "usage", "cost_usd", "request_id", "warnings")
+    more = {name: result[name] for name in names if result[name]}
     if "modality" in inspect.signature(hermes.success_response).parameters:  # since Hermes 0.17
         facts["modality"] = "image" if sources else "text"
     extra = {"size": f"{saved['width']}x{saved['height']}", "quality": quality, **more}

@@ -66,9 +66,12 @@ class ReadmeExamplesRunTest(ProgramCase):
                 "GPT_IMAGE2_BASE_URL": self.server.url}
 
     def run_example(self, *command: str, code: str) -> None:
-        """Run it with a key, then with a refused one."""
+        """Run it with a key, twice, then with a refused one."""
         variables = self.install()
-        for key, exit_code in ((KEY, 0), ("wrong", 1)):
+        for key, exit_code in ((KEY, 0), (KEY, 0), ("wrong", 1)):
+            if key != KEY:
+                self.assertEqual(len(self.server.posts), 1, "the same call is the same picture")
+                self.forget()
             env = self.environment({**variables, "GPT_IMAGE2_API_KEY": key})
             child = subprocess.run([*command, code], env=env, cwd=str(self.work), stdout=subprocess.PIPE,
                                    stderr=subprocess.PIPE, encoding="utf-8", timeout=60)
