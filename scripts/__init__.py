@@ -327,7 +327,7 @@ def last_words(child: subprocess.Popen[bytes]) -> bytes:
 
 
 def picture_of(*call: Any) -> Path:
-    """Where the picture of a call goes. Until Hermes has it, equal calls share it, so that it is made once."""
+    """Where the picture of a call goes. Equal calls share it until Hermes has it, so that it is made once."""
     digest = hashlib.sha256(json.dumps(call).encode()).hexdigest()[:16]
     pictures = (image_cache() / f"{NAME}_{digest}-{number}.png" for number in itertools.count(1))
     return next(path for path in pictures if not delivery_of(path).exists())

@@ -58,12 +58,36 @@ def small(folder: str, environment: dict[str, str]) -> None:
         best = fastest({
             "floor": [sys.executable, "-c", "pass"], "curl": curl, "help": [sys.executable, PROGRAM, "--help"],
             "generate": [sys.executable, PROGRAM, "generate", "a fox", "--base-url", server.url, "--overwrite",
-                         "-o", os.path.join(folder, "small.png")]}, environment)
+                         "--fresh", "-o", os.path.join(folder, "small.png")]}, environment)
     floor = best["floor"]
     print(f"\nUnit: one `python -c pass` of {sys.executable}, here {floor * 1000:.1f} ms")
     show("--help", best["help"] / floor, "floors", "aim: 3.50 at most")
     show("one bare curl for the same request", best["curl"] / floor, "floors")
     show("generate, less that curl", (best["generate"] - best["curl"]) / floor, "floors", "aim: 4.00 at most")
+
+
+def remembered(folder: str, environment: dict[str, str], receipts: int = 10_000) -> None:
+    """One small image where nothing is remembered, and where very much is."""
+    with ApiServer("test-key") as server:
+        commands = {}
+        for name in ("nothing", "much"):
+            home = os.path.join(folder, name)
+            command = ["env", f"HOME={home}", sys.executable, PROGRAM, "generate", "a fox", "--base-url", server.url,
+                       "-o", os.path.join(home, "fox.png")]
+            os.mkdir(home)
+            subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            commands[name], commands[name + ", made before"] = [*command, "--fresh", "--overwrite"], command
+        made = os.path.join(folder, "much", ".local", "state", "gpt-image-2", "made")
+        (receipt,) = (name for name in os.listdir(made) if name.endswith(".json"))
+        for number in range(receipts):
+            shutil.copy(os.path.join(made, receipt), os.path.join(made, f"{number:024}-{number:016}.json"))
+        best = fastest(commands, environment)
+        history = seconds(["env", f"HOME={folder}/much", sys.executable, PROGRAM, "config", "--history"], environment)
+    print(f"\n{receipts} receipts, against none")
+    show("generate", best["much"] / best["nothing"], "times", "aim: 1.00, within noise")
+    show("the same command again", best["much, made before"] / best["nothing, made before"], "times",
+         "aim: 1.00, within noise")
+    show("config --history", history / best["nothing, made before"], "times that command")
 
 
 def large(folder: str, environment: dict[str, str]) -> None:
@@ -73,7 +97,7 @@ def large(folder: str, environment: dict[str, str]) -> None:
         server.default = Answer(image=draw_png(1024, 1024, padding=20_000_000))
         url = server.url + "/images/generations"
         ours = [sys.executable, PROGRAM, "generate", "a fox", "--n", "10", "--base-url", server.url, "-o", out,
-                "--overwrite"]
+                "--overwrite", "--fresh"]
         pipeline = ("curl -q -s -H 'Authorization: Bearer test-key' -H 'Content-Type: application/json' "
                     f"-d '{{\"model\":\"gpt-image-2\",\"prompt\":\"a fox\",\"n\":10}}' {url} > {answer} && "
                     f"for i in 0 1 2 3 4 5 6 7 8 9; do jq -r .data[$i].b64_json {answer} | base64 -d > {out}.$i; done")
@@ -93,6 +117,7 @@ def main() -> int:
                    "GPT_IMAGE2_API_KEY": "test-key", "NO_PROXY": "*"}
     try:
         small(folder, environment)
+        remembered(folder, environment)
         large(folder, environment)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
