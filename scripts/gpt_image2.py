@@ -13,7 +13,7 @@ The file reads in the order in which the data travels:
     Job                        options -> one checked Job, while it is still free
     Providers                  what to send: generators without input or output
     Transport                  how to send: the only section that knows curl
-    Journal                    the folder of each unfinished request, its files and its states
+    Journal                    the folder of each unfinished request, the receipt of each finished one
     Driver                     feeds a provider; the rule for sending again
     Reading answers            a file -> Images, or the Failure that it means
     Saving                     verify, name, never replace
@@ -24,20 +24,21 @@ A provider is a generator without input or output. It yields a Request and is se
 Failure thrown in; it yields a Wait before it polls again; it returns an Image, or the Failure in its place,
 for each image. With the same Job it yields the same paid requests in the same order.
 
-One paid request: run_image_command reads Settings and builds the Job (free, may refuse). find_key finds the
-key. open_folder makes requests/FINGERPRINT-RANDOM, or takes over an unfinished one. run_provider asks the
-provider for a Request; start_curl writes N.body, N.create and N.lock and lets curl go on alone, which
+One paid request: run_image_command reads Settings and builds the Job (free, may refuse). made_before looks
+for its receipt: then it is told again, and that is all. find_key finds the key. open_folder makes
+requests/FINGERPRINT-RANDOM, or takes over an unfinished one; while the same command is at work elsewhere,
+wait_for_twin waits for that one's result. run_provider asks the provider for a Request; start_curl writes N.body, N.create and N.lock and lets curl go on alone, which
 writes N.answer, N.headers, N.outcome and N.errors. read_response says what the answer means, failure_of
 what is wrong with it, retry_pause when it may be sent again. The provider yields the next Request (poll,
-download) or returns Images; save_images saves them, Console.finish reports them, and the folder is removed.
-Killed anywhere, the same command finds the folder by its fingerprint and replays the provider: every paid
-step that has an answer is read, not sent.
+download) or returns Images; save_images saves them, keep_receipt notes them in made/, Console.finish
+reports them, and the folder is removed. Killed anywhere, the same command finds the folder by its
+fingerprint and replays the provider: every paid step that has an answer is read, not sent.
 
 Conventions: checked_x returns the value or raises, check_x only raises, x_fault returns a text or "",
 x_failure makes a Failure, read_x reads a file.
 
-Promised, in this order: a key is never shown; a paid image is never lost or bought twice; the caller always
-learns what was saved, whether money may be gone, and what to do next.
+Promised, in this order: a key is never shown; the same command is the same picture, bought once, whenever it
+is run; the caller always learns what was saved, whether money may be gone, and what to do next.
 Not promised: hiding a key from other processes of the same user (they may read this program's memory), or a
 picture of the size that was asked for (relays ignore it; the difference is reported).
 
