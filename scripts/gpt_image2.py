@@ -27,12 +27,13 @@ for each image. With the same Job it yields the same paid requests in the same o
 One paid request: run_image_command reads Settings and builds the Job (free, may refuse). made_before looks
 for its receipt: then it is told again, and that is all. find_key finds the key. open_folder makes
 requests/FINGERPRINT-RANDOM, or takes over an unfinished one; while the same command is at work elsewhere,
-wait_for_twin waits for that one's result. run_provider asks the provider for a Request; start_curl writes N.body, N.create and N.lock and lets curl go on alone, which
-writes N.answer, N.headers, N.outcome and N.errors. read_response says what the answer means, failure_of
-what is wrong with it, retry_pause when it may be sent again. The provider yields the next Request (poll,
-download) or returns Images; save_images saves them, keep_receipt notes them in made/, Console.finish
-reports them, and the folder is removed. Killed anywhere, the same command finds the folder by its
-fingerprint and replays the provider: every paid step that has an answer is read, not sent.
+wait_for_twin waits for that one's result. run_provider asks the provider for a Request; start_curl writes
+N.body, N.create and N.lock and lets curl go on alone, which writes N.answer, N.headers, N.outcome and
+N.errors. read_response says what the answer means, failure_of what is wrong with it, retry_pause when it may
+be sent again. The provider yields the next Request (poll, download) or returns Images; save_images saves
+them, keep_receipt notes them in made/, Console.finish reports them, and the folder is removed. Killed
+anywhere, the same command finds the folder by its fingerprint and replays the provider: every paid step that
+has an answer is read, not sent.
 
 Conventions: checked_x returns the value or raises, check_x only raises, x_fault returns a text or "",
 x_failure makes a Failure, read_x reads a file.
@@ -475,6 +476,7 @@ class Saved(NamedTuple):
     path: str
     bytes: int
     picture: Picture
+    mtime_ns: int
 
 class Identity(NamedTuple):
     """What makes two commands the same: what is asked for, and where -o points."""
@@ -2782,15 +2784,23 @@ def identity_of(job: Job, settings: Settings) -> Identity:
     name = job.target.stem + job.target.suffix
     return Identity(fingerprint(job, settings), os.path.join(os.path.realpath(job.target.folder), name))
 
-def has_requests(root: str, identity: Identity) -> bool:
-    """Whether the same was asked for and is not finished, wherever it is to be saved."""
-    return any(entry.startswith(identity.fingerprint) for entry in os.listdir(root))
+def same_requests(root: str, identity: Identity, console: Console) -> tuple[list[str], list[str]]:
+    """The folders of what is asked for and not finished: (with the same output, with another)."""
+    same: list[str] = []
+    others: list[str] = []
+    for entry in sorted(os.listdir(root)):
+        path = os.path.join(root, entry)
+        if entry.startswith(identity.fingerprint) and fcntl and is_safe(path, console, 0o077):
+            record = request_record(path, console)
+            if record is not None:
+                (same if record.get("output", identity.output) == identity.output else others).append(path)
+    return same, others
 
 def made_before(identity: Identity, console: Console) -> Receipt | None:
     """The receipt of the same command, if nothing of it is unfinished."""
     roots = list(journal_roots(console))
     with suppress(OSError):
-        if not any(has_requests(root, identity) for root in roots):
+        if not any(same_requests(root, identity, console)[0] for root in roots):
             return next(filter(None, (find_receipt(root, identity, console) for root in roots)), None)
     return None
 
@@ -2800,7 +2810,8 @@ def open_folder(job: Job, settings: Settings, identity: Identity, fresh: bool,
     problem = ""
     for root in journal_roots(console):
         with suppress(OSError):  # just removed, or not readable
-            found = has_requests(root, identity) and claim(root, identity, fresh, console)
+            is_known = any(same_requests(root, identity, console))
+            found = claim(root, identity, fresh, console) if is_known else None
             if found:
                 return found
     room = room_needed(job.n, as_text(job.parameters.get("size"))) * 3 // 2  # as base64
@@ -2849,14 +2860,7 @@ def claim(root: str, identity: Identity, fresh: bool, console: Console, room: in
 def adopt_folder(root: str, identity: Identity, fresh: bool, console: Console) -> Folder | Receipt | None:
     """What the same command left unfinished, else made, else makes now; else what was to be saved elsewhere
     and nobody works on. With fresh, nothing: what is marked as droppable is removed."""
-    same: list[str] = []
-    others: list[str] = []
-    for entry in sorted(os.listdir(root)):
-        path = os.path.join(root, entry)
-        if entry.startswith(identity.fingerprint) and fcntl and is_safe(path, console, 0o077):
-            record = request_record(path, console)
-            if record is not None:
-                (same if record.get("output", identity.output) == identity.output else others).append(path)
+    same, others = same_requests(root, identity, console)
     if fresh:
         for path in same + others:
             folder = Folder(path, journal_lock(path, "owner"), True)
@@ -2955,7 +2959,7 @@ def checked_receipt(record: Mapping[str, Any]) -> Receipt | None:
             is_same = (status.st_size, status.st_mtime_ns) == (item["bytes"], item["mtime_ns"])
             if is_same and stat.S_ISREG(status.st_mode):
                 picture = Picture(item["format"], item["width"], item["height"])
-                saved.append(Saved(item["path"], item["bytes"], picture))
+                saved.append(Saved(item["path"], item["bytes"], picture, item["mtime_ns"]))
     return Receipt(record, saved) if saved and len(saved) == len(record["saved"]) else None
 
 def keep_receipt(folder: Folder, word: Mapping[str, Any], console: Console) -> None:
@@ -4016,7 +4020,8 @@ def save_image(image: Image, index: int, target: Target, numbers: Iterator[int],
     picture, is_whole = picture_in(path)
     if picture is None or not is_whole:
         raise Failure("broken_image", f"the image is incomplete; what arrived is in {path}", billed="yes")
-    return Saved(path, os.path.getsize(path), picture)
+    status = os.stat(path)
+    return Saved(path, status.st_size, picture, status.st_mtime_ns)
 
 def save_new(image: Image, part: str, target: Target, numbers: Iterator[int], folder: Folder) -> str:
     """The path of the image's new file; the temporary one stays for the caller to remove."""
@@ -4196,7 +4201,7 @@ def warn_about_differences(job: Job, run: Run) -> None:
     """Say where the images differ from what was asked for: relays ignore sizes and formats."""
     warn, parameters = run.console.warn, job.parameters
     wanted_format = parameters.get("output_format", "png")
-    for path, _, picture in run.result.saved:
+    for path, _, picture, _ in run.result.saved:
         size = f"{picture.width}x{picture.height}"
         if parameters.get("size", size) != size and picture.format != "svg":  # which has any size
             warn(f"you asked for {parameters['size']}; {path} is {size}")
@@ -4363,7 +4368,7 @@ class Result:
 
     def record(self, console: Console, failure: Failure | None = None) -> dict[str, Any]:
         """The JSON object; schema rises when a field changes its meaning."""
-        saved = [{"path": path, "bytes": size, **picture._asdict()} for path, size, picture in self.saved]
+        saved = [{"path": file.path, "bytes": file.bytes, **file.picture._asdict()} for file in self.saved]
         record = {"schema": 1, "ok": failure is None, "saved": saved,
                   **map_texts(self.facts, console.secrets.clean), "warnings": console.warnings}
         if not saved:
@@ -4447,8 +4452,8 @@ PURCHASE_FACTS = ("elapsed_s", "usage", "cost_usd", "request_id")
 
 def receipt_record(job: Job, settings: Settings, identity: Identity, run: Run) -> dict[str, Any]:
     """What a receipt says: the command without its key, what it cost, and the files as they are now."""
-    saved = [{"path": path, "bytes": size, "mtime_ns": os.stat(path).st_mtime_ns, **picture._asdict()}
-             for path, size, picture in run.result.saved]
+    saved = [{"path": file.path, "bytes": file.bytes, "mtime_ns": file.mtime_ns, **file.picture._asdict()}
+             for file in run.result.saved]
     facts = {name: run.result.facts[name] for name in PURCHASE_FACTS}
     return {"schema": SCHEMA, "version": VERSION, "time": time.time(), "command": job.command,
             "prompt": job.prompt, "model": job.model, "host": host_of(settings.base_url.value),
