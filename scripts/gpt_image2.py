@@ -190,6 +190,7 @@ KINDS = {
     "usage": Kind(USAGE, "no", "fix"),
     "input": Kind(USAGE, "no", "fix"),
     "target": Kind(USAGE, "no", "fix"),
+    "too_expensive": Kind(USAGE, "no", "ask", "Lower --quality, --size or --n, or raise --max-cost."),
     "config": Kind(SETUP, "no", "fix"),
     "curl": Kind(SETUP, "no", "fix"),
     "state": Kind(SETUP, "no", "ask"),
@@ -310,6 +311,8 @@ class Settings(NamedTuple):
     allow_http: Setting
     poll_url: Setting
     history: Setting
+    max_cost: Setting
+    price_per_image: Setting
     keys: tuple[KeySource, ...]
     config_path: str
     warnings: tuple[str, ...]
@@ -897,6 +900,59 @@ def png_passes(width: int, height: int) -> list[tuple[int, int]]:
     sizes = [((width - x + dx - 1) // dx, (height - y + dy - 1) // dy) for x, y, dx, dy in adam7]
     return [size for size in sizes if min(size) > 0]
 
+# ---- Price: what a job will cost -----------------------------------------------------------------
+# gpt-image-2 at OpenAI's list price, read 2026-08-29 and 2026-10-08. The formula is derived: it gives every
+# published and measured count of tokens, but only for this model.
+PATCHES = {"low": 16, "medium": 48, "high": 96}  # along the longer edge, by quality
+AUTO_SIZES = tuple(SIZE_NAMES.values())  # what the service chooses from
+INPUT_TOKENS = (512, 1457)  # of an input image, as others have measured it (undated)
+PARTIAL_TOKENS = 100  # for each partial image
+BYTES_PER_TOKEN = (8, 1)  # of a prompt: plain English has 4 to 5, and none has less than one
+
+def image_tokens(width: int, height: int, quality: str) -> int:
+    """Output tokens of one image."""
+    patches = PATCHES[quality]
+    shorter = round(patches * min(width, height) / max(width, height))
+    return -(-patches * shorter * (2_000_000 + width * height) // 4_000_000)
+
+def estimate(job: Job, settings: Settings) -> tuple[float, float] | None:
+    """The least and the most that a job costs, in US dollars; None where no price is known."""
+    flat, parameters = settings.price_per_image.value, job.parameters
+    if flat is not None:
+        return job.n * flat, job.n * flat
+    quality, size = parameters.get("quality", "auto"), parameters.get("size", "auto")
+    qualities = tuple(PATCHES) if quality == "auto" else (quality,)
+    sizes = [split_size(as_text(each)) for each in (AUTO_SIZES if size == "auto" else (size,))]
+    partials = parameters.get("partial_images", 0)
+    is_known = (host_of(settings.base_url.value) == host_of(DEFAULT_BASE_URL) and type(partials) is int
+                and re.sub(DATED, "", job.model) == DEFAULT_MODEL and quality in (*PATCHES, "auto"))
+    if not is_known or None in sizes:
+        return None
+    outputs = [image_tokens(*edges, each) for edges in sizes if edges for each in qualities]
+    text = len(utf8(job.prompt))
+    low, high = (job.n * (pick(outputs) + PARTIAL_TOKENS * partials) * DOLLARS_PER_TOKEN["output"]
+                 + len(job.uploads) * image * DOLLARS_PER_TOKEN["image"]
+                 + text / letters * DOLLARS_PER_TOKEN["text"]
+                 for pick, image, letters in zip((min, max), INPUT_TOKENS, BYTES_PER_TOKEN))
+    return round(low, 4), round(high, 4)
+
+def check_price(job: Job, settings: Settings) -> None:
+    """Refuse a job that may cost more than --max-cost."""
+    limit, price = settings.max_cost, estimate(job, settings)
+    if limit.value is not None and price is None:
+        host = host_of(settings.base_url.value)
+        raise Failure("too_expensive", f"{limit.source} sets a limit, but the price of {job.model} at {host} is "
+                      "unknown", 'Set "price_per_image" in the config, or no limit.')
+    if limit.value is not None and price and price[1] > limit.value:
+        raise Failure("too_expensive", f"this costs {price_text(price)}, and {limit.source} allows ${limit.value}")
+
+def price_text(price: tuple[float, float] | None) -> str:
+    """An estimate for people."""
+    if price is None:
+        return "price unknown"
+    low, high = (f"${dollars:.3f}" for dollars in price)
+    return f"about {low}" if low == high else f"{low} to {high}"
+
 # ---- Services ------------------------------------------------------------------------------------
 class Service(NamedTuple):
     """One protocol and who speaks it. Functions defined further down are called through a lambda."""
@@ -948,7 +1004,7 @@ class Option(NamedTuple):
         """What the program calls it."""
         return self.flag[2:].replace("-", "_")
 
-def number(low: int, high: int, convert: Callable[[str], Any] = int) -> Callable[[str], Any]:
+def number(low: float, high: int, convert: Callable[[str], Any] = int) -> Callable[[str], Any]:
     """What reads a number in a range."""
     def read(text: str) -> Any:
         try:
@@ -1027,6 +1083,9 @@ OPTIONS = (
     Option(IMAGES, "--overwrite", "", "replace existing files (default: pick a free name)"),
     Option(IMAGES, "--fresh", "", "buy another take, although this command has its image"),
     Option(IMAGES, "--model", "MODEL", f"default {DEFAULT_MODEL}", str, DEFAULT_MODEL, config=("model", str)),
+    Option(IMAGES, "--max-cost", "USD", "send nothing if it may cost more, or if that is not known",
+           number(0.0001, 1_000_000, float), config=("max_cost", int, float)),
+    Option(IMAGES, "--dry-run", "", "show what would be sent, saved and paid; send nothing"),
     Option(IMAGES, "--timeout", "SECONDS", f"time limit for the whole request (default {DEFAULT_TIMEOUT})",
            number(1, MAX_TIMEOUT, float), DEFAULT_TIMEOUT, config=("timeout", int, float)),
     Option(IMAGES, "--stream", "", "stream the reply; helps if a gateway times out", wire="stream"),
@@ -1054,7 +1113,7 @@ OPTIONS = (
 CONFIG_KEYS: dict[str, tuple[Any, ...]] = {
     **{row.config[0]: (row.default, *row.config[1:]) for row in OPTIONS if row.config},
     "api_key_command": (None, list), "proxy": ("", str), "cacert": ("", str), "poll_url": ("", str),
-    "history": (True, bool), "max_cost": (None, int, float)}
+    "history": (True, bool), "price_per_image": (None, int, float)}
 
 # What other image tools call it -> what to write here.
 STRANGERS = {
@@ -1073,7 +1132,6 @@ STRANGERS = {
         "The API has no such parameter: leave it out, or say it in the prompt."}
 
 # ---- Settings ------------------------------------------------------------------------------------
-NOT_YET = ("max_cost",)  # known, but nothing reads it in this version
 STANDARD_INPUT = "standard input"  # stands for the path of a config that comes from there
 AZURE_HOSTS = (".openai.azure.com", ".services.ai.azure.com", ".cognitiveservices.azure.com")
 KEY_SETTINGS = ("api_key", "api_key_env", "api_key_command")
@@ -1167,8 +1225,6 @@ def read_config(path: str, warnings: list[str]) -> dict[str, Any]:
             found = nearest(name, CONFIG_KEYS)
             shown = repr(name) if found else quoted(name)
             warnings.append(f"{path}: unknown setting {shown} is ignored.{found}")
-        elif name in NOT_YET:
-            warnings.append(f"{path}: {name} is not supported yet and is ignored")
     return {name: checked_value(path, name, value) for name, value in content.items()
             if name in CONFIG_KEYS and value not in (None, "", [])}
 
@@ -1222,7 +1278,8 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
     if base_url.source == path and not explicit and own_address not in ("", base_url.value):
         warnings.append(f"{path} takes precedence over $GPT_IMAGE2_BASE_URL")
     api = api if api.value else Setting(api_of(base_url.value), "from the host")
-    plain = {name: first_value(layers, name) for name in ("model", "proxy", "cacert", "poll_url", "history")}
+    plain = {name: first_value(layers, name) for name in ("model", "proxy", "cacert", "poll_url", "history", "max_cost",
+                                                         "price_per_image")}
     poll_url = fill_template(plain["poll_url"].value, base_url.value, "id")
     if poll_url and not url_on_host(poll_url, base_url.value):
         host = host_of(base_url.value)
@@ -1888,22 +1945,26 @@ def picture_path(target: Target, number: int, image_format: str) -> str:
     suffix = target.suffix if target.suffix.lower() in suffixes else suffixes[0]
     return os.path.join(target.folder, target.stem + (f"-{number}" if number else "") + suffix)
 
-def probe_folder(target: Target, n: int, size: str) -> None:
-    """Try to write there, before an image is paid for."""
+def check_folder(target: Target, n: int, size: str, write: bool = False) -> None:
+    """Whether pictures can be saved there, before one is paid for. write: make the folder and try it."""
     import tempfile
-    hint = "Choose another folder with -o."
-    if os.path.exists(target.folder) and not os.path.isdir(target.folder):
-        raise target_failure(f"cannot save in {target.folder}: it is a file, not a folder", hint)
+    hint, folder = "Choose another folder with -o.", target.folder
     try:
-        os.makedirs(target.folder, exist_ok=True)
-        with tempfile.TemporaryFile(dir=target.folder):
-            free = free_bytes(target.folder)
+        if write:
+            os.makedirs(folder, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        while not os.path.lexists(folder):
+            folder = os.path.dirname(folder)
+        if not os.path.isdir(folder):
+            raise NotADirectoryError("it is a file, not a folder")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError("Permission denied")
         with suppress(FileNotFoundError):  # a name may be free, but not too long
             os.lstat(picture_path(target, 999, "jpeg"))
+        free, needed = free_bytes(folder), room_needed(n, size)
     except (OSError, ValueError) as error:
         hint += f" {SANDBOX}" if getattr(error, "errno", 0) in (EROFS, EPERM) else ""
         raise target_failure(f"cannot save in {target.folder}: {reason(error)}", hint) from None
-    needed = room_needed(n, size)
     if free < needed:
         raise target_failure(f"{target.folder} has only {free // 1_000_000} MB free; "
                              f"{needed // 1_000_000 + 1} MB may be needed", f"Free some space. {hint}")
@@ -4394,7 +4455,8 @@ def run_image_command(options: Namespace, run: Run) -> None:
     inputs, ignore_signals = Inputs(settings, run), catch_signals()
     try:
         job = plan(options, settings, *read_words(options), notes)
-        job = read_inputs(fetch_inputs(job, settings, inputs.fetch), settings, notes)
+        job = job if options.dry_run else fetch_inputs(job, settings, inputs.fetch)
+        job = read_inputs(job, settings, notes)
         requested["size"] = job.parameters.get("size", "auto")
         for note in notes:
             console.warn(note)
@@ -4403,6 +4465,9 @@ def run_image_command(options: Namespace, run: Run) -> None:
         own = re.escape(os.path.join(job.target.folder, job.target.stem))
         console.secrets.paths.append(own + r"(?:\.partial-\d+|-\d+)?\.\w+")
         identity = identity_of(job, settings)
+        if options.dry_run:
+            tell_outlook(job, settings, identity, options.fresh, console)
+            return
         receipt = None if options.fresh else made_before(identity, console)
         if receipt is None:
             receipt = buy_or_collect(job, settings, identity, options.fresh, inputs, run, ignore_signals)
@@ -4418,7 +4483,7 @@ def buy_or_collect(job: Job, settings: Settings, identity: Identity, fresh: bool
     console = run.console
     run = run._replace(typical=TYPICAL_SECONDS.get(as_text(job.parameters.get("quality")), "70 to 280 s"),
                        deadline=time.monotonic() + settings.timeout.value)
-    probe_folder(job.target, job.n, as_text(job.parameters.get("size")))
+    check_folder(job.target, job.n, as_text(job.parameters.get("size")), write=True)
     console.detail(check_curl(console.secrets.keys))
     key = find_key(settings, console)
     refuse_keys(job, console.secrets.keys)
@@ -4431,12 +4496,56 @@ def buy_or_collect(job: Job, settings: Settings, identity: Identity, fresh: bool
         return found
     console.secrets.paths.append(re.escape(found.path) + r"(?:/\d+\.answer)?")
     try:
+        if found.state() == UNSENT:
+            check_price(job, settings)
+    except Failure:
+        found.remove()
+        release(found.lock)
+        raise
+    try:
         run_job(job, settings, key, found, identity, inputs, run, ignore_signals)
     except Failure as failure:
         if fresh and failure.collectable:
             failure.hint = f"From now on without --fresh: {failure.hint}"
         raise
     return None
+
+def outlook(identity: Identity, fresh: bool, console: Console) -> str:
+    """What a command would do now: buy, collect (or wait for) what was bought, or made_before."""
+    roots = [] if fresh else list(journal_roots(console))
+    found = [same_requests(root, identity, console) for root in roots]
+    if any(same for same, _ in found):
+        return "collect"
+    if any(find_receipt(root, identity, console) for root in roots):
+        return "made_before"
+    locks = [take_lock(os.path.join(path, "owner")) for _, others in found for path in others]
+    for lock in locks:
+        release(lock)
+    return "collect" if any(lock is not None for lock in locks) else "buy"
+
+def tell_outlook(job: Job, settings: Settings, identity: Identity, fresh: bool, console: Console) -> None:
+    """--dry-run: what the command would do, from what is known without key, network or a change on disk."""
+    check_folder(job.target, job.n, as_text(job.parameters.get("size")))
+    would = outlook(identity, fresh, console)
+    if would == "buy":
+        check_price(job, settings)
+    price = estimate(job, settings) if would == "buy" else (0.0, 0.0)
+    request = next(settings.service.provider(job, settings, KeySource("nothing", ""), ""))
+    assert isinstance(request, Request)  # every provider begins with one
+    seconds = TYPICAL_SECONDS.get(as_text(job.parameters.get("quality")), "70 to 280 s")
+    files = [{"path": shown_input(upload.path), "bytes": upload.bytes} for upload in job.uploads]
+    facts = {"would": would, "method": request.method, "url": request.url, "model": job.model,
+             "prompt": job.prompt, "parameters": job.parameters, "files": files, "typical": seconds,
+             "output": first_path(job.target, job.n, job.parameters.get("output_format", "png")),
+             "estimate_usd": price}
+    if console.as_json:
+        console.tell(**facts)
+        return
+    sent = [f"{name} {as_text(value)}" for name, value in job.parameters.items()]
+    for line in (f"would {would}: {request.method} {request.url}, {', '.join([job.model, *sent])}",
+                 *(f"with {upload.name} ({max(1, round(upload.bytes / 1024))} KB)" for upload in job.uploads),
+                 f"to {facts['output']}", f"price: {price_text(price)}; time: {seconds}"):
+        console.output(console.secrets.clean(line))
 
 def tell_again(receipt: Receipt, job: Job, run: Run) -> None:
     """The result of a command that was finished before."""
