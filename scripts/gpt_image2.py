@@ -1949,15 +1949,15 @@ def check_folder(target: Target, n: int, size: str, write: bool = False) -> None
     """Whether pictures can be saved there, before one is paid for. write: make the folder and try it."""
     import tempfile
     hint, folder = "Choose another folder with -o.", target.folder
+    while not os.path.lexists(folder):
+        folder = os.path.dirname(folder)
     try:
-        if write:
-            os.makedirs(folder, exist_ok=True)
-            tempfile.TemporaryFile(dir=folder).close()
-        while not os.path.lexists(folder):
-            folder = os.path.dirname(folder)
         if not os.path.isdir(folder):
             raise NotADirectoryError("it is a file, not a folder")
-        if not os.access(folder, os.W_OK | os.X_OK):
+        if write:
+            os.makedirs(target.folder, exist_ok=True)
+            tempfile.TemporaryFile(dir=target.folder).close()
+        elif not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError("Permission denied")
         with suppress(FileNotFoundError):  # a name may be free, but not too long
             os.lstat(picture_path(target, 999, "jpeg"))
