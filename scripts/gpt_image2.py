@@ -474,6 +474,7 @@ if TYPE_CHECKING:
 # ---- Text ----------------------------------------------------------------------------------------
 # Control characters, stray bytes that are such in older encodings, and what breaks a line or reverses text.
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\udc80-\udc9f]")
+UNQUOTABLE = r"[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f]"
 SHORTEST_KEY = 8  # characters; anything shorter may be an ordinary word
 CUT_MARK = "\u2026"  # ends a text that was cut
 # For UTF-8, a character for each byte. CUT: how a text ends that was cut, perhaps inside an escape. ESCAPE:
@@ -596,11 +597,7 @@ def map_texts(value: Any, change: Callable[[str], str]) -> Any:
         return {change(name): map_texts(item, change) for name, item in list(value.items())[:MAX_MEMBERS]}
     if isinstance(value, list):
         return [map_texts(item, change) for item in value[:MAX_MEMBERS]]
-    if isinstance(value, tuple):
-        return LONG_TEXT
-    return change(value) if isinstance(value, str) else value
-
-UNQUOTABLE = r"[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f]"
+    return change(value) if isinstance(value, str) else LONG_TEXT if isinstance(value, tuple) else value
 
 def quote_config(value: str) -> str:
     """A value for curl's -K file: quoted, escaped, always one physical line (reference: curl's man page)."""
@@ -616,7 +613,7 @@ def quote_path(path: str) -> str:
 def split_size(text: str) -> tuple[int, int] | None:
     """(width, height) of `1536x1024`, None when it is not of that form."""
     match = re.fullmatch(r"([0-9]{1,5})[xX]([0-9]{1,5})", text)
-    return (int(match.group(1)), int(match.group(2))) if match else None
+    return (int(match[1]), int(match[2])) if match else None
 
 def size_fault(width: int, height: int) -> str:
     """Every rule of gpt-image-2 that this size breaks, or an empty text."""
@@ -631,24 +628,19 @@ def size_fault(width: int, height: int) -> str:
 def nearest_size(width: int, height: int, exact: bool = False) -> str:
     """The legal size nearest in edges and shape, the larger one on a tie. exact: of the same shape, or ""."""
     width, height = max(width, 1), max(height, 1)
-
-    def distance(size: tuple[int, int]) -> tuple[float, int]:
-        edges = abs(log(size[0] / width)) + abs(log(size[1] / height))
-        shape = abs(log(size[0] / size[1] * height / width))
-        return (round(edges + shape, 3), -size[0] * size[1])
-
     fitting = [(w, h) for w in EDGES for h in EDGES
                if not (exact and w * height != h * width) and not size_fault(w, h)]
-    return "%dx%d" % min(fitting, key=distance) if fitting else ""
+    distances = [(round(abs(log(w / width)) + abs(log(h / height)) + abs(log(w / h * height / width)), 3),
+                  -w * h, w, h) for w, h in fitting]
+    return "%dx%d" % min(distances)[2:] if distances else ""
 
 def size_of_ratio(ratio: float, pixels: int) -> str:
     """The legal size closest to this ratio whose area is 80 to 105 % of `pixels`."""
     shape = max(ratio, 1 / ratio)
     pixels = min(pixels, int(MAX_EDGE * MAX_EDGE / shape))  # a long shape meets the longest edge first
-    fitting = [(w, h) for w in EDGES for h in EDGES
-               if 0.8 * pixels <= w * h <= 1.05 * pixels and not size_fault(w, h)]
-    return "%dx%d" % min(fitting, key=lambda size: (round(abs(log(size[0] / size[1] / ratio)), 3),
-                                                   abs(log(size[0] * size[1] / pixels))))
+    distances = [(round(abs(log(w / h / ratio)), 3), abs(log(w * h / pixels)), w, h) for w in EDGES
+                 for h in EDGES if 0.8 * pixels <= w * h <= 1.05 * pixels and not size_fault(w, h)]
+    return "%dx%d" % min(distances)[2:]
 
 # ---- Pictures ------------------------------------------------------------------------------------
 def inspect_picture(stream: BinaryIO) -> Picture | None:
