@@ -2164,9 +2164,6 @@ def storage_request(request: Request, response: Response, path: str) -> Request:
 # The only part that knows curl. The key travels in a file without a name that is curl's standard input;
 # prompts and bodies travel in files of a private folder, where the response arrives too.
 
-WRITE_OUT = ("%{http_code} %{http_connect} %{size_upload} %{time_pretransfer} %{size_download} "
-             "%{size_request}\\n")
-
 class CurlFault(NamedTuple):
     """What one of curl's exit codes means."""
     kind: str
@@ -2174,8 +2171,11 @@ class CurlFault(NamedTuple):
     early: bool = False  # before any of the request could leave this machine
     hopeless: bool = False  # the next try would fail in the same way
 
-TOO_LARGE = 63
+WRITE_OUT = ("%{http_code} %{http_connect} %{size_upload} %{time_pretransfer} %{size_download} "
+             "%{size_request}\\n")
+STOPPED, TOO_LARGE = -1, 63
 CURL_FAULTS = {  # by exit code; curl's man page, read 2026-11-01. For any other, curl's own message must do.
+    STOPPED: CurlFault("network", "curl was stopped"),  # by whichever signal
     1: CurlFault("config", "curl does not support this kind of URL", hopeless=True),
     2: CurlFault("curl", "curl rejected its options; it may be too old", early=True, hopeless=True),
     3: CurlFault("config", "curl rejected the URL", early=True, hopeless=True),
@@ -2196,7 +2196,6 @@ CURL_FAULTS = {  # by exit code; curl's man page, read 2026-11-01. For any other
     65: CurlFault("network", "the request would have to be repeated, which could charge you twice"),
     77: CurlFault("config", "the file named as cacert cannot be read", early=True, hopeless=True),
 }
-OTHER_FAULT = CurlFault("network", "the transfer failed")
 
 class Exchange(NamedTuple):
     """The files of one transfer, side by side in the command's folder."""
@@ -2446,10 +2445,8 @@ def transport_failure(outcome: Outcome, request: Request) -> Failure | None:
                        "Check the proxy's address and password.", "no", retryable=True, next_step="fix")
     if outcome.exit_code == 0:
         return None
-    fault = CURL_FAULTS.get(outcome.exit_code, OTHER_FAULT)
-    if outcome.exit_code < 0:
-        fault = OTHER_FAULT._replace(sentence="curl was stopped")
-    elif outcome.exit_code == 28 and outcome.sent:
+    fault = CURL_FAULTS.get(max(outcome.exit_code, STOPPED), CurlFault("network", "the transfer failed"))
+    if outcome.exit_code == 28 and outcome.sent:
         fault = fault._replace(sentence=f"no reply within {request.timeout:g} s")
     elif outcome.exit_code == 1 and outcome.sent:
         fault = CURL_FAULTS[8]
@@ -3146,26 +3143,22 @@ def with_meaning(request: Request, response: Response) -> Response:
     images, stray = images_in(document)
     beside = {name: json_path(document, name) for name in ("b64_json", "data", "images", "outputs")}
     task = task_id(document) or (response.status == 202 and response.headers.get("location"))
-    meaning = "nothing"
-    if not is_good or (response.error and not find_images(beside)):
-        meaning = "error"  # where images stand beside it, it is only a warning
-    elif images:
-        meaning = "images"
-    elif task and (response.status == 202 or task_status(document) in WAITING or request.tasks):
-        meaning = "pending"
-    elif task_field(document, ("response_url",)):
-        meaning = "linked"
-    elif request.purpose != "create" and (document is not None or request.file or request.purpose == "poll"):
-        meaning = "accepted"  # this step needs no image
+    is_read = document is not None or request.file or request.purpose == "poll"
+    meanings = {  # the first that holds counts; where images stand beside an error, it is only a warning
+        "error": not is_good or (response.error and not find_images(beside)),
+        "images": images,
+        "pending": task and (response.status == 202 or task_status(document) in WAITING or request.tasks),
+        "linked": task_field(document, ("response_url",)),
+        "accepted": request.purpose != "create" and is_read}  # this step needs no image
+    meaning = next((name for name, holds in meanings.items() if holds), "nothing")
     return response._replace(images=tuple(images), stray=stray, meaning=meaning)
 
 def unpack_file(path: str, limit: int) -> None:
     """Unpack a compressed body, whatever its headers say; one that unpacks to far too much stays as it is."""
     with open(path, "rb") as packed:
-        bits = packing(packed.read(LONG_STRING))
+        bits, size = packing(packed.read(LONG_STRING)), os.fstat(packed.fileno()).st_size
         if not bits:
             return
-        size = os.fstat(packed.fileno()).st_size
         room = min(limit, MAX_UNPACKED * size + BLOCK)
         with private_file(path + ".plain") as plain:
             for piece in unpacked((block for _, block in file_blocks(packed, 0, size)), bits):
@@ -3180,12 +3173,10 @@ def unpack_file(path: str, limit: int) -> None:
 def packing(start: bytes) -> int:
     """How a file that begins like this is compressed: zlib's wbits (31, 15 or -15), or 0 if it is not."""
     import io
-    if is_readable(start) or inspect_picture(io.BytesIO(start)):
-        return 0
-    for bits in (31, 15, -15):
+    for bits in (0, 31, 15, -15):
         with suppress(zlib.error):
-            head = zlib.decompressobj(bits).decompress(start, HEAD)
-            if head and (bits == 31 or is_readable(head) or inspect_picture(io.BytesIO(head))):
+            head = zlib.decompressobj(bits).decompress(start, HEAD) if bits else start
+            if (head and bits == 31) or is_readable(head) or inspect_picture(io.BytesIO(head)):
                 return bits
     return 0
 
@@ -3219,9 +3210,6 @@ def read_document(path: str) -> tuple[Any, str, bool]:
                 return document, "", True
         return None, text, False
 
-# A string, or what stands for a long one that stays in the file.
-STRING = rb'"[^"\\]*(?:\\.[^"\\]*)*"|\{"%s":\[\d+,\d+\]\}'
-
 def parse_json(stream: BinaryIO, ranges: Sequence[tuple[int, int]], broken: bool = False) -> Any:
     """The JSON in ranges of a file, long strings as Spans; ValueError or RecursionError if it is not JSON.
     broken: it may break off or be malformed; only whole images are left of its last string."""
@@ -3242,7 +3230,8 @@ def parse_json(stream: BinaryIO, ranges: Sequence[tuple[int, int]], broken: bool
     text = json_skeleton(blocks, mark, broken)
     if not broken:
         return load_json(text, revive)
-    string = STRING % mark.encode()
+    # A string, or what stands for a long one that stays in the file.
+    string = rb'"[^"\\]*(?:\\.[^"\\]*)*"|\{"%s":\[\d+,\d+\]\}' % mark.encode()
     for closed in completed(text, string):
         with suppress(ValueError):
             return load_json(closed, revive)
@@ -3291,54 +3280,40 @@ def whole_images(stream: BinaryIO, begin: int, end: int) -> list[Image]:
 
 def file_blocks(stream: BinaryIO, begin: int, end: int) -> Iterator[tuple[int, bytes]]:
     """(offset, bytes) of a range, a block at a time; others may move the file's position in between."""
-    while begin < end:
-        stream.seek(begin)
-        block = stream.read(min(BLOCK, end - begin))
-        if not block:
-            return
-        yield begin, block
-        begin += len(block)
+    for start in range(begin, end, BLOCK):
+        stream.seek(start)
+        yield start, stream.read(min(BLOCK, end - start))
 
 def occurrences(stream: BinaryIO, mark: bytes, begin: int, end: int) -> Iterator[int]:
     """The positions of the mark in a range of a file."""
     tail = b""
     for offset, block in file_blocks(stream, begin, end):
         text, base = tail + block, offset - len(tail)
-        position = text.find(mark)
-        while position >= 0:
-            yield base + position
-            position = text.find(mark, position + 1)
+        yield from (base + found.start() for found in re.finditer(re.escape(mark), text))
         tail = text[max(0, len(text) + 1 - len(mark)):]
-
-STRING_MARK, OPENING_QUOTE = re.compile(rb'["\\]'), re.compile(rb'"')
 
 def json_skeleton(blocks: Iterable[tuple[int, bytes]], mark: str, broken: bool = False) -> bytes:
     """JSON in which {mark: [start, end]}, the place in the file, stands for every string longer than 64 KB.
     broken: also for the last one, if its closing quote is missing."""
-    skeleton, opened = bytearray(), -1  # opened: where the current string begins in the file
-    kept = 0  # where the current string begins in the skeleton
-    skip = 0  # bytes of an escape that continues in the next block
-    base, block = 0, b""
+    quote_mark, quote_or_escape = re.compile(b'"'), re.compile(rb'(?s)"|\\.?')
+    skeleton, opened, kept = bytearray(), -1, 0  # where the current string begins in the file, and in it
+    base, block, skip = 0, b"", 0  # skip: bytes of an escape that continues in the next block
     for base, block in blocks:
-        cursor = skip
         skeleton += block[:skip]
-        skip = 0
-        while cursor < len(block):
-            sign = (STRING_MARK if opened >= 0 else OPENING_QUOTE).search(block, cursor)
-            end = sign.end() if sign else len(block)
-            skeleton += block[cursor:end]
-            cursor = end
-            if sign and sign.group() == b"\\":
-                skeleton += block[cursor:cursor + 1]
-                skip = max(0, cursor + 1 - len(block))
-                cursor += 1
+        end, skip = skip, 0
+        while end < len(block):
+            sign = (quote_or_escape if opened >= 0 else quote_mark).search(block, end)
+            begin, end = end, sign.end() if sign else len(block)
+            skeleton += block[begin:end]
+            if sign and sign.group() != b'"':
+                skip = 2 - len(sign.group())
             elif sign and opened < 0:
                 opened, kept = base + end, len(skeleton)
             elif sign:
                 if base + end - 1 - opened > LONG_STRING:
                     skeleton[kept - 1:] = b'{"%s":[%d,%d]}' % (mark.encode(), opened, base + end - 1)
                 opened = -1
-            if opened >= 0 and base + cursor - opened > LONG_STRING:
+            if opened >= 0 and base + end - opened > LONG_STRING:
                 del skeleton[kept:]
         if len(skeleton) > MAX_SKELETON:
             raise ValueError("too much JSON beside the images")
@@ -3451,7 +3426,6 @@ IMAGE_KEYS = ("b64_json", "url", "image_url", "data", "images", "result", "outpu
 # A URL, or base64 that begins like a PNG, JPEG, WebP, GIF or SVG.
 DATA_URL = r"(?i:data:[\w./+-]*[;,])"
 IMAGE_START = DATA_URL + r"|(?:iVBORw0KGgo|/9j/|UklGR|R0lGOD|PHN2Zy|PD94bW)[A-Za-z0-9+/_=\s-]{20}"
-PLAIN_IMAGE = rf"\s*(?:(?i:https?://)|{IMAGE_START})"
 IMAGE_END = r"\.(?:png|jpe?g|webp|gif|svg)(?![\w/.-])(?:[?#][^\s<>()\"'\\]*)?"
 IMAGE_PATH = r"(?://[^\s/]+/)?[^\s<>\"\\:]*" + IMAGE_END  # of an address without a host
 ANY_PATH = r"\.{0,2}[/?][^\s<>\"\\]+|[^\s<>\"\\:]+/[^\s<>\"\\]*|" + IMAGE_PATH  # where only an address can be
@@ -3487,11 +3461,11 @@ def image_text(text: str | Span, name: str) -> list[Image]:
     if isinstance(text, Span):
         return [Image(base64=text)] if text.is_image() else []
     text = text.strip()
-    if re.match(PLAIN_IMAGE, text):
-        return [Image(url=text) if text[:1] in "hH" else Image(base64=text)]
+    if re.match(IMAGE_START, text):
+        return [Image(base64=text)]
     paths = ANY_PATH if name in ("url", "image_url") else IMAGE_PATH
     is_path = name not in ("message", "response", "body") and re.fullmatch(paths, text)
-    return [Image(url=text)] if is_path else []
+    return [Image(url=text)] if is_path or re.match("(?i)https?://", text) else []
 
 def images_under(key: str, value: Any, depth: int, stray: bool) -> list[Image]:
     """The images in one member of an object."""
@@ -3553,10 +3527,9 @@ def task_status(document: Any) -> str:
 
 def server_error(document: Any) -> ServerError | None:
     """The error in a response, None when there is none."""
-    errors = (envelope(document) for envelope in ENVELOPES if isinstance(document, dict))
-    return next(filter(None, errors), None)
+    return forwarded_error(document) or error_member(document) or error_status(document)
 
-def forwarded_error(document: dict[str, Any]) -> ServerError | None:
+def forwarded_error(document: Any) -> ServerError | None:
     """RunAPI: `{"response": {"status": 400, "body": ...}}` around another server's response."""
     status, body = json_path(document, "response", "status"), json_path(document, "response", "body")
     if not isinstance(status, int) or status < 400:
@@ -3564,33 +3537,26 @@ def forwarded_error(document: dict[str, Any]) -> ServerError | None:
     error = server_error(body) or ServerError(as_text(body))
     return error._replace(code=error.code or "task_failed")
 
-def error_object(document: dict[str, Any]) -> ServerError | None:
-    """OpenAI, Azure and most relays: `{"error": {"message": ..., "code": ...}}`, some inside data."""
-    error = document.get("error") or json_path(document, "data", "error")
-    if not isinstance(error, dict) or not any(error.values()):  # some relays always have the member
-        return None
-    message = as_text(error.get("message") or error.get("msg") or error)
-    stage = as_text(json_path(error, "moderation_details", "moderation_stage"))
-    code = as_text(error.get("code")) or error_code(document)
-    return ServerError(message + flagged(error, stage), code, as_text(error.get("type")), stage)
-
-def error_text(document: dict[str, Any]) -> ServerError | None:
-    """`{"error": "..."}`, with details in an object `errors` (both RunAPI), or a text inside data."""
-    error = document.get("error") or json_path(document, "data", "error")
+def error_member(document: Any) -> ServerError | None:
+    """Most: `{"error": {"message": ..., "code": ...}}` or a text, some inside data; RunAPI: `errors` too."""
+    error = json_path(document, "error") or json_path(document, "data", "error")
+    code, details = error_code(document), json_path(document, "errors")
+    if isinstance(error, dict) and any(error.values()):  # some relays always have the member
+        message = as_text(error.get("message") or error.get("msg") or error)
+        stage = as_text(json_path(error, "moderation_details", "moderation_stage"))
+        own_code, type_ = as_text(error.get("code")), as_text(error.get("type"))
+        return ServerError(message + flagged(error, stage), own_code or code, type_, stage)
     message = "" if isinstance(error, dict) else as_text(error)
-    if isinstance(document.get("errors"), dict):
-        message = f"{message}: {as_text(document['errors'])}"
-    return ServerError(message, error_code(document)) if message else None
+    message += f": {as_text(details)}" if isinstance(details, dict) else ""
+    return ServerError(message, code) if message else None
 
-def error_status(document: dict[str, Any]) -> ServerError | None:
+def error_status(document: Any) -> ServerError | None:
     """Kie, one-api and others: `{"code": 422, "msg": "..."}`, or a task whose status says that it failed."""
     message = task_field(document, ("failMsg", "errorMessage", "message", "msg", "detail"))
     code, status = error_code(document), task_status(document)
     if (message and re.fullmatch(r"[45]\d\d", code)) or status in FAILED:
         return ServerError(message or f"the task ended as {status}", code)
     return None
-
-ENVELOPES = (forwarded_error, error_object, error_text, error_status)  # the first that finds an error counts
 
 def error_code(document: Any) -> str:
     """The code beside an error's message; one that says that all is well does not count."""
@@ -3610,6 +3576,10 @@ def flagged(error: Mapping[str, Any], stage: str) -> str:
 
 MODERATION_CODES = ("moderation_blocked", "content_policy_violation", "contentfilter", "content_filter")
 MODERATION_WORDS = ("safety system", "safety_violations", "moderation", "content policy")
+KIND_OF_CODE = {"server_is_overloaded": "overloaded", "invalid_api_key": "key", "task_failed": "task_failed",
+                "unsupported_country_region_territory": "region"}
+KIND_OF_STATUS = {401: "key", 404: "not_found", 405: "not_found", 413: "too_large", 429: "rate_limit",
+                  **dict.fromkeys((408, 502, 504, 522, 524), "gateway")}
 # Codes and words of OpenAI, one-api, new-api, sub2api and others (their sources, 2026-11), one blank apart.
 QUOTA_WORDS = (r"\binsufficient (\w+ ){0,3}(quota|balance|credits?|funds?)\b|\b(not enough|no|out of) "
                r"(quota|balance|credits?|funds?)\b|\b(quota|balance|credits?|funds?) (\w+ ){0,3}"
@@ -3670,27 +3640,19 @@ def refusal_kind(response: Response, error: ServerError) -> str:
     is_page = response.document is None and "<" in response.text
     has_failed = task_status(response.document) in FAILED
     by_words = status < 500 and "invalid" not in code and any(word in words for word in MODERATION_WORDS)
-    if code in MODERATION_CODES or by_words:
-        return "server" if "temporarily blocked" in words else "moderation"
     may_repeat_prompt = status < 300 and (has_failed or not response.error)
     plain = re.sub(r"[\W_]+", " ", code if may_repeat_prompt else f"{code} {words}")
-    if status == 402 or re.search(QUOTA_WORDS, plain):
-        return "quota"
-    if "organization must be verified" in words:
-        return "verification"
-    by_code = {"server_is_overloaded": "overloaded", "invalid_api_key": "key", "task_failed": "task_failed",
-               "unsupported_country_region_territory": "region"}
-    if code in by_code:
-        return by_code[code]
-    if status in UNREACHED or (status >= 500 and re.search(UNREACHED_WORDS, plain)):
-        return "unavailable"
-    if status == 403:
-        return "blocked" if is_page or "error code: 1010" in words else "forbidden"
-    if status < 300:
-        return "web_page" if is_page else "task_failed" if has_failed else "no_image"
-    by_status = {401: "key", 404: "not_found", 405: "not_found", 413: "too_large", 429: "rate_limit",
-                 408: "gateway", 502: "gateway", 504: "gateway", 522: "gateway", 524: "gateway"}
-    return by_status.get(status, "redirect" if status < 400 else "refused" if status < 500 else "server")
+    kinds = (  # the first that holds counts
+        ("server" if "temporarily blocked" in words else "moderation", code in MODERATION_CODES or by_words),
+        ("quota", status == 402 or re.search(QUOTA_WORDS, plain)),
+        ("verification", "organization must be verified" in words),
+        (KIND_OF_CODE.get(code, ""), code in KIND_OF_CODE),
+        ("unavailable", status in UNREACHED or (status >= 500 and re.search(UNREACHED_WORDS, plain))),
+        ("blocked" if is_page or "error code: 1010" in words else "forbidden", status == 403),
+        ("web_page" if is_page else "task_failed" if has_failed else "no_image", status < 300),
+        (KIND_OF_STATUS.get(status, ""), status in KIND_OF_STATUS), ("redirect", status < 400),
+        ("refused", status < 500), ("server", True))
+    return next(kind for kind, holds in kinds if holds)
 
 def nothing_usable(response: Response) -> str:
     """What arrived instead of an image, shortened."""
@@ -3745,8 +3707,7 @@ def save_image(image: Image, index: int, target: Target, numbers: Iterator[int],
     part = os.path.join(target.folder, f".{os.path.basename(folder.path)}-{index}.part")
     path = folder.saved_before(index)
     if not path:
-        path = path_given_before_kill(part, target)
-        path = path or save_new(image, part, target, numbers, folder)
+        path = path_given_before_kill(part, target) or save_new(image, part, target, numbers, folder)
         folder.remember_saved(index, path)
     discard(part)
     with suppress(OSError):  # new names survive a loss of power, where the system can (not on Windows)
@@ -3893,10 +3854,9 @@ def base64_blocks(source: str | Span) -> Iterator[bytes]:
     """Blocks of a base64 text that is in memory or in a range of a file."""
     if isinstance(source, str):
         yield source.encode("utf-8", "replace")
-        return
-    with open(source.path, "rb") as stream:
-        for _, block in file_blocks(stream, source.start, source.end):
-            yield block
+    else:
+        with open(source.path, "rb") as stream:
+            yield from (block for _, block in file_blocks(stream, source.start, source.end))
 
 def unescaped(blocks: Iterator[bytes]) -> Iterator[bytes]:
     """The JSON escapes resolved that base64 may have: PHP writes `\\/`, some servers write `\\n` every 76."""
