@@ -2163,6 +2163,10 @@ def storage_request(request: Request, response: Response, path: str) -> Request:
 # ---- Transport: how to send ----------------------------------------------------------------------
 # The only part that knows curl. The key travels in a file without a name that is curl's standard input;
 # prompts and bodies travel in files of a private folder, where the response arrives too.
+WRITE_OUT = ("%{http_code} %{http_connect} %{size_upload} %{time_pretransfer} %{size_download} "
+             "%{size_request}\\n")
+NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # on Windows only an administrator makes links
+BINARY = getattr(os, "O_BINARY", 0)
 
 class CurlFault(NamedTuple):
     """What one of curl's exit codes means."""
@@ -2171,8 +2175,6 @@ class CurlFault(NamedTuple):
     early: bool = False  # before any of the request could leave this machine
     hopeless: bool = False  # the next try would fail in the same way
 
-WRITE_OUT = ("%{http_code} %{http_connect} %{size_upload} %{time_pretransfer} %{size_download} "
-             "%{size_request}\\n")
 STOPPED, TOO_LARGE = -1, 63
 CURL_FAULTS = {  # by exit code; curl's man page, read 2026-11-01. For any other, curl's own message must do.
     STOPPED: CurlFault("network", "curl was stopped"),  # by whichever signal
@@ -2213,9 +2215,6 @@ class Outcome(NamedTuple):
     sent: bool  # whether anything of the request left this machine
     message: str
 
-NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # on Windows only an administrator makes links
-BINARY = getattr(os, "O_BINARY", 0)
-
 def private_file(path: str, how: int = os.O_TRUNC) -> BinaryIO:
     """A file to write, an empty one by default, that only its owner can read. No link is followed."""
     return open(os.open(path, os.O_WRONLY | os.O_CREAT | how | NO_LINK | BINARY, 0o600), "wb")
@@ -2238,9 +2237,8 @@ def curl_config(request: Request, exchange: Exchange) -> str:
     is_local = is_loopback(request.url)
     plain = request.url.startswith("http:") and (request.allow_http or is_local)
     lines = [("globoff", ""), ("silent", ""), ("show-error", ""), ("proto", "=http" if plain else "=https"),
-             ("connect-timeout", f"{min(CONNECT_TIMEOUT, request.timeout):g}"),
-             ("max-time", f"{request.timeout:.3f}"), ("max-filesize", str(request.most_bytes)),
-             ("write-out", WRITE_OUT)]
+             ("connect-timeout", f"{min(CONNECT_TIMEOUT, request.timeout):g}"), ("write-out", WRITE_OUT),
+             ("max-time", f"{request.timeout:.3f}"), ("max-filesize", str(request.most_bytes))]
     if is_local or request.proxy:
         lines.append(("noproxy", "*") if is_local else ("proxy", request.proxy))
     if request.cacert:
@@ -2426,15 +2424,10 @@ def read_outcome(exchange: Exchange) -> Outcome:
 
 def read_headers(path: str) -> dict[str, str]:
     """The last block of headers, names in lower case; earlier blocks are 100, 103, a proxy's or redirects."""
-    headers: dict[str, str] = {}
+    block = ""
     with suppress(FileNotFoundError), open(path, encoding="utf-8", errors="replace") as stream:
-        for line in stream:
-            name, colon, value = line.partition(":")
-            if line.startswith("HTTP/"):
-                headers = {}
-            elif colon:
-                headers[name.strip().lower()] = value.strip()
-    return headers
+        block = re.split("(?m)^HTTP/.*", stream.read())[-1]
+    return {name.strip().lower(): value.strip() for name, value in re.findall("(?m)^(.*?):(.*)", block)}
 
 def transport_failure(outcome: Outcome, request: Request) -> Failure | None:
     """The failure of a transfer that returned no complete response, else None."""
@@ -3293,8 +3286,7 @@ def occurrences(stream: BinaryIO, mark: bytes, begin: int, end: int) -> Iterator
         tail = text[max(0, len(text) + 1 - len(mark)):]
 
 def json_skeleton(blocks: Iterable[tuple[int, bytes]], mark: str, broken: bool = False) -> bytes:
-    """JSON in which {mark: [start, end]}, the place in the file, stands for every string longer than 64 KB.
-    broken: also for the last one, if its closing quote is missing."""
+    """JSON where {mark: [start, end]} stands for each string over 64 KB; broken: for an open last one too."""
     quote_mark, quote_or_escape = re.compile(b'"'), re.compile(rb'(?s)"|\\.?')
     skeleton, opened, kept = bytearray(), -1, 0  # where the current string begins in the file, and in it
     base, block, skip = 0, b"", 0  # skip: bytes of an escape that continues in the next block
@@ -3415,7 +3407,7 @@ def without_repeats(finished: Sequence[tuple[str, Image]]) -> list[Image]:
     images = []
     for type_, image in finished:
         content = (image.path or image.url).encode() or b"".join(
-            hashlib.sha256(block).digest() for block in base64_blocks(image.base64))
+            hashlib.sha256(block).digest() for block in blocks_of(image.base64))
         if types.setdefault(content, type_) == type_:
             images.append(image)
     return images
@@ -3432,7 +3424,6 @@ ANY_PATH = r"\.{0,2}[/?][^\s<>\"\\]+|[^\s<>\"\\:]+/[^\s<>\"\\]*|" + IMAGE_PATH  
 # A data: URL, an address in angle brackets, or a plain one, which may hold brackets.
 MARKDOWN_LINK = (r"\]\(\s{0,9}(?:<?(data:image/[^()>\"'\\]*)(?=[)>\"'])|<([^<>\s][^<>\r\n]*)>|"
                  r"((?:[^\s()<>]|\([^\s()<>]*\))+)(?=[\s)]))")
-IMAGE_ADDRESS = r"(?i)https?://[^\s/<>()\"'\\]+/[^\s<>()\"'\\:]*" + IMAGE_END  # in words
 # Members with such names repeat the request, or show what is not a result.
 NO_RESULT = "(?i)prompt|input|mask|source_image|init|reference|request|partial|preview|thumb|avatar|logo|icon"
 
@@ -3495,7 +3486,7 @@ def stray_images(text: str | Span) -> list[Image]:
     words = (text.head if isinstance(text, Span) else text.strip()).replace("\\/", "/")
     if re.match(IMAGE_START, words):
         return [Image(base64=text)]
-    links = dict.fromkeys(re.findall(IMAGE_ADDRESS, words))
+    links = dict.fromkeys(re.findall(r"(?i)https?://[^\s/<>()\"'\\]+/[^\s<>()\"'\\:]*" + IMAGE_END, words))
     return images_in_words(text) or [Image(url=link) for link in links]
 
 def inner_json(value: Any) -> Any:
@@ -3527,15 +3518,11 @@ def task_status(document: Any) -> str:
 
 def server_error(document: Any) -> ServerError | None:
     """The error in a response, None when there is none."""
-    return forwarded_error(document) or error_member(document) or error_status(document)
-
-def forwarded_error(document: Any) -> ServerError | None:
-    """RunAPI: `{"response": {"status": 400, "body": ...}}` around another server's response."""
     status, body = json_path(document, "response", "status"), json_path(document, "response", "body")
-    if not isinstance(status, int) or status < 400:
-        return None
-    error = server_error(body) or ServerError(as_text(body))
-    return error._replace(code=error.code or "task_failed")
+    if isinstance(status, int) and status >= 400:  # RunAPI, around another server's response
+        error = server_error(body) or ServerError(as_text(body))
+        return error._replace(code=error.code or "task_failed")
+    return error_member(document) or error_status(document)
 
 def error_member(document: Any) -> ServerError | None:
     """Most: `{"error": {"message": ..., "code": ...}}` or a text, some inside data; RunAPI: `errors` too."""
@@ -3671,13 +3658,11 @@ def usage_cost(document: Any) -> tuple[dict[str, Any] | None, float | None]:
     """(usage, US dollars): what the server says it cost, else its token counts at OpenAI's list price."""
     nodes = (document, json_path(document, "data"), inner_json(json_path(document, "response", "body")))
     usage = next((node["usage"] for node in nodes if isinstance(json_path(node, "usage"), dict)), None)
-    if usage is None:
-        return None, None
-    if type(usage.get("cost")) in (int, float):
-        return usage, float(usage["cost"])
-    inputs = usage.get("input_tokens_details")
+    cost, inputs = json_path(usage, "cost"), json_path(usage, "input_tokens_details")
+    if type(cost) in (int, float):
+        return usage, float(cost)
     tokens = {"text": json_path(inputs, "text_tokens"), "image": json_path(inputs, "image_tokens"),
-              "output": usage.get("output_tokens")}
+              "output": json_path(usage, "output_tokens")}
     prices = [DOLLARS_PER_TOKEN[name] * count for name, count in tokens.items() if isinstance(count, int)]
     return usage, round(sum(prices), 4) if len(prices) == len(tokens) else None
 
@@ -3723,13 +3708,12 @@ def save_image(image: Image, index: int, target: Target, numbers: Iterator[int],
 def save_new(image: Image, part: str, target: Target, numbers: Iterator[int], folder: Folder) -> str:
     """The path of the image's new file; the temporary one stays for the caller to remove."""
     # The command's other images, of this run or an earlier one: --overwrite must not replace them.
-    siblings = {folder.saved_before(int(name[6:])) for name in os.listdir(folder.path)
-                if re.fullmatch(r"saved-\d+", name)}
+    others = {folder.saved_before(int(name[6:])) for name in os.listdir(folder.path)
+              if re.fullmatch(r"saved-\d+", name)}
     try:
         picture = decode_to(part, image)
         paths = (picture_path(target, number, picture.format) for number in numbers)
-        return next(path for path in paths
-                    if give_name(part, path, target.overwrite and path not in siblings))
+        return next(path for path in paths if give_name(part, path, target.overwrite and path not in others))
     except BaseException:
         discard(part)
         raise
@@ -3770,10 +3754,9 @@ class Partials:
 
     def look(self, exchange: Exchange) -> None:
         """Save what has arrived since the last look."""
-        path = exchange.file("answer")
-        if not self.job.parameters.get("partial_images") or not os.path.exists(path):
+        if not self.job.parameters.get("partial_images"):
             return
-        with open(path, "rb") as stream:
+        with suppress(FileNotFoundError), open(exchange.file("answer"), "rb") as stream:
             for event in read_events(stream, self.position, growing=True):
                 self.position = event.end
                 if isinstance(event.data, dict) and event.is_preview:
@@ -3841,17 +3824,15 @@ def give_name(part: str, path: str, overwrite: bool) -> bool:
 def copy_image(image: Image, sink: BinaryIO) -> None:
     """Write the image's bytes, a block at a time."""
     if image.path:
-        import shutil
-        with open(image.path, "rb") as source:
-            shutil.copyfileobj(source, sink, BLOCK)
+        sink.writelines(blocks_of(Span(image.path, 0, os.path.getsize(image.path))))
         return
     try:
-        decode_base64(unescaped(base64_blocks(image.base64)), sink)
+        decode_base64(unescaped(blocks_of(image.base64)), sink)
     except ValueError:
         raise Failure("broken_image", "the image's base64 is broken") from None
 
-def base64_blocks(source: str | Span) -> Iterator[bytes]:
-    """Blocks of a base64 text that is in memory or in a range of a file."""
+def blocks_of(source: str | Span) -> Iterator[bytes]:
+    """Blocks of what is in memory or in a range of a file."""
     if isinstance(source, str):
         yield source.encode("utf-8", "replace")
     else:
