@@ -494,6 +494,10 @@ KEY_LIKE = (r"\b(?:sk|rk|pk)-[\w*.-]{6,}|[\w.-]{0,40}\*{4,}[\w*.\u2026-]*|\beyJ[
 MISPLACED_KEY = (r"(?<![\w./~-])(?:"
                  r"(?!(?:[A-Za-z]*\d{0,4}_)+[A-Za-z]*\d{0,4}\b)(?=\w*\d)(?=\w*[A-Za-z])\w{20,}|"
                  r"[\da-fA-F]{8}(?:-[\da-fA-F]{4}){3}-[\da-fA-F]{12})(?![\w./-])")
+# Several words, a size, a short word or a word-of-words without digits, a path, a host's name.
+HARMLESS = (r"\s|^([\d.:x]{1,12}|\D{1,15}|(--)?[a-z]{1,12}([-_][a-z]{1,12})*|~?/.*|"
+            r"(https?:?/+)?(([a-z\d-]+\.)+[a-z]{2,8}|localhost|\d+(\.\d+){3})(:\d+)?(/v\d)?)$")
+LONG_TEXT = "(a long text)"
 SECRET_HEADER = r"(?i)auth|key|token|secret|cookie|session|pass|pwd|pin\b|login|access|cred|signature"
 
 def redact(text: str, secrets: Sequence[str]) -> str:
@@ -559,11 +563,6 @@ def reason(error: BaseException) -> str:
     """What went wrong, without the path that the caller names anyway."""
     return getattr(error, "strerror", None) or str(error)
 
-# Several words, a size, a short word or a word-of-words without digits, a path, a host's name.
-HARMLESS = (r"\s|^([\d.:x]{1,12}|\D{1,15}|(--)?[a-z]{1,12}([-_][a-z]{1,12})*|~?/.*|"
-            r"(https?:?/+)?(([a-z\d-]+\.)+[a-z]{2,8}|localhost|\d+(\.\d+){3})(:\d+)?(/v\d)?)$")
-LONG_TEXT = "(a long text)"
-
 def as_text(value: Any) -> str:
     """A JSON value as text for a message."""
     if value is None or isinstance(value, str):
@@ -628,10 +627,9 @@ def size_fault(width: int, height: int) -> str:
 def nearest_size(width: int, height: int, exact: bool = False) -> str:
     """The legal size nearest in edges and shape, the larger one on a tie. exact: of the same shape, or ""."""
     width, height = max(width, 1), max(height, 1)
-    fitting = [(w, h) for w in EDGES for h in EDGES
-               if not (exact and w * height != h * width) and not size_fault(w, h)]
     distances = [(round(abs(log(w / width)) + abs(log(h / height)) + abs(log(w / h * height / width)), 3),
-                  -w * h, w, h) for w, h in fitting]
+                  -w * h, w, h) for w in EDGES for h in EDGES
+                 if not (exact and w * height != h * width) and not size_fault(w, h)]
     return "%dx%d" % min(distances)[2:] if distances else ""
 
 def size_of_ratio(ratio: float, pixels: int) -> str:
@@ -2254,22 +2252,22 @@ def curl_config(request: Request, exchange: Exchange) -> str:
     lines += [("output", exchange.file("answer")), ("dump-header", exchange.file("headers"))]
     return "".join(f"{name} = {quote_config(value)}\n" if value else f"{name}\n" for name, value in lines)
 
-def body_lines(request: Request, exchange: Exchange) -> list[tuple[str, str]]:
+def body_lines(request: Request, exchange: Exchange) -> Iterator[tuple[str, str]]:
     """The lines for the body: JSON from a file, or form parts from a file each; curl interprets no text."""
     if request.body is not None:
-        return [("header", "Content-Type: application/json"), ("data-binary", "@" + exchange.file("body"))]
-    if request.file:
-        own_type = any(name.lower() == "content-type" for name, _ in request.headers)
-        return [("request", request.method), *([] if own_type else [("header", "Content-Type:")]),
-                ("data-binary", "@" + request.file)]
-    lines = []
+        yield "header", "Content-Type: application/json"
+        yield "data-binary", "@" + exchange.file("body")
+    elif request.file:
+        yield "request", request.method
+        if not any(name.lower() == "content-type" for name, _ in request.headers):
+            yield "header", "Content-Type:"
+        yield "data-binary", "@" + request.file
     for number, part in enumerate(request.form):
         content = f"<{quote_path(exchange.file(f'field-{number}'))}"
         if part.path:
             name = f"{part.name.rstrip('[]')}-{number}.{part.content_type.split('/')[-1]}"
             content = f'@{quote_path(part.path)};filename="{name}";type={part.content_type}'
-        lines.append(("form", f"{part.name}={content}"))
-    return lines
+        yield "form", f"{part.name}={content}"
 
 def write_bodies(request: Request, exchange: Exchange) -> None:
     """Write the JSON or the form's texts to the files that curl_config names."""
@@ -3169,13 +3167,11 @@ def packing(start: bytes) -> int:
     for bits in (0, 31, 15, -15):
         with suppress(zlib.error):
             head = zlib.decompressobj(bits).decompress(start, HEAD) if bits else start
-            if (head and bits == 31) or is_readable(head) or inspect_picture(io.BytesIO(head)):
+            if (head and bits == 31) or READABLE.match(head) or inspect_picture(io.BytesIO(head)):
                 return bits
     return 0
 
-def is_readable(start: bytes) -> bool:
-    """Whether a body begins like JSON, a web page or events."""
-    return re.match(rb"(\xef\xbb\xbf)?\s*([{\[<]|(event|data|id|retry)?:)", start) is not None
+READABLE = re.compile(rb"(\xef\xbb\xbf)?\s*([{\[<]|(event|data|id|retry)?:)")  # JSON, a web page or events
 
 def read_document(path: str) -> tuple[Any, str, bool]:
     """(JSON with long strings as Spans, "", whether it broke off), or (None, the first characters, False)."""
@@ -3188,7 +3184,7 @@ def read_document(path: str) -> tuple[Any, str, bool]:
             start = stream.read(HEAD)
         text = start.decode("utf-8", "replace") + (CUT_MARK if len(start) == HEAD else "")
         sign = start.lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
-        if not is_readable(start) or sign == b"<":
+        if not READABLE.match(start) or sign == b"<":
             return None, text, False
         everything = [(0, os.fstat(stream.fileno()).st_size)]
         if sign in (b"{", b"["):
@@ -3415,7 +3411,7 @@ def without_repeats(finished: Sequence[tuple[str, Image]]) -> list[Image]:
 # Where relays put images, in the order of search; the first member that holds any wins.
 IMAGE_KEYS = ("b64_json", "url", "image_url", "data", "images", "result", "outputs", "output", "resultJson",
               "resultUrls", "choices", "message", "delta", "content", "text", "item", "response", "body")
-# A URL, or base64 that begins like a PNG, JPEG, WebP, GIF or SVG.
+# A data: URL, or base64 that begins like a PNG, JPEG, WebP, GIF or SVG.
 DATA_URL = r"(?i:data:[\w./+-]*[;,])"
 IMAGE_START = DATA_URL + r"|(?:iVBORw0KGgo|/9j/|UklGR|R0lGOD|PHN2Zy|PD94bW)[A-Za-z0-9+/_=\s-]{20}"
 IMAGE_END = r"\.(?:png|jpe?g|webp|gif|svg)(?![\w/.-])(?:[?#][^\s<>()\"'\\]*)?"
@@ -3508,9 +3504,7 @@ def task_field(document: Any, names: Sequence[str]) -> str:
     values = [json_path(node, name) for name in names for node in nodes]
     return next((str(value) for value in values if value and type(value) in (str, int)), "")
 
-def task_id(document: Any) -> str:
-    """The id of the task that a response speaks of."""
-    return task_field(document, ("task_id", "taskId", "id", "request_id"))
+task_id = partial(task_field, names=("task_id", "taskId", "id", "request_id"))  # of a response
 
 def task_status(document: Any) -> str:
     """Its status, in lower case."""
@@ -3760,33 +3754,30 @@ class Partials:
             for event in read_events(stream, self.position, growing=True):
                 self.position = event.end
                 if isinstance(event.data, dict) and event.is_preview:
-                    self.save(event.data)
+                    self.publish(event.data)
 
-    def save(self, data: Mapping[str, Any]) -> None:
-        """One partial image, in place of an older one of that name; a problem with it is only a warning."""
-        target, index = self.job.target, data.get("partial_image_index")
+    def publish(self, data: Mapping[str, Any]) -> None:
+        """One partial image, in place of an older one of this command; a problem is only a warning."""
+        target, most = self.job.target, self.job.parameters["partial_images"]
+        index = data.get("partial_image_index")
         name = f"{target.stem}.partial-{index if type(index) is int else len(self.names)}"
         try:
             picture = decode_to(self.part, find_images(data)[0])
-            self.publish(os.path.join(target.folder, name + SUFFIXES[picture.format][0]))
+            path = os.path.join(target.folder, name + SUFFIXES[picture.format][0])
+            if len(self.names | {path}) > self.job.n * (most if type(most) is int else MAX_PARTIALS):
+                raise OSError("more arrived than you asked for")
+            self.names.add(path)
+            self.made.append(file_mark(self.part, path))
+            with private_file(self.record, os.O_APPEND) as stream:  # never emptied, not even for a moment
+                stream.write(os.fsencode(self.made[-1] + "\n"))
+            if give_name(self.part, path, self.is_own(path)):
+                self.console.note(f"partial image: {path}")
+            else:
+                self.console.warn(f"{path} already exists; the partial image is not saved")
         except (OSError, IndexError, Failure) as problem:
             self.console.warn(f"cannot save a partial image: {problem}")
         with suppress(OSError):
             discard(self.part)
-
-    def publish(self, path: str) -> None:
-        """Give the finished file its name. A file that this command did not make stays."""
-        names, most = self.names | {path}, self.job.parameters["partial_images"]
-        if len(names) > self.job.n * (most if type(most) is int else MAX_PARTIALS):
-            raise OSError("more arrived than you asked for")
-        self.names = names
-        self.made.append(file_mark(self.part, path))
-        with private_file(self.record, os.O_APPEND) as stream:  # never emptied, not even for a moment
-            stream.write(os.fsencode(self.made[-1] + "\n"))
-        if give_name(self.part, path, self.is_own(path)):
-            self.console.note(f"partial image: {path}")
-        else:
-            self.console.warn(f"{path} already exists; the partial image is not saved")
 
     def is_own(self, path: str) -> bool:
         """Whether there is a file of this command, still as it was made."""
