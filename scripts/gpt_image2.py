@@ -3392,9 +3392,8 @@ def event_document(stream: BinaryIO) -> tuple[dict[str, Any], bool]:
         if event.data is not None:
             events.append({"type": event.type} if event.is_preview else event.data)
     finished = finished or [("", image) for image in images_in_words(words)]
-    if error and not finished:
-        return {"error": error, "events": events}, broken
-    return {"data": without_repeats(finished), "usage": usage, "events": events}, broken
+    body = {"error": error} if error and not finished else {"data": without_repeats(finished), "usage": usage}
+    return {**body, "events": events}, broken
 
 def without_repeats(finished: Sequence[tuple[str, Image]]) -> list[Image]:
     """The images of a stream without those that an event of another type repeats, as a final summary does."""
@@ -3402,8 +3401,8 @@ def without_repeats(finished: Sequence[tuple[str, Image]]) -> list[Image]:
     types: dict[bytes, str] = {}
     images = []
     for type_, image in finished:
-        content = (image.path or image.url).encode() or b"".join(
-            hashlib.sha256(block).digest() for block in blocks_of(image.base64))
+        digests = (hashlib.sha256(block).digest() for block in blocks_of(image.base64))
+        content = (image.path or image.url).encode() or b"".join(digests)
         if types.setdefault(content, type_) == type_:
             images.append(image)
     return images
