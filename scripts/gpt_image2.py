@@ -3284,7 +3284,7 @@ def occurrences(stream: BinaryIO, mark: bytes, begin: int, end: int) -> Iterator
 def json_skeleton(blocks: Iterable[tuple[int, bytes]], mark: str, broken: bool = False) -> bytes:
     """JSON where {mark: [start, end]} stands for each string over 64 KB; broken: for an open last one too."""
     quote_mark, quote_or_escape = re.compile(b'"'), re.compile(rb'(?s)"|\\.?')
-    skeleton, opened, kept = bytearray(), -1, 0  # where the current string begins in the file, and in it
+    skeleton, opened, kept = bytearray(), -1, 0  # where the open string begins in the file, in the skeleton
     base, block, skip = 0, b"", 0  # skip: bytes of an escape that continues in the next block
     for base, block in blocks:
         skeleton += block[:skip]
