@@ -505,6 +505,7 @@ if TYPE_CHECKING:
 # ---- Text ----------------------------------------------------------------------------------------
 # Control characters, stray bytes that are such in older encodings, and what breaks a line or reverses text.
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\udc80-\udc9f]")
+UNQUOTABLE = r"[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f]"
 SHORTEST_KEY = 8  # characters; anything shorter may be an ordinary word
 CUT_MARK = "\u2026"  # ends a text that was cut
 # For UTF-8, a character for each byte. CUT: how a text ends that was cut, perhaps inside an escape. ESCAPE:
@@ -524,6 +525,10 @@ KEY_LIKE = (r"\b(?:sk|rk|pk)-[\w*.-]{6,}|[\w.-]{0,40}\*{4,}[\w*.\u2026-]*|\beyJ[
 MISPLACED_KEY = (r"(?<![\w./~-])(?:"
                  r"(?!(?:[A-Za-z]*\d{0,4}_)+[A-Za-z]*\d{0,4}\b)(?=\w*\d)(?=\w*[A-Za-z])\w{20,}|"
                  r"[\da-fA-F]{8}(?:-[\da-fA-F]{4}){3}-[\da-fA-F]{12})(?![\w./-])")
+# Several words, a size, a short word or a word-of-words without digits, a path, a host's name.
+HARMLESS = (r"\s|^([\d.:x]{1,12}|\D{1,15}|(--)?[a-z]{1,12}([-_][a-z]{1,12})*|~?/.*|"
+            r"(https?:?/+)?(([a-z\d-]+\.)+[a-z]{2,8}|localhost|\d+(\.\d+){3})(:\d+)?(/v\d)?)$")
+LONG_TEXT = "(a long text)"
 SECRET_HEADER = r"(?i)auth|key|token|secret|cookie|session|pass|pwd|pin\b|login|access|cred|signature"
 
 def redact(text: str, secrets: Sequence[str]) -> str:
@@ -589,11 +594,6 @@ def reason(error: BaseException) -> str:
     """What went wrong, without the path that the caller names anyway."""
     return getattr(error, "strerror", None) or str(error)
 
-# Several words, a size, a short word or a word-of-words without digits, a path, a host's name.
-HARMLESS = (r"\s|^([\d.:x]{1,12}|\D{1,15}|(--)?[a-z]{1,12}([-_][a-z]{1,12})*|~?/.*|"
-            r"(https?:?/+)?(([a-z\d-]+\.)+[a-z]{2,8}|localhost|\d+(\.\d+){3})(:\d+)?(/v\d)?)$")
-LONG_TEXT = "(a long text)"
-
 def as_text(value: Any) -> str:
     """A JSON value as text for a message."""
     if value is None or isinstance(value, str):
@@ -627,11 +627,7 @@ def map_texts(value: Any, change: Callable[[str], str]) -> Any:
         return {change(name): map_texts(item, change) for name, item in list(value.items())[:MAX_MEMBERS]}
     if isinstance(value, list):
         return [map_texts(item, change) for item in value[:MAX_MEMBERS]]
-    if isinstance(value, tuple):
-        return LONG_TEXT
-    return change(value) if isinstance(value, str) else value
-
-UNQUOTABLE = r"[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f]"
+    return change(value) if isinstance(value, str) else LONG_TEXT if isinstance(value, tuple) else value
 
 def quote_config(value: str) -> str:
     """A value for curl's -K file: quoted, escaped, always one physical line (reference: curl's man page)."""
@@ -647,7 +643,7 @@ def quote_path(path: str) -> str:
 def split_size(text: str) -> tuple[int, int] | None:
     """(width, height) of `1536x1024`, None when it is not of that form."""
     match = re.fullmatch(r"([0-9]{1,5})[xX]([0-9]{1,5})", text)
-    return (int(match.group(1)), int(match.group(2))) if match else None
+    return (int(match[1]), int(match[2])) if match else None
 
 def size_fault(width: int, height: int) -> str:
     """Every rule of gpt-image-2 that this size breaks, or an empty text."""
@@ -662,24 +658,18 @@ def size_fault(width: int, height: int) -> str:
 def nearest_size(width: int, height: int, exact: bool = False) -> str:
     """The legal size nearest in edges and shape, the larger one on a tie. exact: of the same shape, or ""."""
     width, height = max(width, 1), max(height, 1)
-
-    def distance(size: tuple[int, int]) -> tuple[float, int]:
-        edges = abs(log(size[0] / width)) + abs(log(size[1] / height))
-        shape = abs(log(size[0] / size[1] * height / width))
-        return (round(edges + shape, 3), -size[0] * size[1])
-
-    fitting = [(w, h) for w in EDGES for h in EDGES
-               if not (exact and w * height != h * width) and not size_fault(w, h)]
-    return "%dx%d" % min(fitting, key=distance) if fitting else ""
+    distances = [(round(abs(log(w / width)) + abs(log(h / height)) + abs(log(w / h * height / width)), 3),
+                  -w * h, w, h) for w in EDGES for h in EDGES
+                 if not (exact and w * height != h * width) and not size_fault(w, h)]
+    return "%dx%d" % min(distances)[2:] if distances else ""
 
 def size_of_ratio(ratio: float, pixels: int) -> str:
     """The legal size closest to this ratio whose area is 80 to 105 % of `pixels`."""
     shape = max(ratio, 1 / ratio)
     pixels = min(pixels, int(MAX_EDGE * MAX_EDGE / shape))  # a long shape meets the longest edge first
-    fitting = [(w, h) for w in EDGES for h in EDGES
-               if 0.8 * pixels <= w * h <= 1.05 * pixels and not size_fault(w, h)]
-    return "%dx%d" % min(fitting, key=lambda size: (round(abs(log(size[0] / size[1] / ratio)), 3),
-                                                   abs(log(size[0] * size[1] / pixels))))
+    distances = [(round(abs(log(w / h / ratio)), 3), abs(log(w * h / pixels)), w, h) for w in EDGES
+                 for h in EDGES if 0.8 * pixels <= w * h <= 1.05 * pixels and not size_fault(w, h)]
+    return "%dx%d" % min(distances)[2:]
 
 # ---- Pictures ------------------------------------------------------------------------------------
 def inspect_picture(stream: BinaryIO) -> Picture | None:
@@ -2258,9 +2248,10 @@ def storage_request(request: Request, response: Response, path: str) -> Request:
 # ---- Transport: how to send ----------------------------------------------------------------------
 # The only part that knows curl. The key travels in a file without a name that is curl's standard input;
 # prompts and bodies travel in files of a private folder, where the response arrives too.
-
 WRITE_OUT = ("%{http_code} %{http_connect} %{size_upload} %{time_pretransfer} %{size_download} "
              "%{size_request}\\n")
+NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # on Windows only an administrator makes links
+BINARY = getattr(os, "O_BINARY", 0)
 
 class CurlFault(NamedTuple):
     """What one of curl's exit codes means."""
@@ -2269,8 +2260,9 @@ class CurlFault(NamedTuple):
     early: bool = False  # before any of the request could leave this machine
     hopeless: bool = False  # the next try would fail in the same way
 
-TOO_LARGE = 63
+STOPPED, TOO_LARGE = -1, 63
 CURL_FAULTS = {  # by exit code; curl's man page, read 2026-11-01. For any other, curl's own message must do.
+    STOPPED: CurlFault("network", "curl was stopped"),  # by whichever signal
     1: CurlFault("config", "curl does not support this kind of URL", hopeless=True),
     2: CurlFault("curl", "curl rejected its options; it may be too old", early=True, hopeless=True),
     3: CurlFault("config", "curl rejected the URL", early=True, hopeless=True),
@@ -2291,7 +2283,6 @@ CURL_FAULTS = {  # by exit code; curl's man page, read 2026-11-01. For any other
     65: CurlFault("network", "the request would have to be repeated, which could charge you twice"),
     77: CurlFault("config", "the file named as cacert cannot be read", early=True, hopeless=True),
 }
-OTHER_FAULT = CurlFault("network", "the transfer failed")
 
 class Exchange(NamedTuple):
     """The files of one transfer, side by side in the command's folder."""
@@ -2308,9 +2299,6 @@ class Outcome(NamedTuple):
     proxy_status: int
     sent: bool  # whether anything of the request left this machine
     message: str
-
-NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # on Windows only an administrator makes links
-BINARY = getattr(os, "O_BINARY", 0)
 
 def private_file(path: str, how: int = os.O_TRUNC) -> BinaryIO:
     """A file to write, an empty one by default, that only its owner can read. No link is followed."""
@@ -2334,9 +2322,8 @@ def curl_config(request: Request, exchange: Exchange) -> str:
     is_local = is_loopback(request.url)
     plain = request.url.startswith("http:") and (request.allow_http or is_local)
     lines = [("globoff", ""), ("silent", ""), ("show-error", ""), ("proto", "=http" if plain else "=https"),
-             ("connect-timeout", f"{min(CONNECT_TIMEOUT, request.timeout):g}"),
-             ("max-time", f"{request.timeout:.3f}"), ("max-filesize", str(request.most_bytes)),
-             ("write-out", WRITE_OUT)]
+             ("connect-timeout", f"{min(CONNECT_TIMEOUT, request.timeout):g}"), ("write-out", WRITE_OUT),
+             ("max-time", f"{request.timeout:.3f}"), ("max-filesize", str(request.most_bytes))]
     if is_local or request.proxy:
         lines.append(("noproxy", "*") if is_local else ("proxy", request.proxy))
     if request.cacert:
@@ -2352,22 +2339,22 @@ def curl_config(request: Request, exchange: Exchange) -> str:
     lines += [("output", exchange.file("answer")), ("dump-header", exchange.file("headers"))]
     return "".join(f"{name} = {quote_config(value)}\n" if value else f"{name}\n" for name, value in lines)
 
-def body_lines(request: Request, exchange: Exchange) -> list[tuple[str, str]]:
+def body_lines(request: Request, exchange: Exchange) -> Iterator[tuple[str, str]]:
     """The lines for the body: JSON from a file, or form parts from a file each; curl interprets no text."""
     if request.body is not None:
-        return [("header", "Content-Type: application/json"), ("data-binary", "@" + exchange.file("body"))]
-    if request.file:
-        own_type = any(name.lower() == "content-type" for name, _ in request.headers)
-        return [("request", request.method), *([] if own_type else [("header", "Content-Type:")]),
-                ("data-binary", "@" + request.file)]
-    lines = []
+        yield "header", "Content-Type: application/json"
+        yield "data-binary", "@" + exchange.file("body")
+    elif request.file:
+        yield "request", request.method
+        if not any(name.lower() == "content-type" for name, _ in request.headers):
+            yield "header", "Content-Type:"
+        yield "data-binary", "@" + request.file
     for number, part in enumerate(request.form):
         content = f"<{quote_path(exchange.file(f'field-{number}'))}"
         if part.path:
             name = f"{part.name.rstrip('[]')}-{number}.{part.content_type.split('/')[-1]}"
             content = f'@{quote_path(part.path)};filename="{name}";type={part.content_type}'
-        lines.append(("form", f"{part.name}={content}"))
-    return lines
+        yield "form", f"{part.name}={content}"
 
 def write_bodies(request: Request, exchange: Exchange) -> None:
     """Write the JSON or the form's texts to the files that curl_config names."""
@@ -2522,15 +2509,10 @@ def read_outcome(exchange: Exchange) -> Outcome:
 
 def read_headers(path: str) -> dict[str, str]:
     """The last block of headers, names in lower case; earlier blocks are 100, 103, a proxy's or redirects."""
-    headers: dict[str, str] = {}
+    block = ""
     with suppress(FileNotFoundError), open(path, encoding="utf-8", errors="replace") as stream:
-        for line in stream:
-            name, colon, value = line.partition(":")
-            if line.startswith("HTTP/"):
-                headers = {}
-            elif colon:
-                headers[name.strip().lower()] = value.strip()
-    return headers
+        block = re.split("(?m)^HTTP/.*", stream.read())[-1]
+    return {name.strip().lower(): value.strip() for name, value in re.findall("(?m)^(.*?):(.*)", block)}
 
 def transport_failure(outcome: Outcome, request: Request) -> Failure | None:
     """The failure of a transfer that returned no complete response, else None."""
@@ -2541,10 +2523,8 @@ def transport_failure(outcome: Outcome, request: Request) -> Failure | None:
                        "Check the proxy's address and password.", "no", retryable=True, next_step="fix")
     if outcome.exit_code == 0:
         return None
-    fault = CURL_FAULTS.get(outcome.exit_code, OTHER_FAULT)
-    if outcome.exit_code < 0:
-        fault = OTHER_FAULT._replace(sentence="curl was stopped")
-    elif outcome.exit_code == 28 and outcome.sent:
+    fault = CURL_FAULTS.get(max(outcome.exit_code, STOPPED), CurlFault("network", "the transfer failed"))
+    if outcome.exit_code == 28 and outcome.sent:
         fault = fault._replace(sentence=f"no reply within {request.timeout:g} s")
     elif outcome.exit_code == 1 and outcome.sent:
         fault = CURL_FAULTS[8]
@@ -3470,26 +3450,22 @@ def with_meaning(request: Request, response: Response) -> Response:
     images, stray = images_in(document)
     beside = {name: json_path(document, name) for name in ("b64_json", "data", "images", "outputs")}
     task = task_id(document) or (response.status == 202 and response.headers.get("location"))
-    meaning = "nothing"
-    if not is_good or (response.error and not find_images(beside)):
-        meaning = "error"  # where images stand beside it, it is only a warning
-    elif images:
-        meaning = "images"
-    elif task and (response.status == 202 or task_status(document) in WAITING or request.tasks):
-        meaning = "pending"
-    elif task_field(document, ("response_url",)):
-        meaning = "linked"
-    elif request.purpose != "create" and (document is not None or request.file or request.purpose == "poll"):
-        meaning = "accepted"  # this step needs no image
+    is_read = document is not None or request.file or request.purpose == "poll"
+    meanings = {  # the first that holds counts; where images stand beside an error, it is only a warning
+        "error": not is_good or (response.error and not find_images(beside)),
+        "images": images,
+        "pending": task and (response.status == 202 or task_status(document) in WAITING or request.tasks),
+        "linked": task_field(document, ("response_url",)),
+        "accepted": request.purpose != "create" and is_read}  # this step needs no image
+    meaning = next((name for name, holds in meanings.items() if holds), "nothing")
     return response._replace(images=tuple(images), stray=stray, meaning=meaning)
 
 def unpack_file(path: str, limit: int) -> None:
     """Unpack a compressed body, whatever its headers say; one that unpacks to far too much stays as it is."""
     with open(path, "rb") as packed:
-        bits = packing(packed.read(LONG_STRING))
+        bits, size = packing(packed.read(LONG_STRING)), os.fstat(packed.fileno()).st_size
         if not bits:
             return
-        size = os.fstat(packed.fileno()).st_size
         room = min(limit, MAX_UNPACKED * size + BLOCK)
         with private_file(path + ".plain") as plain:
             for piece in unpacked((block for _, block in file_blocks(packed, 0, size)), bits):
@@ -3504,18 +3480,14 @@ def unpack_file(path: str, limit: int) -> None:
 def packing(start: bytes) -> int:
     """How a file that begins like this is compressed: zlib's wbits (31, 15 or -15), or 0 if it is not."""
     import io
-    if is_readable(start) or inspect_picture(io.BytesIO(start)):
-        return 0
-    for bits in (31, 15, -15):
+    for bits in (0, 31, 15, -15):
         with suppress(zlib.error):
-            head = zlib.decompressobj(bits).decompress(start, HEAD)
-            if head and (bits == 31 or is_readable(head) or inspect_picture(io.BytesIO(head))):
+            head = zlib.decompressobj(bits).decompress(start, HEAD) if bits else start
+            if (head and bits == 31) or READABLE.match(head) or inspect_picture(io.BytesIO(head)):
                 return bits
     return 0
 
-def is_readable(start: bytes) -> bool:
-    """Whether a body begins like JSON, a web page or events."""
-    return re.match(rb"(\xef\xbb\xbf)?\s*([{\[<]|(event|data|id|retry)?:)", start) is not None
+READABLE = re.compile(rb"(\xef\xbb\xbf)?\s*([{\[<]|(event|data|id|retry)?:)")  # JSON, a web page or events
 
 def read_document(path: str) -> tuple[Any, str, bool]:
     """(JSON with long strings as Spans, "", whether it broke off), or (None, the first characters, False)."""
@@ -3528,7 +3500,7 @@ def read_document(path: str) -> tuple[Any, str, bool]:
             start = stream.read(HEAD)
         text = start.decode("utf-8", "replace") + (CUT_MARK if len(start) == HEAD else "")
         sign = start.lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
-        if not is_readable(start) or sign == b"<":
+        if not READABLE.match(start) or sign == b"<":
             return None, text, False
         everything = [(0, os.fstat(stream.fileno()).st_size)]
         if sign in (b"{", b"["):
@@ -3542,9 +3514,6 @@ def read_document(path: str) -> tuple[Any, str, bool]:
             if images_in(document)[0]:
                 return document, "", True
         return None, text, False
-
-# A string, or what stands for a long one that stays in the file.
-STRING = rb'"[^"\\]*(?:\\.[^"\\]*)*"|\{"%s":\[\d+,\d+\]\}'
 
 def parse_json(stream: BinaryIO, ranges: Sequence[tuple[int, int]], broken: bool = False) -> Any:
     """The JSON in ranges of a file, long strings as Spans; ValueError or RecursionError if it is not JSON.
@@ -3566,7 +3535,8 @@ def parse_json(stream: BinaryIO, ranges: Sequence[tuple[int, int]], broken: bool
     text = json_skeleton(blocks, mark, broken)
     if not broken:
         return load_json(text, revive)
-    string = STRING % mark.encode()
+    # A string, or what stands for a long one that stays in the file.
+    string = rb'"[^"\\]*(?:\\.[^"\\]*)*"|\{"%s":\[\d+,\d+\]\}' % mark.encode()
     for closed in completed(text, string):
         with suppress(ValueError):
             return load_json(closed, revive)
@@ -3615,54 +3585,39 @@ def whole_images(stream: BinaryIO, begin: int, end: int) -> list[Image]:
 
 def file_blocks(stream: BinaryIO, begin: int, end: int) -> Iterator[tuple[int, bytes]]:
     """(offset, bytes) of a range, a block at a time; others may move the file's position in between."""
-    while begin < end:
-        stream.seek(begin)
-        block = stream.read(min(BLOCK, end - begin))
-        if not block:
-            return
-        yield begin, block
-        begin += len(block)
+    for start in range(begin, end, BLOCK):
+        stream.seek(start)
+        yield start, stream.read(min(BLOCK, end - start))
 
 def occurrences(stream: BinaryIO, mark: bytes, begin: int, end: int) -> Iterator[int]:
     """The positions of the mark in a range of a file."""
     tail = b""
     for offset, block in file_blocks(stream, begin, end):
         text, base = tail + block, offset - len(tail)
-        position = text.find(mark)
-        while position >= 0:
-            yield base + position
-            position = text.find(mark, position + 1)
+        yield from (base + found.start() for found in re.finditer(re.escape(mark), text))
         tail = text[max(0, len(text) + 1 - len(mark)):]
 
-STRING_MARK, OPENING_QUOTE = re.compile(rb'["\\]'), re.compile(rb'"')
-
 def json_skeleton(blocks: Iterable[tuple[int, bytes]], mark: str, broken: bool = False) -> bytes:
-    """JSON in which {mark: [start, end]}, the place in the file, stands for every string longer than 64 KB.
-    broken: also for the last one, if its closing quote is missing."""
-    skeleton, opened = bytearray(), -1  # opened: where the current string begins in the file
-    kept = 0  # where the current string begins in the skeleton
-    skip = 0  # bytes of an escape that continues in the next block
-    base, block = 0, b""
+    """JSON where {mark: [start, end]} stands for each string over 64 KB; broken: for an open last one too."""
+    quote_mark, quote_or_escape = re.compile(b'"'), re.compile(rb'(?s)"|\\.?')
+    skeleton, opened, kept = bytearray(), -1, 0  # where the open string begins in the file, in the skeleton
+    base, block, skip = 0, b"", 0  # skip: bytes of an escape that continues in the next block
     for base, block in blocks:
-        cursor = skip
         skeleton += block[:skip]
-        skip = 0
-        while cursor < len(block):
-            sign = (STRING_MARK if opened >= 0 else OPENING_QUOTE).search(block, cursor)
-            end = sign.end() if sign else len(block)
-            skeleton += block[cursor:end]
-            cursor = end
-            if sign and sign.group() == b"\\":
-                skeleton += block[cursor:cursor + 1]
-                skip = max(0, cursor + 1 - len(block))
-                cursor += 1
+        end, skip = skip, 0
+        while end < len(block):
+            sign = (quote_or_escape if opened >= 0 else quote_mark).search(block, end)
+            begin, end = end, sign.end() if sign else len(block)
+            skeleton += block[begin:end]
+            if sign and sign.group() != b'"':
+                skip = 2 - len(sign.group())
             elif sign and opened < 0:
                 opened, kept = base + end, len(skeleton)
             elif sign:
                 if base + end - 1 - opened > LONG_STRING:
                     skeleton[kept - 1:] = b'{"%s":[%d,%d]}' % (mark.encode(), opened, base + end - 1)
                 opened = -1
-            if opened >= 0 and base + cursor - opened > LONG_STRING:
+            if opened >= 0 and base + end - opened > LONG_STRING:
                 del skeleton[kept:]
         if len(skeleton) > MAX_SKELETON:
             raise ValueError("too much JSON beside the images")
@@ -3753,9 +3708,8 @@ def event_document(stream: BinaryIO) -> tuple[dict[str, Any], bool]:
         if event.data is not None:
             events.append({"type": event.type} if event.is_preview else event.data)
     finished = finished or [("", image) for image in images_in_words(words)]
-    if error and not finished:
-        return {"error": error, "events": events}, broken
-    return {"data": without_repeats(finished), "usage": usage, "events": events}, broken
+    body = {"error": error} if error and not finished else {"data": without_repeats(finished), "usage": usage}
+    return {**body, "events": events}, broken
 
 def without_repeats(finished: Sequence[tuple[str, Image]]) -> list[Image]:
     """The images of a stream without those that an event of another type repeats, as a final summary does."""
@@ -3763,8 +3717,8 @@ def without_repeats(finished: Sequence[tuple[str, Image]]) -> list[Image]:
     types: dict[bytes, str] = {}
     images = []
     for type_, image in finished:
-        content = (image.path or image.url).encode() or b"".join(
-            hashlib.sha256(block).digest() for block in base64_blocks(image.base64))
+        digests = (hashlib.sha256(block).digest() for block in blocks_of(image.base64))
+        content = (image.path or image.url).encode() or b"".join(digests)
         if types.setdefault(content, type_) == type_:
             images.append(image)
     return images
@@ -3772,17 +3726,15 @@ def without_repeats(finished: Sequence[tuple[str, Image]]) -> list[Image]:
 # Where relays put images, in the order of search; the first member that holds any wins.
 IMAGE_KEYS = ("b64_json", "url", "image_url", "data", "images", "result", "outputs", "output", "resultJson",
               "resultUrls", "choices", "message", "delta", "content", "text", "item", "response", "body")
-# A URL, or base64 that begins like a PNG, JPEG, WebP, GIF or SVG.
+# A data: URL, or base64 that begins like a PNG, JPEG, WebP, GIF or SVG.
 DATA_URL = r"(?i:data:[\w./+-]*[;,])"
 IMAGE_START = DATA_URL + r"|(?:iVBORw0KGgo|/9j/|UklGR|R0lGOD|PHN2Zy|PD94bW)[A-Za-z0-9+/_=\s-]{20}"
-PLAIN_IMAGE = rf"\s*(?:(?i:https?://)|{IMAGE_START})"
 IMAGE_END = r"\.(?:png|jpe?g|webp|gif|svg)(?![\w/.-])(?:[?#][^\s<>()\"'\\]*)?"
 IMAGE_PATH = r"(?://[^\s/]+/)?[^\s<>\"\\:]*" + IMAGE_END  # of an address without a host
 ANY_PATH = r"\.{0,2}[/?][^\s<>\"\\]+|[^\s<>\"\\:]+/[^\s<>\"\\]*|" + IMAGE_PATH  # where only an address can be
 # A data: URL, an address in angle brackets, or a plain one, which may hold brackets.
 MARKDOWN_LINK = (r"\]\(\s{0,9}(?:<?(data:image/[^()>\"'\\]*)(?=[)>\"'])|<([^<>\s][^<>\r\n]*)>|"
                  r"((?:[^\s()<>]|\([^\s()<>]*\))+)(?=[\s)]))")
-IMAGE_ADDRESS = r"(?i)https?://[^\s/<>()\"'\\]+/[^\s<>()\"'\\:]*" + IMAGE_END  # in words
 # Members with such names repeat the request, or show what is not a result.
 NO_RESULT = "(?i)prompt|input|mask|source_image|init|reference|request|partial|preview|thumb|avatar|logo|icon"
 
@@ -3811,11 +3763,11 @@ def image_text(text: str | Span, name: str) -> list[Image]:
     if isinstance(text, Span):
         return [Image(base64=text)] if text.is_image() else []
     text = text.strip()
-    if re.match(PLAIN_IMAGE, text):
-        return [Image(url=text) if text[:1] in "hH" else Image(base64=text)]
+    if re.match(IMAGE_START, text):
+        return [Image(base64=text)]
     paths = ANY_PATH if name in ("url", "image_url") else IMAGE_PATH
     is_path = name not in ("message", "response", "body") and re.fullmatch(paths, text)
-    return [Image(url=text)] if is_path else []
+    return [Image(url=text)] if is_path or re.match("(?i)https?://", text) else []
 
 def images_under(key: str, value: Any, depth: int, stray: bool) -> list[Image]:
     """The images in one member of an object."""
@@ -3845,7 +3797,7 @@ def stray_images(text: str | Span) -> list[Image]:
     words = (text.head if isinstance(text, Span) else text.strip()).replace("\\/", "/")
     if re.match(IMAGE_START, words):
         return [Image(base64=text)]
-    links = dict.fromkeys(re.findall(IMAGE_ADDRESS, words))
+    links = dict.fromkeys(re.findall(r"(?i)https?://[^\s/<>()\"'\\]+/[^\s<>()\"'\\:]*" + IMAGE_END, words))
     return images_in_words(text) or [Image(url=link) for link in links]
 
 def inner_json(value: Any) -> Any:
@@ -3867,9 +3819,7 @@ def task_field(document: Any, names: Sequence[str]) -> str:
     values = [json_path(node, name) for name in names for node in nodes]
     return next((str(value) for value in values if value and type(value) in (str, int)), "")
 
-def task_id(document: Any) -> str:
-    """The id of the task that a response speaks of."""
-    return task_field(document, ("task_id", "taskId", "id", "request_id"))
+task_id = partial(task_field, names=("task_id", "taskId", "id", "request_id"))  # of a response
 
 def task_status(document: Any) -> str:
     """Its status, in lower case."""
@@ -3877,44 +3827,32 @@ def task_status(document: Any) -> str:
 
 def server_error(document: Any) -> ServerError | None:
     """The error in a response, None when there is none."""
-    errors = (envelope(document) for envelope in ENVELOPES if isinstance(document, dict))
-    return next(filter(None, errors), None)
-
-def forwarded_error(document: dict[str, Any]) -> ServerError | None:
-    """RunAPI: `{"response": {"status": 400, "body": ...}}` around another server's response."""
     status, body = json_path(document, "response", "status"), json_path(document, "response", "body")
-    if not isinstance(status, int) or status < 400:
-        return None
-    error = server_error(body) or ServerError(as_text(body))
-    return error._replace(code=error.code or "task_failed")
+    if isinstance(status, int) and status >= 400:  # RunAPI, around another server's response
+        error = server_error(body) or ServerError(as_text(body))
+        return error._replace(code=error.code or "task_failed")
+    return error_member(document) or error_status(document)
 
-def error_object(document: dict[str, Any]) -> ServerError | None:
-    """OpenAI, Azure and most relays: `{"error": {"message": ..., "code": ...}}`, some inside data."""
-    error = document.get("error") or json_path(document, "data", "error")
-    if not isinstance(error, dict) or not any(error.values()):  # some relays always have the member
-        return None
-    message = as_text(error.get("message") or error.get("msg") or error)
-    stage = as_text(json_path(error, "moderation_details", "moderation_stage"))
-    code = as_text(error.get("code")) or error_code(document)
-    return ServerError(message + flagged(error, stage), code, as_text(error.get("type")), stage)
-
-def error_text(document: dict[str, Any]) -> ServerError | None:
-    """`{"error": "..."}`, with details in an object `errors` (both RunAPI), or a text inside data."""
-    error = document.get("error") or json_path(document, "data", "error")
+def error_member(document: Any) -> ServerError | None:
+    """Most: `{"error": {"message": ..., "code": ...}}` or a text, some inside data; RunAPI: `errors` too."""
+    error = json_path(document, "error") or json_path(document, "data", "error")
+    code, details = error_code(document), json_path(document, "errors")
+    if isinstance(error, dict) and any(error.values()):  # some relays always have the member
+        message = as_text(error.get("message") or error.get("msg") or error)
+        stage = as_text(json_path(error, "moderation_details", "moderation_stage"))
+        own_code, type_ = as_text(error.get("code")), as_text(error.get("type"))
+        return ServerError(message + flagged(error, stage), own_code or code, type_, stage)
     message = "" if isinstance(error, dict) else as_text(error)
-    if isinstance(document.get("errors"), dict):
-        message = f"{message}: {as_text(document['errors'])}"
-    return ServerError(message, error_code(document)) if message else None
+    message += f": {as_text(details)}" if isinstance(details, dict) else ""
+    return ServerError(message, code) if message else None
 
-def error_status(document: dict[str, Any]) -> ServerError | None:
+def error_status(document: Any) -> ServerError | None:
     """Kie, one-api and others: `{"code": 422, "msg": "..."}`, or a task whose status says that it failed."""
     message = task_field(document, ("failMsg", "errorMessage", "message", "msg", "detail"))
     code, status = error_code(document), task_status(document)
     if (message and re.fullmatch(r"[45]\d\d", code)) or status in FAILED:
         return ServerError(message or f"the task ended as {status}", code)
     return None
-
-ENVELOPES = (forwarded_error, error_object, error_text, error_status)  # the first that finds an error counts
 
 def error_code(document: Any) -> str:
     """The code beside an error's message; one that says that all is well does not count."""
@@ -3934,6 +3872,10 @@ def flagged(error: Mapping[str, Any], stage: str) -> str:
 
 MODERATION_CODES = ("moderation_blocked", "content_policy_violation", "contentfilter", "content_filter")
 MODERATION_WORDS = ("safety system", "safety_violations", "moderation", "content policy")
+KIND_OF_CODE = {"server_is_overloaded": "overloaded", "invalid_api_key": "key", "task_failed": "task_failed",
+                "unsupported_country_region_territory": "region"}
+KIND_OF_STATUS = {401: "key", 404: "not_found", 405: "not_found", 413: "too_large", 429: "rate_limit",
+                  **dict.fromkeys((408, 502, 504, 522, 524), "gateway")}
 # Codes and words of OpenAI, one-api, new-api, sub2api and others (their sources, 2026-11), one blank apart.
 QUOTA_WORDS = (r"\binsufficient (\w+ ){0,3}(quota|balance|credits?|funds?)\b|\b(not enough|no|out of) "
                r"(quota|balance|credits?|funds?)\b|\b(quota|balance|credits?|funds?) (\w+ ){0,3}"
@@ -3994,27 +3936,19 @@ def refusal_kind(response: Response, error: ServerError) -> str:
     is_page = response.document is None and "<" in response.text
     has_failed = task_status(response.document) in FAILED
     by_words = status < 500 and "invalid" not in code and any(word in words for word in MODERATION_WORDS)
-    if code in MODERATION_CODES or by_words:
-        return "server" if "temporarily blocked" in words else "moderation"
     may_repeat_prompt = status < 300 and (has_failed or not response.error)
     plain = re.sub(r"[\W_]+", " ", code if may_repeat_prompt else f"{code} {words}")
-    if status == 402 or re.search(QUOTA_WORDS, plain):
-        return "quota"
-    if "organization must be verified" in words:
-        return "verification"
-    by_code = {"server_is_overloaded": "overloaded", "invalid_api_key": "key", "task_failed": "task_failed",
-               "unsupported_country_region_territory": "region"}
-    if code in by_code:
-        return by_code[code]
-    if status in UNREACHED or (status >= 500 and re.search(UNREACHED_WORDS, plain)):
-        return "unavailable"
-    if status == 403:
-        return "blocked" if is_page or "error code: 1010" in words else "forbidden"
-    if status < 300:
-        return "web_page" if is_page else "task_failed" if has_failed else "no_image"
-    by_status = {401: "key", 404: "not_found", 405: "not_found", 413: "too_large", 429: "rate_limit",
-                 408: "gateway", 502: "gateway", 504: "gateway", 522: "gateway", 524: "gateway"}
-    return by_status.get(status, "redirect" if status < 400 else "refused" if status < 500 else "server")
+    kinds = (  # the first that holds counts
+        ("server" if "temporarily blocked" in words else "moderation", code in MODERATION_CODES or by_words),
+        ("quota", status == 402 or re.search(QUOTA_WORDS, plain)),
+        ("verification", "organization must be verified" in words),
+        (KIND_OF_CODE.get(code, ""), code in KIND_OF_CODE),
+        ("unavailable", status in UNREACHED or (status >= 500 and re.search(UNREACHED_WORDS, plain))),
+        ("blocked" if is_page or "error code: 1010" in words else "forbidden", status == 403),
+        ("web_page" if is_page else "task_failed" if has_failed else "no_image", status < 300),
+        (KIND_OF_STATUS.get(status, ""), status in KIND_OF_STATUS), ("redirect", status < 400),
+        ("refused", status < 500), ("server", True))
+    return next(kind for kind, holds in kinds if holds)
 
 def nothing_usable(response: Response) -> str:
     """What arrived instead of an image, shortened."""
@@ -4033,13 +3967,11 @@ def usage_cost(document: Any) -> tuple[dict[str, Any] | None, float | None]:
     """(usage, US dollars): what the server says it cost, else its token counts at OpenAI's list price."""
     nodes = (document, json_path(document, "data"), inner_json(json_path(document, "response", "body")))
     usage = next((node["usage"] for node in nodes if isinstance(json_path(node, "usage"), dict)), None)
-    if usage is None:
-        return None, None
-    if type(usage.get("cost")) in (int, float):
-        return usage, float(usage["cost"])
-    inputs = usage.get("input_tokens_details")
+    cost, inputs = json_path(usage, "cost"), json_path(usage, "input_tokens_details")
+    if type(cost) in (int, float):
+        return usage, float(cost)
     tokens = {"text": json_path(inputs, "text_tokens"), "image": json_path(inputs, "image_tokens"),
-              "output": usage.get("output_tokens")}
+              "output": json_path(usage, "output_tokens")}
     prices = [DOLLARS_PER_TOKEN[name] * count for name, count in tokens.items() if isinstance(count, int)]
     return usage, round(sum(prices), 4) if len(prices) == len(tokens) else None
 
@@ -4069,8 +4001,7 @@ def save_image(image: Image, index: int, target: Target, numbers: Iterator[int],
     part = os.path.join(target.folder, f".{os.path.basename(folder.path)}-{index}.part")
     path = folder.saved_before(index)
     if not path:
-        path = path_given_before_kill(part, target)
-        path = path or save_new(image, part, target, numbers, folder)
+        path = path_given_before_kill(part, target) or save_new(image, part, target, numbers, folder)
         folder.remember_saved(index, path)
     discard(part)
     with suppress(OSError):  # new names survive a loss of power, where the system can (not on Windows)
@@ -4087,13 +4018,12 @@ def save_image(image: Image, index: int, target: Target, numbers: Iterator[int],
 def save_new(image: Image, part: str, target: Target, numbers: Iterator[int], folder: Folder) -> str:
     """The path of the image's new file; the temporary one stays for the caller to remove."""
     # The command's other images, of this run or an earlier one: --overwrite must not replace them.
-    siblings = {folder.saved_before(int(name[6:])) for name in os.listdir(folder.path)
-                if re.fullmatch(r"saved-\d+", name)}
+    others = {folder.saved_before(int(name[6:])) for name in os.listdir(folder.path)
+              if re.fullmatch(r"saved-\d+", name)}
     try:
         picture = decode_to(part, image)
         paths = (picture_path(target, number, picture.format) for number in numbers)
-        return next(path for path in paths
-                    if give_name(part, path, target.overwrite and path not in siblings))
+        return next(path for path in paths if give_name(part, path, target.overwrite and path not in others))
     except BaseException:
         discard(part)
         raise
@@ -4134,40 +4064,36 @@ class Partials:
 
     def look(self, exchange: Exchange) -> None:
         """Save what has arrived since the last look."""
-        path = exchange.file("answer")
-        if not self.job.parameters.get("partial_images") or not os.path.exists(path):
+        if not self.job.parameters.get("partial_images"):
             return
-        with open(path, "rb") as stream:
+        with suppress(FileNotFoundError), open(exchange.file("answer"), "rb") as stream:
             for event in read_events(stream, self.position, growing=True):
                 self.position = event.end
                 if isinstance(event.data, dict) and event.is_preview:
-                    self.save(event.data)
+                    self.publish(event.data)
 
-    def save(self, data: Mapping[str, Any]) -> None:
-        """One partial image, in place of an older one of that name; a problem with it is only a warning."""
-        target, index = self.job.target, data.get("partial_image_index")
+    def publish(self, data: Mapping[str, Any]) -> None:
+        """One partial image, in place of an older one of this command; a problem is only a warning."""
+        target, most = self.job.target, self.job.parameters["partial_images"]
+        index = data.get("partial_image_index")
         name = f"{target.stem}.partial-{index if type(index) is int else len(self.names)}"
         try:
             picture = decode_to(self.part, find_images(data)[0])
-            self.publish(os.path.join(target.folder, name + SUFFIXES[picture.format][0]))
+            path = os.path.join(target.folder, name + SUFFIXES[picture.format][0])
+            if len(self.names | {path}) > self.job.n * (most if type(most) is int else MAX_PARTIALS):
+                raise OSError("more arrived than you asked for")
+            self.names.add(path)
+            self.made.append(file_mark(self.part, path))
+            with private_file(self.record, os.O_APPEND) as stream:  # never emptied, not even for a moment
+                stream.write(os.fsencode(self.made[-1] + "\n"))
+            if give_name(self.part, path, self.is_own(path)):
+                self.console.note(f"partial image: {path}")
+            else:
+                self.console.warn(f"{path} already exists; the partial image is not saved")
         except (OSError, IndexError, Failure) as problem:
             self.console.warn(f"cannot save a partial image: {problem}")
         with suppress(OSError):
             discard(self.part)
-
-    def publish(self, path: str) -> None:
-        """Give the finished file its name. A file that this command did not make stays."""
-        names, most = self.names | {path}, self.job.parameters["partial_images"]
-        if len(names) > self.job.n * (most if type(most) is int else MAX_PARTIALS):
-            raise OSError("more arrived than you asked for")
-        self.names = names
-        self.made.append(file_mark(self.part, path))
-        with private_file(self.record, os.O_APPEND) as stream:  # never emptied, not even for a moment
-            stream.write(os.fsencode(self.made[-1] + "\n"))
-        if give_name(self.part, path, self.is_own(path)):
-            self.console.note(f"partial image: {path}")
-        else:
-            self.console.warn(f"{path} already exists; the partial image is not saved")
 
     def is_own(self, path: str) -> bool:
         """Whether there is a file of this command, still as it was made."""
@@ -4205,23 +4131,20 @@ def give_name(part: str, path: str, overwrite: bool) -> bool:
 def copy_image(image: Image, sink: BinaryIO) -> None:
     """Write the image's bytes, a block at a time."""
     if image.path:
-        import shutil
-        with open(image.path, "rb") as source:
-            shutil.copyfileobj(source, sink, BLOCK)
+        sink.writelines(blocks_of(Span(image.path, 0, os.path.getsize(image.path))))
         return
     try:
-        decode_base64(unescaped(base64_blocks(image.base64)), sink)
+        decode_base64(unescaped(blocks_of(image.base64)), sink)
     except ValueError:
         raise Failure("broken_image", "the image's base64 is broken") from None
 
-def base64_blocks(source: str | Span) -> Iterator[bytes]:
-    """Blocks of a base64 text that is in memory or in a range of a file."""
+def blocks_of(source: str | Span) -> Iterator[bytes]:
+    """Blocks of what is in memory or in a range of a file."""
     if isinstance(source, str):
         yield source.encode("utf-8", "replace")
-        return
-    with open(source.path, "rb") as stream:
-        for _, block in file_blocks(stream, source.start, source.end):
-            yield block
+    else:
+        with open(source.path, "rb") as stream:
+            yield from (block for _, block in file_blocks(stream, source.start, source.end))
 
 def unescaped(blocks: Iterator[bytes]) -> Iterator[bytes]:
     """The JSON escapes resolved that base64 may have: PHP writes `\\/`, some servers write `\\n` every 76."""
