@@ -250,7 +250,9 @@ class TargetTroubleTest(ProgramCase):
             command = ("a fox", "-o", f"{number}.png")
             self.kill_at_request(self.start_generate(*command, env=env))
             (folder,) = self.tmp.glob("gpt-image-2-*")
-            self.assertEqual(folder.stat().st_mode & 0o777, 0o700)
+            self.assertEqual(len(list((folder / "requests").glob("*-*"))), 1)
+            for each in (folder, folder / "requests"):
+                self.assertEqual(each.stat().st_mode & 0o777, 0o700, each)
             self.assertIn("a fox", self.finish(self.start_program("config", env=env)).stdout)
             self.saved_file(self.finish(self.start_generate(*command, env=env)))
             self.assertEqual(len(self.server.posts), 1)

@@ -187,6 +187,49 @@ class UnsafePlaceTest(PrivateCase):
                 self.check_unused(f"{row.advice} {place}" if row.advice else f"{place} ")
                 self.assertEqual(place.stat().st_mode & 0o7777, row.mode)  # nothing is changed behind one's back
 
+    def test_receipts_that_others_could_change_are_not_believed(self) -> None:
+        made, elsewhere = self.world.receipts, self.root / "elsewhere"
+        acts: dict[str, tuple[Callable[[], Any], str]] = {
+            "for all": (lambda: made.chmod(0o777), f"chmod 700 {made}"),
+            "for a group": (lambda: made.chmod(0o770), f"chmod 700 {made}"),
+            "a link": (lambda: (made.rename(elsewhere), made.symlink_to(elsewhere)), f"{made} is a link"),
+            "of somebody else": (lambda: self.give_away(made), "belongs to another user")}
+        for name, (act, words) in acts.items():
+            if name == "of somebody else" and not IS_ROOT:
+                continue
+            with self.fresh(name):
+                self.assert_succeeded(self.again())
+                act()
+                before = [(path.name, path.read_bytes()) for path in made.iterdir()]
+                result = self.again()
+                self.assert_succeeded(result)
+                self.assertEqual(len(self.server.posts), 2, result.stderr)
+                self.assertIn(f"{made} is not used", result.stderr)
+                self.assertIn(words, result.stderr)
+                self.assertIn("the same command will buy another picture", result.stderr)
+                self.assertEqual([(path.name, path.read_bytes()) for path in made.iterdir()], before)
+            if made.is_symlink():
+                made.unlink()
+
+    def test_receipt_that_is_a_link_or_somebody_elses_is_not_believed(self) -> None:
+        def link(receipt: Path) -> None:
+            receipt.rename(self.root / "kept")
+            receipt.symlink_to(self.root / "kept")
+
+        for act in (link, *([self.give_away] if IS_ROOT else [])):
+            with self.fresh(act.__name__):
+                self.assert_succeeded(self.again())
+                receipt, = self.world.receipts.glob("*.json")
+                act(receipt)
+                kept = receipt.read_bytes()
+                result = self.again()
+                self.assert_succeeded(result)
+                self.assertEqual(len(self.server.posts), 2, result.stderr)
+                self.assertIn("is ignored", result.stderr)
+                if act is link:
+                    self.assertEqual((self.root / "kept").read_bytes(), kept)
+                self.assertEqual((self.again().stderr.count("made before"), len(self.server.posts)), (1, 2))
+
     def test_nothing_is_made_in_an_unsafe_place(self) -> None:
         for name, env in (("home", None), ("shared", {"XDG_STATE_HOME": str(self.root / "shared")})):
             with self.fresh(name):
