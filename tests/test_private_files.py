@@ -99,6 +99,24 @@ class HalfRemovedTest(PrivateCase):
         self.saved_file(self.generate("another"))
         self.assertEqual(self.journal(), [])
 
+    def test_same_command_where_the_folder_could_not_be_renamed(self) -> None:
+        """Nobody works on the half-removed folder, so there is nobody to wait for."""
+        self.killed_while_removed("program.remove_tree = die\ndef fail(*values): raise OSError(1, 'no')\n"
+                                  "os.rename = fail")
+        self.assertEqual((self.again().stderr.count("made before"), len(self.server.posts)), (1, 1))
+        (self.work / "out.png").unlink()
+        self.saved_file(self.again())
+        self.assertEqual((self.journal(), len(self.server.posts)), ([], 2))
+
+    def test_killed_before_its_folder_has_an_owner(self) -> None:
+        lines = ("real = program.journal_lock\n"
+                 "program.journal_lock = lambda folder, name, create=False: (\n"
+                 "    die() if create and name == 'owner' else real(folder, name, create))")
+        self.assertEqual(self.changed(lines, "generate", *self.access(), "a fox", "-o", "out.png"), -9)
+        self.assertEqual((len(self.journal()), self.server.posts), (1, []))
+        self.saved_file(self.again())
+        self.assertEqual((self.journal(), len(self.server.posts)), ([], 1))
+
     def test_killed_while_an_old_one_is_forgotten(self) -> None:
         self.leave_unfinished()
         os.utime(str(self.folder()), (0, 0))
