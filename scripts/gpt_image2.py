@@ -2853,7 +2853,7 @@ def adopt_folder(root: str, identity: Identity, fresh: bool, console: Console) -
         path = os.path.join(root, entry)
         if entry.startswith(identity.fingerprint) and fcntl and is_safe(path, console, 0o077):
             record = request_record(path, console)
-            if record is not None and os.path.lexists(os.path.join(path, "owner")):  # not half made or removed
+            if record is not None and os.path.lexists(os.path.join(path, "owner")):  # else half made
                 (same if record.get("output", identity.output) == identity.output else others).append(path)
     if fresh:
         for path in same + others:
