@@ -2833,7 +2833,7 @@ def same_requests(root: str, identity: Identity, console: Console) -> tuple[list
         path = os.path.join(root, entry)
         if entry.startswith(identity.fingerprint) and fcntl and is_safe(path, console, 0o077):
             record = request_record(path, console)
-            if record is not None:
+            if record is not None and os.path.lexists(os.path.join(path, "owner")):  # else half made
                 (same if record.get("output", identity.output) == identity.output else others).append(path)
     return same, others
 

@@ -325,7 +325,8 @@ class ProgramCase(unittest.TestCase):
 
     def forget(self) -> None:
         """Let the program forget what it has made, so that a command may be a new purchase."""
-        shutil.rmtree(str(self.world.receipts), True)
+        for folder in (self.world.receipts, *self.tmp.glob("gpt-image-2-*/made")):
+            shutil.rmtree(str(folder), True)
 
     def journal(self) -> list[str]:
         """Return the names of the unfinished requests."""

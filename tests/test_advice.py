@@ -36,6 +36,7 @@ class AdviceCase(ProgramCase):
     def sent(self, *words: str, env: dict[str, str | None] | None = None) -> dict[str, Any]:
         """The fields of the one request of a command that worked."""
         self.server.reset()
+        self.forget()
         result = self.try_command(*words, env=env)
         self.assertEqual(result.exit_code, 0, result.stderr)
         return self.only_post().fields

@@ -37,7 +37,7 @@ class AnswersBecomeFilesTest(ProgramCase):
         table = [(spelling, image) for spelling in ("plain", "data-url", "newlines", "slashes", "unpadded")
                  for image in (SMALL, LARGE, LARGE + b"\0")]
         for spelling, image in (*table, ("plain", HUGE), ("slashes", HUGE), ("newlines", draw_webp(9, 9))):
-            with self.subTest(f"{spelling} {len(image)}"):
+            with self.fresh(f"{spelling} {len(image)}"):
                 self.server.plan(Answer(image=image, spelling=spelling))
                 saved = self.saved_file(self.generate_inside(PROMPT, "-o", "a.png", "--overwrite"))
                 self.assertEqual(saved.read_bytes(), image)
@@ -45,7 +45,7 @@ class AnswersBecomeFilesTest(ProgramCase):
     def test_sent_in_pieces(self) -> None:
         for name, answer in (("chunked", Answer(image=LARGE, chunked=True)),
                              ("slowly", Answer(image=SMALL, chunked=True, trickle=0.01))):
-            with self.subTest(name):
+            with self.fresh(name):
                 self.server.plan(answer)
                 self.assertEqual(self.saved_file(self.generate_inside(PROMPT)).read_bytes(), answer.image)
 
@@ -63,13 +63,13 @@ class AnswersBecomeFilesTest(ProgramCase):
 
     def test_content_type_does_not_matter(self) -> None:
         for kind in ("text/plain", "application/octet-stream", "text/html"):
-            with self.subTest(kind):
+            with self.fresh(kind):
                 self.server.plan(Answer(image=SMALL, content_type=kind))
                 self.assertEqual(self.saved_file(self.generate_inside(PROMPT)).read_bytes(), SMALL)
 
     def test_mark_and_white_space_around_the_object(self) -> None:
         for prefix in (b"\xef\xbb\xbf", b" \r\n\t", b"\n" * 9000):  # the last: signs of life of a patient gateway
-            with self.subTest(prefix):
+            with self.fresh(prefix):
                 self.server.plan(Answer(body=prefix + data(encoded(SMALL)) + b"\n"))
                 self.assertEqual(self.saved_file(self.generate_inside(PROMPT)).read_bytes(), SMALL)
 
@@ -79,7 +79,7 @@ class AnswersBecomeFilesTest(ProgramCase):
         for name, more in (("envelope", {"error": {"message": text, "code": "moderation_blocked"}}),
                            ("words", {"error": text}), ("status", {"status": "failed", "failMsg": text}),
                            ("code", {"code": 500, "message": text})):
-            with self.subTest(name):
+            with self.fresh(name):
                 self.server.plan(Answer(body=data(encoded(SMALL), **more)))
                 result = self.generate_inside(PROMPT, "--json", "-o", "a.png", "--overwrite")
                 self.assertEqual((result.exit_code, len(result.json["saved"])), (0, 1), result.stderr)
@@ -87,14 +87,14 @@ class AnswersBecomeFilesTest(ProgramCase):
 
     def test_error_without_words_is_none(self) -> None:
         for error in ({"message": "", "type": "", "param": "", "code": None}, {"code": 0}, {}):
-            with self.subTest(error):
+            with self.fresh(error):
                 self.server.plan(Answer(body=data(encoded(SMALL), error=error)))
                 self.assertEqual(self.generate_inside(PROMPT, "--json", "--overwrite").json["warnings"], [])
 
     def test_small_base64_anywhere(self) -> None:
         for image in (SMALL, draw_jpeg(9, 9), draw_webp(9, 9)):
             for name in ("images", "output", "result"):
-                with self.subTest(f"{name} {image[:4]!r}"):
+                with self.fresh(f"{name} {image[:4]!r}"):
                     self.server.plan(Answer(body=json.dumps({name: [encoded(image)["b64_json"]]}).encode()))
                     result = self.generate_inside(PROMPT, "-o", "a", "--overwrite")
                     self.assertEqual(self.saved_file(result).read_bytes(), image)
@@ -154,7 +154,7 @@ class PicturesBehindUrlsTest(ProgramCase):
     def test_address_as_people_write_it(self) -> None:
         self.server.files["my%20image.png"] = self.server.files["my image.png"] = SMALL
         for url in ("{}/files/my image.png", " {}/files/my%20image.png ", "HTTP{}/files/my%20image.png"):
-            with self.subTest(url):
+            with self.fresh(url):
                 origin = self.server.origin if "HTTP" not in url else self.server.origin[4:]
                 self.server.plan(Answer(body=data({"url": url.format(origin)})))
                 result = self.generate_inside(PROMPT, "-o", "a.png", "--overwrite")
@@ -162,7 +162,7 @@ class PicturesBehindUrlsTest(ProgramCase):
 
     def test_bytes_after_the_end(self) -> None:
         for image in (SMALL + b"x" * 5000, draw_webp(9, 8)[:-1] if len(draw_webp(9, 8)) % 2 == 0 else draw_webp(9, 8)):
-            with self.subTest(image[:4]):
+            with self.fresh(image[:4]):
                 self.server.plan(Answer(as_url=True, image=image))
                 result = self.generate_inside(PROMPT, "-o", "a", "--overwrite")
                 self.assertEqual(self.saved_file(result).read_bytes(), image)
@@ -634,7 +634,7 @@ class HostileTextsOfServersTest(ProgramCase):
 
     def test_key_that_curls_config_escapes(self) -> None:
         for key in ('test"quoted"key-123', "test\\slash\\key-123", "test'key-123"):
-            with self.subTest(key):
+            with self.fresh(key):
                 self.server.plan(Answer(check=False))
                 result = self.generate_inside(PROMPT, "-v", env={"GPT_IMAGE2_API_KEY": key})
                 self.assert_succeeded(result)

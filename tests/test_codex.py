@@ -104,6 +104,7 @@ class CodexOnlyWhenAskedForTest(CodexCase):
         self.server.key = "test-key"
         for env in ({"GPT_IMAGE2_API_KEY": "test-key"}, {"OPENAI_API_KEY": "test-key"}):
             self.server.reset()
+            self.forget()
             result = self.run_inside("generate", "a fox", "--json", "--base-url", self.server.url, env=env)
             self.assertEqual(result.exit_code, 0, result.stderr)
             self.assertEqual(self.only_post().header("Authorization"), "Bearer test-key")
@@ -335,6 +336,7 @@ class CodexRequestTest(CodexCase):
 
     def headers(self) -> Recorded:
         self.server.reset()
+        self.forget()
         self.assertEqual(self.generate_inside().exit_code, 0)
         return self.only_post()
 

@@ -34,6 +34,7 @@ class EditCase(ProgramCase):
     def edited(self, *arguments: str, env: Environment | None = None, **options: Any) -> Recorded:
         """Run one edit that succeeds, inside this process, and return the request that arrived."""
         self.server.requests.clear()
+        self.forget()
         self.saved_file(self.run_inside("edit", *self.access(), *arguments,
                                         env={"GPT_IMAGE2_API_KEY": KEY, **(env or {})}, **options))
         return self.only_post()
@@ -265,7 +266,7 @@ class EditedShapeTest(EditCase):
 
     def test_other_shape_is_told(self) -> None:
         for size, told in (((1024, 1024), True), ((1024, 768), False), ((1536, 1024), True)):
-            with self.subTest(size):
+            with self.fresh(size):
                 self.server.default = Answer(image=draw_png(*size))
                 warnings = self.edit(self.image, PROMPT, "--json").json["warnings"]
                 self.assertEqual(any("different shape" in text for text in warnings), told, warnings)

@@ -250,7 +250,9 @@ class TargetTroubleTest(ProgramCase):
             command = ("a fox", "-o", f"{number}.png")
             self.kill_at_request(self.start_generate(*command, env=env))
             (folder,) = self.tmp.glob("gpt-image-2-*")
-            self.assertEqual(folder.stat().st_mode & 0o777, 0o700)
+            self.assertEqual(len(list((folder / "requests").glob("*-*"))), 1)
+            for each in (folder, folder / "requests"):
+                self.assertEqual(each.stat().st_mode & 0o777, 0o700, each)
             self.assertIn("a fox", self.finish(self.start_program("config", env=env)).stdout)
             self.saved_file(self.finish(self.start_generate(*command, env=env)))
             self.assertEqual(len(self.server.posts), 1)
@@ -278,7 +280,7 @@ class TargetTroubleTest(ProgramCase):
         (self.tmp / f"gpt-image-2-{os.getuid()}").chmod(0o777)
         result = self.generate("a fox", "-o", "x.png", env={"XDG_STATE_HOME": "/proc/nowhere"})
         self.assertEqual(result.exit_code, 0, result.stderr)
-        self.assertIn("if this command is cut off, its image is lost", result.stderr)
+        self.assertIn("this command is not remembered, and its image is lost if it is cut off", result.stderr)
 
     def test_closed_output_does_not_lose_an_image(self) -> None:
         for number, closing in enumerate((">&-", "2>&-", ">&- 2>&-", "<&-", "<&- >&- 2>&-")):
@@ -378,8 +380,11 @@ class PaidPicturesAreKeptTest(ProgramCase):
     def test_fresh_gives_up_what_cannot_be_collected(self) -> None:
         self.server.plan(self.urls("gone.png"))
         self.assertEqual(self.generate_json().exit_code, 7)
-        self.assertEqual((self.generate_json("--fresh").exit_code, self.journal()), (0, []))
-        self.assertEqual((self.generate_json().exit_code, len(self.server.posts)), (0, 3))
+        fresh = self.generate_json("--fresh")
+        self.assertEqual((fresh.exit_code, fresh.json["source"], self.journal()), (0, "bought", []), fresh.stderr)
+        again = self.generate_json()
+        self.assertEqual((again.exit_code, again.json["source"], len(self.server.posts)), (0, "made_before", 2))
+        self.assertEqual(again.json["saved"], fresh.json["saved"])
 
     def test_answer_that_nobody_can_read_is_kept(self) -> None:
         body = b'{"picture":{"bytes":"' + base64.b64encode(b"no picture" * 9000) + b'"}}'

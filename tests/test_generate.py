@@ -260,9 +260,34 @@ class FilesAreNotReplacedTest(ProgramCase):
         self.assertEqual(result.names, ["cat-2.png", "cat-3.png"])
 
     def test_the_same_command_twice(self) -> None:
-        first, second = (self.saved_file(self.generate(PROMPT)) for _ in range(2))
-        self.assertNotEqual(first, second)
-        self.assertTrue(first.exists() and second.exists())
+        first, again = (self.generate(PROMPT, "-o", "cat.png") for _ in range(2))
+        path = self.saved_file(first)
+        self.assertEqual((again.exit_code, again.errors), (0, []), again.stderr)
+        self.assertEqual(again.stdout.splitlines(), first.stdout.splitlines()[1:])  # without the line about HTTP
+        self.assertRegex(again.stderr, r"made before .*nothing was bought now; --fresh buys another take")
+        self.assertNotIn("already exists", again.stderr)
+        self.assertEqual((len(self.server.requests), os.listdir(str(self.work))), (1, ["cat.png"]))
+        before = path.read_bytes()
+        fresh = self.generate(PROMPT, "-o", "cat.png", "--fresh")
+        self.assertEqual((self.saved_file(fresh).name, len(self.server.posts)), ("cat-2.png", 2))
+        self.assertEqual(path.read_bytes(), before)
+
+    def test_the_same_command_after_its_picture_went_or_was_changed(self) -> None:
+        for name, act in (("gone", lambda path: path.unlink()), ("changed", lambda path: path.write_text("mine")),
+                          ("touched", lambda path: os.utime(str(path), (0, 0)))):
+            with self.fresh(name):
+                path = self.saved_file(self.generate_inside(PROMPT, "-o", f"{name}.png"))
+                act(path)
+                again = self.generate_inside(PROMPT, "-o", f"{name}.png")
+                self.assertEqual(self.saved_file(again).name, f"{name}.png" if name == "gone" else f"{name}-2.png")
+                self.assertIn("is gone or was changed", again.stderr)
+                self.assertEqual(len(self.server.posts), 2)
+
+    def test_the_same_picture_in_another_place_is_another_one(self) -> None:
+        for more in ((), ("--size", "1024x1024"), ("--n", "2")):
+            self.assert_succeeded(self.generate_inside(PROMPT, "-o", "cat.png", *more))
+        self.assert_succeeded(self.generate_inside(PROMPT, "-o", "dog.png"))
+        self.assertEqual(len(self.server.posts), 4)
 
     def test_overwrite(self) -> None:
         path = self.file("cat.png", "old")

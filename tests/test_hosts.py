@@ -102,7 +102,7 @@ class ProxyLoginTest(ProxyCase):
     def test_every_variable(self) -> None:
         for name in ("http_proxy", "all_proxy", "ALL_PROXY"):
             for scheme in ("http://", ""):
-                with self.subTest(name + scheme):
+                with self.fresh(name + scheme):
                     result = self.relay("-v", env={"http_proxy": None, name: f"{scheme}{LOGIN}@127.0.0.1:{self.port}"})
                     self.assert_succeeded(result)
                     self.hidden(result)
@@ -341,6 +341,7 @@ class ForeignConfigTest(ProgramCase):
     def test_allowed(self) -> None:
         content = {"base_url": self.server.url, "api_key_command": [self.vault]}
         self.assert_succeeded(self.use(content, 0, 0o600, False))
+        self.forget()
         result = self.use(content, 0, 0o660, False)
         self.assert_succeeded(result)
         self.assertIn("changed by other users", result.stderr)
@@ -439,7 +440,7 @@ class OwnKeyStaysWithOwnAddressTest(ProxyCase):
                 ("named too", [], {**both, "GPT_IMAGE2_BASE_URL": REMOTE}), ("config", ["--config", config], both),
                 ("flag", ["--base-url", REMOTE], both),
                 ("OpenAI's pair wins", [], {**both, "OPENAI_API_KEY": "other-fake-key"})):
-            with self.subTest(name):
+            with self.fresh(name):
                 self.proxy.seen.clear()
                 self.assertTrue(self.generate_there(*arguments, **env).json["ok"])
                 used = "other-fake-key" if "OPENAI_API_KEY" in env else KEY

@@ -84,6 +84,7 @@ class InputCase(ProgramCase):
     def sent(self, *words: str) -> list[bytes]:
         """Return the image parts of an edit that succeeds."""
         self.server.requests.clear()
+        self.forget()
         self.saved_file(self.change(*words))
         return [part.body for part in self.only_post().parts if part.filename is not None]
 
@@ -300,9 +301,10 @@ class OrientationTest(InputCase):
     def test_shape_of_the_answer(self) -> None:
         photo = self.file("a.jpg", turned_jpeg(640, 480, 6))
         for size, told in (((768, 1024), False), ((1024, 768), True)):
-            self.server.default = Answer(image=draw_png(*size))
-            warnings = self.change(photo, PROMPT, "--json").json["warnings"]
-            self.assertEqual(any("different shape" in text for text in warnings), told, warnings)
+            with self.fresh(size):
+                self.server.default = Answer(image=draw_png(*size))
+                warnings = self.change(photo, PROMPT, "--json").json["warnings"]
+                self.assertEqual(any("different shape" in text for text in warnings), told, warnings)
 
     def test_mask_has_the_stored_size(self) -> None:
         photo = self.file("a.jpg", turned_jpeg(64, 48, 6))
@@ -494,10 +496,11 @@ class GifAndSvgComeBackTest(ProgramCase):
         for answer in (Answer(image=SVG, as_url=True, check=False),
                        Answer(body=SVG, content_type="image/svg+xml", check=False),
                        Answer(body=json.dumps({"images": [base64.b64encode(SVG).decode()]}).encode(), check=False)):
-            self.server.default = answer
-            path = self.saved_file(self.generate_inside(PROMPT, "--model", "gpt-image-2.6-flare", "-o", "b.svg",
-                                                        "--overwrite"))
-            self.assertEqual((path.name, path.read_bytes()), ("b.svg", SVG))
+            with self.fresh(answer.content_type, as_url=answer.as_url):
+                self.server.default = answer
+                path = self.saved_file(self.generate_inside(PROMPT, "--model", "gpt-image-2.6-flare", "-o", "b.svg",
+                                                            "--overwrite"))
+                self.assertEqual((path.name, path.read_bytes()), ("b.svg", SVG))
 
     def test_size_of_a_vector_picture_is_none_of_ours(self) -> None:
         self.assertEqual(self.make("a.svg", SVG, "--size", "1024x1024").json["warnings"], [])
@@ -555,9 +558,11 @@ class TransparentBackgroundTest(ProgramCase):
     def warned(self, image: bytes, *arguments: str) -> bool:
         """Return whether the lack of an alpha channel is told, in text and JSON."""
         self.server.default = Answer(image=image, check=False)
-        results = [self.generate_inside(PROMPT, "--background", "transparent", "-o", "a.png", "--model",
-                                        "gpt-image-2.6-flare", *arguments, *form)
-                   for form in ([], ["--json"])]
+        results = []
+        for form in ([], ["--json"]):
+            self.forget()
+            results.append(self.generate_inside(PROMPT, "--background", "transparent", "-o", "a.png", "--model",
+                                                "gpt-image-2.6-flare", *arguments, *form))
         told = ["no alpha channel" in results[0].stderr,
                 any("no alpha channel" in text for text in results[1].json["warnings"])]
         self.assertEqual(told[0], told[1])

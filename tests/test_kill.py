@@ -17,8 +17,8 @@ from os import environ
 from pathlib import Path
 from typing import Any, Callable, Collection, Sequence
 
-from api_server import Answer, draw_png
-from support import KEY, NO_ANSWER, PROGRAM, ProgramCase, World, program
+from api_server import Answer, draw_png, error_body
+from support import KEY, NO_ANSWER, PROGRAM, REFUSED, ProgramCase, World, program
 
 KILL_AT = Path(__file__).resolve().parent / "kill_at.py"
 # The first and the last section of the program between the decision to send and the end, by how their titles begin:
@@ -227,15 +227,40 @@ class KilledAndCollectedTest(KillCase):
                 self.collect(trial, name)
         self.assert_no_orphans()
 
-    def test_interrupted_by_a_person_stops_the_transfer(self) -> None:
-        self.server.plan(Answer(delay=20))
+    def interrupted(self, trial: World) -> str:
+        """The id that `config --forget` wants, from what Ctrl-C says while an image is made."""
+        result = self.kill(self.start_and_wait(trial), signal.SIGINT)
+        self.assertEqual((result.exit_code, len(result.errors)), (130, 1), result.stderr)
+        self.assertIn("the image is still being made. You may be charged", result.errors[0])
+        match = re.search(r"(?m)same command again to get it .* with: .* config --forget (\w+)$", result.stderr)
+        assert match, result.stderr
+        self.assertEqual([name.endswith(match[1]) for name in trial.journal()], [True])
+        return match[1]
+
+    def test_interrupted_by_a_person_stops_the_waiting_not_the_transfer(self) -> None:
+        answered = threading.Event()
+        self.addCleanup(answered.set)
+        self.server.plan(Answer(event=answered))
         trial = self.trial("ctrl-c")
-        child = self.start_and_wait(trial)
-        result = self.kill(child, signal.SIGINT)
-        self.assertEqual(result.exit_code, 130, result.stderr)
-        self.assertIn("You may be charged", result.stderr)
-        self.check_end(trial, [], result.stderr)
+        self.interrupted(trial)
+        pending = self.finish(trial.launch(sys.executable, PROGRAM, "config", "--json")).json["pending"]
+        self.assertEqual([(row["state"], row["at_work"]) for row in pending], [("running", False)])
+        answered.set()
+        again = trial.run("--json")
+        self.assertEqual((again.exit_code, again.json["source"], trial.posts()), (0, "collected", 1), again.stderr)
+        self.check_end(trial, ["out.png"], again.stderr)
         self.assert_no_orphans()
+
+    def test_interrupted_and_given_up_stops_the_transfer_too(self) -> None:
+        self.server.plan(Answer(delay=20))
+        trial = self.trial("forget")
+        name = self.interrupted(trial)
+        result = self.finish(trial.launch(sys.executable, PROGRAM, "config", "--forget", name))
+        self.assertEqual((result.exit_code, result.errors), (0, []), result.stderr)
+        self.assertRegex(result.stdout, rf"^forgot {name}: .*out\.png .*You may be charged")
+        self.check_end(trial, [], result.stdout)
+        self.assert_no_orphans()
+        self.assertEqual((trial.run().exit_code, trial.posts()), (0, 2))
 
     def test_closed_standard_input_does_not_lose_the_lock(self) -> None:
         self.server.plan(Answer(delay=1.0))
@@ -292,17 +317,73 @@ class KilledAndCollectedTest(KillCase):
 
     @unittest.skipUnless(os.path.exists("/dev/full"), "needs /dev/full")
     def test_json_that_could_not_be_told(self) -> None:
+        """The receipt is written first: the same command tells it, and its folder is gone already."""
         trial = self.trial("untold")
         with open("/dev/full", "wb") as full:
-            self.finish(trial.start("--json", stdout=full))
-        self.assertEqual(len(trial.journal()), 1)
-        self.assertEqual((self.names_in_json(trial, "out-b.png"), trial.posts()), (["out.png"], 1))
+            first = self.finish(trial.start("--json", stdout=full))
+        self.assertEqual(first.exit_code, 0, first.stderr)  # everything is on disk
+        self.check_end(trial, ["out.png"], first.stderr)
+        again = trial.run("--json")
+        self.assertEqual((again.exit_code, again.json["source"], trial.posts()), (0, "made_before", 1), again.stderr)
+        self.assertEqual([row["path"] for row in again.json["saved"]], [str(trial.work / "out.png")])
         self.check_end(trial, ["out.png"], "untold")
 
-    def test_two_identical_commands_are_two_requests(self) -> None:
+    def test_identical_commands_at_once_are_one_request(self) -> None:
+        """One buys, the others say that they wait, and all tell the same picture."""
+        answered = threading.Event()
+        self.addCleanup(answered.set)
+        self.server.plan(Answer(event=answered))
+        trial = self.trial("twins")
+        children = [trial.start() for _ in range(4)]
+        said = [self.first_line(child) for child in children]
+        self.assertEqual(sum(line.startswith("Generating with") for line in said), 1, said)
+        self.assertEqual(sum("at work elsewhere; waiting for its picture" in line for line in said), 3, said)
+        self.wait_until(lambda: trial.posts() == 1)
+        answered.set()
+        results = [self.finish(child) for child in children]
+        for line, result in zip(said, results):
+            bought = line.startswith("Generating with")
+            self.assertEqual((result.exit_code, result.names), (0, ["out.png"]), result.stderr)
+            self.assertEqual(("HTTP 200" in result.stdout, "nothing was bought now" in result.stderr),
+                             (bought, not bought), result)
+        self.assertEqual((trial.posts(), len(list(trial.receipts.glob("*.json")))), (1, 1))
+        self.check_end(trial, ["out.png"], "twins")
+
+    def first_line(self, child: subprocess.Popen[bytes]) -> str:
+        """The first line that a running program says on standard error."""
+        assert child.stderr
+        return child.stderr.readline().decode()
+
+    def test_identical_command_takes_over_from_one_that_dies(self) -> None:
+        self.server.plan(Answer(delay=1.0))
+        trial = self.trial("heir")
+        first = self.start_and_wait(trial)
+        second = trial.start("--json")
+        self.assertIn("at work elsewhere", self.first_line(second))
+        self.kill(first)
+        result = self.finish(second)
+        self.assertEqual((result.exit_code, result.json["source"], trial.posts()), (0, "collected", 1), result.stderr)
+        self.check_end(trial, ["out.png"], "heir")
+
+    def test_identical_command_fails_like_the_one_that_it_waits_for(self) -> None:
+        answered = threading.Event()
+        self.addCleanup(answered.set)
+        self.server.plan(Answer(event=answered, status=400, body=error_body("no foxes", "invalid_value")))
+        trial = self.trial("fails")
+        first = self.start_and_wait(trial, "--json")
+        second = trial.start("--json")
+        self.assertIn("at work elsewhere", self.first_line(second))
+        answered.set()
+        one, other = self.finish(first), self.finish(second)
+        self.assertEqual((one.exit_code, other.exit_code, trial.posts()), (REFUSED, REFUSED, 1), other.stderr)
+        self.assertEqual(other.json["error"], one.json["error"])
+        self.assertIn("no foxes", other.json["error"]["message"])
+        self.check_end(trial, [], "fails")
+
+    def test_identical_commands_with_fresh_are_two_requests(self) -> None:
         self.server.plan(Answer(delay=1.0), Answer(delay=1.0))
         trial = self.trial("twice")
-        children = [trial.start(), trial.start()]
+        children = [trial.start("--fresh"), trial.start("--fresh")]
         results = [self.finish(child) for child in children]
         self.assertEqual(([result.exit_code for result in results], trial.posts()), ([0, 0], 2), results)
         self.check_end(trial, ["out-2.png", "out.png"], "twice")

@@ -159,6 +159,7 @@ class OptionsOnTheWireTest(ProgramCase):
         for words in (["--size", "auto"], ["--quality", "auto"], ["--background", "auto"], ["--moderation", "auto"],
                       ["--format", "png"], ["--n", "1"]):
             self.server.reset()
+            self.forget()
             self.assertEqual(self.generate_inside("a fox", *words).exit_code, 0)
             self.assertEqual(set(self.only_post().fields), {"model", "prompt"}, words)
 
@@ -311,8 +312,11 @@ class PlanTest(ProgramCase):
         read = program.read_inputs(job, settings, [])
         self.assertEqual((read.parameters["size"], read.images[1].origin), ("1440x720", "url"))
         self.assertFalse(place.parent.exists())
-        proved = program.prove(job, settings, [], lambda url: self.fox)
-        self.assertEqual([image.origin for image in proved.uploads], ["file"] * 3)
+        fetched = program.fetch_inputs(job, settings, lambda url: self.fox)
+        proved = program.read_inputs(fetched, settings, [])
+        self.assertEqual([(image.origin, bool(image.digest)) for image in proved.uploads], [("file", True)] * 3)
+        self.assertFalse(place.parent.exists())
+        program.probe_folder(proved.target, proved.n, "auto")
         self.assertTrue(place.parent.is_dir())
 
     def test_a_shape_that_waits_for_an_unread_image_waits_on(self) -> None:

@@ -99,6 +99,24 @@ class HalfRemovedTest(PrivateCase):
         self.saved_file(self.generate("another"))
         self.assertEqual(self.journal(), [])
 
+    def test_same_command_where_the_folder_could_not_be_renamed(self) -> None:
+        """Nobody works on the half-removed folder, so there is nobody to wait for."""
+        self.killed_while_removed("program.remove_tree = die\ndef fail(*values): raise OSError(1, 'no')\n"
+                                  "os.rename = fail")
+        self.assertEqual((self.again().stderr.count("made before"), len(self.server.posts)), (1, 1))
+        (self.work / "out.png").unlink()
+        self.saved_file(self.again())
+        self.assertEqual((self.journal(), len(self.server.posts)), ([], 2))
+
+    def test_killed_before_its_folder_has_an_owner(self) -> None:
+        lines = ("real = program.journal_lock\n"
+                 "program.journal_lock = lambda folder, name, create=False: (\n"
+                 "    die() if create and name == 'owner' else real(folder, name, create))")
+        self.assertEqual(self.changed(lines, "generate", *self.access(), "a fox", "-o", "out.png"), -9)
+        self.assertEqual((len(self.journal()), self.server.posts), (1, []))
+        self.saved_file(self.again())
+        self.assertEqual((self.journal(), len(self.server.posts)), ([], 1))
+
     def test_killed_while_an_old_one_is_forgotten(self) -> None:
         self.leave_unfinished()
         os.utime(str(self.folder()), (0, 0))
@@ -187,9 +205,52 @@ class UnsafePlaceTest(PrivateCase):
                 self.check_unused(f"{row.advice} {place}" if row.advice else f"{place} ")
                 self.assertEqual(place.stat().st_mode & 0o7777, row.mode)  # nothing is changed behind one's back
 
+    def test_receipts_that_others_could_change_are_not_believed(self) -> None:
+        made, elsewhere = self.world.receipts, self.root / "elsewhere"
+        acts: dict[str, tuple[Callable[[], Any], str]] = {
+            "for all": (lambda: made.chmod(0o777), f"chmod 700 {made}"),
+            "for a group": (lambda: made.chmod(0o770), f"chmod 700 {made}"),
+            "a link": (lambda: (made.rename(elsewhere), made.symlink_to(elsewhere)), f"{made} is a link"),
+            "of somebody else": (lambda: self.give_away(made), "belongs to another user")}
+        for name, (act, words) in acts.items():
+            if name == "of somebody else" and not IS_ROOT:
+                continue
+            with self.fresh(name):
+                self.assert_succeeded(self.again())
+                act()
+                before = [(path.name, path.read_bytes()) for path in made.iterdir()]
+                result = self.again()
+                self.assert_succeeded(result)
+                self.assertEqual(len(self.server.posts), 2, result.stderr)
+                self.assertIn(f"{made} is not used", result.stderr)
+                self.assertIn(words, result.stderr)
+                self.assertIn("the same command will buy another picture", result.stderr)
+                self.assertEqual([(path.name, path.read_bytes()) for path in made.iterdir()], before)
+            if made.is_symlink():
+                made.unlink()
+
+    def test_receipt_that_is_a_link_or_somebody_elses_is_not_believed(self) -> None:
+        def link(receipt: Path) -> None:
+            receipt.rename(self.root / "kept")
+            receipt.symlink_to(self.root / "kept")
+
+        for act in (link, *([self.give_away] if IS_ROOT else [])):
+            with self.fresh(act.__name__):
+                self.assert_succeeded(self.again())
+                receipt, = self.world.receipts.glob("*.json")
+                act(receipt)
+                kept = receipt.read_bytes()
+                result = self.again()
+                self.assert_succeeded(result)
+                self.assertEqual(len(self.server.posts), 2, result.stderr)
+                self.assertIn("is ignored", result.stderr)
+                if act is link:
+                    self.assertEqual((self.root / "kept").read_bytes(), kept)
+                self.assertEqual((self.again().stderr.count("made before"), len(self.server.posts)), (1, 2))
+
     def test_nothing_is_made_in_an_unsafe_place(self) -> None:
         for name, env in (("home", None), ("shared", {"XDG_STATE_HOME": str(self.root / "shared")})):
-            with self.subTest(name):
+            with self.fresh(name):
                 place = self.root / name
                 place.mkdir(exist_ok=True)
                 place.chmod(0o777)
@@ -345,7 +406,7 @@ class PruneTest(PrivateCase):
     def test_links_below_requests(self) -> None:
         for name in (".gone-x", ".gone-0123-x", "0123-x"):
             for dangling in (False, True):
-                with self.subTest(name, dangling=dangling):
+                with self.fresh(name, dangling=dangling):
                     self.requests.mkdir(parents=True, exist_ok=True)
                     self.requests.chmod(0o700)
                     target = self.root / "target"
@@ -365,6 +426,7 @@ class PruneTest(PrivateCase):
             (self.requests / name).mkdir(mode=0o700)
             (self.requests / name / "owner").symlink_to(self.root / "made")
             os.utime(str(self.requests / name), (0, 0))
+            self.forget()
             self.assert_succeeded(self.again("--overwrite"))
             self.assertFalse((self.root / "made").exists())
 
@@ -600,9 +662,10 @@ class UploadsAreCopiesTest(PrivateCase):
     def test_killed_while_it_was_copied(self) -> None:
         """Half a copy is not taken for one."""
         command = ("edit", *self.access(), "in.png", "a hat", "-o", "hat.png")
-        self.assertEqual(self.changed("os.replace = die", *command), -9)
-        for part in self.folder().glob("input-*"):
-            part.write_bytes(PNG[:50])
+        lines = "real = os.replace\nos.replace = lambda *names: die() if '/input-' in names[0] else real(*names)"
+        self.assertEqual(self.changed(lines, *command), -9)
+        part, = self.folder().glob("input-*")
+        part.write_bytes(PNG[:50])
         self.saved_file(self.run_program(*command, env=ACCESS))
         self.assertEqual(self.files(self.only_post()), [PNG])
 
@@ -645,7 +708,7 @@ class NoLocksTest(PrivateCase):
             with self.subTest(command):
                 result = self.run_inside(*command, *self.access(), "-o", "out.png", "--overwrite", env=ACCESS)
                 self.assert_succeeded(result)
-                self.assertIn("if this command is cut off, its image is lost", result.stderr)
+                self.assertIn("this command is not remembered, and its image is lost if it is cut off", result.stderr)
                 self.assertEqual(self.journal(), [])
         self.assertEqual(len(self.server.posts), 6)
         self.assertEqual(self.run_inside("config", "--json", env=ACCESS).json["pending"], [])

@@ -560,6 +560,7 @@ class JsonResultIsCleanTest(ReadingCase):
     def usage(self, value: str) -> Any:
         """Return what --json says of a `usage`."""
         self.server.reset()
+        self.forget()
         body = b'{"data": [{"b64_json": "%s"}], "usage": %s}' % (text(SMALL).encode(), value.encode())
         self.server.plan(Answer(body=body))
         result = self.generate_inside(PROMPT, "--json", "-o", "u.png", "--overwrite")

@@ -119,7 +119,7 @@ class RelayShapesTest(ProgramCase):
                 "outputs": {"outputs": urls}, "result.images": {"result": {"images": [{"url": [url]} for url in urls]}},
                 "resultJson": {"data": {"resultJson": json.dumps({"resultUrls": urls})}},
                 "Markdown": chat(content=text)}.items():
-            with self.subTest(name):
+            with self.fresh(name):
                 self.server.plan(body(document))
                 result = self.generate_inside("a fox", "--n", "2", "-o", "a.png", "--overwrite")
                 self.assert_succeeded(result)

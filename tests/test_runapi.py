@@ -80,6 +80,7 @@ class RunApiCase(OnRunApi):
         """Set switches of a fresh server and run generate inside this process, with a JSON result."""
         if reset:
             self.server.reset()
+            self.forget()
         for name, value in switches.items():
             setattr(self.server, name, value)
         return self.generate_inside("a fox", "-o", str(self.work / "out.png"), "--json", "--overwrite", *arguments)
@@ -470,8 +471,10 @@ class RunApiIdempotencyTest(RunApiCase):
             self.assertNotIn(KEY, key)
 
     def test_another_run_has_another_key(self) -> None:
-        self.make()
-        self.make(reset=False)
+        first = self.make()
+        again, fresh = self.make(reset=False), self.make("--fresh", reset=False)
+        self.assertEqual([result.json["source"] for result in (first, again, fresh)],
+                         ["bought", "made_before", "bought"])
         self.assertEqual((len(set(keys(self.server.creates))), len(self.server.tasks)), (2, 2))
 
     def test_lost_answer_is_asked_for_again(self) -> None:
@@ -1230,12 +1233,32 @@ class RunApiKilledTest(OnRunApi, KillCase):
                 self.collect(trial, kind)
         self.assert_no_orphans()
 
-    def test_two_identical_commands_are_two_tasks(self) -> None:
+    def test_two_identical_commands_are_one_task(self) -> None:
+        """Only the one that asked for it looks at the task and fetches the picture; the other one waits."""
+        self.server.seconds = 3600.0
+        trial = self.trial("both", edit=False)
+        first = trial.start("--json")
+        self.wait_until(lambda: len(self.server.of_kind("poll")) > 0)
+        second = trial.start("--json")
+        assert second.stderr
+        self.assertIn("at work elsewhere; waiting for its picture", second.stderr.readline().decode())
+        self.server.seconds = 0
+        results = [self.finish(child) for child in (first, second)]
+        self.assertEqual([(result.exit_code, result.json["source"]) for result in results],
+                         [(0, "bought"), (0, "made_before")], results)
+        self.assertEqual(results[0].json["saved"], results[1].json["saved"])
+        self.assertEqual((trial.posts(), len(self.server.creates), len(self.server.of_kind("file"))), (1, 1, 1))
+        self.check_end(trial, ["out.png"], "both")
+
+    def test_fresh_beside_the_same_command_is_another_task(self) -> None:
         self.server.seconds = 0.5
-        trial = self.trial("both")
-        results = [self.finish(child) for child in (trial.start(), trial.start())]
+        trial = self.trial("beside")
+        children = [trial.start()]
+        self.wait_until(lambda: trial.posts() == 1)
+        children.append(trial.start("--fresh"))
+        results = [self.finish(child) for child in children]
         self.assertEqual(([result.exit_code for result in results], trial.posts()), ([0, 0], 2), results)
-        self.check_end(trial, ["out-2.png", "out.png"], "both")
+        self.check_end(trial, ["out-2.png", "out.png"], "beside")
 
     def test_fresh_makes_a_new_task(self) -> None:
         self.server.seconds = 3600.0

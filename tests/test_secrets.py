@@ -137,7 +137,7 @@ class KeyRoutesTest(WatchedCase):
 
     def test_with_verbose_and_json(self) -> None:
         for form in ("-v", "--json"):
-            with self.subTest(form):
+            with self.fresh(form):
                 self.watch(Route(form, self.access(), {"GPT_IMAGE2_API_KEY": KEY}), ["generate", PROMPT, form])
 
     def test_keys_that_are_not_used(self) -> None:
