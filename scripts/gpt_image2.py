@@ -482,15 +482,17 @@ class Saved(NamedTuple):
     mtime_ns: int
 
 class Identity(NamedTuple):
-    """What makes two commands the same: what is asked for, and where -o points."""
+    """What makes two commands the same: what is asked for, and where -o points.
+    fingerprint: with the content of all inputs. asked: the same before inputs with a URL are fetched."""
     fingerprint: str
     output: str
+    asked: str
 
     @property
     def receipt(self) -> str:
         """The name of its receipt."""
         import hashlib
-        return f"{self.fingerprint}-{hashlib.sha256(as_bytes(self.output)).hexdigest()[:16]}.json"
+        return f"{self.asked}-{hashlib.sha256(as_bytes(self.output)).hexdigest()[:16]}.json"
 
 class Receipt(NamedTuple):
     """A finished command: its record, and its files, which are as they were saved."""
@@ -1754,7 +1756,7 @@ def unread_input(role: str, path: str) -> Upload:
 def read_upload(upload: Upload, md5: bool = False) -> Upload:
     """The input with what its file holds, a whole PNG, JPEG or WebP below 50 MB; others stay as they are.
     md5: RunAPI's storage wants it as a checksum of the transfer, not for security."""
-    if upload.origin != "file":
+    if upload.origin != "file" or upload.digest:
         return upload
     who, path = upload.name, local_path(upload.path)
     if re.search(UNQUOTABLE, path):
@@ -2822,8 +2824,8 @@ def fingerprint(job: Job, settings: Settings) -> str:
 
 def identity_of(job: Job, settings: Settings) -> Identity:
     """What this command shares with its twins only."""
-    name = job.target.stem + job.target.suffix
-    return Identity(fingerprint(job, settings), os.path.join(os.path.realpath(job.target.folder), name))
+    name, found = job.target.stem + job.target.suffix, fingerprint(job, settings)
+    return Identity(found, os.path.join(os.path.realpath(job.target.folder), name), found)
 
 def same_requests(root: str, identity: Identity, console: Console) -> tuple[list[str], list[str]]:
     """The folders of what is asked for and not finished: (with the same output, with another)."""
@@ -3244,6 +3246,7 @@ def wait_for_twin(twin: Folder, run: Run) -> Receipt | None:
     try:
         owner = os.open(twin.file("owner"), os.O_RDWR | NO_LINK)  # stays readable when it is removed
     except FileNotFoundError:
+        rest(0.1, run)
         return None
     try:
         while not lock_at_once(owner):
@@ -4377,9 +4380,13 @@ def run_image_command(options: Namespace, run: Run) -> None:
     notes: list[str] = []
     inputs, ignore_signals = Inputs(settings, run), catch_signals()
     try:
-        job = plan(options, settings, *read_words(options), notes)
-        job = job if options.dry_run else fetch_inputs(job, settings, inputs.fetch)
-        job = read_inputs(job, settings, notes)
+        job = read_inputs(plan(options, settings, *read_words(options), notes), settings, notes)
+        identity = identity_of(job, settings)
+        receipt = None if options.fresh else made_before(identity, console)
+        is_unread = any(upload.origin != "file" for upload in job.uploads)
+        if is_unread and not receipt and not options.dry_run:
+            job = read_inputs(fetch_inputs(job, settings, inputs.fetch), settings, notes)
+            identity = identity._replace(fingerprint=fingerprint(job, settings))
         requested["size"] = job.parameters.get("size", "auto")
         for note in notes:
             console.warn(note)
@@ -4387,11 +4394,9 @@ def run_image_command(options: Namespace, run: Run) -> None:
             console.note(f"--size {requested['size']} was computed from --aspect-ratio and --resolution")
         own = re.escape(os.path.join(job.target.folder, job.target.stem))
         console.secrets.paths.append(own + r"(?:\.partial-\d+|-\d+)?\.\w+")
-        identity = identity_of(job, settings)
         if options.dry_run:
             tell_outlook(job, settings, identity, options.fresh, console)
             return
-        receipt = None if options.fresh else made_before(identity, console)
         if receipt is None:
             receipt = buy_or_collect(job, settings, identity, options.fresh, inputs, run, ignore_signals)
         if receipt:

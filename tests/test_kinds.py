@@ -43,7 +43,7 @@ class KindTableTest(unittest.TestCase):
     def test_each_failure_is_made_of_a_kind_in_the_table(self) -> None:
         made = {call.args[0].value for call in ast.walk(SOURCE) if isinstance(call, ast.Call)
                 and isinstance(call.func, ast.Name) and call.func.id == "Failure"
-                and isinstance(call.args[0], ast.Constant)}
+                and call.args and isinstance(call.args[0], ast.Constant)}
         self.assertGreater(len(made), 8)
         self.assertEqual(made - set(program.KINDS), set())
 

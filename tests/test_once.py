@@ -275,6 +275,18 @@ class MadeBeforeTest(OnceCase):
                 results = [world.run(), world.run()]
                 self.assertEqual(([result.names for result in results], world.posts()), ([names, names], 1), results)
 
+    def test_input_that_is_gone_from_its_address(self) -> None:
+        self.server.files["in.png"] = plain_png(64, 64)
+        world = self.make_world("gone", words=("edit", self.server.origin + "/files/in.png"))
+        first = world.run()
+        self.server.files.clear()
+        with self.server.lock:
+            asked = len(self.server.requests)
+        again = world.run("--json")
+        self.assertEqual((first.exit_code, again.exit_code, again.json["source"]), (0, 0, "made_before"), again)
+        with self.server.lock:
+            self.assertEqual(len(self.server.requests), asked, "nothing is fetched either")
+
     def test_other_words_for_the_same_place(self) -> None:
         world = self.trial("places")
         world.run()
@@ -580,7 +592,7 @@ class HistoryTest(OnceCase):
 class ReceiptNameTest(unittest.TestCase):
 
     def test_name_depends_on_request_and_place(self) -> None:
-        names = {program.Identity(print_, output).receipt for print_ in ("a" * 24, "b" * 24)
+        names = {program.Identity("c" * 24, output, asked).receipt for asked in ("a" * 24, "b" * 24)
                  for output in ("/x/a.png", "/x/b.png", "/x/\udcff.png")}
         self.assertEqual(len(names), 6)
         self.assertTrue(all(len(name) == 24 + 1 + 16 + 5 for name in names))
