@@ -1042,22 +1042,17 @@ STRANGERS = {
         "The API has no such parameter: leave it out, or say it in the prompt."}
 
 # ---- Settings ------------------------------------------------------------------------------------
-NOT_YET = ("max_cost",)  # known, but nothing reads it in this version
 STANDARD_INPUT = "standard input"  # stands for the path of a config that comes from there
 AZURE_HOSTS = (".openai.azure.com", ".services.ai.azure.com", ".cognitiveservices.azure.com")
-KEY_SETTINGS = ("api_key", "api_key_env", "api_key_command")
+KEY_SETTINGS = {"api_key", "api_key_env", "api_key_command"}
 # What curl reads besides the proxy setting; a password may be in them.
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 # A child needs these, whatever they hold: they lead to files, to the network and to trusted certificates.
 NEEDED_VARIABLES = r"(?i)(.*_)?(path|home|proxy|ca_bundle|cert_file|cert_dir|tmpdir|temp|tmp|systemroot)"
 MAX_CONFIG_BYTES = 1_000_000
-# JSON's types as people call them.
-TYPE_NAMES = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null",
-              int: "a number", float: "a number"}
-# They run a program, or say where a key goes and who can listen.
-OWNER_SETTINGS = ("api_key_command", "base_url", "headers", "proxy", "cacert")
+TYPE_NAMES = {dict: "an object", list: "a list", str: "a string", bool: "true or false", int: "a number",
+              float: "a number", type(None): "null"}  # JSON's types as people call them
 VARIABLE_NAME = r"[A-Z]{1,12}\d?(_[A-Z]{1,12}\d?)+"  # as people write them; a key does not look like that
-
 # Scheme, host and port, up to the path. User names, blanks and backslashes are read differently elsewhere.
 ORIGIN = re.compile(r"((?i:https?))://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(\d{1,5}))?(?=[/?]|\Z)")
 LOOPBACK = r"localhost|\[::1\]|127(\.(25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)){3}"  # 127.999.1.1 would be a name
@@ -1071,10 +1066,9 @@ PATH_AND_VERSION = r"(?:/[^\s\\?#\x00-\x1f\x7f]*)?(\?api-version=[\w.-]+)?"
 
 def environment(name: str) -> str:
     """A variable's value; unset and empty are the same."""
-    try:
+    with suppress(UnicodeEncodeError):  # no such name can exist here
         return environ.get(name, "")
-    except UnicodeEncodeError:  # no such name can exist here
-        return ""
+    return ""
 
 def child_environment(secrets: Sequence[str]) -> dict[str, str]:
     """The environment for a child process: no key in it, C messages, no TLS key log. secrets: keys only."""
@@ -1091,8 +1085,8 @@ def config_locations() -> list[str]:
               os.path.join(home, ".config", "gpt-image-2", "config.json"),
               os.path.join(home, ".gpt-image-2-config.json"),
               os.path.join(home, ".hermes", "gpt-image-2-config.json")]
-    paths = [path for path in paths if not CONTROL.search(whole_characters(path))]
-    return [path for path in paths if os.path.isabs(path)]  # XDG demands it; there may be no home
+    # XDG demands an absolute one, and there may be no home.
+    return [path for path in paths if os.path.isabs(path) and not CONTROL.search(whole_characters(path))]
 
 def config_path(named: str) -> str:
     """The full path of the file that --config names; `-` is standard input."""
@@ -1113,9 +1107,14 @@ def read_config(path: str, warnings: list[str]) -> dict[str, Any]:
         if len(text) > MAX_CONFIG_BYTES:
             raise ValueError(f"it is larger than {MAX_CONFIG_BYTES // 1_000_000} MB")
         content = json.loads(text.decode("utf-8-sig"))
+        if not isinstance(content, dict):
+            raise setup_failure(f"{path} must contain one JSON object, not {TYPE_NAMES[type(content)]}")
+        json.dumps(content, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError as error:
         found = "UTF-16" if error.object[:2] in (b"\xff\xfe", b"\xfe\xff") else "in another encoding"
         raise setup_failure(f"cannot read config file {path}: it is {found}", "Save it as UTF-8.") from None
+    except UnicodeEncodeError:
+        raise setup_failure(f"{path} contains an invalid character (a lone surrogate)") from None
     except json.JSONDecodeError as error:
         start_over = own_command(f"config --init --force --config {quote(path)}")
         where = f"line {error.lineno} column {error.colno}"
@@ -1123,12 +1122,6 @@ def read_config(path: str, warnings: list[str]) -> dict[str, Any]:
                             "" if piped else f"Fix that line, or start over with: {start_over}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise setup_failure(f"cannot read config file {path}: {reason(error)}") from None
-    if not isinstance(content, dict):
-        raise setup_failure(f"{path} must contain one JSON object, not {TYPE_NAMES[type(content)]}")
-    try:
-        json.dumps(content, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:
-        raise setup_failure(f"{path} contains an invalid character (a lone surrogate)") from None
     if os.name == "posix" and not piped:
         check_owner(path, status, {name for name in content if content[name]}, warnings)
     for name in content:
@@ -1136,7 +1129,7 @@ def read_config(path: str, warnings: list[str]) -> dict[str, Any]:
             found = nearest(name, CONFIG_KEYS)
             shown = repr(name) if found else quoted(name)
             warnings.append(f"{path}: unknown setting {shown} is ignored.{found}")
-        elif name in NOT_YET:
+        elif name == "max_cost":  # nothing reads it in this version
             warnings.append(f"{path}: {name} is not supported yet and is ignored")
     return {name: checked_value(path, name, value) for name, value in content.items()
             if name in CONFIG_KEYS and value not in (None, "", [])}
@@ -1144,7 +1137,7 @@ def read_config(path: str, warnings: list[str]) -> dict[str, Any]:
 def check_owner(path: str, status: os.stat_result, names: set[str], warnings: list[str]) -> None:
     """Refuse a config file that others can change if it decides what is run or where a key goes."""
     foreign = status.st_uid not in (0, os.getuid())
-    ruling = [name for name in OWNER_SETTINGS if name in names]
+    ruling = [name for name in ("api_key_command", "base_url", "headers", "proxy", "cacert") if name in names]
     if ruling and (foreign or status.st_mode & 0o002):
         whose = "belongs to another user" if foreign else "can be changed by every user"
         fix = f"chown {os.getuid()} {quote(path)} && " if foreign else ""
@@ -1161,8 +1154,7 @@ def checked_value(path: str, name: str, value: Any) -> Any:
     items = value if isinstance(value, list) else value.values() if isinstance(value, dict) else ()
     if type(value) in types and all(isinstance(item, str) for item in items):  # True is not a number
         return value
-    expected = {str: "a string", list: "a list of strings", dict: "an object with strings as values",
-                bool: "true or false", int: "a number"}[types[0]]
+    expected = TYPE_NAMES[types[0]] + {list: " of strings", dict: " with strings as values"}.get(types[0], "")
     raise setup_failure(f"{path}: {name} must be {expected}, not {TYPE_NAMES[type(value)]}")
 
 def load_settings(flags: Mapping[str, Any]) -> Settings:
@@ -1174,41 +1166,37 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
     from_flags, from_file = flag_layer(flags), {name: Setting(value, path) for name, value in content.items()}
     if explicit:
         warnings += overridden_flags(from_file, from_flags)
-    given = [from_file, from_flags] if explicit else [from_flags, from_file]
-    api = next((layer["api"] for layer in given if "api" in layer), Setting("", "default"))
+    layers = (from_flags, from_file) if explicit else (from_file, from_flags)  # the last one counts
+    api = {**layers[0], **layers[1]}.get("api", Setting("", "default"))
     if api.value and api.value not in SERVICES:
         raise setting_failure(api, f"api {quoted(api.value)} is not known, only {', '.join(SERVICES)}")
     address = content.get("base_url", "")
     if api.source == "--api" and address and api.value != (content.get("api") or api_of(address)):
         del from_file["base_url"]  # it is another service's
-    layers = [*given, environment_layer(api.value), default_layer(api.value or "openai")]
-    timeout, allow_http = first_value(layers, "timeout"), first_value(layers, "allow_http")
+    values = {**default_layer(api.value), **layers[0], **layers[1]}
+    base_url, timeout, poll_url = values["base_url"], values["timeout"], values["poll_url"]
     if not 1 <= timeout.value <= MAX_TIMEOUT:
         raise setting_failure(timeout, f"timeout must be between 1 and {MAX_TIMEOUT} s, not {timeout.value}")
-    base_url = first_value(layers, "base_url")
-    base_url = base_url._replace(value=checked_base_url(base_url, allow_http.value))
+    base_url = base_url._replace(value=checked_base_url(base_url, values["allow_http"].value))
     own_address = environment("GPT_IMAGE2_BASE_URL").rstrip("/")
     if base_url.source == path and not explicit and own_address not in ("", base_url.value):
         warnings.append(f"{path} takes precedence over $GPT_IMAGE2_BASE_URL")
     api = api if api.value else Setting(api_of(base_url.value), "from the host")
-    plain = {name: first_value(layers, name) for name in ("model", "proxy", "cacert", "poll_url")}
-    poll_url = fill_template(plain["poll_url"].value, base_url.value, "id")
-    if poll_url and not url_on_host(poll_url, base_url.value):
-        host = host_of(base_url.value)
-        raise setting_failure(plain["poll_url"], f"poll_url must point to {host}, the host of the key")
-    keys = key_sources(api.value, flags, content, path, explicit, base_url.source)
-    return Settings(api=api, base_url=base_url, timeout=timeout,
-                    headers=merged_headers(layers, content, base_url.value, warnings), allow_http=allow_http,
-                    keys=tuple(keys), config_path=path, warnings=tuple(warnings), **plain)
+    host, polled = host_of(base_url.value), fill_template(poll_url.value, base_url.value, "id")
+    if polled and not url_on_host(polled, base_url.value):
+        raise setting_failure(poll_url, f"poll_url must point to {host}, the host of the key")
+    named = [named_keys(flags), named_keys(content, path)]
+    keys = key_sources(api.value, sum(reversed(named) if explicit else named, []), base_url.source)
+    headers = merged_headers(layers, file_host(content), base_url.value, warnings)
+    plain = {name: values[name] for name in ("model", "timeout", "proxy", "cacert", "allow_http", "poll_url")}
+    return Settings(api=api, base_url=base_url, headers=headers, keys=tuple(keys), config_path=path,
+                    warnings=tuple(warnings), **plain)
 
-def key_sources(api: str, flags: Mapping[str, Any], content: Mapping[str, Any], path: str,
-                explicit: str, address: str) -> list[KeySource]:
-    """Every source of the key, the first that counts in front."""
-    from_flags, from_file = named_keys(flags), named_keys(content, path) if path else []
+def key_sources(api: str, named: list[KeySource], address: str) -> list[KeySource]:
+    """Every source of the key, the first that counts in front. named: by flags and a file."""
     if api == "codex":
         return [codex_login()]
-    named = [*from_file, *from_flags] if explicit else [*from_flags, *from_file]
-    named += environment_keys(api, address)
+    named = named + environment_keys(api, address)
     if api == "runapi" and not any(source.is_set for source in named):
         return runapi_tool_key() or named
     return named
@@ -1220,40 +1208,31 @@ def fill_template(template: str, base: str, task: str) -> str:
 def api_of(base_url: str) -> str:
     """The protocol that a host speaks. Codex is never chosen automatically."""
     host = host_of(base_url).partition(":")[0]
-    if host.endswith(AZURE_HOSTS):
-        return "azure"
-    return "runapi" if re.fullmatch(r"(.+\.)?runapi\.ai", host) else "openai"
+    is_runapi = re.fullmatch(r"(.+\.)?runapi\.ai", host)
+    return "azure" if host.endswith(AZURE_HOSTS) else "runapi" if is_runapi else "openai"
 
 def overridden_flags(from_file: Layer, from_flags: Layer) -> list[str]:
     """A warning for each flag that an explicit --config file overrides; headers are merged instead."""
-    file_has_key = any(name in from_file for name in KEY_SETTINGS)
+    overridden = from_file.keys() - {"headers"} | (KEY_SETTINGS if from_file.keys() & KEY_SETTINGS else set())
     return [f"the file of --config takes precedence over {setting.source}"
-            for name, setting in from_flags.items()
-            if (name in from_file and name != "headers") or (name in KEY_SETTINGS and file_has_key)]
+            for name, setting in from_flags.items() if name in overridden]
 
 def flag_layer(flags: Mapping[str, Any]) -> Layer:
     """The settings given on the command line."""
     return {name: Setting(value, "--" + name.replace("_", "-")) for name, value in flags.items()
             if name in CONFIG_KEYS and value not in (None, False, {})}
 
-def first_value(layers: Sequence[Layer], name: str) -> Setting:
-    """The first layer's value."""
-    return next(layer[name] for layer in layers if name in layer)
-
 def default_address(api: str) -> str:
     """Where a protocol is spoken by default; "" where there is no default."""
     service = SERVICES.get(api or "openai")
     return service.base_url if service else ""
 
-def environment_layer(api: str) -> Layer:
-    """The base URL, from our own variable or from the one that the vendor's tools use."""
-    name = next((name for name in SERVICES[api or "openai"].address_variables if environment(name)), "")
-    return {"base_url": Setting(environment(name), f"${name}")} if name else {}
-
 def default_layer(api: str) -> Layer:
-    """What holds if nothing else sets it."""
+    """What holds by default; the base URL may stand in our own variable or in that of the vendor's tools."""
+    row = SERVICES[api or "openai"]
     defaults = {name: Setting(default, "default") for name, (default, *_) in CONFIG_KEYS.items()}
-    return {**defaults, "base_url": Setting(SERVICES[api].base_url, "default")}
+    found = (Setting(environment(name), f"${name}") for name in filter(environment, row.address_variables))
+    return {**defaults, "base_url": next(found, Setting(row.base_url, "default"))}
 
 def setting_failure(setting: Setting, message: str, hint: str = "") -> Failure:
     """A wrong value: the command's fault when it came from a flag, otherwise the set-up's."""
@@ -1273,17 +1252,15 @@ def checked_base_url(setting: Setting, allow_http: bool) -> str:
         host = re.split("[:/]", re.sub("^https?:?/+", "", url))[0]
         scheme = "http://" if local_place(host) else "https://"
         raise setting_failure(setting, f"the base URL {quoted(shown)} must start with {scheme}")
-    if "@" in url:
-        raise setting_failure(setting, f"the base URL {shown} contains a user name or password",
-                              "Pass the key as a setting.")
-    match = ORIGIN.match(url)
-    rest = match and re.fullmatch(PATH_AND_VERSION, url[match.end():])
-    if not match or not rest or int(match.group(3) or 443) > 65535:
-        raise setting_failure(setting, f"the base URL {shown!r} is not of the form https://HOST[:PORT][/PATH]"
-                              + " without a query" * bool(query))
-    if url.startswith("http:") and not is_loopback(url) and not allow_http:
-        raise setting_failure(setting, f"refusing to send the key over plain http to {shown}",
-                              "Use https://, or --allow-http for a server on a network you trust.")
+    match = re.fullmatch(ORIGIN.pattern + PATH_AND_VERSION, url)
+    refuse_broken(
+        ("@" in url, f"the base URL {shown} contains a user name or password", "Pass the key as a setting."),
+        (not match or int(match.group(3) or 443) > 65535, f"the base URL {shown!r} is not of the form "
+         "https://HOST[:PORT][/PATH]" + " without a query" * bool(query), ""),
+        (url.startswith("http:") and not is_loopback(url) and not allow_http,
+         f"refusing to send the key over plain http to {shown}",
+         "Use https://, or --allow-http for a server on a network you trust."),
+        failure=partial(setting_failure, setting))
     return url
 
 def is_loopback(url: str) -> bool:
@@ -1299,9 +1276,8 @@ def address_fault(url: str, named_by: str) -> str:
         return "is not of the form https://HOST/PATH"
     host, own_host = match.group(2).lower(), author.group(2).lower()
     where = "" if host == own_host else local_place(host)
-    if not where or where == local_place(own_host) == "this machine":
-        return ""
-    return f"leads to {where}, which that server must not reach"
+    harmless = not where or where == local_place(own_host) == "this machine"
+    return "" if harmless else f"leads to {where}, which that server must not reach"
 
 def local_place(host: str) -> str:
     """`this machine` or `a link-local address` for a host that is one, in every spelling that curl takes."""
@@ -1330,20 +1306,19 @@ def host_of(url: str) -> str:
         return f"http://{host}:{port or 80}"
     return host if port in (None, "443") else f"{host}:{port}"
 
-def merged_headers(layers: Sequence[Layer], content: Mapping[str, Any], base_url: str,
-                   warnings: list[str]) -> Setting:
-    """Extra headers of all layers, the first layer winning by name; those of a file stay with its host."""
+def merged_headers(layers: Sequence[Layer], host: str, base_url: str, warnings: list[str]) -> Setting:
+    """Extra headers of all layers, the last layer winning by name; those of a file stay with its host."""
     merged: dict[str, str] = {}
     sources = []
-    for layer in reversed(layers):
+    for layer in layers:
         setting = layer.get("headers", Setting({}, ""))
-        if setting.value and not setting.source.startswith("--") and not may_go(file_host(content), base_url):
+        if setting.value and not setting.source.startswith("--") and not may_go(host, base_url):
             warnings.append(f"the headers in {setting.source} belong to another host and are not sent")
         elif setting.value:
             sources.append(setting.source)
             replaced = {name.lower() for name in setting.value}
-            merged = {name: value for name, value in merged.items() if name.lower() not in replaced}
-            merged.update(setting.value)
+            kept = {name: value for name, value in merged.items() if name.lower() not in replaced}
+            merged = {**kept, **setting.value}
     for name, value in merged.items():
         if header_fault(name, value):
             raise setup_failure(header_fault(name, value))
@@ -1434,8 +1409,7 @@ def codex_login() -> KeySource:
     if isinstance(expires, (int, float)) and expires < time.time():
         raise setup_failure("the Codex sign-in has expired", hint, "key")
     claimed = json_path(claims, "https://api.openai.com/auth", "chatgpt_account_id")
-    account = as_text(json_path(tokens, "account_id") or claimed)
-    return KeySource(path, "chatgpt.com", token, account=account)
+    return KeySource(path, "chatgpt.com", token, account=as_text(json_path(tokens, "account_id") or claimed))
 
 def choose_key(settings: Settings) -> KeySource | None:
     """The first key that may go to the configured host; none is needed on this machine."""
@@ -4379,8 +4353,7 @@ def write_template(options: Namespace, console: Console) -> None:
     path = config_path(options.config or next(iter(config_locations()), "-"))
     if path == STANDARD_INPUT:
         raise usage_failure("--init needs a file to write", "Name it with --config FILE.")
-    layers = [flag_layer(vars(options)), environment_layer(""), default_layer("openai")]
-    base_url = first_value(layers, "base_url")
+    base_url = {**default_layer(""), **flag_layer(vars(options))}["base_url"]
     has_openai_key = environment("OPENAI_API_KEY") and not environment("GPT_IMAGE2_API_KEY")
     is_openai = base_url.source == "$OPENAI_BASE_URL" or (
         has_openai_key and base_url.source not in ("--base-url", "$GPT_IMAGE2_BASE_URL"))
