@@ -1080,11 +1080,10 @@ def child_environment(secrets: Sequence[str]) -> dict[str, str]:
 
 def config_locations() -> list[str]:
     """Where a config file may be, in the order of search; the first one is where --init writes."""
-    home = os.path.expanduser("~")
-    paths = [os.path.join(environment("XDG_CONFIG_HOME"), "gpt-image-2", "config.json"),
-              os.path.join(home, ".config", "gpt-image-2", "config.json"),
-              os.path.join(home, ".gpt-image-2-config.json"),
-              os.path.join(home, ".hermes", "gpt-image-2-config.json")]
+    home, join = os.path.expanduser("~"), os.path.join
+    paths = [join(environment("XDG_CONFIG_HOME"), "gpt-image-2", "config.json"),
+             join(home, ".config", "gpt-image-2", "config.json"),
+             join(home, ".gpt-image-2-config.json"), join(home, ".hermes", "gpt-image-2-config.json")]
     # XDG demands an absolute one, and there may be no home.
     return [path for path in paths if os.path.isabs(path) and not CONTROL.search(whole_characters(path))]
 
@@ -1224,8 +1223,7 @@ def flag_layer(flags: Mapping[str, Any]) -> Layer:
 
 def default_address(api: str) -> str:
     """Where a protocol is spoken by default; "" where there is no default."""
-    service = SERVICES.get(api or "openai")
-    return service.base_url if service else ""
+    return SERVICES[api or "openai"].base_url if (api or "openai") in SERVICES else ""
 
 def default_layer(api: str) -> Layer:
     """What holds by default; the base URL may stand in our own variable or in that of the vendor's tools."""
@@ -1525,11 +1523,9 @@ def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[st
         (options.command == "edit" and not paths,
          "the image to edit is missing", 'Use: edit IMAGE "what to change"'),
         (len(paths) > MAX_IMAGES, f"{len(paths)} images were given; at most {MAX_IMAGES} are allowed", ""),
-        (shaped and size != "auto",
-         "use either --size or --aspect-ratio and --resolution, not both", ""),
-        (size != "auto" and not split_size(size),
-         f"{quoted(size)} is not a size: use WIDTHxHEIGHT, {', '.join(SIZE_NAMES)} or auto",
-         "For example --size 1536x1024"))
+        (shaped and size != "auto", "use either --size or --aspect-ratio and --resolution, not both", ""),
+        (size != "auto" and not split_size(size), f"{quoted(size)} is not a size: use WIDTHxHEIGHT, "
+         f"{', '.join(SIZE_NAMES)} or auto", "For example --size 1536x1024"))
     images = tuple(unread_input("image", path) for path in paths)
     mask = unread_input("mask", options.mask) if options.mask else None
     computed = settings.service.values(options, size, settings, notes)
@@ -1665,9 +1661,8 @@ def read_upload(upload: Upload, md5: bool = False) -> Upload:
         (stat.S_ISDIR(status.st_mode), f"{who} is a folder", ""),
         (not stat.S_ISREG(status.st_mode), f"{who} is not a file", ""),
         (status.st_size == 0, f"{who} is empty", ""),
-        (status.st_size >= MAX_IMAGE_BYTES,
-         f"{who} has {status.st_size // 1000000} MB; it must be smaller than 50 MB",
-         "Scale it down or save it as JPEG."), failure=input_failure)
+        (status.st_size >= MAX_IMAGE_BYTES, f"{who} has {status.st_size // 1000000} MB; it must be smaller "
+         "than 50 MB", "Scale it down or save it as JPEG."), failure=input_failure)
     picture = read_input(path, who, path)
     checksum = base64.b64encode(file_digest(path, "md5")).decode("ascii") if md5 else upload.checksum
     seen = Picture(picture.format, picture.height, picture.width) if is_turned(path) else picture
@@ -1806,9 +1801,8 @@ def checked_size(size: str, model: str, rules: ModelRules | None) -> str:
 
 def chosen_format(options: Namespace) -> str:
     """The format asked for, else the one of the output's suffix, else png."""
-    by_suffix = {suffix: name for name in SUFFIXES for suffix in SUFFIXES[name]}
-    chosen = options.format or by_suffix.get(os.path.splitext(options.output)[1].lower(), "png")
-    return "jpeg" if chosen == "jpg" else chosen
+    suffix = f".{options.format}" if options.format else os.path.splitext(options.output)[1].lower()
+    return next((name for name, suffixes in SUFFIXES.items() if suffix in suffixes), "png")
 
 def checked_target(output: str, image_format: str, overwrite: bool) -> Target:
     """Where to save, from -o: a file, or a folder to save in."""
@@ -1882,16 +1876,14 @@ def openai(job: Job, settings: Settings, key: KeySource, token: str) -> Provider
     if "/deployments/" in settings.base_url.value:
         del body["model"]  # Azure's older addresses name the deployment in the path and refuse it here
     request = api_request(settings, key.value, "POST", f"/images/{'edits' if job.images else 'generations'}")
-    request = request._replace(form=edit_form(job, body)) if job.images else request._replace(body=body)
+    field, other = ("image", "image[]") if len(job.images) == 1 else ("image[]", "image")  # as the SDK does
+    form = edit_form(job, body, field) if job.images else ()
     try:
-        response = yield request
+        response = yield request._replace(form=form) if form else request._replace(body=body)
     except Failure as failure:
         if not job.images or not is_image_field_refused(failure):
             raise
-        names = {"image": "image[]", "image[]": "image"}
-        form = [part._replace(name=names.get(part.name, part.name)) for part in request.form]
-        request = request._replace(form=tuple(form))
-        response = yield request  # a refused request is not billed
+        response = yield request._replace(form=edit_form(job, body, other))  # a refused one is not billed
     return (yield from collect_images(request, response, settings, job.n))
 
 def api_request(settings: Settings, key: str, method: str, path: str) -> Request:
@@ -1913,14 +1905,11 @@ def api_request(settings: Settings, key: str, method: str, path: str) -> Request
                    timeout=settings.timeout.value, proxy=settings.proxy.value, cacert=settings.cacert.value,
                    allow_http=settings.allow_http.value, tasks=bool(settings.poll_url.value))
 
-def edit_form(job: Job, body: Mapping[str, Any]) -> tuple[Part, ...]:
-    """The parts of an edit, text first as in the official SDK; one image is `image`, several `image[]`."""
-    parts = [Part(name, item if isinstance(item, str) else json.dumps(item)) for name, item in body.items()]
-    field = "image" if len(job.images) == 1 else "image[]"
-    for upload in job.uploads:
-        parts.append(Part("mask" if upload is job.mask else field, path=upload.path, bytes=upload.bytes,
-                          content_type=f"image/{upload.picture.format}"))
-    return tuple(parts)
+def edit_form(job: Job, body: Mapping[str, Any], field: str) -> tuple[Part, ...]:
+    """The parts of an edit, text first as in the official SDK. field: what the images are called."""
+    texts = [Part(name, item if isinstance(item, str) else json.dumps(item)) for name, item in body.items()]
+    return (*texts, *(Part("mask" if upload is job.mask else field, path=upload.path, bytes=upload.bytes,
+                           content_type=f"image/{upload.picture.format}") for upload in job.uploads))
 
 def is_image_field_refused(failure: Failure) -> bool:
     """Whether a relay refused an edit only because of `image` or `image[]`, as relays did in 2026."""
@@ -1963,22 +1952,18 @@ def poll_urls(create: Request, response: Response, settings: Settings, templates
     links = [fill_template(settings.poll_url.value, settings.base_url.value, task),
              response.headers.get("location"), task_field(document, ("status_url",)),
              json_path(document, "urls", "get"), json_path(data, "urls", "get")]
-    known = [f"{base}/tasks/{task}", f"{create.url}/{task}"]
-    if not isinstance(data, list):
-        known.reverse()
-    if templates:
-        known = [each.replace("{id}", task) for each in templates]
-    named = [url_on_host(as_text(link), create.url) for link in links]
-    return [url for url in (*named, *(known if task.strip(".") else ())) if url]
+    usual = [create.url + "/{id}", base + "/tasks/{id}"]
+    if isinstance(data, list):
+        usual.reverse()
+    known = [each.replace("{id}", task) for each in templates or usual] if task.strip(".") else []
+    return [*filter(None, (url_on_host(as_text(link), create.url) for link in links)), *known]
 
 def url_on_host(url: str, base: str) -> str:
     """The absolute URL if it leads to base's host, else an empty text: a key never follows it elsewhere."""
     match = ORIGIN.match(base)
     origin = match.group() if match else "no host"
-    if url.startswith("//"):
-        url = origin.partition("//")[0] + url
-    elif url.startswith("/"):
-        url = origin + url
+    if url.startswith("/"):
+        url = (origin.partition("//")[0] if url.startswith("//") else origin) + url
     is_clean = not re.search(r"[\s\\\x00-\x20\x7f-\x9f]", url)
     return url if is_clean and url.startswith((origin + "/", origin + "?")) else ""
 
@@ -1986,12 +1971,10 @@ def collect_images(create: Request, response: Response, settings: Settings, want
                    templates: list[str] | None = None) -> Provider:
     """The images of a response, fetched where it only links to them; a Failure stands for one that fails."""
     response = yield from poll_until_done(create, response, settings, [] if templates is None else templates)
-    images: list[Image | Failure] = []
-    for image in response.images:
-        if image.url and len(images) < wanted + SPARE_IMAGES:  # more than that are not fetched
-            images.append((yield from fetch_image(image, response, create, settings)))
-        else:
-            images.append(image)
+    images: list[Image | Failure] = list(response.images)
+    for index, image in enumerate(response.images[:wanted + SPARE_IMAGES]):  # more are not fetched
+        if image.url:
+            images[index] = yield from fetch_image(image, response, create, settings)
     return images
 
 def fetch_image(image: Image, response: Response, create: Request,
@@ -2069,8 +2052,7 @@ def runapi(job: Job, settings: Settings, key: KeySource, token: str) -> Provider
                                       f"{root}/api/v1/gpt_image_2/{action}/{{id}}"]
             results += yield from collect_images(create, response, settings, 1, templates)
         except Failure as failure:
-            failed_alone = failure.kind in ("task_failed", "moderation")
-            if failure.collectable or (take == 1 and not failed_alone):
+            if failure.collectable or (take == 1 and failure.kind not in ("task_failed", "moderation")):
                 raise
             failure.collectable = failure.retryable  # the same command asks for this one image again
             results.append(failure)
