@@ -1044,7 +1044,6 @@ STRANGERS = {
 # ---- Settings ------------------------------------------------------------------------------------
 STANDARD_INPUT = "standard input"  # stands for the path of a config that comes from there
 AZURE_HOSTS = (".openai.azure.com", ".services.ai.azure.com", ".cognitiveservices.azure.com")
-KEY_SETTINGS = {"api_key", "api_key_env", "api_key_command"}
 # What curl reads besides the proxy setting; a password may be in them.
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 # A child needs these, whatever they hold: they lead to files, to the network and to trusted certificates.
@@ -1164,7 +1163,10 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
     content = read_config(path, warnings) if path else {}
     from_flags, from_file = flag_layer(flags), {name: Setting(value, path) for name, value in content.items()}
     if explicit:
-        warnings += overridden_flags(from_file, from_flags)
+        key = {"api_key", "api_key_env", "api_key_command"}  # any of them replaces all; headers are merged
+        overridden = from_file.keys() - {"headers"} | (key if key & from_file.keys() else set())
+        warnings += [f"the file of --config takes precedence over {setting.source}"
+                     for name, setting in from_flags.items() if name in overridden]
     layers = (from_flags, from_file) if explicit else (from_file, from_flags)  # the last one counts
     api = {**layers[0], **layers[1]}.get("api", Setting("", "default"))
     if api.value and api.value not in SERVICES:
@@ -1184,21 +1186,28 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
     host, polled = host_of(base_url.value), fill_template(poll_url.value, base_url.value, "id")
     if polled and not url_on_host(polled, base_url.value):
         raise setting_failure(poll_url, f"poll_url must point to {host}, the host of the key")
-    named = [named_keys(flags), named_keys(content, path)]
+    file_host = host_of(address or default_address(content.get("api", "")))  # what is secret there is for it
+    named = [named_keys(flags), named_keys(content, path, file_host)]
     keys = key_sources(api.value, sum(reversed(named) if explicit else named, []), base_url.source)
-    headers = merged_headers(layers, file_host(content), base_url.value, warnings)
+    headers = merged_headers(layers, file_host, base_url.value, warnings)
     plain = {name: values[name] for name in ("model", "timeout", "proxy", "cacert", "allow_http", "poll_url")}
     return Settings(api=api, base_url=base_url, headers=headers, keys=tuple(keys), config_path=path,
                     warnings=tuple(warnings), **plain)
 
-def key_sources(api: str, named: list[KeySource], address: str) -> list[KeySource]:
-    """Every source of the key, the first that counts in front. named: by flags and a file."""
+def key_sources(api: str, named: list[KeySource], url_source: str) -> list[KeySource]:
+    """Every source of the key, the first that counts in front. named: flags, file. Of the variables our own
+    may go anywhere but where only a vendor's variable leads; a vendor's only to the host beside it."""
     if api == "codex":
         return [codex_login()]
-    named = named + environment_keys(api, address)
-    if api == "runapi" and not any(source.is_set for source in named):
-        return runapi_tool_key() or named
-    return named
+    vendor = {"$OPENAI_BASE_URL": "openai", "$RUNAPI_BASE_URL": "runapi"}.get(url_source)
+    hosts = {"GPT_IMAGE2_API_KEY": host_of(SERVICES[vendor].base_url) if vendor else "",
+             "OPENAI_API_KEY": host_of(environment("OPENAI_BASE_URL") or DEFAULT_BASE_URL),
+             "RUNAPI_API_KEY": host_of(environment("RUNAPI_BASE_URL") or SERVICES["runapi"].base_url)}
+    variables = filter(environment, SERVICES[api].key_variables)
+    keys = [*named, *(KeySource(f"${name}", hosts[name], environment(name)) for name in variables)]
+    if api == "runapi" and not any(source.is_set for source in keys):
+        return runapi_tool_key() or keys
+    return keys
 
 def fill_template(template: str, base: str, task: str) -> str:
     """A poll_url with {base} and {id} filled in."""
@@ -1209,12 +1218,6 @@ def api_of(base_url: str) -> str:
     host = host_of(base_url).partition(":")[0]
     is_runapi = re.fullmatch(r"(.+\.)?runapi\.ai", host)
     return "azure" if host.endswith(AZURE_HOSTS) else "runapi" if is_runapi else "openai"
-
-def overridden_flags(from_file: Layer, from_flags: Layer) -> list[str]:
-    """A warning for each flag that an explicit --config file overrides; headers are merged instead."""
-    overridden = from_file.keys() - {"headers"} | (KEY_SETTINGS if from_file.keys() & KEY_SETTINGS else set())
-    return [f"the file of --config takes precedence over {setting.source}"
-            for name, setting in from_flags.items() if name in overridden]
 
 def flag_layer(flags: Mapping[str, Any]) -> Layer:
     """The settings given on the command line."""
@@ -1330,17 +1333,12 @@ def header_fault(name: str, value: str) -> str:
         return f"the header {name} cannot be set: it follows from the address and from what is sent"
     return ""
 
-def file_host(content: Mapping[str, Any]) -> str:
-    """The host that a config file's secrets belong to."""
-    return host_of(content.get("base_url") or default_address(content.get("api", "")))
-
 def may_go(host: str, base_url: str) -> bool:
     """Whether a secret bound to host may be sent to base_url. Loopback addresses are always allowed."""
     return host in ("", host_of(base_url)) or is_loopback(base_url)
 
-def named_keys(values: Mapping[str, Any], path: str = "") -> list[KeySource]:
+def named_keys(values: Mapping[str, Any], path: str = "", host: str = "") -> list[KeySource]:
     """Keys of a config file, bound to its host, or (no path) of the command line, which may go anywhere."""
-    host = file_host(values) if path else ""
     name, found = values.get("api_key_env") or "", []
     if values.get("api_key") is not None:
         found.append(KeySource(path or "--api-key", host, values["api_key"]))
@@ -1360,16 +1358,6 @@ def variable_name(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text):
         raise usage_failure("--api-key-env takes the name of a variable, not a key")
     return text
-
-def environment_keys(api: str, address: str) -> list[KeySource]:
-    """The keys in variables. Our own may go anywhere but where only a vendor's variable leads; a vendor's
-    only to the host beside it. address: where the base URL comes from."""
-    vendor = {"$OPENAI_BASE_URL": "openai", "$RUNAPI_BASE_URL": "runapi"}.get(address)
-    hosts = {"GPT_IMAGE2_API_KEY": host_of(SERVICES[vendor].base_url) if vendor else "",
-             "OPENAI_API_KEY": host_of(environment("OPENAI_BASE_URL") or DEFAULT_BASE_URL),
-             "RUNAPI_API_KEY": host_of(environment("RUNAPI_BASE_URL") or SERVICES["runapi"].base_url)}
-    names = filter(environment, SERVICES[api or "openai"].key_variables)
-    return [KeySource(f"${name}", hosts[name], environment(name)) for name in names]
 
 def runapi_tool_key() -> list[KeySource]:
     """The key that RunAPI's official tool has stored, if any."""
@@ -1411,7 +1399,7 @@ def codex_login() -> KeySource:
 
 def choose_key(settings: Settings) -> KeySource | None:
     """The first key that may go to the configured host; none is needed on this machine."""
-    base_url = settings.base_url.value
+    base_url, file = settings.base_url.value, settings.config_path
     keys = [source for source in settings.keys if source.is_set]
     chosen = next((source for source in keys if may_go(source.host, base_url)), None)
     if chosen or is_loopback(base_url):
@@ -1423,8 +1411,7 @@ def choose_key(settings: Settings) -> KeySource | None:
                             f"To use {host}, set GPT_IMAGE2_API_KEY and GPT_IMAGE2_BASE_URL, or put its key "
                             "and base_url into one config file.", "key")
     unset = "".join(f": {source.source}, is not set" for source in settings.keys[:1])
-    other = (f"name its variable as api_key_env in {settings.config_path}" if settings.config_path
-             else "run: " + own_command("config --init"))
+    other = f"name its variable as api_key_env in {file}" if file else "run: " + own_command("config --init")
     raise setup_failure(f"no API key for {host_of(base_url)}{unset}",
                         f"Set GPT_IMAGE2_API_KEY (agents may hide OPENAI_API_KEY), or {other}", kind="key")
 
@@ -1473,12 +1460,10 @@ def read_settings(options: Namespace, console: Console) -> Settings:
 
 # ---- Job: what is asked for, checked while it is still free --------------------------------------
 ORIGINS = {"url": r"(?i)https?://", "data": r"(?i)data:[^,\s]*,"}
-# As a prompt it is a mistake.
-IMAGE_NAME = (r"(?is)https?://\S+|file:\S+|data:[^,\s]*,.*|"
+IMAGE_NAME = (r"(?is)https?://\S+|file:\S+|data:[^,\s]*,.*|"  # as a prompt it is a mistake
               r"\S+\.(?:png|jpe?g|webp|gif|svg|tiff?|avif|hei[cf]|bmp|psd)")
-# What else people pass, by its first bytes without XML's prolog.
 WEB_PAGE = "a web page"
-OTHER_FORMATS = (
+OTHER_FORMATS = (  # what else people pass, by its first bytes without XML's prolog
     (rb".{4}ftyp.{,40}avi[fs]", "AVIF"), (rb".{4}ftyp(?:he|mif1|msf1)", "HEIC"), (rb"GIF8", "GIF"),
     (rb"8BPS", "PSD"), (rb"II[*+]\0|MM\0[*+]", "TIFF"), (rb"BM.{4}\0{4}", "BMP"), (rb"%PDF-", "PDF"),
     (rb"\xff\x0a|\0{3}\x0cJXL ", "JPEG XL"), (rb"\xff\x4f\xff\x51|\0{3}\x0cjP  ", "JPEG 2000"),
@@ -1999,8 +1984,7 @@ def fetch_image(image: Image, response: Response, create: Request,
 
 def web_address(url: str) -> str:
     """A URL as curl wants it: scheme in lower case, no spaces."""
-    scheme, colon, rest = url.partition(":")
-    return (scheme.lower() + colon + rest).replace(" ", "%20")
+    return re.sub("^[^:]*", lambda scheme: scheme.group().lower(), url).replace(" ", "%20")
 
 def download(url: str, settings: Settings, named_by: str = "") -> Request:
     """A request for a file anywhere, without the key. named_by: the URL that named it, else the endpoint."""
