@@ -63,7 +63,7 @@ import signal
 import stat
 import time
 import zlib
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from errno import EPERM, EROFS
 from functools import partial
 from itertools import chain, count, groupby
@@ -1060,8 +1060,6 @@ API_PATH = (r"(?i)(/(chat|completions|responses|models(/[^/]+)?|images|generatio
             r"embeddings|audio|speech|transcriptions|moderations|files|batches|realtime|videos|assistants|"
             r"threads))+$")
 OWN_NAMES = r"(.+\.)?localhost[46]?(\.localdomain[46]?)?|ip6-(localhost|loopback)"
-# Azure's addresses carry their version as the only query.
-PATH_AND_VERSION = r"(?:/[^\s\\?#\x00-\x1f\x7f]*)?(\?api-version=[\w.-]+)?"
 
 def environment(name: str) -> str:
     """A variable's value; unset and empty are the same."""
@@ -1253,7 +1251,8 @@ def checked_base_url(setting: Setting, allow_http: bool) -> str:
         host = re.split("[:/]", re.sub("^https?:?/+", "", url))[0]
         scheme = "http://" if local_place(host) else "https://"
         raise setting_failure(setting, f"the base URL {quoted(shown)} must start with {scheme}")
-    match = re.fullmatch(ORIGIN.pattern + PATH_AND_VERSION, url)
+    # Azure's addresses carry their version as the only query.
+    match = re.fullmatch(ORIGIN.pattern + r"(/[^\s\\?#\x00-\x1f\x7f]*)?(\?api-version=[\w.-]+)?", url)
     refuse_broken(
         ("@" in url, f"the base URL {shown} contains a user name or password", "Pass the key as a setting."),
         (not match or int(match.group(3) or 443) > 65535, f"the base URL {shown!r} is not of the form "
@@ -1593,13 +1592,11 @@ def check_prompt_word(command: str, images: Sequence[str], word: str) -> None:
 def read_prompt(source: str) -> str:
     """Text of a file, or of standard input for `-`; the line break that editors and echo add is dropped."""
     try:
-        if source == "-":
-            if sys.stdin is None:
-                raise OSError("it is closed")
-            content = sys.stdin.buffer.read(MAX_PROMPT * 8)
-        else:
-            with open(os.path.expanduser(source), "rb") as stream:
-                content = stream.read(MAX_PROMPT * 8)
+        if source == "-" and sys.stdin is None:
+            raise OSError("it is closed")
+        path = os.path.expanduser(source)
+        with nullcontext(sys.stdin.buffer) if source == "-" else open(path, "rb") as stream:
+            content = stream.read(MAX_PROMPT * 8)
         cut = len(content) == MAX_PROMPT * 8  # too long anyway, and perhaps inside a character
         return re.sub(r"\r?\n\Z", "", content.decode("utf-8-sig", "ignore" if cut else "strict"))
     except OSError as error:
@@ -1664,10 +1661,9 @@ def read_input(path: str, who: str, name: str) -> Picture:
     with open(path, "rb") as stream:
         head = XML_NOISE.sub(b"", stream.read(HEAD))
     other = next((other for mark, other in OTHER_FORMATS if re.match(b"(?si)" + mark, head)), "")
-    hint = "Convert it: " + conversion(name) if other else ""
     found = f" but {other}" if other else " (whatever its name says)"
-    raise input_failure(f"{who} is not a PNG, JPEG or WebP image{found}",
-                        "Give the address of the image itself." if other == WEB_PAGE else hint)
+    hint = "Give the address of the image itself." if other == WEB_PAGE else "Convert it: " + conversion(name)
+    raise input_failure(f"{who} is not a PNG, JPEG or WebP image{found}", hint if other else "")
 
 def conversion(path: str) -> str:
     """The command that makes a PNG of a picture's first frame, with a program that is likely installed."""
@@ -1871,8 +1867,8 @@ def openai(job: Job, settings: Settings, key: KeySource, token: str) -> Provider
         response = yield request._replace(form=edit_form(job, body, other))  # a refused one is not billed
     return (yield from collect_images(request, response, settings, job.n))
 
-def api_request(settings: Settings, key: str, method: str, path: str) -> Request:
-    """A request to the configured endpoint, with its key and extra headers."""
+def api_request(settings: Settings, key: str, method: str, path: str, *more: tuple[str, str]) -> Request:
+    """A request to the configured endpoint, with its key, extra headers and more headers."""
     base, question, query = settings.base_url.value.partition("?")
     name, value = "Authorization", f"Bearer {key}"
     if settings.api.value == "runapi":
@@ -1884,9 +1880,8 @@ def api_request(settings: Settings, key: str, method: str, path: str) -> Request
             base += "/v1" if base.endswith("/openai") else "/openai/v1"
         question, query = "?", query or f"api-version={AZURE_CLASSIC_VERSION if classic else 'preview'}"
     headers = settings.headers.value
-    if key and name.lower() not in map(str.lower, headers):
-        headers = {name: value, **headers}
-    return Request(method, base + path + question + query, tuple(headers.items()),
+    own = [(name, value)] if key and name.lower() not in map(str.lower, headers) else []
+    return Request(method, base + path + question + query, (*own, *headers.items(), *more),
                    timeout=settings.timeout.value, proxy=settings.proxy.value, cacert=settings.cacert.value,
                    allow_http=settings.allow_http.value, tasks=bool(settings.poll_url.value))
 
@@ -2057,10 +2052,9 @@ def runapi_create(job: Job, settings: Settings, key: KeySource, token: str, dial
     for number in range(4):  # two paths, and one other name of the model
         path, model = remaining[0]
         body = {"model": model, "prompt": job.prompt, **job.parameters, **images}
-        request = api_request(settings, key.value, "POST", path)
-        headers = (*request.headers, ("Idempotency-Key", f"{token}-{number}"))  # only SDK paths honour it
-        request = request._replace(headers=headers, body=body, tasks=True, free_failures=True,
-                                   idempotent=path.startswith("/api/"))
+        request = api_request(settings, key.value, "POST", path, ("Idempotency-Key", f"{token}-{number}"))
+        request = request._replace(body=body, tasks=True, free_failures=True,
+                                   idempotent=path.startswith("/api/"))  # only SDK paths honour the key
         try:
             response = yield request
             dialects[:] = [remaining[0], *(pair for pair in dialects if pair[0] != path)]
