@@ -1528,15 +1528,12 @@ def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[st
 
 def prove(job: Job, settings: Settings, notes: list[str], fetch: Callable[[str], str]) -> Job:
     """The planned job, its inputs fetched and read, its folder tried. fetch: URL -> path of a local copy."""
-    job = read_inputs(fetch_inputs(job, settings, fetch), settings, notes)
+    ready = ("file", "url") if settings.service.takes_urls else ("file",)  # RunAPI fetches URLs itself
+    job = with_inputs(job, lambda upload: upload if upload.origin in ready else upload._replace(
+        path=fetch(upload.path), origin="file"))
+    job = read_inputs(job, settings, notes)
     probe_folder(job.target, job.n, as_text(job.parameters.get("size")))
     return job
-
-def fetch_inputs(job: Job, settings: Settings, fetch: Callable[[str], str]) -> Job:
-    """The job with a local copy of each input that is not a file; RunAPI fetches URLs itself."""
-    ready = ("file", "url") if settings.service.takes_urls else ("file",)
-    return with_inputs(job, lambda upload: upload if upload.origin in ready else upload._replace(
-        path=fetch(upload.path), origin="file"))
 
 def read_inputs(job: Job, settings: Settings, notes: list[str]) -> Job:
     """The job with what its local files hold, checked, and with the size that follows from it."""
