@@ -1682,9 +1682,8 @@ def check_mask(mask: Upload, image: Upload, notes: list[str]) -> None:
         raise input_failure(f"{mask.name} is {found.width}x{found.height}, the first image is "
                             f"{wanted.width}x{wanted.height}; both must be the same size", turned)
     with open(mask.path, "rb") as stream:
-        problem = mask_fault(stream)
-    if problem:
-        raise input_failure(f"{mask.name} {problem}", hint)
+        if problem := mask_fault(stream):
+            raise input_failure(f"{mask.name} {problem}", hint)
     if mask.bytes >= SAFE_MASK_BYTES:
         notes.append(f"{mask.name} is larger than 4 MB; some servers refuse that")
 
@@ -1770,8 +1769,7 @@ def checked_size(size: str, model: str, rules: ModelRules | None) -> str:
     width, height = split_size(size) or (0, 0)
     if rules and isinstance(rules.sizes, tuple) and size not in rules.sizes:
         raise usage_failure(f"{model} makes only {', '.join(rules.sizes)} or auto, not {size}")
-    problem = size_fault(width, height) if rules and rules.sizes == "free" else ""
-    if problem:
+    if rules and rules.sizes == "free" and (problem := size_fault(width, height)):
         near, exact = nearest_size(width, height), nearest_size(width, height, exact=True)
         same_shape_too = f"; of exactly this shape: --size {exact}" if exact not in ("", near) else ""
         raise usage_failure(f"{size} is not supported: {problem}", f"Closest: --size {near}{same_shape_too}")
@@ -1987,8 +1985,7 @@ def download(url: str, settings: Settings, named_by: str = "") -> Request:
 
 def check_address(url: str, named_by: str) -> None:
     """Refuse the address of a result for good: trying again cannot fix it."""
-    fault = address_fault(url, named_by)
-    if fault:
+    if fault := address_fault(url, named_by):
         raise Failure("place", f"the image's address {url} {fault}")
 
 def codex(job: Job, settings: Settings, key: KeySource, token: str) -> Provider:
