@@ -1131,7 +1131,7 @@ def read_config(path: str, warnings: list[str]) -> dict[str, Any]:
             if name in CONFIG_KEYS and value not in (None, "", [])}
 
 def check_owner(path: str, status: os.stat_result, names: set[str], warnings: list[str]) -> None:
-    """Refuse a config file that others can change if it decides what is run or where a key goes."""
+    """Refuse a config file that others can change if it decides what runs, where a key goes, who listens."""
     foreign = status.st_uid not in (0, os.getuid())
     ruling = [name for name in ("api_key_command", "base_url", "headers", "proxy", "cacert") if name in names]
     if ruling and (foreign or status.st_mode & 0o002):
