@@ -65,7 +65,7 @@ import signal
 import stat
 import time
 import zlib
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from errno import EPERM, EROFS
 from functools import partial
 from itertools import chain, count, groupby
@@ -1126,19 +1126,14 @@ STRANGERS = {
 # ---- Settings ------------------------------------------------------------------------------------
 STANDARD_INPUT = "standard input"  # stands for the path of a config that comes from there
 AZURE_HOSTS = (".openai.azure.com", ".services.ai.azure.com", ".cognitiveservices.azure.com")
-KEY_SETTINGS = ("api_key", "api_key_env", "api_key_command")
 # What curl reads besides the proxy setting; a password may be in them.
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 # A child needs these, whatever they hold: they lead to files, to the network and to trusted certificates.
 NEEDED_VARIABLES = r"(?i)(.*_)?(path|home|proxy|ca_bundle|cert_file|cert_dir|tmpdir|temp|tmp|systemroot)"
 MAX_CONFIG_BYTES = 1_000_000
-# JSON's types as people call them.
-TYPE_NAMES = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null",
-              int: "a number", float: "a number"}
-# They run a program, or say where a key goes and who can listen.
-OWNER_SETTINGS = ("api_key_command", "base_url", "headers", "proxy", "cacert")
+TYPE_NAMES = {dict: "an object", list: "a list", str: "a string", bool: "true or false", int: "a number",
+              float: "a number", type(None): "null"}  # JSON's types as people call them
 VARIABLE_NAME = r"[A-Z]{1,12}\d?(_[A-Z]{1,12}\d?)+"  # as people write them; a key does not look like that
-
 # Scheme, host and port, up to the path. User names, blanks and backslashes are read differently elsewhere.
 ORIGIN = re.compile(r"((?i:https?))://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(\d{1,5}))?(?=[/?]|\Z)")
 LOOPBACK = r"localhost|\[::1\]|127(\.(25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)){3}"  # 127.999.1.1 would be a name
@@ -1147,15 +1142,12 @@ API_PATH = (r"(?i)(/(chat|completions|responses|models(/[^/]+)?|images|generatio
             r"embeddings|audio|speech|transcriptions|moderations|files|batches|realtime|videos|assistants|"
             r"threads))+$")
 OWN_NAMES = r"(.+\.)?localhost[46]?(\.localdomain[46]?)?|ip6-(localhost|loopback)"
-# Azure's addresses carry their version as the only query.
-PATH_AND_VERSION = r"(?:/[^\s\\?#\x00-\x1f\x7f]*)?(\?api-version=[\w.-]+)?"
 
 def environment(name: str) -> str:
     """A variable's value; unset and empty are the same."""
-    try:
+    with suppress(UnicodeEncodeError):  # no such name can exist here
         return environ.get(name, "")
-    except UnicodeEncodeError:  # no such name can exist here
-        return ""
+    return ""
 
 def child_environment(secrets: Sequence[str]) -> dict[str, str]:
     """The environment for a child process: no key in it, C messages, no TLS key log. secrets: keys only."""
@@ -1167,13 +1159,12 @@ def child_environment(secrets: Sequence[str]) -> dict[str, str]:
 
 def config_locations() -> list[str]:
     """Where a config file may be, in the order of search; the first one is where --init writes."""
-    home = os.path.expanduser("~")
-    paths = [os.path.join(environment("XDG_CONFIG_HOME"), "gpt-image-2", "config.json"),
-              os.path.join(home, ".config", "gpt-image-2", "config.json"),
-              os.path.join(home, ".gpt-image-2-config.json"),
-              os.path.join(home, ".hermes", "gpt-image-2-config.json")]
-    paths = [path for path in paths if not CONTROL.search(whole_characters(path))]
-    return [path for path in paths if os.path.isabs(path)]  # XDG demands it; there may be no home
+    home, join = os.path.expanduser("~"), os.path.join
+    paths = [join(environment("XDG_CONFIG_HOME"), "gpt-image-2", "config.json"),
+             join(home, ".config", "gpt-image-2", "config.json"),
+             join(home, ".gpt-image-2-config.json"), join(home, ".hermes", "gpt-image-2-config.json")]
+    # XDG demands an absolute one, and there may be no home.
+    return [path for path in paths if os.path.isabs(path) and not CONTROL.search(whole_characters(path))]
 
 def config_path(named: str) -> str:
     """The full path of the file that --config names; `-` is standard input."""
@@ -1194,9 +1185,14 @@ def read_config(path: str, warnings: list[str]) -> dict[str, Any]:
         if len(text) > MAX_CONFIG_BYTES:
             raise ValueError(f"it is larger than {MAX_CONFIG_BYTES // 1_000_000} MB")
         content = json.loads(text.decode("utf-8-sig"))
+        if not isinstance(content, dict):
+            raise setup_failure(f"{path} must contain one JSON object, not {TYPE_NAMES[type(content)]}")
+        json.dumps(content, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError as error:
         found = "UTF-16" if error.object[:2] in (b"\xff\xfe", b"\xfe\xff") else "in another encoding"
         raise setup_failure(f"cannot read config file {path}: it is {found}", "Save it as UTF-8.") from None
+    except UnicodeEncodeError:
+        raise setup_failure(f"{path} contains an invalid character (a lone surrogate)") from None
     except json.JSONDecodeError as error:
         start_over = own_command(f"config --init --force --config {quote(path)}")
         where = f"line {error.lineno} column {error.colno}"
@@ -1204,12 +1200,6 @@ def read_config(path: str, warnings: list[str]) -> dict[str, Any]:
                             "" if piped else f"Fix that line, or start over with: {start_over}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise setup_failure(f"cannot read config file {path}: {reason(error)}") from None
-    if not isinstance(content, dict):
-        raise setup_failure(f"{path} must contain one JSON object, not {TYPE_NAMES[type(content)]}")
-    try:
-        json.dumps(content, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:
-        raise setup_failure(f"{path} contains an invalid character (a lone surrogate)") from None
     if os.name == "posix" and not piped:
         check_owner(path, status, {name for name in content if content[name]}, warnings)
     for name in content:
@@ -1221,9 +1211,9 @@ def read_config(path: str, warnings: list[str]) -> dict[str, Any]:
             if name in CONFIG_KEYS and value not in (None, "", [])}
 
 def check_owner(path: str, status: os.stat_result, names: set[str], warnings: list[str]) -> None:
-    """Refuse a config file that others can change if it decides what is run or where a key goes."""
+    """Refuse a config file that others can change if it decides what runs, where a key goes, who listens."""
     foreign = status.st_uid not in (0, os.getuid())
-    ruling = [name for name in OWNER_SETTINGS if name in names]
+    ruling = [name for name in ("api_key_command", "base_url", "headers", "proxy", "cacert") if name in names]
     if ruling and (foreign or status.st_mode & 0o002):
         whose = "belongs to another user" if foreign else "can be changed by every user"
         fix = f"chown {os.getuid()} {quote(path)} && " if foreign else ""
@@ -1240,8 +1230,7 @@ def checked_value(path: str, name: str, value: Any) -> Any:
     items = value if isinstance(value, list) else value.values() if isinstance(value, dict) else ()
     if type(value) in types and all(isinstance(item, str) for item in items):  # True is not a number
         return value
-    expected = {str: "a string", list: "a list of strings", dict: "an object with strings as values",
-                bool: "true or false", int: "a number"}[types[0]]
+    expected = TYPE_NAMES[types[0]] + {list: " of strings", dict: " with strings as values"}.get(types[0], "")
     raise setup_failure(f"{path}: {name} must be {expected}, not {TYPE_NAMES[type(value)]}")
 
 def load_settings(flags: Mapping[str, Any]) -> Settings:
@@ -1252,46 +1241,52 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
     content = read_config(path, warnings) if path else {}
     from_flags, from_file = flag_layer(flags), {name: Setting(value, path) for name, value in content.items()}
     if explicit:
-        warnings += overridden_flags(from_file, from_flags)
-    given = [from_file, from_flags] if explicit else [from_flags, from_file]
-    api = next((layer["api"] for layer in given if "api" in layer), Setting("", "default"))
+        key = {"api_key", "api_key_env", "api_key_command"}  # any of them replaces all; headers are merged
+        overridden = from_file.keys() - {"headers"} | (key if key & from_file.keys() else set())
+        warnings += [f"the file of --config takes precedence over {setting.source}"
+                     for name, setting in from_flags.items() if name in overridden]
+    layers = (from_flags, from_file) if explicit else (from_file, from_flags)  # the last one counts
+    api = {**layers[0], **layers[1]}.get("api", Setting("", "default"))
     if api.value and api.value not in SERVICES:
         raise setting_failure(api, f"api {quoted(api.value)} is not known, only {', '.join(SERVICES)}")
     address = content.get("base_url", "")
     if api.source == "--api" and address and api.value != (content.get("api") or api_of(address)):
         del from_file["base_url"]  # it is another service's
-    layers = [*given, environment_layer(api.value), default_layer(api.value or "openai")]
-    timeout, allow_http = first_value(layers, "timeout"), first_value(layers, "allow_http")
+    values = {**default_layer(api.value), **layers[0], **layers[1]}
+    base_url, timeout, poll_url = values["base_url"], values["timeout"], values["poll_url"]
     if not 1 <= timeout.value <= MAX_TIMEOUT:
         raise setting_failure(timeout, f"timeout must be between 1 and {MAX_TIMEOUT} s, not {timeout.value}")
-    base_url = first_value(layers, "base_url")
-    base_url = base_url._replace(value=checked_base_url(base_url, allow_http.value))
+    base_url = base_url._replace(value=checked_base_url(base_url, values["allow_http"].value))
     own_address = environment("GPT_IMAGE2_BASE_URL").rstrip("/")
     if base_url.source == path and not explicit and own_address not in ("", base_url.value):
         warnings.append(f"{path} takes precedence over $GPT_IMAGE2_BASE_URL")
     api = api if api.value else Setting(api_of(base_url.value), "from the host")
-    plain = {name: first_value(layers, name) for name in ("model", "proxy", "cacert", "poll_url", "history", "max_cost",
-                                                         "price_per_image")}
-    poll_url = fill_template(plain["poll_url"].value, base_url.value, "id")
-    if poll_url and not url_on_host(poll_url, base_url.value):
-        host = host_of(base_url.value)
-        raise setting_failure(plain["poll_url"], f"poll_url must point to {host}, the host of the key")
-    keys = key_sources(api.value, flags, content, path, explicit, base_url.source)
-    return Settings(api=api, base_url=base_url, timeout=timeout,
-                    headers=merged_headers(layers, content, base_url.value, warnings), allow_http=allow_http,
-                    keys=tuple(keys), config_path=path, warnings=tuple(warnings), **plain)
+    host, polled = host_of(base_url.value), fill_template(poll_url.value, base_url.value, "id")
+    if polled and not url_on_host(polled, base_url.value):
+        raise setting_failure(poll_url, f"poll_url must point to {host}, the host of the key")
+    file_host = host_of(address or default_address(content.get("api", "")))  # what is secret there is for it
+    named = [named_keys(flags), named_keys(content, path, file_host)]
+    keys = key_sources(api.value, sum(reversed(named) if explicit else named, []), base_url.source)
+    headers = merged_headers(layers, file_host, base_url.value, warnings)
+    plain = {name: values[name] for name in ("model", "timeout", "proxy", "cacert", "allow_http", "poll_url",
+                                                "history", "max_cost", "price_per_image")}
+    return Settings(api=api, base_url=base_url, headers=headers, keys=tuple(keys), config_path=path,
+                    warnings=tuple(warnings), **plain)
 
-def key_sources(api: str, flags: Mapping[str, Any], content: Mapping[str, Any], path: str,
-                explicit: str, address: str) -> list[KeySource]:
-    """Every source of the key, the first that counts in front."""
-    from_flags, from_file = named_keys(flags), named_keys(content, path) if path else []
+def key_sources(api: str, named: list[KeySource], url_source: str) -> list[KeySource]:
+    """Every source of the key, the first that counts in front. named: flags, file. Of the variables our own
+    may go anywhere but where only a vendor's variable leads; a vendor's only to the host beside it."""
     if api == "codex":
         return [codex_login()]
-    named = [*from_file, *from_flags] if explicit else [*from_flags, *from_file]
-    named += environment_keys(api, address)
-    if api == "runapi" and not any(source.is_set for source in named):
-        return runapi_tool_key() or named
-    return named
+    vendor = {"$OPENAI_BASE_URL": "openai", "$RUNAPI_BASE_URL": "runapi"}.get(url_source)
+    hosts = {"GPT_IMAGE2_API_KEY": host_of(SERVICES[vendor].base_url) if vendor else "",
+             "OPENAI_API_KEY": host_of(environment("OPENAI_BASE_URL") or DEFAULT_BASE_URL),
+             "RUNAPI_API_KEY": host_of(environment("RUNAPI_BASE_URL") or SERVICES["runapi"].base_url)}
+    variables = filter(environment, SERVICES[api].key_variables)
+    keys = [*named, *(KeySource(f"${name}", hosts[name], environment(name)) for name in variables)]
+    if api == "runapi" and not any(source.is_set for source in keys):
+        return runapi_tool_key() or keys
+    return keys
 
 def fill_template(template: str, base: str, task: str) -> str:
     """A poll_url with {base} and {id} filled in."""
@@ -1300,40 +1295,24 @@ def fill_template(template: str, base: str, task: str) -> str:
 def api_of(base_url: str) -> str:
     """The protocol that a host speaks. Codex is never chosen automatically."""
     host = host_of(base_url).partition(":")[0]
-    if host.endswith(AZURE_HOSTS):
-        return "azure"
-    return "runapi" if re.fullmatch(r"(.+\.)?runapi\.ai", host) else "openai"
-
-def overridden_flags(from_file: Layer, from_flags: Layer) -> list[str]:
-    """A warning for each flag that an explicit --config file overrides; headers are merged instead."""
-    file_has_key = any(name in from_file for name in KEY_SETTINGS)
-    return [f"the file of --config takes precedence over {setting.source}"
-            for name, setting in from_flags.items()
-            if (name in from_file and name != "headers") or (name in KEY_SETTINGS and file_has_key)]
+    is_runapi = re.fullmatch(r"(.+\.)?runapi\.ai", host)
+    return "azure" if host.endswith(AZURE_HOSTS) else "runapi" if is_runapi else "openai"
 
 def flag_layer(flags: Mapping[str, Any]) -> Layer:
     """The settings given on the command line."""
     return {name: Setting(value, "--" + name.replace("_", "-")) for name, value in flags.items()
             if name in CONFIG_KEYS and value not in (None, False, {})}
 
-def first_value(layers: Sequence[Layer], name: str) -> Setting:
-    """The first layer's value."""
-    return next(layer[name] for layer in layers if name in layer)
-
 def default_address(api: str) -> str:
     """Where a protocol is spoken by default; "" where there is no default."""
-    service = SERVICES.get(api or "openai")
-    return service.base_url if service else ""
-
-def environment_layer(api: str) -> Layer:
-    """The base URL, from our own variable or from the one that the vendor's tools use."""
-    name = next((name for name in SERVICES[api or "openai"].address_variables if environment(name)), "")
-    return {"base_url": Setting(environment(name), f"${name}")} if name else {}
+    return SERVICES[api or "openai"].base_url if (api or "openai") in SERVICES else ""
 
 def default_layer(api: str) -> Layer:
-    """What holds if nothing else sets it."""
+    """What holds by default; the base URL may stand in our own variable or in that of the vendor's tools."""
+    row = SERVICES[api or "openai"]
     defaults = {name: Setting(default, "default") for name, (default, *_) in CONFIG_KEYS.items()}
-    return {**defaults, "base_url": Setting(SERVICES[api].base_url, "default")}
+    found = (Setting(environment(name), f"${name}") for name in filter(environment, row.address_variables))
+    return {**defaults, "base_url": next(found, Setting(row.base_url, "default"))}
 
 def setting_failure(setting: Setting, message: str, hint: str = "") -> Failure:
     """A wrong value: the command's fault when it came from a flag, otherwise the set-up's."""
@@ -1353,17 +1332,16 @@ def checked_base_url(setting: Setting, allow_http: bool) -> str:
         host = re.split("[:/]", re.sub("^https?:?/+", "", url))[0]
         scheme = "http://" if local_place(host) else "https://"
         raise setting_failure(setting, f"the base URL {quoted(shown)} must start with {scheme}")
-    if "@" in url:
-        raise setting_failure(setting, f"the base URL {shown} contains a user name or password",
-                              "Pass the key as a setting.")
-    match = ORIGIN.match(url)
-    rest = match and re.fullmatch(PATH_AND_VERSION, url[match.end():])
-    if not match or not rest or int(match.group(3) or 443) > 65535:
-        raise setting_failure(setting, f"the base URL {shown!r} is not of the form https://HOST[:PORT][/PATH]"
-                              + " without a query" * bool(query))
-    if url.startswith("http:") and not is_loopback(url) and not allow_http:
-        raise setting_failure(setting, f"refusing to send the key over plain http to {shown}",
-                              "Use https://, or --allow-http for a server on a network you trust.")
+    # Azure's addresses carry their version as the only query.
+    match = re.fullmatch(ORIGIN.pattern + r"(/[^\s\\?#\x00-\x1f\x7f]*)?(\?api-version=[\w.-]+)?", url)
+    refuse_broken(
+        ("@" in url, f"the base URL {shown} contains a user name or password", "Pass the key as a setting."),
+        (not match or int(match.group(3) or 443) > 65535, f"the base URL {shown!r} is not of the form "
+         "https://HOST[:PORT][/PATH]" + " without a query" * bool(query), ""),
+        (url.startswith("http:") and not is_loopback(url) and not allow_http,
+         f"refusing to send the key over plain http to {shown}",
+         "Use https://, or --allow-http for a server on a network you trust."),
+        failure=partial(setting_failure, setting))
     return url
 
 def is_loopback(url: str) -> bool:
@@ -1379,9 +1357,8 @@ def address_fault(url: str, named_by: str) -> str:
         return "is not of the form https://HOST/PATH"
     host, own_host = match.group(2).lower(), author.group(2).lower()
     where = "" if host == own_host else local_place(host)
-    if not where or where == local_place(own_host) == "this machine":
-        return ""
-    return f"leads to {where}, which that server must not reach"
+    harmless = not where or where == local_place(own_host) == "this machine"
+    return "" if harmless else f"leads to {where}, which that server must not reach"
 
 def local_place(host: str) -> str:
     """`this machine` or `a link-local address` for a host that is one, in every spelling that curl takes."""
@@ -1410,20 +1387,19 @@ def host_of(url: str) -> str:
         return f"http://{host}:{port or 80}"
     return host if port in (None, "443") else f"{host}:{port}"
 
-def merged_headers(layers: Sequence[Layer], content: Mapping[str, Any], base_url: str,
-                   warnings: list[str]) -> Setting:
-    """Extra headers of all layers, the first layer winning by name; those of a file stay with its host."""
+def merged_headers(layers: Sequence[Layer], host: str, base_url: str, warnings: list[str]) -> Setting:
+    """Extra headers of all layers, the last layer winning by name; those of a file stay with its host."""
     merged: dict[str, str] = {}
     sources = []
-    for layer in reversed(layers):
+    for layer in layers:
         setting = layer.get("headers", Setting({}, ""))
-        if setting.value and not setting.source.startswith("--") and not may_go(file_host(content), base_url):
+        if setting.value and not setting.source.startswith("--") and not may_go(host, base_url):
             warnings.append(f"the headers in {setting.source} belong to another host and are not sent")
         elif setting.value:
             sources.append(setting.source)
             replaced = {name.lower() for name in setting.value}
-            merged = {name: value for name, value in merged.items() if name.lower() not in replaced}
-            merged.update(setting.value)
+            kept = {name: value for name, value in merged.items() if name.lower() not in replaced}
+            merged = {**kept, **setting.value}
     for name, value in merged.items():
         if header_fault(name, value):
             raise setup_failure(header_fault(name, value))
@@ -1437,17 +1413,12 @@ def header_fault(name: str, value: str) -> str:
         return f"the header {name} cannot be set: it follows from the address and from what is sent"
     return ""
 
-def file_host(content: Mapping[str, Any]) -> str:
-    """The host that a config file's secrets belong to."""
-    return host_of(content.get("base_url") or default_address(content.get("api", "")))
-
 def may_go(host: str, base_url: str) -> bool:
     """Whether a secret bound to host may be sent to base_url. Loopback addresses are always allowed."""
     return host in ("", host_of(base_url)) or is_loopback(base_url)
 
-def named_keys(values: Mapping[str, Any], path: str = "") -> list[KeySource]:
+def named_keys(values: Mapping[str, Any], path: str = "", host: str = "") -> list[KeySource]:
     """Keys of a config file, bound to its host, or (no path) of the command line, which may go anywhere."""
-    host = file_host(values) if path else ""
     name, found = values.get("api_key_env") or "", []
     if values.get("api_key") is not None:
         found.append(KeySource(path or "--api-key", host, values["api_key"]))
@@ -1467,16 +1438,6 @@ def variable_name(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text):
         raise usage_failure("--api-key-env takes the name of a variable, not a key")
     return text
-
-def environment_keys(api: str, address: str) -> list[KeySource]:
-    """The keys in variables. Our own may go anywhere but where only a vendor's variable leads; a vendor's
-    only to the host beside it. address: where the base URL comes from."""
-    vendor = {"$OPENAI_BASE_URL": "openai", "$RUNAPI_BASE_URL": "runapi"}.get(address)
-    hosts = {"GPT_IMAGE2_API_KEY": host_of(SERVICES[vendor].base_url) if vendor else "",
-             "OPENAI_API_KEY": host_of(environment("OPENAI_BASE_URL") or DEFAULT_BASE_URL),
-             "RUNAPI_API_KEY": host_of(environment("RUNAPI_BASE_URL") or SERVICES["runapi"].base_url)}
-    names = filter(environment, SERVICES[api or "openai"].key_variables)
-    return [KeySource(f"${name}", hosts[name], environment(name)) for name in names]
 
 def runapi_tool_key() -> list[KeySource]:
     """The key that RunAPI's official tool has stored, if any."""
@@ -1514,12 +1475,11 @@ def codex_login() -> KeySource:
     if isinstance(expires, (int, float)) and expires < time.time():
         raise setup_failure("the Codex sign-in has expired", hint, "key")
     claimed = json_path(claims, "https://api.openai.com/auth", "chatgpt_account_id")
-    account = as_text(json_path(tokens, "account_id") or claimed)
-    return KeySource(path, "chatgpt.com", token, account=account)
+    return KeySource(path, "chatgpt.com", token, account=as_text(json_path(tokens, "account_id") or claimed))
 
 def choose_key(settings: Settings) -> KeySource | None:
     """The first key that may go to the configured host; none is needed on this machine."""
-    base_url = settings.base_url.value
+    base_url, file = settings.base_url.value, settings.config_path
     keys = [source for source in settings.keys if source.is_set]
     chosen = next((source for source in keys if may_go(source.host, base_url)), None)
     if chosen or is_loopback(base_url):
@@ -1531,8 +1491,7 @@ def choose_key(settings: Settings) -> KeySource | None:
                             f"To use {host}, set GPT_IMAGE2_API_KEY and GPT_IMAGE2_BASE_URL, or put its key "
                             "and base_url into one config file.", "key")
     unset = "".join(f": {source.source}, is not set" for source in settings.keys[:1])
-    other = (f"name its variable as api_key_env in {settings.config_path}" if settings.config_path
-             else "run: " + own_command("config --init"))
+    other = f"name its variable as api_key_env in {file}" if file else "run: " + own_command("config --init")
     raise setup_failure(f"no API key for {host_of(base_url)}{unset}",
                         f"Set GPT_IMAGE2_API_KEY (agents may hide OPENAI_API_KEY), or {other}", kind="key")
 
@@ -1581,12 +1540,10 @@ def read_settings(options: Namespace, console: Console) -> Settings:
 
 # ---- Job: what is asked for, checked while it is still free --------------------------------------
 ORIGINS = {"url": r"(?i)https?://", "data": r"(?i)data:[^,\s]*,"}
-# As a prompt it is a mistake.
-IMAGE_NAME = (r"(?is)https?://\S+|file:\S+|data:[^,\s]*,.*|"
+IMAGE_NAME = (r"(?is)https?://\S+|file:\S+|data:[^,\s]*,.*|"  # as a prompt it is a mistake
               r"\S+\.(?:png|jpe?g|webp|gif|svg|tiff?|avif|hei[cf]|bmp|psd)")
-# What else people pass, by its first bytes without XML's prolog.
 WEB_PAGE = "a web page"
-OTHER_FORMATS = (
+OTHER_FORMATS = (  # what else people pass, by its first bytes without XML's prolog
     (rb".{4}ftyp.{,40}avi[fs]", "AVIF"), (rb".{4}ftyp(?:he|mif1|msf1)", "HEIC"), (rb"GIF8", "GIF"),
     (rb"8BPS", "PSD"), (rb"II[*+]\0|MM\0[*+]", "TIFF"), (rb"BM.{4}\0{4}", "BMP"), (rb"%PDF-", "PDF"),
     (rb"\xff\x0a|\0{3}\x0cJXL ", "JPEG XL"), (rb"\xff\x4f\xff\x51|\0{3}\x0cjP  ", "JPEG 2000"),
@@ -1631,11 +1588,9 @@ def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[st
         (options.command == "edit" and not paths,
          "the image to edit is missing", 'Use: edit IMAGE "what to change"'),
         (len(paths) > MAX_IMAGES, f"{len(paths)} images were given; at most {MAX_IMAGES} are allowed", ""),
-        (shaped and size != "auto",
-         "use either --size or --aspect-ratio and --resolution, not both", ""),
-        (size != "auto" and not split_size(size),
-         f"{quoted(size)} is not a size: use WIDTHxHEIGHT, {', '.join(SIZE_NAMES)} or auto",
-         "For example --size 1536x1024"))
+        (shaped and size != "auto", "use either --size or --aspect-ratio and --resolution, not both", ""),
+        (size != "auto" and not split_size(size), f"{quoted(size)} is not a size: use WIDTHxHEIGHT, "
+         f"{', '.join(SIZE_NAMES)} or auto", "For example --size 1536x1024"))
     images = tuple(unread_input("image", path) for path in paths)
     mask = unread_input("mask", options.mask) if options.mask else None
     computed = settings.service.values(options, size, settings, notes)
@@ -1713,13 +1668,11 @@ def check_prompt_word(command: str, images: Sequence[str], word: str) -> None:
 def read_prompt(source: str) -> str:
     """Text of a file, or of standard input for `-`; the line break that editors and echo add is dropped."""
     try:
-        if source == "-":
-            if sys.stdin is None:
-                raise OSError("it is closed")
-            content = sys.stdin.buffer.read(MAX_PROMPT * 8)
-        else:
-            with open(os.path.expanduser(source), "rb") as stream:
-                content = stream.read(MAX_PROMPT * 8)
+        if source == "-" and sys.stdin is None:
+            raise OSError("it is closed")
+        path = os.path.expanduser(source)
+        with nullcontext(sys.stdin.buffer) if source == "-" else open(path, "rb") as stream:
+            content = stream.read(MAX_PROMPT * 8)
         cut = len(content) == MAX_PROMPT * 8  # too long anyway, and perhaps inside a character
         return re.sub(r"\r?\n\Z", "", content.decode("utf-8-sig", "ignore" if cut else "strict"))
     except OSError as error:
@@ -1766,9 +1719,8 @@ def read_upload(upload: Upload, md5: bool = False) -> Upload:
         (stat.S_ISDIR(status.st_mode), f"{who} is a folder", ""),
         (not stat.S_ISREG(status.st_mode), f"{who} is not a file", ""),
         (status.st_size == 0, f"{who} is empty", ""),
-        (status.st_size >= MAX_IMAGE_BYTES,
-         f"{who} has {status.st_size // 1000000} MB; it must be smaller than 50 MB",
-         "Scale it down or save it as JPEG."), failure=input_failure)
+        (status.st_size >= MAX_IMAGE_BYTES, f"{who} has {status.st_size // 1000000} MB; it must be smaller "
+         "than 50 MB", "Scale it down or save it as JPEG."), failure=input_failure)
     picture = read_input(path, who, path)
     checksum = base64.b64encode(file_digest(path, "md5")).decode("ascii") if md5 else upload.checksum
     seen = Picture(picture.format, picture.height, picture.width) if is_turned(path) else picture
@@ -1785,10 +1737,9 @@ def read_input(path: str, who: str, name: str) -> Picture:
     with open(path, "rb") as stream:
         head = XML_NOISE.sub(b"", stream.read(HEAD))
     other = next((other for mark, other in OTHER_FORMATS if re.match(b"(?si)" + mark, head)), "")
-    hint = "Convert it: " + conversion(name) if other else ""
     found = f" but {other}" if other else " (whatever its name says)"
-    raise input_failure(f"{who} is not a PNG, JPEG or WebP image{found}",
-                        "Give the address of the image itself." if other == WEB_PAGE else hint)
+    hint = "Give the address of the image itself." if other == WEB_PAGE else "Convert it: " + conversion(name)
+    raise input_failure(f"{who} is not a PNG, JPEG or WebP image{found}", hint if other else "")
 
 def conversion(path: str) -> str:
     """The command that makes a PNG of a picture's first frame, with a program that is likely installed."""
@@ -1810,9 +1761,8 @@ def check_mask(mask: Upload, image: Upload, notes: list[str]) -> None:
         raise input_failure(f"{mask.name} is {found.width}x{found.height}, the first image is "
                             f"{wanted.width}x{wanted.height}; both must be the same size", turned)
     with open(mask.path, "rb") as stream:
-        problem = mask_fault(stream)
-    if problem:
-        raise input_failure(f"{mask.name} {problem}", hint)
+        if problem := mask_fault(stream):
+            raise input_failure(f"{mask.name} {problem}", hint)
     if mask.bytes >= SAFE_MASK_BYTES:
         notes.append(f"{mask.name} is larger than 4 MB; some servers refuse that")
 
@@ -1898,8 +1848,7 @@ def checked_size(size: str, model: str, rules: ModelRules | None) -> str:
     width, height = split_size(size) or (0, 0)
     if rules and isinstance(rules.sizes, tuple) and size not in rules.sizes:
         raise usage_failure(f"{model} makes only {', '.join(rules.sizes)} or auto, not {size}")
-    problem = size_fault(width, height) if rules and rules.sizes == "free" else ""
-    if problem:
+    if rules and rules.sizes == "free" and (problem := size_fault(width, height)):
         near, exact = nearest_size(width, height), nearest_size(width, height, exact=True)
         same_shape_too = f"; of exactly this shape: --size {exact}" if exact not in ("", near) else ""
         raise usage_failure(f"{size} is not supported: {problem}", f"Closest: --size {near}{same_shape_too}")
@@ -1907,9 +1856,8 @@ def checked_size(size: str, model: str, rules: ModelRules | None) -> str:
 
 def chosen_format(options: Namespace) -> str:
     """The format asked for, else the one of the output's suffix, else png."""
-    by_suffix = {suffix: name for name in SUFFIXES for suffix in SUFFIXES[name]}
-    chosen = options.format or by_suffix.get(os.path.splitext(options.output)[1].lower(), "png")
-    return "jpeg" if chosen == "jpg" else chosen
+    suffix = f".{options.format}" if options.format else os.path.splitext(options.output)[1].lower()
+    return next((name for name, suffixes in SUFFIXES.items() if suffix in suffixes), "png")
 
 def checked_target(output: str, image_format: str, overwrite: bool) -> Target:
     """Where to save, from -o: a file, or a folder to save in."""
@@ -1987,20 +1935,18 @@ def openai(job: Job, settings: Settings, key: KeySource, token: str) -> Provider
     if "/deployments/" in settings.base_url.value:
         del body["model"]  # Azure's older addresses name the deployment in the path and refuse it here
     request = api_request(settings, key.value, "POST", f"/images/{'edits' if job.images else 'generations'}")
-    request = request._replace(form=edit_form(job, body)) if job.images else request._replace(body=body)
+    field, other = ("image", "image[]") if len(job.images) == 1 else ("image[]", "image")  # as the SDK does
+    form = edit_form(job, body, field) if job.images else ()
     try:
-        response = yield request
+        response = yield request._replace(form=form) if form else request._replace(body=body)
     except Failure as failure:
         if not job.images or not is_image_field_refused(failure):
             raise
-        names = {"image": "image[]", "image[]": "image"}
-        form = [part._replace(name=names.get(part.name, part.name)) for part in request.form]
-        request = request._replace(form=tuple(form))
-        response = yield request  # a refused request is not billed
+        response = yield request._replace(form=edit_form(job, body, other))  # a refused one is not billed
     return (yield from collect_images(request, response, settings, job.n))
 
-def api_request(settings: Settings, key: str, method: str, path: str) -> Request:
-    """A request to the configured endpoint, with its key and extra headers."""
+def api_request(settings: Settings, key: str, method: str, path: str, *more: tuple[str, str]) -> Request:
+    """A request to the configured endpoint, with its key, extra headers and more headers."""
     base, question, query = settings.base_url.value.partition("?")
     name, value = "Authorization", f"Bearer {key}"
     if settings.api.value == "runapi":
@@ -2012,20 +1958,16 @@ def api_request(settings: Settings, key: str, method: str, path: str) -> Request
             base += "/v1" if base.endswith("/openai") else "/openai/v1"
         question, query = "?", query or f"api-version={AZURE_CLASSIC_VERSION if classic else 'preview'}"
     headers = settings.headers.value
-    if key and name.lower() not in map(str.lower, headers):
-        headers = {name: value, **headers}
-    return Request(method, base + path + question + query, tuple(headers.items()),
+    own = [(name, value)] if key and name.lower() not in map(str.lower, headers) else []
+    return Request(method, base + path + question + query, (*own, *headers.items(), *more),
                    timeout=settings.timeout.value, proxy=settings.proxy.value, cacert=settings.cacert.value,
                    allow_http=settings.allow_http.value, tasks=bool(settings.poll_url.value))
 
-def edit_form(job: Job, body: Mapping[str, Any]) -> tuple[Part, ...]:
-    """The parts of an edit, text first as in the official SDK; one image is `image`, several `image[]`."""
-    parts = [Part(name, item if isinstance(item, str) else json.dumps(item)) for name, item in body.items()]
-    field = "image" if len(job.images) == 1 else "image[]"
-    for upload in job.uploads:
-        parts.append(Part("mask" if upload is job.mask else field, path=upload.path, bytes=upload.bytes,
-                          content_type=f"image/{upload.picture.format}"))
-    return tuple(parts)
+def edit_form(job: Job, body: Mapping[str, Any], field: str) -> tuple[Part, ...]:
+    """The parts of an edit, text first as in the official SDK. field: what the images are called."""
+    texts = [Part(name, item if isinstance(item, str) else json.dumps(item)) for name, item in body.items()]
+    return (*texts, *(Part("mask" if upload is job.mask else field, path=upload.path, bytes=upload.bytes,
+                           content_type=f"image/{upload.picture.format}") for upload in job.uploads))
 
 def is_image_field_refused(failure: Failure) -> bool:
     """Whether a relay refused an edit only because of `image` or `image[]`, as relays did in 2026."""
@@ -2068,22 +2010,18 @@ def poll_urls(create: Request, response: Response, settings: Settings, templates
     links = [fill_template(settings.poll_url.value, settings.base_url.value, task),
              response.headers.get("location"), task_field(document, ("status_url",)),
              json_path(document, "urls", "get"), json_path(data, "urls", "get")]
-    known = [f"{base}/tasks/{task}", f"{create.url}/{task}"]
-    if not isinstance(data, list):
-        known.reverse()
-    if templates:
-        known = [each.replace("{id}", task) for each in templates]
-    named = [url_on_host(as_text(link), create.url) for link in links]
-    return [url for url in (*named, *(known if task.strip(".") else ())) if url]
+    usual = [create.url + "/{id}", base + "/tasks/{id}"]
+    if isinstance(data, list):
+        usual.reverse()
+    known = [each.replace("{id}", task) for each in templates or usual] if task.strip(".") else []
+    return [*filter(None, (url_on_host(as_text(link), create.url) for link in links)), *known]
 
 def url_on_host(url: str, base: str) -> str:
     """The absolute URL if it leads to base's host, else an empty text: a key never follows it elsewhere."""
     match = ORIGIN.match(base)
     origin = match.group() if match else "no host"
-    if url.startswith("//"):
-        url = origin.partition("//")[0] + url
-    elif url.startswith("/"):
-        url = origin + url
+    if url.startswith("/"):
+        url = (origin.partition("//")[0] if url.startswith("//") else origin) + url
     is_clean = not re.search(r"[\s\\\x00-\x20\x7f-\x9f]", url)
     return url if is_clean and url.startswith((origin + "/", origin + "?")) else ""
 
@@ -2091,12 +2029,10 @@ def collect_images(create: Request, response: Response, settings: Settings, want
                    templates: list[str] | None = None) -> Provider:
     """The images of a response, fetched where it only links to them; a Failure stands for one that fails."""
     response = yield from poll_until_done(create, response, settings, [] if templates is None else templates)
-    images: list[Image | Failure] = []
-    for image in response.images:
-        if image.url and len(images) < wanted + SPARE_IMAGES:  # more than that are not fetched
-            images.append((yield from fetch_image(image, response, create, settings)))
-        else:
-            images.append(image)
+    images: list[Image | Failure] = list(response.images)
+    for index, image in enumerate(response.images[:wanted + SPARE_IMAGES]):  # more are not fetched
+        if image.url:
+            images[index] = yield from fetch_image(image, response, create, settings)
     return images
 
 def fetch_image(image: Image, response: Response, create: Request,
@@ -2121,8 +2057,7 @@ def fetch_image(image: Image, response: Response, create: Request,
 
 def web_address(url: str) -> str:
     """A URL as curl wants it: scheme in lower case, no spaces."""
-    scheme, colon, rest = url.partition(":")
-    return (scheme.lower() + colon + rest).replace(" ", "%20")
+    return re.sub("^[^:]*", lambda scheme: scheme.group().lower(), url).replace(" ", "%20")
 
 def download(url: str, settings: Settings, named_by: str = "") -> Request:
     """A request for a file anywhere, without the key. named_by: the URL that named it, else the endpoint."""
@@ -2133,8 +2068,7 @@ def download(url: str, settings: Settings, named_by: str = "") -> Request:
 
 def check_address(url: str, named_by: str) -> None:
     """Refuse the address of a result for good: trying again cannot fix it."""
-    fault = address_fault(url, named_by)
-    if fault:
+    if fault := address_fault(url, named_by):
         raise Failure("place", f"the image's address {url} {fault}")
 
 def codex(job: Job, settings: Settings, key: KeySource, token: str) -> Provider:
@@ -2174,8 +2108,7 @@ def runapi(job: Job, settings: Settings, key: KeySource, token: str) -> Provider
                                       f"{root}/api/v1/gpt_image_2/{action}/{{id}}"]
             results += yield from collect_images(create, response, settings, 1, templates)
         except Failure as failure:
-            failed_alone = failure.kind in ("task_failed", "moderation")
-            if failure.collectable or (take == 1 and not failed_alone):
+            if failure.collectable or (take == 1 and failure.kind not in ("task_failed", "moderation")):
                 raise
             failure.collectable = failure.retryable  # the same command asks for this one image again
             results.append(failure)
@@ -2196,10 +2129,9 @@ def runapi_create(job: Job, settings: Settings, key: KeySource, token: str, dial
     for number in range(4):  # two paths, and one other name of the model
         path, model = remaining[0]
         body = {"model": model, "prompt": job.prompt, **job.parameters, **images}
-        request = api_request(settings, key.value, "POST", path)
-        headers = (*request.headers, ("Idempotency-Key", f"{token}-{number}"))  # only SDK paths honour it
-        request = request._replace(headers=headers, body=body, tasks=True, free_failures=True,
-                                   idempotent=path.startswith("/api/"))
+        request = api_request(settings, key.value, "POST", path, ("Idempotency-Key", f"{token}-{number}"))
+        request = request._replace(body=body, tasks=True, free_failures=True,
+                                   idempotent=path.startswith("/api/"))  # only SDK paths honour the key
         try:
             response = yield request
             dialects[:] = [remaining[0], *(pair for pair in dialects if pair[0] != path)]
@@ -4755,8 +4687,7 @@ def write_template(options: Namespace, console: Console) -> None:
     path = config_path(options.config or next(iter(config_locations()), "-"))
     if path == STANDARD_INPUT:
         raise usage_failure("--init needs a file to write", "Name it with --config FILE.")
-    layers = [flag_layer(vars(options)), environment_layer(""), default_layer("openai")]
-    base_url = first_value(layers, "base_url")
+    base_url = {**default_layer(""), **flag_layer(vars(options))}["base_url"]
     has_openai_key = environment("OPENAI_API_KEY") and not environment("GPT_IMAGE2_API_KEY")
     is_openai = base_url.source == "$OPENAI_BASE_URL" or (
         has_openai_key and base_url.source not in ("--base-url", "$GPT_IMAGE2_BASE_URL"))

@@ -298,12 +298,11 @@ class PlanTest(ProgramCase):
                     self.home.joinpath(".codex", "auth.json").write_text('{"tokens": {"access_token": "test-token"}}')
                 settings, job = self.plan("edit", "https://x.invalid/a.png", "data:image/png;base64,AAAA", "a hat",
                                           api=api)
-                job = program.fetch_inputs(job, settings, lambda url: fetched.append(url) or self.fox)
+                job = program.prove(job, settings, [], lambda url: fetched.append(url) or self.fox)
                 self.assertEqual(len(fetched), expected)
                 self.assertEqual([image.origin for image in job.images], ["file" if expected == 2 else "url", "file"])
-                read = program.read_inputs(job, settings, [])
-                self.assertEqual([bool(image.digest) for image in read.images], [expected == 2, True])
-                self.assertEqual(bool(read.images[1].checksum), api == "runapi")
+                self.assertEqual([bool(image.digest) for image in job.images], [expected == 2, True])
+                self.assertEqual(bool(job.images[1].checksum), api == "runapi")
 
     def test_the_half_that_only_reads_makes_and_fetches_nothing(self) -> None:
         place = self.work / "new" / "hat.png"
