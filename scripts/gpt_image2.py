@@ -313,6 +313,7 @@ class Settings(NamedTuple):
     history: Setting
     max_cost: Setting
     price_per_image: Setting
+    defaults: Mapping[str, Setting]  # of PICTURE_KEYS
     keys: tuple[KeySource, ...]
     config_path: str
     warnings: tuple[str, ...]
@@ -933,10 +934,11 @@ def check_price(job: Job, settings: Settings) -> None:
     limit, price = settings.max_cost, estimate(job, settings)
     if limit.value is not None and price is None:
         host = host_of(settings.base_url.value)
-        raise Failure("too_expensive", f"{limit.source} sets a limit, but the price of {job.model} at {host} is "
+        raise Failure("too_expensive", f"{limit.source} sets a limit, and what {job.model} costs at {host} is "
                       "unknown", 'Set "price_per_image" in the config, or no limit.')
     if limit.value is not None and price and price[1] > limit.value:
-        raise Failure("too_expensive", f"this costs {price_text(price)}, and {limit.source} allows ${limit.value}")
+        message = f"this costs {price_text(price)}; {limit.source} allows ${limit.value}"
+        raise Failure("too_expensive", message)
 
 def price_text(price: tuple[float, float] | None) -> str:
     """An estimate for people."""
@@ -977,7 +979,7 @@ KEY_VARIABLES = tuple(dict.fromkeys(name for service in SERVICES.values() for na
 # Parser, help, advice, what is sent, what RunAPI lacks and what a config file may hold come from this table.
 
 class Option(NamedTuple):
-    """One row of OPTIONS."""
+    """One row of OPTIONS. With config, it is None when it is not given."""
     commands: tuple[str, ...]
     flag: str
     value: str  # its value's name in the help; a switch has none
@@ -1052,34 +1054,37 @@ OPTIONS = (
     Option(EDIT, "--mask", "PNG", "as large as IMAGE, transparent where it is to change", PATH, wire="mask"),
     Option(EDIT, "--input-fidelity", "KIND", "low or high; older models only", ("low", "high"),
            wire="input_fidelity"),
-    Option(IMAGES, "--output", "PATH", f"file or folder (default {DEFAULT_OUTPUT})", PATH, DEFAULT_OUTPUT,
-           short="-o"),
-    Option(IMAGES, "--size", "WIDTHxHEIGHT", "or square, landscape, portrait, auto (default)",
-           lambda text: as_pair(re.sub(r"^ *([0-9]{3,5})( *px)? *$", r"\1x\1", text)), "auto", "size", ""),
+    Option(ALL, "--output", "PATH", f"file or folder (default {DEFAULT_OUTPUT})", PATH, DEFAULT_OUTPUT,
+           config=("output", str), short="-o"),
+    Option(ALL, "--size", "WIDTHxHEIGHT", "or square, landscape, portrait, auto (default)",
+           lambda text: as_pair(re.sub(r"^ *([0-9]{3,5})( *px)? *$", r"\1x\1", text)), "auto", "size", "",
+           ("size", str)),
+    Option(ALL, "--quality", "LEVEL", "low (about 70 s), medium (120 s), high (276 s)\nor auto (default)",
+           str.lower, "auto", "quality", config=("quality", str)),
+    Option(ALL, "--format", "FORMAT",
+           "png, jpeg or webp (default: as -o ends, else png);\nnewer models: gif, svg",
+           (*SUFFIXES, "jpg"), None, "output_format", config=("format", str)),
+    Option(ALL, "--compression", "0-100", "for jpeg and webp", number(0, 100), None, "output_compression",
+           config=("compression", int)),
+    Option(ALL, "--background", "KIND", "opaque, transparent or auto (default)",
+           ("auto", "opaque", "transparent"), None, "background", config=("background", str)),
+    Option(ALL, "--moderation", "LEVEL", "low or auto (default)", ("auto", "low"), None, "moderation",
+           config=("moderation", str)),
+    Option(ALL, "--model", "MODEL", f"default {DEFAULT_MODEL}", str, DEFAULT_MODEL, config=("model", str)),
+    Option(ALL, "--timeout", "SECONDS", f"time limit for the whole request (default {DEFAULT_TIMEOUT})",
+           number(1, MAX_TIMEOUT, float), DEFAULT_TIMEOUT, config=("timeout", int, float)),
+    Option(ALL, "--max-cost", "USD", "send nothing if it may cost more, or nobody knows",
+           number(0.0001, 1_000_000, float), config=("max_cost", int, float)),
     Option(IMAGES, "--aspect-ratio", "W:H", "a shape such as 16:9; the closest allowed size is used",
            lambda text: re.sub(r"(?<=\d)x", ":", as_pair(text)), runapi="aspect_ratio"),
     Option(IMAGES, "--resolution", "1k|2k|4k", "how many pixels that shape gets (default 1k)",
            tuple(RESOLUTIONS), runapi="output_resolution"),
-    Option(IMAGES, "--quality", "LEVEL", "low (about 70 s), medium (120 s), high (276 s)\nor auto (default)",
-           str.lower, "auto", "quality"),
     Option(IMAGES, "--n", "1-10", "how many images: NAME-1.png, NAME-2.png, ...", number(1, MAX_N), 1,
            "n", "", short="-n"),
-    Option(IMAGES, "--format", "FORMAT",
-           "png, jpeg or webp (default: as -o ends, else png);\nnewer models: gif, svg",
-           (*SUFFIXES, "jpg"), None, "output_format"),
-    Option(IMAGES, "--compression", "0-100", "for jpeg and webp", number(0, 100), None, "output_compression"),
-    Option(IMAGES, "--background", "KIND", "opaque, transparent or auto (default)",
-           ("auto", "opaque", "transparent"), None, "background"),
-    Option(IMAGES, "--moderation", "LEVEL", "low or auto (default)", ("auto", "low"), None, "moderation"),
     Option(IMAGES, "--prompt-file", "FILE", "read the prompt from FILE; a PROMPT of - reads stdin", PATH),
     Option(IMAGES, "--overwrite", "", "replace existing files (default: pick a free name)"),
     Option(IMAGES, "--fresh", "", "buy another take, although this command has its image"),
-    Option(IMAGES, "--model", "MODEL", f"default {DEFAULT_MODEL}", str, DEFAULT_MODEL, config=("model", str)),
-    Option(IMAGES, "--max-cost", "USD", "send nothing if it may cost more, or if that is not known",
-           number(0.0001, 1_000_000, float), config=("max_cost", int, float)),
     Option(IMAGES, "--dry-run", "", "show what would be sent, saved and paid; send nothing"),
-    Option(IMAGES, "--timeout", "SECONDS", f"time limit for the whole request (default {DEFAULT_TIMEOUT})",
-           number(1, MAX_TIMEOUT, float), DEFAULT_TIMEOUT, config=("timeout", int, float)),
     Option(IMAGES, "--stream", "", "stream the reply; helps if a gateway times out", wire="stream"),
     Option(IMAGES, "--partial-images", "0-3", "with --stream: save previews as NAME.partial-K.EXT",
            number(0, MAX_PARTIALS), wire="partial_images"),
@@ -1101,7 +1106,8 @@ OPTIONS = (
     Option(ALL, "--quiet", "", "print only warnings, errors and Saved: lines", short="-q"),
     Option(ALL, "--verbose", "", "also show what is sent (keys are hidden)", short="-v"))
 
-# What may stand in a config file: name -> (default, types of its value).
+# What may stand in a config file: name -> (default, types of its value); first, what a picture is to be like.
+PICTURE_KEYS = ("output", "size", "quality", "format", "compression", "background", "moderation")
 CONFIG_KEYS: dict[str, tuple[Any, ...]] = {
     **{row.config[0]: (row.default, *row.config[1:]) for row in OPTIONS if row.config},
     "api_key_command": (None, list), "proxy": ("", str), "cacert": ("", str), "poll_url": ("", str),
@@ -1228,7 +1234,18 @@ def checked_value(path: str, name: str, value: Any) -> Any:
     """The value, which has the type of its setting."""
     types = CONFIG_KEYS[name][1:]
     items = value if isinstance(value, list) else value.values() if isinstance(value, dict) else ()
+    row = next((row for row in OPTIONS if row.config[:1] == (name,)), None)
     if type(value) in types and all(isinstance(item, str) for item in items):  # True is not a number
+        try:
+            if row and callable(row.accepts) and not items:
+                read = row.accepts(str(value))
+                value = read if isinstance(value, str) else value  # a number stays as it is written
+            if row and isinstance(row.accepts, tuple) and value not in row.accepts:
+                raise ValueError(f"is not known, only {', '.join(row.accepts)}")
+            if name == "price_per_image" and value < 0:
+                raise ValueError("must not be negative")
+        except ValueError as fault:
+            raise setup_failure(f"{path}: {name} {fault}") from None
         return value
     expected = TYPE_NAMES[types[0]] + {list: " of strings", dict: " with strings as values"}.get(types[0], "")
     raise setup_failure(f"{path}: {name} must be {expected}, not {TYPE_NAMES[type(value)]}")
@@ -1244,7 +1261,7 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
         key = {"api_key", "api_key_env", "api_key_command"}  # any of them replaces all; headers are merged
         overridden = from_file.keys() - {"headers"} | (key if key & from_file.keys() else set())
         warnings += [f"the file of --config takes precedence over {setting.source}"
-                     for name, setting in from_flags.items() if name in overridden]
+                     for name, setting in from_flags.items() if name in overridden.difference(PICTURE_KEYS)]
     layers = (from_flags, from_file) if explicit else (from_file, from_flags)  # the last one counts
     api = {**layers[0], **layers[1]}.get("api", Setting("", "default"))
     if api.value and api.value not in SERVICES:
@@ -1253,9 +1270,7 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
     if api.source == "--api" and address and api.value != (content.get("api") or api_of(address)):
         del from_file["base_url"]  # it is another service's
     values = {**default_layer(api.value), **layers[0], **layers[1]}
-    base_url, timeout, poll_url = values["base_url"], values["timeout"], values["poll_url"]
-    if not 1 <= timeout.value <= MAX_TIMEOUT:
-        raise setting_failure(timeout, f"timeout must be between 1 and {MAX_TIMEOUT} s, not {timeout.value}")
+    base_url, poll_url = values["base_url"], values["poll_url"]
     base_url = base_url._replace(value=checked_base_url(base_url, values["allow_http"].value))
     own_address = environment("GPT_IMAGE2_BASE_URL").rstrip("/")
     if base_url.source == path and not explicit and own_address not in ("", base_url.value):
@@ -1268,10 +1283,11 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
     named = [named_keys(flags), named_keys(content, path, file_host)]
     keys = key_sources(api.value, sum(reversed(named) if explicit else named, []), base_url.source)
     headers = merged_headers(layers, file_host, base_url.value, warnings)
+    defaults = {name: {**values, **from_flags}[name] for name in PICTURE_KEYS}  # a flag always wins
     plain = {name: values[name] for name in ("model", "timeout", "proxy", "cacert", "allow_http", "poll_url",
                                                 "history", "max_cost", "price_per_image")}
     return Settings(api=api, base_url=base_url, headers=headers, keys=tuple(keys), config_path=path,
-                    warnings=tuple(warnings), **plain)
+                    warnings=tuple(warnings), defaults=defaults, **plain)
 
 def key_sources(api: str, named: list[KeySource], url_source: str) -> list[KeySource]:
     """Every source of the key, the first that counts in front. named: flags, file. Of the variables our own
@@ -1311,6 +1327,8 @@ def default_layer(api: str) -> Layer:
     """What holds by default; the base URL may stand in our own variable or in that of the vendor's tools."""
     row = SERVICES[api or "openai"]
     defaults = {name: Setting(default, "default") for name, (default, *_) in CONFIG_KEYS.items()}
+    if environment("OPENCLAW_SHELL"):  # OpenClaw delivers files of its workspace, in which it runs commands
+        defaults["output"] = Setting(os.path.basename(DEFAULT_OUTPUT), "$OPENCLAW_SHELL")
     found = (Setting(environment(name), f"${name}") for name in filter(environment, row.address_variables))
     return {**defaults, "base_url": next(found, Setting(row.base_url, "default"))}
 
@@ -1481,18 +1499,21 @@ def choose_key(settings: Settings) -> KeySource | None:
     """The first key that may go to the configured host; none is needed on this machine."""
     base_url, file = settings.base_url.value, settings.config_path
     keys = [source for source in settings.keys if source.is_set]
-    chosen = next((source for source in keys if may_go(source.host, base_url)), None)
-    if chosen or is_loopback(base_url):
+    unset = [source.source for source in settings.keys if not source.is_set]  # somebody counts on it
+    fitting = [source for source in keys if may_go(source.host, base_url)]
+    own = [source for source in fitting if source.host == host_of(base_url)]  # to this machine any may go
+    chosen = next(iter(own if own and fitting[0].host else fitting), None)
+    if not unset and (chosen or is_loopback(base_url)):
         return chosen
-    if keys:
+    if keys and not unset:
         source, host = keys[0], host_of(base_url)
         raise setup_failure(f"the key from {source.source} is for {source.host}, so it is not sent to {host} "
                             f"(from {settings.base_url.source})",
                             f"To use {host}, set GPT_IMAGE2_API_KEY and GPT_IMAGE2_BASE_URL, or put its key "
                             "and base_url into one config file.", "key")
-    unset = "".join(f": {source.source}, is not set" for source in settings.keys[:1])
+    named = "".join(f": {name}, is not set" for name in unset[:1])
     other = f"name its variable as api_key_env in {file}" if file else "run: " + own_command("config --init")
-    raise setup_failure(f"no API key for {host_of(base_url)}{unset}",
+    raise setup_failure(f"no API key for {host_of(base_url)}{named}",
                         f"Set GPT_IMAGE2_API_KEY (agents may hide OPENAI_API_KEY), or {other}", kind="key")
 
 class Secrets:
@@ -1537,6 +1558,24 @@ def read_settings(options: Namespace, console: Console) -> Settings:
     for warning in settings.warnings:
         console.warn(warning)
     return settings
+
+def fill_options(options: Namespace, settings: Settings, notes: list[str]) -> None:
+    """Put the defaults in place of what was not given. One of a config file that does not fit is left out."""
+    missing = [name for name in PICTURE_KEYS if getattr(options, name) is None]
+    for name in missing:
+        setattr(options, name, CONFIG_KEYS[name][0])
+    for name in missing:
+        usual, (value, source) = getattr(options, name), settings.defaults[name]
+        shaped = name == "size" and (options.aspect_ratio or options.resolution)
+        if source == "default" or shaped or (name == "format" and is_picture_name(options.output)):
+            continue  # these flags say it
+        is_folder = name == "output" and not is_picture_name(value)  # made or not
+        setattr(options, name, os.path.join(value, "") if is_folder else value)
+        try:
+            plan(options, settings, "a prompt", ["an image"] if options.command == "edit" else [], [])
+        except Failure as failure:
+            setattr(options, name, usual)
+            notes.append(f"{name} {as_text(value)} (from {source}) is left out: {failure.message}")
 
 # ---- Job: what is asked for, checked while it is still free --------------------------------------
 ORIGINS = {"url": r"(?i)https?://", "data": r"(?i)data:[^,\s]*,"}
@@ -1859,6 +1898,10 @@ def chosen_format(options: Namespace) -> str:
     suffix = f".{options.format}" if options.format else os.path.splitext(options.output)[1].lower()
     return next((name for name, suffixes in SUFFIXES.items() if suffix in suffixes), "png")
 
+def is_picture_name(path: str) -> bool:
+    """Whether a path ends like that of a picture."""
+    return os.path.splitext(path)[1].lower() in sum(SUFFIXES.values(), ())
+
 def checked_target(output: str, image_format: str, overwrite: bool) -> Target:
     """Where to save, from -o: a file, or a folder to save in."""
     if output == "-":
@@ -1875,7 +1918,7 @@ def checked_target(output: str, image_format: str, overwrite: bool) -> Target:
         path = os.path.join(path, os.path.basename(DEFAULT_OUTPUT))
     folder, name = os.path.split(path)
     stem, suffix = os.path.splitext(name)
-    if suffix.lower() not in sum(SUFFIXES.values(), ()):  # cat.v2 is a name, not a format
+    if not is_picture_name(name):  # cat.v2 is a name, not a format
         stem, suffix = name, SUFFIXES[image_format][0]
     return Target(folder, stem, suffix, overwrite)
 
@@ -4305,11 +4348,12 @@ def run_image_command(options: Namespace, run: Run) -> None:
     """generate and edit."""
     console = run.console
     settings = read_settings(options, console)
+    notes: list[str] = []
+    fill_options(options, settings, notes)
     if options.output != "-" and os.path.isdir(os.path.expanduser(options.output)):
         options.output = os.path.join(options.output, "")  # plan knows a folder by its last character
     requested = {"size": options.size, "format": chosen_format(options), "quality": options.quality}
     run.result.facts.update(model=settings.model.value, requested=requested)
-    notes: list[str] = []
     inputs, ignore_signals = Inputs(settings, run), catch_signals()
     try:
         job = read_inputs(plan(options, settings, *read_words(options), notes), settings, notes)
@@ -4670,7 +4714,7 @@ def run_config_command(options: Namespace, run: Run) -> None:
     if options.force and not options.init:
         raise usage_failure("--force only works with --init")
     if options.init:
-        write_template(options, run.console)
+        write_template(options, run)
     elif options.check:
         check_setup(read_settings(options, run.console), run)
     elif options.history:
@@ -4680,45 +4724,99 @@ def run_config_command(options: Namespace, run: Run) -> None:
     else:
         show_settings(read_settings(options, run.console), run.console)
 
-def write_template(options: Namespace, console: Console) -> None:
-    """A config file that only its owner can read, with the two settings that most people need."""
+def write_template(options: Namespace, run: Run) -> None:
+    """--init: a config file that only its owner can read. On a terminal without a key it asks for one."""
+    console, path = run.console, config_path(options.config or next(iter(config_locations()), "-"))
     if options.api_key:
         raise usage_failure("--init does not store keys", "Name a variable: --api-key-env NAME")
-    path = config_path(options.config or next(iter(config_locations()), "-"))
     if path == STANDARD_INPUT:
         raise usage_failure("--init needs a file to write", "Name it with --config FILE.")
-    base_url = {**default_layer(""), **flag_layer(vars(options))}["base_url"]
-    has_openai_key = environment("OPENAI_API_KEY") and not environment("GPT_IMAGE2_API_KEY")
-    is_openai = base_url.source == "$OPENAI_BASE_URL" or (
-        has_openai_key and base_url.source not in ("--base-url", "$GPT_IMAGE2_BASE_URL"))
-    usual = "OPENAI_API_KEY" if is_openai else "GPT_IMAGE2_API_KEY"
+    if os.path.lexists(path) and not options.force:
+        again = "config --init --force" + (f" --config {quote(path)}" if options.config else "")
+        raise usage_failure(f"{path} already exists",
+                            "To replace it (and the key in it): " + own_command(again))
     hidden = [other for other in config_locations() if os.path.lexists(other) and other != path]
     if hidden and not options.config:
         console.warn(f"{hidden[0]} is ignored from now on")
-    content = {"base_url": checked_base_url(base_url, options.allow_http),
-               "api_key_env": variable_name(options.api_key_env or usual)}
+    content = template(options)
+    name = content.get("api_key_env", "")
+    asks = bool(name) and not options.api_key_env and not environment(name) and not console.as_json \
+        and console.is_terminal() and sys.stdin is not None and sys.stdin.isatty()
+    if asks:
+        ask_for_key(content, path, console)
+    write_config(path, content, options.force)
+    if console.as_json:
+        console.tell(config_file=path)
+        return
+    shown = {**content, **({"api_key": mask_key(content["api_key"])} if "api_key" in content else {})}
+    console.output(f"Wrote {path}: " + ", ".join(f"{name} {as_text(value)}" for name, value in shown.items()))
+    if asks and (content.get("api_key") or environment(content["api_key_env"])):
+        options.config = path
+        check_setup(read_settings(options, console), run)
+        console.output("Next: " + own_command('generate "a red fox in the snow" -o fox.png'))
+    elif asks:
+        console.output(f"Set {content['api_key_env']}, then run: " + own_command("config --check"))
+
+def template(options: Namespace) -> dict[str, Any]:
+    """What --init writes: address, the key's variable, and every other setting that was given."""
+    given = flag_layer({**vars(options), "headers": dict(options.header)})
+    base_url = {**default_layer(options.api or ""), **given}["base_url"]
+    variables = SERVICES[options.api or api_of(base_url.value)].key_variables
+    has_openai_key = environment("OPENAI_API_KEY") and not environment("GPT_IMAGE2_API_KEY")
+    is_openai = base_url.source == "$OPENAI_BASE_URL" or (
+        has_openai_key and base_url.source not in ("--base-url", "$GPT_IMAGE2_BASE_URL"))
+    usual = "OPENAI_API_KEY" if is_openai and "OPENAI_API_KEY" in variables else "".join(variables[:1])
+    content = {"base_url": checked_base_url(base_url, options.allow_http)}
+    if options.api_key_env or usual:
+        content["api_key_env"] = variable_name(options.api_key_env or usual)
+    if options.output:  # the file is read wherever the program is started
+        end = os.sep if options.output.endswith(("/", os.sep)) else ""
+        given["output"] = Setting(os.path.abspath(os.path.expanduser(options.output)) + end, "--output")
+    return {**{name: setting.value for name, setting in given.items()}, **content}
+
+def ask_for_key(content: dict[str, Any], path: str, console: Console) -> None:
+    """Ask a person for the key, unseen, and where to keep it."""
+    from getpass import getpass
+
+    def ask(question: str) -> str:
+        console.say("stderr", question, end="")
+        return sys.stdin.readline().strip()
+
+    key = getpass(f"API key for {host_of(content['base_url'])} (not shown; Enter if a variable holds it): ")
+    if key:
+        console.secrets.add_keys(key)
+        key = read_key(KeySource("your answer", "", key), ())
+    if key and ask(f"Keep it in {path}, which only you can read? [Y/n] ").lower() in ("", "y", "yes"):
+        del content["api_key_env"]
+        content["api_key"] = key
+    else:
+        name = ask(f"Name of the variable that holds it [{content['api_key_env']}]: ")
+        content["api_key_env"] = variable_name(name or content["api_key_env"])
+
+def write_config(path: str, content: Mapping[str, Any], force: bool) -> None:
+    """Write the file in one step. An older one with a key is kept beside it, as private."""
     part = f"{path}.{os.getpid()}.part"
     try:
         make_private(os.path.dirname(path))
         with private_file(part, os.O_EXCL) as stream:
             stream.write(json.dumps(content, indent=2).encode() + b"\n")
-        if not give_name(part, path, options.force):
-            again = "config --init --force" + (f" --config {quote(path)}" if options.config else "")
-            raise usage_failure(f"{path} already exists",
-                                "To replace it (and the key in it): " + own_command(again))
+        with suppress(FileNotFoundError), plain_file(path, follow=True) as old:
+            text = old.read(MAX_CONFIG_BYTES)
+            if b'"api_key"' in text:
+                with private_file(path + ".bak") as copy:
+                    copy.write(text)
+        if not give_name(part, path, force):
+            raise usage_failure(f"{path} already exists")
     except OSError as error:
         raise usage_failure(f"cannot write {path}: {reason(error)}") from None
     finally:
         discard(part)
-    if console.as_json:
-        console.tell(config_file=path)
-    else:
-        console.output(f"Wrote {path}")
 
 def show_settings(settings: Settings, console: Console) -> None:
     """Every setting with its value and its source; keys masked."""
     rows = {name: Setting(console.secrets.clean(as_text(setting.value)), setting.source)
-            for name, setting in settings._asdict().items() if isinstance(setting, Setting)}
+            for name, setting in {**settings._asdict(), **settings.defaults}.items()
+            if isinstance(setting, Setting)}
     masked = ", ".join(f"{name}: ***" for name in settings.headers.value)
     rows["headers"] = rows["headers"]._replace(value=masked)
     for number, source in enumerate(settings.keys, 1):
@@ -4969,8 +5067,6 @@ def build_parser(command: str) -> ArgumentParser:
             parser.add_argument(*flags, default=default, type=partial(read_value, row),
                                 choices=row.accepts if isinstance(row.accepts, tuple) else None)
     parser.set_defaults(run=run_config_command if command == "config" else run_image_command)
-    if environment("OPENCLAW_SHELL"):  # OpenClaw delivers files of its workspace, in which it runs commands
-        parser.set_defaults(output=os.path.basename(DEFAULT_OUTPUT))
     return parser
 
 def parse(arguments: list[str]) -> Namespace:
