@@ -17,6 +17,7 @@ from api_server import Answer
 from chat_server import ChatServer
 from clients_coding_agents import CLAUDE_CODE, CODEX, claude_code, claude_variables, codex
 from clients_common import ClientCase
+from clients_hermes import NEWEST, HermesCase
 from support import KEY
 
 HEAD_START = 2.0  # seconds that the second command has for finding the first at work; later it finds its picture
@@ -127,6 +128,12 @@ class ClaudeCodeBuysOnceTest(AgentOnceCase):
         results = self.run_twice(self.bash(timeout=3000), self.bash(), CLAUDE_CODE_DISABLE_BACKGROUND_TASKS="1")
         self.assertIn("timed out", results[0])
 
+    def test_twice_in_one_message(self) -> None:
+        chat = self.model([self.bash(), self.bash()])
+        self.whole_run(*self.command(chat))
+        self.assert_bought_once([], chat.results[0])
+        self.assert_bought_once([], chat.results[1])
+
     def test_ended_and_started_again(self) -> None:
         for number in (signal.SIGINT, signal.SIGKILL):
             with self.subTest(number):
@@ -200,7 +207,7 @@ class CodexBuysOnceTest(AgentOnceCase):
         self.cut_run(signal.SIGINT, *self.command(self.enter(ChatServer(lambda _: self.execute())), "workspace-write"))
         chat = self.model(self.execute())
         self.whole_run(*self.command(chat, "workspace-write"))
-        print(chat.results)
+        self.assertRegex(chat.results[0], "code 6")
         self.assertEqual(len(self.api.posts), 1)
 
     def test_turn_interrupted(self) -> None:
@@ -232,3 +239,25 @@ class CodexBuysOnceTest(AgentOnceCase):
         first, second = chat.results
         self.assertIn("aborted by user", first)
         self.assert_bought_once([first], second)
+
+
+@unittest.skipUnless(os.name == "posix", "needs process groups")
+class HermesTerminalBuysOnceTest(AgentOnceCase, HermesCase):
+    version = NEWEST
+    packages = ("hermes-agent==" + NEWEST,)
+
+    def run_twice(self, **first: Any) -> str:
+        """Two calls of the tool terminal in one conversation, the first with these arguments; its result."""
+        chat = self.model(("terminal", {"command": self.line, **first}),
+                          ("terminal", {"command": self.line, "timeout": 60}))
+        self.configure(model={"provider": "custom", "default": "stub", "base_url": chat.url, "api_key": "test-chat"})
+        self.whole_run([str(self.bin / "hermes"), "-z", "draw a fox", "-t", "terminal"], self.environment())
+        cut_off, result = chat.results
+        self.assert_bought_once([cut_off], result)
+        return cut_off
+
+    def test_limit_too_short(self) -> None:
+        self.assertIn("timed out", self.run_twice(timeout=3))
+
+    def test_background(self) -> None:
+        self.assertIn("session_id", self.run_twice(background=True))
