@@ -18,6 +18,7 @@ from chat_server import ChatServer
 from clients_coding_agents import CLAUDE_CODE, CODEX, claude_code, claude_variables, codex
 from clients_common import ClientCase
 from clients_hermes import NEWEST, HermesCase
+from clients_openclaw import OpenClawCase
 from support import KEY
 
 HEAD_START = 2.0  # seconds that the second command has for finding the first at work; later it finds its picture
@@ -47,7 +48,8 @@ class AgentOnceCase(ClientCase):
             return calls[-1]
 
         earlier: list[Callable[[str], Any]] = [lambda _, call=call: call for call in calls[:-1]]  # type: ignore[misc]
-        return self.enter(ChatServer(*earlier, last, lambda _: "Done."))
+        server: ChatServer = self.enter(ChatServer(*earlier, last, lambda _: "Done."))
+        return server
 
     @contextlib.contextmanager
     def started(self, command: Sequence[str], env: Mapping[str, str], stdin: int = subprocess.DEVNULL) -> Any:
@@ -261,3 +263,24 @@ class HermesTerminalBuysOnceTest(AgentOnceCase, HermesCase):
 
     def test_background(self) -> None:
         self.assertIn("session_id", self.run_twice(background=True))
+
+
+@unittest.skipUnless(os.name == "posix", "needs process groups")
+class OpenClawBuysOnceTest(AgentOnceCase, OpenClawCase):
+
+    def run_twice(self, **first: Any) -> str:
+        """Two calls of the tool exec in one conversation, the first with these arguments; its result."""
+        self.openclaw("skills", "install", self.skill)
+        chat = self.model(("exec", {"command": self.line, **first}),
+                          ("exec", {"command": self.line, "yieldMs": 60_000}))
+        self.configure(chat)
+        self.openclaw("agent", "--local", "--agent", "main", "-m", "draw a fox", "--json")
+        cut_off, result = chat.results[:2]
+        self.assert_bought_once([cut_off], result)
+        return cut_off
+
+    def test_limit_too_short(self) -> None:
+        self.assertIn("timed out", self.run_twice(timeoutSeconds=3).lower())
+
+    def test_background(self) -> None:
+        self.assertIn("still running", self.run_twice(yieldMs=1500))

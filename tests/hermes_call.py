@@ -85,6 +85,7 @@ def guard(folder: str) -> dict[str, Any]:
         if each.severity in ("critical", "high") and each.category != "structural"]}
 
 
+MODES = {"calls": calls, "together": together, "config": config, "profiles": profiles, "skills": skills, "guard": guard}
+
 if __name__ == "__main__":
-    print(json.dumps({"calls": calls, "together": together, "config": config, "profiles": profiles, "skills": skills, "guard": guard}[
-        sys.argv[1]](*sys.argv[2:]), default=str))
+    print(json.dumps(MODES[sys.argv[1]](*sys.argv[2:]), default=str))
