@@ -136,21 +136,25 @@ class ClaudeCodeBuysOnceTest(AgentOnceCase):
         self.assert_bought_once([], chat.results[0])
         self.assert_bought_once([], chat.results[1])
 
-    def test_ended_and_started_again(self) -> None:
-        for number in (signal.SIGINT, signal.SIGKILL):
-            with self.subTest(number):
-                self.doCleanups()
-                self.setUp()
-                self.cut_run(number, *self.command(self.enter(ChatServer(lambda _: self.bash()))))
-                chat = self.model(self.bash())
-                self.whole_run(*self.command(chat))
-                self.assert_bought_once([], chat.results[0])
+    def test_interrupted_and_started_again(self) -> None:
+        self.end_and_start_again(signal.SIGINT)
+
+    def test_killed_and_started_again(self) -> None:
+        self.end_and_start_again(signal.SIGKILL)
+
+    def end_and_start_again(self, number: int) -> None:
+        """End the client with its command at work; then a new conversation, with the same command."""
+        self.cut_run(number, *self.command(self.enter(ChatServer(lambda _: self.bash()))))
+        chat = self.model(self.bash())
+        self.whole_run(*self.command(chat))
+        self.assert_bought_once([], chat.results[0])
 
 
 @unittest.skipUnless(os.name == "posix", "needs process groups")
 class CodexBuysOnceTest(AgentOnceCase):
     client, version = "Codex CLI", CODEX
-    network = ("-c", "sandbox_workspace_write.network_access=true")
+    sandbox = ("-c", "sandbox_workspace_write.network_access=true",
+               "-c", "sandbox_workspace_write.exclude_slash_tmp=true")  # where the home of these tests is
 
     def execute(self, milliseconds: int = 30_000) -> Any:
         """A call of the tool exec_command, which hands a longer command on to the background."""
@@ -173,7 +177,7 @@ class CodexBuysOnceTest(AgentOnceCase):
                 model: str = "stub") -> tuple[list[str], dict[str, str]]:
         """What starts Codex, and its environment."""
         self.settings(chat, model)
-        options = ["--skip-git-repo-check", "-s", sandbox, *self.network]
+        options = ["--skip-git-repo-check", "-s", sandbox, *self.sandbox]
         return [*codex(), "exec", *options, "draw a fox"], self.environment()
 
     def run_twice(self, *calls: Any, **about: str) -> None:
@@ -194,15 +198,31 @@ class CodexBuysOnceTest(AgentOnceCase):
     def test_still_running_from_a_script(self) -> None:
         self.run_twice(self.script(1500), self.script(), model="gpt-6-astra")
 
-    def test_ended_and_started_again(self) -> None:
-        for number in (signal.SIGINT, signal.SIGKILL):
-            with self.subTest(number):
-                self.doCleanups()
-                self.setUp()
-                self.cut_run(number, *self.command(self.enter(ChatServer(lambda _: self.execute()))))
-                chat = self.model(self.execute())
-                self.whole_run(*self.command(chat))
-                self.assert_bought_once([], chat.results[0])
+    def test_interrupted_and_started_again(self) -> None:
+        self.end_and_start_again(signal.SIGINT)
+
+    def test_killed_and_started_again(self) -> None:
+        self.end_and_start_again(signal.SIGKILL)
+
+    def end_and_start_again(self, number: int) -> None:
+        """End the client with its command at work; then a new conversation, with the same command."""
+        self.cut_run(number, *self.command(self.enter(ChatServer(lambda _: self.execute()))))
+        chat = self.model(self.execute())
+        self.whole_run(*self.command(chat))
+        self.assert_bought_once([], chat.results[0])
+
+    def test_in_the_sandbox_and_then_outside(self) -> None:
+        self.run_in_two("workspace-write", "danger-full-access")
+
+    def test_outside_and_then_in_the_sandbox(self) -> None:
+        self.run_in_two("danger-full-access", "workspace-write")
+
+    def run_in_two(self, *sandboxes: str) -> None:
+        """The command in one conversation, to its end, and again in another; the home can be written in one of them."""
+        for sandbox in sandboxes:
+            chat = self.model(self.execute())
+            self.whole_run(*self.command(chat, sandbox))
+            self.assert_bought_once([], chat.results[0])
 
     def test_ended_in_the_sandbox(self) -> None:
         """The transfer dies with it; the same command tells that, and buys nothing by itself."""
