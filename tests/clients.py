@@ -13,9 +13,10 @@ from typing import Any, Sequence
 
 import clients_coding_agents
 import clients_hermes
+import clients_once
 import clients_openclaw
 
-MODULES = (clients_hermes, clients_openclaw, clients_coding_agents)
+MODULES = (clients_hermes, clients_openclaw, clients_coding_agents, clients_once)
 
 
 class TableResult(unittest.TextTestResult):

@@ -6,11 +6,14 @@ import re
 import subprocess
 import sys
 import threading
+import unittest
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
 from chat_server import ChatServer
-from clients_common import README, SKILL, ClientCase, copy_project, node, node_packages, python_packages
+from clients_common import README, SKILL, ClientCase, copy_project, node, node_packages, python_packages, run
+
+CODEX, CLAUDE_CODE = "0.169.0", "2.1.329"
 
 
 class SkillsRefTest(ClientCase):
@@ -51,8 +54,30 @@ def add_skill(case: Any) -> None:
     case.run_client(*command, "add", case.skill, "-a", "claude-code", "-a", "codex", "-a", "openclaw", "-y", "--copy")
 
 
+def codex() -> list[str]:
+    """The command that starts Codex."""
+    return [node(), str(node_packages("@openai/codex@" + CODEX) / "@openai" / "codex" / "bin" / "codex.js")]
+
+
+def claude_code() -> str:
+    """Claude Code, whose package fetches the program itself only when it is told to."""
+    package = node_packages("@anthropic-ai/claude-code@" + CLAUDE_CODE) / "@anthropic-ai" / "claude-code"
+    command = package / "bin" / "claude.exe"
+    if not command.exists() or command.stat().st_size < 1_000_000:
+        result = run([node(), package / "install.cjs"])
+        if result.returncode:
+            raise unittest.SkipTest("cannot be installed: " + result.stderr[-200:])
+    return str(command)
+
+
+def claude_variables(chat: ChatServer) -> dict[str, str]:
+    """What Claude Code needs to talk to that server only."""
+    return {"ANTHROPIC_API_KEY": "test-key", "ANTHROPIC_BASE_URL": chat.origin,
+            "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1", "DISABLE_AUTOUPDATER": "1"}
+
+
 class CodexTest(ClientCase):
-    client, version = "Codex CLI", "0.169.0"
+    client, version = "Codex CLI", CODEX
 
     def test_skill_added_to_a_project(self) -> None:
         add_skill(self)
@@ -64,13 +89,12 @@ class CodexTest(ClientCase):
 
     def assert_listed(self) -> None:
         """Ask Codex for its skills."""
-        command = [node(), str(node_packages("@openai/codex@0.169.0") / "@openai" / "codex" / "bin" / "codex.js")]
         (self.home / ".codex").mkdir()
         asked = [{"id": 1, "method": "initialize", "params": {"clientInfo": {"name": "test", "version": "1"}}},
                  {"method": "initialized"},
                  {"id": 2, "method": "skills/list", "params": {"cwds": [str(self.work)], "forceReload": True}}]
         lines = "".join(json.dumps(message) + "\n" for message in asked)
-        told = first_line(self, [*command, "app-server"], '"id":2', lines)
+        told = first_line(self, [*codex(), "app-server"], '"id":2', lines)
         (folder,) = told["result"]["data"]
         self.assertEqual(folder["errors"], [])
         skill = next(each for each in folder["skills"] if each["name"] == SKILL)
@@ -78,7 +102,7 @@ class CodexTest(ClientCase):
 
 
 class ClaudeCodeTest(ClientCase):
-    client, version = "Claude Code", "2.1.329"
+    client, version = "Claude Code", CLAUDE_CODE
 
     def test_skill_added_to_a_project(self) -> None:
         add_skill(self)
@@ -90,13 +114,9 @@ class ClaudeCodeTest(ClientCase):
 
     def assert_listed(self) -> None:
         """Start Claude Code and read which skills it has found."""
-        package = node_packages("@anthropic-ai/claude-code@2.1.329") / "@anthropic-ai" / "claude-code"
-        if not (package / "bin" / "claude.exe").exists() or (package / "bin" / "claude.exe").stat().st_size < 1_000_000:
-            self.run_client(node(), package / "install.cjs")
         chat = self.enter(ChatServer(lambda _: "no"))
-        env = self.environment(ANTHROPIC_API_KEY="test-key", ANTHROPIC_BASE_URL=chat.url.rpartition("/")[0],
-                               CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC="1", DISABLE_AUTOUPDATER="1")
-        command = [str(package / "bin" / "claude.exe"), "-p", "hi", "--output-format", "stream-json", "--verbose"]
+        command = [claude_code(), "-p", "hi", "--output-format", "stream-json", "--verbose"]
+        env = self.environment(**claude_variables(chat))
         told = first_line(self, command, '"subtype":"init"', env=env)
         self.assertIn(SKILL, told["skills"])
 

@@ -23,6 +23,7 @@ QUOTA = b'{"error": {"message": "You exceeded your quota", "code": "insufficient
 MODERATION = b'{"error": {"message": "Rejected by the safety system", "code": "moderation_blocked"}}'
 PROVIDER = "gpt-image2"
 PNG = draw_png(64, 48, 1)
+NEWEST = "0.19.0"
 
 
 class HermesCase(ClientCase):
@@ -108,8 +109,8 @@ class Hermes017Test(OlderHermesChecks, HermesCase):
 
 
 class HermesTest(OlderHermesChecks, HermesCase):
-    version = "0.19.0"
-    packages = ("hermes-agent==0.19.0",)
+    version = NEWEST
+    packages = ("hermes-agent==" + NEWEST,)
 
     def test_route_by_install_command(self) -> None:
         if not shutil.which("git"):
@@ -327,6 +328,23 @@ class HermesTest(OlderHermesChecks, HermesCase):
                 self.assertEqual(len(self.api.posts), 1)
                 self.assert_picture(result["image"])
 
+    def test_equal_calls_at_the_same_moment_are_one_picture(self) -> None:
+        """What is asked for after that is another take, here or in another Hermes."""
+        self.link()
+        self.configure()
+        call = {"prompt": "a red fox", "aspect_ratio": "square"}
+        self.api.plan(Answer(delay=2))
+        env = self.environment(MY_IMAGE_KEY=KEY)
+        results = self.inside("together", 3, input=json.dumps(call), env=env)
+        self.assertEqual([result["success"] for result in results], [True] * 3, results)
+        self.assertEqual(len(self.api.posts), 1)
+        self.assertEqual(sorted(result["source"] for result in results), ["bought", "made_before", "made_before"])
+        results += self.call_tool(call, call)["results"]
+        self.assertEqual([result["source"] for result in results[3:]], ["bought"] * 2, results)
+        self.assertEqual((len(self.api.posts), len({result["image"] for result in results})), (3, 3), results)
+        for result in results:
+            self.assert_picture(result["image"], (1024, 1024))
+
     def test_odd_arguments(self) -> None:
         self.link()
         self.configure()
@@ -360,7 +378,7 @@ class HermesTest(OlderHermesChecks, HermesCase):
                 self.assertLess(told["seconds"][0], 5)
                 result = told["results"][0]
                 self.assertEqual((result["success"], result["error_type"]), (False, "timeout"), result)
-                self.assertIn("collected", result["error"])
+                self.assertIn("nothing is bought twice", result["error"])
                 self.configure()
                 result = self.call_tool(call)["results"][0]
                 self.assertTrue(result["success"], result)

@@ -15,7 +15,8 @@ from clients_common import SKILL, ClientCase, node, node_packages, saved_path
 from support import KEY
 
 
-class OpenClawTest(ClientCase):
+class OpenClawCase(ClientCase):
+    """An OpenClaw with a state folder of its own."""
     client, version = "OpenClaw", "2026.9.6"
 
     def setUp(self) -> None:
@@ -28,6 +29,17 @@ class OpenClawTest(ClientCase):
         """Run one command of openclaw and return what it prints."""
         env = self.environment(OPENCLAW_STATE_DIR=str(self.state), **variables)
         return self.run_client(self.node, self.modules / "openclaw" / "openclaw.mjs", *words, env=env).stdout
+
+    def configure(self, chat: ChatServer) -> None:
+        """Write its configuration: which model, and the key and the address of the skill."""
+        (self.state / "openclaw.json").write_text(json.dumps({
+            "models": {"providers": {"stub": {"baseUrl": chat.url, "apiKey": "test-chat", "api": "openai-completions",
+                                              "models": [{"id": "stub", "name": "stub"}]}}},
+            "agents": {"defaults": {"model": {"primary": "stub/stub"}}},
+            "skills": {"entries": {SKILL: {"apiKey": KEY, "env": {"GPT_IMAGE2_BASE_URL": self.api.url}}}}}))
+
+
+class OpenClawTest(OpenClawCase):
 
     def assert_ready(self) -> None:
         """Fail unless the model will see the skill."""
@@ -60,11 +72,7 @@ class OpenClawTest(ClientCase):
         chat = self.enter(ChatServer(lambda _: ("read", {"path": str(place / "SKILL.md")}),
                                      lambda _: ("exec", {"command": command}),
                                      lambda result: "Here it is.\nMEDIA:" + saved_path(result)))
-        (self.state / "openclaw.json").write_text(json.dumps({
-            "models": {"providers": {"stub": {"baseUrl": chat.url, "apiKey": "test-chat", "api": "openai-completions",
-                                              "models": [{"id": "stub", "name": "stub"}]}}},
-            "agents": {"defaults": {"model": {"primary": "stub/stub"}}},
-            "skills": {"entries": {SKILL: {"apiKey": KEY, "env": {"GPT_IMAGE2_BASE_URL": self.api.url}}}}}))
+        self.configure(chat)
         told = json.loads(self.openclaw("agent", "--local", "--agent", "main", "-m", "draw a red fox", "--json"))
         self.assertIn(SKILL, json.dumps(chat.requests[0]))
         (picture,) = told["payloads"][0]["mediaUrls"]

@@ -3,7 +3,9 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,23 @@ def calls() -> dict[str, Any]:
         "default": provider.default_model(), "capabilities": provider.capabilities(),
         "setup": provider.get_setup_schema()}
     return {"plugins": get_plugin_manager().list_plugins(), "provider": facts, "results": results, "seconds": seconds}
+
+
+def together(times: str) -> list[Any]:
+    """Call the tool with the JSON object on standard input, several times at the same moment."""
+    import tools.image_generation_tool  # noqa: F401
+    from hermes_cli.plugins import _ensure_plugins_discovered
+    from tools.registry import registry
+
+    _ensure_plugins_discovered()
+    call, start = json.load(sys.stdin), threading.Barrier(int(times))
+
+    def one(_: int) -> Any:
+        start.wait(10)
+        return json.loads(registry.dispatch("image_generate", dict(call)))
+
+    with ThreadPoolExecutor(int(times)) as pool:
+        return list(pool.map(one, range(int(times))))
 
 
 def plugin() -> Any:
@@ -66,6 +85,7 @@ def guard(folder: str) -> dict[str, Any]:
         if each.severity in ("critical", "high") and each.category != "structural"]}
 
 
+MODES = {"calls": calls, "together": together, "config": config, "profiles": profiles, "skills": skills, "guard": guard}
+
 if __name__ == "__main__":
-    print(json.dumps({"calls": calls, "config": config, "profiles": profiles, "skills": skills, "guard": guard}[
-        sys.argv[1]](*sys.argv[2:]), default=str))
+    print(json.dumps(MODES[sys.argv[1]](*sys.argv[2:]), default=str))
