@@ -149,6 +149,7 @@ MAX_MESSAGE = 900  # characters of one line to the caller; servers send whole pa
 MAX_SKELETON = 8 * 1024 * 1024
 BLOCK = 1024 * 1024
 
+NOTABLE_COST = 0.05  # US dollars; a person is told before
 DOLLARS_PER_TOKEN = {"text": 5e-6, "image": 8e-6, "output": 30e-6}  # list price, read 2026-10-08
 
 class ModelRules(NamedTuple):
@@ -908,6 +909,10 @@ def image_tokens(width: int, height: int, quality: str) -> int:
     shorter = round(patches * min(width, height) / max(width, height))
     return -(-patches * shorter * (2_000_000 + width * height) // 4_000_000)
 
+PRICES_AND_TIMES = ", ".join(
+    f"{quality} (${image_tokens(1024, 1024, quality) * DOLLARS_PER_TOKEN['output']:.3f}, {seconds})"
+    for quality, seconds in TYPICAL_SECONDS.items())
+
 def estimate(job: Job, settings: Settings) -> tuple[float, float] | None:
     """The least and the most that a job costs, in US dollars; None where no price is known."""
     flat, parameters = settings.price_per_image.value, job.parameters
@@ -934,8 +939,8 @@ def check_price(job: Job, settings: Settings) -> None:
     limit, price = settings.max_cost, estimate(job, settings)
     if limit.value is not None and price is None:
         host = host_of(settings.base_url.value)
-        raise Failure("too_expensive", f"{limit.source} sets a limit, and what {job.model} costs at {host} is "
-                      "unknown", 'Set "price_per_image" in the config, or no limit.')
+        raise Failure("too_expensive", f"{limit.source} sets a limit, but what {job.model} costs at {host} is"
+                      " unknown", 'Set "price_per_image" in the config, or no limit.')
     if limit.value is not None and price and price[1] > limit.value:
         message = f"this costs {price_text(price)}; {limit.source} allows ${limit.value}"
         raise Failure("too_expensive", message)
@@ -1059,7 +1064,7 @@ OPTIONS = (
     Option(ALL, "--size", "WIDTHxHEIGHT", "or square, landscape, portrait, auto (default)",
            lambda text: as_pair(re.sub(r"^ *([0-9]{3,5})( *px)? *$", r"\1x\1", text)), "auto", "size", "",
            ("size", str)),
-    Option(ALL, "--quality", "LEVEL", "low (about 70 s), medium (120 s), high (276 s)\nor auto (default)",
+    Option(ALL, "--quality", "LEVEL", PRICES_AND_TIMES + "\nor auto (default)",
            str.lower, "auto", "quality", config=("quality", str)),
     Option(ALL, "--format", "FORMAT",
            "png, jpeg or webp (default: as -o ends, else png);\nnewer models: gif, svg",
@@ -4644,8 +4649,10 @@ def make_images(provider: Provider, job: Job, settings: Settings, folder: Folder
         path = first_path(job.target, job.n, job.parameters.get("output_format", "png"))
         if os.path.lexists(path) and not job.target.overwrite:
             console.warn(f"{path} already exists; saving to a new name instead (--overwrite replaces it)")
+        price = estimate(job, settings)
+        costs = f", {price_text(price)}" if price and price[1] > NOTABLE_COST and console.is_terminal() else ""
         console.note(f"{'Editing' if job.images else 'Generating'} with {job.model} at "
-                     f"{host_of(settings.base_url.value)}, typically {run.typical}")
+                     f"{host_of(settings.base_url.value)}, typically {run.typical}{costs}")
         tell_waiting(console)
     partials = Partials(job, folder, console)
     deadline = time.monotonic() + settings.timeout.value
@@ -4656,7 +4663,8 @@ def make_images(provider: Provider, job: Job, settings: Settings, folder: Folder
     partials.remove()
     warn_about_differences(job, run)
     if run.result.facts["source"] == "collected":
-        console.note("collected: already paid")
+        dollars = run.result.facts["cost_usd"]
+        console.note("collected: already paid" + (f", about ${dollars:.3f}" if dollars is not None else ""))
 
 def tell_waiting(console: Console) -> None:
     """Remind a person of pictures that are finished, but not collected."""

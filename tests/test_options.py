@@ -229,6 +229,7 @@ class PlanTest(ProgramCase):
         with mock.patch.dict(environ, {"HOME": str(self.home)}, clear=True):
             options = program.parse([*words])
             settings = program.load_settings({"api": api})
+            program.fill_options(options, settings, [])
             prompt, paths = program.read_words(options)
             for watch in (contextlib.nullcontext, self.untouched):
                 with watch():
@@ -241,6 +242,7 @@ class PlanTest(ProgramCase):
         for watch in (contextlib.nullcontext, self.untouched):
             with mock.patch.dict(environ, {"HOME": str(self.home)}, clear=True):
                 options, settings = program.parse([*words]), program.load_settings({"api": api})
+                program.fill_options(options, settings, [])
                 prompt, paths = program.read_words(options)
                 with watch(), self.assertRaises(program.Failure) as caught:
                     program.plan(options, settings, prompt, paths, [])
@@ -298,7 +300,7 @@ class PlanTest(ProgramCase):
                     self.home.joinpath(".codex", "auth.json").write_text('{"tokens": {"access_token": "test-token"}}')
                 settings, job = self.plan("edit", "https://x.invalid/a.png", "data:image/png;base64,AAAA", "a hat",
                                           api=api)
-                job = program.prove(job, settings, [], lambda url: fetched.append(url) or self.fox)
+                job = program.fetch_inputs(job, settings, lambda url: fetched.append(url) or self.fox)
                 self.assertEqual(len(fetched), expected)
                 self.assertEqual([image.origin for image in job.images], ["file" if expected == 2 else "url", "file"])
                 self.assertEqual([bool(image.digest) for image in job.images], [expected == 2, True])
@@ -315,7 +317,7 @@ class PlanTest(ProgramCase):
         proved = program.read_inputs(fetched, settings, [])
         self.assertEqual([(image.origin, bool(image.digest)) for image in proved.uploads], [("file", True)] * 3)
         self.assertFalse(place.parent.exists())
-        program.probe_folder(proved.target, proved.n, "auto")
+        program.check_folder(proved.target, proved.n, "auto", write=True)
         self.assertTrue(place.parent.is_dir())
 
     def test_a_shape_that_waits_for_an_unread_image_waits_on(self) -> None:
