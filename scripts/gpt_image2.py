@@ -484,17 +484,15 @@ class Saved(NamedTuple):
     mtime_ns: int
 
 class Identity(NamedTuple):
-    """What makes two commands the same: what is asked for, and where -o points.
-    fingerprint: with the content of all inputs. asked: the same before inputs with a URL are fetched."""
+    """What makes two commands the same: what is asked for, and where -o points."""
     fingerprint: str
     output: str
-    asked: str
 
     @property
     def receipt(self) -> str:
         """The name of its receipt."""
         import hashlib
-        return f"{self.asked}-{hashlib.sha256(as_bytes(self.output)).hexdigest()[:16]}.json"
+        return f"{self.fingerprint}-{hashlib.sha256(as_bytes(self.output)).hexdigest()[:16]}.json"
 
 class Receipt(NamedTuple):
     """A finished command: its record, and its files, which are as they were saved."""
@@ -1064,7 +1062,7 @@ OPTIONS = (
     Option(ALL, "--size", "WIDTHxHEIGHT", "or square, landscape, portrait, auto (default)",
            lambda text: as_pair(re.sub(r"^ *([0-9]{3,5})( *px)? *$", r"\1x\1", text)), "auto", "size", "",
            ("size", str)),
-    Option(ALL, "--quality", "LEVEL", PRICES_AND_TIMES + "\nor auto (default)",
+    Option(ALL, "--quality", "LEVEL", PRICES_AND_TIMES.replace(", high", ",\nhigh") + " or auto",
            str.lower, "auto", "quality", config=("quality", str)),
     Option(ALL, "--format", "FORMAT",
            "png, jpeg or webp (default: as -o ends, else png);\nnewer models: gif, svg",
@@ -1651,16 +1649,10 @@ def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[st
     return Job(options.command, model, prompt, images, mask, parameters, options.n, target,
                options.keep_partials, (options.resolution or "1k") if shape_waits else "")
 
-def fetch_inputs(job: Job, settings: Settings, fetch: Callable[[str], str]) -> Job:
-    """The job with a local copy of each input that is not a file; RunAPI fetches URLs itself.
-    fetch: URL -> path of a copy."""
-    ready = ("file", "url") if settings.service.takes_urls else ("file",)
-    return with_inputs(job, lambda upload: upload if upload.origin in ready else upload._replace(
-        path=fetch(upload.path), origin="file"))
-
 def read_inputs(job: Job, settings: Settings, notes: list[str]) -> Job:
     """The job with what its local files hold, checked, and with the size that follows from it."""
-    job = with_inputs(job, lambda upload: read_upload(upload, md5=settings.service.takes_urls))
+    job = with_inputs(job, lambda upload: upload if upload.digest else read_upload(
+        upload, md5=settings.service.takes_urls))
     first = job.images[0] if job.images else None
     if job.mask and job.mask.digest and first:
         check_mask(job.mask, first, notes)
@@ -1748,12 +1740,14 @@ def unread_input(role: str, path: str) -> Upload:
     if not path:
         raise input_failure(f"the name of the {role} is empty: perhaps a variable that is not set")
     origin = next((origin for origin, pattern in ORIGINS.items() if re.match(pattern, path)), "file")
+    if origin == "url" and not ORIGIN.match(web_address(path)):
+        raise input_failure("an image's URL must look like https://HOST/PATH, without a user name")
     return Upload(path, origin=origin, name=f"{role} {shown_input(path)}")
 
 def read_upload(upload: Upload, md5: bool = False) -> Upload:
     """The input with what its file holds, a whole PNG, JPEG or WebP below 50 MB; others stay as they are.
     md5: RunAPI's storage wants it as a checksum of the transfer, not for security."""
-    if upload.origin != "file" or upload.digest:
+    if upload.origin != "file":
         return upload
     who, path = upload.name, local_path(upload.path)
     if re.search(UNQUOTABLE, path):
@@ -2553,7 +2547,7 @@ def unsent_hint(kind: str, url: str) -> str:
 #                                                                     how that ended, for those who wait
 #   receipt               keep_receipt           -                    a receipt before it gets its name
 #   droppable             Folder.let_fresh_drop  adopt_folder         --fresh may remove the folder
-#   input-K, input-K.url  Inputs.moved           curl, earlier_input  the Kth input image, and its URL if any
+#   input-K               own_inputs             curl                 the Kth input image
 #   N.create              start_curl             Folder.create_steps  the Nth paid step asks for images
 #   N.body, N.field-K     write_bodies           curl                 what is sent
 #   N.lock                start_curl             exchange_state       curl's process id; locked while it runs
@@ -2795,17 +2789,18 @@ def request_record(path: str, console: Console) -> dict[str, Any] | None:
     return read_record(os.path.join(path, "request.json"), console)
 
 def fingerprint(job: Job, settings: Settings) -> str:
-    """Equal for commands that ask for the same: endpoint, parameters, prompt and the bytes of all inputs."""
+    """Equal for commands that ask for the same: endpoint, parameters, prompt, and inputs: the bytes of files,
+    the addresses of others."""
     import hashlib
     inputs = [upload.digest or upload.path for upload in job.uploads]
     facts = [1, job.command, settings.api.value, settings.base_url.value, job.model, job.prompt,
-             sorted(job.parameters.items()), job.n, inputs, bool(job.mask)]
+             sorted(job.parameters.items()), job.n, inputs, bool(job.mask), *filter(None, [job.resolution])]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
 
 def identity_of(job: Job, settings: Settings) -> Identity:
     """What this command shares with its twins only."""
-    name, found = job.target.stem + job.target.suffix, fingerprint(job, settings)
-    return Identity(found, os.path.join(os.path.realpath(job.target.folder), name), found)
+    name = job.target.stem + job.target.suffix
+    return Identity(fingerprint(job, settings), os.path.join(os.path.realpath(job.target.folder), name))
 
 def same_requests(root: str, identity: Identity, console: Console) -> tuple[list[str], list[str]]:
     """The folders of what is asked for and not finished: (with the same output, with another)."""
@@ -3103,15 +3098,6 @@ def stop_failure(stop: KeyboardInterrupt, folder: Folder) -> Failure:
     if state == LOST:
         return Failure("interrupted", f"{cause}; the request was stopped", None, "maybe", code, None, "ask")
     return Failure("interrupted", f"{cause}; nothing was bought", exit_code=code)
-
-def earlier_input(url: str, console: Console) -> str:
-    """The copy that an unfinished request has of the image at a URL, if there is one."""
-    wanted, numbers = url.encode("utf-8", "surrogateescape"), range(MAX_IMAGES)
-    for path in (os.path.join(folder, f"input-{n}") for folder in journal_folders(console) for n in numbers):
-        with suppress(OSError), plain_file(path + ".url") as stream:
-            if stream.read() == wanted and os.path.exists(path):
-                return path
-    return ""
 
 # ---- Driver: feed the provider -------------------------------------------------------------------
 class Run(NamedTuple):
@@ -4359,34 +4345,31 @@ def run_image_command(options: Namespace, run: Run) -> None:
         options.output = os.path.join(options.output, "")  # plan knows a folder by its last character
     requested = {"size": options.size, "format": chosen_format(options), "quality": options.quality}
     run.result.facts.update(model=settings.model.value, requested=requested)
-    inputs, ignore_signals = Inputs(settings, run), catch_signals()
-    try:
-        job = read_inputs(plan(options, settings, *read_words(options), notes), settings, notes)
-        identity = identity_of(job, settings)
-        receipt = None if options.fresh else made_before(identity, console)
-        is_unread = any(upload.origin != "file" for upload in job.uploads)
-        if is_unread and not receipt and not options.dry_run:
-            job = read_inputs(fetch_inputs(job, settings, inputs.fetch), settings, notes)
-            identity = identity._replace(fingerprint=fingerprint(job, settings))
-        requested["size"] = job.parameters.get("size", "auto")
-        for note in notes:
-            console.warn(note)
-        if (options.aspect_ratio or options.resolution) and "size" in job.parameters:
-            console.note(f"--size {requested['size']} was computed from --aspect-ratio and --resolution")
-        own = re.escape(os.path.join(job.target.folder, job.target.stem))
-        console.secrets.paths.append(own + r"(?:\.partial-\d+|-\d+)?\.\w+")
-        if options.dry_run:
-            tell_outlook(job, settings, identity, options.fresh, console)
-            return
-        if receipt is None:
-            receipt = buy_or_collect(job, settings, identity, options.fresh, inputs, run, ignore_signals)
-        if receipt:
-            tell_again(receipt, job, run)
-    finally:
-        if inputs.folder:
-            inputs.folder.remove()
+    ignore_signals = catch_signals()
+    job = read_inputs(plan(options, settings, *read_words(options), notes), settings, notes)
+    tell_planned(job, notes, bool(options.aspect_ratio or options.resolution), run)
+    own = re.escape(os.path.join(job.target.folder, job.target.stem))
+    console.secrets.paths.append(own + r"(?:\.partial-\d+|-\d+)?\.\w+")
+    identity = identity_of(job, settings)
+    if options.dry_run:
+        tell_outlook(job, settings, identity, options.fresh, console)
+        return
+    receipt = None if options.fresh else made_before(identity, console)
+    if receipt is None:
+        receipt = buy_or_collect(job, settings, identity, options.fresh, run, ignore_signals)
+    if receipt:
+        tell_again(receipt, job, run)
 
-def buy_or_collect(job: Job, settings: Settings, identity: Identity, fresh: bool, inputs: Inputs, run: Run,
+def tell_planned(job: Job, notes: Sequence[str], shaped: bool, run: Run) -> None:
+    """Say what the caller may not expect of a job, and its size. shaped: whether that was computed."""
+    for note in notes:
+        run.console.warn(note)
+    size = job.parameters.get("size", "auto")
+    run.result.facts["requested"]["size"] = size
+    if shaped and size != "auto":
+        run.console.note(f"--size {size} was computed from --aspect-ratio and --resolution")
+
+def buy_or_collect(job: Job, settings: Settings, identity: Identity, fresh: bool, run: Run,
                    ignore_signals: Callable[[], None]) -> Receipt | None:
     """Run a job, or wait for the run of the same command that is at work; the receipt of that one."""
     console = run.console
@@ -4412,7 +4395,7 @@ def buy_or_collect(job: Job, settings: Settings, identity: Identity, fresh: bool
         release(found.lock)
         raise
     try:
-        run_job(job, settings, key, found, identity, inputs, run, ignore_signals)
+        run_job(job, settings, key, found, identity, run, ignore_signals)
     except Failure as failure:
         if fresh and failure.collectable:
             failure.hint = f"From now on without --fresh: {failure.hint}"
@@ -4496,71 +4479,57 @@ def catch_signals() -> Callable[[], None]:
         signal.signal(number, stop)
     return ignore
 
-class Inputs:
-    """Inputs given as URLs or data: URIs, copied to a private folder until the request has its own copies.
-    folder: made for the first one. addresses: the URL of each copy, by its path."""
-
-    def __init__(self, settings: Settings, run: Run) -> None:
-        self.settings, self.run = settings, run
-        self.folder: Folder | None = None
-        self.addresses: dict[str, str] = {}
-
-    def fetch(self, url: str) -> str:
-        """The path of a copy. What fails here costs nothing."""
-        from urllib.parse import unquote, unquote_to_bytes
-        is_data, name = url[:5].lower() == "data:", shown_input(url)
-        url = url if is_data else web_address(url)
-        if not is_data and not ORIGIN.match(url):
-            raise input_failure("an image's URL must look like https://HOST/PATH, without a user name")
-        if self.folder is None:
-            check_curl(self.run.console.secrets.keys)
-            self.folder = temporary_folder()
-        exchange = self.folder.exchange(len(self.addresses))
-        path = exchange.file("answer")
-        try:
-            if is_data:
-                head, _, text = url.partition(",")
-                with private_file(path) as stream:
-                    if head.lower().endswith(";base64"):
-                        copy_image(Image(base64=unquote(text)), stream)
-                    else:
-                        stream.write(unquote_to_bytes(as_bytes(text)))
-            else:
-                request = download(url, self.settings, url)._replace(allow_http=True, purpose="input")
-                deadline = self.run.console.started + self.settings.timeout.value
-                send_with_retries(request, exchange, Run(self.run.console, Result(), deadline))
-            read_input(path, "it", os.path.basename(name) or "picture")
-        except Failure as failure:
-            path = earlier_input(url, self.run.console)  # its request can be collected without the URL
-            if not path:
-                hint = failure.hint if failure.kind == "input" else ""
-                if failure.kind == "network" and network_is_closed(url):
-                    hint = SANDBOX
-                raise input_failure(f"cannot fetch image {name}: {failure.message}", hint) from None
-        self.addresses[path] = url
-        return path
-
-    def moved(self, job: Job, folder: Folder) -> Job:
-        """The job with private copies of its files: what was checked is sent, whatever becomes of them."""
-        uploads = list(job.uploads)
-        try:
-            for number, upload in enumerate(uploads):
-                if upload.origin != "file":
-                    continue
-                path = folder.file(f"input-{number}")
-                if not os.path.exists(path):  # an adopted request may be reading it
+def own_inputs(job: Job, settings: Settings, folder: Folder, run: Run) -> Job:
+    """The job with private copies of its inputs, fetched where they are not files: what was checked is sent,
+    whatever becomes of them. RunAPI fetches URLs itself."""
+    uploads, ready = list(job.uploads), settings.service.takes_urls
+    try:
+        for number, upload in enumerate(uploads):
+            if upload.origin == "url" and ready:
+                continue
+            path = folder.file(f"input-{number}")
+            if not os.path.exists(path):  # an adopted request may be reading it
+                if upload.origin == "file":
                     copy_upload(upload, path + ".part", job.images[0] if upload is job.mask else None)
-                    if upload.path in self.addresses:
-                        with private_file(path + ".url") as stream:
-                            stream.write(self.addresses[upload.path].encode("utf-8", "surrogateescape"))
-                    os.replace(path + ".part", path)
-                uploads[number] = upload._replace(path=path)
-        except (OSError, Failure) as error:
-            failure = error if isinstance(error, Failure) else setup_failure(
-                f"cannot write {folder.path}: {reason(error)}", "Make room there.")
-            failure.collectable = folder.adopted
-            raise failure from None
-        return job._replace(images=tuple(uploads[:len(job.images)]), mask=uploads[-1] if job.mask else None)
+                else:
+                    fetch_upload(upload, path + ".part", settings, run)
+                os.replace(path + ".part", path)
+            uploads[number] = upload._replace(path=path, origin="file")
+        job = job._replace(images=tuple(uploads[:len(job.images)]), mask=uploads[-1] if job.mask else None)
+        notes: list[str] = []
+        if not all(upload.digest for upload in uploads):
+            job = read_inputs(job, settings, notes)
+            tell_planned(job, notes, bool(job.resolution), run)
+    except (OSError, Failure) as error:
+        failure = error if isinstance(error, Failure) else setup_failure(
+            f"cannot write {folder.path}: {reason(error)}", "Make room there.")
+        failure.collectable = folder.adopted
+        raise failure from None
+    return job
+
+def fetch_upload(upload: Upload, path: str, settings: Settings, run: Run) -> None:
+    """Write an input from its URL or data: URI to a file. What fails here costs nothing."""
+    from urllib.parse import unquote, unquote_to_bytes
+    name, url = shown_input(upload.path), upload.path
+    try:
+        if upload.origin == "data":
+            head, _, text = url.partition(",")
+            with private_file(path) as stream:
+                if head.lower().endswith(";base64"):
+                    copy_image(Image(base64=unquote(text)), stream)
+                else:
+                    stream.write(unquote_to_bytes(as_bytes(text)))
+        else:
+            request = download(web_address(url), settings, url)._replace(allow_http=True, purpose="input")
+            deadline = run.console.started + settings.timeout.value
+            send_with_retries(request, Exchange(path), Run(run.console, Result(), deadline))
+            os.replace(Exchange(path).file("answer"), path)
+        read_input(path, "it", os.path.basename(name) or "picture")
+    except Failure as failure:
+        hint = failure.hint if failure.kind == "input" else ""
+        if failure.kind == "network" and network_is_closed(url):
+            hint = SANDBOX
+        raise input_failure(f"cannot fetch image {name}: {failure.message}", hint) from None
 
 def copy_upload(upload: Upload, path: str, masked: Upload | None) -> None:
     """A private copy of a file, which must be what was checked. masked: the image that it is the mask of."""
@@ -4607,12 +4576,12 @@ def refuse_keys(job: Job, keys: Sequence[str]) -> None:
 # stopped while it is made      yes                yes            maybe, yes if it came     no
 # stopped before or in between  no                 no             no, maybe if curl died    -
 # a bug in this program         yes                yes            maybe after a response    yes
-def run_job(job: Job, settings: Settings, key: KeySource, folder: Folder, identity: Identity, inputs: Inputs,
-            run: Run, ignore_signals: Callable[[], None]) -> None:
+def run_job(job: Job, settings: Settings, key: KeySource, folder: Folder, identity: Identity, run: Run,
+            ignore_signals: Callable[[], None]) -> None:
     """One checked job, however it ends: its folder stays as long as there is something to collect."""
     keep_folder = True
     try:
-        job = inputs.moved(job, folder)
+        job = own_inputs(job, settings, folder, run)
         provider = settings.service.provider(job, settings, key, os.path.basename(folder.path))
         make_images(provider, job, settings, folder, run)
         word = {"made": receipt_record(job, settings, identity, run),
@@ -4650,7 +4619,8 @@ def make_images(provider: Provider, job: Job, settings: Settings, folder: Folder
         if os.path.lexists(path) and not job.target.overwrite:
             console.warn(f"{path} already exists; saving to a new name instead (--overwrite replaces it)")
         price = estimate(job, settings)
-        costs = f", {price_text(price)}" if price and price[1] > NOTABLE_COST and console.is_terminal() else ""
+        is_notable = price and price[1] > NOTABLE_COST and console.is_terminal()
+        costs = f", {price_text(price)}" if is_notable else ""
         console.note(f"{'Editing' if job.images else 'Generating'} with {job.model} at "
                      f"{host_of(settings.base_url.value)}, typically {run.typical}{costs}")
         tell_waiting(console)
@@ -4719,8 +4689,9 @@ def billed_in_the_end(folder: Folder, failure: Failure | None = None, saved: boo
 
 def run_config_command(options: Namespace, run: Run) -> None:
     """config: --show (the default), --init, --check, --history or --forget."""
-    if options.force and not options.init:
-        raise usage_failure("--force only works with --init")
+    stray = [name for name in ("force", *PICTURE_KEYS) if getattr(options, name) is not None]
+    if stray and not options.init:
+        raise usage_failure(f"--{stray[0]} only works with --init")
     if options.init:
         write_template(options, run)
     elif options.check:

@@ -406,7 +406,7 @@ class StrangersTest(AdviceCase):
                         self.assertNotIn("Did you mean", text)
 
     def test_no_wild_guess(self) -> None:
-        for option in ("--open", "--list", "--dry-run", "--no-such-thing", "--zip"):
+        for option in ("--open", "--list", "--no-such-thing", "--zip"):
             self.assertNotIn("Did you mean", self.refused("generate", "a fox", option))
         for option, meant in (("--ouput", "--output"), ("--qualty", "--quality"), ("--aspect_ratio", "--aspect-ratio"),
                               ("--SIZE", "--size"), ("--overwite", "--overwrite")):

@@ -291,6 +291,7 @@ class BadParameterTest(BadInputCase):
         self.refuse(Bad("range", ["generate", PROMPT, "--n", "11"], "between 1 and 10"),
                     Bad("half", ["generate", PROMPT, "--n", "1.5"], "needs a whole number"),
                     Bad("no time", ["generate", PROMPT, "--timeout", "0"], "between 1 and 1000000"),
+                    Bad("a picture's option without init", ["config", "--size", "square"], "only works with --init"),
                     Bad("force alone", ["config", "--force"], "only works with --init"))
 
     def test_choices(self) -> None:
@@ -536,7 +537,7 @@ class BadCommandLineTest(BadInputCase):
     def test_options_of_the_other_command(self) -> None:
         image = self.file("a.png", SMALL)
         self.refuse(*(Bad(" ".join(words), words, "unknown option")
-                      for words in (["generate", PROMPT, "--image", image], ["config", "--size", "square"],
+                      for words in (["generate", PROMPT, "--image", image], ["config", "--n", "2"],
                                     ["generate", PROMPT, "--input-fidelity", "high"])))
 
     def test_headers_that_cannot_be_set(self) -> None:

@@ -323,7 +323,8 @@ class InputsBehindUrlsTest(EditCase):
         child.terminate()
         result = self.finish(child, 10)
         self.assertEqual(result.exit_code, 143, result.stderr)
-        self.assertIn("nothing was sent", result.stderr)
+        self.assertIn("nothing was bought", result.stderr)
+        self.assertEqual(self.journal(), [])
         self.assert_no_leftovers()
 
     def test_user_name_in_the_address_is_not_shown(self) -> None:

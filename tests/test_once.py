@@ -592,7 +592,7 @@ class HistoryTest(OnceCase):
 class ReceiptNameTest(unittest.TestCase):
 
     def test_name_depends_on_request_and_place(self) -> None:
-        names = {program.Identity("c" * 24, output, asked).receipt for asked in ("a" * 24, "b" * 24)
+        names = {program.Identity(print_, output).receipt for print_ in ("a" * 24, "b" * 24)
                  for output in ("/x/a.png", "/x/b.png", "/x/\udcff.png")}
         self.assertEqual(len(names), 6)
         self.assertTrue(all(len(name) == 24 + 1 + 16 + 5 for name in names))
