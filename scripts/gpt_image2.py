@@ -1110,7 +1110,7 @@ OPTIONS = (
     Option(ALL, "--verbose", "", "also show what is sent (keys are hidden)", short="-v"))
 
 # What may stand in a config file: name -> (default, types of its value); first, what a picture is to be like.
-PICTURE_KEYS = ("output", "size", "quality", "format", "compression", "background", "moderation")
+PICTURE_KEYS = ("output", "format", "size", "quality", "compression", "background", "moderation")
 CONFIG_KEYS: dict[str, tuple[Any, ...]] = {
     **{row.config[0]: (row.default, *row.config[1:]) for row in OPTIONS if row.config},
     "api_key_command": (None, list), "proxy": ("", str), "cacert": ("", str), "poll_url": ("", str),
@@ -1570,7 +1570,7 @@ def fill_options(options: Namespace, settings: Settings, notes: list[str]) -> No
     for name in missing:
         usual, (value, source) = getattr(options, name), settings.defaults[name]
         shaped = name == "size" and (options.aspect_ratio or options.resolution)
-        if source == "default" or shaped or (name == "format" and is_picture_name(options.output)):
+        if source == "default" or shaped or (name == "format" and names_format(options.output)):
             continue  # these flags say it
         is_folder = name == "output" and not is_picture_name(value)  # made or not
         setattr(options, name, os.path.join(value, "") if is_folder else value)
@@ -1642,7 +1642,7 @@ def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[st
             if wire and value not in (None, default) and (runapi or value != "auto")}
     parameters = {**sent, **dict(options.param)}  # --param may say what no check here knows
     target = checked_target(options.output, image_format, options.overwrite)
-    if target.suffix.lower() not in SUFFIXES[image_format]:
+    if target.suffix.lower() not in SUFFIXES[image_format] and names_format(options.output):
         name = os.path.basename(first_path(target, options.n, image_format))
         notes.append(f"--format {image_format} does not match {target.suffix}: the file will be {name}")
     shape_waits = shaped and not runapi and values["size"] == "auto"
@@ -1900,6 +1900,10 @@ def chosen_format(options: Namespace) -> str:
 def is_picture_name(path: str) -> bool:
     """Whether a path ends like that of a picture."""
     return os.path.splitext(path)[1].lower() in sum(SUFFIXES.values(), ())
+
+def names_format(output: str) -> bool:
+    """Whether somebody has chosen a format by the name of a file."""
+    return is_picture_name(output) and os.path.basename(output) != os.path.basename(DEFAULT_OUTPUT)
 
 def checked_target(output: str, image_format: str, overwrite: bool) -> Target:
     """Where to save, from -o: a file, or a folder to save in."""

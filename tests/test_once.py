@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import unittest
 from os import environ
@@ -18,8 +19,21 @@ from pathlib import Path
 from typing import Any, Mapping
 
 from api_server import Answer, ApiServer
-from support import (KEY, LIMITED, NO_ANSWER, PROGRAM, REFUSED, SETUP, USAGE, Result, World, finish, plain_png,
-                     png_chunk, program)
+from support import (
+    KEY,
+    LIMITED,
+    NO_ANSWER,
+    PROGRAM,
+    REFUSED,
+    SETUP,
+    USAGE,
+    Result,
+    World,
+    finish,
+    plain_png,
+    png_chunk,
+    program,
+)
 from test_kill import KillCase
 
 LONG = bool(environ.get("LONG"))
@@ -33,10 +47,9 @@ POSIX = unittest.skipUnless(os.name == "posix", "needs POSIX signals and flock")
 class OnceCase(KillCase):
     """Helpers for commands that meet each other."""
 
-    def held(self, name: str, *options: str, answer: Answer = Answer()) -> tuple[World, Any]:
+    def held(self, name: str, *options: str, answer: Answer | None = None) -> tuple[World, Any]:
         """A world, and what lets its server answer."""
-        import threading
-        event = threading.Event()
+        answer, event = answer or Answer(), threading.Event()
         self.addCleanup(event.set)
         self.server.plan(answer._replace(event=event))
         return self.trial(name, *options), event
@@ -166,8 +179,8 @@ class TwinsTest(OnceCase):
 
     def test_takes_over_when_the_other_dies_before_it_has_sent_anything(self) -> None:
         world = self.trial("unsent", "--header", "X-Slow: yes")
-        slow = self.shell_script("curl", f'case "$*" in *version*) ;; *) sleep 3;; esac\nexec {shutil.which("curl")} "$@"\n',
-                                 world.root / "slow")
+        text = f'case "$*" in *version*) ;; *) sleep 3;; esac\nexec {shutil.which("curl")} "$@"\n'
+        slow = self.shell_script("curl", text, world.root / "slow")
         first = world.launch(sys.executable, PROGRAM, *world.command(), start_new_session=True, env={
             world.key_variable: KEY, "PATH": os.path.dirname(slow) + os.pathsep + environ["PATH"]})
         self.wait_until(lambda: bool(world.journal()))
