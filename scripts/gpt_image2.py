@@ -366,6 +366,11 @@ class Job(NamedTuple):
         """The input images and the mask."""
         return (*self.images, self.mask) if self.mask else self.images
 
+    def with_uploads(self, uploads: Sequence[Upload]) -> Job:
+        """The job with others in their place."""
+        images, mask = tuple(uploads[:len(self.images)]), uploads[-1] if self.mask else None
+        return self._replace(images=images, mask=mask)
+
 class DataUrl:
     """Stands in a JSON body for a file's content, so that a provider never opens one.
     Not a NamedTuple, which json would write as a list."""
@@ -719,8 +724,7 @@ XML_NOISE = re.compile(rb"(?si)<\?.*?\?>|<!--.*?-->|<!doctype(?:[^\[>]|\[[^\]]*\
 
 def svg_picture(head: bytes) -> Picture | None:
     """An SVG's size, 0x0 where it names none in pixels."""
-    root = re.match(rb"\s*<(?:\w+:)?svg(?=[\s>/])[^>]*", XML_NOISE.sub(b"", head))
-    if not root:
+    if not (root := re.match(rb"\s*<(?:\w+:)?svg(?=[\s>/])[^>]*", XML_NOISE.sub(b"", head))):
         return None
     number = rb"[\s,]*(\d{1,6})(?:\.\d*)?(?:px)?\s*"
     edges = [re.search(rb"\s%s\s*=\s*[\"']%s[\"']" % (name, number), root[0])
@@ -861,8 +865,7 @@ def png_rows(passes: Sequence[tuple[int, int]], bits: int,
         length = 1 + (width * bits + 7) // 8
         for index in range(height):
             while len(buffer) < length:
-                piece = next(pieces, None)
-                if piece is None:
+                if (piece := next(pieces, None)) is None:
                     raise ValueError("broken off")
                 buffer += piece
             if buffer[0] > 4:
@@ -1028,8 +1031,7 @@ def as_pair(text: str) -> str:
 def as_header(text: str) -> tuple[str, str]:
     """`Name: value` as a pair."""
     name, colon, value = (piece.strip() for piece in text.partition(":"))
-    fault = header_fault(name, value) if colon and name else "--header must look like 'Name: value'"
-    if fault:
+    if fault := header_fault(name, value) if colon and name else "--header must look like 'Name: value'":
         raise usage_failure(fault)
     return name, value
 
@@ -1400,8 +1402,7 @@ def local_place(host: str) -> str:
 
 def host_of(url: str) -> str:
     """What a key is bound to: the host in lower case, and its port if that is not the usual one of https."""
-    match = ORIGIN.match(pasted(url))
-    if not match:
+    if not (match := ORIGIN.match(pasted(url))):
         return "no host"  # equal to no host that a request may go to
     host, port = match.group(2).lower(), match.group(3)
     if match.group(1).lower() == "http":
@@ -1651,8 +1652,13 @@ def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[st
 
 def read_inputs(job: Job, settings: Settings, notes: list[str]) -> Job:
     """The job with what its local files hold, checked, and with the size that follows from it."""
-    job = with_inputs(job, lambda upload: upload if upload.digest else read_upload(
-        upload, md5=settings.service.takes_urls))
+    uploads, md5 = list(job.uploads), settings.service.takes_urls
+    for number, upload in enumerate(uploads):
+        try:
+            uploads[number] = upload if upload.digest else read_upload(upload, md5)
+        except (OSError, ValueError) as error:
+            raise input_failure(f"cannot read {upload.name}: {reason(error)}") from None
+    job = job.with_uploads(uploads)
     first = job.images[0] if job.images else None
     if job.mask and job.mask.digest and first:
         check_mask(job.mask, first, notes)
@@ -1663,16 +1669,6 @@ def read_inputs(job: Job, settings: Settings, notes: list[str]) -> Job:
     if job.target.overwrite and os.path.isdir(path):
         raise target_failure(f"{path} is a folder, which --overwrite cannot replace")
     return job
-
-def with_inputs(job: Job, change: Callable[[Upload], Upload]) -> Job:
-    """The job with each input changed; one that cannot be read is refused."""
-    uploads = []
-    for upload in job.uploads:
-        try:
-            uploads.append(change(upload))
-        except (OSError, ValueError) as error:
-            raise input_failure(f"cannot read {upload.name}: {reason(error)}") from None
-    return job._replace(images=tuple(uploads[:len(job.images)]), mask=uploads[-1] if job.mask else None)
 
 def edit_words(options: Namespace) -> tuple[list[str], list[str]]:
     """(words of the prompt, images) of an edit: images first, as long as a word is left for the prompt."""
@@ -3926,8 +3922,7 @@ def refusal_kind(response: Response, error: ServerError) -> str:
 def nothing_usable(response: Response) -> str:
     """What arrived instead of an image, shortened."""
     import html
-    title = re.search(r"(?i)<title[^>]*>([^<]*)", response.text)
-    if title:
+    if title := re.search(r"(?i)<title[^>]*>([^<]*)", response.text):
         return f"a web page titled {html.unescape(title[1]).strip()!r}"
     events = json_path(response.document, "events")
     content = as_text(response.document if events is None else events or response.text) or response.text
@@ -4499,7 +4494,7 @@ def own_inputs(job: Job, settings: Settings, folder: Folder, run: Run) -> Job:
                     fetch_upload(upload, path + ".part", settings, run)
                 os.replace(path + ".part", path)
             uploads[number] = upload._replace(path=path, origin="file")
-        job = job._replace(images=tuple(uploads[:len(job.images)]), mask=uploads[-1] if job.mask else None)
+        job = job.with_uploads(uploads)
         notes: list[str] = []
         if not all(upload.digest for upload in uploads):
             job = read_inputs(job, settings, notes)
@@ -4557,8 +4552,7 @@ def copy_upload(upload: Upload, path: str, masked: Upload | None) -> None:
 
 def find_key(settings: Settings, console: Console) -> KeySource:
     """The key for the configured host, known as a secret before anything can show it."""
-    source = choose_key(settings)
-    if source is None:
+    if not (source := choose_key(settings)):
         return KeySource("nothing", "")  # this machine needs no key
     source = source._replace(value=read_key(source, console.secrets.keys))
     console.secrets.add_keys(source.value)
@@ -4760,21 +4754,18 @@ def template(options: Namespace) -> dict[str, Any]:
 def ask_for_key(content: dict[str, Any], path: str, console: Console) -> None:
     """Ask a person for the key, unseen, and where to keep it."""
     from getpass import getpass
-
-    def ask(question: str) -> str:
-        console.say("stderr", question, end="")
-        return sys.stdin.readline().strip()
-
-    key = getpass(f"API key for {host_of(content['base_url'])} (not shown; Enter if a variable holds it): ")
-    if key:
+    try:
+        key = getpass(f"API key for {host_of(content['base_url'])} (not shown; Enter: it is in a variable): ")
         console.secrets.add_keys(key)
-        key = read_key(KeySource("your answer", "", key), ())
-    if key and ask(f"Keep it in {path}, which only you can read? [Y/n] ").lower() in ("", "y", "yes"):
-        del content["api_key_env"]
-        content["api_key"] = key
-    else:
-        name = ask(f"Name of the variable that holds it [{content['api_key_env']}]: ")
-        content["api_key_env"] = variable_name(name or content["api_key_env"])
+        key = read_key(KeySource("your answer", "", key), ()) if key else ""
+        if key and input(f"Keep it in {path}, for you alone to read? [Y/n] ").strip()[:1] in ("", "y", "Y"):
+            content["api_key"] = key
+            del content["api_key_env"]
+        else:
+            name = input(f"Name of the variable that holds it [{content['api_key_env']}]: ").strip()
+            content["api_key_env"] = variable_name(name or content["api_key_env"])
+    except EOFError:
+        raise usage_failure("no answer; nothing was written") from None
 
 def write_config(path: str, content: Mapping[str, Any], force: bool) -> None:
     """Write the file in one step. An older one with a key is kept beside it, as private."""
@@ -5104,8 +5095,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     guard_process()
     run = Run(console_for(arguments), Result())
-    help_text = help_for(arguments)
-    if help_text:
+    if help_text := help_for(arguments):
         run.console.output(help_text.rstrip())
         return OK
     try:

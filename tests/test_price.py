@@ -108,7 +108,8 @@ class DryRunTest(PriceCase):
     def test_says_what_would_be_sent_where_it_goes_and_what_it_costs(self) -> None:
         self.file("in.png", plain_png(64, 64))
         told = self.dry("edit", "in.png", "a hat", "--quality", "high", "--n", "2", "-o", "hat.webp")
-        self.assertEqual((told["would"], told["method"], told["url"], told["model"], told["prompt"], told["parameters"]),
+        names = ("would", "method", "url", "model", "prompt", "parameters")
+        self.assertEqual(tuple(told[name] for name in names),
                          ("buy", "POST", "https://api.openai.com/v1/images/edits", "gpt-image-2", "a hat",
                           {"quality": "high", "n": 2, "output_format": "webp"}))
         self.assertEqual((told["output"], told["typical"]), (str(self.work / "hat-1.webp"), "276 s"))
