@@ -140,7 +140,8 @@ def own_file() -> dict[str, Any]:
     """The program's config file, its key variable looked up as Hermes does. Failure if it cannot be read."""
     path = next((each for each in program.config_locations() if os.path.lexists(each)), "")
     content = program.read_config(path, []) if path else {}
-    content.pop("max_cost", None)
+    for name in ("output", "format", "compression", "size", "quality"):  # Hermes decides these
+        content.pop(name, None)
     key_variable = content.pop("api_key_env", "")
     key = variable(key_variable) if key_variable else ""
     return {**({"api_key": key} if key else {}), **content}
@@ -162,7 +163,8 @@ def find_config() -> dict[str, Any]:
         file = {}
     openai = {"base_url": variable("OPENAI_BASE_URL") or program.DEFAULT_BASE_URL,
               "api_key": variable("OPENAI_API_KEY")}
-    shared = ("model", "timeout", "proxy", "cacert", "allow_http", "history")
+    shared = ("model", "timeout", "proxy", "cacert", "allow_http", "history", "max_cost", "price_per_image",
+              "background", "moderation")
     common = {name: file[name] for name in shared if name in file}
     common.update({name: own[name] for name in ("model", "allow_http") if name in own})
     for source in (own, file):
