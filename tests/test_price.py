@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import unittest
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,9 @@ class OutlookTest(KillCase):
         return told["would"], told["estimate_usd"]
 
     def test_buy_collect_and_made_before(self) -> None:
-        self.server.plan(Answer(delay=1.0))
+        answered = threading.Event()
+        self.addCleanup(answered.set)
+        self.server.plan(Answer(event=answered))
         world = self.trial("outlook")
         self.assertEqual(self.outlook(world), ("buy", None))
         child = self.start_and_wait(world)
@@ -149,6 +152,7 @@ class OutlookTest(KillCase):
         self.kill(child)
         self.assertEqual(self.outlook(world, "-o", "other.png"), ("collect", [0.0, 0.0]))
         self.assertEqual(self.outlook(world, "--fresh"), ("buy", None))
+        answered.set()
         self.collect(world, "outlook")
         self.assertEqual(self.outlook(world), ("made_before", [0.0, 0.0]))
         self.assertEqual(self.outlook(world, "-o", "other.png"), ("buy", None))
@@ -183,7 +187,7 @@ class LimitTest(KillCase):
     def test_what_is_paid_already_passes(self) -> None:
         self.server.plan(Answer(delay=1.0))
         world = self.trial("paid")
-        self.kill(self.start_and_wait(world))
+        self.kill(self.start_and_wait(world))  # ended or not: it is paid
         sources = [self.limited(world, 0.001).json["source"] for _ in range(2)]
         self.assertEqual((sources, world.posts()), (["collected", "made_before"], 1))
 
