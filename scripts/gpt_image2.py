@@ -2500,11 +2500,11 @@ def unsent_hint(kind: str, url: str) -> str:
 # adopting. The same command adopts it and replays the provider: a paid step with a response is read, not
 # sent. made/FINGERPRINT-OUTPUT.json: the receipt of a finished command; .pruned: when old ones were removed.
 #   file                  written by             read by              meaning
-#   request.json          write_request          read_record          the request without a key; its schema
-#   owner                 Folder.leave_word      read_word            locked by the program that works on it;
+#   request.json          make_folder            read_record          the request without a key; its schema
+#   owner                 Folder.leave_word      wait_for_twin        locked by the program that works on it;
 #                                                                     how that ended, for those who wait
 #   receipt               keep_receipt           -                    a receipt before it gets its name
-#   droppable             Folder.let_fresh_drop  adopt_folder         --fresh may remove the folder
+#   droppable             add_what_is_known      claim                --fresh may remove the folder
 #   input-K, input-K.url  Inputs.moved           curl, earlier_input  the Kth input image, and its URL if any
 #   N.create              start_curl             Folder.create_steps  the Nth paid step asks for images
 #   N.body, N.field-K     write_bodies           curl                 what is sent
@@ -2597,10 +2597,6 @@ class Folder(NamedTuple):
         with private_file(self.file(f"saved-{number}")) as stream:
             stream.write(os.fsencode(path))
 
-    def let_fresh_drop(self) -> None:
-        """Let --fresh remove the folder: collecting it may fail for ever."""
-        with suppress(OSError):  # on a full disk it stays until it is collected
-            private_file(self.file("droppable")).close()
 
     def remove(self) -> None:
         """Forget the command. Renamed first, so that a half-removed folder is never taken for a request."""
@@ -2637,13 +2633,6 @@ def take_lock(path: str, create: bool = False) -> int | None:
     os.close(handle)
     return lock
 
-def lock_at_once(handle: int) -> bool:
-    """Lock an open file; False if another program has its lock."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 def journal_lock(folder: str, name: str, create: bool = False) -> int | None:
     """The lock of the journal or of a request; without one, two programs could buy the same image."""
@@ -2701,8 +2690,7 @@ def folder_fault(path: str, closed: int = 0o022) -> str:
 
 def is_safe(path: str, console: Console, closed: int = 0o022) -> bool:
     """Whether a folder is this user's alone; if not, a warning says why."""
-    fault = folder_fault(path, closed)
-    if fault:
+    if fault := folder_fault(path, closed):
         console.warn(f"{path} is not used, nor is anything in it: {fault}")
     return not fault
 
@@ -2714,22 +2702,21 @@ def make_private(path: str) -> None:
     finally:
         os.umask(umask)
 
-def journal_root(find_home: Callable[[], str], console: Console, create: bool = False) -> str:
-    """A folder of requests. OSError when it does not exist or others could tamper with it."""
-    root = os.path.join(find_home(), "requests")
+def safe_folder(path: str, console: Console, create: bool = True) -> str:
+    """A folder of the journal. OSError when it does not exist or others could tamper with it."""
     if not create:
-        os.lstat(root)
-    elif is_safe(root, console):  # as far as it exists
-        make_private(root)
-    if not is_safe(root, console):
+        os.lstat(path)
+    elif is_safe(path, console):  # as far as it exists
+        make_private(path)
+    if not is_safe(path, console):
         raise OSError("others can change it")
-    return root
+    return path
 
 def journal_roots(console: Console) -> Iterator[str]:
     """The folders of requests that exist and are this user's."""
     for find_home in (state_home, sandbox_home):
         with suppress(OSError):
-            yield journal_root(find_home, console)
+            yield safe_folder(os.path.join(find_home(), "requests"), console, create=False)
 
 def read_record(path: str, console: Console) -> dict[str, Any] | None:
     """A request or a receipt, empty if unreadable; None for a newer program's, which is left alone."""
@@ -2759,16 +2746,21 @@ def identity_of(job: Job, settings: Settings) -> Identity:
     name, found = job.target.stem + job.target.suffix, fingerprint(job, settings)
     return Identity(found, os.path.join(os.path.realpath(job.target.folder), name), found)
 
+def requests_in(root: str, console: Console, prefix: str = "") -> list[str]:
+    """The folders of unfinished commands; without an owner one is half made or half removed."""
+    paths = [os.path.join(root, name) for name in sorted(os.listdir(root))
+             if name.startswith(prefix) and not name.startswith(".")]
+    return [path for path in paths
+            if os.path.lexists(os.path.join(path, "owner")) and is_safe(path, console, 0o077)]
+
 def same_requests(root: str, identity: Identity, console: Console) -> tuple[list[str], list[str]]:
     """The folders of what is asked for and not finished: (with the same output, with another)."""
     same: list[str] = []
     others: list[str] = []
-    for entry in sorted(os.listdir(root)):
-        path = os.path.join(root, entry)
-        if entry.startswith(identity.fingerprint) and fcntl and is_safe(path, console, 0o077):
-            record = request_record(path, console)
-            if record is not None and os.path.lexists(os.path.join(path, "owner")):  # else half made
-                (same if record.get("output", identity.output) == identity.output else others).append(path)
+    for path in requests_in(root, console, identity.fingerprint) if fcntl else ():
+        record = request_record(path, console)
+        if record is not None:
+            (same if record.get("output", identity.output) == identity.output else others).append(path)
     return same, others
 
 def made_before(identity: Identity, console: Console) -> Receipt | None:
@@ -2782,24 +2774,23 @@ def made_before(identity: Identity, console: Console) -> Receipt | None:
 def open_folder(job: Job, settings: Settings, identity: Identity, fresh: bool,
                 console: Console) -> Folder | Receipt:
     """The folder of an unfinished identical command, or a new one; its receipt, if it is finished by now."""
-    problem = ""
     for root in journal_roots(console):
-        with suppress(OSError):  # just removed, or not readable
+        is_known = False
+        try:
             is_known = any(same_requests(root, identity, console))
-            found = claim(root, identity, fresh, console) if is_known else None
-            if found:
+            if is_known and (found := claim(root, identity, fresh, console)):
                 return found
-    room = room_needed(job.n, as_text(job.parameters.get("size"))) * 3 // 2  # as base64
-    room += sum(upload.bytes for upload in job.uploads) * (3 if settings.api.value == "codex" else 1)
-    record = {"version": VERSION, "time": time.time(), "command": job.command, "prompt": job.prompt,
-              "model": job.model, "images": len(job.images), "endpoint": settings.base_url.value,
-              "parameters": job.parameters}
+        except OSError as error:  # better no image than one that is paid for twice
+            if is_known and not fresh:
+                raise setup_failure(f"the same request waits in {root}, which is unusable here: "
+                                    f"{reason(error)}", "Run it where you started it (outside the sandbox); "
+                                    "--fresh buys a new one.", "state") from None
+    make, problem = partial(make_folder, job, settings, identity, console), ""
     for find_home in (state_home, sandbox_home):
         try:
-            root = journal_root(find_home, console, create=True)
-            made = claim(root, identity, fresh, console, room, record)
-            if made:
-                return made
+            root = safe_folder(os.path.join(find_home(), "requests"), console)
+            if found := claim(root, identity, fresh, console, make):
+                return found
         except OSError as error:
             problem = problem or reason(error)
     console.warn(f"cannot use the state folder ({problem}): this command is not remembered, and its image is "
@@ -2814,91 +2805,72 @@ def temporary_folder() -> Folder:
             return Folder(tempfile.mkdtemp(prefix=PROGRAM + "-", dir=folder), None, False)
     raise setup_failure("there is no folder for temporary files", "Set TMPDIR to a writable one. " + SANDBOX)
 
-def claim(root: str, identity: Identity, fresh: bool, console: Console, room: int = 0,
-          record: Mapping[str, Any] | None = None) -> Folder | Receipt | None:
-    """What a root has for a command, else a new folder for this record. One program at a time looks and
-    makes, so that of any number of twins only one buys."""
-    gate = None
+def claim(root: str, identity: Identity, fresh: bool, console: Console,
+          make: Callable[[str], Folder] | None = None) -> Folder | Receipt | None:
+    """What the same command left unfinished, else made, else makes now; else what was to be saved elsewhere
+    and nobody works on; else what make makes. With fresh, only that: what is droppable is removed.
+    One program at a time looks and makes, so that of any number of twins only one buys."""
+    gate = journal_lock(root, ".lock", create=True)
     try:
-        gate = journal_lock(root, ".lock", create=True)
-        found = adopt_folder(root, identity, fresh, console)
-        return found or (make_folder(root, identity, room, record, console) if record else None)
-    except OSError as error:  # better no image than one that is paid for twice
-        if fresh or record:
-            raise
-        raise setup_failure(f"the same request waits in {root}, which is unusable here: {reason(error)}",
-                            "Run it where you started it (outside the sandbox); --fresh buys a new one.",
-                            "state") from None
+        same, others = same_requests(root, identity, console)
+        for path in same + others if fresh else ():
+            folder = Folder(path, journal_lock(path, "owner"), True)
+            if not folder.is_busy and os.path.exists(folder.file("droppable")):
+                folder.remove()
+            release(folder.lock)
+        found = None if fresh else take_over(same, identity, console) or find_receipt(root, identity, console)
+        if not found and not fresh:
+            found = Folder(same[0], None, True) if same else take_over(others, identity, console)
+        return found or (make(root) if make else None)
     finally:
         release(gate)
 
-def adopt_folder(root: str, identity: Identity, fresh: bool, console: Console) -> Folder | Receipt | None:
-    """What the same command left unfinished, else made, else makes now; else what was to be saved elsewhere
-    and nobody works on. With fresh, nothing: what is marked as droppable is removed."""
-    same, others = same_requests(root, identity, console)
-    if fresh:
-        for path in same + others:
-            folder = Folder(path, journal_lock(path, "owner"), True)
-            if folder.lock is not None and os.path.exists(folder.file("droppable")):
-                folder.remove()
-            release(folder.lock)
-        return None
-    found = take_over(same, identity, console) or find_receipt(root, identity, console)
-    busy = Folder(same[0], None, True) if same else None
-    return found or busy or take_over(others, identity, console)
-
-def take_over(paths: Sequence[str], identity: Identity, console: Console) -> Folder | Receipt | None:
-    """The first of these requests that nobody works on, now this command's."""
+def take_over(paths: Sequence[str], identity: Identity, console: Console) -> Folder | None:
+    """The first of these requests that nobody works on, now this command's. It may even be finished, but for
+    its removal: then running it again finds everything and sends nothing."""
     for path in paths:
         folder = Folder(path, journal_lock(path, "owner"), True, adopted=True)
-        if folder.lock is None:
-            continue
-        word = read_word(folder.lock)
-        if "made" not in word:
-            os.ftruncate(folder.lock, 0)  # how an earlier run failed
+        if folder.lock is not None:
+            os.ftruncate(folder.lock, 0)  # how an earlier run ended
             record = request_record(path, console) or {}
             if record.get("output") != identity.output:
-                write_request(path, {**record, "output": identity.output})
+                for name in os.listdir(path):
+                    if name.startswith("saved-"):  # at another place, where nobody looks for it now
+                        discard(folder.file(name))
+                write_json(folder.file("request.json"), {**record, "output": identity.output})
             return folder
-        keep_receipt(folder, word, console)  # its program was killed just before it could do that
-        receipt = checked_receipt(word["made"])
-        folder.remove()
-        release(folder.lock)
-        if receipt and word["made"].get("output") == identity.output:
-            return receipt
     return None
 
-def make_folder(root: str, identity: Identity, room: int, record: Mapping[str, Any],
-                console: Console) -> Folder:
+def make_folder(job: Job, settings: Settings, identity: Identity, console: Console, root: str) -> Folder:
     """A new folder; the caller has the lock of the root, so that nobody sees it half made."""
     prune(root, console)
+    room = room_needed(job.n, as_text(job.parameters.get("size"))) * 3 // 2  # as base64
+    room += sum(upload.bytes for upload in job.uploads) * (3 if settings.api.value == "codex" else 1)
     if free_bytes(root) < room:
         raise OSError(f"less than {room // 1_000_000} MB are free there")
     path = os.path.join(root, f"{identity.fingerprint}-{os.urandom(4).hex()}")
     os.mkdir(path, 0o700)
-    write_request(path, {**record, "output": identity.output})
+    write_json(os.path.join(path, "request.json"), {
+        "schema": SCHEMA, "version": VERSION, "time": time.time(), "command": job.command,
+        "prompt": job.prompt, "model": job.model, "images": len(job.images), "output": identity.output,
+        "endpoint": settings.base_url.value, "parameters": job.parameters})
     return Folder(path, journal_lock(path, "owner", create=True), True)
 
-def write_request(path: str, record: Mapping[str, Any]) -> None:
-    """Write request.json, whole or not at all."""
-    name = os.path.join(path, "request.json")
-    with private_file(name + ".new") as stream:
-        stream.write(json.dumps({"schema": SCHEMA, **record}).encode())
-    os.replace(name + ".new", name)
-
-def read_word(owner: int) -> dict[str, Any]:
-    """What a command has left in its file `owner`: {"made": its record, "receipt": the receipt's name},
-    {"failure": arguments}, or nothing."""
-    with suppress(OSError, ValueError, TypeError):
-        return dict(json.loads(os.pread(owner, MAX_SKELETON, 0)))
-    return {}
+def write_json(path: str, record: Mapping[str, Any], part: str = "") -> None:
+    """Write a file of the journal, whole or not at all. part: its name until then."""
+    part = part or path + ".new"
+    with private_file(part) as stream:
+        stream.write(json.dumps(record).encode())
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(part, path)
 
 def find_receipt(root: str, identity: Identity, console: Console) -> Receipt | None:
     """The receipt of a finished command, if its pictures are still there."""
     path = os.path.join(receipts_beside(root), identity.receipt)
-    record = read_receipt(path, console) if os.path.lexists(path) else {}
-    receipt = checked_receipt(record) if record else None
-    if record and not receipt:
+    if not os.path.lexists(path) or not (record := read_receipt(path, console)):
+        return None
+    if not (receipt := checked_receipt(record)):
         console.warn("a picture that this command made before is gone or was changed")
     return receipt
 
@@ -2907,19 +2879,18 @@ def receipts_beside(root: str) -> str:
     return os.path.join(os.path.dirname(root), "made")
 
 # The types of a receipt's members, and of each file in `saved`.
-RECEIPT_TYPES = {"time": (int, float), "prompt": (str,), "output": (str,), "saved": (list,)}
-FILE_TYPES = {"path": (str,), "bytes": (int,), "mtime_ns": (int,), "format": (str,), "width": (int,),
-              "height": (int,)}
+RECEIPT_TYPES = {"time": (int, float), "prompt": str, "output": str, "saved": list}
+FILE_TYPES = {"path": str, "bytes": int, "mtime_ns": int, "format": str, "width": int, "height": int}
 
 def read_receipt(path: str, console: Console) -> dict[str, Any]:
     """The record in a receipt; empty for one that cannot be used."""
     record = read_record(path, console) if is_safe(os.path.dirname(path), console) else None
-
-    def fits(node: Any, types: Mapping[str, Sequence[type]]) -> bool:
-        return isinstance(node, dict) and all(type(node.get(name)) in types[name] for name in types)
-
     if record is None:
         return {}
+
+    def fits(node: Any, types: Mapping[str, Any]) -> bool:
+        return all(isinstance(json_path(node, name), kind) for name, kind in types.items())
+
     if fits(record, RECEIPT_TYPES) and all(fits(item, FILE_TYPES) for item in record["saved"]):
         return record
     console.warn(f"{path} is not a receipt that this program can read, and is ignored")
@@ -2937,24 +2908,18 @@ def checked_receipt(record: Mapping[str, Any]) -> Receipt | None:
                 saved.append(Saved(item["path"], item["bytes"], picture, item["mtime_ns"]))
     return Receipt(record, saved) if saved and len(saved) == len(record["saved"]) else None
 
-def keep_receipt(folder: Folder, word: Mapping[str, Any], console: Console) -> None:
-    """Write a receipt in one step. word: as from read_word; without a name there is to be none."""
+def keep_receipt(folder: Folder, identity: Identity, record: Mapping[str, Any], console: Console) -> None:
+    """Write the receipt of a finished command. That of an earlier take stays, for the history."""
     made = receipts_beside(os.path.dirname(folder.path))
-    path = os.path.join(made, word["receipt"])
-    earlier = read_record(path, console) if word["receipt"] else None
-    if earlier is None or earlier.get("time") == word["made"]["time"]:
+    path = os.path.join(made, identity.receipt)
+    earlier = read_record(path, console)
+    if earlier is None:
         return
     try:
-        make_private(made)
-        if not is_safe(made, console):
-            raise OSError("others can change it")
-        with private_file(folder.file("receipt")) as stream:
-            stream.write(json.dumps(word["made"]).encode())
-            stream.flush()
-            os.fsync(stream.fileno())
-        if earlier:  # of another take, which the history still lists
+        safe_folder(made, console)
+        if earlier and earlier.get("saved") != record["saved"]:  # else from before a kill
             os.rename(path, f"{path[:-5]}-{os.urandom(4).hex()}.json")
-        os.replace(folder.file("receipt"), path)
+        write_json(path, record, folder.file("receipt"))
         remove_old_receipts(made)
     except OSError as error:
         console.warn(f"{made} cannot be written ({reason(error)}): the same command will buy another picture")
@@ -2965,10 +2930,9 @@ def remove_old_receipts(made: str) -> None:
     with suppress(FileNotFoundError):
         if abs(now - os.stat(mark).st_mtime) < DAY:
             return
-    with os.scandir(made) as entries:
-        for entry in entries:
-            if now - entry.stat(follow_symlinks=False).st_mtime > KEEP_RECEIPT_DAYS * DAY:
-                discard(entry.path)
+    for entry in os.scandir(made):
+        if now - entry.stat(follow_symlinks=False).st_mtime > KEEP_RECEIPT_DAYS * DAY:
+            discard(entry.path)
     private_file(mark).close()
     os.utime(mark)
 
@@ -3010,23 +2974,19 @@ def exchange_state(exchange: Exchange) -> str:
 
 def journal_folders(console: Console) -> list[str]:
     """The folders of all unfinished commands, wherever they are."""
-    paths = [os.path.join(root, entry) for root in journal_roots(console)
-             for entry in sorted(os.listdir(root)) if not entry.startswith(".")]
-    return [path for path in paths
-            if os.path.lexists(os.path.join(path, "owner")) and is_safe(path, console, 0o077)]
+    return [path for root in journal_roots(console) for path in requests_in(root, console)]
 
 def unfinished_commands(console: Console) -> list[dict[str, Any]]:
     """What `config` shows of every unfinished command, oldest first."""
     found = []
     for path in journal_folders(console):
-        record = request_record(path, console)
         with suppress(OSError, OverflowError):  # just removed; a broken time
-            if record:
-                folder = Folder(path, take_lock(os.path.join(path, "owner")), True)
+            if record := request_record(path, console):
                 began = record.get("time")
                 began = began if isinstance(began, (int, float)) else os.stat(path).st_mtime
-                facts = {"age_s": max(0, round(time.time() - began)), "state": folder.state(),
-                         "at_work": folder.is_busy}
+                age = max(0, round(time.time() - began))
+                folder = Folder(path, take_lock(os.path.join(path, "owner")), True)
+                facts = {"age_s": age, "state": folder.state(), "at_work": folder.is_busy}
                 release(folder.lock)
                 found.append({**facts, **told_request(folder, record)})
     return sorted(found, key=lambda each: -each["age_s"])
@@ -3175,24 +3135,25 @@ def wait_for_twin(twin: Folder, run: Run) -> Receipt | None:
     """Wait for the program that works on the same command; its receipt, or its Failure. None if it died, or
     was removed meanwhile: then there is something to take over, or nothing."""
     run.console.note("the same command is at work elsewhere; waiting for its picture (--fresh buys another)")
-    try:
-        owner = os.open(twin.file("owner"), os.O_RDWR | NO_LINK)  # stays readable when it is removed
+    word: dict[str, Any] = {}
+    try:  # what is open stays readable when it is removed
+        with open(os.open(twin.file("owner"), os.O_RDWR | NO_LINK), "rb") as owner:
+            while True:
+                with suppress(BlockingIOError):
+                    fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                if time.monotonic() > run.deadline:
+                    raise Failure("timeout", "the same command is still at work elsewhere after --timeout",
+                                  "Run the same command again to keep waiting; nothing is bought twice.",
+                                  collectable=True)
+                rest(0.1, run)
+            with suppress(ValueError, TypeError):  # it was killed before it could say how it ended
+                word = dict(json.load(owner))
     except FileNotFoundError:
         rest(0.1, run)
-        return None
-    try:
-        while not lock_at_once(owner):
-            if time.monotonic() > run.deadline:
-                raise Failure("timeout", "the same command is still at work elsewhere after --timeout",
-                              "Run the same command again to keep waiting; nothing is bought twice.",
-                              collectable=True)
-            rest(0.1, run)
-        word = read_word(owner)
     except KeyboardInterrupt as stop:
         raise Failure("stopped", "stopped; the same command still makes the image elsewhere",
                       exit_code=signal_exit_code(stop)) from None
-    finally:
-        os.close(owner)
     with suppress(KeyError, TypeError):  # a newer program's failure may be of another form
         if "failure" in word:
             raise Failure(**word["failure"])
@@ -4566,10 +4527,10 @@ def run_job(job: Job, settings: Settings, key: KeySource, folder: Folder, identi
         job = inputs.moved(job, folder)
         provider = settings.service.provider(job, settings, key, os.path.basename(folder.path))
         make_images(provider, job, settings, folder, run)
-        word = {"made": receipt_record(job, settings, identity, run),
-                "receipt": identity.receipt if settings.history.value and folder.journaled else ""}
-        folder.leave_word(word)
-        keep_receipt(folder, word, run.console)
+        made = receipt_record(job, settings, identity, run)
+        folder.leave_word({"made": made})
+        if settings.history.value and folder.journaled:
+            keep_receipt(folder, identity, made, run.console)
         run.console.finish(run.result.record(run.console))  # last: whoever does not hear it can ask again
         ignore_signals()
         keep_folder = False
@@ -4649,8 +4610,9 @@ def add_what_is_known(failure: Failure, folder: Folder, job: Job, run: Run) -> b
         except OSError:
             kept, keep_folder = unread[-1], True
         failure.hint = f"The server's reply was saved to {kept}. {failure.hint}"
-    if keep_folder and failure.kind != "stopped":
-        folder.let_fresh_drop()
+    if keep_folder and failure.kind != "stopped":  # collecting it may fail for ever: let --fresh remove it
+        with suppress(OSError):  # on a full disk it stays until it is collected
+            private_file(folder.file("droppable")).close()
     return keep_folder
 
 def billed_in_the_end(folder: Folder, failure: Failure | None = None, saved: bool = False) -> str:
