@@ -2501,12 +2501,11 @@ def unsent_hint(kind: str, url: str) -> str:
 # sent. made/FINGERPRINT-OUTPUT.json: the receipt of a finished command; .pruned: when old ones were removed.
 #   file                  written by             read by              meaning
 #   request.json          make_folder            read_record          the request without a key; its schema
-#   owner                 Folder.leave_word      wait_for_twin        locked by the program that works on it;
-#                                                                     how that ended, for those who wait
+#   owner                 Folder.leave_word      wait_for_twin        locked while it is worked on; how that ended
 #   receipt               keep_receipt           -                    a receipt before it gets its name
 #   droppable             add_what_is_known      claim                --fresh may remove the folder
 #   input-K, input-K.url  Inputs.moved           curl, earlier_input  the Kth input image, and its URL if any
-#   N.create              start_curl             Folder.create_steps  the Nth paid step asks for images
+#   N.create              start_curl             Folder.transfers     the Nth paid step asks for images
 #   N.body, N.field-K     write_bodies           curl                 what is sent
 #   N.lock                start_curl             exchange_state       curl's process id; locked while it runs
 #   N.answer, N.headers   curl                   read_response        the response (N.answer.*: made from it)
@@ -2553,32 +2552,31 @@ class Folder(NamedTuple):
         return self.journaled and self.lock is None
 
     def leave_word(self, word: Mapping[str, Any]) -> None:
-        """Say how the command ended, for its twins: they wait for the lock, and read this even when the file
-        is removed."""
+        """Say how the command ended, for its twins: they read it when they get the lock, even of a lost file."""
         if self.lock is not None and self.lock != NO_LOCKS:
             with suppress(OSError):
                 os.ftruncate(self.lock, 0)
                 os.pwrite(self.lock, json.dumps(word).encode(), 0)
 
-    def create_steps(self) -> list[Exchange]:
-        """The transfers that ask for images and were begun."""
+    def transfers(self) -> list[tuple[Exchange, str]]:
+        """The transfers that ask for images and were begun, each with its state."""
         steps = sorted(int(name[:-7]) for name in os.listdir(self.path) if re.fullmatch(r"\d+\.create", name))
-        return [self.exchange(step) for step in steps]
+        return [(exchange, exchange_state(exchange)) for exchange in map(self.exchange, steps)]
 
     def state(self) -> str:
         """RUNNING while images are being made, else LOST or ANSWERED; UNSENT when nothing was sent."""
-        states = [exchange_state(exchange) for exchange in self.create_steps()]
+        states = [state for _, state in self.transfers()]
         return next((state for state in (RUNNING, LOST, ANSWERED) if state in states), UNSENT)
 
-    def paid_answers(self) -> list[Exchange]:
-        """The transfers that the server accepted: something may have been bought there."""
-        ended = [exchange for exchange in self.create_steps() if exchange_state(exchange) == ANSWERED]
-        return [exchange for exchange in ended if 200 <= read_outcome(exchange).status < 300]
+    def is_paid(self) -> bool:
+        """Whether the server accepted a transfer: something may have been bought there."""
+        return any(state == ANSWERED and 200 <= read_outcome(exchange).status < 300
+                   for exchange, state in self.transfers())
 
     def answers(self) -> list[str]:
         """The files of responses that may hold an image: not refused, not endless."""
-        ended = [(exchange.file("answer"), read_outcome(exchange)) for exchange in self.create_steps()
-                 if exchange_state(exchange) in (ANSWERED, LOST)]
+        ended = [(exchange.file("answer"), read_outcome(exchange)) for exchange, state in self.transfers()
+                 if state in (ANSWERED, LOST)]
         return [path for path, outcome in ended if outcome.status < 300 and outcome.exit_code != TOO_LARGE
                 and os.path.exists(path) and os.path.getsize(path)]
 
@@ -2600,16 +2598,13 @@ class Folder(NamedTuple):
 
     def remove(self) -> None:
         """Forget the command. Renamed first, so that a half-removed folder is never taken for a request."""
-        path = self.path
+        gone = os.path.join(os.path.dirname(self.path), ".gone-" + os.path.basename(self.path))
         if self.journaled:
-            gone = os.path.join(os.path.dirname(path), ".gone-" + os.path.basename(path))
-            try:
-                os.rename(path, gone)
-                path = gone
-            except OSError:
-                with suppress(OSError):  # a folder without it is no request either
-                    discard(self.file("owner"))
-        remove_tree(path)
+            with suppress(OSError):
+                os.rename(self.path, gone)
+            with suppress(OSError):  # where that cannot be: a folder without it is no request either
+                discard(self.file("owner"))
+        remove_tree(gone if os.path.lexists(gone) else self.path)
 
 def take_lock(path: str, create: bool = False) -> int | None:
     """A file's lock, as a descriptor; None if it is held elsewhere or has no file. create: wait for it."""
@@ -2729,9 +2724,6 @@ def read_record(path: str, console: Console) -> dict[str, Any] | None:
     console.warn(f"{path} was made by a newer version of this program and is left alone")
     return None
 
-def request_record(path: str, console: Console) -> dict[str, Any] | None:
-    """The request in a folder, as from read_record."""
-    return read_record(os.path.join(path, "request.json"), console)
 
 def fingerprint(job: Job, settings: Settings) -> str:
     """Equal for commands that ask for the same: endpoint, parameters, prompt and the bytes of all inputs."""
@@ -2746,9 +2738,9 @@ def identity_of(job: Job, settings: Settings) -> Identity:
     name, found = job.target.stem + job.target.suffix, fingerprint(job, settings)
     return Identity(found, os.path.join(os.path.realpath(job.target.folder), name), found)
 
-def requests_in(root: str, console: Console, prefix: str = "") -> list[str]:
+def requests_in(roots: Iterable[str], console: Console, prefix: str = "") -> list[str]:
     """The folders of unfinished commands; without an owner one is half made or half removed."""
-    paths = [os.path.join(root, name) for name in sorted(os.listdir(root))
+    paths = [os.path.join(root, name) for root in roots for name in sorted(os.listdir(root))
              if name.startswith(prefix) and not name.startswith(".")]
     return [path for path in paths
             if os.path.lexists(os.path.join(path, "owner")) and is_safe(path, console, 0o077)]
@@ -2757,8 +2749,8 @@ def same_requests(root: str, identity: Identity, console: Console) -> tuple[list
     """The folders of what is asked for and not finished: (with the same output, with another)."""
     same: list[str] = []
     others: list[str] = []
-    for path in requests_in(root, console, identity.fingerprint) if fcntl else ():
-        record = request_record(path, console)
+    for path in requests_in([root], console, identity.fingerprint) if fcntl else ():
+        record = read_record(os.path.join(path, "request.json"), console)
         if record is not None:
             (same if record.get("output", identity.output) == identity.output else others).append(path)
     return same, others
@@ -2807,9 +2799,8 @@ def temporary_folder() -> Folder:
 
 def claim(root: str, identity: Identity, fresh: bool, console: Console,
           make: Callable[[str], Folder] | None = None) -> Folder | Receipt | None:
-    """What the same command left unfinished, else made, else makes now; else what was to be saved elsewhere
-    and nobody works on; else what make makes. With fresh, only that: what is droppable is removed.
-    One program at a time looks and makes, so that of any number of twins only one buys."""
+    """What the same command left unfinished, else made, else makes now; else left for another place; else what
+    make makes: with fresh, only that. One program at a time, so that of any number of twins only one buys."""
     gate = journal_lock(root, ".lock", create=True)
     try:
         same, others = same_requests(root, identity, console)
@@ -2826,13 +2817,12 @@ def claim(root: str, identity: Identity, fresh: bool, console: Console,
         release(gate)
 
 def take_over(paths: Sequence[str], identity: Identity, console: Console) -> Folder | None:
-    """The first of these requests that nobody works on, now this command's. It may even be finished, but for
-    its removal: then running it again finds everything and sends nothing."""
+    """The first of these requests that nobody works on, now this command's; it may be finished to the end."""
     for path in paths:
         folder = Folder(path, journal_lock(path, "owner"), True, adopted=True)
         if folder.lock is not None:
             os.ftruncate(folder.lock, 0)  # how an earlier run ended
-            record = request_record(path, console) or {}
+            record = read_record(folder.file("request.json"), console) or {}
             if record.get("output") != identity.output:
                 for name in os.listdir(path):
                     if name.startswith("saved-"):  # at another place, where nobody looks for it now
@@ -2912,8 +2902,7 @@ def keep_receipt(folder: Folder, identity: Identity, record: Mapping[str, Any], 
     """Write the receipt of a finished command. That of an earlier take stays, for the history."""
     made = receipts_beside(os.path.dirname(folder.path))
     path = os.path.join(made, identity.receipt)
-    earlier = read_record(path, console)
-    if earlier is None:
+    if (earlier := read_record(path, console)) is None:
         return
     try:
         safe_folder(made, console)
@@ -2927,9 +2916,8 @@ def keep_receipt(folder: Folder, identity: Identity, record: Mapping[str, Any], 
 def remove_old_receipts(made: str) -> None:
     """Once a day: there may be very many."""
     now, mark = time.time(), os.path.join(made, ".pruned")
-    with suppress(FileNotFoundError):
-        if abs(now - os.stat(mark).st_mtime) < DAY:
-            return
+    if os.path.exists(mark) and abs(now - os.stat(mark).st_mtime) < DAY:
+        return
     for entry in os.scandir(made):
         if now - entry.stat(follow_symlinks=False).st_mtime > KEEP_RECEIPT_DAYS * DAY:
             discard(entry.path)
@@ -2947,7 +2935,7 @@ def prune(root: str, console: Console) -> None:
                 continue
             if entry.startswith(".") or not os.path.lexists(os.path.join(path, "owner")):
                 remove_tree(path)
-            elif is_old and request_record(path, console) is not None:
+            elif is_old and read_record(os.path.join(path, "request.json"), console) is not None:
                 folder = Folder(path, journal_lock(path, "owner"), True)
                 if folder.lock is not None and folder.state() != RUNNING:
                     folder.remove()
@@ -2972,23 +2960,20 @@ def exchange_state(exchange: Exchange) -> str:
                 return ANSWERED
     return LOST if os.path.exists(exchange.file("headers")) else UNSENT
 
-def journal_folders(console: Console) -> list[str]:
-    """The folders of all unfinished commands, wherever they are."""
-    return [path for root in journal_roots(console) for path in requests_in(root, console)]
 
 def unfinished_commands(console: Console) -> list[dict[str, Any]]:
     """What `config` shows of every unfinished command, oldest first."""
     found = []
-    for path in journal_folders(console):
+    for path in requests_in(journal_roots(console), console):
         with suppress(OSError, OverflowError):  # just removed; a broken time
-            if record := request_record(path, console):
+            if record := read_record(os.path.join(path, "request.json"), console):
                 began = record.get("time")
                 began = began if isinstance(began, (int, float)) else os.stat(path).st_mtime
                 age = max(0, round(time.time() - began))
                 folder = Folder(path, take_lock(os.path.join(path, "owner")), True)
-                facts = {"age_s": age, "state": folder.state(), "at_work": folder.is_busy}
+                found.append({"age_s": age, "state": folder.state(), "at_work": folder.is_busy,
+                              **told_request(folder, record)})
                 release(folder.lock)
-                found.append({**facts, **told_request(folder, record)})
     return sorted(found, key=lambda each: -each["age_s"])
 
 def told_request(folder: Folder, record: Mapping[str, Any]) -> dict[str, str]:
@@ -3005,12 +2990,11 @@ def stop_failure(stop: KeyboardInterrupt, folder: Folder) -> Failure:
     code, state = signal_exit_code(stop), folder.state()
     causes = {INTERRUPTED: "interrupted", UNREAD: "the program that was reading the result has gone"}
     cause = causes.get(code, "terminated")
-    if state == RUNNING or folder.paid_answers():
+    if state == RUNNING or folder.is_paid():
         effect = "the image is still being made" if state == RUNNING else "the server's reply is kept"
-        hint = None
-        if code == INTERRUPTED:  # a person may have changed their mind
-            hint = ("Run the same command again to get it at no further cost, or give it up with: "
-                    + own_command(f"config --forget {folder.id}"))
+        hint = None if code != INTERRUPTED else (  # a person may have changed their mind
+            "Run the same command again to get it at no further cost, or give it up with: "
+            + own_command(f"config --forget {folder.id}"))
         return Failure("stopped", f"{cause}; {effect}", hint, exit_code=code, collectable=True)
     if state == LOST:
         return Failure("interrupted", f"{cause}; the request was stopped", None, "maybe", code, None, "ask")
@@ -3018,8 +3002,8 @@ def stop_failure(stop: KeyboardInterrupt, folder: Folder) -> Failure:
 
 def earlier_input(url: str, console: Console) -> str:
     """The copy that an unfinished request has of the image at a URL, if there is one."""
-    wanted, numbers = url.encode("utf-8", "surrogateescape"), range(MAX_IMAGES)
-    for path in (os.path.join(folder, f"input-{n}") for folder in journal_folders(console) for n in numbers):
+    wanted, folders = url.encode("utf-8", "surrogateescape"), requests_in(journal_roots(console), console)
+    for path in (os.path.join(folder, f"input-{n}") for folder in folders for n in range(MAX_IMAGES)):
         with suppress(OSError), plain_file(path + ".url") as stream:
             if stream.read() == wanted and os.path.exists(path):
                 return path
@@ -3087,8 +3071,8 @@ def send_with_retries(request: Request, exchange: Exchange, run: Run) -> Respons
 def elapsed(request: Request, exchange: Exchange) -> float:
     """Seconds that a transfer took, whichever run started it; for a poll, since the task was asked for."""
     ended = os.stat(exchange.file("outcome")).st_mtime
-    asked = Folder(os.path.dirname(exchange.base), None, False).create_steps()
-    started = asked[0] if request.rules.repeatable and asked else exchange
+    asked = Folder(os.path.dirname(exchange.base), None, False).transfers()
+    started = asked[0][0] if request.rules.repeatable and asked else exchange
     return round(max(0.0, ended - os.stat(started.file("lock")).st_mtime), 1)
 
 def tell_extras(request: Request, outcome: Outcome, response: Response, run: Run) -> None:
@@ -3208,11 +3192,8 @@ def retry_pause(request: Request, failure: Failure, headers: Mapping[str, str], 
     if attempt >= (RATE_LIMIT_TRIES if limited else TRIES) or not may_repeat(request, failure):
         return None
     delay = server_pause(headers, "" if repeatable else failure.server_text)
-    if delay is not None:
-        return delay
-    if repeatable:
-        return NETWORK_PAUSE * 2.0 ** attempt
-    return (RATE_LIMIT_PAUSE if failure.http_status else NETWORK_PAUSE) * 2.0 ** (attempt - 1)
+    first = 2 * NETWORK_PAUSE if repeatable else RATE_LIMIT_PAUSE if failure.http_status else NETWORK_PAUSE
+    return first * 2.0 ** (attempt - 1) if delay is None else delay
 
 def may_repeat(request: Request, failure: Failure) -> bool:
     """Whether sending the same request again can help and cannot buy anything twice."""
@@ -3237,8 +3218,7 @@ PAUSE_WORDS = (r"\b(?:again|retry(?:.?(?:after|delay))?|wait|resets?|available|c
 def seconds_in(text: str) -> float | None:
     """The pause that words ask for; a number alone after `retry after` means seconds."""
     for words in PAUSE_WORDS:
-        match = re.search(words, text, re.IGNORECASE)
-        if match:
+        if match := re.search(words, text, re.IGNORECASE):
             parts = re.findall(AMOUNT, match.group(1), re.IGNORECASE) or [(match.group(1), "s")]
             return sum(float(re.sub(r"(?i)an?", "1", number)) * UNITS[unit.lower()] for number, unit in parts)
     return None
@@ -3253,11 +3233,10 @@ def server_pause(headers: Mapping[str, str], message: str) -> float | None:
     if seconds is not None or not text:
         return seconds
     from email.utils import mktime_tz, parsedate_tz
-    try:
-        date = parsedate_tz(text)
-        return max(0.0, mktime_tz(date) - time.time()) if date else None
-    except (ValueError, OverflowError, TypeError, IndexError):  # which one depends on the Python version
-        return None
+    with suppress(ValueError, OverflowError, TypeError, IndexError):  # which one depends on the Python version
+        if date := parsedate_tz(text):
+            return max(0.0, mktime_tz(date) - time.time())
+    return None
 
 def forget_exchange(exchange: Exchange) -> None:
     """Remove what one try left, so that a stale response is not mistaken for the next try's."""
@@ -4168,9 +4147,6 @@ class Console:
             self.warnings.append(text)
             self.error_line(f"warning: {text}")
 
-    def seconds(self) -> float:
-        """How long this program has been running."""
-        return time.monotonic() - self.started
 
     def is_unread(self) -> bool:
         """Whether --json's reader has closed stdout. Without --json a person may still want the file."""
@@ -4187,10 +4163,11 @@ class Console:
 
     def progress(self, typical: str, status: str = "") -> None:
         """While waiting: a line refreshed every second on a terminal, a new one every 30 s elsewhere."""
-        if time.monotonic() - self.last_sign < (1 if self.is_terminal() else HEARTBEAT):
+        now = time.monotonic()
+        if now - self.last_sign < (1 if self.is_terminal() else HEARTBEAT):
             return
-        self.last_sign = time.monotonic()
-        text = f"waiting: {self.seconds():.0f} s" + (f" (typically {typical})" if typical else "")
+        self.last_sign = now
+        text = f"waiting: {now - self.started:.0f} s" + (f" (typically {typical})" if typical else "")
         text += f", {one_line(status, 40)}" if status else ""
         if not self.is_terminal():
             self.note(text)
@@ -4227,6 +4204,8 @@ class Console:
         if failure.hint:
             self.error_line(failure.hint, "  ")
 
+ERROR_FIELDS = ("kind", "message", "http_status", "code", "request_id", "billed", "retryable", "next", "hint")
+
 class Result:
     """What a command has made, for its caller.
     saved: the files. facts: fields of the JSON object, filled in on the way. dollars: the sum of all costs.
@@ -4249,16 +4228,13 @@ class Result:
     def record(self, console: Console, failure: Failure | None = None) -> dict[str, Any]:
         """The JSON object; schema rises when a field changes its meaning."""
         saved = [{"path": file.path, "bytes": file.bytes, **file.picture._asdict()} for file in self.saved]
+        facts = self.facts if saved else {**self.facts, "source": None}
         record = {"schema": 1, "ok": failure is None, "saved": saved,
-                  **map_texts(self.facts, console.secrets.clean), "warnings": console.warnings}
-        if not saved:
-            record["source"] = None
+                  **map_texts(facts, console.secrets.clean), "warnings": console.warnings}
         if failure:
-            record["error"] = map_texts({
-                "kind": failure.kind, "message": failure.message, "http_status": failure.http_status or None,
-                "code": failure.code or None, "request_id": failure.request_id or None,
-                "billed": failure.billed, "retryable": failure.retryable, "next": failure.next,
-                "hint": failure.hint}, console.secrets.clean)
+            error = {name: getattr(failure, name) for name in ERROR_FIELDS}
+            unknown = {name: None for name in ("http_status", "code", "request_id") if not error[name]}
+            record["error"] = map_texts({**error, **unknown}, console.secrets.clean)
         return record
 
 # ---- Commands ------------------------------------------------------------------------------------
@@ -4601,8 +4577,8 @@ def add_what_is_known(failure: Failure, folder: Folder, job: Job, run: Run) -> b
     keep_folder, unread = failure.collectable, []
     if keep_folder and not folder.journaled:
         failure.hint = f"What arrived is kept in {folder.path}"
-    is_unread = failure.kind in UNREAD_KINDS and (failure.billed != "yes" or failure.kind == "place")
-    if is_unread and not keep_folder:
+    elif failure.kind in UNREAD_KINDS and not keep_folder and (
+            failure.billed != "yes" or failure.kind == "place"):
         unread = [path for path in folder.answers() if os.path.getsize(path) > UNREAD_KINDS[failure.kind]]
     if unread:  # a person may find its image
         try:
@@ -4618,7 +4594,7 @@ def add_what_is_known(failure: Failure, folder: Folder, job: Job, run: Run) -> b
 def billed_in_the_end(folder: Folder, failure: Failure | None = None, saved: bool = False) -> str:
     """Whether money is gone. Only this function decides it: a Failure knows no more than its own request.
     Without a failure: of a request that is given up."""
-    answered = bool(folder.paid_answers())
+    answered = folder.is_paid()
     if saved or (answered and (failure is None or failure.kind == "stopped")):
         return "yes"
     if failure is None:
@@ -4719,7 +4695,7 @@ def age_in_words(seconds: float) -> str:
 
 def forget_requests(wanted: str, console: Console) -> None:
     """Give up the unfinished request with this id, or all that nobody works on."""
-    chosen = [path for path in journal_folders(console) if wanted in (path[-8:], "all")]
+    chosen = [path for path in requests_in(journal_roots(console), console) if wanted in (path[-8:], "all")]
     if not chosen and wanted != "all":
         raise usage_failure(f"there is no unfinished request {quoted(wanted)}",
                             "List them with: " + own_command("config"))
@@ -4740,7 +4716,7 @@ def forget_requests(wanted: str, console: Console) -> None:
 
 def forget_request(folder: Folder, console: Console) -> dict[str, str]:
     """Give up one request: its transfer ends, its folder goes. What it was, and whether it may be billed."""
-    record, billed = request_record(folder.path, console) or {}, billed_in_the_end(folder)
+    record, billed = read_record(folder.file("request.json"), console) or {}, billed_in_the_end(folder)
     for name in os.listdir(folder.path):
         if name.endswith(".lock"):
             stop_curl(None, folder.exchange(name[:-5]))
@@ -4759,14 +4735,12 @@ def show_history(most: int, console: Console) -> None:
     records = sorted(filter(None, found), key=lambda record: record["time"])
     since = {"today": time.strftime("%Y-%m-%d"), "30 days": local_time(time.time() - 30 * DAY), "all": ""}
     sums = {name: cost_since(records, start) for name, start in since.items()}
-    texts = console.secrets.texts
-    shown = [{**record, "prompt": redact(record["prompt"], texts)} for record in records[-most:]]
+    shown = [{**record, "prompt": redact(record["prompt"], console.secrets.texts)} for record in records[-most:]]
     if console.as_json:
         console.tell(history=shown, sums=sums)
         return
     for record in shown:
-        seconds = as_text(record.get("elapsed_s"))
-        facts = f"{local_time(record['time'])}  {in_dollars(record):>7}  {seconds:>5} s"
+        facts = f"{local_time(record['time'])}  {in_dollars(record):>7}  {as_text(record.get('elapsed_s')):>5} s"
         for file in record["saved"]:
             size = f"{file['width']}x{file['height']}"
             console.output(f"{facts}  {size:<9}  {file['path']}  {one_line(record['prompt'], 60)}")
@@ -4776,10 +4750,9 @@ def show_history(most: int, console: Console) -> None:
 
 def local_time(seconds: float) -> str:
     """A time as people here write it."""
-    try:
+    with suppress(OverflowError, ValueError, OSError):
         return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
-    except (OverflowError, ValueError, OSError):
-        return "?"
+    return "?"
 
 def in_dollars(record: Mapping[str, Any]) -> str:
     """What something cost."""
@@ -4788,11 +4761,11 @@ def in_dollars(record: Mapping[str, Any]) -> str:
 
 def cost_since(records: Sequence[Mapping[str, Any]], start: str) -> dict[str, Any]:
     """The sum over what was made since this local time."""
-    counted = [(record.get("cost_usd"), len(record["saved"])) for record in records
-               if local_time(record["time"]) >= start]
-    costs = [cost for cost, _ in counted if isinstance(cost, (int, float))]
-    return {"pictures": sum(pictures for _, pictures in counted), "cost_usd": round(sum(costs), 4),
-            "unknown": sum(pictures for cost, pictures in counted if not isinstance(cost, (int, float)))}
+    counted = [record for record in records if local_time(record["time"]) >= start]
+    known = [record for record in counted if isinstance(record.get("cost_usd"), (int, float))]
+    pictures, priced = (sum(len(record["saved"]) for record in some) for some in (counted, known))
+    cost = round(sum(record["cost_usd"] for record in known), 4)
+    return {"pictures": pictures, "cost_usd": cost, "unknown": pictures - priced}
 
 def check_setup(settings: Settings, run: Run) -> None:
     """Everything that can be proved without spending money."""
