@@ -2501,7 +2501,7 @@ def unsent_hint(kind: str, url: str) -> str:
 # sent. made/FINGERPRINT-OUTPUT.json: the receipt of a finished command; .pruned: when old ones were removed.
 #   file                  written by             read by              meaning
 #   request.json          make_folder            read_record          the request without a key; its schema
-#   owner                 Folder.leave_word      wait_for_twin        locked while it is worked on; how that ended
+#   owner                 Folder.leave_word      wait_for_twin        locked by its program; how that ended
 #   receipt               keep_receipt           -                    a receipt before it gets its name
 #   droppable             add_what_is_known      claim                --fresh may remove the folder
 #   input-K, input-K.url  Inputs.moved           curl, earlier_input  the Kth input image, and its URL if any
@@ -2526,10 +2526,9 @@ UNSENT, RUNNING, ANSWERED, LOST = "unsent", "running", "answered", "lost"
 NO_LOCKS = -1  # instead of a lock's descriptor, where locks do not exist: then nothing counts as running
 
 class Folder(NamedTuple):
-    """The private folder of one command. lock: the owner's, held while the program runs; None in the journal:
-    another program works on it."""
+    """The private folder of one command."""
     path: str
-    lock: int | None
+    lock: int | None  # the owner's, held while the program runs; in the journal, None: another program's
     journaled: bool  # in the journal, not a temporary folder
     adopted: bool = False
 
@@ -2552,7 +2551,7 @@ class Folder(NamedTuple):
         return self.journaled and self.lock is None
 
     def leave_word(self, word: Mapping[str, Any]) -> None:
-        """Say how the command ended, for its twins: they read it when they get the lock, even of a lost file."""
+        """Say how the command ended, for its twins: they read it with the lock, even in a removed file."""
         if self.lock is not None and self.lock != NO_LOCKS:
             with suppress(OSError):
                 os.ftruncate(self.lock, 0)
@@ -2582,11 +2581,9 @@ class Folder(NamedTuple):
 
     def saved_before(self, number: int) -> str:
         """Where an earlier run saved the Nth image, if that file is still an image."""
-        with suppress(OSError):
-            with plain_file(self.file(f"saved-{number}")) as stream:
-                path = os.fsdecode(stream.read())
-            with plain_file(path, follow=True) as stream:
-                return path if inspect_picture(stream) else ""
+        with suppress(OSError), plain_file(self.file(f"saved-{number}")) as note, \
+                plain_file(path := os.fsdecode(note.read()), follow=True) as picture:
+            return path if inspect_picture(picture) else ""
         return ""
 
     def remember_saved(self, number: int, path: str) -> None:
@@ -2594,7 +2591,6 @@ class Folder(NamedTuple):
         discard(self.file(f"saved-{number}"))  # it named no image
         with private_file(self.file(f"saved-{number}")) as stream:
             stream.write(os.fsencode(path))
-
 
     def remove(self) -> None:
         """Forget the command. Renamed first, so that a half-removed folder is never taken for a request."""
@@ -2618,16 +2614,14 @@ def take_lock(path: str, create: bool = False) -> int | None:
         return None
     lock = None
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if create else fcntl.LOCK_NB))
-        if os.path.samestat(os.fstat(handle), os.lstat(path)):
-            return handle
-    except (BlockingIOError, FileNotFoundError):  # held by another, or removed since it was opened
-        pass
+        with suppress(BlockingIOError, FileNotFoundError):  # held by another, or removed since it was opened
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if create else fcntl.LOCK_NB))
+            if os.path.samestat(os.fstat(handle), os.lstat(path)):
+                return handle
     except OSError:  # some network file systems have none
         lock = NO_LOCKS
     os.close(handle)
     return lock
-
 
 def journal_lock(folder: str, name: str, create: bool = False) -> int | None:
     """The lock of the journal or of a request; without one, two programs could buy the same image."""
@@ -2641,20 +2635,15 @@ def release(lock: int | None) -> None:
     if lock is not None and lock != NO_LOCKS:
         os.close(lock)
 
-def state_home() -> str:
-    """Where requests and receipts are: XDG's place for what survives a restart but is not a setting."""
+def request_homes() -> list[str]:
+    """Where requests may be: XDG's place for what survives a restart but is not a setting. In a sandbox, beside
+    temporary files: it lets a command write only there and to its workspace, where they do not belong."""
     state = environment("XDG_STATE_HOME")
     base = state if os.path.isabs(state) else os.path.join(os.path.expanduser("~"), ".local", "state")
-    if not os.path.isabs(base):
-        raise OSError("there is no home folder")
-    return os.path.join(os.path.realpath(base), "gpt-image-2")
-
-def sandbox_home() -> str:
-    """Its substitute in a sandbox, where a command can write only to its workspace and temporary files."""
-    folders = temp_folders()
-    if not folders:
-        raise OSError("there is no folder for temporary files")  # requests do not belong in a workspace
-    return os.path.join(folders[0], f"gpt-image-2-{os.getuid() if hasattr(os, 'getuid') else None}")
+    homes = [os.path.join(os.path.realpath(base), "gpt-image-2")] if os.path.isabs(base) else []
+    user = os.getuid() if hasattr(os, "getuid") else None
+    homes += [os.path.join(folder, f"gpt-image-2-{user}") for folder in temp_folders()[:1]]
+    return [os.path.join(home, "requests") for home in homes]
 
 def temp_folders() -> list[str]:
     """Folders for temporary files. Python's own search leaves a probe file behind if it is killed."""
@@ -2709,9 +2698,9 @@ def safe_folder(path: str, console: Console, create: bool = True) -> str:
 
 def journal_roots(console: Console) -> Iterator[str]:
     """The folders of requests that exist and are this user's."""
-    for find_home in (state_home, sandbox_home):
+    for path in request_homes():
         with suppress(OSError):
-            yield safe_folder(os.path.join(find_home(), "requests"), console, create=False)
+            yield safe_folder(path, console, create=False)
 
 def read_record(path: str, console: Console) -> dict[str, Any] | None:
     """A request or a receipt, empty if unreadable; None for a newer program's, which is left alone."""
@@ -2723,7 +2712,6 @@ def read_record(path: str, console: Console) -> dict[str, Any] | None:
         return record
     console.warn(f"{path} was made by a newer version of this program and is left alone")
     return None
-
 
 def fingerprint(job: Job, settings: Settings) -> str:
     """Equal for commands that ask for the same: endpoint, parameters, prompt and the bytes of all inputs."""
@@ -2778,15 +2766,14 @@ def open_folder(job: Job, settings: Settings, identity: Identity, fresh: bool,
                                     f"{reason(error)}", "Run it where you started it (outside the sandbox); "
                                     "--fresh buys a new one.", "state") from None
     make, problem = partial(make_folder, job, settings, identity, console), ""
-    for find_home in (state_home, sandbox_home):
+    for path in request_homes():
         try:
-            root = safe_folder(os.path.join(find_home(), "requests"), console)
-            if found := claim(root, identity, fresh, console, make):
+            if found := claim(safe_folder(path, console), identity, fresh, console, make):
                 return found
         except OSError as error:
             problem = problem or reason(error)
-    console.warn(f"cannot use the state folder ({problem}): this command is not remembered, and its image is "
-                 "lost if it is cut off")
+    console.warn(f"cannot use the state folder ({problem or 'there is no home folder'}): this command is not "
+                 "remembered, and its image is lost if it is cut off")
     return temporary_folder()
 
 def temporary_folder() -> Folder:
@@ -2799,12 +2786,12 @@ def temporary_folder() -> Folder:
 
 def claim(root: str, identity: Identity, fresh: bool, console: Console,
           make: Callable[[str], Folder] | None = None) -> Folder | Receipt | None:
-    """What the same command left unfinished, else made, else makes now; else left for another place; else what
-    make makes: with fresh, only that. One program at a time, so that of any number of twins only one buys."""
+    """What the same command left unfinished, made, or makes now; else what was left for another place; else
+    what make makes, with fresh only that. One program at a time, so that of any number of twins one buys."""
     gate = journal_lock(root, ".lock", create=True)
     try:
         same, others = same_requests(root, identity, console)
-        for path in same + others if fresh else ():
+        for path in same + others if fresh else ():  # what may fail for ever goes
             folder = Folder(path, journal_lock(path, "owner"), True)
             if not folder.is_busy and os.path.exists(folder.file("droppable")):
                 folder.remove()
@@ -2926,17 +2913,13 @@ def remove_old_receipts(made: str) -> None:
 
 def prune(root: str, console: Console) -> None:
     """Remove what was left half made or half removed, and what nobody collected in time; never a link."""
-    for entry in os.listdir(root):
-        path = os.path.join(root, entry)
+    for entry in [each for each in os.scandir(root) if each.is_dir(follow_symlinks=False)]:
         with suppress(OSError):  # its owner has just removed it
-            status = os.lstat(path)
-            is_old = time.time() - status.st_mtime > KEEP_DAYS * DAY
-            if not stat.S_ISDIR(status.st_mode):
-                continue
-            if entry.startswith(".") or not os.path.lexists(os.path.join(path, "owner")):
-                remove_tree(path)
-            elif is_old and read_record(os.path.join(path, "request.json"), console) is not None:
-                folder = Folder(path, journal_lock(path, "owner"), True)
+            is_old = time.time() - entry.stat(follow_symlinks=False).st_mtime > KEEP_DAYS * DAY
+            if entry.name.startswith(".") or not os.path.lexists(os.path.join(entry.path, "owner")):
+                remove_tree(entry.path)
+            elif is_old and read_record(os.path.join(entry.path, "request.json"), console) is not None:
+                folder = Folder(entry.path, journal_lock(entry.path, "owner"), True)
                 if folder.lock is not None and folder.state() != RUNNING:
                     folder.remove()
                 release(folder.lock)
@@ -2959,7 +2942,6 @@ def exchange_state(exchange: Exchange) -> str:
             if stream.read(4096).strip():  # more than the blanks from before curl started
                 return ANSWERED
     return LOST if os.path.exists(exchange.file("headers")) else UNSENT
-
 
 def unfinished_commands(console: Console) -> list[dict[str, Any]]:
     """What `config` shows of every unfinished command, oldest first."""
@@ -3116,12 +3098,11 @@ def pause(wait: Wait, run: Run) -> None:
     rest(min(wait.seconds, run.deadline - time.monotonic()), run, wait.status)
 
 def wait_for_twin(twin: Folder, run: Run) -> Receipt | None:
-    """Wait for the program that works on the same command; its receipt, or its Failure. None if it died, or
-    was removed meanwhile: then there is something to take over, or nothing."""
+    """Wait for who works on the same command: the receipt, the Failure, or None if it died or was removed."""
     run.console.note("the same command is at work elsewhere; waiting for its picture (--fresh buys another)")
     word: dict[str, Any] = {}
-    try:  # what is open stays readable when it is removed
-        with open(os.open(twin.file("owner"), os.O_RDWR | NO_LINK), "rb") as owner:
+    try:
+        with open(os.open(twin.file("owner"), os.O_RDWR | NO_LINK), "rb") as owner:  # readable when removed
             while True:
                 with suppress(BlockingIOError):
                     fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -3233,7 +3214,7 @@ def server_pause(headers: Mapping[str, str], message: str) -> float | None:
     if seconds is not None or not text:
         return seconds
     from email.utils import mktime_tz, parsedate_tz
-    with suppress(ValueError, OverflowError, TypeError, IndexError):  # which one depends on the Python version
+    with suppress(ValueError, OverflowError, TypeError, IndexError):  # which one depends on Python's version
         if date := parsedate_tz(text):
             return max(0.0, mktime_tz(date) - time.time())
     return None
@@ -4147,7 +4128,6 @@ class Console:
             self.warnings.append(text)
             self.error_line(f"warning: {text}")
 
-
     def is_unread(self) -> bool:
         """Whether --json's reader has closed stdout. Without --json a person may still want the file."""
         if self.as_json:
@@ -4539,7 +4519,9 @@ def make_images(provider: Provider, job: Job, settings: Settings, folder: Folder
             console.warn(f"{path} already exists; saving to a new name instead (--overwrite replaces it)")
         console.note(f"{'Editing' if job.images else 'Generating'} with {job.model} at "
                      f"{host_of(settings.base_url.value)}, typically {run.typical}")
-        tell_waiting(console)
+        found = unfinished_commands(console) if console.is_terminal() else []
+        if ready := sum(each["state"] == ANSWERED and not each["at_work"] for each in found):
+            console.note(f"finished, but not collected: {ready}; list them with: {own_command('config')}")
     partials = Partials(job, folder, console)
     deadline = time.monotonic() + settings.timeout.value
     run = run._replace(deadline=deadline, watch=partials.look, collectable=folder.journaled)
@@ -4550,13 +4532,6 @@ def make_images(provider: Provider, job: Job, settings: Settings, folder: Folder
     warn_about_differences(job, run)
     if run.result.facts["source"] == "collected":
         console.note("collected: already paid")
-
-def tell_waiting(console: Console) -> None:
-    """Remind a person of pictures that are finished, but not collected."""
-    found = unfinished_commands(console) if console.is_terminal() else []
-    ready = [each for each in found if each["state"] == ANSWERED and not each["at_work"]]
-    if ready:
-        console.note(f"finished, but not collected: {len(ready)}; list them with: {own_command('config')}")
 
 def keep_rest(images: Sequence[Image | Failure], job: Job, folder: Folder, run: Run) -> None:
     """Keep a reply that holds many more images than requested, or broke off before all had come."""
@@ -4735,12 +4710,13 @@ def show_history(most: int, console: Console) -> None:
     records = sorted(filter(None, found), key=lambda record: record["time"])
     since = {"today": time.strftime("%Y-%m-%d"), "30 days": local_time(time.time() - 30 * DAY), "all": ""}
     sums = {name: cost_since(records, start) for name, start in since.items()}
-    shown = [{**record, "prompt": redact(record["prompt"], console.secrets.texts)} for record in records[-most:]]
+    shown = [{**each, "prompt": redact(each["prompt"], console.secrets.texts)} for each in records[-most:]]
     if console.as_json:
         console.tell(history=shown, sums=sums)
         return
     for record in shown:
-        facts = f"{local_time(record['time'])}  {in_dollars(record):>7}  {as_text(record.get('elapsed_s')):>5} s"
+        seconds = as_text(record.get("elapsed_s"))
+        facts = f"{local_time(record['time'])}  {in_dollars(record):>7}  {seconds:>5} s"
         for file in record["saved"]:
             size = f"{file['width']}x{file['height']}"
             console.output(f"{facts}  {size:<9}  {file['path']}  {one_line(record['prompt'], 60)}")
