@@ -2542,13 +2542,12 @@ def unsent_hint(kind: str, url: str) -> str:
 # adopting. The same command adopts it and replays the provider: a paid step with a response is read, not
 # sent. made/FINGERPRINT-OUTPUT.json: the receipt of a finished command; .pruned: when old ones were removed.
 #   file                  written by             read by              meaning
-#   request.json          write_request          read_record          the request without a key; its schema
-#   owner                 Folder.leave_word      read_word            locked by the program that works on it;
-#                                                                     how that ended, for those who wait
+#   request.json          make_folder            read_record          the request without a key; its schema
+#   owner                 Folder.leave_word      wait_for_twin        locked by its program; how that ended
 #   receipt               keep_receipt           -                    a receipt before it gets its name
-#   droppable             Folder.let_fresh_drop  adopt_folder         --fresh may remove the folder
+#   droppable             add_what_is_known      claim                --fresh may remove the folder
 #   input-K               own_inputs             curl                 the Kth input image
-#   N.create              start_curl             Folder.create_steps  the Nth paid step asks for images
+#   N.create              start_curl             Folder.transfers     the Nth paid step asks for images
 #   N.body, N.field-K     write_bodies           curl                 what is sent
 #   N.lock                start_curl             exchange_state       curl's process id; locked while it runs
 #   N.answer, N.headers   curl                   read_response        the response (N.answer.*: made from it)
@@ -2569,10 +2568,9 @@ UNSENT, RUNNING, ANSWERED, LOST = "unsent", "running", "answered", "lost"
 NO_LOCKS = -1  # instead of a lock's descriptor, where locks do not exist: then nothing counts as running
 
 class Folder(NamedTuple):
-    """The private folder of one command. lock: the owner's, held while the program runs; None in the journal:
-    another program works on it."""
+    """The private folder of one command."""
     path: str
-    lock: int | None
+    lock: int | None  # the owner's, held while the program runs; in the journal, None: another program's
     journaled: bool  # in the journal, not a temporary folder
     adopted: bool = False
 
@@ -2595,42 +2593,39 @@ class Folder(NamedTuple):
         return self.journaled and self.lock is None
 
     def leave_word(self, word: Mapping[str, Any]) -> None:
-        """Say how the command ended, for its twins: they wait for the lock, and read this even when the file
-        is removed."""
+        """Say how the command ended, for its twins: they read it with the lock, even in a removed file."""
         if self.lock is not None and self.lock != NO_LOCKS:
             with suppress(OSError):
                 os.ftruncate(self.lock, 0)
                 os.pwrite(self.lock, json.dumps(word).encode(), 0)
 
-    def create_steps(self) -> list[Exchange]:
-        """The transfers that ask for images and were begun."""
+    def transfers(self) -> list[tuple[Exchange, str]]:
+        """The transfers that ask for images and were begun, each with its state."""
         steps = sorted(int(name[:-7]) for name in os.listdir(self.path) if re.fullmatch(r"\d+\.create", name))
-        return [self.exchange(step) for step in steps]
+        return [(exchange, exchange_state(exchange)) for exchange in map(self.exchange, steps)]
 
     def state(self) -> str:
         """RUNNING while images are being made, else LOST or ANSWERED; UNSENT when nothing was sent."""
-        states = [exchange_state(exchange) for exchange in self.create_steps()]
+        states = [state for _, state in self.transfers()]
         return next((state for state in (RUNNING, LOST, ANSWERED) if state in states), UNSENT)
 
-    def paid_answers(self) -> list[Exchange]:
-        """The transfers that the server accepted: something may have been bought there."""
-        ended = [exchange for exchange in self.create_steps() if exchange_state(exchange) == ANSWERED]
-        return [exchange for exchange in ended if 200 <= read_outcome(exchange).status < 300]
+    def is_paid(self) -> bool:
+        """Whether the server accepted a transfer: something may have been bought there."""
+        return any(state == ANSWERED and 200 <= read_outcome(exchange).status < 300
+                   for exchange, state in self.transfers())
 
     def answers(self) -> list[str]:
         """The files of responses that may hold an image: not refused, not endless."""
-        ended = [(exchange.file("answer"), read_outcome(exchange)) for exchange in self.create_steps()
-                 if exchange_state(exchange) in (ANSWERED, LOST)]
+        ended = [(exchange.file("answer"), read_outcome(exchange)) for exchange, state in self.transfers()
+                 if state in (ANSWERED, LOST)]
         return [path for path, outcome in ended if outcome.status < 300 and outcome.exit_code != TOO_LARGE
                 and os.path.exists(path) and os.path.getsize(path)]
 
     def saved_before(self, number: int) -> str:
         """Where an earlier run saved the Nth image, if that file is still an image."""
-        with suppress(OSError):
-            with plain_file(self.file(f"saved-{number}")) as stream:
-                path = os.fsdecode(stream.read())
-            with plain_file(path, follow=True) as stream:
-                return path if inspect_picture(stream) else ""
+        with suppress(OSError), plain_file(self.file(f"saved-{number}")) as note, \
+                plain_file(path := os.fsdecode(note.read()), follow=True) as picture:
+            return path if inspect_picture(picture) else ""
         return ""
 
     def remember_saved(self, number: int, path: str) -> None:
@@ -2639,23 +2634,15 @@ class Folder(NamedTuple):
         with private_file(self.file(f"saved-{number}")) as stream:
             stream.write(os.fsencode(path))
 
-    def let_fresh_drop(self) -> None:
-        """Let --fresh remove the folder: collecting it may fail for ever."""
-        with suppress(OSError):  # on a full disk it stays until it is collected
-            private_file(self.file("droppable")).close()
-
     def remove(self) -> None:
         """Forget the command. Renamed first, so that a half-removed folder is never taken for a request."""
-        path = self.path
+        gone = os.path.join(os.path.dirname(self.path), ".gone-" + os.path.basename(self.path))
         if self.journaled:
-            gone = os.path.join(os.path.dirname(path), ".gone-" + os.path.basename(path))
-            try:
-                os.rename(path, gone)
-                path = gone
-            except OSError:
-                with suppress(OSError):  # a folder without it is no request either
-                    discard(self.file("owner"))
-        remove_tree(path)
+            with suppress(OSError):
+                os.rename(self.path, gone)
+            with suppress(OSError):  # where that cannot be: a folder without it is no request either
+                discard(self.file("owner"))
+        remove_tree(gone if os.path.lexists(gone) else self.path)
 
 def take_lock(path: str, create: bool = False) -> int | None:
     """A file's lock, as a descriptor; None if it is held elsewhere or has no file. create: wait for it."""
@@ -2669,23 +2656,14 @@ def take_lock(path: str, create: bool = False) -> int | None:
         return None
     lock = None
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if create else fcntl.LOCK_NB))
-        if os.path.samestat(os.fstat(handle), os.lstat(path)):
-            return handle
-    except (BlockingIOError, FileNotFoundError):  # held by another, or removed since it was opened
-        pass
+        with suppress(BlockingIOError, FileNotFoundError):  # held by another, or removed since it was opened
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if create else fcntl.LOCK_NB))
+            if os.path.samestat(os.fstat(handle), os.lstat(path)):
+                return handle
     except OSError:  # some network file systems have none
         lock = NO_LOCKS
     os.close(handle)
     return lock
-
-def lock_at_once(handle: int) -> bool:
-    """Lock an open file; False if another program has its lock."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 def journal_lock(folder: str, name: str, create: bool = False) -> int | None:
     """The lock of the journal or of a request; without one, two programs could buy the same image."""
@@ -2699,20 +2677,15 @@ def release(lock: int | None) -> None:
     if lock is not None and lock != NO_LOCKS:
         os.close(lock)
 
-def state_home() -> str:
-    """Where requests and receipts are: XDG's place for what survives a restart but is not a setting."""
+def request_homes() -> list[str]:
+    """Where requests may be: XDG's place for what survives a restart but is no setting. In a sandbox, beside
+    temporary files: it lets a command write only there and to its workspace, where they do not belong."""
     state = environment("XDG_STATE_HOME")
     base = state if os.path.isabs(state) else os.path.join(os.path.expanduser("~"), ".local", "state")
-    if not os.path.isabs(base):
-        raise OSError("there is no home folder")
-    return os.path.join(os.path.realpath(base), "gpt-image-2")
-
-def sandbox_home() -> str:
-    """Its substitute in a sandbox, where a command can write only to its workspace and temporary files."""
-    folders = temp_folders()
-    if not folders:
-        raise OSError("there is no folder for temporary files")  # requests do not belong in a workspace
-    return os.path.join(folders[0], f"gpt-image-2-{os.getuid() if hasattr(os, 'getuid') else None}")
+    homes = [os.path.join(os.path.realpath(base), "gpt-image-2")] if os.path.isabs(base) else []
+    user = os.getuid() if hasattr(os, "getuid") else None
+    homes += [os.path.join(folder, f"gpt-image-2-{user}") for folder in temp_folders()[:1]]
+    return [os.path.join(home, "requests") for home in homes]
 
 def temp_folders() -> list[str]:
     """Folders for temporary files. Python's own search leaves a probe file behind if it is killed."""
@@ -2743,8 +2716,7 @@ def folder_fault(path: str, closed: int = 0o022) -> str:
 
 def is_safe(path: str, console: Console, closed: int = 0o022) -> bool:
     """Whether a folder is this user's alone; if not, a warning says why."""
-    fault = folder_fault(path, closed)
-    if fault:
+    if fault := folder_fault(path, closed):
         console.warn(f"{path} is not used, nor is anything in it: {fault}")
     return not fault
 
@@ -2756,22 +2728,21 @@ def make_private(path: str) -> None:
     finally:
         os.umask(umask)
 
-def journal_root(find_home: Callable[[], str], console: Console, create: bool = False) -> str:
-    """A folder of requests. OSError when it does not exist or others could tamper with it."""
-    root = os.path.join(find_home(), "requests")
+def safe_folder(path: str, console: Console, create: bool = True) -> str:
+    """A folder of the journal. OSError when it does not exist or others could tamper with it."""
     if not create:
-        os.lstat(root)
-    elif is_safe(root, console):  # as far as it exists
-        make_private(root)
-    if not is_safe(root, console):
+        os.lstat(path)
+    elif is_safe(path, console):  # as far as it exists
+        make_private(path)
+    if not is_safe(path, console):
         raise OSError("others can change it")
-    return root
+    return path
 
 def journal_roots(console: Console) -> Iterator[str]:
     """The folders of requests that exist and are this user's."""
-    for find_home in (state_home, sandbox_home):
+    for path in request_homes():
         with suppress(OSError):
-            yield journal_root(find_home, console)
+            yield safe_folder(path, console, create=False)
 
 def read_record(path: str, console: Console) -> dict[str, Any] | None:
     """A request or a receipt, empty if unreadable; None for a newer program's, which is left alone."""
@@ -2783,10 +2754,6 @@ def read_record(path: str, console: Console) -> dict[str, Any] | None:
         return record
     console.warn(f"{path} was made by a newer version of this program and is left alone")
     return None
-
-def request_record(path: str, console: Console) -> dict[str, Any] | None:
-    """The request in a folder, as from read_record."""
-    return read_record(os.path.join(path, "request.json"), console)
 
 def fingerprint(job: Job, settings: Settings) -> str:
     """Equal for commands that ask for the same: endpoint, parameters, prompt, and inputs: the bytes of files,
@@ -2802,16 +2769,21 @@ def identity_of(job: Job, settings: Settings) -> Identity:
     name = job.target.stem + job.target.suffix
     return Identity(fingerprint(job, settings), os.path.join(os.path.realpath(job.target.folder), name))
 
+def requests_in(roots: Iterable[str], console: Console, prefix: str = "") -> list[str]:
+    """The folders of unfinished commands; without an owner one is half made or half removed."""
+    paths = [os.path.join(root, name) for root in roots for name in sorted(os.listdir(root))
+             if name.startswith(prefix) and not name.startswith(".")]
+    return [path for path in paths
+            if os.path.lexists(os.path.join(path, "owner")) and is_safe(path, console, 0o077)]
+
 def same_requests(root: str, identity: Identity, console: Console) -> tuple[list[str], list[str]]:
     """The folders of what is asked for and not finished: (with the same output, with another)."""
     same: list[str] = []
     others: list[str] = []
-    for entry in sorted(os.listdir(root)):
-        path = os.path.join(root, entry)
-        if entry.startswith(identity.fingerprint) and fcntl and is_safe(path, console, 0o077):
-            record = request_record(path, console)
-            if record is not None and os.path.lexists(os.path.join(path, "owner")):  # else half made
-                (same if record.get("output", identity.output) == identity.output else others).append(path)
+    for path in requests_in([root], console, identity.fingerprint) if fcntl else ():
+        record = read_record(os.path.join(path, "request.json"), console)
+        if record is not None:
+            (same if record.get("output", identity.output) == identity.output else others).append(path)
     return same, others
 
 def made_before(identity: Identity, console: Console) -> Receipt | None:
@@ -2825,28 +2797,26 @@ def made_before(identity: Identity, console: Console) -> Receipt | None:
 def open_folder(job: Job, settings: Settings, identity: Identity, fresh: bool,
                 console: Console) -> Folder | Receipt:
     """The folder of an unfinished identical command, or a new one; its receipt, if it is finished by now."""
-    problem = ""
     for root in journal_roots(console):
-        with suppress(OSError):  # just removed, or not readable
-            is_known = any(same_requests(root, identity, console))
-            found = claim(root, identity, fresh, console) if is_known else None
-            if found:
-                return found
-    room = room_needed(job.n, as_text(job.parameters.get("size"))) * 3 // 2  # as base64
-    room += sum(upload.bytes for upload in job.uploads) * (3 if settings.api.value == "codex" else 1)
-    record = {"version": VERSION, "time": time.time(), "command": job.command, "prompt": job.prompt,
-              "model": job.model, "images": len(job.images), "endpoint": settings.base_url.value,
-              "parameters": job.parameters}
-    for find_home in (state_home, sandbox_home):
+        is_known = False
         try:
-            root = journal_root(find_home, console, create=True)
-            made = claim(root, identity, fresh, console, room, record)
-            if made:
-                return made
+            is_known = any(same_requests(root, identity, console))
+            if is_known and (found := claim(root, identity, fresh, console)):
+                return found
+        except OSError as error:  # better no image than one that is paid for twice
+            if is_known and not fresh:
+                raise setup_failure(f"the same request waits in {root}, which is unusable here: "
+                                    f"{reason(error)}", "Run it where you started it (outside the sandbox); "
+                                    "--fresh buys a new one.", "state") from None
+    make, problem = partial(make_folder, job, settings, identity, console), ""
+    for path in request_homes():
+        try:
+            if found := claim(safe_folder(path, console), identity, fresh, console, make):
+                return found
         except OSError as error:
             problem = problem or reason(error)
-    console.warn(f"cannot use the state folder ({problem}): this command is not remembered, and its image is "
-                 "lost if it is cut off")
+    console.warn(f"cannot use the state folder ({problem or 'there is no home folder'}): this command is not "
+                 "remembered, and its image is lost if it is cut off")
     return temporary_folder()
 
 def temporary_folder() -> Folder:
@@ -2857,91 +2827,70 @@ def temporary_folder() -> Folder:
             return Folder(tempfile.mkdtemp(prefix=PROGRAM + "-", dir=folder), None, False)
     raise setup_failure("there is no folder for temporary files", "Set TMPDIR to a writable one. " + SANDBOX)
 
-def claim(root: str, identity: Identity, fresh: bool, console: Console, room: int = 0,
-          record: Mapping[str, Any] | None = None) -> Folder | Receipt | None:
-    """What a root has for a command, else a new folder for this record. One program at a time looks and
-    makes, so that of any number of twins only one buys."""
-    gate = None
+def claim(root: str, identity: Identity, fresh: bool, console: Console,
+          make: Callable[[str], Folder] | None = None) -> Folder | Receipt | None:
+    """What the same command left unfinished, made, or makes now; else what was left for another place; else
+    what make makes, with fresh only that. One program at a time, so that of any number of twins one buys."""
+    gate = journal_lock(root, ".lock", create=True)
     try:
-        gate = journal_lock(root, ".lock", create=True)
-        found = adopt_folder(root, identity, fresh, console)
-        return found or (make_folder(root, identity, room, record, console) if record else None)
-    except OSError as error:  # better no image than one that is paid for twice
-        if fresh or record:
-            raise
-        raise setup_failure(f"the same request waits in {root}, which is unusable here: {reason(error)}",
-                            "Run it where you started it (outside the sandbox); --fresh buys a new one.",
-                            "state") from None
+        same, others = same_requests(root, identity, console)
+        for path in same + others if fresh else ():  # what may fail for ever goes
+            folder = Folder(path, journal_lock(path, "owner"), True)
+            if not folder.is_busy and os.path.exists(folder.file("droppable")):
+                folder.remove()
+            release(folder.lock)
+        found = None if fresh else take_over(same, identity, console) or find_receipt(root, identity, console)
+        if not found and not fresh:
+            found = Folder(same[0], None, True) if same else take_over(others, identity, console)
+        return found or (make(root) if make else None)
     finally:
         release(gate)
 
-def adopt_folder(root: str, identity: Identity, fresh: bool, console: Console) -> Folder | Receipt | None:
-    """What the same command left unfinished, else made, else makes now; else what was to be saved elsewhere
-    and nobody works on. With fresh, nothing: what is marked as droppable is removed."""
-    same, others = same_requests(root, identity, console)
-    if fresh:
-        for path in same + others:
-            folder = Folder(path, journal_lock(path, "owner"), True)
-            if folder.lock is not None and os.path.exists(folder.file("droppable")):
-                folder.remove()
-            release(folder.lock)
-        return None
-    found = take_over(same, identity, console) or find_receipt(root, identity, console)
-    busy = Folder(same[0], None, True) if same else None
-    return found or busy or take_over(others, identity, console)
-
-def take_over(paths: Sequence[str], identity: Identity, console: Console) -> Folder | Receipt | None:
-    """The first of these requests that nobody works on, now this command's."""
+def take_over(paths: Sequence[str], identity: Identity, console: Console) -> Folder | None:
+    """The first of these requests that nobody works on, now this command's; it may be finished to the end."""
     for path in paths:
         folder = Folder(path, journal_lock(path, "owner"), True, adopted=True)
-        if folder.lock is None:
-            continue
-        word = read_word(folder.lock)
-        if "made" not in word:
-            os.ftruncate(folder.lock, 0)  # how an earlier run failed
-            record = request_record(path, console) or {}
+        if folder.lock is not None:
+            os.ftruncate(folder.lock, 0)  # how an earlier run ended
+            record = read_record(folder.file("request.json"), console) or {}
             if record.get("output") != identity.output:
-                write_request(path, {**record, "output": identity.output})
+                for name in os.listdir(path):
+                    if name.startswith("saved-"):  # at another place, where nobody looks for it now
+                        discard(folder.file(name))
+                write_json(folder.file("request.json"), {**record, "output": identity.output})
             return folder
-        keep_receipt(folder, word, console)  # its program was killed just before it could do that
-        receipt = checked_receipt(word["made"])
-        folder.remove()
-        release(folder.lock)
-        if receipt and word["made"].get("output") == identity.output:
-            return receipt
     return None
 
-def make_folder(root: str, identity: Identity, room: int, record: Mapping[str, Any],
-                console: Console) -> Folder:
+def make_folder(job: Job, settings: Settings, identity: Identity, console: Console, root: str) -> Folder:
     """A new folder; the caller has the lock of the root, so that nobody sees it half made."""
     prune(root, console)
+    room = room_needed(job.n, as_text(job.parameters.get("size"))) * 3 // 2  # as base64
+    room += sum(upload.bytes for upload in job.uploads) * (3 if settings.api.value == "codex" else 1)
     if free_bytes(root) < room:
         raise OSError(f"less than {room // 1_000_000} MB are free there")
     path = os.path.join(root, f"{identity.fingerprint}-{os.urandom(4).hex()}")
     os.mkdir(path, 0o700)
-    write_request(path, {**record, "output": identity.output})
+    write_json(os.path.join(path, "request.json"), {
+        "schema": SCHEMA, "version": VERSION, "time": time.time(), "command": job.command,
+        "prompt": job.prompt, "model": job.model, "images": len(job.images), "output": identity.output,
+        "endpoint": settings.base_url.value, "parameters": job.parameters})
     return Folder(path, journal_lock(path, "owner", create=True), True)
 
-def write_request(path: str, record: Mapping[str, Any]) -> None:
-    """Write request.json, whole or not at all."""
-    name = os.path.join(path, "request.json")
-    with private_file(name + ".new") as stream:
-        stream.write(json.dumps({"schema": SCHEMA, **record}).encode())
-    os.replace(name + ".new", name)
-
-def read_word(owner: int) -> dict[str, Any]:
-    """What a command has left in its file `owner`: {"made": its record, "receipt": the receipt's name},
-    {"failure": arguments}, or nothing."""
-    with suppress(OSError, ValueError, TypeError):
-        return dict(json.loads(os.pread(owner, MAX_SKELETON, 0)))
-    return {}
+def write_json(path: str, record: Mapping[str, Any], part: str = "") -> None:
+    """Write a file of the journal, whole or not at all. part: its name until then."""
+    part = part or path + ".new"
+    with private_file(part) as stream:
+        stream.write(json.dumps(record).encode())
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(part, path)
 
 def find_receipt(root: str, identity: Identity, console: Console) -> Receipt | None:
     """The receipt of a finished command, if its pictures are still there."""
     path = os.path.join(receipts_beside(root), identity.receipt)
-    record = read_receipt(path, console) if os.path.lexists(path) else {}
-    receipt = checked_receipt(record) if record else None
-    if record and not receipt:
+    if not os.path.lexists(path) or not (record := read_receipt(path, console)):
+        return None
+    if not (receipt := checked_receipt(record)):
         console.warn("a picture that this command made before is gone or was changed")
     return receipt
 
@@ -2950,19 +2899,18 @@ def receipts_beside(root: str) -> str:
     return os.path.join(os.path.dirname(root), "made")
 
 # The types of a receipt's members, and of each file in `saved`.
-RECEIPT_TYPES = {"time": (int, float), "prompt": (str,), "output": (str,), "saved": (list,)}
-FILE_TYPES = {"path": (str,), "bytes": (int,), "mtime_ns": (int,), "format": (str,), "width": (int,),
-              "height": (int,)}
+RECEIPT_TYPES = {"time": (int, float), "prompt": str, "output": str, "saved": list}
+FILE_TYPES = {"path": str, "bytes": int, "mtime_ns": int, "format": str, "width": int, "height": int}
 
 def read_receipt(path: str, console: Console) -> dict[str, Any]:
     """The record in a receipt; empty for one that cannot be used."""
     record = read_record(path, console) if is_safe(os.path.dirname(path), console) else None
-
-    def fits(node: Any, types: Mapping[str, Sequence[type]]) -> bool:
-        return isinstance(node, dict) and all(type(node.get(name)) in types[name] for name in types)
-
     if record is None:
         return {}
+
+    def fits(node: Any, types: Mapping[str, Any]) -> bool:
+        return all(isinstance(json_path(node, name), kind) for name, kind in types.items())
+
     if fits(record, RECEIPT_TYPES) and all(fits(item, FILE_TYPES) for item in record["saved"]):
         return record
     console.warn(f"{path} is not a receipt that this program can read, and is ignored")
@@ -2980,24 +2928,17 @@ def checked_receipt(record: Mapping[str, Any]) -> Receipt | None:
                 saved.append(Saved(item["path"], item["bytes"], picture, item["mtime_ns"]))
     return Receipt(record, saved) if saved and len(saved) == len(record["saved"]) else None
 
-def keep_receipt(folder: Folder, word: Mapping[str, Any], console: Console) -> None:
-    """Write a receipt in one step. word: as from read_word; without a name there is to be none."""
+def keep_receipt(folder: Folder, identity: Identity, record: Mapping[str, Any], console: Console) -> None:
+    """Write the receipt of a finished command. That of an earlier take stays, for the history."""
     made = receipts_beside(os.path.dirname(folder.path))
-    path = os.path.join(made, word["receipt"])
-    earlier = read_record(path, console) if word["receipt"] else None
-    if earlier is None or earlier.get("time") == word["made"]["time"]:
+    path = os.path.join(made, identity.receipt)
+    if (earlier := read_record(path, console)) is None:
         return
     try:
-        make_private(made)
-        if not is_safe(made, console):
-            raise OSError("others can change it")
-        with private_file(folder.file("receipt")) as stream:
-            stream.write(json.dumps(word["made"]).encode())
-            stream.flush()
-            os.fsync(stream.fileno())
-        if earlier:  # of another take, which the history still lists
+        safe_folder(made, console)
+        if earlier and earlier.get("saved") != record["saved"]:  # else from before a kill
             os.rename(path, f"{path[:-5]}-{os.urandom(4).hex()}.json")
-        os.replace(folder.file("receipt"), path)
+        write_json(path, record, folder.file("receipt"))
         remove_old_receipts(made)
     except OSError as error:
         console.warn(f"{made} cannot be written ({reason(error)}): the same command will buy another picture")
@@ -3005,29 +2946,23 @@ def keep_receipt(folder: Folder, word: Mapping[str, Any], console: Console) -> N
 def remove_old_receipts(made: str) -> None:
     """Once a day: there may be very many."""
     now, mark = time.time(), os.path.join(made, ".pruned")
-    with suppress(FileNotFoundError):
-        if abs(now - os.stat(mark).st_mtime) < DAY:
-            return
-    with os.scandir(made) as entries:
-        for entry in entries:
-            if now - entry.stat(follow_symlinks=False).st_mtime > KEEP_RECEIPT_DAYS * DAY:
-                discard(entry.path)
+    if os.path.exists(mark) and abs(now - os.stat(mark).st_mtime) < DAY:
+        return
+    for entry in os.scandir(made):
+        if now - entry.stat(follow_symlinks=False).st_mtime > KEEP_RECEIPT_DAYS * DAY:
+            discard(entry.path)
     private_file(mark).close()
     os.utime(mark)
 
 def prune(root: str, console: Console) -> None:
     """Remove what was left half made or half removed, and what nobody collected in time; never a link."""
-    for entry in os.listdir(root):
-        path = os.path.join(root, entry)
+    for entry in [each for each in os.scandir(root) if each.is_dir(follow_symlinks=False)]:
         with suppress(OSError):  # its owner has just removed it
-            status = os.lstat(path)
-            is_old = time.time() - status.st_mtime > KEEP_DAYS * DAY
-            if not stat.S_ISDIR(status.st_mode):
-                continue
-            if entry.startswith(".") or not os.path.lexists(os.path.join(path, "owner")):
-                remove_tree(path)
-            elif is_old and request_record(path, console) is not None:
-                folder = Folder(path, journal_lock(path, "owner"), True)
+            is_old = time.time() - entry.stat(follow_symlinks=False).st_mtime > KEEP_DAYS * DAY
+            if entry.name.startswith(".") or not os.path.lexists(os.path.join(entry.path, "owner")):
+                remove_tree(entry.path)
+            elif is_old and read_record(os.path.join(entry.path, "request.json"), console) is not None:
+                folder = Folder(entry.path, journal_lock(entry.path, "owner"), True)
                 if folder.lock is not None and folder.state() != RUNNING:
                     folder.remove()
                 release(folder.lock)
@@ -3051,27 +2986,19 @@ def exchange_state(exchange: Exchange) -> str:
                 return ANSWERED
     return LOST if os.path.exists(exchange.file("headers")) else UNSENT
 
-def journal_folders(console: Console) -> list[str]:
-    """The folders of all unfinished commands, wherever they are."""
-    paths = [os.path.join(root, entry) for root in journal_roots(console)
-             for entry in sorted(os.listdir(root)) if not entry.startswith(".")]
-    return [path for path in paths
-            if os.path.lexists(os.path.join(path, "owner")) and is_safe(path, console, 0o077)]
-
 def unfinished_commands(console: Console) -> list[dict[str, Any]]:
     """What `config` shows of every unfinished command, oldest first."""
     found = []
-    for path in journal_folders(console):
-        record = request_record(path, console)
+    for path in requests_in(journal_roots(console), console):
         with suppress(OSError, OverflowError):  # just removed; a broken time
-            if record:
-                folder = Folder(path, take_lock(os.path.join(path, "owner")), True)
+            if record := read_record(os.path.join(path, "request.json"), console):
                 began = record.get("time")
                 began = began if isinstance(began, (int, float)) else os.stat(path).st_mtime
-                facts = {"age_s": max(0, round(time.time() - began)), "state": folder.state(),
-                         "at_work": folder.is_busy}
+                age = max(0, round(time.time() - began))
+                folder = Folder(path, take_lock(os.path.join(path, "owner")), True)
+                found.append({"age_s": age, "state": folder.state(), "at_work": folder.is_busy,
+                              **told_request(folder, record)})
                 release(folder.lock)
-                found.append({**facts, **told_request(folder, record)})
     return sorted(found, key=lambda each: -each["age_s"])
 
 def told_request(folder: Folder, record: Mapping[str, Any]) -> dict[str, str]:
@@ -3088,12 +3015,11 @@ def stop_failure(stop: KeyboardInterrupt, folder: Folder) -> Failure:
     code, state = signal_exit_code(stop), folder.state()
     causes = {INTERRUPTED: "interrupted", UNREAD: "the program that was reading the result has gone"}
     cause = causes.get(code, "terminated")
-    if state == RUNNING or folder.paid_answers():
+    if state == RUNNING or folder.is_paid():
         effect = "the image is still being made" if state == RUNNING else "the server's reply is kept"
-        hint = None
-        if code == INTERRUPTED:  # a person may have changed their mind
-            hint = ("Run the same command again to get it at no further cost, or give it up with: "
-                    + own_command(f"config --forget {folder.id}"))
+        hint = None if code != INTERRUPTED else (  # a person may have changed their mind
+            "Run the same command again to get it at no further cost, or give it up with: "
+            + own_command(f"config --forget {folder.id}"))
         return Failure("stopped", f"{cause}; {effect}", hint, exit_code=code, collectable=True)
     if state == LOST:
         return Failure("interrupted", f"{cause}; the request was stopped", None, "maybe", code, None, "ask")
@@ -3161,8 +3087,8 @@ def send_with_retries(request: Request, exchange: Exchange, run: Run) -> Respons
 def elapsed(request: Request, exchange: Exchange) -> float:
     """Seconds that a transfer took, whichever run started it; for a poll, since the task was asked for."""
     ended = os.stat(exchange.file("outcome")).st_mtime
-    asked = Folder(os.path.dirname(exchange.base), None, False).create_steps()
-    started = asked[0] if request.rules.repeatable and asked else exchange
+    asked = Folder(os.path.dirname(exchange.base), None, False).transfers()
+    started = asked[0][0] if request.rules.repeatable and asked else exchange
     return round(max(0.0, ended - os.stat(started.file("lock")).st_mtime), 1)
 
 def tell_extras(request: Request, outcome: Outcome, response: Response, run: Run) -> None:
@@ -3206,27 +3132,27 @@ def pause(wait: Wait, run: Run) -> None:
     rest(min(wait.seconds, run.deadline - time.monotonic()), run, wait.status)
 
 def wait_for_twin(twin: Folder, run: Run) -> Receipt | None:
-    """Wait for the program that works on the same command; its receipt, or its Failure. None if it died, or
-    was removed meanwhile: then there is something to take over, or nothing."""
+    """Wait for who works on the same command: the receipt, the Failure, or None if it died or was removed."""
     run.console.note("the same command is at work elsewhere; waiting for its picture (--fresh buys another)")
+    word: dict[str, Any] = {}
     try:
-        owner = os.open(twin.file("owner"), os.O_RDWR | NO_LINK)  # stays readable when it is removed
+        with open(os.open(twin.file("owner"), os.O_RDWR | NO_LINK), "rb") as owner:  # readable when removed
+            while True:
+                with suppress(BlockingIOError):
+                    fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                if time.monotonic() > run.deadline:
+                    raise Failure("timeout", "the same command is still at work elsewhere after --timeout",
+                                  "Run the same command again to keep waiting; nothing is bought twice.",
+                                  collectable=True)
+                rest(0.1, run)
+            with suppress(ValueError, TypeError):  # it was killed before it could say how it ended
+                word = dict(json.load(owner))
     except FileNotFoundError:
         rest(0.1, run)
-        return None
-    try:
-        while not lock_at_once(owner):
-            if time.monotonic() > run.deadline:
-                raise Failure("timeout", "the same command is still at work elsewhere after --timeout",
-                              "Run the same command again to keep waiting; nothing is bought twice.",
-                              collectable=True)
-            rest(0.1, run)
-        word = read_word(owner)
     except KeyboardInterrupt as stop:
         raise Failure("stopped", "stopped; the same command still makes the image elsewhere",
                       exit_code=signal_exit_code(stop)) from None
-    finally:
-        os.close(owner)
     with suppress(KeyError, TypeError):  # a newer program's failure may be of another form
         if "failure" in word:
             raise Failure(**word["failure"])
@@ -3281,11 +3207,8 @@ def retry_pause(request: Request, failure: Failure, headers: Mapping[str, str], 
     if attempt >= (RATE_LIMIT_TRIES if limited else TRIES) or not may_repeat(request, failure):
         return None
     delay = server_pause(headers, "" if repeatable else failure.server_text)
-    if delay is not None:
-        return delay
-    if repeatable:
-        return NETWORK_PAUSE * 2.0 ** attempt
-    return (RATE_LIMIT_PAUSE if failure.http_status else NETWORK_PAUSE) * 2.0 ** (attempt - 1)
+    first = 2 * NETWORK_PAUSE if repeatable else RATE_LIMIT_PAUSE if failure.http_status else NETWORK_PAUSE
+    return first * 2.0 ** (attempt - 1) if delay is None else delay
 
 def may_repeat(request: Request, failure: Failure) -> bool:
     """Whether sending the same request again can help and cannot buy anything twice."""
@@ -3310,8 +3233,7 @@ PAUSE_WORDS = (r"\b(?:again|retry(?:.?(?:after|delay))?|wait|resets?|available|c
 def seconds_in(text: str) -> float | None:
     """The pause that words ask for; a number alone after `retry after` means seconds."""
     for words in PAUSE_WORDS:
-        match = re.search(words, text, re.IGNORECASE)
-        if match:
+        if match := re.search(words, text, re.IGNORECASE):
             parts = re.findall(AMOUNT, match.group(1), re.IGNORECASE) or [(match.group(1), "s")]
             return sum(float(re.sub(r"(?i)an?", "1", number)) * UNITS[unit.lower()] for number, unit in parts)
     return None
@@ -3326,11 +3248,10 @@ def server_pause(headers: Mapping[str, str], message: str) -> float | None:
     if seconds is not None or not text:
         return seconds
     from email.utils import mktime_tz, parsedate_tz
-    try:
-        date = parsedate_tz(text)
-        return max(0.0, mktime_tz(date) - time.time()) if date else None
-    except (ValueError, OverflowError, TypeError, IndexError):  # which one depends on the Python version
-        return None
+    with suppress(ValueError, OverflowError, TypeError, IndexError):  # which one depends on Python's version
+        if date := parsedate_tz(text):
+            return max(0.0, mktime_tz(date) - time.time())
+    return None
 
 def forget_exchange(exchange: Exchange) -> None:
     """Remove what one try left, so that a stale response is not mistaken for the next try's."""
@@ -4240,10 +4161,6 @@ class Console:
             self.warnings.append(text)
             self.error_line(f"warning: {text}")
 
-    def seconds(self) -> float:
-        """How long this program has been running."""
-        return time.monotonic() - self.started
-
     def is_unread(self) -> bool:
         """Whether --json's reader has closed stdout. Without --json a person may still want the file."""
         if self.as_json:
@@ -4259,10 +4176,11 @@ class Console:
 
     def progress(self, typical: str, status: str = "") -> None:
         """While waiting: a line refreshed every second on a terminal, a new one every 30 s elsewhere."""
-        if time.monotonic() - self.last_sign < (1 if self.is_terminal() else HEARTBEAT):
+        now = time.monotonic()
+        if now - self.last_sign < (1 if self.is_terminal() else HEARTBEAT):
             return
-        self.last_sign = time.monotonic()
-        text = f"waiting: {self.seconds():.0f} s" + (f" (typically {typical})" if typical else "")
+        self.last_sign = now
+        text = f"waiting: {now - self.started:.0f} s" + (f" (typically {typical})" if typical else "")
         text += f", {one_line(status, 40)}" if status else ""
         if not self.is_terminal():
             self.note(text)
@@ -4299,6 +4217,8 @@ class Console:
         if failure.hint:
             self.error_line(failure.hint, "  ")
 
+ERROR_FIELDS = ("kind", "message", "http_status", "code", "request_id", "billed", "retryable", "next", "hint")
+
 class Result:
     """What a command has made, for its caller.
     saved: the files. facts: fields of the JSON object, filled in on the way. dollars: the sum of all costs.
@@ -4321,16 +4241,13 @@ class Result:
     def record(self, console: Console, failure: Failure | None = None) -> dict[str, Any]:
         """The JSON object; schema rises when a field changes its meaning."""
         saved = [{"path": file.path, "bytes": file.bytes, **file.picture._asdict()} for file in self.saved]
+        facts = self.facts if saved else {**self.facts, "source": None}
         record = {"schema": 1, "ok": failure is None, "saved": saved,
-                  **map_texts(self.facts, console.secrets.clean), "warnings": console.warnings}
-        if not saved:
-            record["source"] = None
+                  **map_texts(facts, console.secrets.clean), "warnings": console.warnings}
         if failure:
-            record["error"] = map_texts({
-                "kind": failure.kind, "message": failure.message, "http_status": failure.http_status or None,
-                "code": failure.code or None, "request_id": failure.request_id or None,
-                "billed": failure.billed, "retryable": failure.retryable, "next": failure.next,
-                "hint": failure.hint}, console.secrets.clean)
+            error = {name: getattr(failure, name) for name in ERROR_FIELDS}
+            unknown = {name: None for name in ("http_status", "code", "request_id") if not error[name]}
+            record["error"] = map_texts({**error, **unknown}, console.secrets.clean)
         return record
 
 # ---- Commands ------------------------------------------------------------------------------------
@@ -4582,10 +4499,10 @@ def run_job(job: Job, settings: Settings, key: KeySource, folder: Folder, identi
         job = own_inputs(job, settings, folder, run)
         provider = settings.service.provider(job, settings, key, os.path.basename(folder.path))
         make_images(provider, job, settings, folder, run)
-        word = {"made": receipt_record(job, settings, identity, run),
-                "receipt": identity.receipt if settings.history.value and folder.journaled else ""}
-        folder.leave_word(word)
-        keep_receipt(folder, word, run.console)
+        made = receipt_record(job, settings, identity, run)
+        folder.leave_word({"made": made})
+        if settings.history.value and folder.journaled:
+            keep_receipt(folder, identity, made, run.console)
         run.console.finish(run.result.record(run.console))  # last: whoever does not hear it can ask again
         ignore_signals()
         keep_folder = False
@@ -4621,7 +4538,9 @@ def make_images(provider: Provider, job: Job, settings: Settings, folder: Folder
         costs = f", {price_text(price)}" if is_notable else ""
         console.note(f"{'Editing' if job.images else 'Generating'} with {job.model} at "
                      f"{host_of(settings.base_url.value)}, typically {run.typical}{costs}")
-        tell_waiting(console)
+        found = unfinished_commands(console) if console.is_terminal() else []
+        if ready := sum(each["state"] == ANSWERED and not each["at_work"] for each in found):
+            console.note(f"finished, but not collected: {ready}; list them with: {own_command('config')}")
     partials = Partials(job, folder, console)
     deadline = time.monotonic() + settings.timeout.value
     run = run._replace(deadline=deadline, watch=partials.look, collectable=folder.journaled)
@@ -4633,13 +4552,6 @@ def make_images(provider: Provider, job: Job, settings: Settings, folder: Folder
     if run.result.facts["source"] == "collected":
         dollars = run.result.facts["cost_usd"]
         console.note("collected: already paid" + (f", about ${dollars:.3f}" if dollars is not None else ""))
-
-def tell_waiting(console: Console) -> None:
-    """Remind a person of pictures that are finished, but not collected."""
-    found = unfinished_commands(console) if console.is_terminal() else []
-    ready = [each for each in found if each["state"] == ANSWERED and not each["at_work"]]
-    if ready:
-        console.note(f"finished, but not collected: {len(ready)}; list them with: {own_command('config')}")
 
 def keep_rest(images: Sequence[Image | Failure], job: Job, folder: Folder, run: Run) -> None:
     """Keep a reply that holds many more images than requested, or broke off before all had come."""
@@ -4660,8 +4572,8 @@ def add_what_is_known(failure: Failure, folder: Folder, job: Job, run: Run) -> b
     keep_folder, unread = failure.collectable, []
     if keep_folder and not folder.journaled:
         failure.hint = f"What arrived is kept in {folder.path}"
-    is_unread = failure.kind in UNREAD_KINDS and (failure.billed != "yes" or failure.kind == "place")
-    if is_unread and not keep_folder:
+    elif failure.kind in UNREAD_KINDS and not keep_folder and (
+            failure.billed != "yes" or failure.kind == "place"):
         unread = [path for path in folder.answers() if os.path.getsize(path) > UNREAD_KINDS[failure.kind]]
     if unread:  # a person may find its image
         try:
@@ -4669,14 +4581,15 @@ def add_what_is_known(failure: Failure, folder: Folder, job: Job, run: Run) -> b
         except OSError:
             kept, keep_folder = unread[-1], True
         failure.hint = f"The server's reply was saved to {kept}. {failure.hint}"
-    if keep_folder and failure.kind != "stopped":
-        folder.let_fresh_drop()
+    if keep_folder and failure.kind != "stopped":  # collecting it may fail for ever: let --fresh remove it
+        with suppress(OSError):  # on a full disk it stays until it is collected
+            private_file(folder.file("droppable")).close()
     return keep_folder
 
 def billed_in_the_end(folder: Folder, failure: Failure | None = None, saved: bool = False) -> str:
     """Whether money is gone. Only this function decides it: a Failure knows no more than its own request.
     Without a failure: of a request that is given up."""
-    answered = bool(folder.paid_answers())
+    answered = folder.is_paid()
     if saved or (answered and (failure is None or failure.kind == "stopped")):
         return "yes"
     if failure is None:
@@ -4829,7 +4742,7 @@ def age_in_words(seconds: float) -> str:
 
 def forget_requests(wanted: str, console: Console) -> None:
     """Give up the unfinished request with this id, or all that nobody works on."""
-    chosen = [path for path in journal_folders(console) if wanted in (path[-8:], "all")]
+    chosen = [path for path in requests_in(journal_roots(console), console) if wanted in (path[-8:], "all")]
     if not chosen and wanted != "all":
         raise usage_failure(f"there is no unfinished request {quoted(wanted)}",
                             "List them with: " + own_command("config"))
@@ -4850,7 +4763,7 @@ def forget_requests(wanted: str, console: Console) -> None:
 
 def forget_request(folder: Folder, console: Console) -> dict[str, str]:
     """Give up one request: its transfer ends, its folder goes. What it was, and whether it may be billed."""
-    record, billed = request_record(folder.path, console) or {}, billed_in_the_end(folder)
+    record, billed = read_record(folder.file("request.json"), console) or {}, billed_in_the_end(folder)
     for name in os.listdir(folder.path):
         if name.endswith(".lock"):
             stop_curl(None, folder.exchange(name[:-5]))
@@ -4869,8 +4782,7 @@ def show_history(most: int, console: Console) -> None:
     records = sorted(filter(None, found), key=lambda record: record["time"])
     since = {"today": time.strftime("%Y-%m-%d"), "30 days": local_time(time.time() - 30 * DAY), "all": ""}
     sums = {name: cost_since(records, start) for name, start in since.items()}
-    texts = console.secrets.texts
-    shown = [{**record, "prompt": redact(record["prompt"], texts)} for record in records[-most:]]
+    shown = [{**each, "prompt": redact(each["prompt"], console.secrets.texts)} for each in records[-most:]]
     if console.as_json:
         console.tell(history=shown, sums=sums)
         return
@@ -4886,10 +4798,9 @@ def show_history(most: int, console: Console) -> None:
 
 def local_time(seconds: float) -> str:
     """A time as people here write it."""
-    try:
+    with suppress(OverflowError, ValueError, OSError):
         return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
-    except (OverflowError, ValueError, OSError):
-        return "?"
+    return "?"
 
 def in_dollars(record: Mapping[str, Any]) -> str:
     """What something cost."""
@@ -4898,11 +4809,11 @@ def in_dollars(record: Mapping[str, Any]) -> str:
 
 def cost_since(records: Sequence[Mapping[str, Any]], start: str) -> dict[str, Any]:
     """The sum over what was made since this local time."""
-    counted = [(record.get("cost_usd"), len(record["saved"])) for record in records
-               if local_time(record["time"]) >= start]
-    costs = [cost for cost, _ in counted if isinstance(cost, (int, float))]
-    return {"pictures": sum(pictures for _, pictures in counted), "cost_usd": round(sum(costs), 4),
-            "unknown": sum(pictures for cost, pictures in counted if not isinstance(cost, (int, float)))}
+    counted = [record for record in records if local_time(record["time"]) >= start]
+    known = [record for record in counted if isinstance(record.get("cost_usd"), (int, float))]
+    pictures, priced = (sum(len(record["saved"]) for record in some) for some in (counted, known))
+    cost = round(sum(record["cost_usd"] for record in known), 4)
+    return {"pictures": pictures, "cost_usd": cost, "unknown": pictures - priced}
 
 def check_setup(settings: Settings, run: Run) -> None:
     """Everything that can be proved without spending money."""

@@ -609,3 +609,34 @@ class ReceiptNameTest(unittest.TestCase):
                  for output in ("/x/a.png", "/x/b.png", "/x/\udcff.png")}
         self.assertEqual(len(names), 6)
         self.assertTrue(all(len(name) == 24 + 1 + 16 + 5 for name in names))
+
+
+@POSIX
+class KilledAtTheEndTest(OnceCase):
+    """Killed when the picture has its name: the next run finds it, buys nothing and remembers it once."""
+
+    def killed_at(self, name: str, function: str, *options: str) -> World:
+        """A world whose command was killed when it called this function for the first time."""
+        world = self.trial(name, *options)
+        lines = ("import os, runpy, signal, sys\nsys.path.insert(0, os.path.dirname(sys.argv[1]))\n"
+                 "import gpt_image2 as program\ndef die(*values): os.kill(os.getpid(), signal.SIGKILL)\n"
+                 f"program.{function} = die\nsys.exit(program.main(sys.argv[2:]))")
+        result = world.run(through=(sys.executable, "-c", lines, PROGRAM))
+        self.assertEqual((result.exit_code, world.pictures()), (-signal.SIGKILL, ["out.png"]), result)
+        return world
+
+    def test_same_command_tells_it(self) -> None:
+        for function in ("receipt_record", "keep_receipt", "remove_old_receipts", "Console.finish", "Folder.remove"):
+            with self.fresh(function):
+                world = self.killed_at(function, function)
+                for source in ("collected", "made_before"):
+                    result = world.run("--json")
+                    self.assertEqual((result.exit_code, result.json["source"], world.posts()), (0, source, 1), result)
+                self.check_end(world, ["out.png"], function)
+                self.assertEqual(len(self.receipts(world)), 1)
+
+    def test_same_request_with_another_output_goes_there(self) -> None:
+        world = self.killed_at("elsewhere", "receipt_record")
+        result = world.run("-o", "other.png")
+        self.assertEqual((result.exit_code, result.names, world.posts()), (0, ["other.png"], 1), result)
+        self.assertEqual((world.work / "other.png").read_bytes(), (world.work / "out.png").read_bytes())
