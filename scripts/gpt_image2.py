@@ -2636,8 +2636,8 @@ def release(lock: int | None) -> None:
         os.close(lock)
 
 def request_homes() -> list[str]:
-    """Where requests may be: XDG's place for what survives a restart but is not a setting; or beside temporary
-    files, for a sandbox lets a command write only there and to its workspace, where they do not belong."""
+    """Where requests may be: XDG's place for what survives a restart but is not a setting; beside temporary
+    files, as a sandbox lets a command write only there and to its workspace, where they do not belong."""
     state = environment("XDG_STATE_HOME")
     base = state if os.path.isabs(state) else os.path.join(os.path.expanduser("~"), ".local", "state")
     homes = [os.path.join(os.path.realpath(base), "gpt-image-2")] if os.path.isabs(base) else []
@@ -2861,8 +2861,7 @@ FILE_TYPES = {"path": str, "bytes": int, "mtime_ns": int, "format": str, "width"
 
 def read_receipt(path: str, console: Console) -> dict[str, Any]:
     """The record in a receipt; empty for one that cannot be used."""
-    record = read_record(path, console) if is_safe(os.path.dirname(path), console) else None
-    if record is None:
+    if not is_safe(os.path.dirname(path), console) or (record := read_record(path, console)) is None:
         return {}
 
     def fits(node: Any, types: Mapping[str, Any]) -> bool:
@@ -4740,8 +4739,8 @@ def cost_since(records: Sequence[Mapping[str, Any]], start: str) -> dict[str, An
     counted = [record for record in records if local_time(record["time"]) >= start]
     known = [record for record in counted if isinstance(record.get("cost_usd"), (int, float))]
     pictures, priced = (sum(len(record["saved"]) for record in some) for some in (counted, known))
-    return {"pictures": pictures, "unknown": pictures - priced,
-            "cost_usd": round(sum(record["cost_usd"] for record in known), 4)}
+    cost = round(sum(record["cost_usd"] for record in known), 4)
+    return {"pictures": pictures, "cost_usd": cost, "unknown": pictures - priced}
 
 def check_setup(settings: Settings, run: Run) -> None:
     """Everything that can be proved without spending money."""
