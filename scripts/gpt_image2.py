@@ -2678,8 +2678,8 @@ def release(lock: int | None) -> None:
         os.close(lock)
 
 def request_homes() -> list[str]:
-    """Where requests may be: XDG's place for what survives a restart but is no setting. In a sandbox, beside
-    temporary files: it lets a command write only there and to its workspace, where they do not belong."""
+    """Where requests may be: XDG's place for what survives a restart but is not a setting; beside temporary
+    files, as a sandbox lets a command write only there and to its workspace, where they do not belong."""
     state = environment("XDG_STATE_HOME")
     base = state if os.path.isabs(state) else os.path.join(os.path.expanduser("~"), ".local", "state")
     homes = [os.path.join(os.path.realpath(base), "gpt-image-2")] if os.path.isabs(base) else []
@@ -2904,8 +2904,7 @@ FILE_TYPES = {"path": str, "bytes": int, "mtime_ns": int, "format": str, "width"
 
 def read_receipt(path: str, console: Console) -> dict[str, Any]:
     """The record in a receipt; empty for one that cannot be used."""
-    record = read_record(path, console) if is_safe(os.path.dirname(path), console) else None
-    if record is None:
+    if not is_safe(os.path.dirname(path), console) or (record := read_record(path, console)) is None:
         return {}
 
     def fits(node: Any, types: Mapping[str, Any]) -> bool:
