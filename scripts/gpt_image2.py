@@ -97,9 +97,8 @@ DEFAULT_MODEL = "gpt-image-2"
 DEFAULT_OUTPUT = "~/gpt-image2-output.png"
 DEFAULT_TIMEOUT = 600  # seconds; the official SDK's own limit for one request
 MAX_TIMEOUT = 1_000_000  # seconds; more overflows in curl
-CONNECT_TIMEOUT = 30  # seconds
+CONNECT_TIMEOUT, DOWNLOAD_TIMEOUT = 30, 300  # seconds; relays serve results slowly
 MAX_REDIRECTS = 3  # of a file
-DOWNLOAD_TIMEOUT = 300  # seconds; relays serve results slowly
 MINIMUM_CURL = (7, 68)
 HEARTBEAT = 30  # seconds between two lines while waiting, off a terminal
 KEEP_DAYS, KEEP_RECEIPT_DAYS = 30, 90  # for unfinished requests, and for what is known of finished ones
@@ -108,8 +107,7 @@ DAY = 86_400  # seconds
 # How often a request is tried, and the pause before the next try when the server does not name one. Only what
 # cannot have made an image is tried again; relays cool down for about 5 s after a rate limit.
 TRIES, RATE_LIMIT_TRIES = 3, 5
-POLL_TIMEOUT = 60  # seconds for one poll of a task
-POLL_PAUSE = 3.0  # seconds between two polls, when the server does not name a pause
+POLL_TIMEOUT, POLL_PAUSE = 60, 3.0  # seconds for one poll of a task, and between two polls
 NETWORK_PAUSE, RATE_LIMIT_PAUSE = 0.5, 5.0
 
 MAX_PROMPT = 32_000  # characters
@@ -117,11 +115,9 @@ MAX_IMAGES, MAX_IMAGE_BYTES = 16, 50_000_000
 SAFE_MASK_BYTES = 4_000_000  # the API reference says 4 MB, the guide 50 MB
 MAX_MASK_PIXELS, MAX_MASK_EDGE = 64_000_000, 65_535  # more is refused: a few bytes may claim any size
 MAX_N, MAX_PARTIALS = 10, 3
-EDGE_STEP = 16  # both edges are multiples of this
-MAX_EDGE = 3840  # inclusive: 3840x2160 is accepted
+EDGE_STEP, MAX_EDGE = 16, 3840  # both edges are multiples of the first; 3840x2160 is accepted
 EDGES = range(EDGE_STEP, MAX_EDGE + 1, EDGE_STEP)
-MAX_RATIO = 3
-MIN_PIXELS, MAX_PIXELS = 655_360, 8_294_400
+MAX_RATIO, MIN_PIXELS, MAX_PIXELS = 3, 655_360, 8_294_400
 MAX_DOWNLOAD_BYTES = 200_000_000  # a 4K PNG stays below 50 MB
 MAX_ANSWER_BYTES = 500_000_000  # ten 4K PNGs as base64
 MAX_UNPACKED = 100  # times its packed size: a picture as base64 shrinks to three quarters, text to a fiftieth
@@ -146,8 +142,7 @@ TYPICAL_SECONDS = {"low": "70 s", "medium": "120 s", "high": "276 s"}
 LONG_STRING = 64 * 1024
 HEAD = 4000  # bytes of such a string that are looked at
 MAX_MESSAGE = 900  # characters of one line to the caller; servers send whole pages
-MAX_SKELETON = 8 * 1024 * 1024
-BLOCK = 1024 * 1024
+MAX_SKELETON, BLOCK = 8 * 1024 * 1024, 1024 * 1024
 
 NOTABLE_COST = 0.05  # US dollars; a person is told before
 DOLLARS_PER_TOKEN = {"text": 5e-6, "image": 8e-6, "output": 30e-6}  # list price, read 2026-10-08
@@ -981,8 +976,8 @@ class Option(NamedTuple):
     accepts: Callable[[str], Any] | tuple[str, ...] = str  # what reads its value, or the words that it may be
     default: Any = None  # what holds if it is not given
     wire: str = ""  # OpenAI's name for it, if it is sent
+    config: tuple[type, ...] = ()  # the types of its value in a config file, if it may be there
     runapi: str | None = None  # RunAPI's name for it, if it is sent; None: not supported, if wire is set
-    config: tuple[Any, ...] = ()  # its key in a config file, if it may be there, and the types of its value
     short: str = ""
     repeatable: bool = False
     alone: bool = False  # only one of these may be given
@@ -1048,32 +1043,32 @@ OPTIONS = (
     Option(EDIT, "--input-fidelity", "KIND", "low or high; older models only", ("low", "high"),
            wire="input_fidelity"),
     Option(ALL, "--output", "PATH", f"file or folder (default {DEFAULT_OUTPUT})", PATH, DEFAULT_OUTPUT,
-           config=("output", str), short="-o"),
+           config=(str,), short="-o"),
     Option(ALL, "--size", "WIDTHxHEIGHT", "or square, landscape, portrait, auto (default)",
-           lambda text: as_pair(re.sub(r"^ *([0-9]{3,5})( *px)? *$", r"\1x\1", text)), "auto", "size", "",
-           ("size", str)),
+           lambda text: as_pair(re.sub(r"^ *([0-9]{3,5})( *px)? *$", r"\1x\1", text)), "auto", "size",
+           (str,), ""),
     Option(ALL, "--quality", "LEVEL", PRICES_AND_TIMES.replace(", high", ",\nhigh") + " or auto",
-           str.lower, "auto", "quality", config=("quality", str)),
+           str.lower, "auto", "quality", (str,)),
     Option(ALL, "--format", "FORMAT",
            "png, jpeg or webp (default: as -o ends, else png);\nnewer models: gif, svg",
-           (*SUFFIXES, "jpg"), None, "output_format", config=("format", str)),
+           (*SUFFIXES, "jpg"), None, "output_format", (str,)),
     Option(ALL, "--compression", "0-100", "for jpeg and webp", number(0, 100), None, "output_compression",
-           config=("compression", int)),
+           (int,)),
     Option(ALL, "--background", "KIND", "opaque, transparent or auto (default)",
-           ("auto", "opaque", "transparent"), None, "background", config=("background", str)),
+           ("auto", "opaque", "transparent"), None, "background", (str,)),
     Option(ALL, "--moderation", "LEVEL", "low or auto (default)", ("auto", "low"), None, "moderation",
-           config=("moderation", str)),
-    Option(ALL, "--model", "MODEL", f"default {DEFAULT_MODEL}", str, DEFAULT_MODEL, config=("model", str)),
+           (str,)),
+    Option(ALL, "--model", "MODEL", f"default {DEFAULT_MODEL}", str, DEFAULT_MODEL, config=(str,)),
     Option(ALL, "--timeout", "SECONDS", f"time limit for the whole request (default {DEFAULT_TIMEOUT})",
-           number(1, MAX_TIMEOUT, float), DEFAULT_TIMEOUT, config=("timeout", int, float)),
+           number(1, MAX_TIMEOUT, float), DEFAULT_TIMEOUT, config=(int, float)),
     Option(ALL, "--max-cost", "USD", "send nothing if it may cost more, or nobody knows",
-           number(0.0001, 1_000_000, float), config=("max_cost", int, float)),
+           number(0.0001, 1_000_000, float), config=(int, float)),
     Option(IMAGES, "--aspect-ratio", "W:H", "a shape such as 16:9; the closest allowed size is used",
            lambda text: re.sub(r"(?<=\d)x", ":", as_pair(text)), runapi="aspect_ratio"),
     Option(IMAGES, "--resolution", "1k|2k|4k", "how many pixels that shape gets (default 1k)",
            tuple(RESOLUTIONS), runapi="output_resolution"),
     Option(IMAGES, "--n", "1-10", "how many images: NAME-1.png, NAME-2.png, ...", number(1, MAX_N), 1,
-           "n", "", short="-n"),
+           "n", runapi="", short="-n"),
     Option(IMAGES, "--prompt-file", "FILE", "read the prompt from FILE; a PROMPT of - reads stdin", PATH),
     Option(IMAGES, "--overwrite", "", "replace existing files (default: pick a free name)"),
     Option(IMAGES, "--fresh", "", "buy another take, although this command has its image"),
@@ -1084,16 +1079,14 @@ OPTIONS = (
     Option(IMAGES, "--keep-partials", "", "keep the previews when the final image is saved"),
     Option(IMAGES, "--param", "KEY=VALUE", "any other API parameter, not checked; can be repeated",
            as_parameter, repeatable=True),
-    Option(ALL, "--base-url", "URL", f"default {DEFAULT_BASE_URL}", str, DEFAULT_BASE_URL,
-           config=("base_url", str)),
+    Option(ALL, "--base-url", "URL", f"default {DEFAULT_BASE_URL}", str, DEFAULT_BASE_URL, config=(str,)),
     Option(ALL, "--api", "NAME", "openai, azure, runapi or codex (default: by the host)",
-           tuple(SERVICES), config=("api", str)),
-    Option(ALL, "--api-key-env", "NAME", "the variable that holds the key", config=("api_key_env", str)),
-    Option(ALL, "--api-key", "KEY", "the key (visible in ps and shell history)", config=("api_key", str)),
-    Option(ALL, "--header", "'NAME: VALUE'", "an extra header; can be repeated", as_header, {},
-           config=("headers", dict), repeatable=True),
+           tuple(SERVICES), config=(str,)),
+    Option(ALL, "--api-key-env", "NAME", "the variable that holds the key", config=(str,)),
+    Option(ALL, "--api-key", "KEY", "the key (visible in ps and shell history)", config=(str,)),
+    Option(ALL, "--header", "'NAME: VALUE'", "an extra header; can be repeated", as_header, repeatable=True),
     Option(ALL, "--allow-http", "", "send the key unencrypted to another machine", default=False,
-           config=("allow_http", bool)),
+           config=(bool,)),
     Option(ALL, "--config", "PATH", "read the settings from this file; - means stdin", PATH),
     Option(ALL, "--json", "", "print the result as one JSON object"),
     Option(ALL, "--quiet", "", "print only warnings, errors and Saved: lines", short="-q"),
@@ -1102,9 +1095,9 @@ OPTIONS = (
 # What may stand in a config file: name -> (default, types of its value); first, what a picture is to be like.
 PICTURE_KEYS = ("output", "format", "size", "quality", "compression", "background", "moderation")
 CONFIG_KEYS: dict[str, tuple[Any, ...]] = {
-    **{row.config[0]: (row.default, *row.config[1:]) for row in OPTIONS if row.config},
-    "api_key_command": (None, list), "proxy": ("", str), "cacert": ("", str), "poll_url": ("", str),
-    "history": (True, bool), "price_per_image": (None, int, float)}
+    **{row.name: (row.default, *row.config) for row in OPTIONS if row.config},
+    "headers": ({}, dict), "api_key_command": (None, list), "proxy": ("", str), "cacert": ("", str),
+    "poll_url": ("", str), "history": (True, bool), "price_per_image": (None, int, float)}
 
 # What other image tools call it -> what to write here.
 STRANGERS = {
@@ -1227,7 +1220,7 @@ def checked_value(path: str, name: str, value: Any) -> Any:
     """The value, which has the type of its setting."""
     types = CONFIG_KEYS[name][1:]
     items = value if isinstance(value, list) else value.values() if isinstance(value, dict) else ()
-    row = next((row for row in OPTIONS if row.config[:1] == (name,)), None)
+    row = next((row for row in OPTIONS if row.config and row.name == name), None)
     if type(value) in types and all(isinstance(item, str) for item in items):  # True is not a number
         try:
             if row and callable(row.accepts) and not items:
@@ -4886,8 +4879,7 @@ def check_setup(settings: Settings, run: Run) -> None:
     say(f"ok    {check_curl(console.secrets.keys)}")
     say(f"ok    config file {settings.config_path or 'none'}")
     key = find_key(settings, console).value
-    masked = f"ok    key {mask_key(key)}" if key else "note  no key"
-    say(f"{masked}, endpoint {settings.base_url.value}")
+    say((f"ok    key {mask_key(key)}" if key else "note  no key") + f", endpoint {settings.base_url.value}")
     if settings.service.free_check:
         try_key(settings, key, run, say)
     else:

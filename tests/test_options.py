@@ -33,12 +33,6 @@ class OptionsTableTest(unittest.TestCase):
                       [row.runapi for row in program.OPTIONS if row.runapi]):
             self.assertEqual(len(names), len(set(names)))
 
-    def test_every_config_key_of_an_option_leads_to_its_flag(self) -> None:
-        for row in program.OPTIONS:
-            if row.config and not row.repeatable:
-                with self.subTest(row.flag):
-                    self.assertEqual("--" + row.config[0].replace("_", "-"), row.flag)
-
 
 class OptionsInDocumentsTest(unittest.TestCase):
     """README.md and SKILL.md know the options of the table and no others."""
