@@ -95,8 +95,7 @@ AZURE_CLASSIC_VERSION = "2025-04-01-preview"  # Azure's image documentation, rea
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 DEFAULT_MODEL = "gpt-image-2"
 DEFAULT_OUTPUT = "~/gpt-image2-output.png"
-DEFAULT_TIMEOUT = 600  # seconds; the official SDK's own limit for one request
-MAX_TIMEOUT = 1_000_000  # seconds; more overflows in curl
+DEFAULT_TIMEOUT, MAX_TIMEOUT = 600, 1_000_000  # seconds; the official SDK's own; more overflows in curl
 CONNECT_TIMEOUT, DOWNLOAD_TIMEOUT = 30, 300  # seconds; relays serve results slowly
 MAX_REDIRECTS = 3  # of a file
 MINIMUM_CURL = (7, 68)
@@ -122,9 +121,8 @@ MAX_DOWNLOAD_BYTES = 200_000_000  # a 4K PNG stays below 50 MB
 MAX_ANSWER_BYTES = 500_000_000  # ten 4K PNGs as base64
 MAX_UNPACKED = 100  # times its packed size: a picture as base64 shrinks to three quarters, text to a fiftieth
 SPARE_IMAGES = 3  # some servers send more than were asked for
-MAX_DEPTH = 64  # of an answer's JSON
 MAX_MEMBERS = 100  # of one list or object that is shown to the caller
-MAX_LINES = 1_000_000  # of an event stream
+MAX_DEPTH, MAX_LINES = 64, 1_000_000  # of an answer's JSON, and of an event stream
 
 # Pixels of a resolution, and the ratios that RunAPI takes (its SDKs, read 2026-10).
 RESOLUTIONS = {"1k": 1024 * 1024, "2k": 2048 * 2048, "4k": MAX_PIXELS}
@@ -183,12 +181,9 @@ class Kind(NamedTuple):
 
 KINDS = {
     # Before anything is sent, and on the way.
-    "usage": Kind(USAGE, "no", "fix"),
-    "input": Kind(USAGE, "no", "fix"),
-    "target": Kind(USAGE, "no", "fix"),
+    **dict.fromkeys(("usage", "input", "target"), Kind(USAGE, "no", "fix")),
     "too_expensive": Kind(USAGE, "no", "ask", "Lower --quality, --size or --n, or raise --max-cost."),
-    "config": Kind(SETUP, "no", "fix"),
-    "curl": Kind(SETUP, "no", "fix"),
+    **dict.fromkeys(("config", "curl"), Kind(SETUP, "no", "fix")),
     "state": Kind(SETUP, "no", "ask"),
     "key": Kind(SETUP, "no", "ask", "config --show says where the key comes from; config --check tests it."),
     "network": Kind(NO_ANSWER, "maybe", "ask", BUYS_AGAIN),
@@ -212,15 +207,12 @@ KINDS = {
     "unavailable": Kind(NO_ANSWER, "no", "later", "No model was reached. Check --model, or try again later."),
     # No usable response.
     "gateway": Kind(NO_ANSWER, "maybe", "ask", "The gateway gave up: try --stream or a lower --quality."),
-    "server": Kind(NO_ANSWER, "maybe", "ask", LOOK_FIRST),
+    **dict.fromkeys(("server", "no_image", "broken_image"), Kind(NO_ANSWER, "maybe", "ask", LOOK_FIRST)),
     "task_failed": Kind(NO_ANSWER, "maybe", "ask", BUYS_AGAIN),
     "web_page": Kind(NO_ANSWER, "maybe", "fix", "Check --base-url: it should end in /v1."),
-    "no_image": Kind(NO_ANSWER, "maybe", "ask", LOOK_FIRST),
-    "broken_image": Kind(NO_ANSWER, "maybe", "ask", LOOK_FIRST),
     "place": Kind(NO_ANSWER, "yes", "stop", "Tell the people who run the service. " + BUYS_AGAIN),
     # The image exists or is being made: the same command continues from there. The first three are purposes.
-    "poll": Kind(NO_ANSWER, "maybe", "again"),
-    "result": Kind(NO_ANSWER, "maybe", "again"),
+    **dict.fromkeys(("poll", "result"), Kind(NO_ANSWER, "maybe", "again")),
     "download": Kind(UNSAVED, "yes", "again"),
     "disk": Kind(UNSAVED, "maybe", "again", "What arrived is kept. Make room and run the same command again "
                  "to continue at no cost (--fresh buys a new image)."),
@@ -356,12 +348,11 @@ class Job(NamedTuple):
 
     def with_uploads(self, uploads: Sequence[Upload]) -> Job:
         """The job with others in their place."""
-        images, mask = tuple(uploads[:len(self.images)]), uploads[-1] if self.mask else None
-        return self._replace(images=images, mask=mask)
+        mask = uploads[-1] if self.mask else None
+        return self._replace(images=tuple(uploads[:len(self.images)]), mask=mask)
 
 class DataUrl:
-    """Stands in a JSON body for a file's content, so that a provider never opens one.
-    Not a NamedTuple, which json would write as a list."""
+    """A file's content in a JSON body: no provider opens one. A NamedTuple would become a list there."""
 
     def __init__(self, path: str, prefix: str = "") -> None:
         self.path, self.prefix = path, prefix
