@@ -33,6 +33,9 @@ class OptionsTableTest(unittest.TestCase):
                       [row.runapi for row in program.OPTIONS if row.runapi]):
             self.assertEqual(len(names), len(set(names)))
 
+    def test_a_config_file_may_have_an_empty_list_of_headers(self) -> None:
+        self.assertEqual(program.checked_value("config.json", "headers", {}), {})
+
 
 class OptionsInDocumentsTest(unittest.TestCase):
     """README.md and SKILL.md know the options of the table and no others."""
