@@ -4417,11 +4417,10 @@ def receipt_record(job: Job, settings: Settings, identity: Identity, run: Run) -
     """What a receipt says: the command without its key, what it cost, and the files as they are now."""
     saved = [{"path": file.path, "bytes": file.bytes, "mtime_ns": file.mtime_ns, **file.picture._asdict()}
              for file in run.result.saved]
-    facts = {name: run.result.facts[name] for name in PURCHASE_FACTS}
     return {"schema": SCHEMA, "version": VERSION, "time": time.time(), "command": job.command,
             "prompt": job.prompt, "model": job.model, "host": host_of(settings.base_url.value),
             "parameters": job.parameters, "output": identity.output, "saved": saved,
-            **map_texts(facts, run.console.secrets.clean)}
+            **map_texts({name: run.result.facts[name] for name in PURCHASE_FACTS}, run.console.secrets.clean)}
 
 def catch_signals() -> Callable[[], None]:
     """Let SIGTERM and SIGHUP stop the program like Ctrl-C, but not one that is ignored already (nohup).
