@@ -95,11 +95,9 @@ AZURE_CLASSIC_VERSION = "2025-04-01-preview"  # Azure's image documentation, rea
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 DEFAULT_MODEL = "gpt-image-2"
 DEFAULT_OUTPUT = "~/gpt-image2-output.png"
-DEFAULT_TIMEOUT = 600  # seconds; the official SDK's own limit for one request
-MAX_TIMEOUT = 1_000_000  # seconds; more overflows in curl
-CONNECT_TIMEOUT = 30  # seconds
+DEFAULT_TIMEOUT, MAX_TIMEOUT = 600, 1_000_000  # seconds; the official SDK's own; more overflows in curl
+CONNECT_TIMEOUT, DOWNLOAD_TIMEOUT = 30, 300  # seconds; relays serve results slowly
 MAX_REDIRECTS = 3  # of a file
-DOWNLOAD_TIMEOUT = 300  # seconds; relays serve results slowly
 MINIMUM_CURL = (7, 68)
 HEARTBEAT = 30  # seconds between two lines while waiting, off a terminal
 KEEP_DAYS, KEEP_RECEIPT_DAYS = 30, 90  # for unfinished requests, and for what is known of finished ones
@@ -108,8 +106,7 @@ DAY = 86_400  # seconds
 # How often a request is tried, and the pause before the next try when the server does not name one. Only what
 # cannot have made an image is tried again; relays cool down for about 5 s after a rate limit.
 TRIES, RATE_LIMIT_TRIES = 3, 5
-POLL_TIMEOUT = 60  # seconds for one poll of a task
-POLL_PAUSE = 3.0  # seconds between two polls, when the server does not name a pause
+POLL_TIMEOUT, POLL_PAUSE = 60, 3.0  # seconds for one poll of a task, and between two polls
 NETWORK_PAUSE, RATE_LIMIT_PAUSE = 0.5, 5.0
 
 MAX_PROMPT = 32_000  # characters
@@ -117,18 +114,15 @@ MAX_IMAGES, MAX_IMAGE_BYTES = 16, 50_000_000
 SAFE_MASK_BYTES = 4_000_000  # the API reference says 4 MB, the guide 50 MB
 MAX_MASK_PIXELS, MAX_MASK_EDGE = 64_000_000, 65_535  # more is refused: a few bytes may claim any size
 MAX_N, MAX_PARTIALS = 10, 3
-EDGE_STEP = 16  # both edges are multiples of this
-MAX_EDGE = 3840  # inclusive: 3840x2160 is accepted
+EDGE_STEP, MAX_EDGE = 16, 3840  # both edges are multiples of the first; 3840x2160 is accepted
 EDGES = range(EDGE_STEP, MAX_EDGE + 1, EDGE_STEP)
-MAX_RATIO = 3
-MIN_PIXELS, MAX_PIXELS = 655_360, 8_294_400
+MAX_RATIO, MIN_PIXELS, MAX_PIXELS = 3, 655_360, 8_294_400
 MAX_DOWNLOAD_BYTES = 200_000_000  # a 4K PNG stays below 50 MB
 MAX_ANSWER_BYTES = 500_000_000  # ten 4K PNGs as base64
 MAX_UNPACKED = 100  # times its packed size: a picture as base64 shrinks to three quarters, text to a fiftieth
 SPARE_IMAGES = 3  # some servers send more than were asked for
-MAX_DEPTH = 64  # of an answer's JSON
 MAX_MEMBERS = 100  # of one list or object that is shown to the caller
-MAX_LINES = 1_000_000  # of an event stream
+MAX_DEPTH, MAX_LINES = 64, 1_000_000  # of an answer's JSON, and of an event stream
 
 # Pixels of a resolution, and the ratios that RunAPI takes (its SDKs, read 2026-10).
 RESOLUTIONS = {"1k": 1024 * 1024, "2k": 2048 * 2048, "4k": MAX_PIXELS}
@@ -146,8 +140,7 @@ TYPICAL_SECONDS = {"low": "70 s", "medium": "120 s", "high": "276 s"}
 LONG_STRING = 64 * 1024
 HEAD = 4000  # bytes of such a string that are looked at
 MAX_MESSAGE = 900  # characters of one line to the caller; servers send whole pages
-MAX_SKELETON = 8 * 1024 * 1024
-BLOCK = 1024 * 1024
+MAX_SKELETON, BLOCK = 8 * 1024 * 1024, 1024 * 1024
 
 NOTABLE_COST = 0.05  # US dollars; a person is told before
 DOLLARS_PER_TOKEN = {"text": 5e-6, "image": 8e-6, "output": 30e-6}  # list price, read 2026-10-08
@@ -188,12 +181,9 @@ class Kind(NamedTuple):
 
 KINDS = {
     # Before anything is sent, and on the way.
-    "usage": Kind(USAGE, "no", "fix"),
-    "input": Kind(USAGE, "no", "fix"),
-    "target": Kind(USAGE, "no", "fix"),
+    **dict.fromkeys(("usage", "input", "target"), Kind(USAGE, "no", "fix")),
     "too_expensive": Kind(USAGE, "no", "ask", "Lower --quality, --size or --n, or raise --max-cost."),
-    "config": Kind(SETUP, "no", "fix"),
-    "curl": Kind(SETUP, "no", "fix"),
+    **dict.fromkeys(("config", "curl"), Kind(SETUP, "no", "fix")),
     "state": Kind(SETUP, "no", "ask"),
     "key": Kind(SETUP, "no", "ask", "config --show says where the key comes from; config --check tests it."),
     "network": Kind(NO_ANSWER, "maybe", "ask", BUYS_AGAIN),
@@ -217,15 +207,12 @@ KINDS = {
     "unavailable": Kind(NO_ANSWER, "no", "later", "No model was reached. Check --model, or try again later."),
     # No usable response.
     "gateway": Kind(NO_ANSWER, "maybe", "ask", "The gateway gave up: try --stream or a lower --quality."),
-    "server": Kind(NO_ANSWER, "maybe", "ask", LOOK_FIRST),
+    **dict.fromkeys(("server", "no_image", "broken_image"), Kind(NO_ANSWER, "maybe", "ask", LOOK_FIRST)),
     "task_failed": Kind(NO_ANSWER, "maybe", "ask", BUYS_AGAIN),
     "web_page": Kind(NO_ANSWER, "maybe", "fix", "Check --base-url: it should end in /v1."),
-    "no_image": Kind(NO_ANSWER, "maybe", "ask", LOOK_FIRST),
-    "broken_image": Kind(NO_ANSWER, "maybe", "ask", LOOK_FIRST),
     "place": Kind(NO_ANSWER, "yes", "stop", "Tell the people who run the service. " + BUYS_AGAIN),
     # The image exists or is being made: the same command continues from there. The first three are purposes.
-    "poll": Kind(NO_ANSWER, "maybe", "again"),
-    "result": Kind(NO_ANSWER, "maybe", "again"),
+    **dict.fromkeys(("poll", "result"), Kind(NO_ANSWER, "maybe", "again")),
     "download": Kind(UNSAVED, "yes", "again"),
     "disk": Kind(UNSAVED, "maybe", "again", "What arrived is kept. Make room and run the same command again "
                  "to continue at no cost (--fresh buys a new image)."),
@@ -240,7 +227,7 @@ KINDS = {
 class Failure(Exception):
     """The only expected exception: what happened, whether money may be gone, and what to do next.
     What is not given follows from its kind. `billed` is what this request cost; billed_in_the_end decides.
-    server_text: the server's own message, the only text that code may read."""
+    server_text: the server's own message, the only text that code may read. vars(one) makes an equal one."""
 
     def __init__(self, kind: str, message: str, hint: str | None = None, billed: str = "",
                  exit_code: int = -1, retryable: bool | None = None, next_step: str = "",
@@ -251,22 +238,15 @@ class Failure(Exception):
         self.kind, self.message, self.hint = kind, message, rules.hint if hint is None else hint
         self.billed, self.exit_code = billed or rules.billed, rules.exit_code if exit_code < 0 else exit_code
         self.retryable = rules.retryable if retryable is None else retryable
-        self.server_text = server_text
         self.collectable = collectable  # the same command can still get its image, without buying
         self.next_step = next_step or ("later" if self.retryable else rules.next)
-        self.http_status, self.code, self.request_id = http_status, code, request_id
+        self.http_status, self.code = http_status, code
+        self.request_id, self.server_text = request_id, server_text
 
     @property
     def next(self) -> str:
         """What the caller should do, as in KINDS."""
         return "again" if self.collectable else self.next_step
-
-    def arguments(self) -> dict[str, Any]:
-        """What makes an equal Failure."""
-        return {"kind": self.kind, "message": self.message, "hint": self.hint, "billed": self.billed,
-                "exit_code": self.exit_code, "retryable": self.retryable, "next_step": self.next_step,
-                "collectable": self.collectable, "http_status": self.http_status, "code": self.code,
-                "request_id": self.request_id}
 
 usage_failure = partial(Failure, "usage")  # the command is wrong
 input_failure = partial(Failure, "input")  # an image or a mask cannot be used
@@ -368,12 +348,11 @@ class Job(NamedTuple):
 
     def with_uploads(self, uploads: Sequence[Upload]) -> Job:
         """The job with others in their place."""
-        images, mask = tuple(uploads[:len(self.images)]), uploads[-1] if self.mask else None
-        return self._replace(images=images, mask=mask)
+        mask = uploads[-1] if self.mask else None
+        return self._replace(images=tuple(uploads[:len(self.images)]), mask=mask)
 
 class DataUrl:
-    """Stands in a JSON body for a file's content, so that a provider never opens one.
-    Not a NamedTuple, which json would write as a list."""
+    """A file's content in a JSON body: no provider opens one. A NamedTuple would become a list there."""
 
     def __init__(self, path: str, prefix: str = "") -> None:
         self.path, self.prefix = path, prefix
@@ -899,7 +878,6 @@ def png_passes(width: int, height: int) -> list[tuple[int, int]]:
 # gpt-image-2 at OpenAI's list price, read 2026-08-29 and 2026-10-08. The formula is derived: it gives every
 # published and measured count of tokens, but only for this model.
 PATCHES = {"low": 16, "medium": 48, "high": 96}  # along the longer edge, by quality
-AUTO_SIZES = tuple(SIZE_NAMES.values())  # what the service chooses from
 INPUT_TOKENS = (512, 1457)  # of an input image, as others have measured it (undated)
 PARTIAL_TOKENS = 100  # for each partial image
 BYTES_PER_TOKEN = (8, 1)  # of a prompt: plain English has 4 to 5, and none has less than one
@@ -921,30 +899,29 @@ def estimate(job: Job, settings: Settings) -> tuple[float, float] | None:
         return job.n * flat, job.n * flat
     quality, size = parameters.get("quality", "auto"), parameters.get("size", "auto")
     qualities = tuple(PATCHES) if quality == "auto" else (quality,)
-    sizes = [split_size(as_text(each)) for each in (AUTO_SIZES if size == "auto" else (size,))]
+    sizes = [split_size(as_text(each)) for each in (SIZE_NAMES.values() if size == "auto" else (size,))]
     partials = parameters.get("partial_images", 0)
     is_known = (host_of(settings.base_url.value) == host_of(DEFAULT_BASE_URL) and type(partials) is int
                 and re.sub(DATED, "", job.model) == DEFAULT_MODEL and quality in (*PATCHES, "auto"))
     if not is_known or None in sizes:
         return None
     outputs = [image_tokens(*edges, each) for edges in sizes if edges for each in qualities]
-    text = len(utf8(job.prompt))
     low, high = (job.n * (pick(outputs) + PARTIAL_TOKENS * partials) * DOLLARS_PER_TOKEN["output"]
                  + len(job.uploads) * image * DOLLARS_PER_TOKEN["image"]
-                 + text / letters * DOLLARS_PER_TOKEN["text"]
+                 + len(utf8(job.prompt)) / letters * DOLLARS_PER_TOKEN["text"]
                  for pick, image, letters in zip((min, max), INPUT_TOKENS, BYTES_PER_TOKEN))
     return round(low, 4), round(high, 4)
 
-def check_price(job: Job, settings: Settings) -> None:
-    """Refuse a job that may cost more than --max-cost."""
-    limit, price = settings.max_cost, estimate(job, settings)
-    if limit.value is not None and price is None:
-        host = host_of(settings.base_url.value)
-        raise Failure("too_expensive", f"{limit.source} sets a limit, but what {job.model} costs at {host} is"
-                      " unknown", 'Set "price_per_image" in the config, or no limit.')
-    if limit.value is not None and price and price[1] > limit.value:
-        message = f"this costs {price_text(price)}; {limit.source} allows ${limit.value}"
-        raise Failure("too_expensive", message)
+def checked_price(job: Job, settings: Settings) -> tuple[float, float] | None:
+    """The estimate for a job, which may not cost more than --max-cost."""
+    (limit, source), price = settings.max_cost, estimate(job, settings)
+    if limit is not None and price is None:
+        raise Failure("too_expensive", f"{source} sets a limit, but what {job.model} costs at "
+                      f"{host_of(settings.base_url.value)} is unknown",
+                      'Set "price_per_image" in the config, or no limit.')
+    if limit is not None and price and price[1] > limit:
+        raise Failure("too_expensive", f"this costs {price_text(price)}; {source} allows ${limit}")
+    return price
 
 def price_text(price: tuple[float, float] | None) -> str:
     """An estimate for people."""
@@ -965,19 +942,16 @@ class Service(NamedTuple):
     takes_urls: bool = False  # it fetches inputs itself, from its own storage or from anywhere
     formats: tuple[str, ...] = tuple(SUFFIXES)
 
-OPENAI_KEYS = ("GPT_IMAGE2_API_KEY", "OPENAI_API_KEY")
-OPENAI_ADDRESSES = ("GPT_IMAGE2_BASE_URL", "OPENAI_BASE_URL")
+OPENAI = Service(DEFAULT_BASE_URL, ("GPT_IMAGE2_API_KEY", "OPENAI_API_KEY"),
+                 ("GPT_IMAGE2_BASE_URL", "OPENAI_BASE_URL"),
+                 lambda *call: openai(*call), lambda *call: openai_values(*call))
 SERVICES = {
-    "openai": Service(DEFAULT_BASE_URL, OPENAI_KEYS, OPENAI_ADDRESSES,
-                      lambda *call: openai(*call), lambda *call: openai_values(*call)),
-    "azure": Service("", OPENAI_KEYS, OPENAI_ADDRESSES, lambda *call: openai(*call),
-                     lambda *call: openai_values(*call), formats=("png", "jpeg")),
+    "openai": OPENAI, "azure": OPENAI._replace(base_url="", formats=("png", "jpeg")),
     "runapi": Service("https://runapi.ai", ("RUNAPI_API_KEY", "GPT_IMAGE2_API_KEY"), ("RUNAPI_BASE_URL",),
                       lambda *call: runapi(*call), lambda *call: runapi_shape(*call),
                       free_check="/api/v1/me", takes_urls=True),
     "codex": Service("https://chatgpt.com/backend-api/codex", (), (), lambda *call: codex(*call),
-                     lambda *call: openai_values(*call), free_check=""),
-}
+                     OPENAI.values, free_check="")}
 # The variables that are read as keys: none of them reaches a child process.
 KEY_VARIABLES = tuple(dict.fromkeys(name for service in SERVICES.values() for name in service.key_variables))
 
@@ -993,8 +967,8 @@ class Option(NamedTuple):
     accepts: Callable[[str], Any] | tuple[str, ...] = str  # what reads its value, or the words that it may be
     default: Any = None  # what holds if it is not given
     wire: str = ""  # OpenAI's name for it, if it is sent
+    config: tuple[type, ...] = ()  # the types of its value in a config file, if it may be there
     runapi: str | None = None  # RunAPI's name for it, if it is sent; None: not supported, if wire is set
-    config: tuple[Any, ...] = ()  # its key in a config file, if it may be there, and the types of its value
     short: str = ""
     repeatable: bool = False
     alone: bool = False  # only one of these may be given
@@ -1060,32 +1034,32 @@ OPTIONS = (
     Option(EDIT, "--input-fidelity", "KIND", "low or high; older models only", ("low", "high"),
            wire="input_fidelity"),
     Option(ALL, "--output", "PATH", f"file or folder (default {DEFAULT_OUTPUT})", PATH, DEFAULT_OUTPUT,
-           config=("output", str), short="-o"),
+           config=(str,), short="-o"),
     Option(ALL, "--size", "WIDTHxHEIGHT", "or square, landscape, portrait, auto (default)",
-           lambda text: as_pair(re.sub(r"^ *([0-9]{3,5})( *px)? *$", r"\1x\1", text)), "auto", "size", "",
-           ("size", str)),
+           lambda text: as_pair(re.sub(r"^ *([0-9]{3,5})( *px)? *$", r"\1x\1", text)), "auto", "size",
+           (str,), ""),
     Option(ALL, "--quality", "LEVEL", PRICES_AND_TIMES.replace(", high", ",\nhigh") + " or auto",
-           str.lower, "auto", "quality", config=("quality", str)),
+           str.lower, "auto", "quality", (str,)),
     Option(ALL, "--format", "FORMAT",
            "png, jpeg or webp (default: as -o ends, else png);\nnewer models: gif, svg",
-           (*SUFFIXES, "jpg"), None, "output_format", config=("format", str)),
+           (*SUFFIXES, "jpg"), None, "output_format", (str,)),
     Option(ALL, "--compression", "0-100", "for jpeg and webp", number(0, 100), None, "output_compression",
-           config=("compression", int)),
+           (int,)),
     Option(ALL, "--background", "KIND", "opaque, transparent or auto (default)",
-           ("auto", "opaque", "transparent"), None, "background", config=("background", str)),
+           ("auto", "opaque", "transparent"), None, "background", (str,)),
     Option(ALL, "--moderation", "LEVEL", "low or auto (default)", ("auto", "low"), None, "moderation",
-           config=("moderation", str)),
-    Option(ALL, "--model", "MODEL", f"default {DEFAULT_MODEL}", str, DEFAULT_MODEL, config=("model", str)),
+           (str,)),
+    Option(ALL, "--model", "MODEL", f"default {DEFAULT_MODEL}", str, DEFAULT_MODEL, config=(str,)),
     Option(ALL, "--timeout", "SECONDS", f"time limit for the whole request (default {DEFAULT_TIMEOUT})",
-           number(1, MAX_TIMEOUT, float), DEFAULT_TIMEOUT, config=("timeout", int, float)),
+           number(1, MAX_TIMEOUT, float), DEFAULT_TIMEOUT, config=(int, float)),
     Option(ALL, "--max-cost", "USD", "send nothing if it may cost more, or nobody knows",
-           number(0.0001, 1_000_000, float), config=("max_cost", int, float)),
+           number(0.0001, 1_000_000, float), config=(int, float)),
     Option(IMAGES, "--aspect-ratio", "W:H", "a shape such as 16:9; the closest allowed size is used",
            lambda text: re.sub(r"(?<=\d)x", ":", as_pair(text)), runapi="aspect_ratio"),
     Option(IMAGES, "--resolution", "1k|2k|4k", "how many pixels that shape gets (default 1k)",
            tuple(RESOLUTIONS), runapi="output_resolution"),
     Option(IMAGES, "--n", "1-10", "how many images: NAME-1.png, NAME-2.png, ...", number(1, MAX_N), 1,
-           "n", "", short="-n"),
+           "n", runapi="", short="-n"),
     Option(IMAGES, "--prompt-file", "FILE", "read the prompt from FILE; a PROMPT of - reads stdin", PATH),
     Option(IMAGES, "--overwrite", "", "replace existing files (default: pick a free name)"),
     Option(IMAGES, "--fresh", "", "buy another take, although this command has its image"),
@@ -1096,16 +1070,14 @@ OPTIONS = (
     Option(IMAGES, "--keep-partials", "", "keep the previews when the final image is saved"),
     Option(IMAGES, "--param", "KEY=VALUE", "any other API parameter, not checked; can be repeated",
            as_parameter, repeatable=True),
-    Option(ALL, "--base-url", "URL", f"default {DEFAULT_BASE_URL}", str, DEFAULT_BASE_URL,
-           config=("base_url", str)),
+    Option(ALL, "--base-url", "URL", f"default {DEFAULT_BASE_URL}", str, DEFAULT_BASE_URL, config=(str,)),
     Option(ALL, "--api", "NAME", "openai, azure, runapi or codex (default: by the host)",
-           tuple(SERVICES), config=("api", str)),
-    Option(ALL, "--api-key-env", "NAME", "the variable that holds the key", config=("api_key_env", str)),
-    Option(ALL, "--api-key", "KEY", "the key (visible in ps and shell history)", config=("api_key", str)),
-    Option(ALL, "--header", "'NAME: VALUE'", "an extra header; can be repeated", as_header, {},
-           config=("headers", dict), repeatable=True),
+           tuple(SERVICES), config=(str,)),
+    Option(ALL, "--api-key-env", "NAME", "the variable that holds the key", config=(str,)),
+    Option(ALL, "--api-key", "KEY", "the key (visible in ps and shell history)", config=(str,)),
+    Option(ALL, "--header", "'NAME: VALUE'", "an extra header; can be repeated", as_header, repeatable=True),
     Option(ALL, "--allow-http", "", "send the key unencrypted to another machine", default=False,
-           config=("allow_http", bool)),
+           config=(bool,)),
     Option(ALL, "--config", "PATH", "read the settings from this file; - means stdin", PATH),
     Option(ALL, "--json", "", "print the result as one JSON object"),
     Option(ALL, "--quiet", "", "print only warnings, errors and Saved: lines", short="-q"),
@@ -1114,9 +1086,9 @@ OPTIONS = (
 # What may stand in a config file: name -> (default, types of its value); first, what a picture is to be like.
 PICTURE_KEYS = ("output", "format", "size", "quality", "compression", "background", "moderation")
 CONFIG_KEYS: dict[str, tuple[Any, ...]] = {
-    **{row.config[0]: (row.default, *row.config[1:]) for row in OPTIONS if row.config},
-    "api_key_command": (None, list), "proxy": ("", str), "cacert": ("", str), "poll_url": ("", str),
-    "history": (True, bool), "price_per_image": (None, int, float)}
+    **{row.name: (row.default, *row.config) for row in OPTIONS if row.config},
+    "headers": ({}, dict), "api_key_command": (None, list), "proxy": ("", str), "cacert": ("", str),
+    "poll_url": ("", str), "history": (True, bool), "price_per_image": (None, int, float)}
 
 # What other image tools call it -> what to write here.
 STRANGERS = {
@@ -1239,7 +1211,7 @@ def checked_value(path: str, name: str, value: Any) -> Any:
     """The value, which has the type of its setting."""
     types = CONFIG_KEYS[name][1:]
     items = value if isinstance(value, list) else value.values() if isinstance(value, dict) else ()
-    row = next((row for row in OPTIONS if row.config[:1] == (name,)), None)
+    row = next((row for row in OPTIONS if row.config and row.name == name), None)
     if type(value) in types and all(isinstance(item, str) for item in items):  # True is not a number
         try:
             if row and callable(row.accepts) and not items:
@@ -4266,12 +4238,13 @@ def run_image_command(options: Namespace, run: Run) -> None:
     own = re.escape(os.path.join(job.target.folder, job.target.stem))
     console.secrets.paths.append(own + r"(?:\.partial-\d+|-\d+)?\.\w+")
     identity = identity_of(job, settings)
-    if options.dry_run:
-        tell_outlook(job, settings, identity, options.fresh, console)
-        return
+    run = run._replace(typical=TYPICAL_SECONDS.get(as_text(job.parameters.get("quality")), "70 to 280 s"))
     receipt = None if options.fresh else made_before(identity, console)
-    if receipt is None:
-        receipt = buy_or_collect(job, settings, identity, options.fresh, run, ignore_signals)
+    if options.dry_run:
+        would = "made_before" if receipt else "buy" if options.fresh else outlook(identity, console)
+        tell_outlook(job, settings, would, run)
+        return
+    receipt = receipt or buy_or_collect(job, settings, identity, options.fresh, run, ignore_signals)
     if receipt:
         tell_again(receipt, job, run)
 
@@ -4288,14 +4261,13 @@ def buy_or_collect(job: Job, settings: Settings, identity: Identity, fresh: bool
                    ignore_signals: Callable[[], None]) -> Receipt | None:
     """Run a job, or wait for the run of the same command that is at work; the receipt of that one."""
     console = run.console
-    run = run._replace(typical=TYPICAL_SECONDS.get(as_text(job.parameters.get("quality")), "70 to 280 s"),
-                       deadline=time.monotonic() + settings.timeout.value)
+    run = run._replace(deadline=time.monotonic() + settings.timeout.value)
     check_folder(job.target, job.n, as_text(job.parameters.get("size")), write=True)
     console.detail(check_curl(console.secrets.keys))
     key = find_key(settings, console)
     refuse_keys(job, console.secrets.keys)
     found: Folder | Receipt | None = None
-    while found is None or (isinstance(found, Folder) and found.is_busy):
+    while found is None:
         found = open_folder(job, settings, identity, fresh, console)
         if isinstance(found, Folder) and found.is_busy:
             found = wait_for_twin(found, run._replace(collectable=True))
@@ -4304,7 +4276,7 @@ def buy_or_collect(job: Job, settings: Settings, identity: Identity, fresh: bool
     console.secrets.paths.append(re.escape(found.path) + r"(?:/\d+\.answer)?")
     try:
         if found.state() == UNSENT:
-            check_price(job, settings)
+            checked_price(job, settings)
     except Failure:
         found.remove()
         release(found.lock)
@@ -4317,42 +4289,33 @@ def buy_or_collect(job: Job, settings: Settings, identity: Identity, fresh: bool
         raise
     return None
 
-def outlook(identity: Identity, fresh: bool, console: Console) -> str:
-    """What a command would do now: buy, collect (or wait for) what was bought, or made_before."""
-    roots = [] if fresh else list(journal_roots(console))
-    found = [same_requests(root, identity, console) for root in roots]
-    if any(same for same, _ in found):
-        return "collect"
-    if any(find_receipt(root, identity, console) for root in roots):
-        return "made_before"
+def outlook(identity: Identity, console: Console) -> str:
+    """What a command without a receipt would do now: buy, or collect (or wait for) what was bought."""
+    found = [same_requests(root, identity, console) for root in journal_roots(console)]
     locks = [take_lock(os.path.join(path, "owner")) for _, others in found for path in others]
     for lock in locks:
         release(lock)
-    return "collect" if any(lock is not None for lock in locks) else "buy"
+    is_bought = any(same for same, _ in found) or any(lock is not None for lock in locks)
+    return "collect" if is_bought else "buy"
 
-def tell_outlook(job: Job, settings: Settings, identity: Identity, fresh: bool, console: Console) -> None:
+def tell_outlook(job: Job, settings: Settings, would: str, run: Run) -> None:
     """--dry-run: what the command would do, from what is known without key, network or a change on disk."""
     check_folder(job.target, job.n, as_text(job.parameters.get("size")))
-    would = outlook(identity, fresh, console)
-    if would == "buy":
-        check_price(job, settings)
-    price = estimate(job, settings) if would == "buy" else (0.0, 0.0)
+    price = checked_price(job, settings) if would == "buy" else (0.0, 0.0)
     request = next(settings.service.provider(job, settings, KeySource("nothing", ""), ""))
     assert isinstance(request, Request)  # every provider begins with one
-    seconds = TYPICAL_SECONDS.get(as_text(job.parameters.get("quality")), "70 to 280 s")
-    files = [{"path": shown_input(upload.path), "bytes": upload.bytes} for upload in job.uploads]
-    facts = {"would": would, "method": request.method, "url": request.url, "model": job.model,
-             "prompt": job.prompt, "parameters": job.parameters, "files": files, "typical": seconds,
-             "output": first_path(job.target, job.n, job.parameters.get("output_format", "png")),
-             "estimate_usd": price}
-    if console.as_json:
-        console.tell(**facts)
+    output = first_path(job.target, job.n, job.parameters.get("output_format", "png"))
+    if run.console.as_json:
+        files = [{"path": shown_input(upload.path), "bytes": upload.bytes} for upload in job.uploads]
+        run.console.tell(would=would, method=request.method, url=request.url, model=job.model,
+                         prompt=job.prompt, parameters=job.parameters, files=files, typical=run.typical,
+                         output=output, estimate_usd=price)
         return
     sent = [f"{name} {as_text(value)}" for name, value in job.parameters.items()]
     for line in (f"would {would}: {request.method} {request.url}, {', '.join([job.model, *sent])}",
                  *(f"with {upload.name} ({max(1, round(upload.bytes / 1024))} KB)" for upload in job.uploads),
-                 f"to {facts['output']}", f"price: {price_text(price)}; time: {seconds}"):
-        console.output(console.secrets.clean(line))
+                 f"to {output}", f"price: {price_text(price)}; time: {run.typical}"):
+        run.console.output(run.console.secrets.clean(line))
 
 def tell_again(receipt: Receipt, job: Job, run: Run) -> None:
     """The result of a command that was finished before."""
@@ -4370,11 +4333,10 @@ def receipt_record(job: Job, settings: Settings, identity: Identity, run: Run) -
     """What a receipt says: the command without its key, what it cost, and the files as they are now."""
     saved = [{"path": file.path, "bytes": file.bytes, "mtime_ns": file.mtime_ns, **file.picture._asdict()}
              for file in run.result.saved]
-    facts = {name: run.result.facts[name] for name in PURCHASE_FACTS}
     return {"schema": SCHEMA, "version": VERSION, "time": time.time(), "command": job.command,
             "prompt": job.prompt, "model": job.model, "host": host_of(settings.base_url.value),
             "parameters": job.parameters, "output": identity.output, "saved": saved,
-            **map_texts(facts, run.console.secrets.clean)}
+            **map_texts({name: run.result.facts[name] for name in PURCHASE_FACTS}, run.console.secrets.clean)}
 
 def catch_signals() -> Callable[[], None]:
     """Let SIGTERM and SIGHUP stop the program like Ctrl-C, but not one that is ignored already (nohup).
@@ -4515,7 +4477,7 @@ def run_job(job: Job, settings: Settings, key: KeySource, folder: Folder, identi
         keep_folder = add_what_is_known(failure, folder, job, run)
         failure.billed = billed_in_the_end(folder, failure, bool(run.result.saved))
         if failure.kind != "stopped" and (failure.kind, failure.billed) != ("interrupted", "no"):
-            folder.leave_word({"failure": map_texts(failure.arguments(), run.console.secrets.clean)})
+            folder.leave_word({"failure": map_texts(vars(failure), run.console.secrets.clean)})
         raise failure from (error if failure.kind == "bug" else None)
     finally:
         if not keep_folder:
@@ -4616,29 +4578,27 @@ def run_config_command(options: Namespace, run: Run) -> None:
 def write_template(options: Namespace, run: Run) -> None:
     """--init: a config file that only its owner can read. On a terminal without a key it asks for one."""
     console, path = run.console, config_path(options.config or next(iter(config_locations()), "-"))
-    if options.api_key:
-        raise usage_failure("--init does not store keys", "Name a variable: --api-key-env NAME")
-    if path == STANDARD_INPUT:
-        raise usage_failure("--init needs a file to write", "Name it with --config FILE.")
-    if os.path.lexists(path) and not options.force:
-        again = "config --init --force" + (f" --config {quote(path)}" if options.config else "")
-        raise usage_failure(f"{path} already exists",
-                            "To replace it (and the key in it): " + own_command(again))
+    again = "config --init --force" + (f" --config {quote(path)}" if options.config else "")
+    refuse_broken(
+        (options.api_key, "--init does not store keys", "Name a variable: --api-key-env NAME"),
+        (path == STANDARD_INPUT, "--init needs a file to write", "Name it with --config FILE."),
+        (os.path.lexists(path) and not options.force, f"{path} already exists",
+         "To replace it (and the key in it): " + own_command(again)))
     hidden = [other for other in config_locations() if os.path.lexists(other) and other != path]
     if hidden and not options.config:
         console.warn(f"{hidden[0]} is ignored from now on")
     content = template(options)
-    name = content.get("api_key_env", "")
-    asks = bool(name) and not options.api_key_env and not environment(name) and not console.as_json \
-        and console.is_terminal() and sys.stdin is not None and sys.stdin.isatty()
+    name = "" if options.api_key_env or console.as_json else content.get("api_key_env", "")
+    is_person = console.is_terminal() and sys.stdin is not None and sys.stdin.isatty()
+    asks = is_person and name and not environment(name)
     if asks:
-        ask_for_key(content, path, console)
+        content.update(ask_for_key(content["base_url"], content.pop("api_key_env"), path, console))
     write_config(path, content, options.force)
     if console.as_json:
         console.tell(config_file=path)
         return
-    shown = {**content, **({"api_key": mask_key(content["api_key"])} if "api_key" in content else {})}
-    console.output(f"Wrote {path}: " + ", ".join(f"{name} {as_text(value)}" for name, value in shown.items()))
+    shown = {**content, "api_key": mask_key(content.get("api_key", ""))}
+    console.output(f"Wrote {path}: " + ", ".join(f"{name} {as_text(shown[name])}" for name in content))
     if asks and (content.get("api_key") or environment(content["api_key_env"])):
         options.config = path
         check_setup(read_settings(options, console), run)
@@ -4652,30 +4612,28 @@ def template(options: Namespace) -> dict[str, Any]:
     base_url = {**default_layer(options.api or ""), **given}["base_url"]
     variables = SERVICES[options.api or api_of(base_url.value)].key_variables
     has_openai_key = environment("OPENAI_API_KEY") and not environment("GPT_IMAGE2_API_KEY")
-    is_openai = base_url.source == "$OPENAI_BASE_URL" or (
-        has_openai_key and base_url.source not in ("--base-url", "$GPT_IMAGE2_BASE_URL"))
+    is_openai = {"$OPENAI_BASE_URL": True, "default": has_openai_key}.get(base_url.source)
     usual = "OPENAI_API_KEY" if is_openai and "OPENAI_API_KEY" in variables else "".join(variables[:1])
-    content = {"base_url": checked_base_url(base_url, options.allow_http)}
+    content = {name: setting.value for name, setting in given.items()}
+    content["base_url"] = checked_base_url(base_url, options.allow_http)
     if options.api_key_env or usual:
         content["api_key_env"] = variable_name(options.api_key_env or usual)
     if options.output:  # the file is read wherever the program is started
         end = os.sep if options.output.endswith(("/", os.sep)) else ""
-        given["output"] = Setting(os.path.abspath(os.path.expanduser(options.output)) + end, "--output")
-    return {**{name: setting.value for name, setting in given.items()}, **content}
+        content["output"] = os.path.abspath(os.path.expanduser(options.output)) + end
+    return content
 
-def ask_for_key(content: dict[str, Any], path: str, console: Console) -> None:
-    """Ask a person for the key, unseen, and where to keep it."""
+def ask_for_key(base_url: str, usual: str, path: str, console: Console) -> dict[str, str]:
+    """Ask a person for the key, unseen, and where to keep it. usual: the variable that may hold it."""
     from getpass import getpass
     try:
-        key = getpass(f"API key for {host_of(content['base_url'])} (not shown; Enter: it is in a variable): ")
+        key = getpass(f"API key for {host_of(base_url)} (not shown; Enter: it is in a variable): ")
         console.secrets.add_keys(key)
         key = read_key(KeySource("your answer", "", key), ()) if key else ""
         if key and input(f"Keep it in {path}, for you alone to read? [Y/n] ").strip()[:1] in ("", "y", "Y"):
-            content["api_key"] = key
-            del content["api_key_env"]
-        else:
-            name = input(f"Name of the variable that holds it [{content['api_key_env']}]: ").strip()
-            content["api_key_env"] = variable_name(name or content["api_key_env"])
+            return {"api_key": key}
+        name = input(f"Name of the variable that holds it [{usual}]: ").strip()
+        return {"api_key_env": variable_name(name or usual)}
     except EOFError:
         raise usage_failure("no answer; nothing was written") from None
 
@@ -4725,9 +4683,8 @@ def show_settings(settings: Settings, console: Console) -> None:
         state = "at work" if request["at_work"] else STATES_IN_WORDS[request["state"]]
         console.output(f"unfinished  {request['id']}  {age_in_words(request['age_s'])}, {state}: "
                        f"{request['output']} ({request['prompt']})")
-    give_up = own_command("config --forget ID")
-    console.output(f"To collect one, run its command again. To give one up: {give_up}" if pending
-                   else "unfinished  none")
+    console.output("To collect one, run its command again. To give one up: "
+                   + own_command("config --forget ID") if pending else "unfinished  none")
 
 STATES_IN_WORDS = {UNSENT: "not sent yet", RUNNING: "still being made", ANSWERED: "ready to be collected",
                    LOST: "cut off, perhaps billed"}
@@ -4822,8 +4779,7 @@ def check_setup(settings: Settings, run: Run) -> None:
     say(f"ok    {check_curl(console.secrets.keys)}")
     say(f"ok    config file {settings.config_path or 'none'}")
     key = find_key(settings, console).value
-    masked = f"ok    key {mask_key(key)}" if key else "note  no key"
-    say(f"{masked}, endpoint {settings.base_url.value}")
+    say((f"ok    key {mask_key(key)}" if key else "note  no key") + f", endpoint {settings.base_url.value}")
     if settings.service.free_check:
         try_key(settings, key, run, say)
     else:
@@ -4937,19 +4893,17 @@ def build_parser(command: str) -> ArgumentParser:
     parser.add_argument("words", nargs="*")
     one_of = parser.add_mutually_exclusive_group()
     for row in OPTIONS:
-        flags, default = filter(None, (row.short, row.flag)), None if row.config else row.default
+        flags, group = filter(None, (row.short, row.flag)), one_of if row.alone else parser
+        default = [] if row.repeatable else None if row.config else row.default
         if command not in row.commands:
-            parser.set_defaults(**{row.name: [] if row.repeatable else default})
+            parser.set_defaults(**{row.name: default})
         elif not row.value:
-            (one_of if row.alone else parser).add_argument(*flags, action="store_true", default=None)
-        elif row.alone:
-            more: dict[str, Any] = {"nargs": "?", "const": 20} if row.value.startswith("[") else {}
-            one_of.add_argument(*flags, type=partial(read_value, row), **more)
-        elif row.repeatable:
-            parser.add_argument(*flags, action="append", default=[], type=partial(read_value, row))
+            group.add_argument(*flags, action="store_true", default=None)
         else:
-            parser.add_argument(*flags, default=default, type=partial(read_value, row),
-                                choices=row.accepts if isinstance(row.accepts, tuple) else None)
+            more: dict[str, Any] = {"nargs": "?", "const": 20} if row.value.startswith("[") else {}
+            group.add_argument(*flags, action="append" if row.repeatable else "store", default=default,
+                               type=partial(read_value, row),
+                               choices=row.accepts if isinstance(row.accepts, tuple) else None, **more)
     parser.set_defaults(run=run_config_command if command == "config" else run_image_command)
     return parser
 
@@ -4992,9 +4946,8 @@ def help_for(arguments: list[str]) -> str:
 def guard_process() -> None:
     """Open closed standard streams on the null device: a lock in their place would vanish with a child's.
     Write no core file: it would hold the key; curl inherits this."""
-    handle = os.open(os.devnull, os.O_RDWR)
-    while handle <= 2:
-        handle = os.open(os.devnull, os.O_RDWR)
+    while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
     os.close(handle)
     with suppress(ImportError, OSError, ValueError):  # Windows has no such limit
         import resource
@@ -5014,13 +4967,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         run.console.verbose = options.verbose
         options.run(options, run)
         return OK
-    except Failure as failure:
-        return tell_failure(failure, run)
-    except KeyboardInterrupt as stop:
-        stopped = Failure("interrupted", "stopped; nothing was sent", "", exit_code=signal_exit_code(stop))
-        return tell_failure(stopped, run)
-    except Exception as error:
-        return tell_failure(Failure("bug", f"a bug in this program: {error!r}"), run)
+    except (Exception, KeyboardInterrupt) as error:
+        failure = error if isinstance(error, Failure) else Failure("bug", f"a bug in this program: {error!r}")
+        if isinstance(error, KeyboardInterrupt):
+            code = signal_exit_code(error)
+            failure = Failure("interrupted", "stopped; nothing was sent", "", exit_code=code)
+        run.console.finish(run.result.record(run.console, failure))
+        run.console.explain(failure)
+        return failure.exit_code
 
 def leave(exit_code: int) -> NoReturn:
     """End the process; on a terminal, after Ctrl-C, by that signal: only then does a shell's loop end too."""
@@ -5039,12 +4993,6 @@ def console_for(arguments: Sequence[str]) -> Console:
     console.secrets.paths = [re.escape(stem) + r"(?:-converted)?(?![\w-])" for stem in named
                              if re.search(KEY_LIKE, stem)]
     return console
-
-def tell_failure(failure: Failure, run: Run) -> int:
-    """Report the result of a command that failed; return its exit code."""
-    run.console.finish(run.result.record(run.console, failure))
-    run.console.explain(failure)
-    return failure.exit_code
 
 if __name__ == "__main__":
     leave(main())

@@ -251,7 +251,7 @@ class MutatedAnswersTest(ProgramCase):
         except program.Failure as failure:
             told = failure
         self.assertNotIn(told.exit_code, (0, 1, 2, 7))
-        self.check_json(lambda: program.tell_failure(told, run), False)
+        self.check_json(lambda: run.console.finish(run.result.record(run.console, told)), False)
         return "failure"
 
     def follow(self, steps: Any, response: Any) -> Any:
