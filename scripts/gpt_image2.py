@@ -701,17 +701,13 @@ def picture_in(path: str) -> tuple[Picture | None, bool]:
 def jpeg_picture(stream: BinaryIO) -> Picture | None:
     """Walk the segments up to the frame header, which holds the size."""
     stream.seek(2)
-    while True:
-        marker = stream.read(4)
-        if len(marker) < 4 or marker[0] != 0xFF:
-            return None
-        if marker[1] == 0xFF:  # fill byte
-            stream.seek(-3, os.SEEK_CUR)
-            continue
+    while len(marker := stream.read(4)) == 4 and marker[0] == 0xFF:
         if 0xC0 <= marker[1] <= 0xCF and marker[1] not in (0xC4, 0xC8, 0xCC):
             frame = stream.read(5)
             return Picture("jpeg", int.from_bytes(frame[3:5], "big"), int.from_bytes(frame[1:3], "big"))
-        stream.seek(int.from_bytes(marker[2:4], "big") - 2, os.SEEK_CUR)
+        is_fill = marker[1] == 0xFF  # one byte, before the real marker
+        stream.seek(-3 if is_fill else int.from_bytes(marker[2:4], "big") - 2, os.SEEK_CUR)
+    return None
 
 def webp_picture(head: bytes) -> Picture:
     """Size from the first chunk: extended or lossless, which store it less one, or lossy."""
@@ -727,10 +723,9 @@ def svg_picture(head: bytes) -> Picture | None:
     if not (root := re.match(rb"\s*<(?:\w+:)?svg(?=[\s>/])[^>]*", XML_NOISE.sub(b"", head))):
         return None
     number = rb"[\s,]*(\d{1,6})(?:\.\d*)?(?:px)?\s*"
-    edges = [re.search(rb"\s%s\s*=\s*[\"']%s[\"']" % (name, number), root[0])
-             for name in (b"width", b"height")]
+    found = [edge[1] for name in (b"width", b"height")
+             if (edge := re.search(rb"\s%s\s*=\s*[\"']%s[\"']" % (name, number), root[0]))]
     box = re.search(rb"\sviewBox\s*=\s*[\"']\s*[-+.\deE]+[\s,]+[-+.\deE]+%s%s" % (number, number), root[0])
-    found = [edge[1] for edge in edges if edge]
     return Picture("svg", *map(int, found if len(found) == 2 else box.groups() if box else (0, 0)))
 
 def is_whole(stream: BinaryIO, picture: Picture) -> bool:
@@ -778,28 +773,20 @@ def has_alpha(path: str, form: str) -> bool:
 def png_chunks(stream: BinaryIO, skip: bool = False) -> Iterator[tuple[bytes, bytes]]:
     """(name, data) of each chunk; stops where the file stops making sense. skip: leave the data out."""
     stream.seek(8)
-    while True:
-        head = stream.read(8)
-        length = int.from_bytes(head[:4], "big")
-        if len(head) < 8 or length > MAX_IMAGE_BYTES:
-            return
+    while len(head := stream.read(8)) == 8 and (length := int.from_bytes(head[:4], "big")) <= MAX_IMAGE_BYTES:
         yield head[4:], b"" if skip else stream.read(length)
         stream.seek(4 + (length if skip else 0), os.SEEK_CUR)
 
 def mask_fault(stream: BinaryIO) -> str:
     """Why this PNG cannot serve as a mask, or an empty text. Transparent (alpha 0) marks what is edited."""
     from struct import unpack
-    header, special, data = (0, 0, 0, 0, 0), b"", []
+    chunks: dict[bytes, list[bytes]] = {b"IHDR": [b""], b"tRNS": [b""], b"IDAT": []}
     for name, content in png_chunks(stream):
-        if name == b"IHDR" and len(content) == 13:
-            header = unpack(">IIBBxxB", content)
-        elif name == b"tRNS":
-            special = content
-        elif name == b"IDAT":
-            data.append(content)
-    width, height, depth, colour, interlaced = header
+        chunks.get(name, []).append(content)  # others are forgotten
+    header, special, data = chunks[b"IHDR"][-1], chunks[b"tRNS"][-1], chunks[b"IDAT"]
+    width, height, depth, colour, interlaced = unpack(">IIBBxxB", header) if len(header) == 13 else (0,) * 5
     channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(colour, 0)  # grey, RGB, palette, grey and RGB with alpha
-    if not data or depth not in ((8, 16) if channels > 1 else (1, 2, 4, 8, 16)):
+    if not data or not channels or depth not in ((8, 16) if channels > 1 else (1, 2, 4, 8, 16)):
         return "is a broken PNG"
     if colour < 4 and not special:
         return "has no alpha channel"
@@ -813,10 +800,10 @@ def mask_fault(stream: BinaryIO) -> str:
     else:  # one colour, two bytes for each of its samples
         samples = special if depth == 16 else bytes(byte & (1 << depth) - 1 for byte in special[1::2])
         clear = [(offset, samples[offset:offset + 1]) for offset in range(step)]
-    rows = png_rows(png_passes(width, height) if interlaced else [(width, height)], channels * depth, data)
+    rows = png_rows(width, height, interlaced, channels * depth, data)
     try:
         return "" if any_clear(rows, clear, depth, step) else "is fully opaque, or half: no pixel has alpha 0"
-    except ValueError:
+    except (ValueError, IndexError):  # broken off, or no such filter
         return "is a broken PNG"
 
 def any_clear(rows: Iterator[tuple[int, bool, bytes]], clear: Sequence[tuple[int, bytes]], depth: int,
@@ -857,20 +844,22 @@ def unfiltered(method: int, line: bytes, above: bytes) -> bytes:
         result.append(left)
     return bytes(result)
 
-def png_rows(passes: Sequence[tuple[int, int]], bits: int,
+# Where each of seven passes begins, across and down, and its steps.
+ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+
+def png_rows(width: int, height: int, interlaced: int, bits: int,
              data: Sequence[bytes]) -> Iterator[tuple[int, bool, bytes]]:
-    """(pixels, whether first of its pass, filter byte and bytes) of each row; ValueError if broken."""
+    """(pixels, whether first of its pass, filter byte and bytes) of each row; ValueError if broken off."""
     pieces, buffer = unpacked(data), bytearray()
-    for width, height in passes:
-        length = 1 + (width * bits + 7) // 8
-        for index in range(height):
+    for x, y, step_x, step_y in ADAM7 if interlaced else ((0, 0, 1, 1),):
+        pixels = len(range(x, width, step_x))
+        length = 1 + (pixels * bits + 7) // 8
+        for row in range(y, height if pixels else 0, step_y):
             while len(buffer) < length:
                 if (piece := next(pieces, None)) is None:
-                    raise ValueError("broken off")
+                    raise ValueError
                 buffer += piece
-            if buffer[0] > 4:
-                raise ValueError("no such filter")
-            yield width, index == 0, bytes(buffer[:length])
+            yield pixels, row == y, bytes(buffer[:length])
             del buffer[:length]
 
 def unpacked(data: Iterable[bytes], bits: int = 15) -> Iterator[bytes]:
@@ -888,12 +877,6 @@ def unpacked(data: Iterable[bytes], bits: int = 15) -> Iterator[bytes]:
         yield unpacker.flush()
     except zlib.error:
         return  # cut off: the reader notices
-
-def png_passes(width: int, height: int) -> list[tuple[int, int]]:
-    """(width, height) of each of Adam7's seven passes without the empty ones."""
-    adam7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
-    sizes = [((width - x + dx - 1) // dx, (height - y + dy - 1) // dy) for x, y, dx, dy in adam7]
-    return [size for size in sizes if min(size) > 0]
 
 # ---- Price: what a job will cost -----------------------------------------------------------------
 # gpt-image-2 at OpenAI's list price, read 2026-08-29 and 2026-10-08. The formula is derived: it gives every
