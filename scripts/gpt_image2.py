@@ -796,7 +796,7 @@ def mask_fault(stream: BinaryIO) -> str:
     if colour >= 4:
         clear = [(offset, b"\0") for offset in range(step - depth // 8, step)]
     elif colour == 3:  # the clear entries of the palette
-        clear = [(0, bytes(index for index, alpha in enumerate(special) if alpha == 0))]
+        clear = [(0, bytes(index for index, alpha in enumerate(special[:256]) if alpha == 0))]
     else:  # one colour, two bytes for each of its samples
         samples = special if depth == 16 else bytes(byte & (1 << depth) - 1 for byte in special[1::2])
         clear = [(offset, samples[offset:offset + 1]) for offset in range(step)]
@@ -2104,11 +2104,11 @@ def codex(job: Job, settings: Settings, key: KeySource, token: str) -> Provider:
         body["images"] = [{"image_url": file} for file in files[:len(job.images)]]
     if job.mask:
         body["mask"] = {"image_url": files[-1]}
-    request = api_request(settings, key.value, "POST", f"/images/{'edits' if job.images else 'generations'}")
+    path = f"/images/{'edits' if job.images else 'generations'}"
     account = [("ChatGPT-Account-ID", key.account)] if key.account else []
-    headers = (*request.headers, *account, ("originator", PROGRAM))
+    request = api_request(settings, key.value, "POST", path, *account, ("originator", PROGRAM))
     try:
-        response = yield request._replace(body=body, headers=headers)
+        response = yield request._replace(body=body)
     except Failure as failure:
         hints = {"key": "Run codex once to renew its sign-in, then run the same command again.",
                  "blocked": "chatgpt.com refuses some networks, above all data centers; use an API key."}
@@ -3447,9 +3447,8 @@ def read_document(path: str) -> tuple[Any, str, bool]:
         if inspect_picture(stream):
             return {"data": [Image(path=path)]}, "", False  # some servers answer with the image itself
         stream.seek(0)
-        start = stream.read(HEAD)
-        while start.isspace():  # blanks that a patient gateway sends
-            start = stream.read(HEAD)
+        while (start := stream.read(HEAD)).isspace():
+            pass  # blanks that a patient gateway sends
         text = start.decode("utf-8", "replace") + (CUT_MARK if len(start) == HEAD else "")
         sign = start.lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
         if not READABLE.match(start) or sign == b"<":
@@ -3783,7 +3782,13 @@ def server_error(document: Any) -> ServerError | None:
     if isinstance(status, int) and status >= 400:  # RunAPI, around another server's response
         error = server_error(body) or ServerError(as_text(body))
         return error._replace(code=error.code or "task_failed")
-    return error_member(document) or error_status(document)
+    if member := error_member(document):
+        return member
+    # Kie, one-api and others: `{"code": 422, "msg": "..."}`, or a task whose status says that it failed.
+    message = task_field(document, ("failMsg", "errorMessage", "message", "msg", "detail"))
+    code, state = error_code(document), task_status(document)
+    is_error = (message and re.fullmatch(r"[45]\d\d", code)) or state in FAILED
+    return ServerError(message or f"the task ended as {state}", code) if is_error else None
 
 def error_member(document: Any) -> ServerError | None:
     """Most: `{"error": {"message": ..., "code": ...}}` or a text, some inside data; RunAPI: `errors` too."""
@@ -3797,14 +3802,6 @@ def error_member(document: Any) -> ServerError | None:
     message = "" if isinstance(error, dict) else as_text(error)
     message += f": {as_text(details)}" if isinstance(details, dict) else ""
     return ServerError(message, code) if message else None
-
-def error_status(document: Any) -> ServerError | None:
-    """Kie, one-api and others: `{"code": 422, "msg": "..."}`, or a task whose status says that it failed."""
-    message = task_field(document, ("failMsg", "errorMessage", "message", "msg", "detail"))
-    code, status = error_code(document), task_status(document)
-    if (message and re.fullmatch(r"[45]\d\d", code)) or status in FAILED:
-        return ServerError(message or f"the task ended as {status}", code)
-    return None
 
 def error_code(document: Any) -> str:
     """The code beside an error's message; one that says that all is well does not count."""
@@ -4449,17 +4446,16 @@ def catch_signals() -> Callable[[], None]:
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     caught = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
 
-    def ignore() -> None:
+    def handle(handler: Any = signal.SIG_IGN) -> None:
         for number in caught:
-            signal.signal(number, signal.SIG_IGN)
+            signal.signal(number, handler)
 
     def stop(number: int, frame: Any) -> None:
-        ignore()
+        handle()
         raise KeyboardInterrupt(number)
 
-    for number in caught:
-        signal.signal(number, stop)
-    return ignore
+    handle(stop)
+    return handle
 
 def own_inputs(job: Job, settings: Settings, folder: Folder, run: Run) -> Job:
     """The job with private copies of its inputs, fetched where they are not files: what was checked is sent,
@@ -4508,23 +4504,19 @@ def fetch_upload(upload: Upload, path: str, settings: Settings, run: Run) -> Non
             os.replace(Exchange(path).file("answer"), path)
         read_input(path, "it", os.path.basename(name) or "picture")
     except Failure as failure:
-        hint = failure.hint if failure.kind == "input" else ""
-        if failure.kind == "network" and network_is_closed(url):
-            hint = SANDBOX
+        is_closed = failure.kind == "network" and network_is_closed(url)
+        hint = SANDBOX if is_closed else failure.hint if failure.kind == "input" else ""
         raise input_failure(f"cannot fetch image {name}: {failure.message}", hint) from None
 
 def copy_upload(upload: Upload, path: str, masked: Upload | None) -> None:
     """A private copy of a file, which must be what was checked. masked: the image that it is the mask of."""
-    import shutil
     changed = input_failure(f"{upload.path} changed while it was being read", "Run the same command again.")
     try:
         source = plain_file(upload.path, follow=True)
     except OSError:
         raise changed from None
-    with source, private_file(path) as copy:
-        if os.fstat(source.fileno()).st_size != upload.bytes:
-            raise changed
-        shutil.copyfileobj(source, copy, BLOCK)
+    with source, private_file(path) as copy:  # one byte more: a file that has grown is another one
+        copy.writelines(block for _, block in file_blocks(source, 0, upload.bytes + 1))
     with suppress(OSError, Failure):
         checked = read_upload(upload._replace(path=path))
         if masked:
