@@ -2008,9 +2008,9 @@ def poll_until_done(create: Request, response: Response, settings: Settings, tem
     task = task_id(response.document)
     urls = poll_urls(create, response, settings, templates) if response.meaning == "pending" else []
     least = 0.05  # seconds; it grows, because a server may always say "at once"
-    while urls and not response.images and task_status(response.document) not in DONE:
+    while urls and not response.images and (status := task_status(response.document)) not in DONE:
         delay = server_pause(response.headers, "")
-        yield Wait(POLL_PAUSE if delay is None else max(delay, least), task_status(response.document), task)
+        yield Wait(POLL_PAUSE if delay is None else max(delay, least), status, task)
         least = min(2 * least, 1.0)
         try:
             response = yield poll._replace(url=urls[0])
@@ -2035,9 +2035,7 @@ def poll_urls(create: Request, response: Response, settings: Settings, templates
     links = [fill_template(settings.poll_url.value, settings.base_url.value, task),
              response.headers.get("location"), task_field(document, ("status_url",)),
              json_path(document, "urls", "get"), json_path(data, "urls", "get")]
-    usual = [create.url + "/{id}", base + "/tasks/{id}"]
-    if isinstance(data, list):
-        usual.reverse()
+    usual = [create.url + "/{id}", base + "/tasks/{id}"][::-1 if isinstance(data, list) else 1]
     known = [each.replace("{id}", task) for each in templates or usual] if task.strip(".") else []
     return [*filter(None, (url_on_host(as_text(link), create.url) for link in links)), *known]
 
@@ -2212,36 +2210,32 @@ WRITE_OUT = ("%{http_code} %{http_connect} %{size_upload} %{time_pretransfer} %{
 NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # on Windows only an administrator makes links
 BINARY = getattr(os, "O_BINARY", 0)
 
-class CurlFault(NamedTuple):
-    """What one of curl's exit codes means."""
-    kind: str
-    sentence: str
-    early: bool = False  # before any of the request could leave this machine
-    hopeless: bool = False  # the next try would fail in the same way
-
 STOPPED, TOO_LARGE = -1, 63
-CURL_FAULTS = {  # by exit code; curl's man page, read 2026-11-01. For any other, curl's own message must do.
-    STOPPED: CurlFault("network", "curl was stopped"),  # by whichever signal
-    1: CurlFault("config", "curl does not support this kind of URL", hopeless=True),
-    2: CurlFault("curl", "curl rejected its options; it may be too old", early=True, hopeless=True),
-    3: CurlFault("config", "curl rejected the URL", early=True, hopeless=True),
-    5: CurlFault("network", "cannot find the proxy", early=True),
-    6: CurlFault("network", "cannot find the server", early=True),
-    7: CurlFault("network", "no server is listening there", early=True),
-    8: CurlFault("network", "the server there does not speak HTTP"),
-    18: CurlFault("network", "the reply was cut off"),
-    23: CurlFault("disk", "the reply could not be written to disk"),
-    26: CurlFault("input", "an input file could not be read", hopeless=True),
-    28: CurlFault("timeout", "could not connect in time"),
-    35: CurlFault("tls", "the TLS handshake failed: a wrong port, or a proxy in between", early=True),
-    52: CurlFault("network", "the server closed the connection without a reply"),
-    55: CurlFault("network", "the connection broke while sending"),
-    56: CurlFault("network", "the connection broke while waiting for the reply"),
-    60: CurlFault("tls", "the server's certificate is not trusted", early=True, hopeless=True),
-    TOO_LARGE: CurlFault("network", "the reply is larger than allowed"),
-    65: CurlFault("network", "the request would have to be repeated, which could charge you twice"),
-    77: CurlFault("config", "the file named as cacert cannot be read", early=True, hopeless=True),
+# (kind, sentence) by exit code; curl's man page, read 2026-11-01. For any other, curl's own message must do.
+CURL_FAULTS = {
+    STOPPED: ("network", "curl was stopped"),  # by whichever signal
+    1: ("config", "curl does not support this kind of URL"),
+    2: ("curl", "curl rejected its options; it may be too old"),
+    3: ("config", "curl rejected the URL"),
+    5: ("network", "cannot find the proxy"),
+    6: ("network", "cannot find the server"),
+    7: ("network", "no server is listening there"),
+    8: ("network", "the server there does not speak HTTP"),
+    18: ("network", "the reply was cut off"),
+    23: ("disk", "the reply could not be written to disk"),
+    26: ("input", "an input file could not be read"),
+    28: ("timeout", "could not connect in time"),
+    35: ("tls", "the TLS handshake failed: a wrong port, or a proxy in between"),
+    52: ("network", "the server closed the connection without a reply"),
+    55: ("network", "the connection broke while sending"),
+    56: ("network", "the connection broke while waiting for the reply"),
+    60: ("tls", "the server's certificate is not trusted"),
+    TOO_LARGE: ("network", "the reply is larger than allowed"),
+    65: ("network", "the request would have to be repeated, which could charge you twice"),
+    77: ("config", "the file named as cacert cannot be read"),
 }
+EARLY = (2, 3, 5, 6, 7, 35, 60, 77)  # before any of the request could leave this machine
+HOPELESS = (1, 2, 3, 26, 60, 77)  # the next try would fail in the same way
 
 class Exchange(NamedTuple):
     """The files of one transfer, side by side in the command's folder."""
@@ -2451,8 +2445,7 @@ def read_outcome(exchange: Exchange) -> Outcome:
     with open(exchange.file("errors"), encoding="utf-8", errors="replace") as stream:
         errors = stream.read(4000).replace(os.path.dirname(exchange.base) + os.sep, "")  # some curls name it
     exit_code, message = 0 if len(fields) >= 5 else -9, ""
-    match = re.search(r"^(?:curl: )*\((\d+)\) ?(.*)", errors, re.MULTILINE)  # 7.74: `(23) ...` on a full disk
-    if match:
+    if match := re.search(r"(?m)^(?:curl: )*\((\d+)\) ?(.*)", errors):  # 7.74: `(23) ...` on a full disk
         exit_code, message = int(match.group(1)), match.group(2)
     elif "curl --help" in errors:  # 8.23 gives no code when it rejects its options
         exit_code, message = 2, errors.partition("\n")[0]
@@ -2482,18 +2475,17 @@ def transport_failure(outcome: Outcome, request: Request) -> Failure | None:
                        "Check the proxy's address and password.", "no", retryable=True, next_step="fix")
     if outcome.exit_code == 0:
         return None
-    fault = CURL_FAULTS.get(max(outcome.exit_code, STOPPED), CurlFault("network", "the transfer failed"))
-    if outcome.exit_code == 28 and outcome.sent:
-        fault = fault._replace(sentence=f"no reply within {request.timeout:g} s")
-    elif outcome.exit_code == 1 and outcome.sent:
-        fault = CURL_FAULTS[8]
-    never_sent = not outcome.sent or fault.early
-    message = f"{host}: {fault.sentence} (curl {outcome.exit_code}): {outcome.message}".rstrip(": ")
+    code = 8 if outcome.exit_code == 1 and outcome.sent else max(outcome.exit_code, STOPPED)
+    kind, sentence = CURL_FAULTS.get(code, ("network", "the transfer failed"))
+    if code == 28 and outcome.sent:
+        sentence = f"no reply within {request.timeout:g} s"
+    never_sent = not outcome.sent or code in EARLY
+    message = f"{host}: {sentence} (curl {outcome.exit_code}): {outcome.message}".rstrip(": ")
     billed = "no" if never_sent or request.rules.is_free else "maybe"
-    kept = fault.kind == "disk" and billed == "maybe"
-    own_exit_code = kept or (never_sent and fault.kind != "disk")
-    return Failure(fault.kind, message, unsent_hint(fault.kind, request.url) if never_sent else None, billed,
-                   -1 if own_exit_code else NO_ANSWER, never_sent and not fault.hopeless,
+    kept = kind == "disk" and billed == "maybe"
+    own_exit_code = kept or (never_sent and kind != "disk")
+    return Failure(kind, message, unsent_hint(kind, request.url) if never_sent else None, billed,
+                   -1 if own_exit_code else NO_ANSWER, never_sent and code not in HOPELESS,
                    "ask" if billed == "maybe" else "", collectable=kept, http_status=outcome.status)
 
 # Codex's words, read in 0.169. It sets CODEX_SANDBOX_NETWORK_DISABLED where a command has no network.
@@ -4458,13 +4450,12 @@ def catch_signals() -> Callable[[], None]:
     return handle
 
 def own_inputs(job: Job, settings: Settings, folder: Folder, run: Run) -> Job:
-    """The job with private copies of its inputs, fetched where they are not files: what was checked is sent,
-    whatever becomes of them. RunAPI fetches URLs itself."""
-    uploads, ready = list(job.uploads), settings.service.takes_urls
+    """The job with private copies of its inputs: what was checked is sent, and what is no file is fetched."""
+    uploads = list(job.uploads)
     try:
         for number, upload in enumerate(uploads):
-            if upload.origin == "url" and ready:
-                continue
+            if upload.origin == "url" and settings.service.takes_urls:
+                continue  # RunAPI fetches it itself
             path = folder.file(f"input-{number}")
             if not os.path.exists(path):  # an adopted request may be reading it
                 if upload.origin == "file":
