@@ -794,34 +794,48 @@ def mask_fault(stream: BinaryIO) -> str:
         return "has too many pixels to be checked"
     step = max(1, channels * depth // 8)
     if colour >= 4:
-        clear = [(offset, b"\0") for offset in range(step - depth // 8, step)]
+        clear = dict.fromkeys(range(step - depth // 8, step), b"\0")
     elif colour == 3:  # the clear entries of the palette
-        clear = [(0, bytes(index for index, alpha in enumerate(special[:256]) if alpha == 0))]
+        clear = {0: bytes(index for index, alpha in enumerate(special[:256]) if alpha == 0)}
     else:  # one colour, two bytes for each of its samples
         samples = special if depth == 16 else bytes(byte & (1 << depth) - 1 for byte in special[1::2])
-        clear = [(offset, samples[offset:offset + 1]) for offset in range(step)]
-    rows = png_rows(width, height, interlaced, channels * depth, data)
+        clear = {offset: samples[offset:offset + 1] for offset in range(step)}
+    passes = ADAM7 if interlaced else ONE_PASS
     try:
-        return "" if any_clear(rows, clear, depth, step) else "is fully opaque, or half: no pixel has alpha 0"
+        found = any_clear(data, width, height, passes, channels * depth, depth, clear)
+        return "" if found else "is fully opaque, or half: no pixel has alpha 0"
     except (ValueError, IndexError):  # broken off, or no such filter
         return "is a broken PNG"
 
-def any_clear(rows: Iterator[tuple[int, bool, bytes]], clear: Sequence[tuple[int, bytes]], depth: int,
-              step: int) -> bool:
-    """Whether any pixel (of step bytes) has one of these values at each of these offsets: is clear."""
-    tables = [bytes(value in values for value in range(256)) for _, values in clear]
+# Where a pass begins, across and down, and its steps: of an interlaced PNG, and of any other.
+ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+ONE_PASS = ((0, 0, 1, 1),)
+
+def any_clear(data: Iterable[bytes], width: int, height: int, passes: Sequence[tuple[int, int, int, int]],
+              bits: int, depth: int, clear: Mapping[int, bytes]) -> bool:
+    """Whether any pixel has one of these values at each of these offsets; ValueError if data are missing."""
+    step, pieces, buffer = max(1, bits // 8), unpacked(data), bytearray()
+    tables = [bytes(value in values for value in range(256)) for values in clear.values()]
     shifts = range(8 - depth, -1, -depth)  # several pixels may share a byte
     pixels = [bytes(byte >> shift & (1 << depth) - 1 for shift in shifts) for byte in range(256)]
-    lines = [b""] * len(clear)
-    for width, first_row, row in rows:
-        marks = -1
-        for number, (offset, _) in enumerate(clear):
-            line = row[1 + offset::step]
-            line = lines[number] = unfiltered(row[0], line, bytes(len(line)) if first_row else lines[number])
-            line = b"".join(pixels[byte] for byte in line)[:width] if depth < 8 else line
-            marks &= int.from_bytes(line.translate(tables[number]), "big")
-        if marks:
-            return True
+    for x, y, step_x, step_y in passes:
+        columns = len(range(x, width, step_x))
+        length = (columns * bits + 7) // 8
+        lines = [bytes(length // step)] * len(clear)  # of the row above, one for each offset
+        for _ in range(y, height if columns else 0, step_y):
+            while len(buffer) < 1 + length:
+                if (piece := next(pieces, None)) is None:
+                    raise ValueError
+                buffer += piece
+            lines = [unfiltered(buffer[0], bytes(buffer[1 + offset:1 + length:step]), above)
+                     for offset, above in zip(clear, lines)]
+            del buffer[:1 + length]
+            marks = -1
+            for line, table in zip(lines, tables):
+                line = b"".join(pixels[byte] for byte in line)[:columns] if depth < 8 else line
+                marks &= int.from_bytes(line.translate(table), "big")
+            if marks:
+                return True
     return False
 
 def unfiltered(method: int, line: bytes, above: bytes) -> bytes:
@@ -843,24 +857,6 @@ def unfiltered(method: int, line: bytes, above: bytes) -> bytes:
         left = value + guess & 255
         result.append(left)
     return bytes(result)
-
-# Where each of seven passes begins, across and down, and its steps.
-ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
-
-def png_rows(width: int, height: int, interlaced: int, bits: int,
-             data: Sequence[bytes]) -> Iterator[tuple[int, bool, bytes]]:
-    """(pixels, whether first of its pass, filter byte and bytes) of each row; ValueError if broken off."""
-    pieces, buffer = unpacked(data), bytearray()
-    for x, y, step_x, step_y in ADAM7 if interlaced else ((0, 0, 1, 1),):
-        pixels = len(range(x, width, step_x))
-        length = 1 + (pixels * bits + 7) // 8
-        for row in range(y, height if pixels else 0, step_y):
-            while len(buffer) < length:
-                if (piece := next(pieces, None)) is None:
-                    raise ValueError
-                buffer += piece
-            yield pixels, row == y, bytes(buffer[:length])
-            del buffer[:length]
 
 def unpacked(data: Iterable[bytes], bits: int = 15) -> Iterator[bytes]:
     """The decompressed data, at most 1 MB a piece however well it was packed. bits: zlib's wbits."""
@@ -2211,8 +2207,7 @@ NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # on Windows only an administrator makes
 BINARY = getattr(os, "O_BINARY", 0)
 
 STOPPED, TOO_LARGE = -1, 63
-# (kind, sentence) by exit code; curl's man page, read 2026-11-01. For any other, curl's own message must do.
-CURL_FAULTS = {
+CURL_FAULTS = {  # (kind, sentence); curl's man page, read 2026-11-01. For any other, curl's message must do.
     STOPPED: ("network", "curl was stopped"),  # by whichever signal
     1: ("config", "curl does not support this kind of URL"),
     2: ("curl", "curl rejected its options; it may be too old"),
@@ -3722,16 +3717,14 @@ def images_under(key: str, value: Any, depth: int, stray: bool) -> list[Image]:
 
 def images_in_words(text: str | Span) -> list[Image]:
     """The images that a text with Markdown shows, in their order; a description may hold brackets."""
-    words, start, last = (text, 0, 0) if isinstance(text, str) else (text.head, text.start, 0)
-    images: dict[int, Image] = {}
-    if isinstance(text, Span):
-        images = {link: Image(base64=text._replace(start=link)) for link in text.links}
-    for match in re.finditer(MARKDOWN_LINK, words):
+    span, last = Span("", 0, 0, text) if isinstance(text, str) else text, 0
+    images = {link: Image(base64=span._replace(start=link)) for link in span.links}
+    for match in re.finditer(MARKDOWN_LINK, span.head):
         inline, angled, plain = match.groups()
         if inline and isinstance(text, str):
             images[match.start(1)] = Image(base64=re.sub(r"\s", "", inline))
-        elif not inline and "![" in words[last:match.start()]:
-            images[start + match.start()] = Image(url=angled or plain)
+        elif not inline and "![" in span.head[last:match.start()]:
+            images[span.start + match.start()] = Image(url=angled or plain)
         last = match.end()
     return [image for _, image in sorted(images.items())]
 
