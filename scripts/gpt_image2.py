@@ -680,17 +680,13 @@ def picture_in(path: str) -> tuple[Picture | None, bool]:
 def jpeg_picture(stream: BinaryIO) -> Picture | None:
     """Walk the segments up to the frame header, which holds the size."""
     stream.seek(2)
-    while True:
-        marker = stream.read(4)
-        if len(marker) < 4 or marker[0] != 0xFF:
-            return None
-        if marker[1] == 0xFF:  # fill byte
-            stream.seek(-3, os.SEEK_CUR)
-            continue
+    while len(marker := stream.read(4)) == 4 and marker[0] == 0xFF:
         if 0xC0 <= marker[1] <= 0xCF and marker[1] not in (0xC4, 0xC8, 0xCC):
             frame = stream.read(5)
             return Picture("jpeg", int.from_bytes(frame[3:5], "big"), int.from_bytes(frame[1:3], "big"))
-        stream.seek(int.from_bytes(marker[2:4], "big") - 2, os.SEEK_CUR)
+        is_fill = marker[1] == 0xFF  # one byte, before the real marker
+        stream.seek(-3 if is_fill else int.from_bytes(marker[2:4], "big") - 2, os.SEEK_CUR)
+    return None
 
 def webp_picture(head: bytes) -> Picture:
     """Size from the first chunk: extended or lossless, which store it less one, or lossy."""
@@ -706,10 +702,9 @@ def svg_picture(head: bytes) -> Picture | None:
     if not (root := re.match(rb"\s*<(?:\w+:)?svg(?=[\s>/])[^>]*", XML_NOISE.sub(b"", head))):
         return None
     number = rb"[\s,]*(\d{1,6})(?:\.\d*)?(?:px)?\s*"
-    edges = [re.search(rb"\s%s\s*=\s*[\"']%s[\"']" % (name, number), root[0])
-             for name in (b"width", b"height")]
+    found = [edge[1] for name in (b"width", b"height")
+             if (edge := re.search(rb"\s%s\s*=\s*[\"']%s[\"']" % (name, number), root[0]))]
     box = re.search(rb"\sviewBox\s*=\s*[\"']\s*[-+.\deE]+[\s,]+[-+.\deE]+%s%s" % (number, number), root[0])
-    found = [edge[1] for edge in edges if edge]
     return Picture("svg", *map(int, found if len(found) == 2 else box.groups() if box else (0, 0)))
 
 def is_whole(stream: BinaryIO, picture: Picture) -> bool:
@@ -757,28 +752,20 @@ def has_alpha(path: str, form: str) -> bool:
 def png_chunks(stream: BinaryIO, skip: bool = False) -> Iterator[tuple[bytes, bytes]]:
     """(name, data) of each chunk; stops where the file stops making sense. skip: leave the data out."""
     stream.seek(8)
-    while True:
-        head = stream.read(8)
-        length = int.from_bytes(head[:4], "big")
-        if len(head) < 8 or length > MAX_IMAGE_BYTES:
-            return
+    while len(head := stream.read(8)) == 8 and (length := int.from_bytes(head[:4], "big")) <= MAX_IMAGE_BYTES:
         yield head[4:], b"" if skip else stream.read(length)
         stream.seek(4 + (length if skip else 0), os.SEEK_CUR)
 
 def mask_fault(stream: BinaryIO) -> str:
     """Why this PNG cannot serve as a mask, or an empty text. Transparent (alpha 0) marks what is edited."""
     from struct import unpack
-    header, special, data = (0, 0, 0, 0, 0), b"", []
+    chunks: dict[bytes, list[bytes]] = {b"IHDR": [b""], b"tRNS": [b""], b"IDAT": []}
     for name, content in png_chunks(stream):
-        if name == b"IHDR" and len(content) == 13:
-            header = unpack(">IIBBxxB", content)
-        elif name == b"tRNS":
-            special = content
-        elif name == b"IDAT":
-            data.append(content)
-    width, height, depth, colour, interlaced = header
+        chunks.get(name, []).append(content)  # others are forgotten
+    header, special, data = chunks[b"IHDR"][-1], chunks[b"tRNS"][-1], chunks[b"IDAT"]
+    width, height, depth, colour, interlaced = unpack(">IIBBxxB", header) if len(header) == 13 else (0,) * 5
     channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(colour, 0)  # grey, RGB, palette, grey and RGB with alpha
-    if not data or depth not in ((8, 16) if channels > 1 else (1, 2, 4, 8, 16)):
+    if not data or not channels or depth not in ((8, 16) if channels > 1 else (1, 2, 4, 8, 16)):
         return "is a broken PNG"
     if colour < 4 and not special:
         return "has no alpha channel"
@@ -786,34 +773,48 @@ def mask_fault(stream: BinaryIO) -> str:
         return "has too many pixels to be checked"
     step = max(1, channels * depth // 8)
     if colour >= 4:
-        clear = [(offset, b"\0") for offset in range(step - depth // 8, step)]
+        clear = dict.fromkeys(range(step - depth // 8, step), b"\0")
     elif colour == 3:  # the clear entries of the palette
-        clear = [(0, bytes(index for index, alpha in enumerate(special) if alpha == 0))]
+        clear = {0: bytes(index for index, alpha in enumerate(special[:256]) if alpha == 0)}
     else:  # one colour, two bytes for each of its samples
         samples = special if depth == 16 else bytes(byte & (1 << depth) - 1 for byte in special[1::2])
-        clear = [(offset, samples[offset:offset + 1]) for offset in range(step)]
-    rows = png_rows(png_passes(width, height) if interlaced else [(width, height)], channels * depth, data)
+        clear = {offset: samples[offset:offset + 1] for offset in range(step)}
+    passes = ADAM7 if interlaced else ONE_PASS
     try:
-        return "" if any_clear(rows, clear, depth, step) else "is fully opaque, or half: no pixel has alpha 0"
-    except ValueError:
+        found = any_clear(data, width, height, passes, channels * depth, depth, clear)
+        return "" if found else "is fully opaque, or half: no pixel has alpha 0"
+    except (ValueError, IndexError):  # broken off, or no such filter
         return "is a broken PNG"
 
-def any_clear(rows: Iterator[tuple[int, bool, bytes]], clear: Sequence[tuple[int, bytes]], depth: int,
-              step: int) -> bool:
-    """Whether any pixel (of step bytes) has one of these values at each of these offsets: is clear."""
-    tables = [bytes(value in values for value in range(256)) for _, values in clear]
+# Where a pass begins, across and down, and its steps: of an interlaced PNG, and of any other.
+ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+ONE_PASS = ((0, 0, 1, 1),)
+
+def any_clear(data: Iterable[bytes], width: int, height: int, passes: Sequence[tuple[int, int, int, int]],
+              bits: int, depth: int, clear: Mapping[int, bytes]) -> bool:
+    """Whether any pixel has one of these values at each of these offsets; ValueError if data are missing."""
+    step, pieces, buffer = max(1, bits // 8), unpacked(data), bytearray()
+    tables = [bytes(value in values for value in range(256)) for values in clear.values()]
     shifts = range(8 - depth, -1, -depth)  # several pixels may share a byte
     pixels = [bytes(byte >> shift & (1 << depth) - 1 for shift in shifts) for byte in range(256)]
-    lines = [b""] * len(clear)
-    for width, first_row, row in rows:
-        marks = -1
-        for number, (offset, _) in enumerate(clear):
-            line = row[1 + offset::step]
-            line = lines[number] = unfiltered(row[0], line, bytes(len(line)) if first_row else lines[number])
-            line = b"".join(pixels[byte] for byte in line)[:width] if depth < 8 else line
-            marks &= int.from_bytes(line.translate(tables[number]), "big")
-        if marks:
-            return True
+    for x, y, step_x, step_y in passes:
+        columns = len(range(x, width, step_x))
+        length = (columns * bits + 7) // 8
+        lines = [bytes(length // step)] * len(clear)  # of the row above, one for each offset
+        for _ in range(y, height if columns else 0, step_y):
+            while len(buffer) < 1 + length:
+                if (piece := next(pieces, None)) is None:
+                    raise ValueError
+                buffer += piece
+            lines = [unfiltered(buffer[0], bytes(buffer[1 + offset:1 + length:step]), above)
+                     for offset, above in zip(clear, lines)]
+            del buffer[:1 + length]
+            marks = -1
+            for line, table in zip(lines, tables):
+                line = b"".join(pixels[byte] for byte in line)[:columns] if depth < 8 else line
+                marks &= int.from_bytes(line.translate(table), "big")
+            if marks:
+                return True
     return False
 
 def unfiltered(method: int, line: bytes, above: bytes) -> bytes:
@@ -836,22 +837,6 @@ def unfiltered(method: int, line: bytes, above: bytes) -> bytes:
         result.append(left)
     return bytes(result)
 
-def png_rows(passes: Sequence[tuple[int, int]], bits: int,
-             data: Sequence[bytes]) -> Iterator[tuple[int, bool, bytes]]:
-    """(pixels, whether first of its pass, filter byte and bytes) of each row; ValueError if broken."""
-    pieces, buffer = unpacked(data), bytearray()
-    for width, height in passes:
-        length = 1 + (width * bits + 7) // 8
-        for index in range(height):
-            while len(buffer) < length:
-                if (piece := next(pieces, None)) is None:
-                    raise ValueError("broken off")
-                buffer += piece
-            if buffer[0] > 4:
-                raise ValueError("no such filter")
-            yield width, index == 0, bytes(buffer[:length])
-            del buffer[:length]
-
 def unpacked(data: Iterable[bytes], bits: int = 15) -> Iterator[bytes]:
     """The decompressed data, at most 1 MB a piece however well it was packed. bits: zlib's wbits."""
     unpacker = zlib.decompressobj(bits)
@@ -867,12 +852,6 @@ def unpacked(data: Iterable[bytes], bits: int = 15) -> Iterator[bytes]:
         yield unpacker.flush()
     except zlib.error:
         return  # cut off: the reader notices
-
-def png_passes(width: int, height: int) -> list[tuple[int, int]]:
-    """(width, height) of each of Adam7's seven passes without the empty ones."""
-    adam7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
-    sizes = [((width - x + dx - 1) // dx, (height - y + dy - 1) // dy) for x, y, dx, dy in adam7]
-    return [size for size in sizes if min(size) > 0]
 
 # ---- Price: what a job will cost -----------------------------------------------------------------
 # gpt-image-2 at OpenAI's list price, read 2026-08-29 and 2026-10-08. The formula is derived: it gives every
@@ -1997,9 +1976,9 @@ def poll_until_done(create: Request, response: Response, settings: Settings, tem
     task = task_id(response.document)
     urls = poll_urls(create, response, settings, templates) if response.meaning == "pending" else []
     least = 0.05  # seconds; it grows, because a server may always say "at once"
-    while urls and not response.images and task_status(response.document) not in DONE:
+    while urls and not response.images and (status := task_status(response.document)) not in DONE:
         delay = server_pause(response.headers, "")
-        yield Wait(POLL_PAUSE if delay is None else max(delay, least), task_status(response.document), task)
+        yield Wait(POLL_PAUSE if delay is None else max(delay, least), status, task)
         least = min(2 * least, 1.0)
         try:
             response = yield poll._replace(url=urls[0])
@@ -2024,9 +2003,7 @@ def poll_urls(create: Request, response: Response, settings: Settings, templates
     links = [fill_template(settings.poll_url.value, settings.base_url.value, task),
              response.headers.get("location"), task_field(document, ("status_url",)),
              json_path(document, "urls", "get"), json_path(data, "urls", "get")]
-    usual = [create.url + "/{id}", base + "/tasks/{id}"]
-    if isinstance(data, list):
-        usual.reverse()
+    usual = [create.url + "/{id}", base + "/tasks/{id}"][::-1 if isinstance(data, list) else 1]
     known = [each.replace("{id}", task) for each in templates or usual] if task.strip(".") else []
     return [*filter(None, (url_on_host(as_text(link), create.url) for link in links)), *known]
 
@@ -2093,11 +2070,11 @@ def codex(job: Job, settings: Settings, key: KeySource, token: str) -> Provider:
         body["images"] = [{"image_url": file} for file in files[:len(job.images)]]
     if job.mask:
         body["mask"] = {"image_url": files[-1]}
-    request = api_request(settings, key.value, "POST", f"/images/{'edits' if job.images else 'generations'}")
+    path = f"/images/{'edits' if job.images else 'generations'}"
     account = [("ChatGPT-Account-ID", key.account)] if key.account else []
-    headers = (*request.headers, *account, ("originator", PROGRAM))
+    request = api_request(settings, key.value, "POST", path, *account, ("originator", PROGRAM))
     try:
-        response = yield request._replace(body=body, headers=headers)
+        response = yield request._replace(body=body)
     except Failure as failure:
         hints = {"key": "Run codex once to renew its sign-in, then run the same command again.",
                  "blocked": "chatgpt.com refuses some networks, above all data centers; use an API key."}
@@ -2201,36 +2178,31 @@ WRITE_OUT = ("%{http_code} %{http_connect} %{size_upload} %{time_pretransfer} %{
 NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # on Windows only an administrator makes links
 BINARY = getattr(os, "O_BINARY", 0)
 
-class CurlFault(NamedTuple):
-    """What one of curl's exit codes means."""
-    kind: str
-    sentence: str
-    early: bool = False  # before any of the request could leave this machine
-    hopeless: bool = False  # the next try would fail in the same way
-
 STOPPED, TOO_LARGE = -1, 63
-CURL_FAULTS = {  # by exit code; curl's man page, read 2026-11-01. For any other, curl's own message must do.
-    STOPPED: CurlFault("network", "curl was stopped"),  # by whichever signal
-    1: CurlFault("config", "curl does not support this kind of URL", hopeless=True),
-    2: CurlFault("curl", "curl rejected its options; it may be too old", early=True, hopeless=True),
-    3: CurlFault("config", "curl rejected the URL", early=True, hopeless=True),
-    5: CurlFault("network", "cannot find the proxy", early=True),
-    6: CurlFault("network", "cannot find the server", early=True),
-    7: CurlFault("network", "no server is listening there", early=True),
-    8: CurlFault("network", "the server there does not speak HTTP"),
-    18: CurlFault("network", "the reply was cut off"),
-    23: CurlFault("disk", "the reply could not be written to disk"),
-    26: CurlFault("input", "an input file could not be read", hopeless=True),
-    28: CurlFault("timeout", "could not connect in time"),
-    35: CurlFault("tls", "the TLS handshake failed: a wrong port, or a proxy in between", early=True),
-    52: CurlFault("network", "the server closed the connection without a reply"),
-    55: CurlFault("network", "the connection broke while sending"),
-    56: CurlFault("network", "the connection broke while waiting for the reply"),
-    60: CurlFault("tls", "the server's certificate is not trusted", early=True, hopeless=True),
-    TOO_LARGE: CurlFault("network", "the reply is larger than allowed"),
-    65: CurlFault("network", "the request would have to be repeated, which could charge you twice"),
-    77: CurlFault("config", "the file named as cacert cannot be read", early=True, hopeless=True),
+CURL_FAULTS = {  # (kind, sentence); curl's man page, read 2026-11-01. For any other, curl's message must do.
+    STOPPED: ("network", "curl was stopped"),  # by whichever signal
+    1: ("config", "curl does not support this kind of URL"),
+    2: ("curl", "curl rejected its options; it may be too old"),
+    3: ("config", "curl rejected the URL"),
+    5: ("network", "cannot find the proxy"),
+    6: ("network", "cannot find the server"),
+    7: ("network", "no server is listening there"),
+    8: ("network", "the server there does not speak HTTP"),
+    18: ("network", "the reply was cut off"),
+    23: ("disk", "the reply could not be written to disk"),
+    26: ("input", "an input file could not be read"),
+    28: ("timeout", "could not connect in time"),
+    35: ("tls", "the TLS handshake failed: a wrong port, or a proxy in between"),
+    52: ("network", "the server closed the connection without a reply"),
+    55: ("network", "the connection broke while sending"),
+    56: ("network", "the connection broke while waiting for the reply"),
+    60: ("tls", "the server's certificate is not trusted"),
+    TOO_LARGE: ("network", "the reply is larger than allowed"),
+    65: ("network", "the request would have to be repeated, which could charge you twice"),
+    77: ("config", "the file named as cacert cannot be read"),
 }
+EARLY = (2, 3, 5, 6, 7, 35, 60, 77)  # before any of the request could leave this machine
+HOPELESS = (1, 2, 3, 26, 60, 77)  # the next try would fail in the same way
 
 class Exchange(NamedTuple):
     """The files of one transfer, side by side in the command's folder."""
@@ -2440,8 +2412,7 @@ def read_outcome(exchange: Exchange) -> Outcome:
     with open(exchange.file("errors"), encoding="utf-8", errors="replace") as stream:
         errors = stream.read(4000).replace(os.path.dirname(exchange.base) + os.sep, "")  # some curls name it
     exit_code, message = 0 if len(fields) >= 5 else -9, ""
-    match = re.search(r"^(?:curl: )*\((\d+)\) ?(.*)", errors, re.MULTILINE)  # 7.74: `(23) ...` on a full disk
-    if match:
+    if match := re.search(r"(?m)^(?:curl: )*\((\d+)\) ?(.*)", errors):  # 7.74: `(23) ...` on a full disk
         exit_code, message = int(match.group(1)), match.group(2)
     elif "curl --help" in errors:  # 8.23 gives no code when it rejects its options
         exit_code, message = 2, errors.partition("\n")[0]
@@ -2471,18 +2442,17 @@ def transport_failure(outcome: Outcome, request: Request) -> Failure | None:
                        "Check the proxy's address and password.", "no", retryable=True, next_step="fix")
     if outcome.exit_code == 0:
         return None
-    fault = CURL_FAULTS.get(max(outcome.exit_code, STOPPED), CurlFault("network", "the transfer failed"))
-    if outcome.exit_code == 28 and outcome.sent:
-        fault = fault._replace(sentence=f"no reply within {request.timeout:g} s")
-    elif outcome.exit_code == 1 and outcome.sent:
-        fault = CURL_FAULTS[8]
-    never_sent = not outcome.sent or fault.early
-    message = f"{host}: {fault.sentence} (curl {outcome.exit_code}): {outcome.message}".rstrip(": ")
+    code = 8 if outcome.exit_code == 1 and outcome.sent else max(outcome.exit_code, STOPPED)
+    kind, sentence = CURL_FAULTS.get(code, ("network", "the transfer failed"))
+    if code == 28 and outcome.sent:
+        sentence = f"no reply within {request.timeout:g} s"
+    never_sent = not outcome.sent or code in EARLY
+    message = f"{host}: {sentence} (curl {outcome.exit_code}): {outcome.message}".rstrip(": ")
     billed = "no" if never_sent or request.rules.is_free else "maybe"
-    kept = fault.kind == "disk" and billed == "maybe"
-    own_exit_code = kept or (never_sent and fault.kind != "disk")
-    return Failure(fault.kind, message, unsent_hint(fault.kind, request.url) if never_sent else None, billed,
-                   -1 if own_exit_code else NO_ANSWER, never_sent and not fault.hopeless,
+    kept = kind == "disk" and billed == "maybe"
+    own_exit_code = kept or (never_sent and kind != "disk")
+    return Failure(kind, message, unsent_hint(kind, request.url) if never_sent else None, billed,
+                   -1 if own_exit_code else NO_ANSWER, never_sent and code not in HOPELESS,
                    "ask" if billed == "maybe" else "", collectable=kept, http_status=outcome.status)
 
 # Codex's words, read in 0.169. It sets CODEX_SANDBOX_NETWORK_DISABLED where a command has no network.
@@ -3356,9 +3326,8 @@ def read_document(path: str) -> tuple[Any, str, bool]:
         if inspect_picture(stream):
             return {"data": [Image(path=path)]}, "", False  # some servers answer with the image itself
         stream.seek(0)
-        start = stream.read(HEAD)
-        while start.isspace():  # blanks that a patient gateway sends
-            start = stream.read(HEAD)
+        while (start := stream.read(HEAD)).isspace():
+            pass  # blanks that a patient gateway sends
         text = start.decode("utf-8", "replace") + (CUT_MARK if len(start) == HEAD else "")
         sign = start.lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
         if not READABLE.match(start) or sign == b"<":
@@ -3640,16 +3609,14 @@ def images_under(key: str, value: Any, depth: int, stray: bool) -> list[Image]:
 
 def images_in_words(text: str | Span) -> list[Image]:
     """The images that a text with Markdown shows, in their order; a description may hold brackets."""
-    words, start, last = (text, 0, 0) if isinstance(text, str) else (text.head, text.start, 0)
-    images: dict[int, Image] = {}
-    if isinstance(text, Span):
-        images = {link: Image(base64=text._replace(start=link)) for link in text.links}
-    for match in re.finditer(MARKDOWN_LINK, words):
+    span, last = Span("", 0, 0, text) if isinstance(text, str) else text, 0
+    images = {link: Image(base64=span._replace(start=link)) for link in span.links}
+    for match in re.finditer(MARKDOWN_LINK, span.head):
         inline, angled, plain = match.groups()
         if inline and isinstance(text, str):
             images[match.start(1)] = Image(base64=re.sub(r"\s", "", inline))
-        elif not inline and "![" in words[last:match.start()]:
-            images[start + match.start()] = Image(url=angled or plain)
+        elif not inline and "![" in span.head[last:match.start()]:
+            images[span.start + match.start()] = Image(url=angled or plain)
         last = match.end()
     return [image for _, image in sorted(images.items())]
 
@@ -3692,7 +3659,13 @@ def server_error(document: Any) -> ServerError | None:
     if isinstance(status, int) and status >= 400:  # RunAPI, around another server's response
         error = server_error(body) or ServerError(as_text(body))
         return error._replace(code=error.code or "task_failed")
-    return error_member(document) or error_status(document)
+    if member := error_member(document):
+        return member
+    # Kie, one-api and others: `{"code": 422, "msg": "..."}`, or a task whose status says that it failed.
+    message = task_field(document, ("failMsg", "errorMessage", "message", "msg", "detail"))
+    code, state = error_code(document), task_status(document)
+    is_error = (message and re.fullmatch(r"[45]\d\d", code)) or state in FAILED
+    return ServerError(message or f"the task ended as {state}", code) if is_error else None
 
 def error_member(document: Any) -> ServerError | None:
     """Most: `{"error": {"message": ..., "code": ...}}` or a text, some inside data; RunAPI: `errors` too."""
@@ -3706,14 +3679,6 @@ def error_member(document: Any) -> ServerError | None:
     message = "" if isinstance(error, dict) else as_text(error)
     message += f": {as_text(details)}" if isinstance(details, dict) else ""
     return ServerError(message, code) if message else None
-
-def error_status(document: Any) -> ServerError | None:
-    """Kie, one-api and others: `{"code": 422, "msg": "..."}`, or a task whose status says that it failed."""
-    message = task_field(document, ("failMsg", "errorMessage", "message", "msg", "detail"))
-    code, status = error_code(document), task_status(document)
-    if (message and re.fullmatch(r"[45]\d\d", code)) or status in FAILED:
-        return ServerError(message or f"the task ended as {status}", code)
-    return None
 
 def error_code(document: Any) -> str:
     """The code beside an error's message; one that says that all is well does not count."""
@@ -4344,26 +4309,24 @@ def catch_signals() -> Callable[[], None]:
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     caught = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
 
-    def ignore() -> None:
+    def handle(handler: Any = signal.SIG_IGN) -> None:
         for number in caught:
-            signal.signal(number, signal.SIG_IGN)
+            signal.signal(number, handler)
 
     def stop(number: int, frame: Any) -> None:
-        ignore()
+        handle()
         raise KeyboardInterrupt(number)
 
-    for number in caught:
-        signal.signal(number, stop)
-    return ignore
+    handle(stop)
+    return handle
 
 def own_inputs(job: Job, settings: Settings, folder: Folder, run: Run) -> Job:
-    """The job with private copies of its inputs, fetched where they are not files: what was checked is sent,
-    whatever becomes of them. RunAPI fetches URLs itself."""
-    uploads, ready = list(job.uploads), settings.service.takes_urls
+    """The job with private copies of its inputs: what was checked is sent, and what is no file is fetched."""
+    uploads = list(job.uploads)
     try:
         for number, upload in enumerate(uploads):
-            if upload.origin == "url" and ready:
-                continue
+            if upload.origin == "url" and settings.service.takes_urls:
+                continue  # RunAPI fetches it itself
             path = folder.file(f"input-{number}")
             if not os.path.exists(path):  # an adopted request may be reading it
                 if upload.origin == "file":
@@ -4403,23 +4366,19 @@ def fetch_upload(upload: Upload, path: str, settings: Settings, run: Run) -> Non
             os.replace(Exchange(path).file("answer"), path)
         read_input(path, "it", os.path.basename(name) or "picture")
     except Failure as failure:
-        hint = failure.hint if failure.kind == "input" else ""
-        if failure.kind == "network" and network_is_closed(url):
-            hint = SANDBOX
+        is_closed = failure.kind == "network" and network_is_closed(url)
+        hint = SANDBOX if is_closed else failure.hint if failure.kind == "input" else ""
         raise input_failure(f"cannot fetch image {name}: {failure.message}", hint) from None
 
 def copy_upload(upload: Upload, path: str, masked: Upload | None) -> None:
     """A private copy of a file, which must be what was checked. masked: the image that it is the mask of."""
-    import shutil
     changed = input_failure(f"{upload.path} changed while it was being read", "Run the same command again.")
     try:
         source = plain_file(upload.path, follow=True)
     except OSError:
         raise changed from None
-    with source, private_file(path) as copy:
-        if os.fstat(source.fileno()).st_size != upload.bytes:
-            raise changed
-        shutil.copyfileobj(source, copy, BLOCK)
+    with source, private_file(path) as copy:  # one byte more: a file that has grown is another one
+        copy.writelines(block for _, block in file_blocks(source, 0, upload.bytes + 1))
     with suppress(OSError, Failure):
         checked = read_upload(upload._replace(path=path))
         if masked:
