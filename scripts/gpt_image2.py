@@ -894,6 +894,7 @@ def estimate(job: Job, settings: Settings) -> tuple[float, float] | None:
 def checked_price(job: Job, settings: Settings) -> tuple[float, float] | None:
     """The estimate for a job, which may not cost more than --max-cost."""
     (limit, source), price = settings.max_cost, estimate(job, settings)
+    source = source if source.startswith("--") else f"max_cost in {source}"
     if limit is not None and price is None:
         raise Failure("too_expensive", f"{source} sets a limit, but what {job.model} costs at "
                       f"{host_of(settings.base_url.value)} is unknown",
@@ -905,8 +906,10 @@ def checked_price(job: Job, settings: Settings) -> tuple[float, float] | None:
 def price_text(price: tuple[float, float] | None) -> str:
     """An estimate for people."""
     if price is None:
-        return "price unknown"
+        return "unknown"
     low, high = (f"${dollars:.3f}" for dollars in price)
+    if not price[1]:
+        return "nothing"
     return f"about {low}" if low == high else f"{low} to {high}"
 
 # ---- Services ------------------------------------------------------------------------------------
@@ -4277,7 +4280,8 @@ def tell_outlook(job: Job, settings: Settings, would: str, run: Run) -> None:
                          output=output, estimate_usd=price)
         return
     sent = [f"{name} {as_text(value)}" for name, value in job.parameters.items()]
-    for line in (f"would {would}: {request.method} {request.url}, {', '.join([job.model, *sent])}",
+    words = {"buy": "would buy", "collect": "would collect what is paid", "made_before": "was made before"}
+    for line in (f"{words[would]}: {request.method} {request.url}, {', '.join([job.model, *sent])}",
                  *(f"with {upload.name} ({max(1, round(upload.bytes / 1024))} KB)" for upload in job.uploads),
                  f"to {output}", f"price: {price_text(price)}; time: {run.typical}"):
         run.console.output(run.console.secrets.clean(line))
