@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import random
+import re
 import select
 import shutil
 import signal
@@ -435,6 +436,12 @@ class InterruptedByAPersonTest(OnceCase):
         answer.set()
         self.collect(world, "ctrl-c")
 
+    def catches(self, pid: int, number: int) -> bool:
+        """Whether a process has a handler for a signal."""
+        caught = re.search(r"SigCgt:\s*([0-9a-f]+)", Path("/proc", str(pid), "status").read_text())
+        return bool(caught and int(caught[1], 16) >> (number - 1) & 1)
+
+    @unittest.skipUnless(os.path.exists("/proc/uptime"), "needs /proc")
     def test_before_anything_is_sent_it_just_stops(self) -> None:
         world = self.trial("early")
         reader, writer = os.pipe()
@@ -442,7 +449,7 @@ class InterruptedByAPersonTest(OnceCase):
         with contextlib.closing(os.fdopen(reader, "rb")) as prompt:
             child = subprocess.Popen([sys.executable, str(PROGRAM), "generate", "-", *self.access()], stdin=prompt,
                                      stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=world.environment())
-        time.sleep(0.5)
+        self.wait_until(lambda: self.catches(child.pid, signal.SIGTERM))  # then it is about to read the prompt
         result = self.kill(child, signal.SIGINT)
         self.assertEqual((result.exit_code, len(result.errors)), (130, 1), result)
         self.assertIn("nothing was sent", result.stderr)
