@@ -800,16 +800,15 @@ def mask_fault(stream: BinaryIO) -> str:
     else:  # one colour, two bytes for each of its samples
         samples = special if depth == 16 else bytes(byte & (1 << depth) - 1 for byte in special[1::2])
         clear = {offset: samples[offset:offset + 1] for offset in range(step)}
-    passes = ADAM7 if interlaced else ONE_PASS
+    passes = ADAM7 if interlaced else ((0, 0, 1, 1),)
     try:
         found = any_clear(data, width, height, passes, channels * depth, depth, clear)
         return "" if found else "is fully opaque, or half: no pixel has alpha 0"
     except (ValueError, IndexError):  # broken off, or no such filter
         return "is a broken PNG"
 
-# Where a pass begins, across and down, and its steps: of an interlaced PNG, and of any other.
+# Where each pass of an interlaced PNG begins, across and down, and its steps.
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
-ONE_PASS = ((0, 0, 1, 1),)
 
 def any_clear(data: Iterable[bytes], width: int, height: int, passes: Sequence[tuple[int, int, int, int]],
               bits: int, depth: int, clear: Mapping[int, bytes]) -> bool:
@@ -2180,23 +2179,19 @@ def runapi_upload(image: Upload, settings: Settings, key: str) -> Generator[Requ
         source = {"type": "base64", "data": DataUrl(image.path)}  # the older way: all in one JSON body
         response = yield request._replace(body={"source": source, "file_name": name})
     else:
-        yield storage_request(request, response, image.path)
+        url = as_text(json_path(response.document, "upload_url"))
+        headers = json_path(response.document, "headers")
+        pairs = [(name, as_text(item)) for name, item in headers.items()] if isinstance(headers, dict) else []
+        bad = any(header_fault(name, text) for name, text in pairs if name.lower() != "content-type")
+        if bad or re.search(r"[\s\x00-\x20\x7f-\x9f]", url) or address_fault(url, request.url):
+            raise Failure("upload", "the upload reply has no usable address: " + nothing_usable(response))
+        yield request._replace(method="PUT", url=url, headers=tuple(pairs), file=image.path)  # without key
         signed_id = json_path(response.document, "signed_id")
         response = yield request._replace(url=request.url + "/confirm", body={"signed_id": signed_id})
     url = task_field(response.document, ("url",))
     if not re.match(r"https?://", url):
         raise Failure("upload", "the upload did not return a URL: " + nothing_usable(response))
     return url
-
-def storage_request(request: Request, response: Response, path: str) -> Request:
-    """The PUT of a file that RunAPI prepared, without the key; its address and headers must be harmless."""
-    url = as_text(json_path(response.document, "upload_url"))
-    headers = json_path(response.document, "headers")
-    pairs = [(name, as_text(value)) for name, value in headers.items()] if isinstance(headers, dict) else []
-    bad = any(header_fault(name, value) for name, value in pairs if name.lower() != "content-type")
-    if bad or re.search(r"[\s\x00-\x20\x7f-\x9f]", url) or address_fault(url, request.url):
-        raise Failure("upload", "the upload reply has no usable address: " + nothing_usable(response))
-    return request._replace(method="PUT", url=url, headers=tuple(pairs), file=path)
 
 # ---- Transport: how to send ----------------------------------------------------------------------
 # The only part that knows curl. The key travels in a file without a name that is curl's standard input;
@@ -3408,8 +3403,7 @@ def unpack_file(path: str, limit: int) -> None:
         room = min(limit, MAX_UNPACKED * size + BLOCK)
         with private_file(path + ".plain") as plain:
             for piece in unpacked((block for _, block in file_blocks(packed, 0, size)), bits):
-                room -= plain.write(piece)
-                if room < 0:
+                if (room := room - plain.write(piece)) < 0:
                     break
     if room < 0:
         discard(path + ".plain")
