@@ -800,9 +800,8 @@ def mask_fault(stream: BinaryIO) -> str:
     else:  # one colour, two bytes for each of its samples
         samples = special if depth == 16 else bytes(byte & (1 << depth) - 1 for byte in special[1::2])
         clear = {offset: samples[offset:offset + 1] for offset in range(step)}
-    passes = ADAM7 if interlaced else ((0, 0, 1, 1),)
     try:
-        found = any_clear(data, width, height, passes, channels * depth, depth, clear)
+        found = any_clear(data, width, height, interlaced, channels * depth, depth, clear)
         return "" if found else "is fully opaque, or half: no pixel has alpha 0"
     except (ValueError, IndexError):  # broken off, or no such filter
         return "is a broken PNG"
@@ -810,14 +809,14 @@ def mask_fault(stream: BinaryIO) -> str:
 # Where each pass of an interlaced PNG begins, across and down, and its steps.
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 
-def any_clear(data: Iterable[bytes], width: int, height: int, passes: Sequence[tuple[int, int, int, int]],
-              bits: int, depth: int, clear: Mapping[int, bytes]) -> bool:
+def any_clear(data: Iterable[bytes], width: int, height: int, interlaced: int, bits: int, depth: int,
+              clear: Mapping[int, bytes]) -> bool:
     """Whether any pixel has one of these values at each of these offsets; ValueError if data are missing."""
     step, pieces, buffer = max(1, bits // 8), unpacked(data), bytearray()
     tables = [bytes(value in values for value in range(256)) for values in clear.values()]
     shifts = range(8 - depth, -1, -depth)  # several pixels may share a byte
     pixels = [bytes(byte >> shift & (1 << depth) - 1 for shift in shifts) for byte in range(256)]
-    for x, y, step_x, step_y in passes:
+    for x, y, step_x, step_y in ADAM7 if interlaced else ((0, 0, 1, 1),):
         columns = len(range(x, width, step_x))
         length = (columns * bits + 7) // 8
         lines = [bytes(length // step)] * len(clear)  # of the row above, one for each offset
@@ -2080,9 +2079,8 @@ def web_address(url: str) -> str:
 def download(url: str, settings: Settings, named_by: str = "") -> Request:
     """A request for a file anywhere, without the key. named_by: the URL that named it, else the endpoint."""
     check_address(url, named_by or settings.base_url.value)
-    timeout = min(DOWNLOAD_TIMEOUT, settings.timeout.value)
-    return Request("GET", url, timeout=timeout, proxy=settings.proxy.value, cacert=settings.cacert.value,
-                   allow_http=settings.allow_http.value, purpose="download")
+    return Request("GET", url, proxy=settings.proxy.value, cacert=settings.cacert.value, purpose="download",
+                   timeout=min(DOWNLOAD_TIMEOUT, settings.timeout.value), allow_http=settings.allow_http.value)
 
 def check_address(url: str, named_by: str) -> None:
     """Refuse the address of a result for good: trying again cannot fix it."""
@@ -3761,13 +3759,12 @@ def server_error(document: Any) -> ServerError | None:
     if isinstance(status, int) and status >= 400:  # RunAPI, around another server's response
         error = server_error(body) or ServerError(as_text(body))
         return error._replace(code=error.code or "task_failed")
-    if member := error_member(document):
-        return member
     # Kie, one-api and others: `{"code": 422, "msg": "..."}`, or a task whose status says that it failed.
     message = task_field(document, ("failMsg", "errorMessage", "message", "msg", "detail"))
     code, state = error_code(document), task_status(document)
     is_error = (message and re.fullmatch(r"[45]\d\d", code)) or state in FAILED
-    return ServerError(message or f"the task ended as {state}", code) if is_error else None
+    other = ServerError(message or f"the task ended as {state}", code)
+    return error_member(document) or (other if is_error else None)
 
 def error_member(document: Any) -> ServerError | None:
     """Most: `{"error": {"message": ..., "code": ...}}` or a text, some inside data; RunAPI: `errors` too."""
