@@ -2079,8 +2079,9 @@ def web_address(url: str) -> str:
 def download(url: str, settings: Settings, named_by: str = "") -> Request:
     """A request for a file anywhere, without the key. named_by: the URL that named it, else the endpoint."""
     check_address(url, named_by or settings.base_url.value)
-    return Request("GET", url, proxy=settings.proxy.value, allow_http=settings.allow_http.value,
-                   purpose="download", timeout=min(DOWNLOAD_TIMEOUT, settings.timeout.value), cacert=settings.cacert.value)
+    timeout = min(DOWNLOAD_TIMEOUT, settings.timeout.value)
+    return Request("GET", url, timeout=timeout, proxy=settings.proxy.value, cacert=settings.cacert.value,
+                   allow_http=settings.allow_http.value, purpose="download")
 
 def check_address(url: str, named_by: str) -> None:
     """Refuse the address of a result for good: trying again cannot fix it."""
