@@ -779,25 +779,23 @@ def mask_fault(stream: BinaryIO) -> str:
     else:  # one colour, two bytes for each of its samples
         samples = special if depth == 16 else bytes(byte & (1 << depth) - 1 for byte in special[1::2])
         clear = {offset: samples[offset:offset + 1] for offset in range(step)}
-    passes = ADAM7 if interlaced else ONE_PASS
     try:
-        found = any_clear(data, width, height, passes, channels * depth, depth, clear)
+        found = any_clear(data, width, height, interlaced, channels * depth, depth, clear)
         return "" if found else "is fully opaque, or half: no pixel has alpha 0"
     except (ValueError, IndexError):  # broken off, or no such filter
         return "is a broken PNG"
 
-# Where a pass begins, across and down, and its steps: of an interlaced PNG, and of any other.
+# Where each pass of an interlaced PNG begins, across and down, and its steps.
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
-ONE_PASS = ((0, 0, 1, 1),)
 
-def any_clear(data: Iterable[bytes], width: int, height: int, passes: Sequence[tuple[int, int, int, int]],
-              bits: int, depth: int, clear: Mapping[int, bytes]) -> bool:
+def any_clear(data: Iterable[bytes], width: int, height: int, interlaced: int, bits: int, depth: int,
+              clear: Mapping[int, bytes]) -> bool:
     """Whether any pixel has one of these values at each of these offsets; ValueError if data are missing."""
     step, pieces, buffer = max(1, bits // 8), unpacked(data), bytearray()
     tables = [bytes(value in values for value in range(256)) for values in clear.values()]
     shifts = range(8 - depth, -1, -depth)  # several pixels may share a byte
     pixels = [bytes(byte >> shift & (1 << depth) - 1 for shift in shifts) for byte in range(256)]
-    for x, y, step_x, step_y in passes:
+    for x, y, step_x, step_y in ADAM7 if interlaced else ((0, 0, 1, 1),):
         columns = len(range(x, width, step_x))
         length = (columns * bits + 7) // 8
         lines = [bytes(length // step)] * len(clear)  # of the row above, one for each offset
@@ -2155,23 +2153,19 @@ def runapi_upload(image: Upload, settings: Settings, key: str) -> Generator[Requ
         source = {"type": "base64", "data": DataUrl(image.path)}  # the older way: all in one JSON body
         response = yield request._replace(body={"source": source, "file_name": name})
     else:
-        yield storage_request(request, response, image.path)
+        url = as_text(json_path(response.document, "upload_url"))
+        headers = json_path(response.document, "headers")
+        pairs = [(name, as_text(item)) for name, item in headers.items()] if isinstance(headers, dict) else []
+        bad = any(header_fault(name, text) for name, text in pairs if name.lower() != "content-type")
+        if bad or re.search(r"[\s\x00-\x20\x7f-\x9f]", url) or address_fault(url, request.url):
+            raise Failure("upload", "the upload reply has no usable address: " + nothing_usable(response))
+        yield request._replace(method="PUT", url=url, headers=tuple(pairs), file=image.path)  # without key
         signed_id = json_path(response.document, "signed_id")
         response = yield request._replace(url=request.url + "/confirm", body={"signed_id": signed_id})
     url = task_field(response.document, ("url",))
     if not re.match(r"https?://", url):
         raise Failure("upload", "the upload did not return a URL: " + nothing_usable(response))
     return url
-
-def storage_request(request: Request, response: Response, path: str) -> Request:
-    """The PUT of a file that RunAPI prepared, without the key; its address and headers must be harmless."""
-    url = as_text(json_path(response.document, "upload_url"))
-    headers = json_path(response.document, "headers")
-    pairs = [(name, as_text(value)) for name, value in headers.items()] if isinstance(headers, dict) else []
-    bad = any(header_fault(name, value) for name, value in pairs if name.lower() != "content-type")
-    if bad or re.search(r"[\s\x00-\x20\x7f-\x9f]", url) or address_fault(url, request.url):
-        raise Failure("upload", "the upload reply has no usable address: " + nothing_usable(response))
-    return request._replace(method="PUT", url=url, headers=tuple(pairs), file=path)
 
 # ---- Transport: how to send ----------------------------------------------------------------------
 # The only part that knows curl. The key travels in a file without a name that is curl's standard input;
@@ -3303,8 +3297,7 @@ def unpack_file(path: str, limit: int) -> None:
         room = min(limit, MAX_UNPACKED * size + BLOCK)
         with private_file(path + ".plain") as plain:
             for piece in unpacked((block for _, block in file_blocks(packed, 0, size)), bits):
-                room -= plain.write(piece)
-                if room < 0:
+                if (room := room - plain.write(piece)) < 0:
                     break
     if room < 0:
         discard(path + ".plain")
@@ -3662,13 +3655,12 @@ def server_error(document: Any) -> ServerError | None:
     if isinstance(status, int) and status >= 400:  # RunAPI, around another server's response
         error = server_error(body) or ServerError(as_text(body))
         return error._replace(code=error.code or "task_failed")
-    if member := error_member(document):
-        return member
     # Kie, one-api and others: `{"code": 422, "msg": "..."}`, or a task whose status says that it failed.
     message = task_field(document, ("failMsg", "errorMessage", "message", "msg", "detail"))
     code, state = error_code(document), task_status(document)
     is_error = (message and re.fullmatch(r"[45]\d\d", code)) or state in FAILED
-    return ServerError(message or f"the task ended as {state}", code) if is_error else None
+    other = ServerError(message or f"the task ended as {state}", code)
+    return error_member(document) or (other if is_error else None)
 
 def error_member(document: Any) -> ServerError | None:
     """Most: `{"error": {"message": ..., "code": ...}}` or a text, some inside data; RunAPI: `errors` too."""
