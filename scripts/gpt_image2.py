@@ -871,19 +871,22 @@ PRICES_AND_TIMES = ", ".join(
 
 def estimate(job: Job, settings: Settings) -> tuple[float, float] | None:
     """The least and the most that a job costs, in US dollars; None where no price is known."""
-    flat, parameters = settings.price_per_image.value, job.parameters
+    flat, parameters = settings.price_per_image.value, job.parameters  # --param may say more than options
+    n, partials, model = (parameters.get(name, usual) for name, usual in (
+        ("n", job.n), ("partial_images", 0), ("model", job.model)))
+    if type(n) is not int or type(partials) is not int or n < 1 or partials < 0:
+        return None
     if flat is not None:
-        return job.n * flat, job.n * flat
+        return n * flat, n * flat
     quality, size = parameters.get("quality", "auto"), parameters.get("size", "auto")
     qualities = tuple(PATCHES) if quality == "auto" else (quality,)
     sizes = [split_size(as_text(each)) for each in (SIZE_NAMES.values() if size == "auto" else (size,))]
-    partials = parameters.get("partial_images", 0)
-    is_known = (host_of(settings.base_url.value) == host_of(DEFAULT_BASE_URL) and type(partials) is int
-                and re.sub(DATED, "", job.model) == DEFAULT_MODEL and quality in (*PATCHES, "auto"))
-    if not is_known or None in sizes:
+    is_known = (host_of(settings.base_url.value) == host_of(DEFAULT_BASE_URL)
+                and re.sub(DATED, "", as_text(model)) == DEFAULT_MODEL and quality in (*PATCHES, "auto"))
+    if not is_known or not all(edges and all(edges) for edges in sizes):
         return None
     outputs = [image_tokens(*edges, each) for edges in sizes if edges for each in qualities]
-    low, high = (job.n * (pick(outputs) + PARTIAL_TOKENS * partials) * DOLLARS_PER_TOKEN["output"]
+    low, high = (n * (pick(outputs) + PARTIAL_TOKENS * partials) * DOLLARS_PER_TOKEN["output"]
                  + len(job.uploads) * image * DOLLARS_PER_TOKEN["image"]
                  + len(utf8(job.prompt)) / letters * DOLLARS_PER_TOKEN["text"]
                  for pick, image, letters in zip((min, max), INPUT_TOKENS, BYTES_PER_TOKEN))
@@ -1147,7 +1150,7 @@ def read_config(path: str, warnings: list[str]) -> dict[str, Any]:
             text = stream.read(MAX_CONFIG_BYTES + 1)
         if len(text) > MAX_CONFIG_BYTES:
             raise ValueError(f"it is larger than {MAX_CONFIG_BYTES // 1_000_000} MB")
-        content = json.loads(text.decode("utf-8-sig"))
+        content = json.loads(text.decode("utf-8-sig"), parse_constant=str)  # NaN is not a number here
         if not isinstance(content, dict):
             raise setup_failure(f"{path} must contain one JSON object, not {TYPE_NAMES[type(content)]}")
         json.dumps(content, ensure_ascii=False).encode("utf-8")
@@ -1197,10 +1200,14 @@ def checked_value(path: str, name: str, value: Any) -> Any:
             if row and callable(row.accepts) and not items:
                 read = row.accepts(str(value))
                 value = read if isinstance(value, str) else value  # a number stays as it is written
-            if row and isinstance(row.accepts, tuple) and value not in row.accepts:
-                raise ValueError(f"is not known, only {', '.join(row.accepts)}")
-            if name == "price_per_image" and value < 0:
-                raise ValueError("must not be negative")
+            known = {"quality": NEWER.qualities, "format": (*NEWEST.formats, "jpg")}
+            words = known.get(name, row and row.accepts)
+            if isinstance(words, tuple) and value not in words:
+                raise ValueError(f"cannot be {quoted(value)}, only {', '.join(words)}")
+            if name == "size" and value not in ("auto", *SIZE_NAMES) and not split_size(value):
+                raise ValueError(f"cannot be {quoted(value)}")
+            if name == "price_per_image":
+                number(0, 1_000_000, float)(str(value))
         except ValueError as fault:
             raise setup_failure(f"{path}: {name} {fault}") from None
         return value
@@ -1241,6 +1248,11 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
     keys = key_sources(api.value, sum(reversed(named) if explicit else named, []), base_url.source)
     headers = merged_headers(layers, file_host, base_url.value, warnings)
     defaults = {name: {**values, **from_flags}[name] for name in PICTURE_KEYS}  # a flag always wins
+    if not may_go(file_host, base_url.value):
+        values["price_per_image"] = Setting(None, "default")  # it is another host's
+    limits = [layer["max_cost"] for layer in layers if "max_cost" in layer]
+    if explicit and limits:
+        values["max_cost"] = min(limits, key=lambda limit: limit.value)
     plain = {name: values[name] for name in ("model", "timeout", "proxy", "cacert", "allow_http", "poll_url",
                                                 "history", "max_cost", "price_per_image")}
     return Settings(api=api, base_url=base_url, headers=headers, keys=tuple(keys), config_path=path,
@@ -1455,10 +1467,11 @@ def choose_key(settings: Settings) -> KeySource | None:
     """The first key that may go to the configured host; none is needed on this machine."""
     base_url, file = settings.base_url.value, settings.config_path
     keys = [source for source in settings.keys if source.is_set]
-    unset = [source.source for source in settings.keys if not source.is_set]  # somebody counts on it
     fitting = [source for source in keys if may_go(source.host, base_url)]
     own = [source for source in fitting if source.host == host_of(base_url)]  # to this machine any may go
     chosen = next(iter(own if own and fitting[0].host else fitting), None)
+    before = settings.keys[:settings.keys.index(chosen)] if chosen else settings.keys
+    unset = next((source.source for source in before if not source.is_set), "")  # somebody counts on it
     if not unset and (chosen or is_loopback(base_url)):
         return chosen
     if keys and not unset:
@@ -1467,9 +1480,11 @@ def choose_key(settings: Settings) -> KeySource | None:
                             f"(from {settings.base_url.source})",
                             f"To use {host}, set GPT_IMAGE2_API_KEY and GPT_IMAGE2_BASE_URL, or put its key "
                             "and base_url into one config file.", "key")
-    named = "".join(f": {name}, is not set" for name in unset[:1])
+    if unset:
+        raise setup_failure(f"no API key for {host_of(base_url)}: {unset}, is not set",
+                            "Set it, or name another variable.", "key")
     other = f"name its variable as api_key_env in {file}" if file else "run: " + own_command("config --init")
-    raise setup_failure(f"no API key for {host_of(base_url)}{named}",
+    raise setup_failure(f"no API key for {host_of(base_url)}",
                         f"Set GPT_IMAGE2_API_KEY (agents may hide OPENAI_API_KEY), or {other}", kind="key")
 
 class Secrets:
@@ -2881,13 +2896,17 @@ def keep_receipt(folder: Folder, identity: Identity, record: Mapping[str, Any], 
     except OSError as error:
         console.warn(f"{made} cannot be written ({reason(error)}): the same command will buy another picture")
 
+def is_over(entry: os.DirEntry[str], days: int) -> bool:
+    """Whether it is older than that; many years mean only that a clock was wrong."""
+    return days * DAY < time.time() - entry.stat(follow_symlinks=False).st_mtime < 10 * 365 * DAY
+
 def remove_old_receipts(made: str) -> None:
     """Once a day: there may be very many."""
     now, mark = time.time(), os.path.join(made, ".pruned")
     if os.path.exists(mark) and abs(now - os.stat(mark).st_mtime) < DAY:
         return
     for entry in os.scandir(made):
-        if now - entry.stat(follow_symlinks=False).st_mtime > KEEP_RECEIPT_DAYS * DAY:
+        if is_over(entry, KEEP_RECEIPT_DAYS):
             discard(entry.path)
     private_file(mark).close()
     os.utime(mark)
@@ -2896,7 +2915,7 @@ def prune(root: str, console: Console) -> None:
     """Remove what was left half made or half removed, and what nobody collected in time; never a link."""
     for entry in [each for each in os.scandir(root) if each.is_dir(follow_symlinks=False)]:
         with suppress(OSError):  # its owner has just removed it
-            is_old = time.time() - entry.stat(follow_symlinks=False).st_mtime > KEEP_DAYS * DAY
+            is_old = is_over(entry, KEEP_DAYS)
             if entry.name.startswith(".") or not os.path.lexists(os.path.join(entry.path, "owner")):
                 remove_tree(entry.path)
             elif is_old and read_record(os.path.join(entry.path, "request.json"), console) is not None:
@@ -3040,8 +3059,9 @@ def tell_extras(request: Request, outcome: Outcome, response: Response, run: Run
         return
     if task_status(response.document) not in WAITING:  # or each poll of a task would be added
         usage, dollars = usage_cost(response.document)
-        run.result.add_cost(usage, dollars)
-        if dollars is not None:
+        flat = run.result.flat
+        run.result.add_cost(usage, dollars if flat is None else flat * len(response.images))
+        if run.result.dollars:
             run.console.note(f"cost: about ${run.result.dollars:.3f}")
     if response.stray:
         run.console.warn(f"the image was under an unknown name: {as_text(response.document)}")
@@ -4159,7 +4179,7 @@ class Result:
         self.saved: list[Saved] = []
         self.facts: dict[str, Any] = dict.fromkeys(
             ("source", "requested", "http_status", "elapsed_s", "model", "usage", "cost_usd", "request_id"))
-        self.dollars, self.is_cut_off = 0.0, False
+        self.dollars, self.is_cut_off, self.flat = 0.0, False, None
 
     def add_cost(self, usage: dict[str, Any] | None, dollars: float | None) -> None:
         """What a response says about tokens and money, if it does; RunAPI bills each of several tasks."""
@@ -4202,7 +4222,7 @@ def run_image_command(options: Namespace, run: Run) -> None:
     receipt = None if options.fresh else made_before(identity, console)
     if options.dry_run:
         would = "made_before" if receipt else "buy" if options.fresh else outlook(identity, console)
-        tell_outlook(job, settings, would, run)
+        tell_outlook(job, settings, would, receipt.saved[0].path if receipt else "", run)
         return
     receipt = receipt or buy_or_collect(job, settings, identity, options.fresh, run, ignore_signals)
     if receipt:
@@ -4220,7 +4240,7 @@ def tell_planned(job: Job, notes: Sequence[str], shaped: bool, run: Run) -> None
 def buy_or_collect(job: Job, settings: Settings, identity: Identity, fresh: bool, run: Run,
                    ignore_signals: Callable[[], None]) -> Receipt | None:
     """Run a job, or wait for the run of the same command that is at work; the receipt of that one."""
-    console = run.console
+    console, run.result.flat = run.console, settings.price_per_image.value
     run = run._replace(deadline=time.monotonic() + settings.timeout.value)
     check_folder(job.target, job.n, as_text(job.parameters.get("size")), write=True)
     console.detail(check_curl(console.secrets.keys))
@@ -4251,32 +4271,44 @@ def buy_or_collect(job: Job, settings: Settings, identity: Identity, fresh: bool
 
 def outlook(identity: Identity, console: Console) -> str:
     """What a command without a receipt would do now: buy, or collect (or wait for) what was bought."""
-    found = [same_requests(root, identity, console) for root in journal_roots(console)]
-    locks = [take_lock(os.path.join(path, "owner")) for _, others in found for path in others]
-    for lock in locks:
-        release(lock)
-    is_bought = any(same for same, _ in found) or any(lock is not None for lock in locks)
-    return "collect" if is_bought else "buy"
+    for same, others in [same_requests(root, identity, console) for root in journal_roots(console)]:
+        for path in same + others:
+            folder = Folder(path, take_lock(os.path.join(path, "owner")), True)
+            release(folder.lock)
+            if (path in same) if folder.is_busy else folder.state() == RUNNING or folder.is_paid():
+                return "collect"
+    return "buy"
 
-def tell_outlook(job: Job, settings: Settings, would: str, run: Run) -> None:
-    """--dry-run: what the command would do, from what is known without key, network or a change on disk."""
+def tell_outlook(job: Job, settings: Settings, would: str, made: str, run: Run) -> None:
+    """--dry-run: what the command would do, from what is known without key, network or a change on disk.
+    made: the picture that it made before, if any."""
+    hide = partial(redact, secrets=run.console.secrets.texts)
     check_folder(job.target, job.n, as_text(job.parameters.get("size")))
+    refuse_keys(job, run.console.secrets.keys)
     price = checked_price(job, settings) if would == "buy" else (0.0, 0.0)
     request = next(settings.service.provider(job, settings, KeySource("nothing", ""), ""))
     assert isinstance(request, Request)  # every provider begins with one
-    output = first_path(job.target, job.n, job.parameters.get("output_format", "png"))
+    output = made or free_path(job, run.console)
     if run.console.as_json:
         files = [{"path": shown_input(upload.path), "bytes": upload.bytes} for upload in job.uploads]
         run.console.tell(would=would, method=request.method, url=request.url, model=job.model,
-                         prompt=job.prompt, parameters=job.parameters, files=files, typical=run.typical,
-                         output=output, estimate_usd=price)
+                         prompt=hide(job.prompt), parameters=map_texts(job.parameters, hide), files=files,
+                         typical=run.typical, output=output, estimate_usd=price)
         return
     sent = [f"{name} {as_text(value)}" for name, value in job.parameters.items()]
     words = {"buy": "would buy", "collect": "would collect what is paid", "made_before": "was made before"}
     for line in (f"{words[would]}: {request.method} {request.url}, {', '.join([job.model, *sent])}",
-                 *(f"with {upload.name} ({max(1, round(upload.bytes / 1024))} KB)" for upload in job.uploads),
+                 *(f"with {each.name}" + f" ({max(1, round(each.bytes / 1024))} KB)" * bool(each.bytes)
+                   for each in job.uploads),
                  f"to {output}", f"price: {price_text(price)}; time: {run.typical}"):
         run.console.output(run.console.secrets.clean(line))
+
+def free_path(job: Job, console: Console) -> str:
+    """Where the first picture is to go; with a warning if another one is there."""
+    path = first_path(job.target, job.n, job.parameters.get("output_format", "png"))
+    if os.path.lexists(path) and not job.target.overwrite:
+        console.warn(f"{path} already exists; saving to a new name instead (--overwrite replaces it)")
+    return path
 
 def tell_again(receipt: Receipt, job: Job, run: Run) -> None:
     """The result of a command that was finished before."""
@@ -4446,9 +4478,7 @@ def make_images(provider: Provider, job: Job, settings: Settings, folder: Folder
         run.result.facts["source"] = "collected"
         console.note("continuing the unfinished request from before at no charge (--fresh buys a new image)")
     else:
-        path = first_path(job.target, job.n, job.parameters.get("output_format", "png"))
-        if os.path.lexists(path) and not job.target.overwrite:
-            console.warn(f"{path} already exists; saving to a new name instead (--overwrite replaces it)")
+        free_path(job, console)
         price = estimate(job, settings)
         is_notable = price and price[1] > NOTABLE_COST and console.is_terminal()
         costs = f", {price_text(price)}" if is_notable else ""
@@ -4535,7 +4565,8 @@ def write_template(options: Namespace, run: Run) -> None:
     console, path = run.console, config_path(options.config or next(iter(config_locations()), "-"))
     again = "config --init --force" + (f" --config {quote(path)}" if options.config else "")
     refuse_broken(
-        (options.api_key, "--init does not store keys", "Name a variable: --api-key-env NAME"),
+        (options.api_key or any(re.search(SECRET_HEADER, name) for name, _ in options.header),
+         "--init does not store keys", "Name a variable: --api-key-env NAME"),
         (path == STANDARD_INPUT, "--init needs a file to write", "Name it with --config FILE."),
         (os.path.lexists(path) and not options.force, f"{path} already exists",
          "To replace it (and the key in it): " + own_command(again)))
@@ -4552,11 +4583,10 @@ def write_template(options: Namespace, run: Run) -> None:
     if console.as_json:
         console.tell(config_file=path)
         return
-    shown = {**content, "api_key": mask_key(content.get("api_key", ""))}
+    shown = {**content, "api_key": mask_key(content.get("api_key", "")), "headers": [*dict(options.header)]}
     console.output(f"Wrote {path}: " + ", ".join(f"{name} {as_text(shown[name])}" for name in content))
     if asks and (content.get("api_key") or environment(content["api_key_env"])):
-        options.config = path
-        check_setup(read_settings(options, console), run)
+        check_setup(read_settings(parse(["config", "--config", path]), console), run)
         console.output("Next: " + own_command('generate "a red fox in the snow" -o fox.png'))
     elif asks:
         console.output(f"Set {content['api_key_env']}, then run: " + own_command("config --check"))
@@ -4569,7 +4599,7 @@ def template(options: Namespace) -> dict[str, Any]:
     has_openai_key = environment("OPENAI_API_KEY") and not environment("GPT_IMAGE2_API_KEY")
     is_openai = {"$OPENAI_BASE_URL": True, "default": has_openai_key}.get(base_url.source)
     usual = "OPENAI_API_KEY" if is_openai and "OPENAI_API_KEY" in variables else "".join(variables[:1])
-    content = {name: setting.value for name, setting in given.items()}
+    content = {name: checked_value("--init", name, setting.value) for name, setting in given.items()}
     content["base_url"] = checked_base_url(base_url, options.allow_http)
     if options.api_key_env or usual:
         content["api_key_env"] = variable_name(options.api_key_env or usual)
@@ -4601,7 +4631,7 @@ def write_config(path: str, content: Mapping[str, Any], force: bool) -> None:
             stream.write(json.dumps(content, indent=2).encode() + b"\n")
         with suppress(FileNotFoundError), plain_file(path, follow=True) as old:
             text = old.read(MAX_CONFIG_BYTES)
-            if b'"api_key"' in text:
+            if re.search(rb'"(api_key|headers)"', text):
                 with private_file(path + ".bak") as copy:
                     copy.write(text)
         if not give_name(part, path, force):
@@ -4655,7 +4685,8 @@ def forget_requests(wanted: str, console: Console) -> None:
     """Give up the unfinished request with this id, or all that nobody works on."""
     chosen = [path for path in requests_in(journal_roots(console), console) if wanted in (path[-8:], "all")]
     if not chosen and wanted != "all":
-        raise usage_failure(f"there is no unfinished request {quoted(wanted)}",
+        shown = wanted if re.fullmatch("[0-9a-f]{8}", wanted) else quoted(wanted)
+        raise usage_failure(f"there is no unfinished request {shown}",
                             "List them with: " + own_command("config"))
     forgotten = []
     for path in chosen:
@@ -4693,7 +4724,9 @@ def show_history(most: int, console: Console) -> None:
     records = sorted(filter(None, found), key=lambda record: record["time"])
     since = {"today": time.strftime("%Y-%m-%d"), "30 days": local_time(time.time() - 30 * DAY), "all": ""}
     sums = {name: cost_since(records, start) for name, start in since.items()}
-    shown = [{**each, "prompt": redact(each["prompt"], console.secrets.texts)} for each in records[-most:]]
+    hide = partial(redact, secrets=console.secrets.texts)
+    shown = [{**each, "prompt": hide(each["prompt"]), "parameters": map_texts(each.get("parameters"), hide)}
+             for each in records[-most:]]
     if console.as_json:
         console.tell(history=shown, sums=sums)
         return
@@ -4704,8 +4737,9 @@ def show_history(most: int, console: Console) -> None:
             size = f"{file['width']}x{file['height']}"
             console.output(f"{facts}  {size:<9}  {file['path']}  {one_line(record['prompt'], 60)}")
     for name, total in sums.items():
+        number = f"{total['pictures']} picture{'s' * (total['pictures'] != 1)}"
         unknown = f", {total['unknown']} of them of unknown cost" if total["unknown"] else ""
-        console.output(f"{name}: {in_dollars(total)} for {total['pictures']} pictures{unknown}")
+        console.output(f"{name}: {in_dollars(total)} for {number}{unknown}")
 
 def local_time(seconds: float) -> str:
     """A time as people here write it."""

@@ -88,7 +88,9 @@ class PictureDefaultsTest(DefaultsCase):
 
     def test_wrong_values_are_named_with_file_and_setting(self) -> None:
         for name, value in (("quality", 3), ("compression", 101), ("compression", "5"), ("background", "pink"),
-                            ("moderation", "none"), ("format", "bmp2"), ("output", 1), ("size", 7), ("timeout", 0),
+                            ("moderation", "none"), ("format", "bmp2"), ("format", "tiff"), ("output", 1), ("size", 7),
+                            ("size", "foo"),
+                            ("quality", "best"), ("timeout", 0),
                             ("price_per_image", -1), ("history", "no")):
             path = self.write_config({name: value})
             result = self.run_inside("generate", "a fox", "--dry-run")
@@ -133,6 +135,18 @@ class InitWritesTest(ProgramCase):
                                                            "api_key_env": "RUNAPI_API_KEY"})
         self.assertEqual(self.written("--api", "codex"), {"api": "codex",
                                                           "base_url": "https://chatgpt.com/backend-api/codex"})
+
+    def test_nothing_wrong_and_no_secret(self) -> None:
+        path = self.home / ".config" / "gpt-image-2" / "config.json"
+        for options in (["--quality", "best"], ["--size", "foo"], ["--header", "Authorization: Bearer test-key"],
+                        ["--header", "X-Api-Key: test-key"]):
+            result = self.run_inside("config", "--init", *options)
+            self.assertIn(result.exit_code, (USAGE, SETUP), result)
+            self.assertEqual((len(result.errors), path.exists()), (1, False), result)
+            self.assertNotIn("test-key", result.stdout + result.stderr)
+        result = self.run_inside("config", "--init", "--header", "X-Team: a-word-of-mine")
+        self.assertNotIn("a-word-of-mine", result.stdout)
+        self.assertEqual(json.loads(path.read_text())["headers"], {"X-Team": "a-word-of-mine"})
 
     def test_what_was_written_is_used(self) -> None:
         self.written("--quality", "low", "--output", "pictures", "--base-url", self.server.url)
@@ -194,6 +208,7 @@ class InitAsksTest(ProgramCase):
         self.assertEqual((self.exit_code, self.content()), (0, {"base_url": self.server.url, "api_key": KEY}), screen)
         self.assertNotIn(KEY, screen)
         self.assertIn("accepts the key", screen)
+        self.assertNotIn("takes precedence", screen)
         self.assertIn('generate "a red fox in the snow"', screen)
 
     def test_variable_instead(self) -> None:
@@ -237,6 +252,10 @@ class KeyChoiceTest(ProgramCase):
             result = self.run_program("generate", "a fox", env=env)
             self.assertEqual((result.exit_code, len(result.errors), self.server.requests), (SETUP, 1, []), result)
             self.assertIn("$MY_IMAGE_KEY", result.stderr)
+            self.assertIn("Set it", result.stderr)
+        env = {"OTHER_KEY": KEY, "GPT_IMAGE2_API_KEY": "another-key"}
+        result = self.run_program("generate", "a fox", "--api-key-env", "OTHER_KEY", env=env)
+        self.assertEqual(self.only_post().header("authorization"), f"Bearer {KEY}", result)
 
     def test_own_address_goes_first_and_the_port_counts(self) -> None:
         other = "http://127.0.0.1:9/v1"

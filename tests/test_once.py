@@ -411,6 +411,17 @@ class MadeBeforeTest(OnceCase):
         world.run("-o", "third.png")
         self.assertEqual((path.exists(), len(self.receipts(world))), (False, 2))
 
+    def test_wrong_clock_forgets_nothing(self) -> None:
+        self.server.plan(Answer(delay=0.3))
+        world = self.trial("wrong-clock")
+        self.kill(self.start_and_wait(world))
+        self.assert_no_orphans()
+        other = self.trial("another-fox")
+        other.home, other.requests, other.receipts = world.home, world.requests, world.receipts
+        os.utime(str(next(world.requests.glob("[!.]*"))), (0, 0))
+        other.run()
+        self.assertEqual((world.run("--json").json["source"], world.posts()), ("collected", 1))
+
     def test_receipts_are_private_and_hold_no_key(self) -> None:
         world = self.trial("private", "--header", "X-Secret: test-secret-1234")
         world.run()
@@ -513,8 +524,9 @@ class ForgetTest(OnceCase):
 
     def test_unknown_and_nothing(self) -> None:
         world = self.trial("unknown")
-        result = self.config(world, "--forget", "12345678")
+        result = self.config(world, "--forget", "9000eebc")
         self.assertEqual((result.exit_code, len(result.errors)), (USAGE, 1))
+        self.assertIn("9000eebc", result.stderr)
         self.assertIn("config", result.stderr)
         self.assertEqual(self.config(world, "--forget").exit_code, USAGE)
         self.assertEqual(self.config(world, "--forget", "all").exit_code, 0)

@@ -93,7 +93,37 @@ class EstimateTest(PriceCase):
             self.assertIn("config.json", told["error"]["message"])
 
 
+    def test_what_param_says_counts(self) -> None:
+        plain = self.price("--quality", "low", "--size", "square") or [0, 0]
+        ten = self.price("--quality", "low", "--size", "square", "--param", "n=10") or [0, 0]
+        self.assertGreater(ten[0], 9 * plain[0])
+        for odd in ("n=0", "n=-3", "n=x", "partial_images=-1000", "model=other", "size=0x0", "quality=[1]"):
+            self.assertIsNone(self.price("--param", odd), odd)
+
+    def test_flat_price_belongs_to_its_host(self) -> None:
+        config = {"base_url": "https://relay.example/v1", "price_per_image": 0.01, "api_key": "test-key"}
+        price = self.price("--base-url", "https://api.openai.com/v1", "--quality", "high", "--size", "square",
+                           config=config)
+        self.assertGreater((price or [0])[0], 0.2)
+        for value in ("NaN", "Infinity", "-Infinity", "1e999"):
+            self.write_config('{"price_per_image": %s}' % value)
+            result = self.run_inside("generate", "a fox", "--dry-run", "--max-cost", "0.01")
+            self.assertEqual((result.exit_code, len(result.errors)), (SETUP, 1), value)
+
+
 class DryRunTest(PriceCase):
+
+    def test_shows_no_key(self) -> None:
+        env = {"GPT_IMAGE2_API_KEY": "test-key-of-mine"}
+        for words in (["a fox with test-key-of-mine"], ["a fox", "--param", "user=test-key-of-mine"]):
+            result = self.run_inside("generate", *words, "--dry-run", "--json", env=env)
+            self.assertEqual(result.exit_code, USAGE, result)
+            self.assertNotIn("test-key-of-mine", result.stdout + result.stderr)
+
+    def test_taken_name_is_told_like_in_a_run(self) -> None:
+        self.file("taken.png", plain_png(8, 8))
+        told = self.dry("generate", "a fox", "-o", "taken.png")
+        self.assertIn("already exists; saving to a new name", " ".join(told["warnings"]))
 
     def test_leaves_everything_as_it_was(self) -> None:
         before = sorted(map(str, self.root.rglob("*")))
@@ -140,6 +170,16 @@ class OutlookTest(KillCase):
         told = finish(world.launch(sys.executable, PROGRAM, *world.command("--dry-run", "--json", *more))).json
         return told["would"], told["estimate_usd"]
 
+    def test_nothing_was_bought_yet(self) -> None:
+        self.server.plan(Answer(status=429, headers=(("Retry-After", "30"),)))
+        world = self.trial("limited")
+        child = self.start_and_wait(world)
+        assert child.stderr
+        while b"trying again" not in child.stderr.readline():
+            pass
+        self.kill(child)
+        self.assertEqual(self.outlook(world), ("buy", None))
+
     def test_buy_collect_and_made_before(self) -> None:
         answered = threading.Event()
         self.addCleanup(answered.set)
@@ -177,6 +217,18 @@ class LimitTest(KillCase):
             self.assertIn("0.05", error["message"])
             self.assertEqual((world.posts(), world.journal(), world.leftovers()), (0, [], []))
         self.assertEqual((self.limited(world, 0.06).exit_code, world.posts()), (0, 1))
+
+    def test_stricter_limit_wins_beside_an_explicit_file(self) -> None:
+        world = self.trial("stricter")
+        path = self.write_config({"base_url": self.server.url, "price_per_image": 0.5, "max_cost": 1},
+                                 path=world.work / "mine.json")
+        result = world.run("--config", path, "--max-cost", "0.1", "--json")
+        self.assertEqual((result.exit_code, result.json["error"]["kind"], world.posts()), (USAGE, "too_expensive", 0))
+
+    def test_flat_price_is_the_cost(self) -> None:
+        world = self.trial("flat", "--n", "2")
+        self.assertEqual(self.limited(world, None).json["cost_usd"], 0.04)
+        self.assertEqual(self.limited(world, None).json["cost_usd"], 0.04)
 
     def test_unknown_price_is_refused(self) -> None:
         world = self.trial("unknown")

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import unittest
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
@@ -119,7 +120,7 @@ class HalfRemovedTest(PrivateCase):
 
     def test_killed_while_an_old_one_is_forgotten(self) -> None:
         self.leave_unfinished()
-        os.utime(str(self.folder()), (0, 0))
+        os.utime(str(self.folder()), (time.time() - 40 * 86400,) * 2)
         self.assertEqual(self.changed("program.remove_tree = die", "generate", *self.access(), "another"), -9)
         self.assertEqual((self.pending(), len(self.server.posts)), ([], 1))
         self.assertNotIn("collecting", self.again().stderr)
