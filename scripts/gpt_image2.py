@@ -1480,12 +1480,10 @@ def choose_key(settings: Settings) -> KeySource | None:
                             f"(from {settings.base_url.source})",
                             f"To use {host}, set GPT_IMAGE2_API_KEY and GPT_IMAGE2_BASE_URL, or put its key "
                             "and base_url into one config file.", "key")
-    if unset:
-        raise setup_failure(f"no API key for {host_of(base_url)}: {unset}, is not set",
-                            "Set it, or name another variable.", "key")
     other = f"name its variable as api_key_env in {file}" if file else "run: " + own_command("config --init")
-    raise setup_failure(f"no API key for {host_of(base_url)}",
-                        f"Set GPT_IMAGE2_API_KEY (agents may hide OPENAI_API_KEY), or {other}", kind="key")
+    usual = "it" if unset else "GPT_IMAGE2_API_KEY (agents may hide OPENAI_API_KEY)"
+    raise setup_failure(f"no API key for {host_of(base_url)}" + (f": {unset}, is not set" if unset else ""),
+                        f"Set {usual}, or {other}", kind="key")
 
 class Secrets:
     """What must never be shown, as far as it is known by now."""
