@@ -38,7 +38,8 @@ from support import (
 from test_kill import KillCase
 
 LONG = bool(environ.get("LONG"))
-SCHEDULES, LARGE = (200, 30_000_000) if LONG else (24, 3_000_000)  # a picture of 30 MB is an answer of 40 MB
+SCHEDULES = 200 if LONG else 8 if environ.get("FAST") else 24
+LARGE = 30_000_000 if LONG else 3_000_000  # bytes of a picture; 30 MB are an answer of 40 MB
 HANG_UP = 0  # instead of a signal's number: close the reading end of standard output
 # Whatever happens to a command whose server is good; the last two, before Python has begun with the program.
 EXIT_CODES = {0, 129, 130, 141, 143, -signal.SIGKILL, -signal.SIGINT, -signal.SIGTERM}
