@@ -1245,7 +1245,8 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
         raise setting_failure(poll_url, f"poll_url must point to {host}, the host of the key")
     file_host = host_of(address or default_address(content.get("api", "")))  # what is secret there is for it
     named = [named_keys(flags), named_keys(content, path, file_host)]
-    keys = key_sources(api.value, sum(reversed(named) if explicit else named, []), base_url.source)
+    keys = key_sources(api.value, sum(reversed(named) if explicit else named, []), base_url.source,
+                       bool(flags.get("dry_run")))
     headers = merged_headers(layers, file_host, base_url.value, warnings)
     defaults = {name: {**values, **from_flags}[name] for name in PICTURE_KEYS}  # a flag always wins
     if not may_go(file_host, base_url.value):
@@ -1258,11 +1259,11 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
     return Settings(api=api, base_url=base_url, headers=headers, keys=tuple(keys), config_path=path,
                     warnings=tuple(warnings), defaults=defaults, **plain)
 
-def key_sources(api: str, named: list[KeySource], url_source: str) -> list[KeySource]:
+def key_sources(api: str, named: list[KeySource], url_source: str, dry_run: bool) -> list[KeySource]:
     """Every source of the key, the first that counts in front. named: flags, file. Of the variables our own
     may go anywhere but where only a vendor's variable leads; a vendor's only to the host beside it."""
     if api == "codex":
-        return [codex_login()]
+        return [] if dry_run else [codex_login()]
     vendor = {"$OPENAI_BASE_URL": "openai", "$RUNAPI_BASE_URL": "runapi"}.get(url_source)
     hosts = {"GPT_IMAGE2_API_KEY": host_of(SERVICES[vendor].base_url) if vendor else "",
              "OPENAI_API_KEY": host_of(environment("OPENAI_BASE_URL") or DEFAULT_BASE_URL),

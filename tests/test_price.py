@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import sys
 import threading
 import unittest
@@ -50,6 +51,16 @@ class TokensTest(unittest.TestCase):
             width, height = map(int, size.split("x"))
             for quality, dollars in zip(program.PATCHES, prices):
                 self.assertEqual(round(program.image_tokens(width, height, quality) * 30e-6, 3), dollars, size)
+
+
+class PricesInDocumentsTest(unittest.TestCase):
+
+    def test_help_and_readme_say_the_same(self) -> None:
+        readme = (PROGRAM.parent.parent / "README.md").read_text(encoding="utf-8")
+        for quality, seconds in program.TYPICAL_SECONDS.items():
+            dollars = f"${program.image_tokens(1024, 1024, quality) * 30e-6:.3f}"
+            self.assertIn(f"| `{quality}` | {dollars} | {seconds} |", readme)
+            self.assertIn(f"{quality} ({dollars}, {seconds})", program.command_help("generate"))
 
 
 class EstimateTest(PriceCase):
@@ -119,6 +130,11 @@ class DryRunTest(PriceCase):
             result = self.run_inside("generate", *words, "--dry-run", "--json", env=env)
             self.assertEqual(result.exit_code, USAGE, result)
             self.assertNotIn("test-key-of-mine", result.stdout + result.stderr)
+
+    def test_needs_no_sign_in(self) -> None:
+        told = self.dry("generate", "a fox", "--api", "codex")
+        self.assertEqual((told["url"], told["estimate_usd"]),
+                         ("https://chatgpt.com/backend-api/codex/images/generations", None))
 
     def test_taken_name_is_told_like_in_a_run(self) -> None:
         self.file("taken.png", plain_png(8, 8))
@@ -224,6 +240,17 @@ class LimitTest(KillCase):
                                  path=world.work / "mine.json")
         result = world.run("--config", path, "--max-cost", "0.1", "--json")
         self.assertEqual((result.exit_code, result.json["error"]["kind"], world.posts()), (USAGE, "too_expensive", 0))
+
+    def test_first_line_on_a_terminal_names_a_notable_price(self) -> None:
+        for price, shown in ((0.2, True), (0.02, False)):
+            world = self.trial(f"notable-{shown}")
+            self.limited(world, None, price_per_image=price)
+            leader, terminal = pty.openpty()
+            child = world.start("--fresh", stderr=terminal)
+            os.close(terminal)
+            child.communicate(timeout=30)
+            self.assertEqual(f"typically 70 to 280 s, about ${price:.3f}".encode() in os.read(leader, 10_000), shown)
+            os.close(leader)
 
     def test_flat_price_is_the_cost(self) -> None:
         world = self.trial("flat", "--n", "2")
