@@ -1099,7 +1099,8 @@ NEEDED_VARIABLES = r"(?i)(.*_)?(path|home|proxy|ca_bundle|cert_file|cert_dir|tmp
 MAX_CONFIG_BYTES = 1_000_000
 TYPE_NAMES = {dict: "an object", list: "a list", str: "a string", bool: "true or false", int: "a number",
               float: "a number", type(None): "null"}  # JSON's types as people call them
-VARIABLE_NAME = r"[A-Z]{1,12}\d?(_[A-Z]{1,12}\d?)+"  # as people write them; a key does not look like that
+# As people write them; a key does not look like that.
+VARIABLE_NAME = r"[A-Z]{1,12}\d?(_[A-Z]{1,12}\d?)+|[A-Za-z]{1,15}(_[A-Za-z]{1,15}){0,4}"
 # Scheme, host and port, up to the path. User names, blanks and backslashes are read differently elsewhere.
 ORIGIN = re.compile(r"((?i:https?))://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(\d{1,5}))?(?=[/?]|\Z)")
 LOOPBACK = r"localhost|\[::1\]|127(\.(25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)){3}"  # 127.999.1.1 would be a name
@@ -1411,7 +1412,7 @@ def named_keys(values: Mapping[str, Any], path: str = "", host: str = "") -> lis
         found.append(KeySource(path or "--api-key", host, values["api_key"]))
     if name and not path and not environment(variable_name(name)):
         shown = name if re.fullmatch(VARIABLE_NAME, name) else "a variable"
-        raise setup_failure(f"--api-key-env names {shown}, which is not set", kind="key")
+        raise setup_failure(f"--api-key-env names {shown}, which is not set", "Set or correct it.", "key")
     if name:
         where = f"in {path}" if path else "by --api-key-env"
         shown = f"${name}" if environment(name) or re.fullmatch(VARIABLE_NAME, name) else "a variable"
@@ -4579,10 +4580,10 @@ def write_template(options: Namespace, run: Run) -> None:
     if asks:
         content.update(ask_for_key(content["base_url"], content.pop("api_key_env"), path, console))
     write_config(path, content, options.force)
-    if console.as_json:
-        console.tell(config_file=path)
-        return
     shown = {**content, "api_key": mask_key(content.get("api_key", "")), "headers": [*dict(options.header)]}
+    if console.as_json:
+        console.tell(config_file=path, written={name: shown[name] for name in content})
+        return
     console.output(f"Wrote {path}: " + ", ".join(f"{name} {as_text(shown[name])}" for name in content))
     if asks and (content.get("api_key") or environment(content["api_key_env"])):
         check_setup(read_settings(parse(["config", "--config", path]), console), run)

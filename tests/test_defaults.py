@@ -228,6 +228,8 @@ class InitAsksTest(ProgramCase):
             self.assertFalse((self.home / ".config" / "gpt-image-2" / "config.json").exists())
 
     def test_nothing_is_asked_where_a_key_is_set_or_named_or_nobody_is_there(self) -> None:
+        told = self.run_inside("config", "--init", "--json", "--quality", "low").json
+        self.assertEqual(told["written"]["quality"], "low")
         for env, options in (({"GPT_IMAGE2_API_KEY": KEY}, ()), ({}, ("--api-key-env", "MY_KEY")), ({}, ("--json",))):
             screen = self.talk(env=env, options=("--force", *options))
             self.assertEqual(self.exit_code, 0, screen)
@@ -256,6 +258,12 @@ class KeyChoiceTest(ProgramCase):
         env = {"OTHER_KEY": KEY, "GPT_IMAGE2_API_KEY": "another-key"}
         result = self.run_program("generate", "a fox", "--api-key-env", "OTHER_KEY", env=env)
         self.assertEqual(self.only_post().header("authorization"), f"Bearer {KEY}", result)
+
+    def test_variable_of_the_command_line(self) -> None:
+        for name in ("NOPE", "my_key", "MY_KEY", "MyKey"):
+            result = self.run_inside("generate", "a fox", "--api-key-env", name)
+            self.assertEqual((result.exit_code, len(result.errors)), (SETUP, 1), result)
+            self.assertIn(f"names {name}, which is not set", result.stderr)
 
     def test_own_address_goes_first_and_the_port_counts(self) -> None:
         other = "http://127.0.0.1:9/v1"
