@@ -38,7 +38,7 @@ def main(names: list[str]) -> int:
     ordered = [f"{name}.{case}" for name in LONG_MODULES if name in found for case in cases(name)]
     ordered += [name for name in found if name not in LONG_MODULES]
     started, ran, bad, skipped = time.monotonic(), 0, 0, 0
-    with ThreadPoolExecutor((os.cpu_count() or 1) * 2) as pool:
+    with ThreadPoolExecutor((os.cpu_count() or 1) * 3) as pool:
         for name, output in pool.map(run_module, ordered):
             total = re.search(r"^Ran (\d+) tests?", output, re.MULTILINE)
             failures = count("failures", output) + count("errors", output)
