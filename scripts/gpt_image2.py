@@ -3090,7 +3090,7 @@ def pause(wait: Wait, run: Run) -> None:
     rest(min(wait.seconds, run.deadline - time.monotonic()), run, wait.status)
 
 def wait_for_twin(twin: Folder, run: Run) -> Receipt | None:
-    """Wait for who works on the same command: the receipt, the Failure, or None if it died or was removed."""
+    """Wait for the program that works on the same command: its receipt or Failure; None if it died."""
     run.console.note("the same command is at work elsewhere; waiting for its picture (--fresh buys another)")
     word: dict[str, Any] = {}
     try:
