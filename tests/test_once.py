@@ -453,6 +453,14 @@ class InterruptedByAPersonTest(OnceCase):
         caught = re.search(r"SigCgt:\s*([0-9a-f]+)", Path("/proc", str(pid), "status").read_text())
         return bool(caught and int(caught[1], 16) >> (number - 1) & 1)
 
+    def is_waiting(self, pid: int) -> bool:
+        """Whether a process sleeps, and has not woken up for a moment."""
+        status = Path("/proc", str(pid), "status")
+        wanted = r"State:\s*S|voluntary_ctxt_switches:.*"
+        before = re.findall(wanted, status.read_text())
+        time.sleep(0.2)
+        return len(before) == 3 and before == re.findall(wanted, status.read_text())
+
     @unittest.skipUnless(os.path.exists("/proc/uptime"), "needs /proc")
     def test_before_anything_is_sent_it_just_stops(self) -> None:
         world = self.trial("early")
@@ -462,6 +470,8 @@ class InterruptedByAPersonTest(OnceCase):
             child = subprocess.Popen([sys.executable, str(PROGRAM), "generate", "-", *self.access()], stdin=prompt,
                                      stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=world.environment())
         self.wait_until(lambda: self.catches(child.pid, signal.SIGTERM))  # then it is about to read the prompt
+        # It must be reading by then: Python cannot interrupt a read that begins just after the signal came.
+        self.wait_until(lambda: self.is_waiting(child.pid))
         result = self.kill(child, signal.SIGINT)
         self.assertEqual((result.exit_code, len(result.errors)), (130, 1), result)
         self.assertIn("nothing was sent", result.stderr)
