@@ -65,7 +65,8 @@ import signal
 import stat
 import time
 import zlib
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext, redirect_stdout, suppress
+from copy import copy
 from errno import EPERM, EROFS
 from functools import partial
 from itertools import chain, count, groupby
@@ -84,7 +85,7 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
     from subprocess import Popen
-    from typing import Any, BinaryIO, NoReturn
+    from typing import Any, BinaryIO, NoReturn, Optional
 
 # ---- Limits and defaults -------------------------------------------------------------------------
 # Vendor's numbers: OpenAI's image API reference and image generation guide, read 2026-10-08.
@@ -114,6 +115,7 @@ MAX_IMAGES, MAX_IMAGE_BYTES = 16, 50_000_000
 SAFE_MASK_BYTES = 4_000_000  # the API reference says 4 MB, the guide 50 MB
 MAX_MASK_PIXELS, MAX_MASK_EDGE = 64_000_000, 65_535  # more is refused: a few bytes may claim any size
 MAX_N, MAX_PARTIALS = 10, 3
+MAX_JOBS, MAX_BATCH_BYTES = 16, 100_000_000
 EDGE_STEP, MAX_EDGE = 16, 3840  # both edges are multiples of the first; 3840x2160 is accepted
 EDGES = range(EDGE_STEP, MAX_EDGE + 1, EDGE_STEP)
 MAX_RATIO, MIN_PIXELS, MAX_PIXELS = 3, 655_360, 8_294_400
@@ -292,6 +294,7 @@ class Settings(NamedTuple):
     allow_http: Setting
     poll_url: Setting
     history: Setting
+    jobs: Setting
     max_cost: Setting
     price_per_image: Setting
     defaults: Mapping[str, Setting]  # of PICTURE_KEYS
@@ -483,8 +486,21 @@ class Receipt(NamedTuple):
     record: Mapping[str, Any]
     saved: list[Saved]
 
+class Order(NamedTuple):
+    """A job with all that decides how it is bought: a command, or a line of a batch."""
+    job: Job
+    settings: Settings
+    identity: Identity
+    requested: Mapping[str, Any]  # size, format and quality, for the result
+    fresh: bool
+    line: int = 0  # of a batch
+    is_named: bool = True  # its file by the caller, not after the prompt
+    warnings: tuple[str, ...] = ()
+
 if TYPE_CHECKING:
     Layer = dict[str, Setting]  # one source of settings
+    Price = Optional[tuple[float, float]]  # the least and the most, in US dollars; None where it is unknown
+    Action = Callable[[], None]
     Provider = Generator["Request | Wait", Response, list["Image | Failure"]]
     Steps = Generator["Request | Wait", Response, Response]
 
@@ -869,7 +885,7 @@ PRICES_AND_TIMES = ", ".join(
     f"{quality} (${image_tokens(1024, 1024, quality) * DOLLARS_PER_TOKEN['output']:.3f}, {seconds})"
     for quality, seconds in TYPICAL_SECONDS.items())
 
-def estimate(job: Job, settings: Settings) -> tuple[float, float] | None:
+def estimate(job: Job, settings: Settings) -> Price:
     """The least and the most that a job costs, in US dollars; None where no price is known."""
     flat, parameters = settings.price_per_image.value, job.parameters  # --param may say more than options
     n, partials, model = (parameters.get(name, usual) for name, usual in (
@@ -892,19 +908,23 @@ def estimate(job: Job, settings: Settings) -> tuple[float, float] | None:
                  for pick, image, letters in zip((min, max), INPUT_TOKENS, BYTES_PER_TOKEN))
     return round(low, 4), round(high, 4)
 
-def checked_price(job: Job, settings: Settings) -> tuple[float, float] | None:
-    """The estimate for a job, which may not cost more than --max-cost."""
-    (limit, source), price = settings.max_cost, estimate(job, settings)
+def checked_price(prices: Sequence[Price], settings: Settings) -> Price:
+    """The sum of some estimates, which may not be more than --max-cost allows."""
+    limit, source = settings.max_cost
     source = source if source.startswith("--") else f"max_cost in {source}"
-    if limit is not None and price is None:
-        raise Failure("too_expensive", f"{source} sets a limit, but what {job.model} costs at "
+    known = [price for price in prices if price]
+    price = tuple(round(sum(each), 4) for each in zip(*known)) if known else (0.0, 0.0)
+    if len(known) < len(prices) and limit is None:
+        return None
+    if len(known) < len(prices):
+        raise Failure("too_expensive", f"{source} sets a limit, but what {settings.model.value} costs at "
                       f"{host_of(settings.base_url.value)} is unknown",
                       'Set "price_per_image" in the config, or no limit.')
-    if limit is not None and price and price[1] > limit:
+    if limit is not None and price[1] > limit:
         raise Failure("too_expensive", f"this costs {price_text(price)}; {source} allows ${limit}")
     return price
 
-def price_text(price: tuple[float, float] | None) -> str:
+def price_text(price: Price) -> str:
     """An estimate for people."""
     if price is None:
         return "unknown"
@@ -1003,7 +1023,8 @@ def as_parameter(text: str) -> tuple[str, Any]:
         return name, value
 
 PATH = os.fspath  # as it is: a path's bytes need not be UTF-8
-CONFIG, EDIT, IMAGES, ALL = ("config",), ("edit",), ("generate", "edit"), ("generate", "edit", "config")
+CONFIG, GENERATE, EDIT, IMAGES = ("config",), ("generate",), ("edit",), ("generate", "edit")
+ALL = (*IMAGES, *CONFIG)
 OPTIONS = (
     Option(CONFIG, "--show", "", "every setting and where it comes from (default)", alone=True),
     Option(CONFIG, "--init", "", "write a config file that only you can read", alone=True),
@@ -1012,6 +1033,10 @@ OPTIONS = (
     Option(CONFIG, "--history", "[N]", "what was made, and what it cost (default 20)",
            number(1, 1_000_000), alone=True),
     Option(CONFIG, "--forget", "ID|all", "give up an unfinished request", str.lower, alone=True),
+    Option(GENERATE, "--batch", "FILE", "one picture for each line: a prompt, or JSON with the names of\n"
+           "options (image, size, output ...); - means stdin; -o is a folder", PATH),
+    Option(GENERATE, "--jobs", "1-16", "with --batch: how many at a time (default 3)", number(1, MAX_JOBS), 3,
+           config=(int,)),
     Option(EDIT, "--image", "PATH", "another image, 16 in all; can be repeated", PATH, repeatable=True),
     Option(EDIT, "--mask", "PNG", "as large as IMAGE, transparent where it is to change", PATH, wire="mask"),
     Option(EDIT, "--input-fidelity", "KIND", "low or high; older models only", ("low", "high"),
@@ -1062,6 +1087,7 @@ OPTIONS = (
     Option(ALL, "--allow-http", "", "send the key unencrypted to another machine", default=False,
            config=(bool,)),
     Option(ALL, "--config", "PATH", "read the settings from this file; - means stdin", PATH),
+    Option(ALL, "--gallery", "PAGE.html", "also write a page to look at the pictures", PATH),
     Option(ALL, "--json", "", "print the result as one JSON object"),
     Option(ALL, "--quiet", "", "print only warnings, errors and Saved: lines", short="-q"),
     Option(ALL, "--verbose", "", "also show what is sent (keys are hidden)", short="-v"))
@@ -1075,7 +1101,8 @@ CONFIG_KEYS: dict[str, tuple[Any, ...]] = {
 
 # What other image tools call it -> what to write here.
 STRANGERS = {
-    "-n -c --count --num --number --num-images --batch --batch-size --samples": "Use --n.",
+    "-n -c --count --num --number --num-images --batch-size --samples": "Use --n.",
+    "--batch --jobs": "A line of generate --batch FILE can be an edit: give it an image.",
     "-f -y --force --yes --clobber --replace": "Use --overwrite.",
     "--ar --aspect --ratio": "Use --aspect-ratio W:H.", "--output-format": "Use --format.",
     "-s -w --width --height --dimensions --image-size": "Use --size WIDTHxHEIGHT.",
@@ -1256,7 +1283,7 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
     if explicit and limits:
         values["max_cost"] = min(limits, key=lambda limit: limit.value)
     plain = {name: values[name] for name in ("model", "timeout", "proxy", "cacert", "allow_http", "poll_url",
-                                                "history", "max_cost", "price_per_image")}
+                                                "history", "jobs", "max_cost", "price_per_image")}
     return Settings(api=api, base_url=base_url, headers=headers, keys=tuple(keys), config_path=path,
                     warnings=tuple(warnings), defaults=defaults, **plain)
 
@@ -2748,9 +2775,9 @@ def made_before(identity: Identity, console: Console) -> Receipt | None:
             return next(filter(None, (find_receipt(root, identity, console) for root in roots)), None)
     return None
 
-def open_folder(job: Job, settings: Settings, identity: Identity, fresh: bool,
-                console: Console) -> Folder | Receipt:
+def open_folder(order: Order, console: Console) -> Folder | Receipt:
     """The folder of an unfinished identical command, or a new one; its receipt, if it is finished by now."""
+    identity, fresh = order.identity, order.fresh
     for root in journal_roots(console):
         is_known = False
         try:
@@ -2762,7 +2789,7 @@ def open_folder(job: Job, settings: Settings, identity: Identity, fresh: bool,
                 raise setup_failure(f"the same request waits in {root}, which is unusable here: "
                                     f"{reason(error)}", "Run it where you started it (outside the sandbox); "
                                     "--fresh buys a new one.", "state") from None
-    make, problem = partial(make_folder, job, settings, identity, console), ""
+    make, problem = partial(make_folder, order, console), ""
     for path in request_homes():
         try:
             if found := claim(safe_folder(path, console), identity, fresh, console, make):
@@ -2815,8 +2842,9 @@ def take_over(paths: Sequence[str], identity: Identity, console: Console) -> Fol
             return folder
     return None
 
-def make_folder(job: Job, settings: Settings, identity: Identity, console: Console, root: str) -> Folder:
+def make_folder(order: Order, console: Console, root: str) -> Folder:
     """A new folder; the caller has the lock of the root, so that nobody sees it half made."""
+    job, settings, identity = order.job, order.settings, order.identity
     prune(root, console)
     room = room_needed(job.n, as_text(job.parameters.get("size"))) * 3 // 2  # as base64
     room += sum(upload.bytes for upload in job.uploads) * (3 if settings.api.value == "codex" else 1)
@@ -2983,6 +3011,23 @@ def stop_failure(stop: KeyboardInterrupt, folder: Folder) -> Failure:
     return Failure("interrupted", f"{cause}; nothing was bought", exit_code=code)
 
 # ---- Driver: feed the provider -------------------------------------------------------------------
+class SharedPause:
+    """Until when no process of a batch may ask for an image: a rate limit slows all of them."""
+
+    def __init__(self) -> None:
+        import mmap
+        self.memory = mmap.mmap(-1, 8)  # the children of a fork share it
+
+    def left(self) -> float:
+        """Seconds from now."""
+        from struct import unpack_from
+        return max(0.0, float(unpack_from("d", self.memory)[0]) - time.monotonic())
+
+    def extend(self, seconds: float) -> None:
+        """No request for so many seconds."""
+        from struct import pack_into
+        pack_into("d", self.memory, 0, time.monotonic() + max(seconds, self.left()))
+
 class Run(NamedTuple):
     """What every step of one command needs."""
     console: Console
@@ -2991,6 +3036,7 @@ class Run(NamedTuple):
     typical: str = ""
     watch: Callable[[Exchange], None] = lambda exchange: None  # looks at a response while it grows
     collectable: bool = False  # whether the same command can collect what this one leaves
+    calm: SharedPause | None = None  # of a batch
 
 def run_provider(provider: Provider, folder: Folder, run: Run) -> list[Image | Failure]:
     """Send each Request that the provider yields, hand it the Response, and return its Images."""
@@ -3021,6 +3067,8 @@ def send_with_retries(request: Request, exchange: Exchange, run: Run) -> Respons
     attempt = 0
     while True:
         attempt += 1
+        if run.calm and request.purpose == "create":
+            rest(run.calm.left(), run)
         send_or_resume(request, exchange, run)
         outcome = read_outcome(exchange)
         response = read_response(request, exchange, outcome)
@@ -3038,6 +3086,8 @@ def send_with_retries(request: Request, exchange: Exchange, run: Run) -> Respons
             failure.message += f"; the next try would be in {delay:.0f} s, after --timeout has run out"
             raise failure
         run.console.note(f"{failure.message}; trying again in {delay:.1f} s")
+        if run.calm and failure.kind == "rate_limit":
+            run.calm.extend(delay)
         forget_exchange(exchange)
         rest(delay, run)
 
@@ -4060,11 +4110,12 @@ MONEY = {"no": "Nothing was billed.", "maybe": "You may be charged for this imag
 
 class Console:
     """What a person sees: notes, warnings and progress. Every line goes through here, and shows no secret.
-    as_json, quiet, verbose: the options. warnings: all so far, for the JSON result. progress_shown: the next
-    line replaces one. last_sign: when there was progress. lost_output: a line of stdout reached nobody."""
+    label: before each line of stderr. as_json, quiet, verbose: the options. warnings: all so far, for the
+    JSON result. progress_shown: the next line replaces one. last_sign: when there was progress. lost_output:
+    a line of stdout reached nobody."""
 
     def __init__(self, secrets: Secrets) -> None:
-        self.secrets = secrets
+        self.secrets, self.label = secrets, ""
         self.as_json = self.quiet = self.verbose = self.progress_shown = self.lost_output = False
         self.warnings: list[str] = []
         self.started = self.last_sign = time.monotonic()
@@ -4093,7 +4144,7 @@ class Console:
 
     def error_line(self, text: str, indent: str = "") -> None:
         """One line on standard error."""
-        self.say("stderr", indent + self.secrets.clean(text))
+        self.say("stderr", indent + self.label + self.secrets.clean(text))
 
     def note(self, text: str) -> None:
         """What is good to know while it happens."""
@@ -4125,6 +4176,9 @@ class Console:
         """Whether a person sees what this says."""
         return sys.stderr is not None and sys.stderr.isatty()
 
+    def draw(self, text: str) -> None:
+        """TEMPORARY"""
+
     def progress(self, typical: str, status: str = "") -> None:
         """While waiting: a line refreshed every second on a terminal, a new one every 30 s elsewhere."""
         now = time.monotonic()
@@ -4150,6 +4204,10 @@ class Console:
             return
         if record["http_status"] and record["ok"] and not self.quiet:
             self.output(f"HTTP {record['http_status']} in {record['elapsed_s']:.1f} s")
+        self.list_saved(record)
+
+    def list_saved(self, record: Mapping[str, Any]) -> None:
+        """The lines that agents read."""
         for saved in record["saved"]:
             self.output(f"Saved: {saved['path']} ({max(1, round(saved['bytes'] / 1024))} KB)")
         for saved in record["saved"] if environment("OPENCLAW_SHELL") else ():
@@ -4201,32 +4259,53 @@ class Result:
             record["error"] = map_texts({**error, **unknown}, console.secrets.clean)
         return record
 
+GENERATOR = "gpt_image2"
+def write_gallery(page: str, title: str, entries: Sequence[Mapping[str, Any]], unfinished: int = 0) -> None:
+    """TEMPORARY"""
+
 # ---- Commands ------------------------------------------------------------------------------------
-def run_image_command(options: Namespace, run: Run) -> None:
+def run_image_command(options: Namespace, run: Run) -> int:
     """generate and edit."""
-    console = run.console
-    settings = read_settings(options, console)
+    settings = read_settings(options, run.console)
+    ignore_signals = catch_signals()
+    if options.batch:
+        return run_batch(options, settings, run, ignore_signals)
+    if options.jobs:
+        raise usage_failure("--jobs works only with --batch")
+    order = checked_order(options, settings, run)
+    run = for_order(order, run)
+    receipt = None if order.fresh else made_before(order.identity, run.console)
+    page = checked_page(options.gallery)
+    if options.dry_run:
+        tell_outlook(order, receipt, run)
+        return OK
+    if not receipt:
+        key = ready_to_buy([order], settings, run.console)
+        receipt = buy_or_collect(order, key, run, ignore_signals)
+    if receipt:
+        tell_again(receipt, order.job, run)
+    show_gallery(page, [gallery_entry(order, run.result.record(run.console))], run.console)
+    return OK
+
+def checked_order(options: Namespace, settings: Settings, run: Run) -> Order:
+    """What a command asks for, after all checks that need only words, settings and local files."""
     notes: list[str] = []
     fill_options(options, settings, notes)
     if options.output != "-" and os.path.isdir(os.path.expanduser(options.output)):
         options.output = os.path.join(options.output, "")  # plan knows a folder by its last character
     requested = {"size": options.size, "format": chosen_format(options), "quality": options.quality}
     run.result.facts.update(model=settings.model.value, requested=requested)
-    ignore_signals = catch_signals()
     job = read_inputs(plan(options, settings, *read_words(options), notes), settings, notes)
     tell_planned(job, notes, bool(options.aspect_ratio or options.resolution), run)
-    own = re.escape(os.path.join(job.target.folder, job.target.stem))
-    console.secrets.paths.append(own + r"(?:\.partial-\d+|-\d+)?\.\w+")
-    identity = identity_of(job, settings)
-    run = run._replace(typical=TYPICAL_SECONDS.get(as_text(job.parameters.get("quality")), "70 to 280 s"))
-    receipt = None if options.fresh else made_before(identity, console)
-    if options.dry_run:
-        would = "made_before" if receipt else "buy" if options.fresh else outlook(identity, console)
-        tell_outlook(job, settings, would, receipt.saved[0].path if receipt else "", run)
-        return
-    receipt = receipt or buy_or_collect(job, settings, identity, options.fresh, run, ignore_signals)
-    if receipt:
-        tell_again(receipt, job, run)
+    return Order(job, settings, identity_of(job, settings), requested, options.fresh)
+
+def for_order(order: Order, run: Run) -> Run:
+    """The run, which knows what an order's files are called and how long one takes."""
+    target, quality = order.job.target, as_text(order.job.parameters.get("quality"))
+    own = re.escape(os.path.join(target.folder, target.stem))
+    run.console.secrets.paths.append(own + r"(?:\.partial-\d+|-\d+)?\.\w+")
+    run.result.flat = order.settings.price_per_image.value
+    return run._replace(typical=TYPICAL_SECONDS.get(quality, "70 to 280 s"))
 
 def tell_planned(job: Job, notes: Sequence[str], shaped: bool, run: Run) -> None:
     """Say what the caller may not expect of a job, and its size. shaped: whether that was computed."""
@@ -4237,18 +4316,23 @@ def tell_planned(job: Job, notes: Sequence[str], shaped: bool, run: Run) -> None
     if shaped and size != "auto":
         run.console.note(f"--size {size} was computed from --aspect-ratio and --resolution")
 
-def buy_or_collect(job: Job, settings: Settings, identity: Identity, fresh: bool, run: Run,
-                   ignore_signals: Callable[[], None]) -> Receipt | None:
-    """Run a job, or wait for the run of the same command that is at work; the receipt of that one."""
-    console, run.result.flat = run.console, settings.price_per_image.value
-    run = run._replace(deadline=time.monotonic() + settings.timeout.value)
-    check_folder(job.target, job.n, as_text(job.parameters.get("size")), write=True)
+def ready_to_buy(orders: Sequence[Order], settings: Settings, console: Console) -> KeySource:
+    """The key, after a test of all that must work before anything is sent; no job may contain a key."""
+    for job, *_ in orders:
+        check_folder(job.target, job.n, as_text(job.parameters.get("size")), write=True)
     console.detail(check_curl(console.secrets.keys))
     key = find_key(settings, console)
-    refuse_keys(job, console.secrets.keys)
+    for job, *_ in orders:
+        refuse_keys(job, console.secrets.keys)
+    return key
+
+def buy_or_collect(order: Order, key: KeySource, run: Run, ignore_signals: Action) -> Receipt | None:
+    """Run a job, or wait for the run of the same command that is at work; the receipt of that one."""
+    console, settings = run.console, order.settings
+    run = run._replace(deadline=time.monotonic() + settings.timeout.value)
     found: Folder | Receipt | None = None
     while found is None:
-        found = open_folder(job, settings, identity, fresh, console)
+        found = open_folder(order, console)
         if isinstance(found, Folder) and found.is_busy:
             found = wait_for_twin(found, run._replace(collectable=True))
     if isinstance(found, Receipt):
@@ -4256,21 +4340,24 @@ def buy_or_collect(job: Job, settings: Settings, identity: Identity, fresh: bool
     console.secrets.paths.append(re.escape(found.path) + r"(?:/\d+\.answer)?")
     try:
         if found.state() == UNSENT:
-            checked_price(job, settings)
+            checked_price([estimate(order.job, settings)], settings)
     except Failure:
         found.remove()
         release(found.lock)
         raise
     try:
-        run_job(job, settings, key, found, identity, run, ignore_signals)
+        run_job(order, key, found, run, ignore_signals)
     except Failure as failure:
-        if fresh and failure.collectable:
+        if order.fresh and failure.collectable:
             failure.hint = f"From now on without --fresh: {failure.hint}"
         raise
     return None
 
-def outlook(identity: Identity, console: Console) -> str:
-    """What a command without a receipt would do now: buy, or collect (or wait for) what was bought."""
+def what_would_be(order: Order, console: Console) -> str:
+    """What a command would do now: buy, collect (or wait for) what was bought, or tell what was made."""
+    identity = order.identity
+    if order.fresh or made_before(identity, console):
+        return "buy" if order.fresh else "made_before"
     for same, others in [same_requests(root, identity, console) for root in journal_roots(console)]:
         for path in same + others:
             folder = Folder(path, take_lock(os.path.join(path, "owner")), True)
@@ -4279,29 +4366,31 @@ def outlook(identity: Identity, console: Console) -> str:
                 return "collect"
     return "buy"
 
-def tell_outlook(job: Job, settings: Settings, would: str, made: str, run: Run) -> None:
-    """--dry-run: what the command would do, from what is known without key, network or a change on disk.
-    made: the picture that it made before, if any."""
-    hide = partial(redact, secrets=run.console.secrets.texts)
+def tell_outlook(order: Order, receipt: Receipt | None, run: Run) -> None:
+    """--dry-run: what the command would do, from what is known without key, network or a change on disk."""
+    job, settings, console = order.job, order.settings, run.console
+    hide = partial(redact, secrets=console.secrets.texts)
     check_folder(job.target, job.n, as_text(job.parameters.get("size")))
-    refuse_keys(job, run.console.secrets.keys)
-    price = checked_price(job, settings) if would == "buy" else (0.0, 0.0)
+    refuse_keys(job, console.secrets.keys)
+    would = what_would_be(order, console)
+    price = checked_price([estimate(job, settings)] if would == "buy" else [], settings)
     request = next(settings.service.provider(job, settings, KeySource("nothing", ""), ""))
     assert isinstance(request, Request)  # every provider begins with one
-    output = made or free_path(job, run.console)
-    if run.console.as_json:
+    output = receipt.saved[0].path if receipt else free_path(job, console)
+    if console.as_json:
         files = [{"path": shown_input(upload.path), "bytes": upload.bytes} for upload in job.uploads]
-        run.console.tell(would=would, method=request.method, url=request.url, model=job.model,
-                         prompt=hide(job.prompt), parameters=map_texts(job.parameters, hide), files=files,
-                         typical=run.typical, output=output, estimate_usd=price)
+        console.tell(would=would, method=request.method, url=request.url, model=job.model,
+                     prompt=hide(job.prompt), parameters=map_texts(job.parameters, hide), files=files,
+                     typical=run.typical, output=output, estimate_usd=price)
         return
     sent = [f"{name} {as_text(value)}" for name, value in job.parameters.items()]
-    words = {"buy": "would buy", "collect": "would collect what is paid", "made_before": "was made before"}
-    for line in (f"{words[would]}: {request.method} {request.url}, {', '.join([job.model, *sent])}",
+    for line in (f"{OUTLOOKS[would]}: {request.method} {request.url}, {', '.join([job.model, *sent])}",
                  *(f"with {each.name}" + f" ({max(1, round(each.bytes / 1024))} KB)" * bool(each.bytes)
                    for each in job.uploads),
                  f"to {output}", f"price: {price_text(price)}; time: {run.typical}"):
-        run.console.output(run.console.secrets.clean(line))
+        console.output(console.secrets.clean(line))
+
+OUTLOOKS = {"buy": "would buy", "collect": "would collect what is paid", "made_before": "was made before"}
 
 def free_path(job: Job, console: Console) -> str:
     """Where the first picture is to go; with a warning if another one is there."""
@@ -4312,26 +4401,81 @@ def free_path(job: Job, console: Console) -> str:
 
 def tell_again(receipt: Receipt, job: Job, run: Run) -> None:
     """The result of a command that was finished before."""
-    run.result.saved = receipt.saved
-    run.result.facts.update({name: receipt.record.get(name) for name in PURCHASE_FACTS}, source="made_before")
+    recall(receipt, job, run)
     made = local_time(receipt.record["time"])
     run.console.note(f"made before ({made}): nothing was bought now; --fresh buys another take")
-    warn_about_differences(job, run)
     run.console.finish(run.result.record(run.console))
+
+def recall(receipt: Receipt, job: Job, run: Run) -> None:
+    """Fill in a result from what was made before."""
+    run.result.saved = receipt.saved
+    run.result.facts.update({name: receipt.record.get(name) for name in PURCHASE_FACTS}, source="made_before")
+    warn_about_differences(job, run)
+
+def command_of(order: Order) -> str:
+    """The command that makes an order's picture, or finds it again."""
+    job, settings, runapi = order.job, order.settings, order.settings.api.value == "runapi"
+    rows = {(row.runapi if runapi else row.wire): row for row in OPTIONS}
+    words = [quote(shown_input(upload.path)) for upload in job.images]
+    more = {"n": job.n} if job.n > 1 else {}
+    for name, value in {**more, **job.parameters}.items():
+        if row := rows.get(name):
+            words += [row.flag, *([quote(as_text(value))] if row.value else [])]
+        else:
+            words += ["--param", quote(f"{name}={as_text(value)}")]
+    words += ["--mask", quote(shown_input(job.mask.path))] if job.mask else []
+    words += ["--model", quote(job.model)] if job.model != DEFAULT_MODEL else []
+    for setting in (settings.base_url, settings.api):
+        words += [setting.source, quote(setting.value)] if setting.source.startswith("--") else []
+    words += ["-o", quote(order.identity.output), *(["--"] if job.prompt.startswith("-") else [])]
+    return own_command(" ".join([job.command, *words, quote(job.prompt)]))
+
+def gallery_entry(order: Order, record: Mapping[str, Any]) -> dict[str, Any]:
+    """What the gallery shows of a result."""
+    parameters = order.job.parameters
+    return {"saved": record["saved"], "prompt": order.job.prompt, "size": parameters.get("size"),
+            "quality": parameters.get("quality"), "elapsed_s": record["elapsed_s"], "time": time.time(),
+            "cost_usd": record["cost_usd"], "command": command_of(order),
+            "error": json_path(record, "error", "message")}
+
+def checked_page(path: str | None) -> str:
+    """The full path of --gallery's page, which can be written and does not replace another's file."""
+    import tempfile
+    page = os.path.abspath(os.path.expanduser(path)) if path else ""
+    try:
+        if os.path.lexists(page):
+            with plain_file(page, follow=True) as stream:
+                if GENERATOR.encode() not in stream.read(HEAD):
+                    raise OSError("this program did not write what is there")
+        if page:
+            tempfile.TemporaryFile(dir=os.path.dirname(page)).close()
+    except OSError as error:
+        raise target_failure(f"cannot write {path}: {reason(error)}", "Name another file.") from None
+    return page
+
+def show_gallery(page: str, entries: Sequence[Any], console: Console, unfinished: int = 0) -> None:
+    """Write the page, if there is to be one; a problem is only a warning now."""
+    try:
+        if page:
+            write_gallery(page, "Pictures", entries, unfinished)
+    except OSError as error:
+        console.warn(f"cannot write the gallery {page}: {reason(error)}")
 
 # Fields of the result that a receipt repeats.
 PURCHASE_FACTS = ("elapsed_s", "usage", "cost_usd", "request_id")
 
-def receipt_record(job: Job, settings: Settings, identity: Identity, run: Run) -> dict[str, Any]:
+def receipt_record(order: Order, parameters: Mapping[str, Any], run: Run) -> dict[str, Any]:
     """What a receipt says: the command without its key, what it cost, and the files as they are now."""
+    job, settings = order.job, order.settings
     saved = [{"path": file.path, "bytes": file.bytes, "mtime_ns": file.mtime_ns, **file.picture._asdict()}
              for file in run.result.saved]
     return {"schema": SCHEMA, "version": VERSION, "time": time.time(), "command": job.command,
             "prompt": job.prompt, "model": job.model, "host": host_of(settings.base_url.value),
-            "parameters": job.parameters, "output": identity.output, "saved": saved,
+            "parameters": parameters, "output": order.identity.output, "saved": saved,
+            "again": command_of(order),
             **map_texts({name: run.result.facts[name] for name in PURCHASE_FACTS}, run.console.secrets.clean)}
 
-def catch_signals() -> Callable[[], None]:
+def catch_signals() -> Action:
     """Let SIGTERM and SIGHUP stop the program like Ctrl-C, but not one that is ignored already (nohup).
     Returns a function that ignores them all from then on; call it when only a short cleanup is left."""
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -4439,18 +4583,17 @@ def refuse_keys(job: Job, keys: Sequence[str]) -> None:
 # stopped while it is made      yes                yes            maybe, yes if it came     no
 # stopped before or in between  no                 no             no, maybe if curl died    -
 # a bug in this program         yes                yes            maybe after a response    yes
-def run_job(job: Job, settings: Settings, key: KeySource, folder: Folder, identity: Identity, run: Run,
-            ignore_signals: Callable[[], None]) -> None:
+def run_job(order: Order, key: KeySource, folder: Folder, run: Run, ignore_signals: Action) -> None:
     """One checked job, however it ends: its folder stays as long as there is something to collect."""
-    keep_folder = True
+    job, settings, keep_folder = order.job, order.settings, True
     try:
         job = own_inputs(job, settings, folder, run)
         provider = settings.service.provider(job, settings, key, os.path.basename(folder.path))
         make_images(provider, job, settings, folder, run)
-        made = receipt_record(job, settings, identity, run)
+        made = receipt_record(order, job.parameters, run)
         folder.leave_word({"made": made})
         if settings.history.value and folder.journaled:
-            keep_receipt(folder, identity, made, run.console)
+            keep_receipt(folder, order.identity, made, run.console)
         run.console.finish(run.result.record(run.console))  # last: whoever does not hear it can ask again
         ignore_signals()
         keep_folder = False
@@ -4544,21 +4687,23 @@ def billed_in_the_end(folder: Folder, failure: Failure | None = None, saved: boo
         return "maybe"  # it came after a paid request
     return failure.billed
 
-def run_config_command(options: Namespace, run: Run) -> None:
+def run_config_command(options: Namespace, run: Run) -> int:
     """config: --show (the default), --init, --check, --history or --forget."""
-    stray = [name for name in ("force", *PICTURE_KEYS) if getattr(options, name) is not None]
-    if stray and not options.init:
-        raise usage_failure(f"--{stray[0]} only works with --init")
+    stray = [name for name in ("force", "jobs", *PICTURE_KEYS) if getattr(options, name) is not None]
+    refuse_broken(
+        (stray and not options.init, f"--{(stray or [''])[0]} only works with --init", ""),
+        (options.gallery and not options.history, "--gallery only works with --history", ""))
     if options.init:
         write_template(options, run)
     elif options.check:
         check_setup(read_settings(options, run.console), run)
     elif options.history:
-        show_history(options.history, run.console)
+        show_history(options.history, checked_page(options.gallery), run.console)
     elif options.forget:
         forget_requests(options.forget, run.console)
     else:
         show_settings(read_settings(options, run.console), run.console)
+    return OK
 
 def write_template(options: Namespace, run: Run) -> None:
     """--init: a config file that only its owner can read. On a terminal without a key it asks for one."""
@@ -4716,7 +4861,7 @@ def forget_request(folder: Folder, console: Console) -> dict[str, str]:
     release(folder.lock)
     return {**told_request(folder, record), "billed": billed}
 
-def show_history(most: int, console: Console) -> None:
+def show_history(most: int, page: str, console: Console) -> None:
     """What was made, the newest last, and what it cost."""
     folders = filter(os.path.isdir, map(receipts_beside, journal_roots(console)))
     paths = [os.path.join(folder, name) for folder in folders for name in os.listdir(folder)]
@@ -4727,6 +4872,8 @@ def show_history(most: int, console: Console) -> None:
     hide = partial(redact, secrets=console.secrets.texts)
     shown = [{**each, "prompt": hide(each["prompt"]), "parameters": map_texts(each.get("parameters"), hide)}
              for each in records[-most:]]
+    show_gallery(page, [{**each, "command": each.get("again"), "size": each["parameters"].get("size"),
+                         "quality": each["parameters"].get("quality")} for each in shown[::-1]], console)
     if console.as_json:
         console.tell(history=shown, sums=sums)
         return
@@ -4812,6 +4959,344 @@ def model_line(document: Any, model: str) -> str:
         return f"note  {model} is not in the server's list of models"
     date = json_path(rows[0], "shutdown_date")
     return f"note  {model} is listed, shut down on {date}" if date else f"ok    {model} is listed"
+
+# ---- Batch: many jobs in one command -------------------------------------------------------------
+# What a line may say besides its prompt; everything else is the same for all lines.
+LINE_KEYS = {row.name: row for row in OPTIONS if row.name in (*PICTURE_KEYS, "model")
+             or (row.commands in (EDIT, IMAGES) and row.name != "dry_run")}
+
+def run_batch(options: Namespace, settings: Settings, run: Run, ignore_signals: Action) -> int:
+    """generate --batch: every line is checked before the first is sent."""
+    console, page = run.console, checked_page(options.gallery)
+    refuse_broken(
+        (options.words or options.prompt_file, "with --batch the prompts are in the lines of its file", ""),
+        (options.batch == options.config == "-", "standard input cannot be both config and batch", ""),
+        (options.output and is_picture_name(options.output), "with --batch, -o names a folder", ""))
+    orders = read_batch(options, settings, run)
+    woulds = {order.line: what_would_be(order, console) for order in orders}
+    to_buy = [order for order in orders if woulds[order.line] == "buy"]
+    price = checked_price([estimate(order.job, order.settings) for order in to_buy], settings)
+    if options.dry_run:
+        tell_batch_outlook(orders, woulds, price, console)
+        return OK
+    batch = Batch(settings.jobs.value, page, run)
+    made = [order for order in orders if woulds[order.line] == "made_before"]
+    others = [order for order in orders if woulds[order.line] != "made_before"]
+    if others:
+        console.note(f"{len(orders)} jobs, {len(to_buy)} of them to buy, price: {price_text(price)}")
+        batch.key = ready_to_buy(others, settings, console)
+    return batch.run_all(made, others, ignore_signals)
+
+def tell_batch_outlook(orders: Sequence[Order], woulds: Mapping[int, str], price: Price,
+                       console: Console) -> None:
+    """--dry-run of a batch: what would become of each line, and what all that is to be bought would cost."""
+    for order in orders:
+        job, would = order.job, woulds[order.line]
+        own = estimate(job, order.settings) if would == "buy" else (0.0, 0.0)
+        output = first_path(job.target, job.n, job.parameters.get("output_format", "png"))
+        if console.as_json:
+            console.tell(job=order.line, would=would, output=output, estimate_usd=own)
+        else:
+            text = f"line {order.line}: {OUTLOOKS[would]}, to {output}, price: {price_text(own)}"
+            console.output(console.secrets.clean(text))
+    to_buy = list(woulds.values()).count("buy")
+    if console.as_json:
+        console.tell(batch={"jobs": len(orders), "to_buy": to_buy, "estimate_usd": price})
+    else:
+        console.output(f"{len(orders)} jobs, {to_buy} of them to buy; price: {price_text(price)}")
+
+def batch_lines(path: str) -> list[tuple[int, str]]:
+    """(number, text) of the lines that ask for something."""
+    try:
+        with nullcontext(sys.stdin.buffer) if path == "-" else open(os.path.expanduser(path), "rb") as stream:
+            content = stream.read(MAX_BATCH_BYTES + 1)
+        if len(content) > MAX_BATCH_BYTES:
+            raise OSError(f"it is larger than {MAX_BATCH_BYTES // 1_000_000} MB")
+        lines = enumerate(re.split("\r\n?|\n", content.decode("utf-8-sig")), 1)
+    except (OSError, AttributeError) as error:  # standard input may be closed
+        raise usage_failure(f"cannot read the batch from {path}: {reason(error)}") from None
+    except UnicodeDecodeError:
+        raise usage_failure(f"the batch in {path} is not UTF-8 text", "Save it as UTF-8.") from None
+    return [(number, line.strip()) for number, line in lines if not re.match(r"\s*(#|\Z)", line)]
+
+def read_batch(options: Namespace, settings: Settings, run: Run) -> list[Order]:
+    """One order for each line. All faults are told with their lines; then nothing is sent."""
+    lines, orders, faults = batch_lines(options.batch), [], []
+    value, source = settings.defaults["output"]
+    name = "batch" if options.batch == "-" else os.path.basename(options.batch)
+    stem = os.path.splitext(name)[0]
+    named = stem if stem != name or name == "batch" else name + "-pictures"  # it must not be the file itself
+    folder = options.output or (named if source == "default" or is_picture_name(value) else value)
+    for number, line in lines:
+        try:
+            orders.append(read_line(line, number, folder, options, settings, for_line(number, (), run)))
+        except Failure as failure:
+            faults.append((number, failure.message, failure.hint))
+    orders, clashes = named_apart(orders)
+    faults += [(other.line, f"line {one.line} saves another picture in {one.identity.output}", "")
+               for one, other in clashes]
+    for number, message, hint in sorted(faults):
+        text = run.console.secrets.clean(f"line {number}: {message}")
+        run.console.warnings.append(text)  # for the JSON result
+        run.console.error_line(f"{text}{'' if text.endswith('?') else '.'} {hint}".rstrip())
+    if faults or not orders:
+        raise usage_failure(f"{len(faults)} of {len(lines)} lines cannot be used; nothing was sent" if faults
+                            else f"there is no prompt in {options.batch}")
+    return orders
+
+def for_line(number: int, warnings: Sequence[str], run: Run) -> Run:
+    """A run for one line, whose console knows the same secrets and says which line it speaks of."""
+    console = Console(Secrets())
+    console.secrets.texts, console.secrets.keys = run.console.secrets.texts, run.console.secrets.keys
+    console.secrets.paths = list(run.console.secrets.paths)
+    console.label, console.quiet, console.warnings = f"line {number}: ", True, list(warnings)
+    return run._replace(console=console, result=Result())
+
+def read_line(line: str, number: int, folder: str, options: Namespace, settings: Settings, run: Run) -> Order:
+    """The checked order of one line: a prompt, or a JSON object."""
+    given = {"prompt": line}
+    if line.startswith("{"):
+        try:
+            given = json.loads(line, parse_constant=str)
+        except (ValueError, RecursionError) as error:
+            raise usage_failure(f"it is not valid JSON: {error}") from None
+    own, prompt = copy(options), given.pop("prompt", "")
+    own.command, own.output = "edit" if given.get("image") else "generate", ""
+    for key, value in given.items():
+        if value is not None:
+            setattr(own, key.replace("-", "_"), line_value(key.replace("-", "_"), value, own.command))
+    split_shape(own)
+    if not isinstance(prompt, str) or "-" in (prompt, own.prompt_file):
+        raise usage_failure("the prompt of a line must be a text in that line, or a file")
+    if own.model != options.model:
+        settings = settings._replace(model=Setting(own.model, f"line {number}"))
+    own.words, own.output = [prompt] if prompt else [], os.path.join(folder, os.path.expanduser(own.output))
+    order = checked_order(own, settings, run)._replace(line=number)
+    if own.output.endswith(("/", os.sep)):  # a folder
+        stem = f"{file_stem(order.job.prompt)}-{order.identity.fingerprint[:4]}"
+        order = renamed(order, stem)._replace(is_named=False)
+    return order._replace(warnings=tuple(run.console.warnings))
+
+def line_value(name: str, value: Any, command: str) -> Any:
+    """The value that a line gives to an option."""
+    row = LINE_KEYS.get(name)
+    if row is None:
+        raise usage_failure(f"unknown key {quoted(name)}.{nearest(name, [*LINE_KEYS, 'prompt'])}")
+    if command not in row.commands:
+        raise usage_failure(f"{name} needs an image")
+    if row.repeatable and isinstance(value, dict):
+        return list(value.items())
+    if row.repeatable:
+        return [read_value(row, as_text(item)) for item in (value if isinstance(value, list) else [value])]
+    if isinstance(value, (dict, list)) or isinstance(value, bool) != (not row.value):
+        raise usage_failure(f"{name} cannot be {TYPE_NAMES[type(value)]}")
+    value = read_value(row, as_text(value)) if row.value else value
+    if isinstance(row.accepts, tuple) and row.value and value not in row.accepts:
+        raise usage_failure(f"{name} cannot be {quoted(value)}, only {', '.join(row.accepts)}")
+    return value
+
+def file_stem(prompt: str) -> str:
+    """A name from a prompt's first words, in any script, that every file system takes."""
+    from unicodedata import category, normalize
+    letters = (sign if category(sign)[0] in "LMN" else " " for sign in normalize("NFC", prompt[:300].lower()))
+    name = "-".join("".join(letters).split())
+    short = utf8(name)[:50].decode("utf-8", "ignore")
+    return (name if short == name else short.rpartition("-")[0] or short) or "picture"
+
+def renamed(order: Order, stem: str) -> Order:
+    """The order with another name for its file."""
+    suffix = SUFFIXES[order.requested["format"]][0]
+    job = order.job._replace(target=order.job.target._replace(stem=stem, suffix=suffix))
+    return order._replace(job=job, identity=identity_of(job, order.settings))
+
+def named_apart(orders: Sequence[Order]) -> tuple[list[Order], list[tuple[Order, Order]]]:
+    """(the orders, equal ones only once; the pairs of different ones that name the same file)."""
+    from unicodedata import normalize
+    first: dict[str, Order] = {}
+    clashes = []
+
+    def place(order: Order) -> str:  # some file systems see no difference
+        return normalize("NFC", order.identity.output).lower()
+
+    for order in sorted(orders, key=lambda each: (not each.is_named, each.identity.fingerprint, each.line)):
+        fingerprint = order.identity.fingerprint
+        if not order.is_named and first.get(place(order), order).identity.fingerprint != fingerprint:
+            order = renamed(order, order.job.target.stem + fingerprint[4:12])  # equal four digits
+        other = first.setdefault(place(order), order)
+        if other.identity.fingerprint != fingerprint:
+            clashes.append((other, order) if other.line < order.line else (order, other))
+    return sorted(first.values(), key=lambda order: order.line), clashes
+
+class Child(NamedTuple):
+    """A process that works on an order; its result arrives through a pipe."""
+    order: Order
+    pid: int
+    text: bytearray
+
+class Batch:
+    """Runs orders in forked children, some at a time, and tells each result as it comes.
+    running: by the pipe of each. stopped: why no other job may begin. limited: what met a rate limit, to be
+    tried once more at the end. counts: of results by source. entries: of the gallery."""
+
+    def __init__(self, jobs: int, page: str, run: Run) -> None:
+        self.jobs, self.page, self.console, self.key = jobs, page, run.console, KeySource("nothing", "")
+        self.run = run._replace(calm=SharedPause())
+        self.running: dict[int, Child] = {}
+        self.waiting: list[Order] = []
+        self.limited: list[Order] = []
+        self.entries: list[dict[str, Any]] = []
+        self.counts = dict.fromkeys(("bought", "collected", "made_before", "failed"), 0)
+        self.total, self.dollars, self.exit_code, self.signal_code = 0, 0.0, OK, OK
+        self.stopped, self.is_last_round = "", False
+
+    def run_all(self, made: Sequence[Order], others: Sequence[Order], ignore_signals: Action) -> int:
+        """Run all orders, first those that were made before; the exit code: the highest of their own."""
+        self.total, self.waiting = len(made) + len(others), [*others[::-1]]
+        for order in made:
+            run = self.run_of(order)
+            if receipt := made_before(order.identity, run.console):
+                recall(receipt, order.job, run)
+                self.tell(order, run.result.record(run.console), OK)
+            else:  # removed a moment ago
+                self.waiting.append(order)
+        if self.waiting and not hasattr(os, "fork"):
+            self.console.note("there is no fork on this system: one job after the other")
+        self.work()
+        if self.limited and not self.stopped:
+            self.waiting, self.limited, self.is_last_round = self.limited, [], True
+            self.work()
+        ignore_signals()
+        self.sum_up()
+        return self.signal_code or self.exit_code
+
+    def work(self) -> None:
+        """Until nothing runs and nothing may begin."""
+        while self.running or (self.waiting and not self.stopped):
+            try:
+                while self.waiting and len(self.running) < self.jobs and not self.stopped:
+                    self.start(self.waiting.pop())
+                self.listen()
+            except KeyboardInterrupt as stop:  # what they have begun can be collected
+                self.stopped, self.signal_code = self.stopped or "interrupted", signal_exit_code(stop)
+                for child in self.running.values():
+                    os.kill(child.pid, signal.SIGTERM)
+
+    def run_of(self, order: Order) -> Run:
+        """A run for this order alone."""
+        run = for_order(order, for_line(order.line, order.warnings, self.run))
+        run.result.facts.update(model=order.job.model, requested=order.requested)
+        return run
+
+    def start(self, order: Order) -> None:
+        """Begin one job in a process of its own; without fork, here and now."""
+        run = self.run_of(order)
+        if not hasattr(os, "fork"):
+            import io
+            with redirect_stdout(io.StringIO()) as told:
+                exit_code = self.buy(order, run)
+            self.end(order, told.getvalue().encode(), exit_code)
+            if exit_code > 128:
+                self.stopped, self.signal_code = "interrupted", exit_code
+            return
+        reader, writer = os.pipe()
+        if pid := os.fork():
+            os.close(writer)
+            self.running[reader] = Child(order, pid, bytearray())
+            return
+        exit_code = BUG
+        try:  # the child: what it prints is its result, and if the parent dies, nobody reads it any more
+            for pipe in (reader, *self.running):
+                os.close(pipe)
+            null = os.open(os.devnull, os.O_RDWR)
+            for stream in (1, 2):  # whoever reads the parent's streams must not wait for its children
+                os.dup2(null, stream)
+            sys.stdout, sys.stderr = open(writer, "w", encoding="utf-8"), None
+            exit_code = self.buy(order, run)
+            sys.stdout.flush()
+        finally:
+            os._exit(exit_code)
+
+    def buy(self, order: Order, run: Run) -> int:
+        """Make the picture of one order; prints the result as JSON."""
+        run.console.as_json = True
+
+        def action() -> int:
+            if receipt := buy_or_collect(order, self.key, run, catch_signals()):
+                tell_again(receipt, order.job, run)
+            return OK
+        return exit_code_of(action, run)
+
+    def listen(self) -> None:
+        """Read what children say, and what the end of one means."""
+        if self.console.is_unread() and not self.stopped:
+            raise KeyboardInterrupt(signal.SIGPIPE)
+        for pipe in select.select(list(self.running), [], [], 0.5)[0] if self.running else ():
+            order, pid, text = self.running[pipe]
+            if piece := os.read(pipe, BLOCK):
+                text += piece
+                continue
+            os.close(pipe)
+            del self.running[pipe]
+            self.end(order, bytes(text), os.waitpid(pid, 0)[1] >> 8)
+        done = sum(self.counts.values())
+        self.console.draw(f"{done} of {self.total}, {len(self.running)} under way, "
+                          f"{self.counts['failed']} failed, ${self.dollars:.2f}")
+
+    def end(self, order: Order, text: bytes, exit_code: int) -> None:
+        """The result of a job, whole, or a failure if its process died."""
+        try:
+            record = json.loads(text)
+        except ValueError:
+            run, exit_code = self.run_of(order), NO_ANSWER
+            failure = Failure("stopped", "the job's process died", exit_code=exit_code, collectable=True)
+            record = run.result.record(run.console, failure)
+        self.tell(order, record, exit_code)
+
+    def tell(self, order: Order, record: Mapping[str, Any], exit_code: int) -> None:
+        """Tell one result, and what it means for the others."""
+        error, console = record.get("error"), self.run_of(order).console
+        if error and error["kind"] == "rate_limit" and not self.is_last_round:
+            self.limited.append(order)
+            return
+        if error and (exit_code == SETUP or error["kind"] in ("quota", "too_expensive")):
+            self.stopped = self.stopped or error["message"]
+        source = "failed" if error else record["source"]
+        self.counts[source] += 1
+        self.exit_code = max(self.exit_code, exit_code)
+        self.dollars += record["cost_usd"] or 0.0 if source in ("bought", "failed") else 0.0
+        for warning in record["warnings"]:
+            console.warn(warning)
+        if self.console.as_json:
+            self.console.output(json.dumps({"job": order.line, **record}))
+        else:
+            self.console.list_saved(record)
+        if error:
+            texts = {name: error[name] for name in ("kind", "message", "hint", "billed")}
+            console.explain(Failure(**texts, exit_code=exit_code))
+        elif not self.console.is_terminal():
+            cost = f", {in_dollars(record)}" if record["cost_usd"] is not None else ""
+            self.console.note(f"line {order.line}: {source.replace('_', ' ')}{cost}")
+        if self.page:
+            self.entries.append(gallery_entry(order, record))
+            show_gallery(self.page, self.entries, self.console, self.total - len(self.entries))
+
+    def sum_up(self) -> None:
+        """The end of a batch."""
+        left = self.total - sum(self.counts.values())
+        seconds = round(time.monotonic() - self.console.started, 1)
+        facts = {"jobs": self.total, **self.counts, "not_started": left, "cost_usd": round(self.dollars, 4),
+                 "elapsed_s": seconds}
+        if self.page:
+            show_gallery(self.page, self.entries, self.console)
+        if self.console.as_json:
+            self.console.output(json.dumps({"schema": 1, "ok": not self.exit_code, "batch": facts,
+                                            "warnings": self.console.warnings}))
+        counts = [f"{number} {name.replace('_', ' ')}" for name, number in self.counts.items() if number]
+        self.console.note(f"{self.total} jobs: {', '.join(counts)}; ${self.dollars:.3f}, {seconds:.0f} s")
+        if left:
+            self.console.warn(f"{left} not started: {self.stopped}")
+        if left or self.counts["failed"]:
+            self.console.note("Run the same command again for the rest: what is made is not bought again.")
 
 # ---- Parser --------------------------------------------------------------------------------------
 HELP = """\
@@ -4914,14 +5399,18 @@ def parse(arguments: list[str]) -> Namespace:
                       nearest(plain, (row.flag for row in OPTIONS if command in row.commands), 0.75))
         shown = unknown if re.search(HARMLESS, unknown) else unknown[:2]
         raise usage_failure(f"unknown option {shown}.{advice}", "See: " + own_command(f"{command} --help"))
-    for name, fitting in (("aspect_ratio", "[0-9]+:[0-9]+"), ("resolution", "[124]k")):
-        if re.fullmatch(fitting, options.size or "") and not getattr(options, name):
-            setattr(options, name, options.size)  # --size may say what these two say
-            options.size = "auto"
+    split_shape(options)
     options.command, options.words = command, options.words + left + arguments[cut + 1:]
     if command == "config" and options.words:
         raise usage_failure(f"config takes no arguments, got {quoted(options.words[0])}")
     return options
+
+def split_shape(options: Namespace) -> None:
+    """--size may say what --aspect-ratio and --resolution say."""
+    for name, fitting in (("aspect_ratio", "[0-9]+:[0-9]+"), ("resolution", "[124]k")):
+        if re.fullmatch(fitting, options.size or "") and not getattr(options, name):
+            setattr(options, name, options.size)
+            options.size = "auto"
 
 def help_for(arguments: list[str]) -> str:
     """The help or version that is wanted, or an empty text."""
@@ -4943,19 +5432,25 @@ def guard_process() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. The only place that turns failures into exit codes."""
+    """Run one command."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     guard_process()
     run = Run(console_for(arguments), Result())
     if help_text := help_for(arguments):
         run.console.output(help_text.rstrip())
         return OK
+    return exit_code_of(partial(run_command, arguments, run), run)
+
+def run_command(arguments: list[str], run: Run) -> int:
+    """Read the command line and do what it says; the exit code."""
+    options = parse(arguments)
+    run.console.as_json, run.console.quiet, run.console.verbose = options.json, options.quiet, options.verbose
+    return int(options.run(options, run))
+
+def exit_code_of(action: Callable[[], int], run: Run) -> int:
+    """The exit code of an action. The only place that turns failures into exit codes, and tells them."""
     try:
-        options = parse(arguments)
-        run.console.as_json, run.console.quiet = options.json, options.quiet
-        run.console.verbose = options.verbose
-        options.run(options, run)
-        return OK
+        return action()
     except (Exception, KeyboardInterrupt) as error:
         failure = error if isinstance(error, Failure) else Failure("bug", f"a bug in this program: {error!r}")
         if isinstance(error, KeyboardInterrupt):
