@@ -1033,8 +1033,7 @@ OPTIONS = (
     Option(CONFIG, "--history", "[N]", "what was made, and what it cost (default 20)",
            number(1, 1_000_000), alone=True),
     Option(CONFIG, "--forget", "ID|all", "give up an unfinished request", str.lower, alone=True),
-    Option(GENERATE, "--batch", "FILE", "one picture for each line: a prompt, or JSON with the names of\n"
-           "options (image, size, output ...); - means stdin; -o is a folder", PATH),
+    Option(GENERATE, "--batch", "FILE", "a picture for each line, a prompt or a JSON object", PATH),
     Option(GENERATE, "--jobs", "1-16", "with --batch: how many at a time (default 3)", number(1, MAX_JOBS), 3,
            config=(int,)),
     Option(EDIT, "--image", "PATH", "another image, 16 in all; can be repeated", PATH, repeatable=True),
@@ -3011,23 +3010,6 @@ def stop_failure(stop: KeyboardInterrupt, folder: Folder) -> Failure:
     return Failure("interrupted", f"{cause}; nothing was bought", exit_code=code)
 
 # ---- Driver: feed the provider -------------------------------------------------------------------
-class SharedPause:
-    """Until when no process of a batch may ask for an image: a rate limit slows all of them."""
-
-    def __init__(self) -> None:
-        import mmap
-        self.memory = mmap.mmap(-1, 8)  # the children of a fork share it
-
-    def left(self) -> float:
-        """Seconds from now."""
-        from struct import unpack_from
-        return max(0.0, float(unpack_from("d", self.memory)[0]) - time.monotonic())
-
-    def extend(self, seconds: float) -> None:
-        """No request for so many seconds."""
-        from struct import pack_into
-        pack_into("d", self.memory, 0, time.monotonic() + max(seconds, self.left()))
-
 class Run(NamedTuple):
     """What every step of one command needs."""
     console: Console
@@ -3036,7 +3018,7 @@ class Run(NamedTuple):
     typical: str = ""
     watch: Callable[[Exchange], None] = lambda exchange: None  # looks at a response while it grows
     collectable: bool = False  # whether the same command can collect what this one leaves
-    calm: SharedPause | None = None  # of a batch
+    calm: Any = None  # of a batch: one number that its processes share, the time until which none may send
 
 def run_provider(provider: Provider, folder: Folder, run: Run) -> list[Image | Failure]:
     """Send each Request that the provider yields, hand it the Response, and return its Images."""
@@ -3068,7 +3050,7 @@ def send_with_retries(request: Request, exchange: Exchange, run: Run) -> Respons
     while True:
         attempt += 1
         if run.calm and request.purpose == "create":
-            rest(run.calm.left(), run)
+            rest(run.calm[0] - time.monotonic(), run)
         send_or_resume(request, exchange, run)
         outcome = read_outcome(exchange)
         response = read_response(request, exchange, outcome)
@@ -3087,7 +3069,7 @@ def send_with_retries(request: Request, exchange: Exchange, run: Run) -> Respons
             raise failure
         run.console.note(f"{failure.message}; trying again in {delay:.1f} s")
         if run.calm and failure.kind == "rate_limit":
-            run.calm.extend(delay)
+            run.calm[0] = max(run.calm[0], time.monotonic() + delay)
         forget_exchange(exchange)
         rest(delay, run)
 
@@ -5127,21 +5109,16 @@ def named_apart(orders: Sequence[Order]) -> tuple[list[Order], list[tuple[Order,
             clashes.append((other, order) if other.line < order.line else (order, other))
     return sorted(first.values(), key=lambda order: order.line), clashes
 
-class Child(NamedTuple):
-    """A process that works on an order; its result arrives through a pipe."""
-    order: Order
-    pid: int
-    text: bytearray
-
 class Batch:
     """Runs orders in forked children, some at a time, and tells each result as it comes.
-    running: by the pipe of each. stopped: why no other job may begin. limited: what met a rate limit, to be
-    tried once more at the end. counts: of results by source. entries: of the gallery."""
+    running: by the pipe of each, its order, its process and what it has said. stopped: why no other job may
+    begin. limited: met a rate limit and is tried once more. counts: of results. entries: of the gallery."""
 
     def __init__(self, jobs: int, page: str, run: Run) -> None:
+        from mmap import mmap
         self.jobs, self.page, self.console, self.key = jobs, page, run.console, KeySource("nothing", "")
-        self.run = run._replace(calm=SharedPause())
-        self.running: dict[int, Child] = {}
+        self.run = run._replace(calm=memoryview(mmap(-1, 8)).cast("d"))
+        self.running: dict[int, tuple[Order, int, bytearray]] = {}
         self.waiting: list[Order] = []
         self.limited: list[Order] = []
         self.entries: list[dict[str, Any]] = []
@@ -5178,8 +5155,8 @@ class Batch:
                 self.listen()
             except KeyboardInterrupt as stop:  # what they have begun can be collected
                 self.stopped, self.signal_code = self.stopped or "interrupted", signal_exit_code(stop)
-                for child in self.running.values():
-                    os.kill(child.pid, signal.SIGTERM)
+                for _, pid, _ in self.running.values():
+                    os.kill(pid, signal.SIGTERM)
 
     def run_of(self, order: Order) -> Run:
         """A run for this order alone."""
@@ -5201,7 +5178,7 @@ class Batch:
         reader, writer = os.pipe()
         if pid := os.fork():
             os.close(writer)
-            self.running[reader] = Child(order, pid, bytearray())
+            self.running[reader] = (order, pid, bytearray())
             return
         exit_code = BUG
         try:  # the child: what it prints is its result, and if the parent dies, nobody reads it any more
@@ -5318,6 +5295,7 @@ SYNOPSIS = {"generate": """\
 gpt_image2 generate PROMPT [options]
 
   gpt_image2 generate "a red fox in the snow" --quality low -o fox.png
+  gpt_image2 generate --batch prompts.txt -o pictures --gallery pictures.html
 """, "edit": """\
 gpt_image2 edit IMAGE [IMAGE ...] PROMPT [options]
 
@@ -5328,7 +5306,7 @@ gpt_image2 edit IMAGE [IMAGE ...] PROMPT [options]
                          a file: or data: URI
 """, "config": """\
 gpt_image2 config [--show | --init [--force] | --check] [options]
-gpt_image2 config --history [N] | --forget ID|all
+gpt_image2 config --history [N] [--gallery PAGE.html] | --forget ID|all
 """}
 
 def command_help(command: str) -> str:

@@ -213,7 +213,8 @@ class BatchFaultsTest(BatchCase):
             '{"prompt": "x", "dry_run": true}': "unknown key",
             '{"prompt": "x", "size": {"a": 1}}': "size cannot be an object", "-": "must be a text",
             "y.png": "is an image", '{"prompt": "x", "output": "same.png"}': "",
-            '{"prompt": "' + "x" * 40_000 + '"}': "has 40000 characters", '{"prompt": "z", "output": "Same.PNG"}': "line 19 saves another picture"}
+            '{"prompt": "' + "x" * 40_000 + '"}': "has 40000 characters",
+            '{"prompt": "z", "output": "Same.PNG"}': "line 19 saves another picture"}
         lines = list(faults)
         lines[18], lines[19], lines[20] = lines[18], lines[20], lines[19]  # the pair is on lines 19 and 20
         result = self.batch([*lines, "a good one"], "--json")

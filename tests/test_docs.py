@@ -33,6 +33,7 @@ class SkillCommandsRunTest(ProgramCase):
             self.file(name, draw_png(64, 48, 1))
         self.file("mask.png", mask_png(64, 48))
         self.file("prompt.txt", "a poster\nthat says \"hello\"")
+        self.file("prompts.txt", "a bear\na cat\na dog\n")
         lines = re.findall(r"^    python3 scripts/gpt_image2\.py (.*)$", BODY, re.MULTILINE)
         self.assertGreaterEqual(len(lines), 6)
         for line in lines:
@@ -40,7 +41,7 @@ class SkillCommandsRunTest(ProgramCase):
                 arguments = shlex.split(line)
                 result = self.run_program(*arguments, *self.access(), env={"GPT_IMAGE2_API_KEY": KEY})
                 self.assert_succeeded(result)
-                self.assertEqual(len(result.saved), 3 if "--n" in arguments else 1)
+                self.assertEqual(len(result.saved), 3 if {"--n", "--batch"} & set(arguments) else 1)
 
     def test_named_options_exist(self) -> None:
         """Also in running text and in README's table."""

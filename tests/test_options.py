@@ -44,7 +44,7 @@ class OptionsInDocumentsTest(unittest.TestCase):
         found: dict[str, set[str]] = {}
         for cell in re.findall(r"^\| (`-[^|]*(?:\\\|[^|]*)*) \|", README, re.MULTILINE):
             for flag in re.findall(OPTION, cell):
-                found[flag] = {"edit"} if "(edit)" in cell else {"generate", "edit"}
+                found[flag] = set(re.findall(r"\((edit|generate)\)", cell)) or {"generate", "edit"}
         wanted = {flag: commands - {"config"} for flag, commands in COMMANDS.items() if commands != {"config"}}
         self.assertEqual(found, wanted)
 
