@@ -111,6 +111,43 @@ def large(folder: str, environment: dict[str, str]) -> None:
             show("time, against that pipeline", ours_seconds / theirs, "times")
 
 
+def cpu(command: Sequence[str], environment: dict[str, str]) -> float:
+    """Seconds of processor time that a command and its children take."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds(command, environment)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def batches(folder: str, environment: dict[str, str]) -> None:
+    """Many pictures in one command."""
+    with ApiServer("test-key") as server:
+        def command(name: str, count: int, *more: str) -> list[str]:
+            lines = os.path.join(folder, name)
+            with open(lines, "w") as stream:
+                stream.writelines(f"fox {number}\n" for number in range(count))
+            return [sys.executable, PROGRAM, "generate", "--batch", lines, "--base-url", server.url, "-o",
+                    os.path.join(folder, name + "-made"), *more]
+
+        print("\nBatches")
+        server.default = Answer(delay=1.0)
+        show("20 jobs of 1 s with --jobs 10", seconds(command("twenty", 20, "--jobs", "10"), environment) / 2,
+             "ideal times", "aim: 1.25 at most, idle machine")
+        server.default = Answer()
+        hundred = command("hundred", 100, "--jobs", "4")
+        single = [sys.executable, PROGRAM, "generate", "a fox", "--base-url", server.url, "--fresh", "--overwrite",
+                  "-o", os.path.join(folder, "single.png")]
+        batch = cpu(hundred, environment) / 100
+        show("processor time of one job, against a single command",
+             batch / min(cpu(single, environment) for _ in range(5)), "times", "aim: 0.60 at most")
+        show("100 jobs that were made before", seconds(hundred, environment), "s", "aim: below 2")
+        show("10,000 lines: peak memory of the parent (--dry-run)",
+             peak_megabytes(command("many", 10_000, "--dry-run"), environment), "MB", "aim: below 80")
+        server.default = Answer(image=draw_png(1024, 1024, padding=20_000_000))
+        show("four jobs of 20 MB: the largest process",
+             peak_megabytes(command("large", 4, "--jobs", "2"), environment), "MB", "aim: below 45")
+
+
 def main() -> int:
     folder = tempfile.mkdtemp(prefix="gpt-image2-bench-")
     environment = {"PATH": environ.get("PATH", os.defpath), "HOME": folder, "TMPDIR": folder, "LANG": "C.UTF-8",
@@ -118,6 +155,7 @@ def main() -> int:
     try:
         small(folder, environment)
         remembered(folder, environment)
+        batches(folder, environment)
         large(folder, environment)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

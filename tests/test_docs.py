@@ -43,6 +43,15 @@ class SkillCommandsRunTest(ProgramCase):
                 self.assert_succeeded(result)
                 self.assertEqual(len(result.saved), 3 if {"--n", "--batch"} & set(arguments) else 1)
 
+    def test_the_batch_of_readme(self) -> None:
+        section = README.partition("## Many pictures")[2].partition("\n## ")[0]
+        lines, command = re.findall(r"(?m)((?:^    .*\n)+)", section)
+        self.file("lines.txt", re.sub("(?m)^    ", "", lines))
+        self.file("fox.png", draw_png(64, 48, 1))
+        result = self.run_program(*shlex.split(command)[1:], *self.access(), env={"GPT_IMAGE2_API_KEY": KEY})
+        self.assert_succeeded(result)
+        self.assertEqual((len(result.saved), "bear.png" in result.names), (3, True))
+
     def test_named_options_exist(self) -> None:
         """Also in running text and in README's table."""
         known = set(re.findall(r"--[a-z-]+", "".join(self.run_program(*words, "--help").stdout for words in (
