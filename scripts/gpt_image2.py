@@ -2537,11 +2537,6 @@ class Folder(NamedTuple):
         return os.path.join(self.path, name)
 
     @property
-    def id(self) -> str:
-        """What people call it."""
-        return self.path[-8:]
-
-    @property
     def is_busy(self) -> bool:
         """Whether another program works on it."""
         return self.journaled and self.lock is None
@@ -2590,17 +2585,19 @@ class Folder(NamedTuple):
 
     def remove(self) -> None:
         """Forget the command. Renamed first, so that a half-removed folder is never taken for a request."""
+        import shutil
         gone = os.path.join(os.path.dirname(self.path), ".gone-" + os.path.basename(self.path))
         if self.journaled:
             with suppress(OSError):
                 os.rename(self.path, gone)
             with suppress(OSError):  # where that cannot be: a folder without it is no request either
                 discard(self.file("owner"))
-        remove_tree(gone if os.path.lexists(gone) else self.path)
+        shutil.rmtree(gone if os.path.lexists(gone) else self.path, ignore_errors=True)  # prune does the rest
 
-def take_lock(path: str, create: bool = False) -> int | None:
-    """A file's lock, as a descriptor; None if it is held elsewhere or has no file. create: wait for it."""
-    if fcntl is None:
+def take_lock(path: str, create: bool = False, strict: bool = False) -> int | None:
+    """A file's lock, as a descriptor; None if it is held elsewhere or has no file. create: wait for it.
+    strict: OSError where files cannot be locked: two programs could buy the same image there."""
+    if fcntl is None:  # Windows
         if create:
             private_file(path).close()
         return NO_LOCKS if os.path.exists(path) else None
@@ -2617,12 +2614,7 @@ def take_lock(path: str, create: bool = False) -> int | None:
     except OSError:  # some network file systems have none
         lock = NO_LOCKS
     os.close(handle)
-    return lock
-
-def journal_lock(folder: str, name: str, create: bool = False) -> int | None:
-    """The lock of the journal or of a request; without one, two programs could buy the same image."""
-    lock = take_lock(os.path.join(folder, name), create)
-    if lock == NO_LOCKS and fcntl:  # Windows does without
+    if lock == NO_LOCKS and strict:
         raise OSError("files cannot be locked there")
     return lock
 
@@ -2682,21 +2674,17 @@ def make_private(path: str) -> None:
     finally:
         os.umask(umask)
 
-def safe_folder(path: str, console: Console, create: bool = True) -> str:
-    """A folder of the journal. OSError when it does not exist or others could tamper with it."""
-    if not create:
-        os.lstat(path)
-    elif is_safe(path, console):  # as far as it exists
+def safe_folder(path: str, console: Console) -> str:
+    """A folder of the journal, made if it is missing. OSError when others could tamper with it."""
+    if is_safe(path, console):  # as far as it exists
         make_private(path)
     if not is_safe(path, console):
         raise OSError("others can change it")
     return path
 
-def journal_roots(console: Console) -> Iterator[str]:
+def journal_roots(console: Console) -> list[str]:
     """The folders of requests that exist and are this user's."""
-    for path in request_homes():
-        with suppress(OSError):
-            yield safe_folder(path, console, create=False)
+    return [path for path in request_homes() if os.path.lexists(path) and is_safe(path, console)]
 
 def read_record(path: str, console: Console) -> dict[str, Any] | None:
     """A request or a receipt, empty if unreadable; None for a newer program's, which is left alone."""
@@ -2709,19 +2697,16 @@ def read_record(path: str, console: Console) -> dict[str, Any] | None:
     console.warn(f"{path} was made by a newer version of this program and is left alone")
     return None
 
-def fingerprint(job: Job, settings: Settings) -> str:
-    """Equal for commands that ask for the same: endpoint, parameters, prompt, and inputs: the bytes of files,
-    the addresses of others."""
+def identity_of(job: Job, settings: Settings) -> Identity:
+    """What this command shares with its twins only. The fingerprint is equal for commands that ask for the
+    same: endpoint, parameters, prompt, and inputs: the bytes of files, the addresses of others."""
     import hashlib
     inputs = [upload.digest or upload.path for upload in job.uploads]
     facts = [1, job.command, settings.api.value, settings.base_url.value, job.model, job.prompt,
              sorted(job.parameters.items()), job.n, inputs, bool(job.mask), *filter(None, [job.resolution])]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
-
-def identity_of(job: Job, settings: Settings) -> Identity:
-    """What this command shares with its twins only."""
+    fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
     name = job.target.stem + job.target.suffix
-    return Identity(fingerprint(job, settings), os.path.join(os.path.realpath(job.target.folder), name))
+    return Identity(fingerprint, os.path.join(os.path.realpath(job.target.folder), name))
 
 def requests_in(roots: Iterable[str], console: Console, prefix: str = "") -> list[str]:
     """The folders of unfinished commands; without an owner one is half made or half removed."""
@@ -2742,7 +2727,7 @@ def same_requests(root: str, identity: Identity, console: Console) -> tuple[list
 
 def made_before(identity: Identity, console: Console) -> Receipt | None:
     """The receipt of the same command, if nothing of it is unfinished."""
-    roots = list(journal_roots(console))
+    roots = journal_roots(console)
     with suppress(OSError):
         if not any(same_requests(root, identity, console)[0] for root in roots):
             return next(filter(None, (find_receipt(root, identity, console) for root in roots)), None)
@@ -2785,11 +2770,11 @@ def claim(root: str, identity: Identity, fresh: bool, console: Console,
           make: Callable[[str], Folder] | None = None) -> Folder | Receipt | None:
     """What the same command left unfinished, made, or makes now; else what was left for another place; else
     what make makes, with fresh only that. One program at a time, so that of any number of twins one buys."""
-    gate = journal_lock(root, ".lock", create=True)
+    gate = take_lock(os.path.join(root, ".lock"), create=True, strict=True)
     try:
         same, others = same_requests(root, identity, console)
         for path in same + others if fresh else ():  # what may fail for ever goes
-            folder = Folder(path, journal_lock(path, "owner"), True)
+            folder = Folder(path, take_lock(os.path.join(path, "owner"), strict=True), True)
             if not folder.is_busy and os.path.exists(folder.file("droppable")):
                 folder.remove()
             release(folder.lock)
@@ -2803,7 +2788,7 @@ def claim(root: str, identity: Identity, fresh: bool, console: Console,
 def take_over(paths: Sequence[str], identity: Identity, console: Console) -> Folder | None:
     """The first of these requests that nobody works on, now this command's; it may be finished to the end."""
     for path in paths:
-        folder = Folder(path, journal_lock(path, "owner"), True, adopted=True)
+        folder = Folder(path, take_lock(os.path.join(path, "owner"), strict=True), True, adopted=True)
         if folder.lock is not None:
             os.ftruncate(folder.lock, 0)  # how an earlier run ended
             record = read_record(folder.file("request.json"), console) or {}
@@ -2828,7 +2813,7 @@ def make_folder(job: Job, settings: Settings, identity: Identity, console: Conso
         "schema": SCHEMA, "version": VERSION, "time": time.time(), "command": job.command,
         "prompt": job.prompt, "model": job.model, "images": len(job.images), "output": identity.output,
         "endpoint": settings.base_url.value, "parameters": job.parameters})
-    return Folder(path, journal_lock(path, "owner", create=True), True)
+    return Folder(path, take_lock(os.path.join(path, "owner"), create=True, strict=True), True)
 
 def write_json(path: str, record: Mapping[str, Any], part: str = "") -> None:
     """Write a file of the journal, whole or not at all. part: its name until then."""
@@ -2871,15 +2856,14 @@ def read_receipt(path: str, console: Console) -> dict[str, Any]:
 
 def checked_receipt(record: Mapping[str, Any]) -> Receipt | None:
     """The receipt with this record, None if one of its files is gone or was changed."""
-    saved = []
-    for item in record["saved"]:
-        with suppress(OSError, ValueError):
-            status = os.stat(item["path"])
-            is_same = (status.st_size, status.st_mtime_ns) == (item["bytes"], item["mtime_ns"])
-            if is_same and stat.S_ISREG(status.st_mode):
-                picture = Picture(item["format"], item["width"], item["height"])
-                saved.append(Saved(item["path"], item["bytes"], picture, item["mtime_ns"]))
-    return Receipt(record, saved) if saved and len(saved) == len(record["saved"]) else None
+    saved = [Saved(item["path"], item["bytes"], Picture(item["format"], item["width"], item["height"]),
+                   item["mtime_ns"]) for item in record["saved"]]
+    with suppress(OSError, ValueError):
+        states = [os.stat(file.path) for file in saved]
+        found = [(stat.S_ISREG(each.st_mode), each.st_size, each.st_mtime_ns) for each in states]
+        if saved and found == [(True, file.bytes, file.mtime_ns) for file in saved]:
+            return Receipt(record, saved)
+    return None
 
 def keep_receipt(folder: Folder, identity: Identity, record: Mapping[str, Any], console: Console) -> None:
     """Write the receipt of a finished command. That of an earlier take stays, for the history."""
@@ -2902,8 +2886,8 @@ def is_over(entry: os.DirEntry[str], days: int) -> bool:
 
 def remove_old_receipts(made: str) -> None:
     """Once a day: there may be very many."""
-    now, mark = time.time(), os.path.join(made, ".pruned")
-    if os.path.exists(mark) and abs(now - os.stat(mark).st_mtime) < DAY:
+    mark = os.path.join(made, ".pruned")
+    if os.path.exists(mark) and abs(time.time() - os.stat(mark).st_mtime) < DAY:
         return
     for entry in os.scandir(made):
         if is_over(entry, KEEP_RECEIPT_DAYS):
@@ -2917,24 +2901,18 @@ def prune(root: str, console: Console) -> None:
         with suppress(OSError):  # its owner has just removed it
             is_old = is_over(entry, KEEP_DAYS)
             if entry.name.startswith(".") or not os.path.lexists(os.path.join(entry.path, "owner")):
-                remove_tree(entry.path)
+                Folder(entry.path, None, False).remove()
             elif is_old and read_record(os.path.join(entry.path, "request.json"), console) is not None:
-                folder = Folder(entry.path, journal_lock(entry.path, "owner"), True)
+                folder = Folder(entry.path, take_lock(os.path.join(entry.path, "owner"), strict=True), True)
                 if folder.lock is not None and folder.state() != RUNNING:
                     folder.remove()
                 release(folder.lock)
-
-def remove_tree(path: str) -> None:
-    """Remove a folder and what is in it; leftovers are pruned later."""
-    import shutil
-    shutil.rmtree(path, ignore_errors=True)
 
 def exchange_state(exchange: Exchange) -> str:
     """The state of a transfer, according to the journal's table."""
     if not os.path.exists(exchange.file("errors")):
         return UNSENT
-    lock = take_lock(exchange.file("lock"))
-    if lock is None:
+    if (lock := take_lock(exchange.file("lock"))) is None:
         return RUNNING
     release(lock)
     for name in ("outcome", "errors"):
@@ -2960,7 +2938,7 @@ def unfinished_commands(console: Console) -> list[dict[str, Any]]:
 
 def told_request(folder: Folder, record: Mapping[str, Any]) -> dict[str, str]:
     """What is shown of a request: its id, where its picture goes, and its first words."""
-    return {"id": folder.id, "output": as_text(record.get("output")),
+    return {"id": folder.path[-8:], "output": as_text(record.get("output")),
             "prompt": one_line(as_text(record.get("prompt")), 60)}
 
 def signal_exit_code(stop: KeyboardInterrupt) -> int:
@@ -2976,7 +2954,7 @@ def stop_failure(stop: KeyboardInterrupt, folder: Folder) -> Failure:
         effect = "the image is still being made" if state == RUNNING else "the server's reply is kept"
         hint = None if code != INTERRUPTED else (  # a person may have changed their mind
             "Run the same command again to get it at no further cost, or give it up with: "
-            + own_command(f"config --forget {folder.id}"))
+            + own_command(f"config --forget {folder.path[-8:]}"))
         return Failure("stopped", f"{cause}; {effect}", hint, exit_code=code, collectable=True)
     if state == LOST:
         return Failure("interrupted", f"{cause}; the request was stopped", None, "maybe", code, None, "ask")
@@ -3058,8 +3036,7 @@ def tell_extras(request: Request, outcome: Outcome, response: Response, run: Run
     if request.rules.is_file:
         return
     if task_status(response.document) not in WAITING:  # or each poll of a task would be added
-        usage, dollars = usage_cost(response.document)
-        flat = run.result.flat
+        (usage, dollars), flat = usage_cost(response.document), run.result.flat
         run.result.add_cost(usage, dollars if flat is None else flat * len(response.images))
         if run.result.dollars:
             run.console.note(f"cost: about ${run.result.dollars:.3f}")
@@ -3128,7 +3105,11 @@ def rest(seconds: float, run: Run, status: str = "") -> None:
 def failure_of(request: Request, outcome: Outcome, response: Response) -> Failure | None:
     """What is wrong with a response, None if it is usable."""
     failure = transport_failure(outcome, request)
-    if failure and outcome.status != 407 and is_conclusive(request, response):
+    if response.status >= 400 and not request.rules.is_file:
+        is_conclusive = response.error is not None
+    else:  # 0: curl was killed before it could report
+        is_conclusive = response.status in (0, 200) and (response.images or response.meaning == "images")
+    if is_conclusive and outcome.status != 407:  # all that matters has come, although its transfer failed
         failure = None
     if failure is None and response.status:  # 0: curl was killed, but after an image had arrived
         failure = answer_failure(request, response)
@@ -3137,14 +3118,6 @@ def failure_of(request: Request, outcome: Outcome, response: Response) -> Failur
     if failure is None and request.rules.is_file and response.meaning != "images":
         failure = Failure("broken_image", "the reply is not a complete image", http_status=response.status)
     return afterwards_failure(request, failure) if failure else None
-
-def is_conclusive(request: Request, response: Response) -> bool:
-    """Whether a response has all that matters, although its transfer failed at the end."""
-    if request.rules.is_file:
-        return response.status == 200 and response.meaning == "images"
-    if response.status >= 400:
-        return response.error is not None
-    return response.status in (0, 200) and bool(response.images)  # 0: curl was killed before it could report
 
 def afterwards_failure(request: Request, failure: Failure) -> Failure:
     """The failure of a step after payment, which the same command can continue; others stay as they are."""
@@ -3175,7 +3148,7 @@ def may_repeat(request: Request, failure: Failure) -> bool:
     if request.rules.repeatable:
         return failure.kind == request.purpose and failure.http_status not in request.rules.final
     limit = re.search(r"Limit (\d{1,18}), Used \d+, Requested (\d{1,18})", failure.server_text)
-    if limit and int(limit.group(2)) > int(limit.group(1)):
+    if limit and int(limit[2]) > int(limit[1]):
         return False  # more than the limit ever allows at once
     return failure.retryable or (request.idempotent and failure.billed == "maybe")
 
@@ -3188,23 +3161,15 @@ PAUSE_WORDS = (r"\b(?:again|retry(?:.?(?:after|delay))?|wait|resets?|available|c
                r"(?:[a-z]{1,9}\W{1,3}){0,3}?" + DURATION, r"\b(?:in|after)\s{1,3}" + DURATION,
                r"\bretry.?after\W{1,4}(\d+(?:\.\d+)?)(?![\w:/-])")
 
-def seconds_in(text: str) -> float | None:
-    """The pause that words ask for; a number alone after `retry after` means seconds."""
-    for words in PAUSE_WORDS:
-        if match := re.search(words, text, re.IGNORECASE):
+def server_pause(headers: Mapping[str, str], message: str) -> float | None:
+    """The pause that a server asks for, in seconds: in two headers, or in words of its message.
+    A number alone means milliseconds in the first header, and else seconds."""
+    text = headers.get("retry-after", "")
+    places = (f"in {headers.get('retry-after-ms')}ms", f"in {text}s", f"in {text}" if text else message)
+    for words, place in ((words, place) for place in places for words in PAUSE_WORDS):
+        if match := re.search(words, place, re.IGNORECASE):
             parts = re.findall(AMOUNT, match.group(1), re.IGNORECASE) or [(match.group(1), "s")]
             return sum(float(re.sub(r"(?i)an?", "1", number)) * UNITS[unit.lower()] for number, unit in parts)
-    return None
-
-def server_pause(headers: Mapping[str, str], message: str) -> float | None:
-    """The pause that a server asks for, in seconds: in two headers, or in words of its message."""
-    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        if re.fullmatch(r"\d+(\.\d+)?", headers.get(name, "")):
-            return float(headers[name]) * unit
-    text = headers.get("retry-after", "")
-    seconds = seconds_in(f"in {text}" if text else message)
-    if seconds is not None or not text:
-        return seconds
     from email.utils import mktime_tz, parsedate_tz
     with suppress(ValueError, OverflowError, TypeError, IndexError):  # which one depends on Python's version
         if date := parsedate_tz(text):
@@ -3490,8 +3455,11 @@ class Event(NamedTuple):
 
 def read_events(stream: BinaryIO, begin: int = 0, growing: bool = False) -> Iterator[Event]:
     """The events in a file; while it grows, only the complete ones."""
-    name, ranges, end = "", [], begin
-    for start, end in file_lines(stream, begin, growing):
+    stream.seek(0)
+    mark = b"\r" if re.search(rb"\r[^\n]", stream.read(HEAD)) else b"\n"
+    name, ranges, start, size = "", [], begin, os.fstat(stream.fileno()).st_size
+    ends = (position + 1 for position in occurrences(stream, mark, begin, size))
+    for end, _ in zip(chain(ends, () if growing else (size,)), range(MAX_LINES)):
         stream.seek(start)
         line = stream.read(min(end - start, 80))
         head = line.strip(b"\xef\xbb\xbf \t\r\n")
@@ -3501,11 +3469,12 @@ def read_events(stream: BinaryIO, begin: int = 0, growing: bool = False) -> Iter
             name = head[6:].strip().decode("utf-8", "replace")
         elif head.startswith(b"{"):  # lines of JSON alone
             yield from events_of(stream, "", [(start, end)], end, not growing)
-        elif not head:
+        elif line and not head:
             yield from events_of(stream, name, ranges, end)
             name, ranges = "", []
+        start = end
     if not growing:
-        yield from events_of(stream, name, ranges, end, True)
+        yield from events_of(stream, name, ranges, start, True)
 
 def events_of(stream: BinaryIO, name: str, ranges: Sequence[tuple[int, int]], end: int,
               last: bool = False) -> Iterator[Event]:
@@ -3523,51 +3492,34 @@ def events_of(stream: BinaryIO, name: str, ranges: Sequence[tuple[int, int]], en
         else:
             yield Event(name, None, end)
 
-def file_lines(stream: BinaryIO, begin: int, growing: bool) -> Iterator[tuple[int, int]]:
-    """(start, end) of each line; an unfinished last line counts only in a file that is complete."""
-    stream.seek(0)
-    mark = b"\r" if re.search(rb"\r[^\n]", stream.read(HEAD)) else b"\n"
-    start, size = begin, os.fstat(stream.fileno()).st_size
-    for number, position in enumerate(occurrences(stream, mark, begin, size)):
-        yield start, position + 1
-        start = position + 1
-        if number > MAX_LINES:
-            return
-    if start < size and not growing:
-        yield start, size
-
 def event_document(stream: BinaryIO) -> tuple[dict[str, Any], bool]:
     """(a stream as one plain response: finished images, else its error, and all events; is it cut off?)."""
-    finished: list[tuple[str, Image]] = []  # with the types of their events
+    finished: list[Image] = []
     events: list[Any] = []
+    types: dict[bytes, str] = {}  # of the event that brought an image; one of another type repeats it
     words, usage, error, broken = "", None, None, False
     for event in read_events(stream):
         data, broken = event.data if isinstance(event.data, dict) else {}, broken or event.broken
         failed = data.get("error") or json_path(data, "response", "error") or (event.type == "error" and data)
         error = failed or error
         if not failed and not event.is_preview:
-            finished += [(event.type, image) for image in find_images(event.data)]
+            finished += [image for image in find_images(event.data)
+                         if types.setdefault(content_of(image), event.type) == event.type]
             choices = data.get("choices")  # of a chat
             piece = json_path(choices[0], "delta", "content") if isinstance(choices, list) and choices else ""
             words += piece if isinstance(piece, str) else ""
         usage = data.get("usage") or json_path(data, "response", "usage") or usage
         if event.data is not None:
             events.append({"type": event.type} if event.is_preview else event.data)
-    finished = finished or [("", image) for image in images_in_words(words)]
-    body = {"error": error} if error and not finished else {"data": without_repeats(finished), "usage": usage}
+    finished = finished or images_in_words(words)
+    body = {"error": error} if error and not finished else {"data": finished, "usage": usage}
     return {**body, "events": events}, broken
 
-def without_repeats(finished: Sequence[tuple[str, Image]]) -> list[Image]:
-    """The images of a stream without those that an event of another type repeats, as a final summary does."""
+def content_of(image: Image) -> bytes:
+    """What distinguishes an image from others."""
     import hashlib
-    types: dict[bytes, str] = {}
-    images = []
-    for type_, image in finished:
-        digests = (hashlib.sha256(block).digest() for block in blocks_of(image.base64))
-        content = (image.path or image.url).encode() or b"".join(digests)
-        if types.setdefault(content, type_) == type_:
-            images.append(image)
-    return images
+    digests = (hashlib.sha256(block).digest() for block in blocks_of(image.base64))
+    return (image.path or image.url).encode() or b"".join(digests)
 
 # Where relays put images, in the order of search; the first member that holds any wins.
 IMAGE_KEYS = ("b64_json", "url", "image_url", "data", "images", "result", "outputs", "output", "resultJson",
@@ -4532,14 +4484,11 @@ def add_what_is_known(failure: Failure, folder: Folder, job: Job, run: Run) -> b
             private_file(folder.file("droppable")).close()
     return keep_folder
 
-def billed_in_the_end(folder: Folder, failure: Failure | None = None, saved: bool = False) -> str:
-    """Whether money is gone. Only this function decides it: a Failure knows no more than its own request.
-    Without a failure: of a request that is given up."""
+def billed_in_the_end(folder: Folder, failure: Failure, saved: bool = False) -> str:
+    """Whether money is gone. Only this function decides it: a Failure knows no more than its own request."""
     answered = folder.is_paid()
-    if saved or (answered and (failure is None or failure.kind == "stopped")):
+    if saved or (answered and failure.kind == "stopped"):
         return "yes"
-    if failure is None:
-        return "maybe" if folder.state() in (RUNNING, LOST) else "no"
     if answered and failure.billed == "no" and failure.exit_code in (USAGE, SETUP, BUG):
         return "maybe"  # it came after a paid request
     return failure.billed
@@ -4692,7 +4641,7 @@ def forget_requests(wanted: str, console: Console) -> None:
     for path in chosen:
         folder = Folder(path, take_lock(os.path.join(path, "owner")), True)
         if folder.is_busy and wanted == "all":
-            console.warn(f"a running command works on {folder.id}; give it up by its id")
+            console.warn(f"a running command works on {path[-8:]}; give it up by its id")
         else:
             forgotten.append(map_texts(forget_request(folder, console), console.secrets.clean))
     if console.as_json:
@@ -4705,7 +4654,8 @@ def forget_requests(wanted: str, console: Console) -> None:
 
 def forget_request(folder: Folder, console: Console) -> dict[str, str]:
     """Give up one request: its transfer ends, its folder goes. What it was, and whether it may be billed."""
-    record, billed = read_record(folder.file("request.json"), console) or {}, billed_in_the_end(folder)
+    record = read_record(folder.file("request.json"), console) or {}
+    billed = billed_in_the_end(folder, stop_failure(KeyboardInterrupt(), folder))
     for name in os.listdir(folder.path):
         if name.endswith(".lock"):
             stop_curl(None, folder.exchange(name[:-5]))
