@@ -3108,7 +3108,7 @@ def failure_of(request: Request, outcome: Outcome, response: Response) -> Failur
     if response.status >= 400 and not request.rules.is_file:
         is_conclusive = response.error is not None
     else:  # 0: curl was killed before it could report
-        is_conclusive = response.status in (0, 200) and (response.meaning == "images" or response.images != ())
+        is_conclusive = response.status in (0, 200) and bool(response.images or response.meaning == "images")
     if is_conclusive and outcome.status != 407:  # all that matters has come, although its transfer failed
         failure = None
     if failure is None and response.status:  # 0: curl was killed, but after an image had arrived
