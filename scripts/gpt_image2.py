@@ -2932,13 +2932,13 @@ def unfinished_commands(console: Console) -> list[dict[str, Any]]:
                 age = max(0, round(time.time() - began))
                 folder = Folder(path, take_lock(os.path.join(path, "owner")), True)
                 found.append({"age_s": age, "state": folder.state(), "at_work": folder.is_busy,
-                              **told_request(folder, record)})
+                              **told_request(path, record)})
                 release(folder.lock)
     return sorted(found, key=lambda each: -each["age_s"])
 
-def told_request(folder: Folder, record: Mapping[str, Any]) -> dict[str, str]:
+def told_request(path: str, record: Mapping[str, Any]) -> dict[str, str]:
     """What is shown of a request: its id, where its picture goes, and its first words."""
-    return {"id": folder.path[-8:], "output": as_text(record.get("output")),
+    return {"id": path[-8:], "output": as_text(record.get("output")),
             "prompt": one_line(as_text(record.get("prompt")), 60)}
 
 def signal_exit_code(stop: KeyboardInterrupt) -> int:
@@ -3165,7 +3165,7 @@ def server_pause(headers: Mapping[str, str], message: str) -> float | None:
     """The pause that a server asks for, in seconds: in two headers, or in words of its message.
     A number alone means milliseconds in the first header, and else seconds."""
     text = headers.get("retry-after", "")
-    places = (f"in {headers.get('retry-after-ms')}ms", f"in {text}s", f"in {text}" if text else message)
+    places = (f"in {headers.get('retry-after-ms')}ms", f"in {text}" if text else message, f"in {text}s")
     for words, place in ((words, place) for place in places for words in PAUSE_WORDS):
         if match := re.search(words, place, re.IGNORECASE):
             parts = re.findall(AMOUNT, match.group(1), re.IGNORECASE) or [(match.group(1), "s")]
@@ -3184,11 +3184,11 @@ def forget_exchange(exchange: Exchange) -> None:
 def send(request: Request, exchange: Exchange, run: Run) -> None:
     """Send one request; the redirects of a file are followed here, and each address is checked first."""
     from urllib.parse import urljoin
-    run_curl(request, exchange, run)
-    for _ in range(MAX_REDIRECTS):
+    for redirects_left in range(MAX_REDIRECTS, -1, -1):
+        run_curl(request, exchange, run)
         location = read_headers(exchange.file("headers")).get("location")
         moved = request.rules.is_file and location and 300 <= read_outcome(exchange).status < 400
-        if not moved or request.headers:
+        if not moved or request.headers or not redirects_left:
             return
         try:
             url = web_address(urljoin(request.url, location))
@@ -3196,7 +3196,6 @@ def send(request: Request, exchange: Exchange, run: Run) -> None:
             return
         check_address(url, request.url)
         request = request._replace(url=url)
-        run_curl(request, exchange, run)
 
 def run_curl(request: Request, exchange: Exchange, run: Run) -> None:
     """Run curl on one request and wait for its end. When this program is stopped, a paid request goes on."""
@@ -3438,15 +3437,10 @@ def json_skeleton(blocks: Iterable[tuple[int, bytes]], mark: str, broken: bool =
 
 class Event(NamedTuple):
     """One server-sent event, or a line of JSON. end: where the next one begins in the file."""
-    name: str
+    type: str  # what it calls itself
     data: Any
     end: int
     broken: bool = False
-
-    @property
-    def type(self) -> str:
-        """What it calls itself."""
-        return as_text(json_path(self.data, "type")) or self.name
 
     @property
     def is_preview(self) -> bool:
@@ -3480,14 +3474,18 @@ def events_of(stream: BinaryIO, name: str, ranges: Sequence[tuple[int, int]], en
               last: bool = False) -> Iterator[Event]:
     """The event in some data lines, or one for each line where they make no sense together.
     data is None for [DONE] and for what is not JSON. last: the last line may have broken off."""
+    def event(lines: Sequence[tuple[int, int]], broken: bool = False) -> Event:
+        data = parse_json(stream, lines, broken)
+        data = data if not broken or images_in(data)[0] else None
+        return Event(as_text(json_path(data, "type")) or name, data, end, broken)
+
     with suppress(ValueError, RecursionError):
-        yield Event(name, parse_json(stream, ranges), end)
+        yield event(ranges)
         return
     for lines in ranges:
         for broken in (False, True) if last and lines == ranges[-1] else (False,):
             with suppress(ValueError, RecursionError):
-                data = parse_json(stream, [lines], broken)
-                yield Event(name, data if not broken or images_in(data)[0] else None, end, broken)
+                yield event([lines], broken)
                 break
         else:
             yield Event(name, None, end)
@@ -3625,27 +3623,22 @@ def server_error(document: Any) -> ServerError | None:
     """The error in a response, None when there is none."""
     status, body = json_path(document, "response", "status"), json_path(document, "response", "body")
     if isinstance(status, int) and status >= 400:  # RunAPI, around another server's response
-        error = server_error(body) or ServerError(as_text(body))
-        return error._replace(code=error.code or "task_failed")
-    # Kie, one-api and others: `{"code": 422, "msg": "..."}`, or a task whose status says that it failed.
-    message = task_field(document, ("failMsg", "errorMessage", "message", "msg", "detail"))
-    code, state = error_code(document), task_status(document)
-    is_error = (message and re.fullmatch(r"[45]\d\d", code)) or state in FAILED
-    other = ServerError(message or f"the task ended as {state}", code)
-    return error_member(document) or (other if is_error else None)
-
-def error_member(document: Any) -> ServerError | None:
-    """Most: `{"error": {"message": ..., "code": ...}}` or a text, some inside data; RunAPI: `errors` too."""
+        inner = server_error(body) or ServerError(as_text(body))
+        return inner._replace(code=inner.code or "task_failed")
+    # Most: `{"error": {"message": ..., "code": ...}}` or a text, some inside data; RunAPI: `errors` too.
     error = json_path(document, "error") or json_path(document, "data", "error")
-    code, details = error_code(document), json_path(document, "errors")
+    code, state, details = error_code(document), task_status(document), json_path(document, "errors")
     if isinstance(error, dict) and any(error.values()):  # some relays always have the member
         message = as_text(error.get("message") or error.get("msg") or error)
         stage = as_text(json_path(error, "moderation_details", "moderation_stage"))
         own_code, type_ = as_text(error.get("code")), as_text(error.get("type"))
         return ServerError(message + flagged(error, stage), own_code or code, type_, stage)
-    message = "" if isinstance(error, dict) else as_text(error)
-    message += f": {as_text(details)}" if isinstance(details, dict) else ""
-    return ServerError(message, code) if message else None
+    text = "" if isinstance(error, dict) else as_text(error)
+    text += f": {as_text(details)}" if isinstance(details, dict) else ""
+    # Kie, one-api and others: `{"code": 422, "msg": "..."}`, or a task whose status says that it failed.
+    message = text or task_field(document, ("failMsg", "errorMessage", "message", "msg", "detail"))
+    is_error = text or state in FAILED or (message and re.fullmatch(r"[45]\d\d", code))
+    return ServerError(message or f"the task ended as {state}", code) if is_error else None
 
 def error_code(document: Any) -> str:
     """The code beside an error's message; one that says that all is well does not count."""
@@ -4631,7 +4624,7 @@ def age_in_words(seconds: float) -> str:
     return "just now"
 
 def forget_requests(wanted: str, console: Console) -> None:
-    """Give up the unfinished request with this id, or all that nobody works on."""
+    """Give up the unfinished request with this id, or all that nobody works on: what is under way ends."""
     chosen = [path for path in requests_in(journal_roots(console), console) if wanted in (path[-8:], "all")]
     if not chosen and wanted != "all":
         shown = wanted if re.fullmatch("[0-9a-f]{8}", wanted) else quoted(wanted)
@@ -4642,8 +4635,18 @@ def forget_requests(wanted: str, console: Console) -> None:
         folder = Folder(path, take_lock(os.path.join(path, "owner")), True)
         if folder.is_busy and wanted == "all":
             console.warn(f"a running command works on {path[-8:]}; give it up by its id")
-        else:
-            forgotten.append(map_texts(forget_request(folder, console), console.secrets.clean))
+            continue
+        record = read_record(folder.file("request.json"), console) or {}
+        billed = billed_in_the_end(folder, stop_failure(KeyboardInterrupt(), folder))
+        for name in os.listdir(path):
+            if name.endswith(".lock"):
+                stop_curl(None, folder.exchange(name[:-5]))
+        ends = time.monotonic() + 5  # so that a program that works on it can notice
+        while folder.is_busy and os.path.exists(path) and time.monotonic() < ends:
+            time.sleep(0.1)
+        folder.remove()
+        release(folder.lock)
+        forgotten.append(map_texts({**told_request(path, record), "billed": billed}, console.secrets.clean))
     if console.as_json:
         console.tell(forgotten=forgotten)
         return
@@ -4651,20 +4654,6 @@ def forget_requests(wanted: str, console: Console) -> None:
         console.output(f"forgot {each['id']}: {each['output']} ({each['prompt']}). {MONEY[each['billed']]}")
     if not forgotten:
         console.note("nothing to forget")
-
-def forget_request(folder: Folder, console: Console) -> dict[str, str]:
-    """Give up one request: its transfer ends, its folder goes. What it was, and whether it may be billed."""
-    record = read_record(folder.file("request.json"), console) or {}
-    billed = billed_in_the_end(folder, stop_failure(KeyboardInterrupt(), folder))
-    for name in os.listdir(folder.path):
-        if name.endswith(".lock"):
-            stop_curl(None, folder.exchange(name[:-5]))
-    ends = time.monotonic() + 5  # so that a program that works on it can notice
-    while folder.is_busy and os.path.exists(folder.path) and time.monotonic() < ends:
-        time.sleep(0.1)
-    folder.remove()
-    release(folder.lock)
-    return {**told_request(folder, record), "billed": billed}
 
 def show_history(most: int, console: Console) -> None:
     """What was made, the newest last, and what it cost."""
