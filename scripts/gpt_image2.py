@@ -2509,13 +2509,8 @@ def unsent_hint(kind: str, url: str) -> str:
 #   RUN-K.*               as N.*                 as N.*               a step that is repeated, not replayed
 #   saved-N               Folder.remember_saved  Folder.saved_before  the path of the Nth image
 #   partials              Partials.publish       Partials             the files of the previews
-# The state of a transfer, from what is there:
-#   errors   lock held   text in outcome or errors   headers   state
-#   no       -           -                           -         UNSENT
-#   yes      yes         -                           -         RUNNING
-#   yes      no          yes                         -         ANSWERED: curl has ended and said how
-#   yes      no          no                          yes       LOST: curl was killed in the middle
-#   yes      no          no                          no        UNSENT: curl was killed before it could connect
+# The state of a transfer: UNSENT without N.errors; RUNNING while N.lock is held; ANSWERED when N.outcome or
+# N.errors say how curl ended. Else curl was killed: LOST with N.headers, UNSENT if it had not connected.
 
 SCHEMA = 1  # of request.json and of receipts; what has a newer one is left alone
 UNSENT, RUNNING, ANSWERED, LOST = "unsent", "running", "answered", "lost"
@@ -2845,11 +2840,9 @@ def read_receipt(path: str, console: Console) -> dict[str, Any]:
     """The record in a receipt; empty for one that cannot be used."""
     if not is_safe(os.path.dirname(path), console) or (record := read_record(path, console)) is None:
         return {}
-
-    def fits(node: Any, types: Mapping[str, Any]) -> bool:
-        return all(isinstance(json_path(node, name), kind) for name, kind in types.items())
-
-    if fits(record, RECEIPT_TYPES) and all(fits(item, FILE_TYPES) for item in record["saved"]):
+    saved = record["saved"] if isinstance(record.get("saved"), list) else []
+    nodes = [(record, RECEIPT_TYPES), *((item, FILE_TYPES) for item in saved)]
+    if all(isinstance(json_path(node, name), kind) for node, types in nodes for name, kind in types.items()):
         return record
     console.warn(f"{path} is not a receipt that this program can read, and is ignored")
     return {}
@@ -2909,7 +2902,7 @@ def prune(root: str, console: Console) -> None:
                 release(folder.lock)
 
 def exchange_state(exchange: Exchange) -> str:
-    """The state of a transfer, according to the journal's table."""
+    """The state of a transfer, as the journal's comment says."""
     if not os.path.exists(exchange.file("errors")):
         return UNSENT
     if (lock := take_lock(exchange.file("lock"))) is None:
@@ -3003,8 +2996,12 @@ def send_with_retries(request: Request, exchange: Exchange, run: Run) -> Respons
         outcome = read_outcome(exchange)
         response = read_response(request, exchange, outcome)
         if not request.rules.is_file:
-            run.result.facts.update(http_status=response.status or None, elapsed_s=elapsed(request, exchange),
-                                    request_id=response.headers.get("x-request-id"))
+            asked = Folder(os.path.dirname(exchange.base), None, False).transfers()
+            started = asked[0][0] if request.rules.repeatable and asked else exchange  # a task is older
+            seconds = os.stat(exchange.file("outcome")).st_mtime - os.stat(started.file("lock")).st_mtime
+            run.result.facts.update(
+                http_status=response.status or None, request_id=response.headers.get("x-request-id"),
+                elapsed_s=round(max(0.0, seconds), 1))  # of whichever run started it
         failure = failure_of(request, outcome, response)
         if failure is None:
             tell_extras(request, outcome, response, run)
@@ -3018,13 +3015,6 @@ def send_with_retries(request: Request, exchange: Exchange, run: Run) -> Respons
         run.console.note(f"{failure.message}; trying again in {delay:.1f} s")
         forget_exchange(exchange)
         rest(delay, run)
-
-def elapsed(request: Request, exchange: Exchange) -> float:
-    """Seconds that a transfer took, whichever run started it; for a poll, since the task was asked for."""
-    ended = os.stat(exchange.file("outcome")).st_mtime
-    asked = Folder(os.path.dirname(exchange.base), None, False).transfers()
-    started = asked[0][0] if request.rules.repeatable and asked else exchange
-    return round(max(0.0, ended - os.stat(started.file("lock")).st_mtime), 1)
 
 def tell_extras(request: Request, outcome: Outcome, response: Response, run: Run) -> None:
     """Report what a usable response says besides its images."""
@@ -3172,8 +3162,7 @@ def server_pause(headers: Mapping[str, str], message: str) -> float | None:
             return sum(float(re.sub(r"(?i)an?", "1", number)) * UNITS[unit.lower()] for number, unit in parts)
     from email.utils import mktime_tz, parsedate_tz
     with suppress(ValueError, OverflowError, TypeError, IndexError):  # which one depends on Python's version
-        if date := parsedate_tz(text):
-            return max(0.0, mktime_tz(date) - time.time())
+        return max(0.0, mktime_tz(parsedate_tz(text)) - time.time())  # type: ignore[arg-type]
     return None
 
 def forget_exchange(exchange: Exchange) -> None:
@@ -3492,6 +3481,7 @@ def events_of(stream: BinaryIO, name: str, ranges: Sequence[tuple[int, int]], en
 
 def event_document(stream: BinaryIO) -> tuple[dict[str, Any], bool]:
     """(a stream as one plain response: finished images, else its error, and all events; is it cut off?)."""
+    import hashlib
     finished: list[Image] = []
     events: list[Any] = []
     types: dict[bytes, str] = {}  # of the event that brought an image; one of another type repeats it
@@ -3501,8 +3491,11 @@ def event_document(stream: BinaryIO) -> tuple[dict[str, Any], bool]:
         failed = data.get("error") or json_path(data, "response", "error") or (event.type == "error" and data)
         error = failed or error
         if not failed and not event.is_preview:
-            finished += [image for image in find_images(event.data)
-                         if types.setdefault(content_of(image), event.type) == event.type]
+            for image in find_images(event.data):
+                digests = (hashlib.sha256(block).digest() for block in blocks_of(image.base64))
+                content = (image.path or image.url).encode() or b"".join(digests)
+                if types.setdefault(content, event.type) == event.type:
+                    finished.append(image)
             choices = data.get("choices")  # of a chat
             piece = json_path(choices[0], "delta", "content") if isinstance(choices, list) and choices else ""
             words += piece if isinstance(piece, str) else ""
@@ -3512,12 +3505,6 @@ def event_document(stream: BinaryIO) -> tuple[dict[str, Any], bool]:
     finished = finished or images_in_words(words)
     body = {"error": error} if error and not finished else {"data": finished, "usage": usage}
     return {**body, "events": events}, broken
-
-def content_of(image: Image) -> bytes:
-    """What distinguishes an image from others."""
-    import hashlib
-    digests = (hashlib.sha256(block).digest() for block in blocks_of(image.base64))
-    return (image.path or image.url).encode() or b"".join(digests)
 
 # Where relays put images, in the order of search; the first member that holds any wins.
 IMAGE_KEYS = ("b64_json", "url", "image_url", "data", "images", "result", "outputs", "output", "resultJson",
@@ -3547,23 +3534,20 @@ def find_images(node: Any, depth: int = 12, name: str = "", stray: bool = False)
         return [image for item in node for image in find_images(item, depth - 1, name, stray)]
     if isinstance(node, Image):
         return [node]
-    if isinstance(node, (str, Span)):
-        return stray_images(node) if stray else image_text(node, name)
+    if stray and isinstance(node, (str, Span)):
+        return stray_images(node)
+    if isinstance(node, Span):
+        return [Image(base64=node)] if node.is_image() else []
+    if isinstance(node, str):
+        text, paths = node.strip(), (ANY_PATH if name in ("url", "image_url") else IMAGE_PATH)
+        if re.match(IMAGE_START, text):
+            return [Image(base64=text)]
+        is_path = name not in ("message", "response", "body") and re.fullmatch(paths, text)
+        return [Image(url=text)] if is_path or re.match("(?i)https?://", text) else []
     if not depth or not isinstance(node, dict):
         return []
     names = [key for key in node if not re.search(NO_RESULT, key)] if stray else IMAGE_KEYS
     return next(filter(None, (images_under(key, node.get(key), depth - 1, stray) for key in names)), [])
-
-def image_text(text: str | Span, name: str) -> list[Image]:
-    """The image that a text is, or leads to."""
-    if isinstance(text, Span):
-        return [Image(base64=text)] if text.is_image() else []
-    text = text.strip()
-    if re.match(IMAGE_START, text):
-        return [Image(base64=text)]
-    paths = ANY_PATH if name in ("url", "image_url") else IMAGE_PATH
-    is_path = name not in ("message", "response", "body") and re.fullmatch(paths, text)
-    return [Image(url=text)] if is_path or re.match("(?i)https?://", text) else []
 
 def images_under(key: str, value: Any, depth: int, stray: bool) -> list[Image]:
     """The images in one member of an object."""
