@@ -2712,13 +2712,11 @@ def requests_in(roots: Iterable[str], console: Console, prefix: str = "") -> lis
 
 def same_requests(root: str, identity: Identity, console: Console) -> tuple[list[str], list[str]]:
     """The folders of what is asked for and not finished: (with the same output, with another)."""
-    same: list[str] = []
-    others: list[str] = []
-    for path in requests_in([root], console, identity.fingerprint) if fcntl else ():
-        record = read_record(os.path.join(path, "request.json"), console)
-        if record is not None:
-            (same if record.get("output", identity.output) == identity.output else others).append(path)
-    return same, others
+    paths = requests_in([root], console, identity.fingerprint) if fcntl else []
+    outputs = {path: record.get("output", identity.output) for path in paths
+               if (record := read_record(os.path.join(path, "request.json"), console)) is not None}
+    same = [path for path in outputs if outputs[path] == identity.output]
+    return same, [path for path in outputs if path not in same]
 
 def made_before(identity: Identity, console: Console) -> Receipt | None:
     """The receipt of the same command, if nothing of it is unfinished."""
@@ -2821,10 +2819,9 @@ def write_json(path: str, record: Mapping[str, Any], part: str = "") -> None:
 
 def find_receipt(root: str, identity: Identity, console: Console) -> Receipt | None:
     """The receipt of a finished command, if its pictures are still there."""
-    path = os.path.join(receipts_beside(root), identity.receipt)
-    if not os.path.lexists(path) or not (record := read_receipt(path, console)):
-        return None
-    if not (receipt := checked_receipt(record)):
+    record = read_receipt(os.path.join(receipts_beside(root), identity.receipt), console)
+    receipt = checked_receipt(record) if record else None
+    if record and not receipt:
         console.warn("a picture that this command made before is gone or was changed")
     return receipt
 
@@ -2833,12 +2830,13 @@ def receipts_beside(root: str) -> str:
     return os.path.join(os.path.dirname(root), "made")
 
 # The types of a receipt's members, and of each file in `saved`.
-RECEIPT_TYPES = {"time": (int, float), "prompt": str, "output": str, "saved": list}
+RECEIPT_TYPES: dict[str, Any] = {"time": (int, float), "prompt": str, "output": str, "saved": list}
 FILE_TYPES = {"path": str, "bytes": int, "mtime_ns": int, "format": str, "width": int, "height": int}
 
 def read_receipt(path: str, console: Console) -> dict[str, Any]:
-    """The record in a receipt; empty for one that cannot be used."""
-    if not is_safe(os.path.dirname(path), console) or (record := read_record(path, console)) is None:
+    """The record in a receipt; empty if it is not there or cannot be used."""
+    if not os.path.lexists(path) or not is_safe(os.path.dirname(path), console) or (
+            record := read_record(path, console)) is None:
         return {}
     saved = record["saved"] if isinstance(record.get("saved"), list) else []
     nodes = [(record, RECEIPT_TYPES), *((item, FILE_TYPES) for item in saved)]
@@ -2965,7 +2963,7 @@ class Run(NamedTuple):
 
 def run_provider(provider: Provider, folder: Folder, run: Run) -> list[Image | Failure]:
     """Send each Request that the provider yields, hand it the Response, and return its Images."""
-    previous, paid_steps, repeats, response = None, 0, 0, None
+    previous, paid_steps, repeats, response = None, count(1), 0, None
     run_name = os.urandom(4).hex()  # a killed run's curl may still be about to open its files
     try:
         item = next(provider)
@@ -2978,8 +2976,7 @@ def run_provider(provider: Provider, folder: Folder, run: Run) -> list[Image | F
                         previous, repeats = item, repeats + 1
                     response = send_with_retries(item, folder.exchange(f"{run_name}-{repeats}"), run)
                 else:
-                    paid_steps += 1
-                    response = send_with_retries(item, folder.exchange(paid_steps), run)
+                    response = send_with_retries(item, folder.exchange(next(paid_steps)), run)
             except Failure as failure:
                 item = provider.throw(failure)
             else:
@@ -3078,9 +3075,8 @@ def wait_for_twin(twin: Folder, run: Run) -> Receipt | None:
     except KeyboardInterrupt as stop:
         raise Failure("stopped", "stopped; the same command still makes the image elsewhere",
                       exit_code=signal_exit_code(stop)) from None
-    with suppress(KeyError, TypeError):  # a newer program's failure may be of another form
-        if "failure" in word:
-            raise Failure(**word["failure"])
+    with suppress(KeyError, TypeError):  # there is none; or a newer program's is of another form
+        raise Failure(**word["failure"])
     return checked_receipt(word["made"]) if "made" in word else None
 
 def rest(seconds: float, run: Run, status: str = "") -> None:
@@ -3192,17 +3188,14 @@ def run_curl(request: Request, exchange: Exchange, run: Run) -> None:
     for line in curl_config(request, exchange).split("\n"):
         run.console.detail("  " + re.sub(r'^(header = "[^:]+: ).*', r'\1***"', line))
     forget_exchange(exchange)
-    answer = exchange.file("answer")
-
-    def is_too_large() -> bool:  # curl before 8.4 checks only what a Content-Length announces
-        return os.path.exists(answer) and os.path.getsize(answer) > request.most_bytes
-
-    child = None
+    answer, child = exchange.file("answer"), None
     try:
         if request.purpose == "create":
             run.result.facts["source"] = "bought"
         child = start_curl(request, exchange, run.console.secrets.keys)
-        wait_for(lambda: not is_running(child, exchange) or is_too_large(), exchange, run)
+        # Too much: curl before 8.4 checks only what a Content-Length announces.
+        wait_for(lambda: not is_running(child, exchange) or (
+            os.path.exists(answer) and os.path.getsize(answer) > request.most_bytes), exchange, run)
         run.watch(exchange)  # what arrived since the last look
         if is_running(child, exchange):
             stop_curl(child, exchange)
@@ -3213,8 +3206,8 @@ def run_curl(request: Request, exchange: Exchange, run: Run) -> None:
             stop_curl(child, exchange)
         raise
     except OSError as error:
-        folder = os.path.dirname(exchange.base)
-        raise setup_failure(f"cannot write {folder}: {reason(error)}", "Make room there.") from None
+        raise setup_failure(f"cannot write {os.path.dirname(exchange.base)}: {reason(error)}",
+                            "Make room there.") from None
 
 def wait_for(done: Callable[[], bool], exchange: Exchange, run: Run) -> None:
     """Wait for the end of a transfer, with signs of life."""
