@@ -2493,8 +2493,7 @@ def unsent_hint(kind: str, url: str) -> str:
 
 # ---- Journal: unfinished requests survive everything, finished ones are remembered --------------
 # requests/FINGERPRINT-RANDOM: a folder for each command; .gone-* is half removed; .lock guards making and
-# adopting. The same command adopts it and replays the provider: a paid step with a response is read, not
-# sent. made/FINGERPRINT-OUTPUT.json: the receipt of a finished command; .pruned: when old ones were removed.
+# adopting. made/FINGERPRINT-OUTPUT.json: the receipt of a finished command; .pruned: when old ones went.
 #   file                  written by             read by              meaning
 #   request.json          make_folder            read_record          the request without a key; its schema
 #   owner                 Folder.leave_word      wait_for_twin        locked by its program; how that ended
@@ -2515,6 +2514,9 @@ def unsent_hint(kind: str, url: str) -> str:
 SCHEMA = 1  # of request.json and of receipts; what has a newer one is left alone
 UNSENT, RUNNING, ANSWERED, LOST = "unsent", "running", "answered", "lost"
 NO_LOCKS = -1  # instead of a lock's descriptor, where locks do not exist: then nothing counts as running
+# The types of a receipt's members, and of each file in `saved`.
+RECEIPT_TYPES: dict[str, Any] = {"time": (int, float), "prompt": str, "output": str, "saved": list}
+FILE_TYPES = {"path": str, "bytes": int, "mtime_ns": int, "format": str, "width": int, "height": int}
 
 class Folder(NamedTuple):
     """The private folder of one command."""
@@ -2619,8 +2621,7 @@ def release(lock: int | None) -> None:
         os.close(lock)
 
 def request_homes() -> list[str]:
-    """Where requests may be: XDG's place for what survives a restart but is not a setting; beside temporary
-    files, as a sandbox lets a command write only there and to its workspace, where they do not belong."""
+    """Where requests may be: XDG's place, as they survive a restart; else where a sandbox lets us write."""
     state = environment("XDG_STATE_HOME")
     base = state if os.path.isabs(state) else os.path.join(os.path.expanduser("~"), ".local", "state")
     homes = [os.path.join(os.path.realpath(base), "gpt-image-2")] if os.path.isabs(base) else []
@@ -2693,8 +2694,7 @@ def read_record(path: str, console: Console) -> dict[str, Any] | None:
     return None
 
 def identity_of(job: Job, settings: Settings) -> Identity:
-    """What this command shares with its twins only. The fingerprint is equal for commands that ask for the
-    same: endpoint, parameters, prompt, and inputs: the bytes of files, the addresses of others."""
+    """What this command shares with its twins only: of inputs, bytes of files and addresses of others."""
     import hashlib
     inputs = [upload.digest or upload.path for upload in job.uploads]
     facts = [1, job.command, settings.api.value, settings.base_url.value, job.model, job.prompt,
@@ -2707,8 +2707,7 @@ def requests_in(roots: Iterable[str], console: Console, prefix: str = "") -> lis
     """The folders of unfinished commands; without an owner one is half made or half removed."""
     paths = [os.path.join(root, name) for root in roots for name in sorted(os.listdir(root))
              if name.startswith(prefix) and not name.startswith(".")]
-    return [path for path in paths
-            if os.path.lexists(os.path.join(path, "owner")) and is_safe(path, console, 0o077)]
+    return [path for path in paths if os.path.lexists(f"{path}/owner") and is_safe(path, console, 0o077)]
 
 def same_requests(root: str, identity: Identity, console: Console) -> tuple[list[str], list[str]]:
     """The folders of what is asked for and not finished: (with the same output, with another)."""
@@ -2802,10 +2801,9 @@ def make_folder(job: Job, settings: Settings, identity: Identity, console: Conso
         raise OSError(f"less than {room // 1_000_000} MB are free there")
     path = os.path.join(root, f"{identity.fingerprint}-{os.urandom(4).hex()}")
     os.mkdir(path, 0o700)
-    write_json(os.path.join(path, "request.json"), {
-        "schema": SCHEMA, "version": VERSION, "time": time.time(), "command": job.command,
-        "prompt": job.prompt, "model": job.model, "images": len(job.images), "output": identity.output,
-        "endpoint": settings.base_url.value, "parameters": job.parameters})
+    write_json(os.path.join(path, "request.json"), {"schema": SCHEMA, "version": VERSION, "time": time.time(),
+        "command": job.command, "prompt": job.prompt, "model": job.model, "images": len(job.images),
+        "output": identity.output, "endpoint": settings.base_url.value, "parameters": job.parameters})
     return Folder(path, take_lock(os.path.join(path, "owner"), create=True, strict=True), True)
 
 def write_json(path: str, record: Mapping[str, Any], part: str = "") -> None:
@@ -2828,10 +2826,6 @@ def find_receipt(root: str, identity: Identity, console: Console) -> Receipt | N
 def receipts_beside(root: str) -> str:
     """The folder of the receipts that belong to a folder of requests."""
     return os.path.join(os.path.dirname(root), "made")
-
-# The types of a receipt's members, and of each file in `saved`.
-RECEIPT_TYPES: dict[str, Any] = {"time": (int, float), "prompt": str, "output": str, "saved": list}
-FILE_TYPES = {"path": str, "bytes": int, "mtime_ns": int, "format": str, "width": int, "height": int}
 
 def read_receipt(path: str, console: Console) -> dict[str, Any]:
     """The record in a receipt; empty if it is not there or cannot be used."""
@@ -2856,10 +2850,15 @@ def checked_receipt(record: Mapping[str, Any]) -> Receipt | None:
             return Receipt(record, saved)
     return None
 
+def is_over(entry: os.DirEntry[str], days: int) -> bool:
+    """Whether it is older than that; many years mean only that a clock was wrong."""
+    return days * DAY < time.time() - entry.stat(follow_symlinks=False).st_mtime < 10 * 365 * DAY
+
 def keep_receipt(folder: Folder, identity: Identity, record: Mapping[str, Any], console: Console) -> None:
-    """Write the receipt of a finished command. That of an earlier take stays, for the history."""
+    """Write the receipt of a finished command. That of an earlier take stays, for the history.
+    Once a day old ones go."""
     made = receipts_beside(os.path.dirname(folder.path))
-    path = os.path.join(made, identity.receipt)
+    path, mark = os.path.join(made, identity.receipt), os.path.join(made, ".pruned")
     if (earlier := read_record(path, console)) is None:
         return
     try:
@@ -2867,24 +2866,13 @@ def keep_receipt(folder: Folder, identity: Identity, record: Mapping[str, Any], 
         if earlier and earlier.get("saved") != record["saved"]:  # else from before a kill
             os.rename(path, f"{path[:-5]}-{os.urandom(4).hex()}.json")
         write_json(path, record, folder.file("receipt"))
-        remove_old_receipts(made)
+        if not os.path.exists(mark) or abs(time.time() - os.stat(mark).st_mtime) >= DAY:  # there may be many
+            for entry in os.scandir(made):
+                if is_over(entry, KEEP_RECEIPT_DAYS):
+                    discard(entry.path)
+            private_file(mark).close()
     except OSError as error:
         console.warn(f"{made} cannot be written ({reason(error)}): the same command will buy another picture")
-
-def is_over(entry: os.DirEntry[str], days: int) -> bool:
-    """Whether it is older than that; many years mean only that a clock was wrong."""
-    return days * DAY < time.time() - entry.stat(follow_symlinks=False).st_mtime < 10 * 365 * DAY
-
-def remove_old_receipts(made: str) -> None:
-    """Once a day: there may be very many."""
-    mark = os.path.join(made, ".pruned")
-    if os.path.exists(mark) and abs(time.time() - os.stat(mark).st_mtime) < DAY:
-        return
-    for entry in os.scandir(made):
-        if is_over(entry, KEEP_RECEIPT_DAYS):
-            discard(entry.path)
-    private_file(mark).close()
-    os.utime(mark)
 
 def prune(root: str, console: Console) -> None:
     """Remove what was left half made or half removed, and what nobody collected in time; never a link."""
@@ -2918,9 +2906,8 @@ def unfinished_commands(console: Console) -> list[dict[str, Any]]:
     for path in requests_in(journal_roots(console), console):
         with suppress(OSError, OverflowError):  # just removed; a broken time
             if record := read_record(os.path.join(path, "request.json"), console):
-                began = record.get("time")
-                began = began if isinstance(began, (int, float)) else os.stat(path).st_mtime
-                age = max(0, round(time.time() - began))
+                times = (record.get("time"), os.stat(path).st_mtime)
+                age = max(0, round(time.time() - next(at for at in times if isinstance(at, (int, float)))))
                 folder = Folder(path, take_lock(os.path.join(path, "owner")), True)
                 found.append({"age_s": age, "state": folder.state(), "at_work": folder.is_busy,
                               **told_request(path, record)})
@@ -2995,10 +2982,9 @@ def send_with_retries(request: Request, exchange: Exchange, run: Run) -> Respons
         if not request.rules.is_file:
             asked = Folder(os.path.dirname(exchange.base), None, False).transfers()
             started = asked[0][0] if request.rules.repeatable and asked else exchange  # a task is older
-            seconds = os.stat(exchange.file("outcome")).st_mtime - os.stat(started.file("lock")).st_mtime
-            run.result.facts.update(
-                http_status=response.status or None, request_id=response.headers.get("x-request-id"),
-                elapsed_s=round(max(0.0, seconds), 1))  # of whichever run started it
+            took = os.stat(exchange.file("outcome")).st_mtime - os.stat(started.file("lock")).st_mtime
+            run.result.facts.update(http_status=response.status or None, elapsed_s=round(max(0.0, took), 1),
+                                    request_id=response.headers.get("x-request-id"))
         failure = failure_of(request, outcome, response)
         if failure is None:
             tell_extras(request, outcome, response, run)
@@ -3097,11 +3083,12 @@ def failure_of(request: Request, outcome: Outcome, response: Response) -> Failur
         is_conclusive = response.status in (0, 200) and bool(response.images or response.meaning == "images")
     if is_conclusive and outcome.status != 407:  # all that matters has come, although its transfer failed
         failure = None
-    if failure is None and response.status:  # 0: curl was killed, but after an image had arrived
+    # Without a status, curl was killed, but after an image had arrived.
+    if failure is None and response.status and response.meaning in ("error", "nothing"):
         failure = answer_failure(request, response)
-        if failure and request.purpose == "input":  # its text may be another service's secret
+        if request.purpose == "input":  # its text may be another service's secret
             failure.message = f"HTTP {response.status} from {host_of(request.url)}"
-    if failure is None and request.rules.is_file and response.meaning != "images":
+    if failure is None and response.meaning == "broken":
         failure = Failure("broken_image", "the reply is not a complete image", http_status=response.status)
     return afterwards_failure(request, failure) if failure else None
 
@@ -3148,8 +3135,7 @@ PAUSE_WORDS = (r"\b(?:again|retry(?:.?(?:after|delay))?|wait|resets?|available|c
                r"\bretry.?after\W{1,4}(\d+(?:\.\d+)?)(?![\w:/-])")
 
 def server_pause(headers: Mapping[str, str], message: str) -> float | None:
-    """The pause that a server asks for, in seconds: in two headers, or in words of its message.
-    A number alone means milliseconds in the first header, and else seconds."""
+    """The pause that a server asks for, in seconds: in two headers, or in words of its message."""
     text = headers.get("retry-after", "")
     places = (f"in {headers.get('retry-after-ms')}ms", f"in {text}" if text else message, f"in {text}s")
     for words, place in ((words, place) for place in places for words in PAUSE_WORDS):
@@ -3246,8 +3232,7 @@ def with_meaning(request: Request, response: Response) -> Response:
     task = task_id(document) or (response.status == 202 and response.headers.get("location"))
     is_read = document is not None or request.file or request.purpose == "poll"
     meanings = {  # the first that holds counts; where images stand beside an error, it is only a warning
-        "error": not is_good or (response.error and not find_images(beside)),
-        "images": images,
+        "error": not is_good or (response.error and not find_images(beside)), "images": images,
         "pending": task and (response.status == 202 or task_status(document) in WAITING or request.tasks),
         "linked": task_field(document, ("response_url",)),
         "accepted": request.purpose != "create" and is_read}  # this step needs no image
@@ -3279,8 +3264,6 @@ def packing(start: bytes) -> int:
             if (head and bits == 31) or READABLE.match(head) or inspect_picture(io.BytesIO(head)):
                 return bits
     return 0
-
-READABLE = re.compile(rb"(\xef\xbb\xbf)?\s*([{\[<]|(event|data|id|retry)?:)")  # JSON, a web page or events
 
 def read_document(path: str) -> tuple[Any, str, bool]:
     """(JSON with long strings as Spans, "", whether it broke off), or (None, the first characters, False)."""
@@ -3352,11 +3335,10 @@ def completed(text: bytes, string: bytes) -> tuple[bytes, bytes]:
     return text + closing[::-1], text[:last] + closing[::-1]
 
 def load_json(text: bytes, revive: Callable[[dict[str, Any]], Any] | None = None) -> Any:
-    """A stranger's JSON made harmless: no half characters, no number that JSON lacks, no endless depth."""
+    """A stranger's JSON made harmless: no half characters, no odd or endless numbers, no endless depth."""
     return tidy(json.loads(text.decode("utf-8-sig", "replace"), strict=False, object_hook=revive,
                            parse_float=lambda digits: None if float(digits) in (inf, -inf) else float(digits),
-                           parse_int=lambda digits: int(digits[:40]),  # nobody needs a million digits
-                           parse_constant=lambda name: None))
+                           parse_int=lambda digits: int(digits[:40]), parse_constant=lambda name: None))
 
 def tidy(value: Any, depth: int = MAX_DEPTH) -> Any:
     """The value without half characters, which no file and no terminal accepts, and cut off at this depth."""
@@ -3511,6 +3493,12 @@ ANY_PATH = r"\.{0,2}[/?][^\s<>\"\\]+|[^\s<>\"\\:]+/[^\s<>\"\\]*|" + IMAGE_PATH  
 # A data: URL, an address in angle brackets, or a plain one, which may hold brackets.
 MARKDOWN_LINK = (r"\]\(\s{0,9}(?:<?(data:image/[^()>\"'\\]*)(?=[)>\"'])|<([^<>\s][^<>\r\n]*)>|"
                  r"((?:[^\s()<>]|\([^\s()<>]*\))+)(?=[\s)]))")
+WAITING = ("pending", "submitted", "queued", "queuing", "in_queue", "created", "waiting", "starting",
+           "processing", "in_progress", "generating", "running")
+FAILED = ("failed", "fail", "error", "generate_failed", "create_task_failed", "canceled", "cancelled",
+          "timeout")
+DONE = ("completed", "complete", "success", "succeeded", "finished")
+READABLE = re.compile(rb"(\xef\xbb\xbf)?\s*([{\[<]|(event|data|id|retry)?:)")  # JSON, a web page or events
 # Members with such names repeat the request, or show what is not a result.
 NO_RESULT = "(?i)prompt|input|mask|source_image|init|reference|request|partial|preview|thumb|avatar|logo|icon"
 
@@ -3576,12 +3564,6 @@ def inner_json(value: Any) -> Any:
     with suppress(ValueError, RecursionError):
         return load_json(value.encode()) if isinstance(value, str) else value
     return None
-
-WAITING = ("pending", "submitted", "queued", "queuing", "in_queue", "created", "waiting", "starting",
-           "processing", "in_progress", "generating", "running")
-FAILED = ("failed", "fail", "error", "generate_failed", "create_task_failed", "canceled", "cancelled",
-          "timeout")
-DONE = ("completed", "complete", "success", "succeeded", "finished")
 
 def task_field(document: Any, names: Sequence[str]) -> str:
     """The first of these members that a response has: at the top, in data, or in data's first item."""
@@ -3651,10 +3633,8 @@ UNREACHED_WORDS = (r"^(model not found|get channel failed|channel no available k
                    r"(available|healthy|live|allowed|enabled) (\w+ ){0,3}"
                    r"(channel|account|provider|deployment|upstream|server|backend|auth)")
 
-def answer_failure(request: Request, response: Response) -> Failure | None:
-    """The failure that a response means, None for a usable one."""
-    if response.meaning not in ("error", "nothing"):
-        return None
+def answer_failure(request: Request, response: Response) -> Failure:
+    """The failure that a response means whose meaning is an error or nothing."""
     document = response.document
     error = response.error or ServerError(
         task_field(document, ("message", "msg", "detail", "errorMessage"))
