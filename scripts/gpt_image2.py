@@ -2592,8 +2592,7 @@ class Folder(NamedTuple):
         shutil.rmtree(gone if os.path.lexists(gone) else self.path, ignore_errors=True)  # prune does the rest
 
 def take_lock(path: str, create: bool = False, strict: bool = False) -> int | None:
-    """A file's lock, as a descriptor; None if it is held elsewhere or has no file. create: wait for it.
-    strict: OSError where files cannot be locked: two programs could buy the same image there."""
+    """A file's lock, as a descriptor; None if it is held elsewhere or has no file. create: wait for it."""
     if fcntl is None:  # Windows
         if create:
             private_file(path).close()
@@ -2611,7 +2610,7 @@ def take_lock(path: str, create: bool = False, strict: bool = False) -> int | No
     except OSError:  # some network file systems have none
         lock = NO_LOCKS
     os.close(handle)
-    if lock == NO_LOCKS and strict:
+    if lock == NO_LOCKS and strict:  # two programs could buy the same image
         raise OSError("files cannot be locked there")
     return lock
 
@@ -2855,8 +2854,7 @@ def is_over(entry: os.DirEntry[str], days: int) -> bool:
     return days * DAY < time.time() - entry.stat(follow_symlinks=False).st_mtime < 10 * 365 * DAY
 
 def keep_receipt(folder: Folder, identity: Identity, record: Mapping[str, Any], console: Console) -> None:
-    """Write the receipt of a finished command. That of an earlier take stays, for the history.
-    Once a day old ones go."""
+    """Write a command's receipt; an earlier take's stays, for the history. Once a day, old ones go."""
     made = receipts_beside(os.path.dirname(folder.path))
     path, mark = os.path.join(made, identity.receipt), os.path.join(made, ".pruned")
     if (earlier := read_record(path, console)) is None:
@@ -3106,24 +3104,21 @@ def afterwards_failure(request: Request, failure: Failure) -> Failure:
 
 def retry_pause(request: Request, failure: Failure, headers: Mapping[str, str], attempt: int) -> float | None:
     """Seconds until the same request may be sent again, None if it must not be; attempt counts from 1."""
-    repeatable = request.rules.repeatable
-    limited = failure.retryable and failure.http_status and not repeatable
-    if attempt >= (RATE_LIMIT_TRIES if limited else TRIES) or not may_repeat(request, failure):
-        return None
-    delay = server_pause(headers, "" if repeatable else failure.server_text)
-    first = 2 * NETWORK_PAUSE if repeatable else RATE_LIMIT_PAUSE if failure.http_status else NETWORK_PAUSE
-    return first * 2.0 ** (attempt - 1) if delay is None else delay
-
-def may_repeat(request: Request, failure: Failure) -> bool:
-    """Whether sending the same request again can help and cannot buy anything twice."""
+    rules, status = request.rules, failure.http_status
     if request.purpose == "input":
-        return failure.retryable or failure.http_status >= 500
-    if request.rules.repeatable:
-        return failure.kind == request.purpose and failure.http_status not in request.rules.final
-    limit = re.search(r"Limit (\d{1,18}), Used \d+, Requested (\d{1,18})", failure.server_text)
-    if limit and int(limit[2]) > int(limit[1]):
-        return False  # more than the limit ever allows at once
-    return failure.retryable or (request.idempotent and failure.billed == "maybe")
+        can_help = failure.retryable or status >= 500
+    elif rules.repeatable:
+        can_help = failure.kind == request.purpose and status not in rules.final
+    else:  # it must not buy anything twice
+        limit = re.search(r"Limit (\d{1,18}), Used \d+, Requested (\d{1,18})", failure.server_text)
+        too_much = limit and int(limit[2]) > int(limit[1])  # it is more than the limit ever allows at once
+        can_help = not too_much and (failure.retryable or (request.idempotent and failure.billed == "maybe"))
+    is_limited = failure.retryable and status and not rules.repeatable
+    if not can_help or attempt >= (RATE_LIMIT_TRIES if is_limited else TRIES):
+        return None
+    delay = server_pause(headers, "" if rules.repeatable else failure.server_text)
+    first = 2 * NETWORK_PAUSE if rules.repeatable else RATE_LIMIT_PAUSE if status else NETWORK_PAUSE
+    return first * 2.0 ** (attempt - 1) if delay is None else delay
 
 # A pause in words: 20s, 7h12m0s, 51.84 seconds, 1 hour and 5 minutes, a minute; and what stands before it.
 UNITS = {"ms": 0.001, "mil": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -3402,7 +3397,7 @@ def json_skeleton(blocks: Iterable[tuple[int, bytes]], mark: str, broken: bool =
 class Event(NamedTuple):
     """One server-sent event, or a line of JSON. end: where the next one begins in the file."""
     type: str  # what it calls itself
-    data: Any
+    data: Any  # None for [DONE] and for what is not JSON
     end: int
     broken: bool = False
 
@@ -3436,8 +3431,7 @@ def read_events(stream: BinaryIO, begin: int = 0, growing: bool = False) -> Iter
 
 def events_of(stream: BinaryIO, name: str, ranges: Sequence[tuple[int, int]], end: int,
               last: bool = False) -> Iterator[Event]:
-    """The event in some data lines, or one for each line where they make no sense together.
-    data is None for [DONE] and for what is not JSON. last: the last line may have broken off."""
+    """The event in some data lines, or in each if they make no sense together. last: it may be cut off."""
     def event(lines: Sequence[tuple[int, int]], broken: bool = False) -> Event:
         data = parse_json(stream, lines, broken)
         data = data if not broken or images_in(data)[0] else None
