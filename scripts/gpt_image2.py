@@ -2784,9 +2784,8 @@ def take_over(paths: Sequence[str], identity: Identity, console: Console) -> Fol
             os.ftruncate(folder.lock, 0)  # how an earlier run ended
             record = read_record(folder.file("request.json"), console) or {}
             if record.get("output") != identity.output:
-                for name in os.listdir(path):
-                    if name.startswith("saved-"):  # at another place, where nobody looks for it now
-                        discard(folder.file(name))
+                for saved in [name for name in os.listdir(path) if name.startswith("saved-")]:
+                    discard(folder.file(saved))  # at another place, where nobody looks for it now
                 write_json(folder.file("request.json"), {**record, "output": identity.output})
             return folder
     return None
@@ -2865,9 +2864,8 @@ def keep_receipt(folder: Folder, identity: Identity, record: Mapping[str, Any], 
             os.rename(path, f"{path[:-5]}-{os.urandom(4).hex()}.json")
         write_json(path, record, folder.file("receipt"))
         if not os.path.exists(mark) or abs(time.time() - os.stat(mark).st_mtime) >= DAY:  # there may be many
-            for entry in os.scandir(made):
-                if is_over(entry, KEEP_RECEIPT_DAYS):
-                    discard(entry.path)
+            for entry in [each for each in os.scandir(made) if is_over(each, KEEP_RECEIPT_DAYS)]:
+                discard(entry.path)
             private_file(mark).close()
     except OSError as error:
         console.warn(f"{made} cannot be written ({reason(error)}): the same command will buy another picture")
@@ -2876,10 +2874,9 @@ def prune(root: str, console: Console) -> None:
     """Remove what was left half made or half removed, and what nobody collected in time; never a link."""
     for entry in [each for each in os.scandir(root) if each.is_dir(follow_symlinks=False)]:
         with suppress(OSError):  # its owner has just removed it
-            is_old = is_over(entry, KEEP_DAYS)
             if entry.name.startswith(".") or not os.path.lexists(os.path.join(entry.path, "owner")):
                 Folder(entry.path, None, False).remove()
-            elif is_old and read_record(os.path.join(entry.path, "request.json"), console) is not None:
+            elif is_over(entry, KEEP_DAYS) and read_record(f"{entry.path}/request.json", console) is not None:
                 folder = Folder(entry.path, take_lock(os.path.join(entry.path, "owner"), strict=True), True)
                 if folder.lock is not None and folder.state() != RUNNING:
                     folder.remove()
@@ -3400,11 +3397,7 @@ class Event(NamedTuple):
     data: Any  # None for [DONE] and for what is not JSON
     end: int
     broken: bool = False
-
-    @property
-    def is_preview(self) -> bool:
-        """Whether its image is not finished yet; any other is a result, whatever its vendor calls it."""
-        return self.type.endswith("partial_image")
+    is_preview: bool = False  # its image is not finished; any other is a result, whatever its vendor calls it
 
 def read_events(stream: BinaryIO, begin: int = 0, growing: bool = False) -> Iterator[Event]:
     """The events in a file; while it grows, only the complete ones."""
@@ -3435,7 +3428,8 @@ def events_of(stream: BinaryIO, name: str, ranges: Sequence[tuple[int, int]], en
     def event(lines: Sequence[tuple[int, int]], broken: bool = False) -> Event:
         data = parse_json(stream, lines, broken)
         data = data if not broken or images_in(data)[0] else None
-        return Event(as_text(json_path(data, "type")) or name, data, end, broken)
+        kind = as_text(json_path(data, "type")) or name
+        return Event(kind, data, end, broken, kind.endswith("partial_image"))
 
     with suppress(ValueError, RecursionError):
         yield event(ranges)
@@ -3451,10 +3445,8 @@ def events_of(stream: BinaryIO, name: str, ranges: Sequence[tuple[int, int]], en
 def event_document(stream: BinaryIO) -> tuple[dict[str, Any], bool]:
     """(a stream as one plain response: finished images, else its error, and all events; is it cut off?)."""
     import hashlib
-    finished: list[Image] = []
-    events: list[Any] = []
     types: dict[bytes, str] = {}  # of the event that brought an image; one of another type repeats it
-    words, usage, error, broken = "", None, None, False
+    finished, events, words, usage, error, broken = [], [], "", None, None, False
     for event in read_events(stream):
         data, broken = event.data if isinstance(event.data, dict) else {}, broken or event.broken
         failed = data.get("error") or json_path(data, "response", "error") or (event.type == "error" and data)
@@ -3666,9 +3658,8 @@ def better_hint(request: Request, response: Response, kind: str, error: ServerEr
 
 def refusal_kind(response: Response, error: ServerError) -> str:
     """The kind of failure that a response is: codes and words first, the HTTP status last."""
-    status, code = response.status, error.code.lower()
-    if status == 200 and re.fullmatch(r"[45]\d\d", code):
-        status = int(code)  # some relays put the status there
+    code = error.code.lower()  # some relays put the HTTP status there
+    status = int(code) if response.status == 200 and re.fullmatch(r"[45]\d\d", code) else response.status
     words = f"{error.type} {error.message}".lower()
     is_page = response.document is None and "<" in response.text
     has_failed = task_status(response.document) in FAILED
@@ -4589,9 +4580,8 @@ def forget_requests(wanted: str, console: Console) -> None:
             continue
         record = read_record(folder.file("request.json"), console) or {}
         billed = billed_in_the_end(folder, stop_failure(KeyboardInterrupt(), folder))
-        for name in os.listdir(path):
-            if name.endswith(".lock"):
-                stop_curl(None, folder.exchange(name[:-5]))
+        for lock in [name for name in os.listdir(path) if name.endswith(".lock")]:
+            stop_curl(None, folder.exchange(lock[:-5]))
         ends = time.monotonic() + 5  # so that a program that works on it can notice
         while folder.is_busy and os.path.exists(path) and time.monotonic() < ends:
             time.sleep(0.1)
