@@ -2621,9 +2621,8 @@ def release(lock: int | None) -> None:
 
 def request_homes() -> list[str]:
     """Where requests may be: XDG's place, as they survive a restart; else where a sandbox lets us write."""
-    state = environment("XDG_STATE_HOME")
-    base = state if os.path.isabs(state) else os.path.join(os.path.expanduser("~"), ".local", "state")
-    homes = [os.path.join(os.path.realpath(base), "gpt-image-2")] if os.path.isabs(base) else []
+    bases = filter(os.path.isabs, (environment("XDG_STATE_HOME"), os.path.expanduser("~/.local/state")))
+    homes = [os.path.join(os.path.realpath(base), "gpt-image-2") for base in [*bases][:1]]
     user = os.getuid() if hasattr(os, "getuid") else None
     homes += [os.path.join(folder, f"gpt-image-2-{user}") for folder in temp_folders()[:1]]
     return [os.path.join(home, "requests") for home in homes]
@@ -2951,8 +2950,12 @@ def run_provider(provider: Provider, folder: Folder, run: Run) -> list[Image | F
         item = next(provider)
         while True:
             try:  # paid steps are numbered, so that a replay finds their responses
-                if isinstance(item, Wait):
-                    pause(item, run)
+                if isinstance(item, Wait) and time.monotonic() < run.deadline:
+                    rest(min(item.seconds, run.deadline - time.monotonic()), run, item.status)
+                elif isinstance(item, Wait):  # the next run goes on
+                    late = f"task {item.task} is still {item.status or 'running'} after --timeout"
+                    raise Failure("timeout", late, "Run the same command again to keep waiting for it; you "
+                                  "won't be charged twice.", collectable=True)
                 elif item.rules.repeatable:
                     if item != previous:  # polling again needs no new files
                         previous, repeats = item, repeats + 1
@@ -3026,14 +3029,6 @@ def send_or_resume(request: Request, exchange: Exchange, run: Run) -> None:
         run.console.note("the request is still running; waiting for it")
         wait_for(lambda: exchange_state(exchange) != RUNNING, exchange, run)
 
-def pause(wait: Wait, run: Run) -> None:
-    """Sleep between two polls of a task; past the deadline the task is left to the next run."""
-    if time.monotonic() >= run.deadline:
-        raise Failure("timeout", f"task {wait.task} is still {wait.status or 'running'} after --timeout",
-                      "Run the same command again to keep waiting for it; you won't be charged twice.",
-                      collectable=True)
-    rest(min(wait.seconds, run.deadline - time.monotonic()), run, wait.status)
-
 def wait_for_twin(twin: Folder, run: Run) -> Receipt | None:
     """Wait for the program that works on the same command: its receipt or Failure; None if it died."""
     run.console.note("the same command is at work elsewhere; waiting for its picture (--fresh buys another)")
@@ -3074,11 +3069,10 @@ def failure_of(request: Request, outcome: Outcome, response: Response) -> Failur
     failure = transport_failure(outcome, request)
     if response.status >= 400 and not request.rules.is_file:
         is_conclusive = response.error is not None
-    else:  # 0: curl was killed before it could report
+    else:  # 0: curl was killed before it could report, but an image may have arrived
         is_conclusive = response.status in (0, 200) and bool(response.images or response.meaning == "images")
     if is_conclusive and outcome.status != 407:  # all that matters has come, although its transfer failed
         failure = None
-    # Without a status, curl was killed, but after an image had arrived.
     if failure is None and response.status and response.meaning in ("error", "nothing"):
         failure = answer_failure(request, response)
         if request.purpose == "input":  # its text may be another service's secret
@@ -3297,7 +3291,6 @@ def parse_json(stream: BinaryIO, ranges: Sequence[tuple[int, int]], broken: bool
         span = Span(stream.name, begin, end, stream.read(min(HEAD, end - begin)).decode("latin-1"))
         links = () if span.is_image() else occurrences(stream, b"data:image", begin, end)
         return span._replace(links=tuple(links)[:MAX_MEMBERS])
-
     blocks = (block for begin, end in ranges for block in file_blocks(stream, begin, end))
     text = json_skeleton(blocks, mark, broken)
     if not broken:
@@ -3430,7 +3423,6 @@ def events_of(stream: BinaryIO, name: str, ranges: Sequence[tuple[int, int]], en
         data = data if not broken or images_in(data)[0] else None
         kind = as_text(json_path(data, "type")) or name
         return Event(kind, data, end, broken, kind.endswith("partial_image"))
-
     with suppress(ValueError, RecursionError):
         yield event(ranges)
         return
@@ -4231,7 +4223,6 @@ def catch_signals() -> Callable[[], None]:
     def stop(number: int, frame: Any) -> None:
         handle()
         raise KeyboardInterrupt(number)
-
     handle(stop)
     return handle
 
