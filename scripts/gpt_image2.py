@@ -2620,7 +2620,7 @@ def release(lock: int | None) -> None:
         os.close(lock)
 
 def request_homes() -> list[str]:
-    """Where requests may be: XDG's place, as they survive a restart; else where a sandbox lets us write."""
+    """Where requests may be: XDG's place, to survive a restart; beside temporary files, for a sandbox."""
     bases = filter(os.path.isabs, (environment("XDG_STATE_HOME"), os.path.expanduser("~/.local/state")))
     homes = [os.path.join(os.path.realpath(base), "gpt-image-2") for base in [*bases][:1]]
     user = os.getuid() if hasattr(os, "getuid") else None
@@ -2692,7 +2692,7 @@ def read_record(path: str, console: Console) -> dict[str, Any] | None:
     return None
 
 def identity_of(job: Job, settings: Settings) -> Identity:
-    """What this command shares with its twins only: of inputs, bytes of files and addresses of others."""
+    """What this command shares with its twins only. Files count by content, other inputs by address."""
     import hashlib
     inputs = [upload.digest or upload.path for upload in job.uploads]
     facts = [1, job.command, settings.api.value, settings.base_url.value, job.model, job.prompt,
@@ -3291,8 +3291,7 @@ def parse_json(stream: BinaryIO, ranges: Sequence[tuple[int, int]], broken: bool
         span = Span(stream.name, begin, end, stream.read(min(HEAD, end - begin)).decode("latin-1"))
         links = () if span.is_image() else occurrences(stream, b"data:image", begin, end)
         return span._replace(links=tuple(links)[:MAX_MEMBERS])
-    blocks = (block for begin, end in ranges for block in file_blocks(stream, begin, end))
-    text = json_skeleton(blocks, mark, broken)
+    text = json_skeleton(chain(*(file_blocks(stream, *each) for each in ranges)), mark, broken)
     if not broken:
         return load_json(text, revive)
     # A string, or what stands for a long one that stays in the file.
