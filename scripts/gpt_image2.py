@@ -2519,8 +2519,7 @@ def unsent_hint(kind: str, url: str) -> str:
 
 # ---- Journal: unfinished requests survive everything, finished ones are remembered --------------
 # requests/FINGERPRINT-RANDOM: a folder for each command; .gone-* is half removed; .lock guards making and
-# adopting. The same command adopts it and replays the provider: a paid step with a response is read, not
-# sent. made/FINGERPRINT-OUTPUT.json: the receipt of a finished command; .pruned: when old ones were removed.
+# adopting. made/FINGERPRINT-OUTPUT.json: the receipt of a finished command; .pruned: when old ones went.
 #   file                  written by             read by              meaning
 #   request.json          make_folder            read_record          the request without a key; its schema
 #   owner                 Folder.leave_word      wait_for_twin        locked by its program; how that ended
@@ -2535,17 +2534,15 @@ def unsent_hint(kind: str, url: str) -> str:
 #   RUN-K.*               as N.*                 as N.*               a step that is repeated, not replayed
 #   saved-N               Folder.remember_saved  Folder.saved_before  the path of the Nth image
 #   partials              Partials.publish       Partials             the files of the previews
-# The state of a transfer, from what is there:
-#   errors   lock held   text in outcome or errors   headers   state
-#   no       -           -                           -         UNSENT
-#   yes      yes         -                           -         RUNNING
-#   yes      no          yes                         -         ANSWERED: curl has ended and said how
-#   yes      no          no                          yes       LOST: curl was killed in the middle
-#   yes      no          no                          no        UNSENT: curl was killed before it could connect
+# The state of a transfer: UNSENT without N.errors; RUNNING while N.lock is held; ANSWERED when N.outcome or
+# N.errors say how curl ended. Else curl was killed: LOST with N.headers, UNSENT if it had not connected.
 
 SCHEMA = 1  # of request.json and of receipts; what has a newer one is left alone
 UNSENT, RUNNING, ANSWERED, LOST = "unsent", "running", "answered", "lost"
 NO_LOCKS = -1  # instead of a lock's descriptor, where locks do not exist: then nothing counts as running
+# The types of a receipt's members, and of each file in `saved`.
+RECEIPT_TYPES: dict[str, Any] = {"time": (int, float), "prompt": str, "output": str, "saved": list}
+FILE_TYPES = {"path": str, "bytes": int, "mtime_ns": int, "format": str, "width": int, "height": int}
 
 class Folder(NamedTuple):
     """The private folder of one command."""
@@ -2561,11 +2558,6 @@ class Folder(NamedTuple):
     def file(self, name: str) -> str:
         """The path of one of its own files."""
         return os.path.join(self.path, name)
-
-    @property
-    def id(self) -> str:
-        """What people call it."""
-        return self.path[-8:]
 
     @property
     def is_busy(self) -> bool:
@@ -2616,17 +2608,18 @@ class Folder(NamedTuple):
 
     def remove(self) -> None:
         """Forget the command. Renamed first, so that a half-removed folder is never taken for a request."""
+        import shutil
         gone = os.path.join(os.path.dirname(self.path), ".gone-" + os.path.basename(self.path))
         if self.journaled:
             with suppress(OSError):
                 os.rename(self.path, gone)
             with suppress(OSError):  # where that cannot be: a folder without it is no request either
                 discard(self.file("owner"))
-        remove_tree(gone if os.path.lexists(gone) else self.path)
+        shutil.rmtree(gone if os.path.lexists(gone) else self.path, ignore_errors=True)  # prune does the rest
 
-def take_lock(path: str, create: bool = False) -> int | None:
+def take_lock(path: str, create: bool = False, strict: bool = False) -> int | None:
     """A file's lock, as a descriptor; None if it is held elsewhere or has no file. create: wait for it."""
-    if fcntl is None:
+    if fcntl is None:  # Windows
         if create:
             private_file(path).close()
         return NO_LOCKS if os.path.exists(path) else None
@@ -2643,12 +2636,7 @@ def take_lock(path: str, create: bool = False) -> int | None:
     except OSError:  # some network file systems have none
         lock = NO_LOCKS
     os.close(handle)
-    return lock
-
-def journal_lock(folder: str, name: str, create: bool = False) -> int | None:
-    """The lock of the journal or of a request; without one, two programs could buy the same image."""
-    lock = take_lock(os.path.join(folder, name), create)
-    if lock == NO_LOCKS and fcntl:  # Windows does without
+    if lock == NO_LOCKS and strict:  # two programs could buy the same image
         raise OSError("files cannot be locked there")
     return lock
 
@@ -2658,11 +2646,9 @@ def release(lock: int | None) -> None:
         os.close(lock)
 
 def request_homes() -> list[str]:
-    """Where requests may be: XDG's place for what survives a restart but is not a setting; beside temporary
-    files, as a sandbox lets a command write only there and to its workspace, where they do not belong."""
-    state = environment("XDG_STATE_HOME")
-    base = state if os.path.isabs(state) else os.path.join(os.path.expanduser("~"), ".local", "state")
-    homes = [os.path.join(os.path.realpath(base), "gpt-image-2")] if os.path.isabs(base) else []
+    """Where requests may be: XDG's place, to survive a restart; beside temporary files, for a sandbox."""
+    bases = filter(os.path.isabs, (environment("XDG_STATE_HOME"), os.path.expanduser("~/.local/state")))
+    homes = [os.path.join(os.path.realpath(base), "gpt-image-2") for base in [*bases][:1]]
     user = os.getuid() if hasattr(os, "getuid") else None
     homes += [os.path.join(folder, f"gpt-image-2-{user}") for folder in temp_folders()[:1]]
     return [os.path.join(home, "requests") for home in homes]
@@ -2708,21 +2694,17 @@ def make_private(path: str) -> None:
     finally:
         os.umask(umask)
 
-def safe_folder(path: str, console: Console, create: bool = True) -> str:
-    """A folder of the journal. OSError when it does not exist or others could tamper with it."""
-    if not create:
-        os.lstat(path)
-    elif is_safe(path, console):  # as far as it exists
+def safe_folder(path: str, console: Console) -> str:
+    """A folder of the journal, made if it is missing. OSError when others could tamper with it."""
+    if is_safe(path, console):  # as far as it exists
         make_private(path)
     if not is_safe(path, console):
         raise OSError("others can change it")
     return path
 
-def journal_roots(console: Console) -> Iterator[str]:
+def journal_roots(console: Console) -> list[str]:
     """The folders of requests that exist and are this user's."""
-    for path in request_homes():
-        with suppress(OSError):
-            yield safe_folder(path, console, create=False)
+    return [path for path in request_homes() if os.path.lexists(path) and is_safe(path, console)]
 
 def read_record(path: str, console: Console) -> dict[str, Any] | None:
     """A request or a receipt, empty if unreadable; None for a newer program's, which is left alone."""
@@ -2735,40 +2717,33 @@ def read_record(path: str, console: Console) -> dict[str, Any] | None:
     console.warn(f"{path} was made by a newer version of this program and is left alone")
     return None
 
-def fingerprint(job: Job, settings: Settings) -> str:
-    """Equal for commands that ask for the same: endpoint, parameters, prompt, and inputs: the bytes of files,
-    the addresses of others."""
+def identity_of(job: Job, settings: Settings) -> Identity:
+    """What this command shares with its twins only. Files count by content, other inputs by address."""
     import hashlib
     inputs = [upload.digest or upload.path for upload in job.uploads]
     facts = [1, job.command, settings.api.value, settings.base_url.value, job.model, job.prompt,
              sorted(job.parameters.items()), job.n, inputs, bool(job.mask), *filter(None, [job.resolution])]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
-
-def identity_of(job: Job, settings: Settings) -> Identity:
-    """What this command shares with its twins only."""
+    fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
     name = job.target.stem + job.target.suffix
-    return Identity(fingerprint(job, settings), os.path.join(os.path.realpath(job.target.folder), name))
+    return Identity(fingerprint, os.path.join(os.path.realpath(job.target.folder), name))
 
 def requests_in(roots: Iterable[str], console: Console, prefix: str = "") -> list[str]:
     """The folders of unfinished commands; without an owner one is half made or half removed."""
     paths = [os.path.join(root, name) for root in roots for name in sorted(os.listdir(root))
              if name.startswith(prefix) and not name.startswith(".")]
-    return [path for path in paths
-            if os.path.lexists(os.path.join(path, "owner")) and is_safe(path, console, 0o077)]
+    return [path for path in paths if os.path.lexists(f"{path}/owner") and is_safe(path, console, 0o077)]
 
 def same_requests(root: str, identity: Identity, console: Console) -> tuple[list[str], list[str]]:
     """The folders of what is asked for and not finished: (with the same output, with another)."""
-    same: list[str] = []
-    others: list[str] = []
-    for path in requests_in([root], console, identity.fingerprint) if fcntl else ():
-        record = read_record(os.path.join(path, "request.json"), console)
-        if record is not None:
-            (same if record.get("output", identity.output) == identity.output else others).append(path)
-    return same, others
+    paths = requests_in([root], console, identity.fingerprint) if fcntl else []
+    outputs = {path: record.get("output", identity.output) for path in paths
+               if (record := read_record(os.path.join(path, "request.json"), console)) is not None}
+    same = [path for path in outputs if outputs[path] == identity.output]
+    return same, [path for path in outputs if path not in same]
 
 def made_before(identity: Identity, console: Console) -> Receipt | None:
     """The receipt of the same command, if nothing of it is unfinished."""
-    roots = list(journal_roots(console))
+    roots = journal_roots(console)
     with suppress(OSError):
         if not any(same_requests(root, identity, console)[0] for root in roots):
             return next(filter(None, (find_receipt(root, identity, console) for root in roots)), None)
@@ -2811,11 +2786,11 @@ def claim(root: str, identity: Identity, fresh: bool, console: Console,
           make: Callable[[str], Folder] | None = None) -> Folder | Receipt | None:
     """What the same command left unfinished, made, or makes now; else what was left for another place; else
     what make makes, with fresh only that. One program at a time, so that of any number of twins one buys."""
-    gate = journal_lock(root, ".lock", create=True)
+    gate = take_lock(os.path.join(root, ".lock"), create=True, strict=True)
     try:
         same, others = same_requests(root, identity, console)
         for path in same + others if fresh else ():  # what may fail for ever goes
-            folder = Folder(path, journal_lock(path, "owner"), True)
+            folder = Folder(path, take_lock(os.path.join(path, "owner"), strict=True), True)
             if not folder.is_busy and os.path.exists(folder.file("droppable")):
                 folder.remove()
             release(folder.lock)
@@ -2829,14 +2804,13 @@ def claim(root: str, identity: Identity, fresh: bool, console: Console,
 def take_over(paths: Sequence[str], identity: Identity, console: Console) -> Folder | None:
     """The first of these requests that nobody works on, now this command's; it may be finished to the end."""
     for path in paths:
-        folder = Folder(path, journal_lock(path, "owner"), True, adopted=True)
+        folder = Folder(path, take_lock(os.path.join(path, "owner"), strict=True), True, adopted=True)
         if folder.lock is not None:
             os.ftruncate(folder.lock, 0)  # how an earlier run ended
             record = read_record(folder.file("request.json"), console) or {}
             if record.get("output") != identity.output:
-                for name in os.listdir(path):
-                    if name.startswith("saved-"):  # at another place, where nobody looks for it now
-                        discard(folder.file(name))
+                for saved in [name for name in os.listdir(path) if name.startswith("saved-")]:
+                    discard(folder.file(saved))  # at another place, where nobody looks for it now
                 write_json(folder.file("request.json"), {**record, "output": identity.output})
             return folder
     return None
@@ -2851,11 +2825,10 @@ def make_folder(order: Order, console: Console, root: str) -> Folder:
         raise OSError(f"less than {room // 1_000_000} MB are free there")
     path = os.path.join(root, f"{identity.fingerprint}-{os.urandom(4).hex()}")
     os.mkdir(path, 0o700)
-    write_json(os.path.join(path, "request.json"), {
-        "schema": SCHEMA, "version": VERSION, "time": time.time(), "command": job.command,
-        "prompt": job.prompt, "model": job.model, "images": len(job.images), "output": identity.output,
-        "endpoint": settings.base_url.value, "parameters": job.parameters})
-    return Folder(path, journal_lock(path, "owner", create=True), True)
+    write_json(os.path.join(path, "request.json"), {"schema": SCHEMA, "version": VERSION, "time": time.time(),
+        "command": job.command, "prompt": job.prompt, "model": job.model, "images": len(job.images),
+        "output": identity.output, "endpoint": settings.base_url.value, "parameters": job.parameters})
+    return Folder(path, take_lock(os.path.join(path, "owner"), create=True, strict=True), True)
 
 def write_json(path: str, record: Mapping[str, Any], part: str = "") -> None:
     """Write a file of the journal, whole or not at all. part: its name until then."""
@@ -2868,10 +2841,9 @@ def write_json(path: str, record: Mapping[str, Any], part: str = "") -> None:
 
 def find_receipt(root: str, identity: Identity, console: Console) -> Receipt | None:
     """The receipt of a finished command, if its pictures are still there."""
-    path = os.path.join(receipts_beside(root), identity.receipt)
-    if not os.path.lexists(path) or not (record := read_receipt(path, console)):
-        return None
-    if not (receipt := checked_receipt(record)):
+    record = read_receipt(os.path.join(receipts_beside(root), identity.receipt), console)
+    receipt = checked_receipt(record) if record else None
+    if record and not receipt:
         console.warn("a picture that this command made before is gone or was changed")
     return receipt
 
@@ -2879,39 +2851,37 @@ def receipts_beside(root: str) -> str:
     """The folder of the receipts that belong to a folder of requests."""
     return os.path.join(os.path.dirname(root), "made")
 
-# The types of a receipt's members, and of each file in `saved`.
-RECEIPT_TYPES = {"time": (int, float), "prompt": str, "output": str, "saved": list}
-FILE_TYPES = {"path": str, "bytes": int, "mtime_ns": int, "format": str, "width": int, "height": int}
-
 def read_receipt(path: str, console: Console) -> dict[str, Any]:
-    """The record in a receipt; empty for one that cannot be used."""
-    if not is_safe(os.path.dirname(path), console) or (record := read_record(path, console)) is None:
+    """The record in a receipt; empty if it is not there or cannot be used."""
+    if not os.path.lexists(path) or not is_safe(os.path.dirname(path), console) or (
+            record := read_record(path, console)) is None:
         return {}
-
-    def fits(node: Any, types: Mapping[str, Any]) -> bool:
-        return all(isinstance(json_path(node, name), kind) for name, kind in types.items())
-
-    if fits(record, RECEIPT_TYPES) and all(fits(item, FILE_TYPES) for item in record["saved"]):
+    saved = record["saved"] if isinstance(record.get("saved"), list) else []
+    nodes = [(record, RECEIPT_TYPES), *((item, FILE_TYPES) for item in saved)]
+    if all(isinstance(json_path(node, name), kind) for node, types in nodes for name, kind in types.items()):
         return record
     console.warn(f"{path} is not a receipt that this program can read, and is ignored")
     return {}
 
 def checked_receipt(record: Mapping[str, Any]) -> Receipt | None:
     """The receipt with this record, None if one of its files is gone or was changed."""
-    saved = []
-    for item in record["saved"]:
-        with suppress(OSError, ValueError):
-            status = os.stat(item["path"])
-            is_same = (status.st_size, status.st_mtime_ns) == (item["bytes"], item["mtime_ns"])
-            if is_same and stat.S_ISREG(status.st_mode):
-                picture = Picture(item["format"], item["width"], item["height"])
-                saved.append(Saved(item["path"], item["bytes"], picture, item["mtime_ns"]))
-    return Receipt(record, saved) if saved and len(saved) == len(record["saved"]) else None
+    saved = [Saved(item["path"], item["bytes"], Picture(item["format"], item["width"], item["height"]),
+                   item["mtime_ns"]) for item in record["saved"]]
+    with suppress(OSError, ValueError):
+        states = [os.stat(file.path) for file in saved]
+        found = [(stat.S_ISREG(each.st_mode), each.st_size, each.st_mtime_ns) for each in states]
+        if saved and found == [(True, file.bytes, file.mtime_ns) for file in saved]:
+            return Receipt(record, saved)
+    return None
+
+def is_over(entry: os.DirEntry[str], days: int) -> bool:
+    """Whether it is older than that; many years mean only that a clock was wrong."""
+    return days * DAY < time.time() - entry.stat(follow_symlinks=False).st_mtime < 10 * 365 * DAY
 
 def keep_receipt(folder: Folder, identity: Identity, record: Mapping[str, Any], console: Console) -> None:
-    """Write the receipt of a finished command. That of an earlier take stays, for the history."""
+    """Write a command's receipt; an earlier take's stays, for the history. Once a day, old ones go."""
     made = receipts_beside(os.path.dirname(folder.path))
-    path = os.path.join(made, identity.receipt)
+    path, mark = os.path.join(made, identity.receipt), os.path.join(made, ".pruned")
     if (earlier := read_record(path, console)) is None:
         return
     try:
@@ -2919,49 +2889,30 @@ def keep_receipt(folder: Folder, identity: Identity, record: Mapping[str, Any], 
         if earlier and earlier.get("saved") != record["saved"]:  # else from before a kill
             os.rename(path, f"{path[:-5]}-{os.urandom(4).hex()}.json")
         write_json(path, record, folder.file("receipt"))
-        remove_old_receipts(made)
+        if not os.path.exists(mark) or abs(time.time() - os.stat(mark).st_mtime) >= DAY:  # there may be many
+            for entry in [each for each in os.scandir(made) if is_over(each, KEEP_RECEIPT_DAYS)]:
+                discard(entry.path)
+            private_file(mark).close()
     except OSError as error:
         console.warn(f"{made} cannot be written ({reason(error)}): the same command will buy another picture")
-
-def is_over(entry: os.DirEntry[str], days: int) -> bool:
-    """Whether it is older than that; many years mean only that a clock was wrong."""
-    return days * DAY < time.time() - entry.stat(follow_symlinks=False).st_mtime < 10 * 365 * DAY
-
-def remove_old_receipts(made: str) -> None:
-    """Once a day: there may be very many."""
-    now, mark = time.time(), os.path.join(made, ".pruned")
-    if os.path.exists(mark) and abs(now - os.stat(mark).st_mtime) < DAY:
-        return
-    for entry in os.scandir(made):
-        if is_over(entry, KEEP_RECEIPT_DAYS):
-            discard(entry.path)
-    private_file(mark).close()
-    os.utime(mark)
 
 def prune(root: str, console: Console) -> None:
     """Remove what was left half made or half removed, and what nobody collected in time; never a link."""
     for entry in [each for each in os.scandir(root) if each.is_dir(follow_symlinks=False)]:
         with suppress(OSError):  # its owner has just removed it
-            is_old = is_over(entry, KEEP_DAYS)
             if entry.name.startswith(".") or not os.path.lexists(os.path.join(entry.path, "owner")):
-                remove_tree(entry.path)
-            elif is_old and read_record(os.path.join(entry.path, "request.json"), console) is not None:
-                folder = Folder(entry.path, journal_lock(entry.path, "owner"), True)
+                Folder(entry.path, None, False).remove()
+            elif is_over(entry, KEEP_DAYS) and read_record(f"{entry.path}/request.json", console) is not None:
+                folder = Folder(entry.path, take_lock(os.path.join(entry.path, "owner"), strict=True), True)
                 if folder.lock is not None and folder.state() != RUNNING:
                     folder.remove()
                 release(folder.lock)
 
-def remove_tree(path: str) -> None:
-    """Remove a folder and what is in it; leftovers are pruned later."""
-    import shutil
-    shutil.rmtree(path, ignore_errors=True)
-
 def exchange_state(exchange: Exchange) -> str:
-    """The state of a transfer, according to the journal's table."""
+    """The state of a transfer, as the journal's comment says."""
     if not os.path.exists(exchange.file("errors")):
         return UNSENT
-    lock = take_lock(exchange.file("lock"))
-    if lock is None:
+    if (lock := take_lock(exchange.file("lock"))) is None:
         return RUNNING
     release(lock)
     for name in ("outcome", "errors"):
@@ -2976,18 +2927,17 @@ def unfinished_commands(console: Console) -> list[dict[str, Any]]:
     for path in requests_in(journal_roots(console), console):
         with suppress(OSError, OverflowError):  # just removed; a broken time
             if record := read_record(os.path.join(path, "request.json"), console):
-                began = record.get("time")
-                began = began if isinstance(began, (int, float)) else os.stat(path).st_mtime
-                age = max(0, round(time.time() - began))
+                times = (record.get("time"), os.stat(path).st_mtime)
+                age = max(0, round(time.time() - next(at for at in times if isinstance(at, (int, float)))))
                 folder = Folder(path, take_lock(os.path.join(path, "owner")), True)
                 found.append({"age_s": age, "state": folder.state(), "at_work": folder.is_busy,
-                              **told_request(folder, record)})
+                              **told_request(path, record)})
                 release(folder.lock)
     return sorted(found, key=lambda each: -each["age_s"])
 
-def told_request(folder: Folder, record: Mapping[str, Any]) -> dict[str, str]:
+def told_request(path: str, record: Mapping[str, Any]) -> dict[str, str]:
     """What is shown of a request: its id, where its picture goes, and its first words."""
-    return {"id": folder.id, "output": as_text(record.get("output")),
+    return {"id": path[-8:], "output": as_text(record.get("output")),
             "prompt": one_line(as_text(record.get("prompt")), 60)}
 
 def signal_exit_code(stop: KeyboardInterrupt) -> int:
@@ -3003,7 +2953,7 @@ def stop_failure(stop: KeyboardInterrupt, folder: Folder) -> Failure:
         effect = "the image is still being made" if state == RUNNING else "the server's reply is kept"
         hint = None if code != INTERRUPTED else (  # a person may have changed their mind
             "Run the same command again to get it at no further cost, or give it up with: "
-            + own_command(f"config --forget {folder.id}"))
+            + own_command(f"config --forget {folder.path[-8:]}"))
         return Failure("stopped", f"{cause}; {effect}", hint, exit_code=code, collectable=True)
     if state == LOST:
         return Failure("interrupted", f"{cause}; the request was stopped", None, "maybe", code, None, "ask")
@@ -3022,21 +2972,24 @@ class Run(NamedTuple):
 
 def run_provider(provider: Provider, folder: Folder, run: Run) -> list[Image | Failure]:
     """Send each Request that the provider yields, hand it the Response, and return its Images."""
-    previous, paid_steps, repeats, response = None, 0, 0, None
+    previous, paid_steps, repeats, response = None, count(1), 0, None
     run_name = os.urandom(4).hex()  # a killed run's curl may still be about to open its files
     try:
         item = next(provider)
         while True:
             try:  # paid steps are numbered, so that a replay finds their responses
-                if isinstance(item, Wait):
-                    pause(item, run)
+                if isinstance(item, Wait) and time.monotonic() < run.deadline:
+                    rest(min(item.seconds, run.deadline - time.monotonic()), run, item.status)
+                elif isinstance(item, Wait):  # the next run goes on
+                    late = f"task {item.task} is still {item.status or 'running'} after --timeout"
+                    raise Failure("timeout", late, "Run the same command again to keep waiting for it; you "
+                                  "won't be charged twice.", collectable=True)
                 elif item.rules.repeatable:
                     if item != previous:  # polling again needs no new files
                         previous, repeats = item, repeats + 1
                     response = send_with_retries(item, folder.exchange(f"{run_name}-{repeats}"), run)
                 else:
-                    paid_steps += 1
-                    response = send_with_retries(item, folder.exchange(paid_steps), run)
+                    response = send_with_retries(item, folder.exchange(next(paid_steps)), run)
             except Failure as failure:
                 item = provider.throw(failure)
             else:
@@ -3055,7 +3008,10 @@ def send_with_retries(request: Request, exchange: Exchange, run: Run) -> Respons
         outcome = read_outcome(exchange)
         response = read_response(request, exchange, outcome)
         if not request.rules.is_file:
-            run.result.facts.update(http_status=response.status or None, elapsed_s=elapsed(request, exchange),
+            asked = Folder(os.path.dirname(exchange.base), None, False).transfers()
+            started = asked[0][0] if request.rules.repeatable and asked else exchange  # a task is older
+            took = os.stat(exchange.file("outcome")).st_mtime - os.stat(started.file("lock")).st_mtime
+            run.result.facts.update(http_status=response.status or None, elapsed_s=round(max(0.0, took), 1),
                                     request_id=response.headers.get("x-request-id"))
         failure = failure_of(request, outcome, response)
         if failure is None:
@@ -3073,13 +3029,6 @@ def send_with_retries(request: Request, exchange: Exchange, run: Run) -> Respons
         forget_exchange(exchange)
         rest(delay, run)
 
-def elapsed(request: Request, exchange: Exchange) -> float:
-    """Seconds that a transfer took, whichever run started it; for a poll, since the task was asked for."""
-    ended = os.stat(exchange.file("outcome")).st_mtime
-    asked = Folder(os.path.dirname(exchange.base), None, False).transfers()
-    started = asked[0][0] if request.rules.repeatable and asked else exchange
-    return round(max(0.0, ended - os.stat(started.file("lock")).st_mtime), 1)
-
 def tell_extras(request: Request, outcome: Outcome, response: Response, run: Run) -> None:
     """Report what a usable response says besides its images."""
     run.result.is_cut_off |= response.broken or bool(outcome.exit_code)
@@ -3090,8 +3039,7 @@ def tell_extras(request: Request, outcome: Outcome, response: Response, run: Run
     if request.rules.is_file:
         return
     if task_status(response.document) not in WAITING:  # or each poll of a task would be added
-        usage, dollars = usage_cost(response.document)
-        flat = run.result.flat
+        (usage, dollars), flat = usage_cost(response.document), run.result.flat
         run.result.add_cost(usage, dollars if flat is None else flat * len(response.images))
         if run.result.dollars:
             run.console.note(f"cost: about ${run.result.dollars:.3f}")
@@ -3112,14 +3060,6 @@ def send_or_resume(request: Request, exchange: Exchange, run: Run) -> None:
     elif state == RUNNING:
         run.console.note("the request is still running; waiting for it")
         wait_for(lambda: exchange_state(exchange) != RUNNING, exchange, run)
-
-def pause(wait: Wait, run: Run) -> None:
-    """Sleep between two polls of a task; past the deadline the task is left to the next run."""
-    if time.monotonic() >= run.deadline:
-        raise Failure("timeout", f"task {wait.task} is still {wait.status or 'running'} after --timeout",
-                      "Run the same command again to keep waiting for it; you won't be charged twice.",
-                      collectable=True)
-    rest(min(wait.seconds, run.deadline - time.monotonic()), run, wait.status)
 
 def wait_for_twin(twin: Folder, run: Run) -> Receipt | None:
     """Wait for the program that works on the same command: its receipt or Failure; None if it died."""
@@ -3143,9 +3083,8 @@ def wait_for_twin(twin: Folder, run: Run) -> Receipt | None:
     except KeyboardInterrupt as stop:
         raise Failure("stopped", "stopped; the same command still makes the image elsewhere",
                       exit_code=signal_exit_code(stop)) from None
-    with suppress(KeyError, TypeError):  # a newer program's failure may be of another form
-        if "failure" in word:
-            raise Failure(**word["failure"])
+    with suppress(KeyError, TypeError):  # there is none; or a newer program's is of another form
+        raise Failure(**word["failure"])
     return checked_receipt(word["made"]) if "made" in word else None
 
 def rest(seconds: float, run: Run, status: str = "") -> None:
@@ -3160,23 +3099,19 @@ def rest(seconds: float, run: Run, status: str = "") -> None:
 def failure_of(request: Request, outcome: Outcome, response: Response) -> Failure | None:
     """What is wrong with a response, None if it is usable."""
     failure = transport_failure(outcome, request)
-    if failure and outcome.status != 407 and is_conclusive(request, response):
+    if response.status >= 400 and not request.rules.is_file:
+        is_conclusive = response.error is not None
+    else:  # 0: curl was killed before it could report, but an image may have arrived
+        is_conclusive = response.status in (0, 200) and bool(response.images or response.meaning == "images")
+    if is_conclusive and outcome.status != 407:  # all that matters has come, although its transfer failed
         failure = None
-    if failure is None and response.status:  # 0: curl was killed, but after an image had arrived
+    if failure is None and response.status and response.meaning in ("error", "nothing"):
         failure = answer_failure(request, response)
-        if failure and request.purpose == "input":  # its text may be another service's secret
+        if request.purpose == "input":  # its text may be another service's secret
             failure.message = f"HTTP {response.status} from {host_of(request.url)}"
-    if failure is None and request.rules.is_file and response.meaning != "images":
+    if failure is None and response.meaning == "broken":
         failure = Failure("broken_image", "the reply is not a complete image", http_status=response.status)
     return afterwards_failure(request, failure) if failure else None
-
-def is_conclusive(request: Request, response: Response) -> bool:
-    """Whether a response has all that matters, although its transfer failed at the end."""
-    if request.rules.is_file:
-        return response.status == 200 and response.meaning == "images"
-    if response.status >= 400:
-        return response.error is not None
-    return response.status in (0, 200) and bool(response.images)  # 0: curl was killed before it could report
 
 def afterwards_failure(request: Request, failure: Failure) -> Failure:
     """The failure of a step after payment, which the same command can continue; others stay as they are."""
@@ -3192,24 +3127,21 @@ def afterwards_failure(request: Request, failure: Failure) -> Failure:
 
 def retry_pause(request: Request, failure: Failure, headers: Mapping[str, str], attempt: int) -> float | None:
     """Seconds until the same request may be sent again, None if it must not be; attempt counts from 1."""
-    repeatable = request.rules.repeatable
-    limited = failure.retryable and failure.http_status and not repeatable
-    if attempt >= (RATE_LIMIT_TRIES if limited else TRIES) or not may_repeat(request, failure):
-        return None
-    delay = server_pause(headers, "" if repeatable else failure.server_text)
-    first = 2 * NETWORK_PAUSE if repeatable else RATE_LIMIT_PAUSE if failure.http_status else NETWORK_PAUSE
-    return first * 2.0 ** (attempt - 1) if delay is None else delay
-
-def may_repeat(request: Request, failure: Failure) -> bool:
-    """Whether sending the same request again can help and cannot buy anything twice."""
+    rules, status = request.rules, failure.http_status
     if request.purpose == "input":
-        return failure.retryable or failure.http_status >= 500
-    if request.rules.repeatable:
-        return failure.kind == request.purpose and failure.http_status not in request.rules.final
-    limit = re.search(r"Limit (\d{1,18}), Used \d+, Requested (\d{1,18})", failure.server_text)
-    if limit and int(limit.group(2)) > int(limit.group(1)):
-        return False  # more than the limit ever allows at once
-    return failure.retryable or (request.idempotent and failure.billed == "maybe")
+        can_help = failure.retryable or status >= 500
+    elif rules.repeatable:
+        can_help = failure.kind == request.purpose and status not in rules.final
+    else:  # it must not buy anything twice
+        limit = re.search(r"Limit (\d{1,18}), Used \d+, Requested (\d{1,18})", failure.server_text)
+        too_much = limit and int(limit[2]) > int(limit[1])  # it is more than the limit ever allows at once
+        can_help = not too_much and (failure.retryable or (request.idempotent and failure.billed == "maybe"))
+    is_limited = failure.retryable and status and not rules.repeatable
+    if not can_help or attempt >= (RATE_LIMIT_TRIES if is_limited else TRIES):
+        return None
+    delay = server_pause(headers, "" if rules.repeatable else failure.server_text)
+    first = 2 * NETWORK_PAUSE if rules.repeatable else RATE_LIMIT_PAUSE if status else NETWORK_PAUSE
+    return first * 2.0 ** (attempt - 1) if delay is None else delay
 
 # A pause in words: 20s, 7h12m0s, 51.84 seconds, 1 hour and 5 minutes, a minute; and what stands before it.
 UNITS = {"ms": 0.001, "mil": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -3220,27 +3152,17 @@ PAUSE_WORDS = (r"\b(?:again|retry(?:.?(?:after|delay))?|wait|resets?|available|c
                r"(?:[a-z]{1,9}\W{1,3}){0,3}?" + DURATION, r"\b(?:in|after)\s{1,3}" + DURATION,
                r"\bretry.?after\W{1,4}(\d+(?:\.\d+)?)(?![\w:/-])")
 
-def seconds_in(text: str) -> float | None:
-    """The pause that words ask for; a number alone after `retry after` means seconds."""
-    for words in PAUSE_WORDS:
-        if match := re.search(words, text, re.IGNORECASE):
-            parts = re.findall(AMOUNT, match.group(1), re.IGNORECASE) or [(match.group(1), "s")]
-            return sum(float(re.sub(r"(?i)an?", "1", number)) * UNITS[unit.lower()] for number, unit in parts)
-    return None
-
 def server_pause(headers: Mapping[str, str], message: str) -> float | None:
     """The pause that a server asks for, in seconds: in two headers, or in words of its message."""
-    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        if re.fullmatch(r"\d+(\.\d+)?", headers.get(name, "")):
-            return float(headers[name]) * unit
     text = headers.get("retry-after", "")
-    seconds = seconds_in(f"in {text}" if text else message)
-    if seconds is not None or not text:
-        return seconds
+    places = (f"in {headers.get('retry-after-ms')}ms", f"in {text}" if text else message, f"in {text}s")
+    for words, place in ((words, place) for place in places for words in PAUSE_WORDS):
+        if match := re.search(words, place, re.IGNORECASE):
+            parts = re.findall(AMOUNT, match.group(1), re.IGNORECASE) or [(match.group(1), "s")]
+            return sum(float(re.sub(r"(?i)an?", "1", number)) * UNITS[unit.lower()] for number, unit in parts)
     from email.utils import mktime_tz, parsedate_tz
     with suppress(ValueError, OverflowError, TypeError, IndexError):  # which one depends on Python's version
-        if date := parsedate_tz(text):
-            return max(0.0, mktime_tz(date) - time.time())
+        return max(0.0, mktime_tz(parsedate_tz(text)) - time.time())  # type: ignore[arg-type]
     return None
 
 def forget_exchange(exchange: Exchange) -> None:
@@ -3251,11 +3173,11 @@ def forget_exchange(exchange: Exchange) -> None:
 def send(request: Request, exchange: Exchange, run: Run) -> None:
     """Send one request; the redirects of a file are followed here, and each address is checked first."""
     from urllib.parse import urljoin
-    run_curl(request, exchange, run)
-    for _ in range(MAX_REDIRECTS):
+    for redirects_left in range(MAX_REDIRECTS, -1, -1):
+        run_curl(request, exchange, run)
         location = read_headers(exchange.file("headers")).get("location")
         moved = request.rules.is_file and location and 300 <= read_outcome(exchange).status < 400
-        if not moved or request.headers:
+        if not moved or request.headers or not redirects_left:
             return
         try:
             url = web_address(urljoin(request.url, location))
@@ -3263,7 +3185,6 @@ def send(request: Request, exchange: Exchange, run: Run) -> None:
             return
         check_address(url, request.url)
         request = request._replace(url=url)
-        run_curl(request, exchange, run)
 
 def run_curl(request: Request, exchange: Exchange, run: Run) -> None:
     """Run curl on one request and wait for its end. When this program is stopped, a paid request goes on."""
@@ -3271,17 +3192,14 @@ def run_curl(request: Request, exchange: Exchange, run: Run) -> None:
     for line in curl_config(request, exchange).split("\n"):
         run.console.detail("  " + re.sub(r'^(header = "[^:]+: ).*', r'\1***"', line))
     forget_exchange(exchange)
-    answer = exchange.file("answer")
-
-    def is_too_large() -> bool:  # curl before 8.4 checks only what a Content-Length announces
-        return os.path.exists(answer) and os.path.getsize(answer) > request.most_bytes
-
-    child = None
+    answer, child = exchange.file("answer"), None
     try:
         if request.purpose == "create":
             run.result.facts["source"] = "bought"
         child = start_curl(request, exchange, run.console.secrets.keys)
-        wait_for(lambda: not is_running(child, exchange) or is_too_large(), exchange, run)
+        # Too much: curl before 8.4 checks only what a Content-Length announces.
+        wait_for(lambda: not is_running(child, exchange) or (
+            os.path.exists(answer) and os.path.getsize(answer) > request.most_bytes), exchange, run)
         run.watch(exchange)  # what arrived since the last look
         if is_running(child, exchange):
             stop_curl(child, exchange)
@@ -3292,8 +3210,8 @@ def run_curl(request: Request, exchange: Exchange, run: Run) -> None:
             stop_curl(child, exchange)
         raise
     except OSError as error:
-        folder = os.path.dirname(exchange.base)
-        raise setup_failure(f"cannot write {folder}: {reason(error)}", "Make room there.") from None
+        raise setup_failure(f"cannot write {os.path.dirname(exchange.base)}: {reason(error)}",
+                            "Make room there.") from None
 
 def wait_for(done: Callable[[], bool], exchange: Exchange, run: Run) -> None:
     """Wait for the end of a transfer, with signs of life."""
@@ -3332,8 +3250,7 @@ def with_meaning(request: Request, response: Response) -> Response:
     task = task_id(document) or (response.status == 202 and response.headers.get("location"))
     is_read = document is not None or request.file or request.purpose == "poll"
     meanings = {  # the first that holds counts; where images stand beside an error, it is only a warning
-        "error": not is_good or (response.error and not find_images(beside)),
-        "images": images,
+        "error": not is_good or (response.error and not find_images(beside)), "images": images,
         "pending": task and (response.status == 202 or task_status(document) in WAITING or request.tasks),
         "linked": task_field(document, ("response_url",)),
         "accepted": request.purpose != "create" and is_read}  # this step needs no image
@@ -3365,8 +3282,6 @@ def packing(start: bytes) -> int:
             if (head and bits == 31) or READABLE.match(head) or inspect_picture(io.BytesIO(head)):
                 return bits
     return 0
-
-READABLE = re.compile(rb"(\xef\xbb\xbf)?\s*([{\[<]|(event|data|id|retry)?:)")  # JSON, a web page or events
 
 def read_document(path: str) -> tuple[Any, str, bool]:
     """(JSON with long strings as Spans, "", whether it broke off), or (None, the first characters, False)."""
@@ -3408,9 +3323,7 @@ def parse_json(stream: BinaryIO, ranges: Sequence[tuple[int, int]], broken: bool
         span = Span(stream.name, begin, end, stream.read(min(HEAD, end - begin)).decode("latin-1"))
         links = () if span.is_image() else occurrences(stream, b"data:image", begin, end)
         return span._replace(links=tuple(links)[:MAX_MEMBERS])
-
-    blocks = (block for begin, end in ranges for block in file_blocks(stream, begin, end))
-    text = json_skeleton(blocks, mark, broken)
+    text = json_skeleton(chain(*(file_blocks(stream, *each) for each in ranges)), mark, broken)
     if not broken:
         return load_json(text, revive)
     # A string, or what stands for a long one that stays in the file.
@@ -3438,11 +3351,10 @@ def completed(text: bytes, string: bytes) -> tuple[bytes, bytes]:
     return text + closing[::-1], text[:last] + closing[::-1]
 
 def load_json(text: bytes, revive: Callable[[dict[str, Any]], Any] | None = None) -> Any:
-    """A stranger's JSON made harmless: no half characters, no number that JSON lacks, no endless depth."""
+    """A stranger's JSON made harmless: no half characters, no odd or endless numbers, no endless depth."""
     return tidy(json.loads(text.decode("utf-8-sig", "replace"), strict=False, object_hook=revive,
                            parse_float=lambda digits: None if float(digits) in (inf, -inf) else float(digits),
-                           parse_int=lambda digits: int(digits[:40]),  # nobody needs a million digits
-                           parse_constant=lambda name: None))
+                           parse_int=lambda digits: int(digits[:40]), parse_constant=lambda name: None))
 
 def tidy(value: Any, depth: int = MAX_DEPTH) -> Any:
     """The value without half characters, which no file and no terminal accepts, and cut off at this depth."""
@@ -3505,25 +3417,19 @@ def json_skeleton(blocks: Iterable[tuple[int, bytes]], mark: str, broken: bool =
 
 class Event(NamedTuple):
     """One server-sent event, or a line of JSON. end: where the next one begins in the file."""
-    name: str
-    data: Any
+    type: str  # what it calls itself
+    data: Any  # None for [DONE] and for what is not JSON
     end: int
     broken: bool = False
-
-    @property
-    def type(self) -> str:
-        """What it calls itself."""
-        return as_text(json_path(self.data, "type")) or self.name
-
-    @property
-    def is_preview(self) -> bool:
-        """Whether its image is not finished yet; any other is a result, whatever its vendor calls it."""
-        return self.type.endswith("partial_image")
+    is_preview: bool = False  # its image is not finished; any other is a result, whatever its vendor calls it
 
 def read_events(stream: BinaryIO, begin: int = 0, growing: bool = False) -> Iterator[Event]:
     """The events in a file; while it grows, only the complete ones."""
-    name, ranges, end = "", [], begin
-    for start, end in file_lines(stream, begin, growing):
+    stream.seek(0)
+    mark = b"\r" if re.search(rb"\r[^\n]", stream.read(HEAD)) else b"\n"
+    name, ranges, start, size = "", [], begin, os.fstat(stream.fileno()).st_size
+    ends = (position + 1 for position in occurrences(stream, mark, begin, size))
+    for end, _ in zip(chain(ends, () if growing else (size,)), range(MAX_LINES)):
         stream.seek(start)
         line = stream.read(min(end - start, 80))
         head = line.strip(b"\xef\xbb\xbf \t\r\n")
@@ -3533,73 +3439,56 @@ def read_events(stream: BinaryIO, begin: int = 0, growing: bool = False) -> Iter
             name = head[6:].strip().decode("utf-8", "replace")
         elif head.startswith(b"{"):  # lines of JSON alone
             yield from events_of(stream, "", [(start, end)], end, not growing)
-        elif not head:
+        elif line and not head:
             yield from events_of(stream, name, ranges, end)
             name, ranges = "", []
+        start = end
     if not growing:
-        yield from events_of(stream, name, ranges, end, True)
+        yield from events_of(stream, name, ranges, start, True)
 
 def events_of(stream: BinaryIO, name: str, ranges: Sequence[tuple[int, int]], end: int,
               last: bool = False) -> Iterator[Event]:
-    """The event in some data lines, or one for each line where they make no sense together.
-    data is None for [DONE] and for what is not JSON. last: the last line may have broken off."""
+    """The event in some data lines, or in each if they make no sense together. last: it may be cut off."""
+    def event(lines: Sequence[tuple[int, int]], broken: bool = False) -> Event:
+        data = parse_json(stream, lines, broken)
+        data = data if not broken or images_in(data)[0] else None
+        kind = as_text(json_path(data, "type")) or name
+        return Event(kind, data, end, broken, kind.endswith("partial_image"))
     with suppress(ValueError, RecursionError):
-        yield Event(name, parse_json(stream, ranges), end)
+        yield event(ranges)
         return
     for lines in ranges:
         for broken in (False, True) if last and lines == ranges[-1] else (False,):
             with suppress(ValueError, RecursionError):
-                data = parse_json(stream, [lines], broken)
-                yield Event(name, data if not broken or images_in(data)[0] else None, end, broken)
+                yield event([lines], broken)
                 break
         else:
             yield Event(name, None, end)
 
-def file_lines(stream: BinaryIO, begin: int, growing: bool) -> Iterator[tuple[int, int]]:
-    """(start, end) of each line; an unfinished last line counts only in a file that is complete."""
-    stream.seek(0)
-    mark = b"\r" if re.search(rb"\r[^\n]", stream.read(HEAD)) else b"\n"
-    start, size = begin, os.fstat(stream.fileno()).st_size
-    for number, position in enumerate(occurrences(stream, mark, begin, size)):
-        yield start, position + 1
-        start = position + 1
-        if number > MAX_LINES:
-            return
-    if start < size and not growing:
-        yield start, size
-
 def event_document(stream: BinaryIO) -> tuple[dict[str, Any], bool]:
     """(a stream as one plain response: finished images, else its error, and all events; is it cut off?)."""
-    finished: list[tuple[str, Image]] = []  # with the types of their events
-    events: list[Any] = []
-    words, usage, error, broken = "", None, None, False
+    import hashlib
+    types: dict[bytes, str] = {}  # of the event that brought an image; one of another type repeats it
+    finished, events, words, usage, error, broken = [], [], "", None, None, False
     for event in read_events(stream):
         data, broken = event.data if isinstance(event.data, dict) else {}, broken or event.broken
         failed = data.get("error") or json_path(data, "response", "error") or (event.type == "error" and data)
         error = failed or error
         if not failed and not event.is_preview:
-            finished += [(event.type, image) for image in find_images(event.data)]
+            for image in find_images(event.data):
+                digests = (hashlib.sha256(block).digest() for block in blocks_of(image.base64))
+                content = (image.path or image.url).encode() or b"".join(digests)
+                if types.setdefault(content, event.type) == event.type:
+                    finished.append(image)
             choices = data.get("choices")  # of a chat
             piece = json_path(choices[0], "delta", "content") if isinstance(choices, list) and choices else ""
             words += piece if isinstance(piece, str) else ""
         usage = data.get("usage") or json_path(data, "response", "usage") or usage
         if event.data is not None:
             events.append({"type": event.type} if event.is_preview else event.data)
-    finished = finished or [("", image) for image in images_in_words(words)]
-    body = {"error": error} if error and not finished else {"data": without_repeats(finished), "usage": usage}
+    finished = finished or images_in_words(words)
+    body = {"error": error} if error and not finished else {"data": finished, "usage": usage}
     return {**body, "events": events}, broken
-
-def without_repeats(finished: Sequence[tuple[str, Image]]) -> list[Image]:
-    """The images of a stream without those that an event of another type repeats, as a final summary does."""
-    import hashlib
-    types: dict[bytes, str] = {}
-    images = []
-    for type_, image in finished:
-        digests = (hashlib.sha256(block).digest() for block in blocks_of(image.base64))
-        content = (image.path or image.url).encode() or b"".join(digests)
-        if types.setdefault(content, type_) == type_:
-            images.append(image)
-    return images
 
 # Where relays put images, in the order of search; the first member that holds any wins.
 IMAGE_KEYS = ("b64_json", "url", "image_url", "data", "images", "result", "outputs", "output", "resultJson",
@@ -3613,6 +3502,12 @@ ANY_PATH = r"\.{0,2}[/?][^\s<>\"\\]+|[^\s<>\"\\:]+/[^\s<>\"\\]*|" + IMAGE_PATH  
 # A data: URL, an address in angle brackets, or a plain one, which may hold brackets.
 MARKDOWN_LINK = (r"\]\(\s{0,9}(?:<?(data:image/[^()>\"'\\]*)(?=[)>\"'])|<([^<>\s][^<>\r\n]*)>|"
                  r"((?:[^\s()<>]|\([^\s()<>]*\))+)(?=[\s)]))")
+WAITING = ("pending", "submitted", "queued", "queuing", "in_queue", "created", "waiting", "starting",
+           "processing", "in_progress", "generating", "running")
+FAILED = ("failed", "fail", "error", "generate_failed", "create_task_failed", "canceled", "cancelled",
+          "timeout")
+DONE = ("completed", "complete", "success", "succeeded", "finished")
+READABLE = re.compile(rb"(\xef\xbb\xbf)?\s*([{\[<]|(event|data|id|retry)?:)")  # JSON, a web page or events
 # Members with such names repeat the request, or show what is not a result.
 NO_RESULT = "(?i)prompt|input|mask|source_image|init|reference|request|partial|preview|thumb|avatar|logo|icon"
 
@@ -3629,23 +3524,20 @@ def find_images(node: Any, depth: int = 12, name: str = "", stray: bool = False)
         return [image for item in node for image in find_images(item, depth - 1, name, stray)]
     if isinstance(node, Image):
         return [node]
-    if isinstance(node, (str, Span)):
-        return stray_images(node) if stray else image_text(node, name)
+    if stray and isinstance(node, (str, Span)):
+        return stray_images(node)
+    if isinstance(node, Span):
+        return [Image(base64=node)] if node.is_image() else []
+    if isinstance(node, str):
+        text, paths = node.strip(), (ANY_PATH if name in ("url", "image_url") else IMAGE_PATH)
+        if re.match(IMAGE_START, text):
+            return [Image(base64=text)]
+        is_path = name not in ("message", "response", "body") and re.fullmatch(paths, text)
+        return [Image(url=text)] if is_path or re.match("(?i)https?://", text) else []
     if not depth or not isinstance(node, dict):
         return []
     names = [key for key in node if not re.search(NO_RESULT, key)] if stray else IMAGE_KEYS
     return next(filter(None, (images_under(key, node.get(key), depth - 1, stray) for key in names)), [])
-
-def image_text(text: str | Span, name: str) -> list[Image]:
-    """The image that a text is, or leads to."""
-    if isinstance(text, Span):
-        return [Image(base64=text)] if text.is_image() else []
-    text = text.strip()
-    if re.match(IMAGE_START, text):
-        return [Image(base64=text)]
-    paths = ANY_PATH if name in ("url", "image_url") else IMAGE_PATH
-    is_path = name not in ("message", "response", "body") and re.fullmatch(paths, text)
-    return [Image(url=text)] if is_path or re.match("(?i)https?://", text) else []
 
 def images_under(key: str, value: Any, depth: int, stray: bool) -> list[Image]:
     """The images in one member of an object."""
@@ -3682,12 +3574,6 @@ def inner_json(value: Any) -> Any:
         return load_json(value.encode()) if isinstance(value, str) else value
     return None
 
-WAITING = ("pending", "submitted", "queued", "queuing", "in_queue", "created", "waiting", "starting",
-           "processing", "in_progress", "generating", "running")
-FAILED = ("failed", "fail", "error", "generate_failed", "create_task_failed", "canceled", "cancelled",
-          "timeout")
-DONE = ("completed", "complete", "success", "succeeded", "finished")
-
 def task_field(document: Any, names: Sequence[str]) -> str:
     """The first of these members that a response has: at the top, in data, or in data's first item."""
     data = json_path(document, "data")
@@ -3705,27 +3591,22 @@ def server_error(document: Any) -> ServerError | None:
     """The error in a response, None when there is none."""
     status, body = json_path(document, "response", "status"), json_path(document, "response", "body")
     if isinstance(status, int) and status >= 400:  # RunAPI, around another server's response
-        error = server_error(body) or ServerError(as_text(body))
-        return error._replace(code=error.code or "task_failed")
-    # Kie, one-api and others: `{"code": 422, "msg": "..."}`, or a task whose status says that it failed.
-    message = task_field(document, ("failMsg", "errorMessage", "message", "msg", "detail"))
-    code, state = error_code(document), task_status(document)
-    is_error = (message and re.fullmatch(r"[45]\d\d", code)) or state in FAILED
-    other = ServerError(message or f"the task ended as {state}", code)
-    return error_member(document) or (other if is_error else None)
-
-def error_member(document: Any) -> ServerError | None:
-    """Most: `{"error": {"message": ..., "code": ...}}` or a text, some inside data; RunAPI: `errors` too."""
+        inner = server_error(body) or ServerError(as_text(body))
+        return inner._replace(code=inner.code or "task_failed")
+    # Most: `{"error": {"message": ..., "code": ...}}` or a text, some inside data; RunAPI: `errors` too.
     error = json_path(document, "error") or json_path(document, "data", "error")
-    code, details = error_code(document), json_path(document, "errors")
+    code, state, details = error_code(document), task_status(document), json_path(document, "errors")
     if isinstance(error, dict) and any(error.values()):  # some relays always have the member
         message = as_text(error.get("message") or error.get("msg") or error)
         stage = as_text(json_path(error, "moderation_details", "moderation_stage"))
         own_code, type_ = as_text(error.get("code")), as_text(error.get("type"))
         return ServerError(message + flagged(error, stage), own_code or code, type_, stage)
-    message = "" if isinstance(error, dict) else as_text(error)
-    message += f": {as_text(details)}" if isinstance(details, dict) else ""
-    return ServerError(message, code) if message else None
+    text = "" if isinstance(error, dict) else as_text(error)
+    text += f": {as_text(details)}" if isinstance(details, dict) else ""
+    # Kie, one-api and others: `{"code": 422, "msg": "..."}`, or a task whose status says that it failed.
+    message = text or task_field(document, ("failMsg", "errorMessage", "message", "msg", "detail"))
+    is_error = text or state in FAILED or (message and re.fullmatch(r"[45]\d\d", code))
+    return ServerError(message or f"the task ended as {state}", code) if is_error else None
 
 def error_code(document: Any) -> str:
     """The code beside an error's message; one that says that all is well does not count."""
@@ -3761,10 +3642,8 @@ UNREACHED_WORDS = (r"^(model not found|get channel failed|channel no available k
                    r"(available|healthy|live|allowed|enabled) (\w+ ){0,3}"
                    r"(channel|account|provider|deployment|upstream|server|backend|auth)")
 
-def answer_failure(request: Request, response: Response) -> Failure | None:
-    """The failure that a response means, None for a usable one."""
-    if response.meaning not in ("error", "nothing"):
-        return None
+def answer_failure(request: Request, response: Response) -> Failure:
+    """The failure that a response means whose meaning is an error or nothing."""
     document = response.document
     error = response.error or ServerError(
         task_field(document, ("message", "msg", "detail", "errorMessage"))
@@ -3802,9 +3681,8 @@ def better_hint(request: Request, response: Response, kind: str, error: ServerEr
 
 def refusal_kind(response: Response, error: ServerError) -> str:
     """The kind of failure that a response is: codes and words first, the HTTP status last."""
-    status, code = response.status, error.code.lower()
-    if status == 200 and re.fullmatch(r"[45]\d\d", code):
-        status = int(code)  # some relays put the status there
+    code = error.code.lower()  # some relays put the HTTP status there
+    status = int(code) if response.status == 200 and re.fullmatch(r"[45]\d\d", code) else response.status
     words = f"{error.type} {error.message}".lower()
     is_page = response.document is None and "<" in response.text
     has_failed = task_status(response.document) in FAILED
@@ -4470,7 +4348,6 @@ def catch_signals() -> Action:
     def stop(number: int, frame: Any) -> None:
         handle()
         raise KeyboardInterrupt(number)
-
     handle(stop)
     return handle
 
@@ -4657,14 +4534,11 @@ def add_what_is_known(failure: Failure, folder: Folder, job: Job, run: Run) -> b
             private_file(folder.file("droppable")).close()
     return keep_folder
 
-def billed_in_the_end(folder: Folder, failure: Failure | None = None, saved: bool = False) -> str:
-    """Whether money is gone. Only this function decides it: a Failure knows no more than its own request.
-    Without a failure: of a request that is given up."""
+def billed_in_the_end(folder: Folder, failure: Failure, saved: bool = False) -> str:
+    """Whether money is gone. Only this function decides it: a Failure knows no more than its own request."""
     answered = folder.is_paid()
-    if saved or (answered and (failure is None or failure.kind == "stopped")):
+    if saved or (answered and failure.kind == "stopped"):
         return "yes"
-    if failure is None:
-        return "maybe" if folder.state() in (RUNNING, LOST) else "no"
     if answered and failure.billed == "no" and failure.exit_code in (USAGE, SETUP, BUG):
         return "maybe"  # it came after a paid request
     return failure.billed
@@ -4809,7 +4683,7 @@ def age_in_words(seconds: float) -> str:
     return "just now"
 
 def forget_requests(wanted: str, console: Console) -> None:
-    """Give up the unfinished request with this id, or all that nobody works on."""
+    """Give up the unfinished request with this id, or all that nobody works on: what is under way ends."""
     chosen = [path for path in requests_in(journal_roots(console), console) if wanted in (path[-8:], "all")]
     if not chosen and wanted != "all":
         shown = wanted if re.fullmatch("[0-9a-f]{8}", wanted) else quoted(wanted)
@@ -4819,9 +4693,18 @@ def forget_requests(wanted: str, console: Console) -> None:
     for path in chosen:
         folder = Folder(path, take_lock(os.path.join(path, "owner")), True)
         if folder.is_busy and wanted == "all":
-            console.warn(f"a running command works on {folder.id}; give it up by its id")
-        else:
-            forgotten.append(map_texts(forget_request(folder, console), console.secrets.clean))
+            console.warn(f"a running command works on {path[-8:]}; give it up by its id")
+            continue
+        record = read_record(folder.file("request.json"), console) or {}
+        billed = billed_in_the_end(folder, stop_failure(KeyboardInterrupt(), folder))
+        for lock in [name for name in os.listdir(path) if name.endswith(".lock")]:
+            stop_curl(None, folder.exchange(lock[:-5]))
+        ends = time.monotonic() + 5  # so that a program that works on it can notice
+        while folder.is_busy and os.path.exists(path) and time.monotonic() < ends:
+            time.sleep(0.1)
+        folder.remove()
+        release(folder.lock)
+        forgotten.append(map_texts({**told_request(path, record), "billed": billed}, console.secrets.clean))
     if console.as_json:
         console.tell(forgotten=forgotten)
         return
@@ -4829,19 +4712,6 @@ def forget_requests(wanted: str, console: Console) -> None:
         console.output(f"forgot {each['id']}: {each['output']} ({each['prompt']}). {MONEY[each['billed']]}")
     if not forgotten:
         console.note("nothing to forget")
-
-def forget_request(folder: Folder, console: Console) -> dict[str, str]:
-    """Give up one request: its transfer ends, its folder goes. What it was, and whether it may be billed."""
-    record, billed = read_record(folder.file("request.json"), console) or {}, billed_in_the_end(folder)
-    for name in os.listdir(folder.path):
-        if name.endswith(".lock"):
-            stop_curl(None, folder.exchange(name[:-5]))
-    ends = time.monotonic() + 5  # so that a program that works on it can notice
-    while folder.is_busy and os.path.exists(folder.path) and time.monotonic() < ends:
-        time.sleep(0.1)
-    folder.remove()
-    release(folder.lock)
-    return {**told_request(folder, record), "billed": billed}
 
 def show_history(most: int, page: str, console: Console) -> None:
     """What was made, the newest last, and what it cost."""

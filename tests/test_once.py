@@ -656,7 +656,7 @@ class KilledAtTheEndTest(OnceCase):
         return world
 
     def test_same_command_tells_it(self) -> None:
-        for function in ("receipt_record", "keep_receipt", "remove_old_receipts", "Console.finish", "Folder.remove"):
+        for function in ("receipt_record", "keep_receipt", "is_over", "Console.finish", "Folder.remove"):
             with self.fresh(function):
                 world = self.killed_at(function, function)
                 for source in ("collected", "made_before"):

@@ -87,14 +87,14 @@ class HalfRemovedTest(PrivateCase):
         return found
 
     def test_killed_between_the_new_name_and_the_removal(self) -> None:
-        self.killed_while_removed("program.remove_tree = die")
+        self.killed_while_removed("import shutil\nshutil.rmtree = die")
         self.assertEqual(self.pending(), [])
         self.assertEqual(self.run_program("config", env=ACCESS).stdout.count("a fox"), 0)
         self.saved_file(self.generate("another"))
         self.assertEqual(self.journal(), [])  # and it is cleared away
 
     def test_killed_where_the_folder_could_not_be_renamed(self) -> None:
-        self.killed_while_removed("program.remove_tree = die\ndef fail(*values): raise OSError(1, 'no')\n"
+        self.killed_while_removed("import shutil\nshutil.rmtree = die\ndef fail(*values): raise OSError(1, 'no')\n"
                                   "os.rename = fail")
         self.assertEqual(self.pending(), [])
         self.saved_file(self.generate("another"))
@@ -102,7 +102,7 @@ class HalfRemovedTest(PrivateCase):
 
     def test_same_command_where_the_folder_could_not_be_renamed(self) -> None:
         """Nobody works on the half-removed folder, so there is nobody to wait for."""
-        self.killed_while_removed("program.remove_tree = die\ndef fail(*values): raise OSError(1, 'no')\n"
+        self.killed_while_removed("import shutil\nshutil.rmtree = die\ndef fail(*values): raise OSError(1, 'no')\n"
                                   "os.rename = fail")
         self.assertEqual((self.again().stderr.count("made before"), len(self.server.posts)), (1, 1))
         (self.work / "out.png").unlink()
@@ -110,9 +110,9 @@ class HalfRemovedTest(PrivateCase):
         self.assertEqual((self.journal(), len(self.server.posts)), ([], 2))
 
     def test_killed_before_its_folder_has_an_owner(self) -> None:
-        lines = ("real = program.journal_lock\n"
-                 "program.journal_lock = lambda folder, name, create=False: (\n"
-                 "    die() if create and name == 'owner' else real(folder, name, create))")
+        lines = ("real = program.take_lock\n"
+                 "program.take_lock = lambda path, create=False, strict=False: (\n"
+                 "    die() if create and path.endswith('owner') else real(path, create, strict))")
         self.assertEqual(self.changed(lines, "generate", *self.access(), "a fox", "-o", "out.png"), -9)
         self.assertEqual((len(self.journal()), self.server.posts), (1, []))
         self.saved_file(self.again())
@@ -121,7 +121,7 @@ class HalfRemovedTest(PrivateCase):
     def test_killed_while_an_old_one_is_forgotten(self) -> None:
         self.leave_unfinished()
         os.utime(str(self.folder()), (time.time() - 40 * 86400,) * 2)
-        self.assertEqual(self.changed("program.remove_tree = die", "generate", *self.access(), "another"), -9)
+        self.assertEqual(self.changed("import shutil\nshutil.rmtree = die", "generate", *self.access(), "another"), -9)
         self.assertEqual((self.pending(), len(self.server.posts)), ([], 1))
         self.assertNotIn("collecting", self.again().stderr)
 
@@ -129,7 +129,7 @@ class HalfRemovedTest(PrivateCase):
         """The address is gone: then the edit is refused, not bought with what lies in the dustbin."""
         self.server.files["a.png"] = PNG
         url = self.server.origin + "/files/a.png"
-        self.assertEqual(self.changed("program.remove_tree = die", "edit", *self.access(), url, "a hat"), -9)
+        self.assertEqual(self.changed("import shutil\nshutil.rmtree = die", "edit", *self.access(), url, "a hat"), -9)
         self.assertEqual(len(self.journal()), 1)
         del self.server.files["a.png"]
         for left in self.tmp.iterdir():

@@ -118,7 +118,7 @@ class StreamFormsTest(StreamCase):
             text = (": keepalive" + end * 2 + whole(end) + "data: [DONE]" + end * 2).encode()
             path.write_bytes(text)
             with path.open("rb") as file:
-                expected = [(event.name, event.data) for event in program.read_events(file)]
+                expected = [(event.type, event.data) for event in program.read_events(file)]
             self.assertEqual(len(expected), 4)
             for cut in range(0, len(text) + 1, 3):
                 path.write_bytes(text[:cut])
@@ -127,7 +127,7 @@ class StreamFormsTest(StreamCase):
                 path.write_bytes(text)
                 with path.open("rb") as file:
                     rest = list(program.read_events(file, first[-1].end if first else 0, growing=True))
-                self.assertEqual([(event.name, event.data) for event in first + rest], expected, cut)
+                self.assertEqual([(event.type, event.data) for event in first + rest], expected, cut)
 
     def test_several_finished(self) -> None:
         images = [SMALL, OTHER, LARGE]
