@@ -666,10 +666,15 @@ def inspect_picture(stream: BinaryIO) -> Picture | None:
     if head.startswith(b"\xff\xd8\xff"):
         return jpeg_picture(stream)
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return webp_picture(head)
+        # Its first chunk is extended or lossless, which store the size less one, or lossy.
+        layouts = {b"VP8X": (24, 30, 0xFFFFFF, 24, 1), b"VP8L": (21, 25, 0x3FFF, 14, 1)}
+        start, end, mask, shift, less = layouts.get(head[12:16], (26, 30, 0x3FFF, 16, 0))
+        bits = int.from_bytes(head[start:end], "little")
+        return Picture("webp", (bits & mask) + less, (bits >> shift & mask) + less)
     if head[:6] in (b"GIF87a", b"GIF89a"):
         return Picture("gif", int.from_bytes(head[6:8], "little"), int.from_bytes(head[8:10], "little"))
-    return svg_picture(head + stream.read(HEAD))
+    svg = re.match(rb"\s*<(?:\w+:)?svg(?=[\s>/])[^>]*", XML_NOISE.sub(b"", head + stream.read(HEAD)))
+    return svg_picture(svg[0]) if svg else None
 
 def picture_in(path: str) -> tuple[Picture | None, bool]:
     """(picture, whether it is whole) of a file."""
@@ -688,23 +693,14 @@ def jpeg_picture(stream: BinaryIO) -> Picture | None:
         stream.seek(-3 if is_fill else int.from_bytes(marker[2:4], "big") - 2, os.SEEK_CUR)
     return None
 
-def webp_picture(head: bytes) -> Picture:
-    """Size from the first chunk: extended or lossless, which store it less one, or lossy."""
-    layouts = {b"VP8X": (24, 30, 0xFFFFFF, 24, 1), b"VP8L": (21, 25, 0x3FFF, 14, 1)}
-    start, end, mask, shift, less = layouts.get(head[12:16], (26, 30, 0x3FFF, 16, 0))
-    bits = int.from_bytes(head[start:end], "little")
-    return Picture("webp", (bits & mask) + less, (bits >> shift & mask) + less)
-
 XML_NOISE = re.compile(rb"(?si)<\?.*?\?>|<!--.*?-->|<!doctype(?:[^\[>]|\[[^\]]*\])*>|\A\xef\xbb\xbf")
 
-def svg_picture(head: bytes) -> Picture | None:
-    """An SVG's size, 0x0 where it names none in pixels."""
-    if not (root := re.match(rb"\s*<(?:\w+:)?svg(?=[\s>/])[^>]*", XML_NOISE.sub(b"", head))):
-        return None
+def svg_picture(root: bytes) -> Picture:
+    """An SVG's size from its root element, 0x0 where that names none in pixels."""
     number = rb"[\s,]*(\d{1,6})(?:\.\d*)?(?:px)?\s*"
     found = [edge[1] for name in (b"width", b"height")
-             if (edge := re.search(rb"\s%s\s*=\s*[\"']%s[\"']" % (name, number), root[0]))]
-    box = re.search(rb"\sviewBox\s*=\s*[\"']\s*[-+.\deE]+[\s,]+[-+.\deE]+%s%s" % (number, number), root[0])
+             if (edge := re.search(rb"\s%s\s*=\s*[\"']%s[\"']" % (name, number), root))]
+    box = re.search(rb"\sviewBox\s*=\s*[\"']\s*[-+.\deE]+[\s,]+[-+.\deE]+%s%s" % (number, number), root)
     return Picture("svg", *map(int, found if len(found) == 2 else box.groups() if box else (0, 0)))
 
 def is_whole(stream: BinaryIO, picture: Picture) -> bool:
@@ -728,12 +724,10 @@ def is_whole(stream: BinaryIO, picture: Picture) -> bool:
         return re.search(rb"</(\w+:)?svg\s*>\s*\Z", XML_NOISE.sub(b"", tail)) is not None
     return False
 
-def is_turned(path: str) -> bool:
-    """Whether EXIF, near the file's start or end, says that the pixels lie on their side (5 to 8)."""
-    with open(path, "rb") as stream:
-        head = stream.read(3 * LONG_STRING)
-        stream.seek(max(len(head), os.path.getsize(path) - LONG_STRING))
-        exif = re.search(rb"(?s)(?:Exif\0\0|eXIf|EXIF.{4})(?:II\*\0|MM\0\*).*", head + stream.read())
+def is_turned(content: bytes) -> bool:
+    """Whether EXIF, near a file's start or end, says that the pixels lie on their side (5 to 8)."""
+    ends = content if len(content) < 4 * LONG_STRING else content[:3 * LONG_STRING] + content[-LONG_STRING:]
+    exif = re.search(rb"(?s)(?:Exif\0\0|eXIf|EXIF.{4})(?:II\*\0|MM\0\*).*", ends)
     turned = rb"\x12\x01\x03\0\x01\0\0\0[\x05-\x08]|\x01\x12\0\x03\0\0\0\x01\0[\x05-\x08]"
     return exif is not None and re.search(turned, exif[0]) is not None
 
@@ -838,7 +832,7 @@ def unfiltered(method: int, line: bytes, above: bytes) -> bytes:
 def unpacked(data: Iterable[bytes], bits: int = 15) -> Iterator[bytes]:
     """The decompressed data, at most 1 MB a piece however well it was packed. bits: zlib's wbits."""
     unpacker = zlib.decompressobj(bits)
-    try:
+    with suppress(zlib.error):  # cut off: the reader notices
         for chunk in data:
             for start in range(0, len(chunk), LONG_STRING):
                 packed = chunk[start:start + LONG_STRING]
@@ -848,8 +842,6 @@ def unpacked(data: Iterable[bytes], bits: int = 15) -> Iterator[bytes]:
                     if unpacker.eof and unpacker.unused_data:  # gzip may have several members
                         packed, unpacker = unpacker.unused_data, zlib.decompressobj(bits)
         yield unpacker.flush()
-    except zlib.error:
-        return  # cut off: the reader notices
 
 # ---- Price: what a job will cost -----------------------------------------------------------------
 # gpt-image-2 at OpenAI's list price, read 2026-08-29 and 2026-10-08. The formula is derived: it gives every
@@ -1562,7 +1554,14 @@ OTHER_FORMATS = (  # what else people pass, by its first bytes without XML's pro
 
 def read_words(options: Namespace) -> tuple[str, list[str]]:
     """(prompt, images) that the words of a command mean. Reads what plan must not: files, standard input."""
-    words, paths = edit_words(options) if options.command == "edit" else (options.words, [])
+    words, paths = options.words, []
+    if options.command == "edit":  # images come first, as long as a word is left for the prompt
+        if not words and not options.image and not options.prompt_file:
+            raise usage_failure("the image and the prompt are missing", 'Use: edit IMAGE "what to change"')
+        others = [at for at, word in enumerate(words) if at and not re.fullmatch(IMAGE_NAME, word)
+                  and not os.path.isfile(os.path.expanduser(word))]
+        first = max(0, min([*others, len(words) - (0 if options.prompt_file else 1)]))
+        words, paths = words[first:], words[:first] + options.image
     if options.config == "-" and "-" in (options.prompt_file, *words):
         raise usage_failure("standard input cannot be both config and prompt", "Use --prompt-file FILE.")
     if words:
@@ -1587,7 +1586,7 @@ def refuse_broken(*rules: tuple[Any, str, str], failure: Callable[..., Failure] 
 def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[str], notes: list[str]) -> Job:
     """The job that is asked for, checked as far as words and settings decide. Neither reads nor writes."""
     model, image_format = settings.model.value, chosen_format(options)
-    formats, runapi = (model_rules(model) or NEWEST).formats, settings.api.value == "runapi"
+    formats, runapi = MODELS.get(re.sub(DATED, "", model), NEWEST).formats, settings.api.value == "runapi"
     size, shaped = SIZE_NAMES.get(options.size, options.size), options.aspect_ratio or options.resolution
     refuse_broken(
         (not prompt.strip(), "the prompt is empty", ""),
@@ -1637,16 +1636,6 @@ def read_inputs(job: Job, settings: Settings, notes: list[str]) -> Job:
         raise target_failure(f"{path} is a folder, which --overwrite cannot replace")
     return job
 
-def edit_words(options: Namespace) -> tuple[list[str], list[str]]:
-    """(words of the prompt, images) of an edit: images first, as long as a word is left for the prompt."""
-    words, last = list(options.words), 0 if options.prompt_file else 1
-    images = [os.path.isfile(os.path.expanduser(word)) or re.fullmatch(IMAGE_NAME, word) for word in words]
-    first_other = next((at for at, image in enumerate(images) if at and not image), len(words))
-    count = max(0, min(first_other, len(words) - last))
-    if not words and not options.image and not options.prompt_file:
-        raise usage_failure("the image and the prompt are missing", 'Use: edit IMAGE "what to change"')
-    return words[count:], words[:count] + options.image
-
 def shown_input(path: str) -> str:
     """An input as messages name it: a URL without its query (a login?), a data: URI without its content."""
     return re.sub(r"(?is)\A(https?://[^?#]*|data:[^,;]{,40}).*", r"\1", path)
@@ -1679,15 +1668,6 @@ def read_prompt(source: str) -> str:
     except UnicodeDecodeError:
         raise usage_failure(f"the prompt in {source} is not UTF-8 text", "Save it as UTF-8.") from None
 
-def file_digest(path: str, algorithm: str) -> bytes:
-    """A file's checksum, a block at a time."""
-    import hashlib
-    digest = hashlib.new(algorithm)
-    with plain_file(path, follow=True) as stream:
-        for block in iter(lambda: stream.read(BLOCK), b""):
-            digest.update(block)
-    return digest.digest()
-
 def local_path(path: str) -> str:
     """The full path of a file that is named by its path or as a file: URI."""
     uri = re.match(r"(?i)file:(?://(?:localhost)?(?=/))?(?:/(?=[a-z]:))?(?!//)", path)
@@ -1710,6 +1690,7 @@ def unread_input(role: str, path: str) -> Upload:
 def read_upload(upload: Upload, md5: bool = False) -> Upload:
     """The input with what its file holds, a whole PNG, JPEG or WebP below 50 MB; others stay as they are.
     md5: RunAPI's storage wants it as a checksum of the transfer, not for security."""
+    import hashlib
     if upload.origin != "file":
         return upload
     who, path = upload.name, local_path(upload.path)
@@ -1723,10 +1704,12 @@ def read_upload(upload: Upload, md5: bool = False) -> Upload:
         (status.st_size >= MAX_IMAGE_BYTES, f"{who} has {status.st_size // 1000000} MB; it must be smaller "
          "than 50 MB", "Scale it down or save it as JPEG."), failure=input_failure)
     picture = read_input(path, who, path)
-    checksum = base64.b64encode(file_digest(path, "md5")).decode("ascii") if md5 else upload.checksum
-    seen = Picture(picture.format, picture.height, picture.width) if is_turned(path) else picture
+    with plain_file(path, follow=True) as stream:
+        content = stream.read(MAX_IMAGE_BYTES)
+    checksum = base64.b64encode(hashlib.md5(content).digest()).decode("ascii") if md5 else upload.checksum
+    seen = Picture(picture.format, picture.height, picture.width) if is_turned(content) else picture
     return upload._replace(path=path, picture=picture, bytes=status.st_size, checksum=checksum,
-                           digest=file_digest(path, "sha256").hex(), seen=seen)
+                           digest=hashlib.sha256(content).hexdigest(), seen=seen)
 
 def read_input(path: str, who: str, name: str) -> Picture:
     """The picture of an input file. name: of the file to convert, for the hint."""
@@ -1767,14 +1750,10 @@ def check_mask(mask: Upload, image: Upload, notes: list[str]) -> None:
     if mask.bytes >= SAFE_MASK_BYTES:
         notes.append(f"{mask.name} is larger than 4 MB; some servers refuse that")
 
-def model_rules(model: str) -> ModelRules | None:
-    """What is known of a model, also of one with a date."""
-    return MODELS.get(re.sub(DATED, "", model))
-
 def openai_values(options: Namespace, size: str, settings: Settings, notes: list[str]) -> dict[str, Any]:
     """The size and format that OpenAI's API gets. Options that contradict each other are refused."""
     model, image_format = settings.model.value, chosen_format(options)
-    rules = model_rules(model)
+    rules = MODELS.get(re.sub(DATED, "", model))
     if rules is None:
         notes.append(f"unknown model {model}: its size and quality are not checked")
     elif rules.shutdown:
@@ -1792,7 +1771,7 @@ def openai_values(options: Namespace, size: str, settings: Settings, notes: list
          f"--compression needs --format jpeg or webp: {image_format.upper()} is always lossless", ""),
         (options.background == "transparent" and image_format == "jpeg",
          "--background transparent needs --format png or webp: JPEG has no transparency", ""),
-        (options.input_fidelity and re.sub(DATED, "", model) == DEFAULT_MODEL,
+        (options.input_fidelity and rules is MODELS[DEFAULT_MODEL],
          f"{model} always uses high input fidelity; remove --input-fidelity", ""),
         (options.aspect_ratio not in (None, "auto") and not match,
          f"--aspect-ratio is written like 16:9, not {quoted(options.aspect_ratio or '')}", ""))
@@ -1800,12 +1779,20 @@ def openai_values(options: Namespace, size: str, settings: Settings, notes: list
         width, height = map(int, match.groups()) if match else (1, 1)
         size = size_of_shape(model, width, height, options.resolution or "1k")
     elif size != "auto":
-        size = checked_size(size, model, rules)
+        width, height = split_size(size) or (0, 0)
+        if rules and isinstance(rules.sizes, tuple) and size not in rules.sizes:
+            raise usage_failure(f"{model} makes only {', '.join(rules.sizes)} or auto, not {size}")
+        if rules and rules.sizes == "free" and (problem := size_fault(width, height)):
+            near, exact = nearest_size(width, height), nearest_size(width, height, exact=True)
+            hint = f"Closest: --size {near}" + (
+                f"; of exactly this shape: --size {exact}" if exact not in ("", near) else "")
+            raise usage_failure(f"{size} is not supported: {problem}", hint)
+        size = f"{width}x{height}"
     return {"size": size, "format": None if image_format == "png" else image_format}
 
 def size_of_shape(model: str, width: int, height: int, resolution: str) -> str:
     """The model's size that comes nearest to a shape and a resolution."""
-    rules = model_rules(model)
+    rules = MODELS.get(re.sub(DATED, "", model))
     if max(width, height) > MAX_RATIO * min(width, height):
         raise usage_failure(f"--aspect-ratio {width}:{height}: one side is over {MAX_RATIO} times the other")
     if rules and isinstance(rules.sizes, tuple):
@@ -1821,7 +1808,16 @@ def runapi_shape(options: Namespace, size: str, settings: Settings, notes: list[
         raise usage_failure("RunAPI does not support " + ", ".join(missing), "Use another endpoint.")
     ratio, resolution = options.aspect_ratio, options.resolution
     if size != "auto":
-        ratio, resolution = runapi_size(size, *split_size(size) or (0, 0))
+        width, height = (max(edge, 1) for edge in split_size(size) or (1, 1))
+        shapes = {name: abs(log(width / height * int(name.split(":")[1]) / int(name.split(":")[0])))
+                  for name in RUNAPI_RATIOS}
+        ratio, edge = min(shapes, key=lambda name: shapes[name]), max(width, height)
+        possible = {name: ends for name, ends in RUNAPI_EDGES.items() if (ratio, name) != ("1:1", "4k")}
+        resolution = next((name for name, (low, high) in possible.items() if low <= edge <= high), "")
+        if shapes[ratio] > 1e-9 or not resolution:  # a pixel size needs both, exactly
+            near = min(possible, key=lambda name: abs(log(edge / possible[name][0])))
+            raise usage_failure(f"RunAPI cannot make {size}",
+                                f"Closest: --aspect-ratio {ratio} --resolution {near}")
     refuse_broken(
         (ratio not in (None, "auto", *RUNAPI_RATIOS),
          f"RunAPI does not support the ratio {quoted(ratio or '')}, only {', '.join(RUNAPI_RATIOS)}", ""),
@@ -1830,30 +1826,6 @@ def runapi_shape(options: Namespace, size: str, settings: Settings, notes: list[
         (ratio == "1:1" and resolution == "4k",
          "RunAPI makes 1:1 at 2k at most", "Use --resolution 2k, or another ratio."))
     return {"aspect_ratio": ratio, "resolution": resolution}
-
-def runapi_size(size: str, width: int, height: int) -> tuple[str, str]:
-    """(ratio, resolution) for a pixel size that has both exactly."""
-    width, height, edge = max(width, 1), max(height, 1), max(width, height, 1)
-    shapes = {ratio: abs(log(width / height * int(ratio.split(":")[1]) / int(ratio.split(":")[0])))
-              for ratio in RUNAPI_RATIOS}
-    best = min(shapes, key=lambda ratio: shapes[ratio])
-    fits = [name for name, (low, high) in RUNAPI_EDGES.items() if low <= edge <= high]
-    if shapes[best] < 1e-9 and fits and (best, fits[0]) != ("1:1", "4k"):
-        return best, fits[0]
-    possible = [name for name in RUNAPI_EDGES if (best, name) != ("1:1", "4k")]
-    near = min(possible, key=lambda name: abs(log(edge / RUNAPI_EDGES[name][0])))
-    raise usage_failure(f"RunAPI cannot make {size}", f"Closest: --aspect-ratio {best} --resolution {near}")
-
-def checked_size(size: str, model: str, rules: ModelRules | None) -> str:
-    """A size in pixels that the model takes."""
-    width, height = split_size(size) or (0, 0)
-    if rules and isinstance(rules.sizes, tuple) and size not in rules.sizes:
-        raise usage_failure(f"{model} makes only {', '.join(rules.sizes)} or auto, not {size}")
-    if rules and rules.sizes == "free" and (problem := size_fault(width, height)):
-        near, exact = nearest_size(width, height), nearest_size(width, height, exact=True)
-        same_shape_too = f"; of exactly this shape: --size {exact}" if exact not in ("", near) else ""
-        raise usage_failure(f"{size} is not supported: {problem}", f"Closest: --size {near}{same_shape_too}")
-    return f"{width}x{height}"
 
 def chosen_format(options: Namespace) -> str:
     """The format asked for, else the one of the output's suffix, else png."""
@@ -2193,17 +2165,12 @@ BINARY = getattr(os, "O_BINARY", 0)
 STOPPED, TOO_LARGE = -1, 63
 CURL_FAULTS = {  # (kind, sentence); curl's man page, read 2026-11-01. For any other, curl's message must do.
     STOPPED: ("network", "curl was stopped"),  # by whichever signal
-    1: ("config", "curl does not support this kind of URL"),
+    1: ("config", "curl does not support this kind of URL"), 3: ("config", "curl rejected the URL"),
     2: ("curl", "curl rejected its options; it may be too old"),
-    3: ("config", "curl rejected the URL"),
-    5: ("network", "cannot find the proxy"),
-    6: ("network", "cannot find the server"),
-    7: ("network", "no server is listening there"),
-    8: ("network", "the server there does not speak HTTP"),
-    18: ("network", "the reply was cut off"),
-    23: ("disk", "the reply could not be written to disk"),
-    26: ("input", "an input file could not be read"),
-    28: ("timeout", "could not connect in time"),
+    5: ("network", "cannot find the proxy"), 6: ("network", "cannot find the server"),
+    7: ("network", "no server is listening there"), 8: ("network", "the server there does not speak HTTP"),
+    18: ("network", "the reply was cut off"), 23: ("disk", "the reply could not be written to disk"),
+    26: ("input", "an input file could not be read"), 28: ("timeout", "could not connect in time"),
     35: ("tls", "the TLS handshake failed: a wrong port, or a proxy in between"),
     52: ("network", "the server closed the connection without a reply"),
     55: ("network", "the connection broke while sending"),
@@ -2211,8 +2178,7 @@ CURL_FAULTS = {  # (kind, sentence); curl's man page, read 2026-11-01. For any o
     60: ("tls", "the server's certificate is not trusted"),
     TOO_LARGE: ("network", "the reply is larger than allowed"),
     65: ("network", "the request would have to be repeated, which could charge you twice"),
-    77: ("config", "the file named as cacert cannot be read"),
-}
+    77: ("config", "the file named as cacert cannot be read")}
 EARLY = (2, 3, 5, 6, 7, 35, 60, 77)  # before any of the request could leave this machine
 HOPELESS = (1, 2, 3, 26, 60, 77)  # the next try would fail in the same way
 
@@ -2267,26 +2233,20 @@ def curl_config(request: Request, exchange: Exchange) -> str:
         if CONTROL.search(name + value):  # it would start a second header
             raise setup_failure(f"the header {one_line(name)} contains a control character")
         lines.append(("header", f"{name}: {value}"))
-    lines += body_lines(request, exchange)
-    lines += [("output", exchange.file("answer")), ("dump-header", exchange.file("headers"))]
-    return "".join(f"{name} = {quote_config(value)}\n" if value else f"{name}\n" for name, value in lines)
-
-def body_lines(request: Request, exchange: Exchange) -> Iterator[tuple[str, str]]:
-    """The lines for the body: JSON from a file, or form parts from a file each; curl interprets no text."""
     if request.body is not None:
-        yield "header", "Content-Type: application/json"
-        yield "data-binary", "@" + exchange.file("body")
+        lines += [("header", "Content-Type: application/json"), ("data-binary", "@" + exchange.file("body"))]
     elif request.file:
-        yield "request", request.method
+        lines += [("request", request.method), ("data-binary", "@" + request.file)]
         if not any(name.lower() == "content-type" for name, _ in request.headers):
-            yield "header", "Content-Type:"
-        yield "data-binary", "@" + request.file
-    for number, part in enumerate(request.form):
+            lines.append(("header", "Content-Type:"))
+    for number, part in enumerate(request.form):  # each text from a file too: curl interprets none
         content = f"<{quote_path(exchange.file(f'field-{number}'))}"
         if part.path:
             name = f"{part.name.rstrip('[]')}-{number}.{part.content_type.split('/')[-1]}"
             content = f'@{quote_path(part.path)};filename="{name}";type={part.content_type}'
-        yield "form", f"{part.name}={content}"
+        lines.append(("form", f"{part.name}={content}"))
+    lines += [("output", exchange.file("answer")), ("dump-header", exchange.file("headers"))]
+    return "".join(f"{name} = {quote_config(value)}\n" if value else f"{name}\n" for name, value in lines)
 
 def write_bodies(request: Request, exchange: Exchange) -> None:
     """Write the JSON or the form's texts to the files that curl_config names."""
@@ -3839,8 +3799,7 @@ def save_image(image: Image, index: int, target: Target, numbers: Iterator[int],
     """Decode into a temporary file in the target's folder, verify it, then give it its name.
     An earlier run may have been killed at any line of this: what it has finished is found, not done again."""
     part = os.path.join(target.folder, f".{os.path.basename(folder.path)}-{index}.part")
-    path = folder.saved_before(index)
-    if not path:
+    if not (path := folder.saved_before(index)):
         path = path_given_before_kill(part, target) or save_new(image, part, target, numbers, folder)
         folder.remember_saved(index, path)
     discard(part)
@@ -3857,9 +3816,8 @@ def save_image(image: Image, index: int, target: Target, numbers: Iterator[int],
 
 def save_new(image: Image, part: str, target: Target, numbers: Iterator[int], folder: Folder) -> str:
     """The path of the image's new file; the temporary one stays for the caller to remove."""
-    # The command's other images, of this run or an earlier one: --overwrite must not replace them.
     others = {folder.saved_before(int(name[6:])) for name in os.listdir(folder.path)
-              if re.fullmatch(r"saved-\d+", name)}
+              if re.fullmatch(r"saved-\d+", name)}  # --overwrite replaces none of this command's own images
     try:
         picture = decode_to(part, image)
         paths = (picture_path(target, number, picture.format) for number in numbers)
@@ -3875,8 +3833,7 @@ def decode_to(path: str, image: Image) -> Picture:
         copy_image(image, stream)
         stream.flush()
         os.fsync(stream.fileno())
-    picture, _ = picture_in(path)
-    if picture is None:
+    if not (picture := picture_in(path)[0]):
         raise Failure("broken_image", "the reply is not an image")
     return picture
 
@@ -3923,10 +3880,11 @@ class Partials:
             if len(self.names | {path}) > self.job.n * (most if type(most) is int else MAX_PARTIALS):
                 raise OSError("more arrived than you asked for")
             self.names.add(path)
+            is_own = os.path.lexists(path) and file_mark(path, path) in self.made
             self.made.append(file_mark(self.part, path))
             with private_file(self.record, os.O_APPEND) as stream:  # never emptied, not even for a moment
                 stream.write(os.fsencode(self.made[-1] + "\n"))
-            if give_name(self.part, path, self.is_own(path)):
+            if give_name(self.part, path, is_own):
                 self.console.note(f"partial image: {path}")
             else:
                 self.console.warn(f"{path} already exists; the partial image is not saved")
@@ -3935,16 +3893,12 @@ class Partials:
         with suppress(OSError):
             discard(self.part)
 
-    def is_own(self, path: str) -> bool:
-        """Whether there is a file of this command, still as it was made."""
-        return os.path.lexists(path) and file_mark(path, path) in self.made
-
     def remove(self) -> None:
-        """Remove the previews: the final image is saved."""
+        """Remove the previews that are still as they were made: the final image is saved."""
         paths = [] if self.job.keep_partials else [mark.split(" ", 5)[-1] for mark in self.made]
         for path in [self.part, *paths]:
             with suppress(OSError):
-                if path == self.part or self.is_own(path):
+                if path == self.part or file_mark(path, path) in self.made:
                     discard(path)
 
 def file_mark(path: str, name: str) -> str:
@@ -3974,7 +3928,7 @@ def copy_image(image: Image, sink: BinaryIO) -> None:
         sink.writelines(blocks_of(Span(image.path, 0, os.path.getsize(image.path))))
         return
     try:
-        decode_base64(unescaped(blocks_of(image.base64)), sink)
+        decode_base64(blocks_of(image.base64), sink)
     except ValueError:
         raise Failure("broken_image", "the image's base64 is broken") from None
 
@@ -3986,39 +3940,32 @@ def blocks_of(source: str | Span) -> Iterator[bytes]:
         with open(source.path, "rb") as stream:
             yield from (block for _, block in file_blocks(stream, source.start, source.end))
 
-def unescaped(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """The JSON escapes resolved that base64 may have: PHP writes `\\/`, some servers write `\\n` every 76."""
-    tail = b""
-    for block in chain(filter(None, blocks), [b""]):
-        text, tail = tail + block, b""
-        cut = text.rfind(b"\\", max(0, len(text) - 6)) if block else -1
-        if cut >= 0:  # the escape may continue in the next block
-            text, tail = text[:cut], text[cut:]
-        for escape, plain in ESCAPES if b"\\" in text else ():
-            text = re.sub(escape, plain, text)
-        yield text
-
+# JSON's escapes that base64 may have: PHP writes `\/`, some servers write `\n` every 76 characters.
 ESCAPES = ((rb"\\/|\\u002[fF]", b"/"), (rb"\\u002[bB]", b"+"), (rb"\\u003[dD]", b"="), (rb"\\[nrt]", b""))
 BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="
 URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 def decode_base64(blocks: Iterator[bytes], sink: BinaryIO) -> None:
     """Base64 with or without a data: prefix, white space and padding. ValueError for any other character."""
-    rest, first, ended = b"", True, False
-    for block in blocks:
-        if first and block[:5].lower() == b"data:":
-            block = block.partition(b",")[2]
-        first = first and not block
-        if ended:
-            continue
-        text = rest + block.translate(URL_SAFE, b" \t\r\n")
+    rest, cut_off, is_first, is_end = b"", b"", True, False
+    for block in chain(filter(None, blocks), [b""]):
+        text = cut_off + block
+        if is_first and text[:5].lower() == b"data:":
+            text = text.partition(b",")[2]
+        at = text.rfind(b"\\", max(0, len(text) - 6)) if block else -1  # an escape that may continue
+        text, cut_off, is_first = (text[:at], text[at:], False) if at >= 0 else (text, b"", False)
+        for escape, plain in ESCAPES if b"\\" in text else ():
+            text = re.sub(escape, plain, text)
+        text = rest + text.translate(URL_SAFE, b" \t\r\n")
         if text.translate(None, BASE64):
-            text, ended = re.split(rb"\\?[)>\"']", text, maxsplit=1)[0], True  # the end of a link in words
+            text, is_end = re.split(rb"\\?[)>\"']", text, maxsplit=1)[0], True  # the end of a link in words
             if text.translate(None, BASE64):
                 raise ValueError("not base64")
         usable = len(text) // 4 * 4
         sink.write(binascii.a2b_base64(text[:usable]))
         rest = text[usable:]
+        if is_end:
+            break
     sink.write(binascii.a2b_base64(rest + b"=" * (-len(rest) % 4)))
 
 def warn_about_differences(job: Job, run: Run) -> None:
