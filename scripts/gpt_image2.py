@@ -486,7 +486,6 @@ class Receipt(NamedTuple):
 if TYPE_CHECKING:
     Layer = dict[str, Setting]  # one source of settings
     Provider = Generator["Request | Wait", Response, list["Image | Failure"]]
-    Steps = Generator["Request | Wait", Response, Response]
 
 # ---- Text ----------------------------------------------------------------------------------------
 # Control characters, stray bytes that are such in older encodings, and what breaks a line or reverses text.
@@ -1920,11 +1919,15 @@ def openai(job: Job, settings: Settings, key: KeySource, token: str) -> Provider
     form = edit_form(job, body, field) if job.images else ()
     try:
         response = yield request._replace(form=form) if form else request._replace(body=body)
-    except Failure as failure:
-        if not job.images or not is_image_field_refused(failure):
+    except Failure as failure:  # in 2026 relays refused an edit only because of `image` or `image[]`
+        status, text = failure.http_status, failure.server_text
+        is_its_name = ("Invalid type for 'image" in text or (
+            "'image" in text and failure.code == "duplicate_parameter")) if status == 400 else (
+                status == 422 and failure.kind == "refused" and re.search(r"\bimage\b", text))
+        if not form or not is_its_name:
             raise
         response = yield request._replace(form=edit_form(job, body, other))  # a refused one is not billed
-    return (yield from collect_images(request, response, settings, job.n))
+    return (yield from collect_images(request, response, settings, job.n, []))
 
 def api_request(settings: Settings, key: str, method: str, path: str, *more: tuple[str, str]) -> Request:
     """A request to the configured endpoint, with its key, extra headers and more headers."""
@@ -1950,15 +1953,10 @@ def edit_form(job: Job, body: Mapping[str, Any], field: str) -> tuple[Part, ...]
     return (*texts, *(Part("mask" if upload is job.mask else field, path=upload.path, bytes=upload.bytes,
                            content_type=f"image/{upload.picture.format}") for upload in job.uploads))
 
-def is_image_field_refused(failure: Failure) -> bool:
-    """Whether a relay refused an edit only because of `image` or `image[]`, as relays did in 2026."""
-    if failure.http_status == 422:
-        return failure.kind == "refused" and re.search(r"\bimage\b", failure.server_text) is not None
-    is_duplicate = failure.code == "duplicate_parameter" and "'image" in failure.server_text
-    return failure.http_status == 400 and (is_duplicate or "Invalid type for 'image" in failure.server_text)
-
-def poll_until_done(create: Request, response: Response, settings: Settings, templates: list[str]) -> Steps:
-    """Poll a response's task until it has images. templates: its possible URLs; a missing one is removed."""
+def collect_images(create: Request, response: Response, settings: Settings, wanted: int,
+                   templates: list[str]) -> Provider:
+    """The images of a response, fetched where it only links to them; a Failure stands for one that fails.
+    Its task is polled until it has them. templates: the task's possible URLs; a missing one is removed."""
     poll = create._replace(method="GET", body=None, form=(), purpose="poll",
                            timeout=min(create.timeout, POLL_TIMEOUT))
     task = task_id(response.document)
@@ -1981,7 +1979,11 @@ def poll_until_done(create: Request, response: Response, settings: Settings, tem
         response = yield poll._replace(url=url, purpose="result")
     if not response.images:
         raise Failure("no_image", "the task ended without an image: " + nothing_usable(response))
-    return response
+    images: list[Image | Failure] = list(response.images)
+    for index, image in enumerate(response.images[:wanted + SPARE_IMAGES]):  # more are not fetched
+        if image.url:
+            images[index] = yield from fetch_image(image, response, create, settings)
+    return images
 
 def poll_urls(create: Request, response: Response, settings: Settings, templates: Sequence[str]) -> list[str]:
     """Where a task may be polled, the most certain URL first; only on the host that already has the key."""
@@ -2003,16 +2005,6 @@ def url_on_host(url: str, base: str) -> str:
         url = (origin.partition("//")[0] if url.startswith("//") else origin) + url
     is_clean = not re.search(r"[\s\\\x00-\x20\x7f-\x9f]", url)
     return url if is_clean and url.startswith((origin + "/", origin + "?")) else ""
-
-def collect_images(create: Request, response: Response, settings: Settings, wanted: int = 1,
-                   templates: list[str] | None = None) -> Provider:
-    """The images of a response, fetched where it only links to them; a Failure stands for one that fails."""
-    response = yield from poll_until_done(create, response, settings, [] if templates is None else templates)
-    images: list[Image | Failure] = list(response.images)
-    for index, image in enumerate(response.images[:wanted + SPARE_IMAGES]):  # more are not fetched
-        if image.url:
-            images[index] = yield from fetch_image(image, response, create, settings)
-    return images
 
 def fetch_image(image: Image, response: Response, create: Request,
                 settings: Settings) -> Generator[Request | Wait, Response, Image | Failure]:
@@ -2068,7 +2060,7 @@ def codex(job: Job, settings: Settings, key: KeySource, token: str) -> Provider:
                  "blocked": "chatgpt.com refuses some networks, above all data centers; use an API key."}
         failure.hint = hints.get(failure.kind, failure.hint)
         raise
-    return (yield from collect_images(request, response, settings, job.n))
+    return (yield from collect_images(request, response, settings, job.n, []))
 
 def runapi(job: Job, settings: Settings, key: KeySource, token: str) -> Provider:
     """RunAPI: upload; then for each image create a task, wait and fetch it. token: the same in every run."""
@@ -2103,12 +2095,12 @@ def runapi_dialects(job: Job) -> list[tuple[str, str]]:
 def runapi_create(job: Job, settings: Settings, key: KeySource, token: str, dialects: list[tuple[str, str]],
                   urls: list[str]) -> Generator[Request | Wait, Response, tuple[Request, Response]]:
     """One task. dialects: the one that works is moved to the front, in place."""
-    remaining, renamed = list(dialects), False
+    remaining, renamed, turn = list(dialects), False, count()
     images = {"source_image_urls": urls} if urls else {}
-    for number in range(4):  # two paths, and one other name of the model
+    while True:  # ends after two paths, and one other name of the model
         path, model = remaining[0]
         body = {"model": model, "prompt": job.prompt, **job.parameters, **images}
-        request = api_request(settings, key.value, "POST", path, ("Idempotency-Key", f"{token}-{number}"))
+        request = api_request(settings, key.value, "POST", path, ("Idempotency-Key", f"{token}-{next(turn)}"))
         request = request._replace(body=body, tasks=True, free_failures=True,
                                    idempotent=path.startswith("/api/"))  # only SDK paths honour the key
         try:
@@ -2123,7 +2115,6 @@ def runapi_create(job: Job, settings: Settings, key: KeySource, token: str, dial
                 renamed, remaining[0] = True, (path, names[0])
             else:
                 raise
-    raise AssertionError("every branch above leaves the loop in time")
 
 def runapi_upload(image: Upload, settings: Settings, key: str) -> Generator[Request | Wait, Response, str]:
     """The URL of an input image: its own, or one in RunAPI's storage, which keeps it for an hour."""
@@ -2419,13 +2410,18 @@ def transport_failure(outcome: Outcome, request: Request) -> Failure | None:
     if code == 28 and outcome.sent:
         sentence = f"no reply within {request.timeout:g} s"
     never_sent = not outcome.sent or code in EARLY
+    hint = None
+    if never_sent and kind in ("network", "timeout"):
+        closed = network_is_closed(request.url)
+        hint = "Nothing was sent" + (f": there is no network here. {SANDBOX}" if closed else (
+            ". Check --base-url, the network and the proxy, then run the same command again."))
     message = f"{host}: {sentence} (curl {outcome.exit_code}): {outcome.message}".rstrip(": ")
     billed = "no" if never_sent or request.rules.is_free else "maybe"
     kept = kind == "disk" and billed == "maybe"
     own_exit_code = kept or (never_sent and kind != "disk")
-    return Failure(kind, message, unsent_hint(kind, request.url) if never_sent else None, billed,
-                   -1 if own_exit_code else NO_ANSWER, never_sent and code not in HOPELESS,
-                   "ask" if billed == "maybe" else "", collectable=kept, http_status=outcome.status)
+    return Failure(kind, message, hint, billed, -1 if own_exit_code else NO_ANSWER,
+                   never_sent and code not in HOPELESS, "ask" if billed == "maybe" else "",
+                   collectable=kept, http_status=outcome.status)
 
 # Codex's words, read in 0.169. It sets CODEX_SANDBOX_NETWORK_DISABLED where a command has no network.
 SANDBOX = ("In a sandbox, ask for access or run outside it (Codex: sandbox_permissions require_escalated; or "
@@ -2442,14 +2438,6 @@ def network_is_closed(url: str) -> bool:
             probe.connect((host, 9))
             return False
     return True
-
-def unsent_hint(kind: str, url: str) -> str:
-    """What to do when nothing has left this machine."""
-    if kind not in ("network", "timeout"):
-        return KINDS[kind].hint
-    if network_is_closed(url):
-        return f"Nothing was sent: there is no network here. {SANDBOX}"
-    return "Nothing was sent. Check --base-url, the network and the proxy, then run the same command again."
 
 # ---- Journal: unfinished requests survive everything, finished ones are remembered --------------
 # requests/FINGERPRINT-RANDOM: a folder for each command; .gone-* is half removed; .lock guards making and
