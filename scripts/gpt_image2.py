@@ -718,10 +718,9 @@ def is_whole(stream: BinaryIO, picture: Picture) -> bool:
     if picture.format == "gif":
         return tail.rstrip(b"\0\r\n ").endswith(b";")
     stream.seek(0)
-    with suppress(UnicodeDecodeError):
-        stream.read(MAX_IMAGE_BYTES).decode("utf-8")
-        return re.search(rb"</(\w+:)?svg\s*>\s*\Z", XML_NOISE.sub(b"", tail)) is not None
-    return False
+    text = stream.read(MAX_IMAGE_BYTES)
+    is_closed = re.search(rb"</(\w+:)?svg\s*>\s*\Z", XML_NOISE.sub(b"", tail)) is not None
+    return is_closed and text == text.decode("utf-8", "ignore").encode("utf-8")
 
 def is_turned(content: bytes) -> bool:
     """Whether EXIF, near a file's start or end, says that the pixels lie on their side (5 to 8)."""
@@ -1667,16 +1666,6 @@ def read_prompt(source: str) -> str:
     except UnicodeDecodeError:
         raise usage_failure(f"the prompt in {source} is not UTF-8 text", "Save it as UTF-8.") from None
 
-def local_path(path: str) -> str:
-    """The full path of a file that is named by its path or as a file: URI."""
-    uri = re.match(r"(?i)file:(?://(?:localhost)?(?=/))?(?:/(?=[a-z]:))?(?!//)", path)
-    if uri and not os.path.lexists(path):
-        from urllib.parse import unquote_to_bytes
-        raw = path[uri.end():]
-        plain = os.fsdecode(unquote_to_bytes(as_bytes(raw)))
-        path = next(filter(os.path.lexists, (plain, raw)), plain)  # many forget to write %20
-    return os.path.abspath(path if os.path.lexists(path) else os.path.expanduser(path))
-
 def unread_input(role: str, path: str) -> Upload:
     """An input as it is named on the command line. role: image or mask, for messages."""
     if not path:
@@ -1692,7 +1681,14 @@ def read_upload(upload: Upload, md5: bool = False) -> Upload:
     import hashlib
     if upload.origin != "file":
         return upload
-    who, path = upload.name, local_path(upload.path)
+    who, path = upload.name, upload.path
+    uri = re.match(r"(?i)file:(?://(?:localhost)?(?=/))?(?:/(?=[a-z]:))?(?!//)", path)
+    if uri and not os.path.lexists(path):
+        from urllib.parse import unquote_to_bytes
+        raw = path[uri.end():]
+        plain = os.fsdecode(unquote_to_bytes(as_bytes(raw)))
+        path = next(filter(os.path.lexists, (plain, raw)), plain)  # many forget to write %20
+    path = os.path.abspath(path if os.path.lexists(path) else os.path.expanduser(path))
     if re.search(UNQUOTABLE, path):
         raise input_failure(f"{one_line(who)} has a control character in its name; curl cannot take it")
     status = os.stat(path)
@@ -1702,23 +1698,27 @@ def read_upload(upload: Upload, md5: bool = False) -> Upload:
         (status.st_size == 0, f"{who} is empty", ""),
         (status.st_size >= MAX_IMAGE_BYTES, f"{who} has {status.st_size // 1000000} MB; it must be smaller "
          "than 50 MB", "Scale it down or save it as JPEG."), failure=input_failure)
-    picture = read_input(path, who, path)
-    with plain_file(path, follow=True) as stream:
-        content = stream.read(MAX_IMAGE_BYTES)
+    content = content_of(path)
+    picture = read_input(content, who, path)
     checksum = base64.b64encode(hashlib.md5(content).digest()).decode("ascii") if md5 else upload.checksum
     seen = Picture(picture.format, picture.height, picture.width) if is_turned(content) else picture
-    return upload._replace(path=path, picture=picture, bytes=status.st_size, checksum=checksum,
+    return upload._replace(path=path, picture=picture, bytes=len(content), checksum=checksum,
                            digest=hashlib.sha256(content).hexdigest(), seen=seen)
 
-def read_input(path: str, who: str, name: str) -> Picture:
-    """The picture of an input file. name: of the file to convert, for the hint."""
-    picture, whole = picture_in(path)
+def content_of(path: str) -> bytes:
+    """What is in an input file, up to the limit for one."""
+    with plain_file(path, follow=True) as stream:
+        return stream.read(MAX_IMAGE_BYTES)
+
+def read_input(content: bytes, who: str, name: str) -> Picture:
+    """The picture of an input. name: of the file to convert, for the hint."""
+    import io
+    picture = inspect_picture(stream := io.BytesIO(content))
     if picture and picture.format in FORMATS and picture.width * picture.height:
-        if not whole:
+        if not is_whole(stream, picture):
             raise input_failure(f"{who} is incomplete", "Save or download it again.")
         return picture
-    with open(path, "rb") as stream:
-        head = XML_NOISE.sub(b"", stream.read(HEAD))
+    head = XML_NOISE.sub(b"", content[:HEAD])
     other = next((other for mark, other in OTHER_FORMATS if re.match(b"(?si)" + mark, head)), "")
     found = f" but {other}" if other else " (whatever its name says)"
     hint = "Give the address of the image itself." if other == WEB_PAGE else "Convert it: " + conversion(name)
@@ -2152,7 +2152,6 @@ WRITE_OUT = ("%{http_code} %{http_connect} %{size_upload} %{time_pretransfer} %{
              "%{size_request}\\n")
 NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # on Windows only an administrator makes links
 BINARY = getattr(os, "O_BINARY", 0)
-
 STOPPED, TOO_LARGE = -1, 63
 CURL_FAULTS = {  # (kind, sentence); curl's man page, read 2026-11-01. For any other, curl's message must do.
     STOPPED: ("network", "curl was stopped"),  # by whichever signal
@@ -3788,7 +3787,7 @@ def save_image(image: Image, index: int, target: Target, numbers: Iterator[int],
     An earlier run may have been killed at any line of this: what it has finished is found, not done again."""
     part = os.path.join(target.folder, f".{os.path.basename(folder.path)}-{index}.part")
     if not (path := folder.saved_before(index)):
-        path = path_given_before_kill(part, target) or save_new(image, part, target, numbers, folder)
+        path = save_new(image, part, target, numbers, folder)
         folder.remember_saved(index, path)
     discard(part)
     with suppress(OSError):  # new names survive a loss of power, where the system can (not on Windows)
@@ -3804,6 +3803,11 @@ def save_image(image: Image, index: int, target: Target, numbers: Iterator[int],
 
 def save_new(image: Image, part: str, target: Target, numbers: Iterator[int], folder: Folder) -> str:
     """The path of the image's new file; the temporary one stays for the caller to remove."""
+    if os.path.exists(part) and os.stat(part).st_nlink > 1:  # a killed run had given it its name
+        picture = picture_in(part)[0] or Picture("png", 0, 0)
+        for path in (picture_path(target, number, picture.format) for number in range(1000)):
+            if os.path.exists(path) and os.path.samefile(path, part):
+                return path
     others = {folder.saved_before(int(name[6:])) for name in os.listdir(folder.path)
               if re.fullmatch(r"saved-\d+", name)}  # --overwrite replaces none of this command's own images
     try:
@@ -3824,14 +3828,6 @@ def decode_to(path: str, image: Image) -> Picture:
     if not (picture := picture_in(path)[0]):
         raise Failure("broken_image", "the reply is not an image")
     return picture
-
-def path_given_before_kill(part: str, target: Target) -> str:
-    """The name that a killed run had already given to its temporary file, if it got that far."""
-    if not os.path.exists(part) or os.stat(part).st_nlink < 2:
-        return ""
-    picture, _ = picture_in(part)
-    paths = (picture_path(target, number, picture.format if picture else "png") for number in range(1000))
-    return next((path for path in paths if os.path.exists(path) and os.path.samefile(path, part)), "")
 
 class Partials:
     """Images in the making, saved beside the target while a stream arrives.
@@ -4293,15 +4289,14 @@ def own_inputs(job: Job, settings: Settings, folder: Folder, run: Run) -> Job:
             path = folder.file(f"input-{number}")
             if not os.path.exists(path):  # an adopted request may be reading it
                 if upload.origin == "file":
-                    copy_upload(upload, path + ".part", job.images[0] if upload is job.mask else None)
+                    copy_upload(upload, path + ".part")
                 else:
                     fetch_upload(upload, path + ".part", settings, run)
                 os.replace(path + ".part", path)
             uploads[number] = upload._replace(path=path, origin="file")
-        job = job.with_uploads(uploads)
         notes: list[str] = []
+        job = read_inputs(job.with_uploads(uploads), settings, notes)  # a mask again: what counts is the copy
         if not all(upload.digest for upload in uploads):
-            job = read_inputs(job, settings, notes)
             tell_planned(job, notes, bool(job.resolution), run)
     except (OSError, Failure) as error:
         failure = error if isinstance(error, Failure) else setup_failure(
@@ -4327,28 +4322,22 @@ def fetch_upload(upload: Upload, path: str, settings: Settings, run: Run) -> Non
             deadline = run.console.started + settings.timeout.value
             send_with_retries(request, Exchange(path), Run(run.console, Result(), deadline))
             os.replace(Exchange(path).file("answer"), path)
-        read_input(path, "it", os.path.basename(name) or "picture")
+        read_input(content_of(path), "it", os.path.basename(name) or "picture")
     except Failure as failure:
         is_closed = failure.kind == "network" and network_is_closed(url)
         hint = SANDBOX if is_closed else failure.hint if failure.kind == "input" else ""
         raise input_failure(f"cannot fetch image {name}: {failure.message}", hint) from None
 
-def copy_upload(upload: Upload, path: str, masked: Upload | None) -> None:
-    """A private copy of a file, which must be what was checked. masked: the image that it is the mask of."""
-    changed = input_failure(f"{upload.path} changed while it was being read", "Run the same command again.")
-    try:
-        source = plain_file(upload.path, follow=True)
-    except OSError:
-        raise changed from None
-    with source, private_file(path) as copy:  # one byte more: a file that has grown is another one
-        copy.writelines(block for _, block in file_blocks(source, 0, upload.bytes + 1))
-    with suppress(OSError, Failure):
-        checked = read_upload(upload._replace(path=path))
-        if masked:
-            check_mask(checked, masked, [])
-        if checked._replace(path=upload.path) == upload:
-            return
-    raise changed
+def copy_upload(upload: Upload, path: str) -> None:
+    """A private copy of a file, which must be what was checked."""
+    from hashlib import sha256
+    content = b""
+    with suppress(OSError):
+        content = content_of(upload.path)
+    if sha256(content).hexdigest() != upload.digest:
+        raise input_failure(f"{upload.path} changed while it was being read", "Run the same command again.")
+    with private_file(path) as copy:
+        copy.write(content)
 
 def find_key(settings: Settings, console: Console) -> KeySource:
     """The key for the configured host, known as a secret before anything can show it."""
