@@ -658,7 +658,7 @@ def size_of_ratio(ratio: float, pixels: int) -> str:
 
 # ---- Pictures ------------------------------------------------------------------------------------
 def inspect_picture(stream: BinaryIO) -> Picture | None:
-    """Format and pixels from the first bytes, None when they are not PNG, JPEG, WebP, GIF or SVG."""
+    """Format and pixels, from the first bytes; None for any but PNG, JPEG, WebP, GIF, SVG (0x0: unknown)."""
     head = stream.read(32)
     if head.startswith(b"\x89PNG\r\n\x1a\n") and head[12:16] == b"IHDR":
         return Picture("png", int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big"))
@@ -672,8 +672,14 @@ def inspect_picture(stream: BinaryIO) -> Picture | None:
         return Picture("webp", (bits & mask) + less, (bits >> shift & mask) + less)
     if head[:6] in (b"GIF87a", b"GIF89a"):
         return Picture("gif", int.from_bytes(head[6:8], "little"), int.from_bytes(head[8:10], "little"))
-    svg = re.match(rb"\s*<(?:\w+:)?svg(?=[\s>/])[^>]*", XML_NOISE.sub(b"", head + stream.read(HEAD)))
-    return svg_picture(svg[0]) if svg else None
+    root = re.match(rb"\s*<(?:\w+:)?svg(?=[\s>/])[^>]*", XML_NOISE.sub(b"", head + stream.read(HEAD)))
+    if not root:
+        return None
+    number = rb"[\s,]*(\d{1,6})(?:\.\d*)?(?:px)?\s*"
+    found = [edge[1] for name in (b"width", b"height")
+             if (edge := re.search(rb"\s%s\s*=\s*[\"']%s[\"']" % (name, number), root[0]))]
+    box = re.search(rb"\sviewBox\s*=\s*[\"']\s*[-+.\deE]+[\s,]+[-+.\deE]+%s%s" % (number, number), root[0])
+    return Picture("svg", *map(int, found if len(found) == 2 else box.groups() if box else (0, 0)))
 
 def picture_in(path: str) -> tuple[Picture | None, bool]:
     """(picture, whether it is whole) of a file."""
@@ -693,14 +699,6 @@ def jpeg_picture(stream: BinaryIO) -> Picture | None:
     return None
 
 XML_NOISE = re.compile(rb"(?si)<\?.*?\?>|<!--.*?-->|<!doctype(?:[^\[>]|\[[^\]]*\])*>|\A\xef\xbb\xbf")
-
-def svg_picture(root: bytes) -> Picture:
-    """An SVG's size from its root element, 0x0 where that names none in pixels."""
-    number = rb"[\s,]*(\d{1,6})(?:\.\d*)?(?:px)?\s*"
-    found = [edge[1] for name in (b"width", b"height")
-             if (edge := re.search(rb"\s%s\s*=\s*[\"']%s[\"']" % (name, number), root))]
-    box = re.search(rb"\sviewBox\s*=\s*[\"']\s*[-+.\deE]+[\s,]+[-+.\deE]+%s%s" % (number, number), root)
-    return Picture("svg", *map(int, found if len(found) == 2 else box.groups() if box else (0, 0)))
 
 def is_whole(stream: BinaryIO, picture: Picture) -> bool:
     """Whether the file reaches its format's end mark: an answer that broke off does not."""
@@ -1543,12 +1541,11 @@ ORIGINS = {"url": r"(?i)https?://", "data": r"(?i)data:[^,\s]*,"}
 IMAGE_NAME = (r"(?is)https?://\S+|file:\S+|data:[^,\s]*,.*|"  # as a prompt it is a mistake
               r"\S+\.(?:png|jpe?g|webp|gif|svg|tiff?|avif|hei[cf]|bmp|psd)")
 WEB_PAGE = "a web page"
-OTHER_FORMATS = (  # what else people pass, by its first bytes without XML's prolog
-    (rb".{4}ftyp.{,40}avi[fs]", "AVIF"), (rb".{4}ftyp(?:he|mif1|msf1)", "HEIC"), (rb"GIF8", "GIF"),
-    (rb"8BPS", "PSD"), (rb"II[*+]\0|MM\0[*+]", "TIFF"), (rb"BM.{4}\0{4}", "BMP"), (rb"%PDF-", "PDF"),
-    (rb"\xff\x0a|\0{3}\x0cJXL ", "JPEG XL"), (rb"\xff\x4f\xff\x51|\0{3}\x0cjP  ", "JPEG 2000"),
-    (rb"\0\0\x01\0", "ICO"), (rb"\s*<(?:\w+:)?svg[\s>/]", "SVG"),
-    (rb"\s*<(?:html|head|body|title|meta|script|link)\b", WEB_PAGE))
+OTHER_FORMATS = {  # what else people pass, by its first bytes without XML's prolog
+    "AVIF": rb".{4}ftyp.{,40}avi[fs]", "HEIC": rb".{4}ftyp(?:he|mif1|msf1)", "GIF": rb"GIF8", "PSD": rb"8BPS",
+    "TIFF": rb"II[*+]\0|MM\0[*+]", "BMP": rb"BM.{4}\0{4}", "PDF": rb"%PDF-", "ICO": rb"\0\0\x01\0",
+    "JPEG XL": rb"\xff\x0a|\0{3}\x0cJXL ", "JPEG 2000": rb"\xff\x4f\xff\x51|\0{3}\x0cjP  ",
+    "SVG": rb"\s*<(?:\w+:)?svg[\s>/]", WEB_PAGE: rb"\s*<(?:html|head|body|title|meta|script|link)\b"}
 
 def read_words(options: Namespace) -> tuple[str, list[str]]:
     """(prompt, images) that the words of a command mean. Reads what plan must not: files, standard input."""
@@ -1608,7 +1605,7 @@ def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[st
     parameters = {**sent, **dict(options.param)}  # --param may say what no check here knows
     target = checked_target(options.output, image_format, options.overwrite)
     if target.suffix.lower() not in SUFFIXES[image_format] and names_format(options.output):
-        name = os.path.basename(first_path(target, options.n, image_format))
+        name = os.path.basename(picture_path(target, int(options.n > 1), image_format))
         notes.append(f"--format {image_format} does not match {target.suffix}: the file will be {name}")
     shape_waits = shaped and not runapi and values["size"] == "auto"
     return Job(options.command, model, prompt, images, mask, parameters, options.n, target,
@@ -1629,7 +1626,7 @@ def read_inputs(job: Job, settings: Settings, notes: list[str]) -> Job:
     if job.resolution and first and first.digest:
         size = size_of_shape(job.model, first.seen.width, first.seen.height, job.resolution)
         job = job._replace(parameters={"size": size, **job.parameters})
-    path = first_path(job.target, job.n, job.parameters.get("output_format", "png"))
+    path = picture_path(job.target, int(job.n > 1), job.parameters.get("output_format", "png"))
     if job.target.overwrite and os.path.isdir(path):
         raise target_failure(f"{path} is a folder, which --overwrite cannot replace")
     return job
@@ -1719,7 +1716,7 @@ def read_input(content: bytes, who: str, name: str) -> Picture:
             raise input_failure(f"{who} is incomplete", "Save or download it again.")
         return picture
     head = XML_NOISE.sub(b"", content[:HEAD])
-    other = next((other for mark, other in OTHER_FORMATS if re.match(b"(?si)" + mark, head)), "")
+    other = next((other for other, mark in OTHER_FORMATS.items() if re.match(b"(?si)" + mark, head)), "")
     found = f" but {other}" if other else " (whatever its name says)"
     hint = "Give the address of the image itself." if other == WEB_PAGE else "Convert it: " + conversion(name)
     raise input_failure(f"{who} is not a PNG, JPEG or WebP image{found}", hint if other else "")
@@ -1860,7 +1857,7 @@ def checked_target(output: str, image_format: str, overwrite: bool) -> Target:
     return Target(folder, stem, suffix, overwrite)
 
 def picture_path(target: Target, number: int, image_format: str) -> str:
-    """The path for one picture: number 0 is the bare name. The suffix follows the real format."""
+    """The path for one picture: number 0, alone, is the bare name. The suffix follows the real format."""
     suffixes = SUFFIXES[image_format]
     suffix = target.suffix if target.suffix.lower() in suffixes else suffixes[0]
     return os.path.join(target.folder, target.stem + (f"-{number}" if number else "") + suffix)
@@ -1903,10 +1900,6 @@ def room_needed(n: int, size: str) -> int:
     """Bytes of n pictures: a detailed PNG takes one to two for each pixel."""
     width, height = split_size(size) or (1536, 1024)
     return n * width * height * 2
-
-def first_path(target: Target, n: int, image_format: str) -> str:
-    """The path for the first of n pictures, if it is free."""
-    return picture_path(target, 1 if n > 1 else 0, image_format)
 
 # ---- Providers: what to send ---------------------------------------------------------------------
 def openai(job: Job, settings: Settings, key: KeySource, token: str) -> Provider:
@@ -2148,27 +2141,24 @@ def runapi_upload(image: Upload, settings: Settings, key: str) -> Generator[Requ
 # ---- Transport: how to send ----------------------------------------------------------------------
 # The only part that knows curl. The key travels in a file without a name that is curl's standard input;
 # prompts and bodies travel in files of a private folder, where the response arrives too.
-WRITE_OUT = ("%{http_code} %{http_connect} %{size_upload} %{time_pretransfer} %{size_download} "
-             "%{size_request}\\n")
+WRITE_OUT = "%{http_code} %{http_connect} %{size_upload} %{time_pretransfer} %{size_download} %{size_request}"
 NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # on Windows only an administrator makes links
 BINARY = getattr(os, "O_BINARY", 0)
 STOPPED, TOO_LARGE = -1, 63
-CURL_FAULTS = {  # (kind, sentence); curl's man page, read 2026-11-01. For any other, curl's message must do.
-    STOPPED: ("network", "curl was stopped"),  # by whichever signal
-    1: ("config", "curl does not support this kind of URL"), 3: ("config", "curl rejected the URL"),
-    2: ("curl", "curl rejected its options; it may be too old"),
-    5: ("network", "cannot find the proxy"), 6: ("network", "cannot find the server"),
-    7: ("network", "no server is listening there"), 8: ("network", "the server there does not speak HTTP"),
-    18: ("network", "the reply was cut off"), 23: ("disk", "the reply could not be written to disk"),
-    26: ("input", "an input file could not be read"), 28: ("timeout", "could not connect in time"),
-    35: ("tls", "the TLS handshake failed: a wrong port, or a proxy in between"),
-    52: ("network", "the server closed the connection without a reply"),
-    55: ("network", "the connection broke while sending"),
-    56: ("network", "the connection broke while waiting for the reply"),
-    60: ("tls", "the server's certificate is not trusted"),
-    TOO_LARGE: ("network", "the reply is larger than allowed"),
-    65: ("network", "the request would have to be repeated, which could charge you twice"),
-    77: ("config", "the file named as cacert cannot be read")}
+# Curl's exit codes: its man page, read 2026-11-01. For others its own message must do. STOPPED: by a signal.
+CURL_KINDS = {**dict.fromkeys((1, 3, 77), "config"), 2: "curl", 23: "disk", 26: "input", 28: "timeout",
+              **dict.fromkeys((35, 60), "tls")}  # all others: network
+CURL_FAULTS = {
+    STOPPED: "curl was stopped", 1: "curl does not support this kind of URL",
+    2: "curl rejected its options; it may be too old", 3: "curl rejected the URL", 5: "cannot find the proxy",
+    6: "cannot find the server", 7: "no server is listening there", 8: "the server there does not speak HTTP",
+    18: "the reply was cut off", 23: "the reply could not be written to disk",
+    26: "an input file could not be read", 28: "could not connect in time",
+    35: "the TLS handshake failed: a wrong port, or a proxy in between",
+    52: "the server closed the connection without a reply", 55: "the connection broke while sending",
+    56: "the connection broke while waiting for the reply", 60: "the server's certificate is not trusted",
+    TOO_LARGE: "the reply is larger than allowed", 77: "the file named as cacert cannot be read",
+    65: "the request would have to be repeated, which could charge you twice"}
 EARLY = (2, 3, 5, 6, 7, 35, 60, 77)  # before any of the request could leave this machine
 HOPELESS = (1, 2, 3, 26, 60, 77)  # the next try would fail in the same way
 
@@ -2238,20 +2228,6 @@ def curl_config(request: Request, exchange: Exchange) -> str:
     lines += [("output", exchange.file("answer")), ("dump-header", exchange.file("headers"))]
     return "".join(f"{name} = {quote_config(value)}\n" if value else f"{name}\n" for name, value in lines)
 
-def write_bodies(request: Request, exchange: Exchange) -> None:
-    """Write the JSON or the form's texts to the files that curl_config names."""
-    bodies = {f"field-{number}": part.text for number, part in enumerate(request.form) if not part.path}
-    if request.body is not None:
-        bodies["body"] = json.dumps(request.body, ensure_ascii=False, default=inline_file)
-    for name, text in bodies.items():
-        with private_file(exchange.file(name)) as stream:
-            stream.write(text.encode("utf-8"))
-
-def inline_file(item: DataUrl) -> str:
-    """The content that a DataUrl stands for."""
-    with open(item.path, "rb") as stream:
-        return item.prefix + base64.b64encode(stream.read()).decode("ascii")
-
 def start_child(argv: Sequence[str], secrets: Sequence[str], **streams: Any) -> Popen[bytes]:
     """Start a program: no shell, no key in its environment, private files, no Ctrl-C from a terminal."""
     import subprocess
@@ -2312,10 +2288,9 @@ def read_key(source: KeySource, secrets: Sequence[str]) -> str:
     key = source.value
     if source.command:
         try:
-            output = child_output(source.command, secrets, "key", 120).decode("utf-8", "replace")
+            key = child_output(source.command, secrets, "key", 120).split(b"\n")[0].decode("utf-8", "replace")
         except Failure as failure:
             raise setup_failure(f"{source.source}: {failure.message}", "Run it by hand.", "key") from None
-        key = (output.splitlines() or [""])[0]
     key = pasted(key)
     for pattern, fault in NO_KEYS.items():
         if re.fullmatch(pattern, key, re.DOTALL):
@@ -2325,7 +2300,13 @@ def read_key(source: KeySource, secrets: Sequence[str]) -> str:
 def start_curl(request: Request, exchange: Exchange, secrets: Sequence[str]) -> Popen[bytes]:
     """Start curl on one request; it writes everything to files, and its end releases the exchange's lock."""
     import tempfile
-    write_bodies(request, exchange)
+    texts = {f"field-{number}": part.text for number, part in enumerate(request.form) if not part.path}
+    if request.body is not None:
+        texts["body"] = json.dumps(request.body, ensure_ascii=False, default=lambda file: (
+            file.prefix + base64.b64encode(content_of(file.path)).decode("ascii")))  # of a DataUrl
+    for name, text in texts.items():
+        with private_file(exchange.file(name)) as stream:
+            stream.write(text.encode("utf-8"))
     if request.purpose == "create":
         private_file(exchange.file("create")).close()
     lock = take_lock(exchange.file("lock"), create=True)  # others only test it
@@ -2405,7 +2386,7 @@ def transport_failure(outcome: Outcome, request: Request) -> Failure | None:
     if outcome.exit_code == 0:
         return None
     code = 8 if outcome.exit_code == 1 and outcome.sent else max(outcome.exit_code, STOPPED)
-    kind, sentence = CURL_FAULTS.get(code, ("network", "the transfer failed"))
+    kind, sentence = CURL_KINDS.get(code, "network"), CURL_FAULTS.get(code, "the transfer failed")
     if code == 28 and outcome.sent:
         sentence = f"no reply within {request.timeout:g} s"
     never_sent = not outcome.sent or code in EARLY
@@ -2449,7 +2430,7 @@ def network_is_closed(url: str) -> bool:
 #   droppable             add_what_is_known      claim                --fresh may remove the folder
 #   input-K               own_inputs             curl                 the Kth input image
 #   N.create              start_curl             Folder.transfers     the Nth paid step asks for images
-#   N.body, N.field-K     write_bodies           curl                 what is sent
+#   N.body, N.field-K     start_curl             curl                 what is sent
 #   N.lock                start_curl             exchange_state       curl's process id; locked while it runs
 #   N.answer, N.headers   curl                   read_response        the response (N.answer.*: made from it)
 #   N.outcome, N.errors   curl                   read_outcome         how it ended; errors: curl may have run
@@ -4236,7 +4217,7 @@ def tell_outlook(job: Job, settings: Settings, would: str, made: str, run: Run) 
 
 def free_path(job: Job, console: Console) -> str:
     """Where the first picture is to go; with a warning if another one is there."""
-    path = first_path(job.target, job.n, job.parameters.get("output_format", "png"))
+    path = picture_path(job.target, int(job.n > 1), job.parameters.get("output_format", "png"))
     if os.path.lexists(path) and not job.target.overwrite:
         console.warn(f"{path} already exists; saving to a new name instead (--overwrite replaces it)")
     return path
@@ -4288,10 +4269,7 @@ def own_inputs(job: Job, settings: Settings, folder: Folder, run: Run) -> Job:
                 continue  # RunAPI fetches it itself
             path = folder.file(f"input-{number}")
             if not os.path.exists(path):  # an adopted request may be reading it
-                if upload.origin == "file":
-                    copy_upload(upload, path + ".part")
-                else:
-                    fetch_upload(upload, path + ".part", settings, run)
+                fetch_upload(upload, path + ".part", settings, run)
                 os.replace(path + ".part", path)
             uploads[number] = upload._replace(path=path, origin="file")
         notes: list[str] = []
@@ -4306,9 +4284,18 @@ def own_inputs(job: Job, settings: Settings, folder: Folder, run: Run) -> Job:
     return job
 
 def fetch_upload(upload: Upload, path: str, settings: Settings, run: Run) -> None:
-    """Write an input from its URL or data: URI to a file. What fails here costs nothing."""
+    """Write an input to a private file: a copy of what was checked, or what its URL or data: URI holds."""
+    from hashlib import sha256
     from urllib.parse import unquote, unquote_to_bytes
-    name, url = shown_input(upload.path), upload.path
+    name, url, content = shown_input(upload.path), upload.path, b""
+    if upload.origin == "file":
+        with suppress(OSError):
+            content = content_of(url)
+        if sha256(content).hexdigest() != upload.digest:
+            raise input_failure(f"{url} changed while it was being read", "Run the same command again.")
+        with private_file(path) as stream:
+            stream.write(content)
+        return
     try:
         if upload.origin == "data":
             head, _, text = url.partition(",")
@@ -4322,22 +4309,12 @@ def fetch_upload(upload: Upload, path: str, settings: Settings, run: Run) -> Non
             deadline = run.console.started + settings.timeout.value
             send_with_retries(request, Exchange(path), Run(run.console, Result(), deadline))
             os.replace(Exchange(path).file("answer"), path)
-        read_input(content_of(path), "it", os.path.basename(name) or "picture")
+        if os.path.getsize(path) < MAX_IMAGE_BYTES:  # read_upload refuses a larger one
+            read_input(content_of(path), "it", os.path.basename(name) or "picture")
     except Failure as failure:
         is_closed = failure.kind == "network" and network_is_closed(url)
         hint = SANDBOX if is_closed else failure.hint if failure.kind == "input" else ""
         raise input_failure(f"cannot fetch image {name}: {failure.message}", hint) from None
-
-def copy_upload(upload: Upload, path: str) -> None:
-    """A private copy of a file, which must be what was checked."""
-    from hashlib import sha256
-    content = b""
-    with suppress(OSError):
-        content = content_of(upload.path)
-    if sha256(content).hexdigest() != upload.digest:
-        raise input_failure(f"{upload.path} changed while it was being read", "Run the same command again.")
-    with private_file(path) as copy:
-        copy.write(content)
 
 def find_key(settings: Settings, console: Console) -> KeySource:
     """The key for the configured host, known as a secret before anything can show it."""
