@@ -1780,9 +1780,8 @@ def openai_values(options: Namespace, size: str, settings: Settings, notes: list
             raise usage_failure(f"{model} makes only {', '.join(rules.sizes)} or auto, not {size}")
         if rules and rules.sizes == "free" and (problem := size_fault(width, height)):
             near, exact = nearest_size(width, height), nearest_size(width, height, exact=True)
-            hint = f"Closest: --size {near}" + (
-                f"; of exactly this shape: --size {exact}" if exact not in ("", near) else "")
-            raise usage_failure(f"{size} is not supported: {problem}", hint)
+            more = f"; of exactly this shape: --size {exact}" if exact not in ("", near) else ""
+            raise usage_failure(f"{size} is not supported: {problem}", f"Closest: --size {near}{more}")
         size = f"{width}x{height}"
     return {"size": size, "format": None if image_format == "png" else image_format}
 
@@ -1851,9 +1850,8 @@ def checked_target(output: str, image_format: str, overwrite: bool) -> Target:
     if output.endswith(("/", os.sep)):
         path = os.path.join(path, os.path.basename(DEFAULT_OUTPUT))
     folder, name = os.path.split(path)
-    stem, suffix = os.path.splitext(name)
-    if not is_picture_name(name):  # cat.v2 is a name, not a format
-        stem, suffix = name, SUFFIXES[image_format][0]
+    has_suffix = is_picture_name(name)  # cat.v2 is a name, not a format
+    stem, suffix = os.path.splitext(name) if has_suffix else (name, SUFFIXES[image_format][0])
     return Target(folder, stem, suffix, overwrite)
 
 def picture_path(target: Target, number: int, image_format: str) -> str:
@@ -2067,9 +2065,8 @@ def runapi(job: Job, settings: Settings, key: KeySource, token: str) -> Provider
     for take in range(1, job.n + 1):
         try:
             create, response = yield from runapi_create(job, settings, key, f"{token}-{take}", dialects, urls)
-            action = create.url.rpartition("/")[2]
             templates = templates or [create.url + "/{id}", root + "/api/v1/tasks/{id}",
-                                      f"{root}/api/v1/gpt_image_2/{action}/{{id}}"]
+                                      f"{root}/api/v1/gpt_image_2/{create.url.rpartition('/')[2]}/{{id}}"]
             results += yield from collect_images(create, response, settings, 1, templates)
         except Failure as failure:
             if failure.collectable or (take == 1 and failure.kind not in ("task_failed", "moderation")):
@@ -3826,13 +3823,12 @@ class Partials:
 
     def look(self, exchange: Exchange) -> None:
         """Save what has arrived since the last look."""
-        if not self.job.parameters.get("partial_images"):
-            return
-        with suppress(FileNotFoundError), open(exchange.file("answer"), "rb") as stream:
-            for event in read_events(stream, self.position, growing=True):
-                self.position = event.end
-                if isinstance(event.data, dict) and event.is_preview:
-                    self.publish(event.data)
+        if self.job.parameters.get("partial_images"):
+            with suppress(FileNotFoundError), open(exchange.file("answer"), "rb") as stream:
+                for event in read_events(stream, self.position, growing=True):
+                    self.position = event.end
+                    if isinstance(event.data, dict) and event.is_preview:
+                        self.publish(event.data)
 
     def publish(self, data: Mapping[str, Any]) -> None:
         """One partial image, in place of an older one of this command; a problem is only a warning."""
