@@ -2059,14 +2059,18 @@ def runapi(job: Job, settings: Settings, key: KeySource, token: str) -> Provider
     urls = []
     for image in job.images:
         urls.append((yield from runapi_upload(image, settings, key.value)))
-    dialects = runapi_dialects(job)
+    action, long = ("edit_image", "image-to-image") if job.images else ("text_to_image", "text-to-image")
+    family = re.sub(r"-(sunburst|flare)$", "", re.sub(DATED, "", job.model))
+    folder = {"gpt-image-1.5": "gpt_image"}.get(family, re.sub(r"[-.]", "_", family))
+    # Two ways to ask for the same, as (path, model): its pages' way, then its SDKs'.
+    dialects = [(f"/v1/{action}", f"{job.model}-{long}"), (f"/api/v1/{folder}/{action}", job.model)]
     templates: list[str] = []
     results: list[Image | Failure] = []
     for take in range(1, job.n + 1):
         try:
             create, response = yield from runapi_create(job, settings, key, f"{token}-{take}", dialects, urls)
             templates = templates or [create.url + "/{id}", root + "/api/v1/tasks/{id}",
-                                      f"{root}/api/v1/gpt_image_2/{create.url.rpartition('/')[2]}/{{id}}"]
+                                      f"{root}/api/v1/gpt_image_2/{action}/{{id}}"]
             results += yield from collect_images(create, response, settings, 1, templates)
         except Failure as failure:
             if failure.collectable or (take == 1 and failure.kind not in ("task_failed", "moderation")):
@@ -2074,13 +2078,6 @@ def runapi(job: Job, settings: Settings, key: KeySource, token: str) -> Provider
             failure.collectable = failure.retryable  # the same command asks for this one image again
             results.append(failure)
     return results
-
-def runapi_dialects(job: Job) -> list[tuple[str, str]]:
-    """The two ways to ask RunAPI for the same, as (path, model): its pages' way, then its SDKs'."""
-    action, long = ("edit_image", "image-to-image") if job.images else ("text_to_image", "text-to-image")
-    family = re.sub(r"-(sunburst|flare)$", "", re.sub(DATED, "", job.model))
-    folder = {"gpt-image-1.5": "gpt_image"}.get(family, re.sub(r"[-.]", "_", family))
-    return [(f"/v1/{action}", f"{job.model}-{long}"), (f"/api/v1/{folder}/{action}", job.model)]
 
 def runapi_create(job: Job, settings: Settings, key: KeySource, token: str, dialects: list[tuple[str, str]],
                   urls: list[str]) -> Generator[Request | Wait, Response, tuple[Request, Response]]:
@@ -2095,14 +2092,14 @@ def runapi_create(job: Job, settings: Settings, key: KeySource, token: str, dial
                                    idempotent=path.startswith("/api/"))  # only SDK paths honour the key
         try:
             response = yield request
-            dialects[:] = [remaining[0], *(pair for pair in dialects if pair[0] != path)]
+            dialects[:] = [remaining[0], *(pair for pair in dialects if pair != remaining[0])]
             return request, response
         except Failure as failure:  # another dialect only where the refusal proves that there is no task
-            if failure.http_status in (404, 405) and len(remaining) > 1:
-                remaining.pop(0)
+            elsewhere = [pair for pair in remaining if pair[0] != path]
+            if failure.http_status in (404, 405) and elsewhere:
+                remaining = elsewhere
             elif failure.http_status in (400, 422) and "model" in failure.server_text.lower() and not renamed:
-                names = [name for _, name in runapi_dialects(job) if name != model]
-                renamed, remaining[0] = True, (path, names[0])
+                renamed, remaining[0] = True, (path, next(name for _, name in dialects if name != model))
             else:
                 raise
 
@@ -3908,7 +3905,7 @@ URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 def decode_base64(blocks: Iterator[bytes], sink: BinaryIO) -> None:
     """Base64 with or without a data: prefix, white space and padding. ValueError for any other character."""
-    rest, cut_off, is_first, is_end = b"", b"", True, False
+    rest, cut_off, is_first = b"", b"", True
     for block in chain(filter(None, blocks), [b""]):
         text = cut_off + block
         if is_first and text[:5].lower() == b"data:":
@@ -3919,14 +3916,13 @@ def decode_base64(blocks: Iterator[bytes], sink: BinaryIO) -> None:
             text = re.sub(escape, plain, text)
         text = rest + text.translate(URL_SAFE, b" \t\r\n")
         if text.translate(None, BASE64):
-            text, is_end = re.split(rb"\\?[)>\"']", text, maxsplit=1)[0], True  # the end of a link in words
-            if text.translate(None, BASE64):
+            rest = re.split(rb"\\?[)>\"']", text, maxsplit=1)[0]  # the end of a link in words
+            if rest.translate(None, BASE64):
                 raise ValueError("not base64")
+            break
         usable = len(text) // 4 * 4
         sink.write(binascii.a2b_base64(text[:usable]))
         rest = text[usable:]
-        if is_end:
-            break
     sink.write(binascii.a2b_base64(rest + b"=" * (-len(rest) % 4)))
 
 def warn_about_differences(job: Job, run: Run) -> None:
