@@ -502,7 +502,6 @@ if TYPE_CHECKING:
     Price = Optional[tuple[float, float]]  # the least and the most, in US dollars; None where it is unknown
     Action = Callable[[], None]
     Provider = Generator["Request | Wait", Response, list["Image | Failure"]]
-    Steps = Generator["Request | Wait", Response, Response]
 
 # ---- Text ----------------------------------------------------------------------------------------
 # Control characters, stray bytes that are such in older encodings, and what breaks a line or reverses text.
@@ -675,17 +674,28 @@ def size_of_ratio(ratio: float, pixels: int) -> str:
 
 # ---- Pictures ------------------------------------------------------------------------------------
 def inspect_picture(stream: BinaryIO) -> Picture | None:
-    """Format and pixels from the first bytes, None when they are not PNG, JPEG, WebP, GIF or SVG."""
+    """Format and pixels, from the first bytes; None for any but PNG, JPEG, WebP, GIF, SVG (0x0: unknown)."""
     head = stream.read(32)
     if head.startswith(b"\x89PNG\r\n\x1a\n") and head[12:16] == b"IHDR":
         return Picture("png", int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big"))
     if head.startswith(b"\xff\xd8\xff"):
         return jpeg_picture(stream)
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return webp_picture(head)
+        # Its first chunk is extended or lossless, which store the size less one, or lossy.
+        layouts = {b"VP8X": (24, 30, 0xFFFFFF, 24, 1), b"VP8L": (21, 25, 0x3FFF, 14, 1)}
+        start, end, mask, shift, less = layouts.get(head[12:16], (26, 30, 0x3FFF, 16, 0))
+        bits = int.from_bytes(head[start:end], "little")
+        return Picture("webp", (bits & mask) + less, (bits >> shift & mask) + less)
     if head[:6] in (b"GIF87a", b"GIF89a"):
         return Picture("gif", int.from_bytes(head[6:8], "little"), int.from_bytes(head[8:10], "little"))
-    return svg_picture(head + stream.read(HEAD))
+    root = re.match(rb"\s*<(?:\w+:)?svg(?=[\s>/])[^>]*", XML_NOISE.sub(b"", head + stream.read(HEAD)))
+    if not root:
+        return None
+    number = rb"[\s,]*(\d{1,6})(?:\.\d*)?(?:px)?\s*"
+    found = [edge[1] for name in (b"width", b"height")
+             if (edge := re.search(rb"\s%s\s*=\s*[\"']%s[\"']" % (name, number), root[0]))]
+    box = re.search(rb"\sviewBox\s*=\s*[\"']\s*[-+.\deE]+[\s,]+[-+.\deE]+%s%s" % (number, number), root[0])
+    return Picture("svg", *map(int, found if len(found) == 2 else box.groups() if box else (0, 0)))
 
 def picture_in(path: str) -> tuple[Picture | None, bool]:
     """(picture, whether it is whole) of a file."""
@@ -704,24 +714,7 @@ def jpeg_picture(stream: BinaryIO) -> Picture | None:
         stream.seek(-3 if is_fill else int.from_bytes(marker[2:4], "big") - 2, os.SEEK_CUR)
     return None
 
-def webp_picture(head: bytes) -> Picture:
-    """Size from the first chunk: extended or lossless, which store it less one, or lossy."""
-    layouts = {b"VP8X": (24, 30, 0xFFFFFF, 24, 1), b"VP8L": (21, 25, 0x3FFF, 14, 1)}
-    start, end, mask, shift, less = layouts.get(head[12:16], (26, 30, 0x3FFF, 16, 0))
-    bits = int.from_bytes(head[start:end], "little")
-    return Picture("webp", (bits & mask) + less, (bits >> shift & mask) + less)
-
 XML_NOISE = re.compile(rb"(?si)<\?.*?\?>|<!--.*?-->|<!doctype(?:[^\[>]|\[[^\]]*\])*>|\A\xef\xbb\xbf")
-
-def svg_picture(head: bytes) -> Picture | None:
-    """An SVG's size, 0x0 where it names none in pixels."""
-    if not (root := re.match(rb"\s*<(?:\w+:)?svg(?=[\s>/])[^>]*", XML_NOISE.sub(b"", head))):
-        return None
-    number = rb"[\s,]*(\d{1,6})(?:\.\d*)?(?:px)?\s*"
-    found = [edge[1] for name in (b"width", b"height")
-             if (edge := re.search(rb"\s%s\s*=\s*[\"']%s[\"']" % (name, number), root[0]))]
-    box = re.search(rb"\sviewBox\s*=\s*[\"']\s*[-+.\deE]+[\s,]+[-+.\deE]+%s%s" % (number, number), root[0])
-    return Picture("svg", *map(int, found if len(found) == 2 else box.groups() if box else (0, 0)))
 
 def is_whole(stream: BinaryIO, picture: Picture) -> bool:
     """Whether the file reaches its format's end mark: an answer that broke off does not."""
@@ -739,17 +732,14 @@ def is_whole(stream: BinaryIO, picture: Picture) -> bool:
     if picture.format == "gif":
         return tail.rstrip(b"\0\r\n ").endswith(b";")
     stream.seek(0)
-    with suppress(UnicodeDecodeError):
-        stream.read(MAX_IMAGE_BYTES).decode("utf-8")
-        return re.search(rb"</(\w+:)?svg\s*>\s*\Z", XML_NOISE.sub(b"", tail)) is not None
-    return False
+    text = stream.read(MAX_IMAGE_BYTES)
+    is_closed = re.search(rb"</(\w+:)?svg\s*>\s*\Z", XML_NOISE.sub(b"", tail)) is not None
+    return is_closed and text == text.decode("utf-8", "ignore").encode("utf-8")
 
-def is_turned(path: str) -> bool:
-    """Whether EXIF, near the file's start or end, says that the pixels lie on their side (5 to 8)."""
-    with open(path, "rb") as stream:
-        head = stream.read(3 * LONG_STRING)
-        stream.seek(max(len(head), os.path.getsize(path) - LONG_STRING))
-        exif = re.search(rb"(?s)(?:Exif\0\0|eXIf|EXIF.{4})(?:II\*\0|MM\0\*).*", head + stream.read())
+def is_turned(content: bytes) -> bool:
+    """Whether EXIF, near a file's start or end, says that the pixels lie on their side (5 to 8)."""
+    ends = content if len(content) < 4 * LONG_STRING else content[:3 * LONG_STRING] + content[-LONG_STRING:]
+    exif = re.search(rb"(?s)(?:Exif\0\0|eXIf|EXIF.{4})(?:II\*\0|MM\0\*).*", ends)
     turned = rb"\x12\x01\x03\0\x01\0\0\0[\x05-\x08]|\x01\x12\0\x03\0\0\0\x01\0[\x05-\x08]"
     return exif is not None and re.search(turned, exif[0]) is not None
 
@@ -854,7 +844,7 @@ def unfiltered(method: int, line: bytes, above: bytes) -> bytes:
 def unpacked(data: Iterable[bytes], bits: int = 15) -> Iterator[bytes]:
     """The decompressed data, at most 1 MB a piece however well it was packed. bits: zlib's wbits."""
     unpacker = zlib.decompressobj(bits)
-    try:
+    with suppress(zlib.error):  # cut off: the reader notices
         for chunk in data:
             for start in range(0, len(chunk), LONG_STRING):
                 packed = chunk[start:start + LONG_STRING]
@@ -864,8 +854,6 @@ def unpacked(data: Iterable[bytes], bits: int = 15) -> Iterator[bytes]:
                     if unpacker.eof and unpacker.unused_data:  # gzip may have several members
                         packed, unpacker = unpacker.unused_data, zlib.decompressobj(bits)
         yield unpacker.flush()
-    except zlib.error:
-        return  # cut off: the reader notices
 
 # ---- Price: what a job will cost -----------------------------------------------------------------
 # gpt-image-2 at OpenAI's list price, read 2026-08-29 and 2026-10-08. The formula is derived: it gives every
@@ -1579,16 +1567,22 @@ ORIGINS = {"url": r"(?i)https?://", "data": r"(?i)data:[^,\s]*,"}
 IMAGE_NAME = (r"(?is)https?://\S+|file:\S+|data:[^,\s]*,.*|"  # as a prompt it is a mistake
               r"\S+\.(?:png|jpe?g|webp|gif|svg|tiff?|avif|hei[cf]|bmp|psd)")
 WEB_PAGE = "a web page"
-OTHER_FORMATS = (  # what else people pass, by its first bytes without XML's prolog
-    (rb".{4}ftyp.{,40}avi[fs]", "AVIF"), (rb".{4}ftyp(?:he|mif1|msf1)", "HEIC"), (rb"GIF8", "GIF"),
-    (rb"8BPS", "PSD"), (rb"II[*+]\0|MM\0[*+]", "TIFF"), (rb"BM.{4}\0{4}", "BMP"), (rb"%PDF-", "PDF"),
-    (rb"\xff\x0a|\0{3}\x0cJXL ", "JPEG XL"), (rb"\xff\x4f\xff\x51|\0{3}\x0cjP  ", "JPEG 2000"),
-    (rb"\0\0\x01\0", "ICO"), (rb"\s*<(?:\w+:)?svg[\s>/]", "SVG"),
-    (rb"\s*<(?:html|head|body|title|meta|script|link)\b", WEB_PAGE))
+OTHER_FORMATS = {  # what else people pass, by its first bytes without XML's prolog
+    "AVIF": rb".{4}ftyp.{,40}avi[fs]", "HEIC": rb".{4}ftyp(?:he|mif1|msf1)", "GIF": rb"GIF8", "PSD": rb"8BPS",
+    "TIFF": rb"II[*+]\0|MM\0[*+]", "BMP": rb"BM.{4}\0{4}", "PDF": rb"%PDF-", "ICO": rb"\0\0\x01\0",
+    "JPEG XL": rb"\xff\x0a|\0{3}\x0cJXL ", "JPEG 2000": rb"\xff\x4f\xff\x51|\0{3}\x0cjP  ",
+    "SVG": rb"\s*<(?:\w+:)?svg[\s>/]", WEB_PAGE: rb"\s*<(?:html|head|body|title|meta|script|link)\b"}
 
 def read_words(options: Namespace) -> tuple[str, list[str]]:
     """(prompt, images) that the words of a command mean. Reads what plan must not: files, standard input."""
-    words, paths = edit_words(options) if options.command == "edit" else (options.words, [])
+    words, paths = options.words, []
+    if options.command == "edit":  # images come first, as long as a word is left for the prompt
+        if not words and not options.image and not options.prompt_file:
+            raise usage_failure("the image and the prompt are missing", 'Use: edit IMAGE "what to change"')
+        others = [at for at, word in enumerate(words) if at and not re.fullmatch(IMAGE_NAME, word)
+                  and not os.path.isfile(os.path.expanduser(word))]
+        first = max(0, min([*others, len(words) - (0 if options.prompt_file else 1)]))
+        words, paths = words[first:], words[:first] + options.image
     if options.config == "-" and "-" in (options.prompt_file, *words):
         raise usage_failure("standard input cannot be both config and prompt", "Use --prompt-file FILE.")
     if words:
@@ -1613,7 +1607,7 @@ def refuse_broken(*rules: tuple[Any, str, str], failure: Callable[..., Failure] 
 def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[str], notes: list[str]) -> Job:
     """The job that is asked for, checked as far as words and settings decide. Neither reads nor writes."""
     model, image_format = settings.model.value, chosen_format(options)
-    formats, runapi = (model_rules(model) or NEWEST).formats, settings.api.value == "runapi"
+    formats, runapi = MODELS.get(re.sub(DATED, "", model), NEWEST).formats, settings.api.value == "runapi"
     size, shaped = SIZE_NAMES.get(options.size, options.size), options.aspect_ratio or options.resolution
     refuse_broken(
         (not prompt.strip(), "the prompt is empty", ""),
@@ -1637,7 +1631,7 @@ def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[st
     parameters = {**sent, **dict(options.param)}  # --param may say what no check here knows
     target = checked_target(options.output, image_format, options.overwrite)
     if target.suffix.lower() not in SUFFIXES[image_format] and names_format(options.output):
-        name = os.path.basename(first_path(target, options.n, image_format))
+        name = os.path.basename(picture_path(target, int(options.n > 1), image_format))
         notes.append(f"--format {image_format} does not match {target.suffix}: the file will be {name}")
     shape_waits = shaped and not runapi and values["size"] == "auto"
     return Job(options.command, model, prompt, images, mask, parameters, options.n, target,
@@ -1658,20 +1652,10 @@ def read_inputs(job: Job, settings: Settings, notes: list[str]) -> Job:
     if job.resolution and first and first.digest:
         size = size_of_shape(job.model, first.seen.width, first.seen.height, job.resolution)
         job = job._replace(parameters={"size": size, **job.parameters})
-    path = first_path(job.target, job.n, job.parameters.get("output_format", "png"))
+    path = picture_path(job.target, int(job.n > 1), job.parameters.get("output_format", "png"))
     if job.target.overwrite and os.path.isdir(path):
         raise target_failure(f"{path} is a folder, which --overwrite cannot replace")
     return job
-
-def edit_words(options: Namespace) -> tuple[list[str], list[str]]:
-    """(words of the prompt, images) of an edit: images first, as long as a word is left for the prompt."""
-    words, last = list(options.words), 0 if options.prompt_file else 1
-    images = [os.path.isfile(os.path.expanduser(word)) or re.fullmatch(IMAGE_NAME, word) for word in words]
-    first_other = next((at for at, image in enumerate(images) if at and not image), len(words))
-    count = max(0, min(first_other, len(words) - last))
-    if not words and not options.image and not options.prompt_file:
-        raise usage_failure("the image and the prompt are missing", 'Use: edit IMAGE "what to change"')
-    return words[count:], words[:count] + options.image
 
 def shown_input(path: str) -> str:
     """An input as messages name it: a URL without its query (a login?), a data: URI without its content."""
@@ -1705,25 +1689,6 @@ def read_prompt(source: str) -> str:
     except UnicodeDecodeError:
         raise usage_failure(f"the prompt in {source} is not UTF-8 text", "Save it as UTF-8.") from None
 
-def file_digest(path: str, algorithm: str) -> bytes:
-    """A file's checksum, a block at a time."""
-    import hashlib
-    digest = hashlib.new(algorithm)
-    with plain_file(path, follow=True) as stream:
-        for block in iter(lambda: stream.read(BLOCK), b""):
-            digest.update(block)
-    return digest.digest()
-
-def local_path(path: str) -> str:
-    """The full path of a file that is named by its path or as a file: URI."""
-    uri = re.match(r"(?i)file:(?://(?:localhost)?(?=/))?(?:/(?=[a-z]:))?(?!//)", path)
-    if uri and not os.path.lexists(path):
-        from urllib.parse import unquote_to_bytes
-        raw = path[uri.end():]
-        plain = os.fsdecode(unquote_to_bytes(as_bytes(raw)))
-        path = next(filter(os.path.lexists, (plain, raw)), plain)  # many forget to write %20
-    return os.path.abspath(path if os.path.lexists(path) else os.path.expanduser(path))
-
 def unread_input(role: str, path: str) -> Upload:
     """An input as it is named on the command line. role: image or mask, for messages."""
     if not path:
@@ -1736,9 +1701,17 @@ def unread_input(role: str, path: str) -> Upload:
 def read_upload(upload: Upload, md5: bool = False) -> Upload:
     """The input with what its file holds, a whole PNG, JPEG or WebP below 50 MB; others stay as they are.
     md5: RunAPI's storage wants it as a checksum of the transfer, not for security."""
+    import hashlib
     if upload.origin != "file":
         return upload
-    who, path = upload.name, local_path(upload.path)
+    who, path = upload.name, upload.path
+    uri = re.match(r"(?i)file:(?://(?:localhost)?(?=/))?(?:/(?=[a-z]:))?(?!//)", path)
+    if uri and not os.path.lexists(path):
+        from urllib.parse import unquote_to_bytes
+        raw = path[uri.end():]
+        plain = os.fsdecode(unquote_to_bytes(as_bytes(raw)))
+        path = next(filter(os.path.lexists, (plain, raw)), plain)  # many forget to write %20
+    path = os.path.abspath(path if os.path.lexists(path) else os.path.expanduser(path))
     if re.search(UNQUOTABLE, path):
         raise input_failure(f"{one_line(who)} has a control character in its name; curl cannot take it")
     status = os.stat(path)
@@ -1748,22 +1721,28 @@ def read_upload(upload: Upload, md5: bool = False) -> Upload:
         (status.st_size == 0, f"{who} is empty", ""),
         (status.st_size >= MAX_IMAGE_BYTES, f"{who} has {status.st_size // 1000000} MB; it must be smaller "
          "than 50 MB", "Scale it down or save it as JPEG."), failure=input_failure)
-    picture = read_input(path, who, path)
-    checksum = base64.b64encode(file_digest(path, "md5")).decode("ascii") if md5 else upload.checksum
-    seen = Picture(picture.format, picture.height, picture.width) if is_turned(path) else picture
-    return upload._replace(path=path, picture=picture, bytes=status.st_size, checksum=checksum,
-                           digest=file_digest(path, "sha256").hex(), seen=seen)
+    content = content_of(path)
+    picture = read_input(content, who, path)
+    checksum = base64.b64encode(hashlib.md5(content).digest()).decode("ascii") if md5 else upload.checksum
+    seen = Picture(picture.format, picture.height, picture.width) if is_turned(content) else picture
+    return upload._replace(path=path, picture=picture, bytes=len(content), checksum=checksum,
+                           digest=hashlib.sha256(content).hexdigest(), seen=seen)
 
-def read_input(path: str, who: str, name: str) -> Picture:
-    """The picture of an input file. name: of the file to convert, for the hint."""
-    picture, whole = picture_in(path)
+def content_of(path: str) -> bytes:
+    """What is in an input file, up to the limit for one."""
+    with plain_file(path, follow=True) as stream:
+        return stream.read(MAX_IMAGE_BYTES)
+
+def read_input(content: bytes, who: str, name: str) -> Picture:
+    """The picture of an input. name: of the file to convert, for the hint."""
+    import io
+    picture = inspect_picture(stream := io.BytesIO(content))
     if picture and picture.format in FORMATS and picture.width * picture.height:
-        if not whole:
+        if not is_whole(stream, picture):
             raise input_failure(f"{who} is incomplete", "Save or download it again.")
         return picture
-    with open(path, "rb") as stream:
-        head = XML_NOISE.sub(b"", stream.read(HEAD))
-    other = next((other for mark, other in OTHER_FORMATS if re.match(b"(?si)" + mark, head)), "")
+    head = XML_NOISE.sub(b"", content[:HEAD])
+    other = next((other for other, mark in OTHER_FORMATS.items() if re.match(b"(?si)" + mark, head)), "")
     found = f" but {other}" if other else " (whatever its name says)"
     hint = "Give the address of the image itself." if other == WEB_PAGE else "Convert it: " + conversion(name)
     raise input_failure(f"{who} is not a PNG, JPEG or WebP image{found}", hint if other else "")
@@ -1793,14 +1772,10 @@ def check_mask(mask: Upload, image: Upload, notes: list[str]) -> None:
     if mask.bytes >= SAFE_MASK_BYTES:
         notes.append(f"{mask.name} is larger than 4 MB; some servers refuse that")
 
-def model_rules(model: str) -> ModelRules | None:
-    """What is known of a model, also of one with a date."""
-    return MODELS.get(re.sub(DATED, "", model))
-
 def openai_values(options: Namespace, size: str, settings: Settings, notes: list[str]) -> dict[str, Any]:
     """The size and format that OpenAI's API gets. Options that contradict each other are refused."""
     model, image_format = settings.model.value, chosen_format(options)
-    rules = model_rules(model)
+    rules = MODELS.get(re.sub(DATED, "", model))
     if rules is None:
         notes.append(f"unknown model {model}: its size and quality are not checked")
     elif rules.shutdown:
@@ -1818,7 +1793,7 @@ def openai_values(options: Namespace, size: str, settings: Settings, notes: list
          f"--compression needs --format jpeg or webp: {image_format.upper()} is always lossless", ""),
         (options.background == "transparent" and image_format == "jpeg",
          "--background transparent needs --format png or webp: JPEG has no transparency", ""),
-        (options.input_fidelity and re.sub(DATED, "", model) == DEFAULT_MODEL,
+        (options.input_fidelity and rules is MODELS[DEFAULT_MODEL],
          f"{model} always uses high input fidelity; remove --input-fidelity", ""),
         (options.aspect_ratio not in (None, "auto") and not match,
          f"--aspect-ratio is written like 16:9, not {quoted(options.aspect_ratio or '')}", ""))
@@ -1826,12 +1801,19 @@ def openai_values(options: Namespace, size: str, settings: Settings, notes: list
         width, height = map(int, match.groups()) if match else (1, 1)
         size = size_of_shape(model, width, height, options.resolution or "1k")
     elif size != "auto":
-        size = checked_size(size, model, rules)
+        width, height = split_size(size) or (0, 0)
+        if rules and isinstance(rules.sizes, tuple) and size not in rules.sizes:
+            raise usage_failure(f"{model} makes only {', '.join(rules.sizes)} or auto, not {size}")
+        if rules and rules.sizes == "free" and (problem := size_fault(width, height)):
+            near, exact = nearest_size(width, height), nearest_size(width, height, exact=True)
+            more = f"; of exactly this shape: --size {exact}" if exact not in ("", near) else ""
+            raise usage_failure(f"{size} is not supported: {problem}", f"Closest: --size {near}{more}")
+        size = f"{width}x{height}"
     return {"size": size, "format": None if image_format == "png" else image_format}
 
 def size_of_shape(model: str, width: int, height: int, resolution: str) -> str:
     """The model's size that comes nearest to a shape and a resolution."""
-    rules = model_rules(model)
+    rules = MODELS.get(re.sub(DATED, "", model))
     if max(width, height) > MAX_RATIO * min(width, height):
         raise usage_failure(f"--aspect-ratio {width}:{height}: one side is over {MAX_RATIO} times the other")
     if rules and isinstance(rules.sizes, tuple):
@@ -1847,7 +1829,16 @@ def runapi_shape(options: Namespace, size: str, settings: Settings, notes: list[
         raise usage_failure("RunAPI does not support " + ", ".join(missing), "Use another endpoint.")
     ratio, resolution = options.aspect_ratio, options.resolution
     if size != "auto":
-        ratio, resolution = runapi_size(size, *split_size(size) or (0, 0))
+        width, height = (max(edge, 1) for edge in split_size(size) or (1, 1))
+        shapes = {name: abs(log(width / height * int(name.split(":")[1]) / int(name.split(":")[0])))
+                  for name in RUNAPI_RATIOS}
+        ratio, edge = min(shapes, key=lambda name: shapes[name]), max(width, height)
+        possible = {name: ends for name, ends in RUNAPI_EDGES.items() if (ratio, name) != ("1:1", "4k")}
+        resolution = next((name for name, (low, high) in possible.items() if low <= edge <= high), "")
+        if shapes[ratio] > 1e-9 or not resolution:  # a pixel size needs both, exactly
+            near = min(possible, key=lambda name: abs(log(edge / possible[name][0])))
+            raise usage_failure(f"RunAPI cannot make {size}",
+                                f"Closest: --aspect-ratio {ratio} --resolution {near}")
     refuse_broken(
         (ratio not in (None, "auto", *RUNAPI_RATIOS),
          f"RunAPI does not support the ratio {quoted(ratio or '')}, only {', '.join(RUNAPI_RATIOS)}", ""),
@@ -1856,30 +1847,6 @@ def runapi_shape(options: Namespace, size: str, settings: Settings, notes: list[
         (ratio == "1:1" and resolution == "4k",
          "RunAPI makes 1:1 at 2k at most", "Use --resolution 2k, or another ratio."))
     return {"aspect_ratio": ratio, "resolution": resolution}
-
-def runapi_size(size: str, width: int, height: int) -> tuple[str, str]:
-    """(ratio, resolution) for a pixel size that has both exactly."""
-    width, height, edge = max(width, 1), max(height, 1), max(width, height, 1)
-    shapes = {ratio: abs(log(width / height * int(ratio.split(":")[1]) / int(ratio.split(":")[0])))
-              for ratio in RUNAPI_RATIOS}
-    best = min(shapes, key=lambda ratio: shapes[ratio])
-    fits = [name for name, (low, high) in RUNAPI_EDGES.items() if low <= edge <= high]
-    if shapes[best] < 1e-9 and fits and (best, fits[0]) != ("1:1", "4k"):
-        return best, fits[0]
-    possible = [name for name in RUNAPI_EDGES if (best, name) != ("1:1", "4k")]
-    near = min(possible, key=lambda name: abs(log(edge / RUNAPI_EDGES[name][0])))
-    raise usage_failure(f"RunAPI cannot make {size}", f"Closest: --aspect-ratio {best} --resolution {near}")
-
-def checked_size(size: str, model: str, rules: ModelRules | None) -> str:
-    """A size in pixels that the model takes."""
-    width, height = split_size(size) or (0, 0)
-    if rules and isinstance(rules.sizes, tuple) and size not in rules.sizes:
-        raise usage_failure(f"{model} makes only {', '.join(rules.sizes)} or auto, not {size}")
-    if rules and rules.sizes == "free" and (problem := size_fault(width, height)):
-        near, exact = nearest_size(width, height), nearest_size(width, height, exact=True)
-        same_shape_too = f"; of exactly this shape: --size {exact}" if exact not in ("", near) else ""
-        raise usage_failure(f"{size} is not supported: {problem}", f"Closest: --size {near}{same_shape_too}")
-    return f"{width}x{height}"
 
 def chosen_format(options: Namespace) -> str:
     """The format asked for, else the one of the output's suffix, else png."""
@@ -1909,13 +1876,12 @@ def checked_target(output: str, image_format: str, overwrite: bool) -> Target:
     if output.endswith(("/", os.sep)):
         path = os.path.join(path, os.path.basename(DEFAULT_OUTPUT))
     folder, name = os.path.split(path)
-    stem, suffix = os.path.splitext(name)
-    if not is_picture_name(name):  # cat.v2 is a name, not a format
-        stem, suffix = name, SUFFIXES[image_format][0]
+    has_suffix = is_picture_name(name)  # cat.v2 is a name, not a format
+    stem, suffix = os.path.splitext(name) if has_suffix else (name, SUFFIXES[image_format][0])
     return Target(folder, stem, suffix, overwrite)
 
 def picture_path(target: Target, number: int, image_format: str) -> str:
-    """The path for one picture: number 0 is the bare name. The suffix follows the real format."""
+    """The path for one picture: number 0, alone, is the bare name. The suffix follows the real format."""
     suffixes = SUFFIXES[image_format]
     suffix = target.suffix if target.suffix.lower() in suffixes else suffixes[0]
     return os.path.join(target.folder, target.stem + (f"-{number}" if number else "") + suffix)
@@ -1959,10 +1925,6 @@ def room_needed(n: int, size: str) -> int:
     width, height = split_size(size) or (1536, 1024)
     return n * width * height * 2
 
-def first_path(target: Target, n: int, image_format: str) -> str:
-    """The path for the first of n pictures, if it is free."""
-    return picture_path(target, 1 if n > 1 else 0, image_format)
-
 # ---- Providers: what to send ---------------------------------------------------------------------
 def openai(job: Job, settings: Settings, key: KeySource, token: str) -> Provider:
     """The OpenAI Images API and its relatives, Azure too: one POST, which some relays turn into a task."""
@@ -1974,11 +1936,15 @@ def openai(job: Job, settings: Settings, key: KeySource, token: str) -> Provider
     form = edit_form(job, body, field) if job.images else ()
     try:
         response = yield request._replace(form=form) if form else request._replace(body=body)
-    except Failure as failure:
-        if not job.images or not is_image_field_refused(failure):
+    except Failure as failure:  # in 2026 relays refused an edit only because of `image` or `image[]`
+        status, text = failure.http_status, failure.server_text
+        is_its_name = ("Invalid type for 'image" in text or (
+            "'image" in text and failure.code == "duplicate_parameter")) if status == 400 else (
+                status == 422 and failure.kind == "refused" and re.search(r"\bimage\b", text))
+        if not form or not is_its_name:
             raise
         response = yield request._replace(form=edit_form(job, body, other))  # a refused one is not billed
-    return (yield from collect_images(request, response, settings, job.n))
+    return (yield from collect_images(request, response, settings, job.n, []))
 
 def api_request(settings: Settings, key: str, method: str, path: str, *more: tuple[str, str]) -> Request:
     """A request to the configured endpoint, with its key, extra headers and more headers."""
@@ -2004,15 +1970,10 @@ def edit_form(job: Job, body: Mapping[str, Any], field: str) -> tuple[Part, ...]
     return (*texts, *(Part("mask" if upload is job.mask else field, path=upload.path, bytes=upload.bytes,
                            content_type=f"image/{upload.picture.format}") for upload in job.uploads))
 
-def is_image_field_refused(failure: Failure) -> bool:
-    """Whether a relay refused an edit only because of `image` or `image[]`, as relays did in 2026."""
-    if failure.http_status == 422:
-        return failure.kind == "refused" and re.search(r"\bimage\b", failure.server_text) is not None
-    is_duplicate = failure.code == "duplicate_parameter" and "'image" in failure.server_text
-    return failure.http_status == 400 and (is_duplicate or "Invalid type for 'image" in failure.server_text)
-
-def poll_until_done(create: Request, response: Response, settings: Settings, templates: list[str]) -> Steps:
-    """Poll a response's task until it has images. templates: its possible URLs; a missing one is removed."""
+def collect_images(create: Request, response: Response, settings: Settings, wanted: int,
+                   templates: list[str]) -> Provider:
+    """The images of a response, fetched where it only links to them; a Failure stands for one that fails.
+    Its task is polled until it has them. templates: the task's possible URLs; a missing one is removed."""
     poll = create._replace(method="GET", body=None, form=(), purpose="poll",
                            timeout=min(create.timeout, POLL_TIMEOUT))
     task = task_id(response.document)
@@ -2035,7 +1996,11 @@ def poll_until_done(create: Request, response: Response, settings: Settings, tem
         response = yield poll._replace(url=url, purpose="result")
     if not response.images:
         raise Failure("no_image", "the task ended without an image: " + nothing_usable(response))
-    return response
+    images: list[Image | Failure] = list(response.images)
+    for index, image in enumerate(response.images[:wanted + SPARE_IMAGES]):  # more are not fetched
+        if image.url:
+            images[index] = yield from fetch_image(image, response, create, settings)
+    return images
 
 def poll_urls(create: Request, response: Response, settings: Settings, templates: Sequence[str]) -> list[str]:
     """Where a task may be polled, the most certain URL first; only on the host that already has the key."""
@@ -2057,16 +2022,6 @@ def url_on_host(url: str, base: str) -> str:
         url = (origin.partition("//")[0] if url.startswith("//") else origin) + url
     is_clean = not re.search(r"[\s\\\x00-\x20\x7f-\x9f]", url)
     return url if is_clean and url.startswith((origin + "/", origin + "?")) else ""
-
-def collect_images(create: Request, response: Response, settings: Settings, wanted: int = 1,
-                   templates: list[str] | None = None) -> Provider:
-    """The images of a response, fetched where it only links to them; a Failure stands for one that fails."""
-    response = yield from poll_until_done(create, response, settings, [] if templates is None else templates)
-    images: list[Image | Failure] = list(response.images)
-    for index, image in enumerate(response.images[:wanted + SPARE_IMAGES]):  # more are not fetched
-        if image.url:
-            images[index] = yield from fetch_image(image, response, create, settings)
-    return images
 
 def fetch_image(image: Image, response: Response, create: Request,
                 settings: Settings) -> Generator[Request | Wait, Response, Image | Failure]:
@@ -2122,7 +2077,7 @@ def codex(job: Job, settings: Settings, key: KeySource, token: str) -> Provider:
                  "blocked": "chatgpt.com refuses some networks, above all data centers; use an API key."}
         failure.hint = hints.get(failure.kind, failure.hint)
         raise
-    return (yield from collect_images(request, response, settings, job.n))
+    return (yield from collect_images(request, response, settings, job.n, []))
 
 def runapi(job: Job, settings: Settings, key: KeySource, token: str) -> Provider:
     """RunAPI: upload; then for each image create a task, wait and fetch it. token: the same in every run."""
@@ -2130,13 +2085,16 @@ def runapi(job: Job, settings: Settings, key: KeySource, token: str) -> Provider
     urls = []
     for image in job.images:
         urls.append((yield from runapi_upload(image, settings, key.value)))
-    dialects = runapi_dialects(job)
+    action, long = ("edit_image", "image-to-image") if job.images else ("text_to_image", "text-to-image")
+    family = re.sub(r"-(sunburst|flare)$", "", re.sub(DATED, "", job.model))
+    folder = {"gpt-image-1.5": "gpt_image"}.get(family, re.sub(r"[-.]", "_", family))
+    # Two ways to ask for the same, as (path, model): its pages' way, then its SDKs'.
+    dialects = [(f"/v1/{action}", f"{job.model}-{long}"), (f"/api/v1/{folder}/{action}", job.model)]
     templates: list[str] = []
     results: list[Image | Failure] = []
     for take in range(1, job.n + 1):
         try:
             create, response = yield from runapi_create(job, settings, key, f"{token}-{take}", dialects, urls)
-            action = create.url.rpartition("/")[2]
             templates = templates or [create.url + "/{id}", root + "/api/v1/tasks/{id}",
                                       f"{root}/api/v1/gpt_image_2/{action}/{{id}}"]
             results += yield from collect_images(create, response, settings, 1, templates)
@@ -2147,37 +2105,29 @@ def runapi(job: Job, settings: Settings, key: KeySource, token: str) -> Provider
             results.append(failure)
     return results
 
-def runapi_dialects(job: Job) -> list[tuple[str, str]]:
-    """The two ways to ask RunAPI for the same, as (path, model): its pages' way, then its SDKs'."""
-    action, long = ("edit_image", "image-to-image") if job.images else ("text_to_image", "text-to-image")
-    family = re.sub(r"-(sunburst|flare)$", "", re.sub(DATED, "", job.model))
-    folder = {"gpt-image-1.5": "gpt_image"}.get(family, re.sub(r"[-.]", "_", family))
-    return [(f"/v1/{action}", f"{job.model}-{long}"), (f"/api/v1/{folder}/{action}", job.model)]
-
 def runapi_create(job: Job, settings: Settings, key: KeySource, token: str, dialects: list[tuple[str, str]],
                   urls: list[str]) -> Generator[Request | Wait, Response, tuple[Request, Response]]:
     """One task. dialects: the one that works is moved to the front, in place."""
-    remaining, renamed = list(dialects), False
+    remaining, renamed, turn = list(dialects), False, count()
     images = {"source_image_urls": urls} if urls else {}
-    for number in range(4):  # two paths, and one other name of the model
+    while True:  # ends after two paths, and one other name of the model
         path, model = remaining[0]
         body = {"model": model, "prompt": job.prompt, **job.parameters, **images}
-        request = api_request(settings, key.value, "POST", path, ("Idempotency-Key", f"{token}-{number}"))
+        request = api_request(settings, key.value, "POST", path, ("Idempotency-Key", f"{token}-{next(turn)}"))
         request = request._replace(body=body, tasks=True, free_failures=True,
                                    idempotent=path.startswith("/api/"))  # only SDK paths honour the key
         try:
             response = yield request
-            dialects[:] = [remaining[0], *(pair for pair in dialects if pair[0] != path)]
+            dialects[:] = [remaining[0], *(pair for pair in dialects if pair != remaining[0])]
             return request, response
         except Failure as failure:  # another dialect only where the refusal proves that there is no task
-            if failure.http_status in (404, 405) and len(remaining) > 1:
-                remaining.pop(0)
+            elsewhere = [pair for pair in remaining if pair[0] != path]
+            if failure.http_status in (404, 405) and elsewhere:
+                remaining = elsewhere
             elif failure.http_status in (400, 422) and "model" in failure.server_text.lower() and not renamed:
-                names = [name for _, name in runapi_dialects(job) if name != model]
-                renamed, remaining[0] = True, (path, names[0])
+                renamed, remaining[0] = True, (path, next(name for _, name in dialects if name != model))
             else:
                 raise
-    raise AssertionError("every branch above leaves the loop in time")
 
 def runapi_upload(image: Upload, settings: Settings, key: str) -> Generator[Request | Wait, Response, str]:
     """The URL of an input image: its own, or one in RunAPI's storage, which keeps it for an hour."""
@@ -2211,34 +2161,24 @@ def runapi_upload(image: Upload, settings: Settings, key: str) -> Generator[Requ
 # ---- Transport: how to send ----------------------------------------------------------------------
 # The only part that knows curl. The key travels in a file without a name that is curl's standard input;
 # prompts and bodies travel in files of a private folder, where the response arrives too.
-WRITE_OUT = ("%{http_code} %{http_connect} %{size_upload} %{time_pretransfer} %{size_download} "
-             "%{size_request}\\n")
+WRITE_OUT = "%{http_code} %{http_connect} %{size_upload} %{time_pretransfer} %{size_download} %{size_request}"
 NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # on Windows only an administrator makes links
 BINARY = getattr(os, "O_BINARY", 0)
-
 STOPPED, TOO_LARGE = -1, 63
-CURL_FAULTS = {  # (kind, sentence); curl's man page, read 2026-11-01. For any other, curl's message must do.
-    STOPPED: ("network", "curl was stopped"),  # by whichever signal
-    1: ("config", "curl does not support this kind of URL"),
-    2: ("curl", "curl rejected its options; it may be too old"),
-    3: ("config", "curl rejected the URL"),
-    5: ("network", "cannot find the proxy"),
-    6: ("network", "cannot find the server"),
-    7: ("network", "no server is listening there"),
-    8: ("network", "the server there does not speak HTTP"),
-    18: ("network", "the reply was cut off"),
-    23: ("disk", "the reply could not be written to disk"),
-    26: ("input", "an input file could not be read"),
-    28: ("timeout", "could not connect in time"),
-    35: ("tls", "the TLS handshake failed: a wrong port, or a proxy in between"),
-    52: ("network", "the server closed the connection without a reply"),
-    55: ("network", "the connection broke while sending"),
-    56: ("network", "the connection broke while waiting for the reply"),
-    60: ("tls", "the server's certificate is not trusted"),
-    TOO_LARGE: ("network", "the reply is larger than allowed"),
-    65: ("network", "the request would have to be repeated, which could charge you twice"),
-    77: ("config", "the file named as cacert cannot be read"),
-}
+# Curl's exit codes: its man page, read 2026-11-01. For others its own message must do. STOPPED: by a signal.
+CURL_KINDS = {**dict.fromkeys((1, 3, 77), "config"), 2: "curl", 23: "disk", 26: "input", 28: "timeout",
+              **dict.fromkeys((35, 60), "tls")}  # all others: network
+CURL_FAULTS = {
+    STOPPED: "curl was stopped", 1: "curl does not support this kind of URL",
+    2: "curl rejected its options; it may be too old", 3: "curl rejected the URL", 5: "cannot find the proxy",
+    6: "cannot find the server", 7: "no server is listening there", 8: "the server there does not speak HTTP",
+    18: "the reply was cut off", 23: "the reply could not be written to disk",
+    26: "an input file could not be read", 28: "could not connect in time",
+    35: "the TLS handshake failed: a wrong port, or a proxy in between",
+    52: "the server closed the connection without a reply", 55: "the connection broke while sending",
+    56: "the connection broke while waiting for the reply", 60: "the server's certificate is not trusted",
+    TOO_LARGE: "the reply is larger than allowed", 77: "the file named as cacert cannot be read",
+    65: "the request would have to be repeated, which could charge you twice"}
 EARLY = (2, 3, 5, 6, 7, 35, 60, 77)  # before any of the request could leave this machine
 HOPELESS = (1, 2, 3, 26, 60, 77)  # the next try would fail in the same way
 
@@ -2293,40 +2233,20 @@ def curl_config(request: Request, exchange: Exchange) -> str:
         if CONTROL.search(name + value):  # it would start a second header
             raise setup_failure(f"the header {one_line(name)} contains a control character")
         lines.append(("header", f"{name}: {value}"))
-    lines += body_lines(request, exchange)
-    lines += [("output", exchange.file("answer")), ("dump-header", exchange.file("headers"))]
-    return "".join(f"{name} = {quote_config(value)}\n" if value else f"{name}\n" for name, value in lines)
-
-def body_lines(request: Request, exchange: Exchange) -> Iterator[tuple[str, str]]:
-    """The lines for the body: JSON from a file, or form parts from a file each; curl interprets no text."""
     if request.body is not None:
-        yield "header", "Content-Type: application/json"
-        yield "data-binary", "@" + exchange.file("body")
+        lines += [("header", "Content-Type: application/json"), ("data-binary", "@" + exchange.file("body"))]
     elif request.file:
-        yield "request", request.method
+        lines += [("request", request.method), ("data-binary", "@" + request.file)]
         if not any(name.lower() == "content-type" for name, _ in request.headers):
-            yield "header", "Content-Type:"
-        yield "data-binary", "@" + request.file
-    for number, part in enumerate(request.form):
+            lines.append(("header", "Content-Type:"))
+    for number, part in enumerate(request.form):  # each text from a file too: curl interprets none
         content = f"<{quote_path(exchange.file(f'field-{number}'))}"
         if part.path:
             name = f"{part.name.rstrip('[]')}-{number}.{part.content_type.split('/')[-1]}"
             content = f'@{quote_path(part.path)};filename="{name}";type={part.content_type}'
-        yield "form", f"{part.name}={content}"
-
-def write_bodies(request: Request, exchange: Exchange) -> None:
-    """Write the JSON or the form's texts to the files that curl_config names."""
-    bodies = {f"field-{number}": part.text for number, part in enumerate(request.form) if not part.path}
-    if request.body is not None:
-        bodies["body"] = json.dumps(request.body, ensure_ascii=False, default=inline_file)
-    for name, text in bodies.items():
-        with private_file(exchange.file(name)) as stream:
-            stream.write(text.encode("utf-8"))
-
-def inline_file(item: DataUrl) -> str:
-    """The content that a DataUrl stands for."""
-    with open(item.path, "rb") as stream:
-        return item.prefix + base64.b64encode(stream.read()).decode("ascii")
+        lines.append(("form", f"{part.name}={content}"))
+    lines += [("output", exchange.file("answer")), ("dump-header", exchange.file("headers"))]
+    return "".join(f"{name} = {quote_config(value)}\n" if value else f"{name}\n" for name, value in lines)
 
 def start_child(argv: Sequence[str], secrets: Sequence[str], **streams: Any) -> Popen[bytes]:
     """Start a program: no shell, no key in its environment, private files, no Ctrl-C from a terminal."""
@@ -2388,10 +2308,9 @@ def read_key(source: KeySource, secrets: Sequence[str]) -> str:
     key = source.value
     if source.command:
         try:
-            output = child_output(source.command, secrets, "key", 120).decode("utf-8", "replace")
+            key = child_output(source.command, secrets, "key", 120).split(b"\n")[0].decode("utf-8", "replace")
         except Failure as failure:
             raise setup_failure(f"{source.source}: {failure.message}", "Run it by hand.", "key") from None
-        key = (output.splitlines() or [""])[0]
     key = pasted(key)
     for pattern, fault in NO_KEYS.items():
         if re.fullmatch(pattern, key, re.DOTALL):
@@ -2401,7 +2320,13 @@ def read_key(source: KeySource, secrets: Sequence[str]) -> str:
 def start_curl(request: Request, exchange: Exchange, secrets: Sequence[str]) -> Popen[bytes]:
     """Start curl on one request; it writes everything to files, and its end releases the exchange's lock."""
     import tempfile
-    write_bodies(request, exchange)
+    texts = {f"field-{number}": part.text for number, part in enumerate(request.form) if not part.path}
+    if request.body is not None:
+        texts["body"] = json.dumps(request.body, ensure_ascii=False, default=lambda file: (
+            file.prefix + base64.b64encode(content_of(file.path)).decode("ascii")))  # of a DataUrl
+    for name, text in texts.items():
+        with private_file(exchange.file(name)) as stream:
+            stream.write(text.encode("utf-8"))
     if request.purpose == "create":
         private_file(exchange.file("create")).close()
     lock = take_lock(exchange.file("lock"), create=True)  # others only test it
@@ -2481,17 +2406,22 @@ def transport_failure(outcome: Outcome, request: Request) -> Failure | None:
     if outcome.exit_code == 0:
         return None
     code = 8 if outcome.exit_code == 1 and outcome.sent else max(outcome.exit_code, STOPPED)
-    kind, sentence = CURL_FAULTS.get(code, ("network", "the transfer failed"))
+    kind, sentence = CURL_KINDS.get(code, "network"), CURL_FAULTS.get(code, "the transfer failed")
     if code == 28 and outcome.sent:
         sentence = f"no reply within {request.timeout:g} s"
     never_sent = not outcome.sent or code in EARLY
+    hint = None
+    if never_sent and kind in ("network", "timeout"):
+        closed = network_is_closed(request.url)
+        hint = "Nothing was sent" + (f": there is no network here. {SANDBOX}" if closed else (
+            ". Check --base-url, the network and the proxy, then run the same command again."))
     message = f"{host}: {sentence} (curl {outcome.exit_code}): {outcome.message}".rstrip(": ")
     billed = "no" if never_sent or request.rules.is_free else "maybe"
     kept = kind == "disk" and billed == "maybe"
     own_exit_code = kept or (never_sent and kind != "disk")
-    return Failure(kind, message, unsent_hint(kind, request.url) if never_sent else None, billed,
-                   -1 if own_exit_code else NO_ANSWER, never_sent and code not in HOPELESS,
-                   "ask" if billed == "maybe" else "", collectable=kept, http_status=outcome.status)
+    return Failure(kind, message, hint, billed, -1 if own_exit_code else NO_ANSWER,
+                   never_sent and code not in HOPELESS, "ask" if billed == "maybe" else "",
+                   collectable=kept, http_status=outcome.status)
 
 # Codex's words, read in 0.169. It sets CODEX_SANDBOX_NETWORK_DISABLED where a command has no network.
 SANDBOX = ("In a sandbox, ask for access or run outside it (Codex: sandbox_permissions require_escalated; or "
@@ -2509,14 +2439,6 @@ def network_is_closed(url: str) -> bool:
             return False
     return True
 
-def unsent_hint(kind: str, url: str) -> str:
-    """What to do when nothing has left this machine."""
-    if kind not in ("network", "timeout"):
-        return KINDS[kind].hint
-    if network_is_closed(url):
-        return f"Nothing was sent: there is no network here. {SANDBOX}"
-    return "Nothing was sent. Check --base-url, the network and the proxy, then run the same command again."
-
 # ---- Journal: unfinished requests survive everything, finished ones are remembered --------------
 # requests/FINGERPRINT-RANDOM: a folder for each command; .gone-* is half removed; .lock guards making and
 # adopting. made/FINGERPRINT-OUTPUT.json: the receipt of a finished command; .pruned: when old ones went.
@@ -2527,7 +2449,7 @@ def unsent_hint(kind: str, url: str) -> str:
 #   droppable             add_what_is_known      claim                --fresh may remove the folder
 #   input-K               own_inputs             curl                 the Kth input image
 #   N.create              start_curl             Folder.transfers     the Nth paid step asks for images
-#   N.body, N.field-K     write_bodies           curl                 what is sent
+#   N.body, N.field-K     start_curl             curl                 what is sent
 #   N.lock                start_curl             exchange_state       curl's process id; locked while it runs
 #   N.answer, N.headers   curl                   read_response        the response (N.answer.*: made from it)
 #   N.outcome, N.errors   curl                   read_outcome         how it ended; errors: curl may have run
@@ -3749,9 +3671,8 @@ def save_image(image: Image, index: int, target: Target, numbers: Iterator[int],
     """Decode into a temporary file in the target's folder, verify it, then give it its name.
     An earlier run may have been killed at any line of this: what it has finished is found, not done again."""
     part = os.path.join(target.folder, f".{os.path.basename(folder.path)}-{index}.part")
-    path = folder.saved_before(index)
-    if not path:
-        path = path_given_before_kill(part, target) or save_new(image, part, target, numbers, folder)
+    if not (path := folder.saved_before(index)):
+        path = save_new(image, part, target, numbers, folder)
         folder.remember_saved(index, path)
     discard(part)
     with suppress(OSError):  # new names survive a loss of power, where the system can (not on Windows)
@@ -3767,9 +3688,13 @@ def save_image(image: Image, index: int, target: Target, numbers: Iterator[int],
 
 def save_new(image: Image, part: str, target: Target, numbers: Iterator[int], folder: Folder) -> str:
     """The path of the image's new file; the temporary one stays for the caller to remove."""
-    # The command's other images, of this run or an earlier one: --overwrite must not replace them.
+    if os.path.exists(part) and os.stat(part).st_nlink > 1:  # a killed run had given it its name
+        picture = picture_in(part)[0] or Picture("png", 0, 0)
+        for path in (picture_path(target, number, picture.format) for number in range(1000)):
+            if os.path.exists(path) and os.path.samefile(path, part):
+                return path
     others = {folder.saved_before(int(name[6:])) for name in os.listdir(folder.path)
-              if re.fullmatch(r"saved-\d+", name)}
+              if re.fullmatch(r"saved-\d+", name)}  # --overwrite replaces none of this command's own images
     try:
         picture = decode_to(part, image)
         paths = (picture_path(target, number, picture.format) for number in numbers)
@@ -3785,18 +3710,9 @@ def decode_to(path: str, image: Image) -> Picture:
         copy_image(image, stream)
         stream.flush()
         os.fsync(stream.fileno())
-    picture, _ = picture_in(path)
-    if picture is None:
+    if not (picture := picture_in(path)[0]):
         raise Failure("broken_image", "the reply is not an image")
     return picture
-
-def path_given_before_kill(part: str, target: Target) -> str:
-    """The name that a killed run had already given to its temporary file, if it got that far."""
-    if not os.path.exists(part) or os.stat(part).st_nlink < 2:
-        return ""
-    picture, _ = picture_in(part)
-    paths = (picture_path(target, number, picture.format if picture else "png") for number in range(1000))
-    return next((path for path in paths if os.path.exists(path) and os.path.samefile(path, part)), "")
 
 class Partials:
     """Images in the making, saved beside the target while a stream arrives.
@@ -3814,13 +3730,12 @@ class Partials:
 
     def look(self, exchange: Exchange) -> None:
         """Save what has arrived since the last look."""
-        if not self.job.parameters.get("partial_images"):
-            return
-        with suppress(FileNotFoundError), open(exchange.file("answer"), "rb") as stream:
-            for event in read_events(stream, self.position, growing=True):
-                self.position = event.end
-                if isinstance(event.data, dict) and event.is_preview:
-                    self.publish(event.data)
+        if self.job.parameters.get("partial_images"):
+            with suppress(FileNotFoundError), open(exchange.file("answer"), "rb") as stream:
+                for event in read_events(stream, self.position, growing=True):
+                    self.position = event.end
+                    if isinstance(event.data, dict) and event.is_preview:
+                        self.publish(event.data)
 
     def publish(self, data: Mapping[str, Any]) -> None:
         """One partial image, in place of an older one of this command; a problem is only a warning."""
@@ -3833,10 +3748,11 @@ class Partials:
             if len(self.names | {path}) > self.job.n * (most if type(most) is int else MAX_PARTIALS):
                 raise OSError("more arrived than you asked for")
             self.names.add(path)
+            is_own = os.path.lexists(path) and file_mark(path, path) in self.made
             self.made.append(file_mark(self.part, path))
             with private_file(self.record, os.O_APPEND) as stream:  # never emptied, not even for a moment
                 stream.write(os.fsencode(self.made[-1] + "\n"))
-            if give_name(self.part, path, self.is_own(path)):
+            if give_name(self.part, path, is_own):
                 self.console.note(f"partial image: {path}")
             else:
                 self.console.warn(f"{path} already exists; the partial image is not saved")
@@ -3845,16 +3761,12 @@ class Partials:
         with suppress(OSError):
             discard(self.part)
 
-    def is_own(self, path: str) -> bool:
-        """Whether there is a file of this command, still as it was made."""
-        return os.path.lexists(path) and file_mark(path, path) in self.made
-
     def remove(self) -> None:
-        """Remove the previews: the final image is saved."""
+        """Remove the previews that are still as they were made: the final image is saved."""
         paths = [] if self.job.keep_partials else [mark.split(" ", 5)[-1] for mark in self.made]
         for path in [self.part, *paths]:
             with suppress(OSError):
-                if path == self.part or self.is_own(path):
+                if path == self.part or file_mark(path, path) in self.made:
                     discard(path)
 
 def file_mark(path: str, name: str) -> str:
@@ -3884,7 +3796,7 @@ def copy_image(image: Image, sink: BinaryIO) -> None:
         sink.writelines(blocks_of(Span(image.path, 0, os.path.getsize(image.path))))
         return
     try:
-        decode_base64(unescaped(blocks_of(image.base64)), sink)
+        decode_base64(blocks_of(image.base64), sink)
     except ValueError:
         raise Failure("broken_image", "the image's base64 is broken") from None
 
@@ -3896,36 +3808,28 @@ def blocks_of(source: str | Span) -> Iterator[bytes]:
         with open(source.path, "rb") as stream:
             yield from (block for _, block in file_blocks(stream, source.start, source.end))
 
-def unescaped(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """The JSON escapes resolved that base64 may have: PHP writes `\\/`, some servers write `\\n` every 76."""
-    tail = b""
-    for block in chain(filter(None, blocks), [b""]):
-        text, tail = tail + block, b""
-        cut = text.rfind(b"\\", max(0, len(text) - 6)) if block else -1
-        if cut >= 0:  # the escape may continue in the next block
-            text, tail = text[:cut], text[cut:]
-        for escape, plain in ESCAPES if b"\\" in text else ():
-            text = re.sub(escape, plain, text)
-        yield text
-
+# JSON's escapes that base64 may have: PHP writes `\/`, some servers write `\n` every 76 characters.
 ESCAPES = ((rb"\\/|\\u002[fF]", b"/"), (rb"\\u002[bB]", b"+"), (rb"\\u003[dD]", b"="), (rb"\\[nrt]", b""))
 BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="
 URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 def decode_base64(blocks: Iterator[bytes], sink: BinaryIO) -> None:
     """Base64 with or without a data: prefix, white space and padding. ValueError for any other character."""
-    rest, first, ended = b"", True, False
-    for block in blocks:
-        if first and block[:5].lower() == b"data:":
-            block = block.partition(b",")[2]
-        first = first and not block
-        if ended:
-            continue
-        text = rest + block.translate(URL_SAFE, b" \t\r\n")
+    rest, cut_off, is_first = b"", b"", True
+    for block in chain(filter(None, blocks), [b""]):
+        text = cut_off + block
+        if is_first and text[:5].lower() == b"data:":
+            text = text.partition(b",")[2]
+        at = text.rfind(b"\\", max(0, len(text) - 6)) if block else -1  # an escape that may continue
+        text, cut_off, is_first = (text[:at], text[at:], False) if at >= 0 else (text, b"", False)
+        for escape, plain in ESCAPES if b"\\" in text else ():
+            text = re.sub(escape, plain, text)
+        text = rest + text.translate(URL_SAFE, b" \t\r\n")
         if text.translate(None, BASE64):
-            text, ended = re.split(rb"\\?[)>\"']", text, maxsplit=1)[0], True  # the end of a link in words
-            if text.translate(None, BASE64):
+            rest = re.split(rb"\\?[)>\"']", text, maxsplit=1)[0]  # the end of a link in words
+            if rest.translate(None, BASE64):
                 raise ValueError("not base64")
+            break
         usable = len(text) // 4 * 4
         sink.write(binascii.a2b_base64(text[:usable]))
         rest = text[usable:]
@@ -4254,7 +4158,7 @@ OUTLOOKS = {"buy": "would buy", "collect": "would collect what is paid", "made_b
 
 def free_path(job: Job, console: Console) -> str:
     """Where the first picture is to go; with a warning if another one is there."""
-    path = first_path(job.target, job.n, job.parameters.get("output_format", "png"))
+    path = picture_path(job.target, int(job.n > 1), job.parameters.get("output_format", "png"))
     if os.path.lexists(path) and not job.target.overwrite:
         console.warn(f"{path} already exists; saving to a new name instead (--overwrite replaces it)")
     return path
@@ -4360,16 +4264,12 @@ def own_inputs(job: Job, settings: Settings, folder: Folder, run: Run) -> Job:
                 continue  # RunAPI fetches it itself
             path = folder.file(f"input-{number}")
             if not os.path.exists(path):  # an adopted request may be reading it
-                if upload.origin == "file":
-                    copy_upload(upload, path + ".part", job.images[0] if upload is job.mask else None)
-                else:
-                    fetch_upload(upload, path + ".part", settings, run)
+                fetch_upload(upload, path + ".part", settings, run)
                 os.replace(path + ".part", path)
             uploads[number] = upload._replace(path=path, origin="file")
-        job = job.with_uploads(uploads)
         notes: list[str] = []
+        job = read_inputs(job.with_uploads(uploads), settings, notes)  # a mask again: what counts is the copy
         if not all(upload.digest for upload in uploads):
-            job = read_inputs(job, settings, notes)
             tell_planned(job, notes, bool(job.resolution), run)
     except (OSError, Failure) as error:
         failure = error if isinstance(error, Failure) else setup_failure(
@@ -4379,9 +4279,18 @@ def own_inputs(job: Job, settings: Settings, folder: Folder, run: Run) -> Job:
     return job
 
 def fetch_upload(upload: Upload, path: str, settings: Settings, run: Run) -> None:
-    """Write an input from its URL or data: URI to a file. What fails here costs nothing."""
+    """Write an input to a private file: a copy of what was checked, or what its URL or data: URI holds."""
+    from hashlib import sha256
     from urllib.parse import unquote, unquote_to_bytes
-    name, url = shown_input(upload.path), upload.path
+    name, url, content = shown_input(upload.path), upload.path, b""
+    if upload.origin == "file":
+        with suppress(OSError):
+            content = content_of(url)
+        if sha256(content).hexdigest() != upload.digest:
+            raise input_failure(f"{url} changed while it was being read", "Run the same command again.")
+        with private_file(path) as stream:
+            stream.write(content)
+        return
     try:
         if upload.origin == "data":
             head, _, text = url.partition(",")
@@ -4395,28 +4304,12 @@ def fetch_upload(upload: Upload, path: str, settings: Settings, run: Run) -> Non
             deadline = run.console.started + settings.timeout.value
             send_with_retries(request, Exchange(path), Run(run.console, Result(), deadline))
             os.replace(Exchange(path).file("answer"), path)
-        read_input(path, "it", os.path.basename(name) or "picture")
+        if os.path.getsize(path) < MAX_IMAGE_BYTES:  # read_upload refuses a larger one
+            read_input(content_of(path), "it", os.path.basename(name) or "picture")
     except Failure as failure:
         is_closed = failure.kind == "network" and network_is_closed(url)
         hint = SANDBOX if is_closed else failure.hint if failure.kind == "input" else ""
         raise input_failure(f"cannot fetch image {name}: {failure.message}", hint) from None
-
-def copy_upload(upload: Upload, path: str, masked: Upload | None) -> None:
-    """A private copy of a file, which must be what was checked. masked: the image that it is the mask of."""
-    changed = input_failure(f"{upload.path} changed while it was being read", "Run the same command again.")
-    try:
-        source = plain_file(upload.path, follow=True)
-    except OSError:
-        raise changed from None
-    with source, private_file(path) as copy:  # one byte more: a file that has grown is another one
-        copy.writelines(block for _, block in file_blocks(source, 0, upload.bytes + 1))
-    with suppress(OSError, Failure):
-        checked = read_upload(upload._replace(path=path))
-        if masked:
-            check_mask(checked, masked, [])
-        if checked._replace(path=upload.path) == upload:
-            return
-    raise changed
 
 def find_key(settings: Settings, console: Console) -> KeySource:
     """The key for the configured host, known as a secret before anything can show it."""

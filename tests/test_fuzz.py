@@ -239,10 +239,9 @@ class MutatedAnswersTest(ProgramCase):
             if response.meaning in ("error", "nothing"):
                 raise program.answer_failure(CREATE, response)
             run.result.add_cost(*program.usage_cost(response.document))
-            settled = self.follow(program.poll_until_done(CREATE, response, self.settings, []), response)
-            if settled is None:
+            images = self.follow(program.collect_images(CREATE, response, self.settings, 1, []), response)
+            if images is None:
                 return "task"
-            images = self.follow(program.collect_images(CREATE, settled, self.settings), response)
             pictures = [self.decode(image) for image in images]
             self.check_json(lambda: run.console.finish(run.result.record(run.console)), True)
             self.assertTrue(pictures)
@@ -257,7 +256,7 @@ class MutatedAnswersTest(ProgramCase):
         """Answer what a generator asks for; None when it is still looking at a task after a few rounds."""
         try:
             item = next(steps)
-            for _ in range(6):
+            for _ in range(12):
                 if isinstance(item, program.Request):
                     config = program.curl_config(item, program.Exchange(self.path))
                     self.check_request(item, os.fsencode(config))

@@ -295,8 +295,8 @@ class OrientationTest(InputCase):
         block = exif(6)
         for length in range(len(block)):
             content = JPEG[:20] + jpeg_segment(0xE1, b"Exif\0\0" + block[:length]) + JPEG[20:]
-            self.assertFalse(program.is_turned(self.file("a.jpg", content)) and length < 32)
-        self.assertFalse(program.is_turned(self.file("a.jpg", turned_jpeg(64, 48, 9))))
+            self.assertFalse(program.is_turned(content) and length < 32)
+        self.assertFalse(program.is_turned(turned_jpeg(64, 48, 9)))
 
     def test_shape_of_the_answer(self) -> None:
         photo = self.file("a.jpg", turned_jpeg(640, 480, 6))

@@ -80,7 +80,7 @@ class Base64InPiecesTest(unittest.TestCase):
     def decode(self, pieces: Sequence[bytes]) -> bytes:
         """Return what these pieces of a JSON string decode to."""
         sink = io.BytesIO()
-        program.decode_base64(program.unescaped(iter(pieces)), sink)
+        program.decode_base64(iter(pieces), sink)
         return sink.getvalue()
 
     def pieces(self, text: bytes, draw: random.Random, first: int = 0) -> list[bytes]:

@@ -35,7 +35,7 @@ class KindTableTest(unittest.TestCase):
                     self.assertEqual((kind.billed, kind.next), ("no", "later"))
 
     def test_other_tables_name_kinds_that_exist(self) -> None:
-        named = {kind for kind, _ in program.CURL_FAULTS.values()}
+        named = set(program.CURL_KINDS.values())
         named |= {purpose for purpose, rules in program.PURPOSES.items() if rules.cannot}
         named |= set(program.UNREAD_KINDS)
         self.assertEqual(named - set(program.KINDS), set())

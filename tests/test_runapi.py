@@ -1107,9 +1107,8 @@ class RunApiKilledTest(OnRunApi, KillCase):
     def test_killed_at_every_line(self) -> None:
         self.server.dialects = {"sdk"}
         self.kill_at_lines([function.__name__ for function in (
-            program.runapi, program.runapi_create, program.runapi_upload, program.poll_until_done,
-            program.collect_images, program.run_provider, program.start_curl,
-            program.forget_exchange)], 39)
+            program.runapi, program.runapi_create, program.runapi_upload, program.collect_images,
+            program.run_provider, program.start_curl, program.forget_exchange)], 39)
 
     def test_killed_twice(self) -> None:
         self.server.seconds = 3600.0
