@@ -92,16 +92,14 @@ if TYPE_CHECKING:
 VERSION = "1.0.0"
 PROGRAM = "gpt_image2"
 AZURE_CLASSIC_VERSION = "2025-04-01-preview"  # Azure's image documentation, read 2026-07
-DEFAULT_BASE_URL = "https://api.openai.com/v1"
-DEFAULT_MODEL = "gpt-image-2"
+DEFAULT_BASE_URL, DEFAULT_MODEL = "https://api.openai.com/v1", "gpt-image-2"
 DEFAULT_OUTPUT = "~/gpt-image2-output.png"
 DEFAULT_TIMEOUT, MAX_TIMEOUT = 600, 1_000_000  # seconds; the official SDK's own; more overflows in curl
 CONNECT_TIMEOUT, DOWNLOAD_TIMEOUT = 30, 300  # seconds; relays serve results slowly
 MAX_REDIRECTS = 3  # of a file
 MINIMUM_CURL = (7, 68)
 HEARTBEAT = 30  # seconds between two lines while waiting, off a terminal
-KEEP_DAYS, KEEP_RECEIPT_DAYS = 30, 90  # for unfinished requests, and for what is known of finished ones
-DAY = 86_400  # seconds
+KEEP_DAYS, KEEP_RECEIPT_DAYS, DAY = 30, 90, 86_400  # unfinished requests; what is known of others; seconds
 
 # How often a request is tried, and the pause before the next try when the server does not name one. Only what
 # cannot have made an image is tried again; relays cool down for about 5 s after a rate limit.
@@ -109,20 +107,18 @@ TRIES, RATE_LIMIT_TRIES = 3, 5
 POLL_TIMEOUT, POLL_PAUSE = 60, 3.0  # seconds for one poll of a task, and between two polls
 NETWORK_PAUSE, RATE_LIMIT_PAUSE = 0.5, 5.0
 
-MAX_PROMPT = 32_000  # characters
-MAX_IMAGES, MAX_IMAGE_BYTES = 16, 50_000_000
+MAX_PROMPT, MAX_IMAGES, MAX_IMAGE_BYTES = 32_000, 16, 50_000_000  # the first in characters
 SAFE_MASK_BYTES = 4_000_000  # the API reference says 4 MB, the guide 50 MB
 MAX_MASK_PIXELS, MAX_MASK_EDGE = 64_000_000, 65_535  # more is refused: a few bytes may claim any size
 MAX_N, MAX_PARTIALS = 10, 3
 EDGE_STEP, MAX_EDGE = 16, 3840  # both edges are multiples of the first; 3840x2160 is accepted
 EDGES = range(EDGE_STEP, MAX_EDGE + 1, EDGE_STEP)
 MAX_RATIO, MIN_PIXELS, MAX_PIXELS = 3, 655_360, 8_294_400
-MAX_DOWNLOAD_BYTES = 200_000_000  # a 4K PNG stays below 50 MB
-MAX_ANSWER_BYTES = 500_000_000  # ten 4K PNGs as base64
+MAX_DOWNLOAD_BYTES, MAX_ANSWER_BYTES = 200_000_000, 500_000_000  # a 4K PNG is below 50 MB; ten as base64
 MAX_UNPACKED = 100  # times its packed size: a picture as base64 shrinks to three quarters, text to a fiftieth
 SPARE_IMAGES = 3  # some servers send more than were asked for
-MAX_MEMBERS = 100  # of one list or object that is shown to the caller
-MAX_DEPTH, MAX_LINES = 64, 1_000_000  # of an answer's JSON, and of an event stream
+# Of one list or object that is shown to the caller, of an answer's JSON, and of an event stream.
+MAX_MEMBERS, MAX_DEPTH, MAX_LINES = 100, 64, 1_000_000
 
 # Pixels of a resolution, and the ratios that RunAPI takes (its SDKs, read 2026-10).
 RESOLUTIONS = {"1k": 1024 * 1024, "2k": 2048 * 2048, "4k": MAX_PIXELS}
@@ -136,11 +132,9 @@ SUFFIXES = {"png": (".png",), "jpeg": (".jpg", ".jpeg"), "webp": (".webp",), "gi
             **{name: ("." + name,) for name in ("avif", "bmp", "heic", "heif", "ico", "jxl", "pdf", "psd")}}
 TYPICAL_SECONDS = {"low": "70 s", "medium": "120 s", "high": "276 s"}
 
-# A string longer than this stays in the file when an answer is parsed; the rest must fit in memory.
-LONG_STRING = 64 * 1024
-HEAD = 4000  # bytes of such a string that are looked at
+# Bytes. A longer string stays in the file when an answer is parsed, its head is looked at; the rest must fit.
+LONG_STRING, HEAD, MAX_SKELETON, BLOCK = 64 * 1024, 4000, 8 * 1024 * 1024, 1024 * 1024
 MAX_MESSAGE = 900  # characters of one line to the caller; servers send whole pages
-MAX_SKELETON, BLOCK = 8 * 1024 * 1024, 1024 * 1024
 
 NOTABLE_COST = 0.05  # US dollars; a person is told before
 DOLLARS_PER_TOKEN = {"text": 5e-6, "image": 8e-6, "output": 30e-6}  # list price, read 2026-10-08
@@ -271,14 +265,9 @@ class KeySource(NamedTuple):
     """One source of the key. host: the only one it may be sent to, "" for any."""
     source: str
     host: str
-    value: str = ""
+    value: str = ""  # without it and a command: a variable that is named, but not set
     command: tuple[str, ...] = ()
     account: str = ""  # of a ChatGPT sign-in
-
-    @property
-    def is_set(self) -> bool:
-        """Whether it has a key; a variable that a file names may be unset."""
-        return bool(self.value or self.command)
 
 class Settings(NamedTuple):
     """Everything that does not change from image to image, each with its source."""
@@ -872,13 +861,12 @@ PRICES_AND_TIMES = ", ".join(
 def estimate(job: Job, settings: Settings) -> tuple[float, float] | None:
     """The least and the most that a job costs, in US dollars; None where no price is known."""
     flat, parameters = settings.price_per_image.value, job.parameters  # --param may say more than options
-    n, partials, model = (parameters.get(name, usual) for name, usual in (
-        ("n", job.n), ("partial_images", 0), ("model", job.model)))
+    n, partials, model, quality, size = (parameters.get(name, usual) for name, usual in (
+        ("n", job.n), ("partial_images", 0), ("model", job.model), ("quality", "auto"), ("size", "auto")))
     if type(n) is not int or type(partials) is not int or n < 1 or partials < 0:
         return None
     if flat is not None:
         return n * flat, n * flat
-    quality, size = parameters.get("quality", "auto"), parameters.get("size", "auto")
     qualities = tuple(PATCHES) if quality == "auto" else (quality,)
     sizes = [split_size(as_text(each)) for each in (SIZE_NAMES.values() if size == "auto" else (size,))]
     is_known = (host_of(settings.base_url.value) == host_of(DEFAULT_BASE_URL)
@@ -906,11 +894,9 @@ def checked_price(job: Job, settings: Settings) -> tuple[float, float] | None:
 
 def price_text(price: tuple[float, float] | None) -> str:
     """An estimate for people."""
-    if price is None:
-        return "unknown"
+    if not price or not price[1]:
+        return "nothing" if price else "unknown"
     low, high = (f"${dollars:.3f}" for dollars in price)
-    if not price[1]:
-        return "nothing"
     return f"about {low}" if low == high else f"{low} to {high}"
 
 # ---- Services ------------------------------------------------------------------------------------
@@ -977,13 +963,10 @@ def number(low: float, high: int, convert: Callable[[str], Any] = int) -> Callab
 
 def as_pair(text: str) -> str:
     """A size or a shape as people write it, in one spelling: `1024 × 1024`, `16/9`, `LANDSCAPE`."""
-    text = text.strip().lower()
-    cross = "[x×х*:：∶/]|by"  # a Cyrillic x too
-    edges = re.fullmatch(rf"([0-9]+) *(?:px)? *({cross}) *([0-9]+) *(?:px)?", text)
-    if not edges:
+    text, edge = text.strip().lower(), "([0-9]+) *(?:px)?"
+    if not (edges := re.fullmatch(f"{edge} *([x×х*:：∶/]|by) *{edge}", text)):  # a Cyrillic x too
         return text
-    sign = ":" if edges[2] in ":：∶/" and len(edges[1]) < 3 else "x"
-    return f"{edges[1]}{sign}{edges[3]}"
+    return f"{edges[1]}{':' if edges[2] in ':：∶/' and len(edges[1]) < 3 else 'x'}{edges[3]}"
 
 def as_header(text: str) -> tuple[str, str]:
     """`Name: value` as a pair."""
@@ -1119,10 +1102,9 @@ def environment(name: str) -> str:
 def child_environment(secrets: Sequence[str]) -> dict[str, str]:
     """The environment for a child process: no key in it, C messages, no TLS key log. secrets: keys only."""
     dropped = (*KEY_VARIABLES, "SSLKEYLOGFILE")
-    kept = {name: value for name, value in environ.items() if re.fullmatch(NEEDED_VARIABLES, name) or (
+    return {**{name: value for name, value in environ.items() if re.fullmatch(NEEDED_VARIABLES, name) or (
         name not in dropped and not any(secret == value or (len(secret) >= SHORTEST_KEY and secret in value)
-                                        for secret in secrets if len(secret) >= 4))}
-    return {**kept, "LC_ALL": "C"}
+                                        for secret in secrets if len(secret) >= 4))}, "LC_ALL": "C"}
 
 def config_locations() -> list[str]:
     """Where a config file may be, in the order of search; the first one is where --init writes."""
@@ -1169,11 +1151,9 @@ def read_config(path: str, warnings: list[str]) -> dict[str, Any]:
         raise setup_failure(f"cannot read config file {path}: {reason(error)}") from None
     if os.name == "posix" and not piped:
         check_owner(path, status, {name for name in content if content[name]}, warnings)
-    for name in content:
-        if name not in CONFIG_KEYS:
-            found = nearest(name, CONFIG_KEYS)
-            shown = repr(name) if found else quoted(name)
-            warnings.append(f"{path}: unknown setting {shown} is ignored.{found}")
+    for name in [name for name in content if name not in CONFIG_KEYS]:
+        found = nearest(name, CONFIG_KEYS)
+        warnings.append(f"{path}: unknown setting {repr(name) if found else quoted(name)} is ignored.{found}")
     return {name: checked_value(path, name, value) for name, value in content.items()
             if name in CONFIG_KEYS and value not in (None, "", [])}
 
@@ -1195,25 +1175,24 @@ def checked_value(path: str, name: str, value: Any) -> Any:
     """The value, which has the type of its setting."""
     types = CONFIG_KEYS[name][1:]
     items = value if isinstance(value, list) else value.values() if isinstance(value, dict) else ()
-    row = next((row for row in OPTIONS if row.config and row.name == name), None)
-    if type(value) in types and all(isinstance(item, str) for item in items):  # True is not a number
-        try:
-            if row and callable(row.accepts) and not items:
-                read = row.accepts(str(value))
-                value = read if isinstance(value, str) else value  # a number stays as it is written
-            known = {"quality": NEWER.qualities, "format": (*NEWEST.formats, "jpg")}
-            words = known.get(name, row and row.accepts)
-            if isinstance(words, tuple) and value not in words:
-                raise ValueError(f"cannot be {quoted(value)}, only {', '.join(words)}")
-            if name == "size" and value not in ("auto", *SIZE_NAMES) and not split_size(value):
-                raise ValueError(f"cannot be {quoted(value)}")
-            if name == "price_per_image":
-                number(0, 1_000_000, float)(str(value))
-        except ValueError as fault:
-            raise setup_failure(f"{path}: {name} {fault}") from None
-        return value
-    expected = TYPE_NAMES[types[0]] + {list: " of strings", dict: " with strings as values"}.get(types[0], "")
-    raise setup_failure(f"{path}: {name} must be {expected}, not {TYPE_NAMES[type(value)]}")
+    if type(value) not in types or not all(isinstance(item, str) for item in items):  # True is not a number
+        more = {list: " of strings", dict: " with strings as values"}.get(types[0], "")
+        raise setup_failure(f"{path}: {name} must be {TYPE_NAMES[types[0]]}{more}, "
+                            f"not {TYPE_NAMES[type(value)]}")
+    accepts = {"price_per_image": number(0, 1_000_000, float),
+               **{row.name: row.accepts for row in OPTIONS if row.config}}.get(name, str)
+    words = {"quality": NEWER.qualities, "format": (*NEWEST.formats, "jpg")}.get(name, accepts)
+    try:
+        if callable(accepts):
+            read = accepts(str(value))
+            value = read if isinstance(value, str) else value  # a number stays as it is written
+        if isinstance(words, tuple) and value not in words:
+            raise ValueError(f"cannot be {quoted(value)}, only {', '.join(words)}")
+        if name == "size" and value not in ("auto", *SIZE_NAMES) and not split_size(value):
+            raise ValueError(f"cannot be {quoted(value)}")
+    except ValueError as fault:
+        raise setup_failure(f"{path}: {name} {fault}") from None
+    return value
 
 def load_settings(flags: Mapping[str, Any]) -> Settings:
     """--config file > flags > found config file > environment > defaults; each value with its source."""
@@ -1271,9 +1250,8 @@ def key_sources(api: str, named: list[KeySource], url_source: str, dry_run: bool
              "RUNAPI_API_KEY": host_of(environment("RUNAPI_BASE_URL") or SERVICES["runapi"].base_url)}
     variables = filter(environment, SERVICES[api].key_variables)
     keys = [*named, *(KeySource(f"${name}", hosts[name], environment(name)) for name in variables)]
-    if api == "runapi" and not any(source.is_set for source in keys):
-        return runapi_tool_key() or keys
-    return keys
+    is_missing = not any(source.value or source.command for source in keys)
+    return (runapi_tool_key() if is_missing and api == "runapi" else []) or keys
 
 def fill_template(template: str, base: str, task: str) -> str:
     """A poll_url with {base} and {id} filled in."""
@@ -1468,12 +1446,12 @@ def codex_login() -> KeySource:
 def choose_key(settings: Settings) -> KeySource | None:
     """The first key that may go to the configured host; none is needed on this machine."""
     base_url, file = settings.base_url.value, settings.config_path
-    keys = [source for source in settings.keys if source.is_set]
+    keys = [source for source in settings.keys if source.value or source.command]
     fitting = [source for source in keys if may_go(source.host, base_url)]
     own = [source for source in fitting if source.host == host_of(base_url)]  # to this machine any may go
     chosen = next(iter(own if own and fitting[0].host else fitting), None)
     before = settings.keys[:settings.keys.index(chosen)] if chosen else settings.keys
-    unset = next((source.source for source in before if not source.is_set), "")  # somebody counts on it
+    unset = next((source.source for source in before if source not in keys), "")  # somebody counts on it
     if not unset and (chosen or is_loopback(base_url)):
         return chosen
     if keys and not unset:
@@ -4649,8 +4627,8 @@ def show_settings(settings: Settings, console: Console) -> None:
     masked = ", ".join(f"{name}: ***" for name in settings.headers.value)
     rows["headers"] = rows["headers"]._replace(value=masked)
     for number, source in enumerate(settings.keys, 1):
-        value = f"the output of {quoted(source.command[0])}" if source.command else mask_key(source.value)
-        value = value if source.is_set else "not set"
+        value = mask_key(source.value) if source.value else "not set"
+        value = f"the output of {quoted(source.command[0])}" if source.command else value
         value += "" if may_go(source.host, settings.base_url.value) else f", only for {source.host}"
         rows["api_key" if number == 1 else f"api_key {number}"] = Setting(value, source.source)
     if not settings.keys:
