@@ -856,7 +856,7 @@ def image_tokens(width: int, height: int, quality: str) -> int:
 
 PRICES_AND_TIMES = ", ".join(
     f"{quality} (${image_tokens(1024, 1024, quality) * DOLLARS_PER_TOKEN['output']:.3f}, {seconds})"
-    for quality, seconds in TYPICAL_SECONDS.items())
+    for quality, seconds in TYPICAL_SECONDS.items()).replace(", high", ",\nhigh")
 
 def estimate(job: Job, settings: Settings) -> tuple[float, float] | None:
     """The least and the most that a job costs, in US dollars; None where no price is known."""
@@ -934,9 +934,9 @@ class Option(NamedTuple):
     value: str  # its value's name in the help; a switch has none
     help: str
     accepts: Callable[[str], Any] | tuple[str, ...] = str  # what reads its value, or the words that it may be
-    default: Any = None  # what holds if it is not given
     wire: str = ""  # OpenAI's name for it, if it is sent
-    config: tuple[type, ...] = ()  # the types of its value in a config file, if it may be there
+    config: type | None = None  # the type of its value in a config file, if it may be there
+    default: Any = None  # what holds if it is not given
     runapi: str | None = None  # RunAPI's name for it, if it is sent; None: not supported, if wire is set
     short: str = ""
     repeatable: bool = False
@@ -999,33 +999,28 @@ OPTIONS = (
     Option(EDIT, "--mask", "PNG", "as large as IMAGE, transparent where it is to change", PATH, wire="mask"),
     Option(EDIT, "--input-fidelity", "KIND", "low or high; older models only", ("low", "high"),
            wire="input_fidelity"),
-    Option(ALL, "--output", "PATH", f"file or folder (default {DEFAULT_OUTPUT})", PATH, DEFAULT_OUTPUT,
-           config=(str,), short="-o"),
-    Option(ALL, "--size", "WIDTHxHEIGHT", "or square, landscape, portrait, auto (default)",
-           lambda text: as_pair(re.sub(r"^ *([0-9]{3,5})( *px)? *$", r"\1x\1", text)), "auto", "size",
-           (str,), ""),
-    Option(ALL, "--quality", "LEVEL", PRICES_AND_TIMES.replace(", high", ",\nhigh") + " or auto",
-           str.lower, "auto", "quality", (str,)),
-    Option(ALL, "--format", "FORMAT",
-           "png, jpeg or webp (default: as -o ends, else png);\nnewer models: gif, svg",
-           (*SUFFIXES, "jpg"), None, "output_format", (str,)),
-    Option(ALL, "--compression", "0-100", "for jpeg and webp", number(0, 100), None, "output_compression",
-           (int,)),
+    Option(ALL, "--output", "PATH", f"file or folder (default {DEFAULT_OUTPUT})", PATH, "", str,
+           DEFAULT_OUTPUT, short="-o"),
+    Option(ALL, "--size", "WIDTHxHEIGHT", "or square, landscape, portrait, auto (default)", lambda text:
+           as_pair(re.sub(r"^ *([0-9]{3,5})( *px)? *$", r"\1x\1", text)), "size", str, "auto", runapi=""),
+    Option(ALL, "--quality", "LEVEL", PRICES_AND_TIMES + " or auto", str.lower, "quality", str, "auto"),
+    Option(ALL, "--format", "FORMAT", "png, jpeg or webp (default: as -o ends, else png);\n"
+           "newer models: gif, svg", (*SUFFIXES, "jpg"), "output_format", str),
+    Option(ALL, "--compression", "0-100", "for jpeg and webp", number(0, 100), "output_compression", int),
     Option(ALL, "--background", "KIND", "opaque, transparent or auto (default)",
-           ("auto", "opaque", "transparent"), None, "background", (str,)),
-    Option(ALL, "--moderation", "LEVEL", "low or auto (default)", ("auto", "low"), None, "moderation",
-           (str,)),
-    Option(ALL, "--model", "MODEL", f"default {DEFAULT_MODEL}", str, DEFAULT_MODEL, config=(str,)),
+           ("auto", "opaque", "transparent"), "background", str),
+    Option(ALL, "--moderation", "LEVEL", "low or auto (default)", ("auto", "low"), "moderation", str),
+    Option(ALL, "--model", "MODEL", f"default {DEFAULT_MODEL}", str, "", str, DEFAULT_MODEL),
     Option(ALL, "--timeout", "SECONDS", f"time limit for the whole request (default {DEFAULT_TIMEOUT})",
-           number(1, MAX_TIMEOUT, float), DEFAULT_TIMEOUT, config=(int, float)),
+           number(1, MAX_TIMEOUT, float), "", float, DEFAULT_TIMEOUT),
     Option(ALL, "--max-cost", "USD", "send nothing if it may cost more, or nobody knows",
-           number(0.0001, 1_000_000, float), config=(int, float)),
+           number(0.0001, 1_000_000, float), "", float),
     Option(IMAGES, "--aspect-ratio", "W:H", "a shape such as 16:9; the closest allowed size is used",
            lambda text: re.sub(r"(?<=\d)x", ":", as_pair(text)), runapi="aspect_ratio"),
     Option(IMAGES, "--resolution", "1k|2k|4k", "how many pixels that shape gets (default 1k)",
            tuple(RESOLUTIONS), runapi="output_resolution"),
-    Option(IMAGES, "--n", "1-10", "how many images: NAME-1.png, NAME-2.png, ...", number(1, MAX_N), 1,
-           "n", runapi="", short="-n"),
+    Option(IMAGES, "--n", "1-10", "how many images: NAME-1.png, NAME-2.png, ...", number(1, MAX_N), "n",
+           default=1, runapi="", short="-n"),
     Option(IMAGES, "--prompt-file", "FILE", "read the prompt from FILE; a PROMPT of - reads stdin", PATH),
     Option(IMAGES, "--overwrite", "", "replace existing files (default: pick a free name)"),
     Option(IMAGES, "--fresh", "", "buy another take, although this command has its image"),
@@ -1036,25 +1031,24 @@ OPTIONS = (
     Option(IMAGES, "--keep-partials", "", "keep the previews when the final image is saved"),
     Option(IMAGES, "--param", "KEY=VALUE", "any other API parameter, not checked; can be repeated",
            as_parameter, repeatable=True),
-    Option(ALL, "--base-url", "URL", f"default {DEFAULT_BASE_URL}", str, DEFAULT_BASE_URL, config=(str,)),
+    Option(ALL, "--base-url", "URL", f"default {DEFAULT_BASE_URL}", str, "", str, DEFAULT_BASE_URL),
     Option(ALL, "--api", "NAME", "openai, azure, runapi or codex (default: by the host)",
-           tuple(SERVICES), config=(str,)),
-    Option(ALL, "--api-key-env", "NAME", "the variable that holds the key", config=(str,)),
-    Option(ALL, "--api-key", "KEY", "the key (visible in ps and shell history)", config=(str,)),
+           tuple(SERVICES), "", str),
+    Option(ALL, "--api-key-env", "NAME", "the variable that holds the key", config=str),
+    Option(ALL, "--api-key", "KEY", "the key (visible in ps and shell history)", config=str),
     Option(ALL, "--header", "'NAME: VALUE'", "an extra header; can be repeated", as_header, repeatable=True),
-    Option(ALL, "--allow-http", "", "send the key unencrypted to another machine", default=False,
-           config=(bool,)),
+    Option(ALL, "--allow-http", "", "send the key unencrypted to another machine", str, "", bool, False),
     Option(ALL, "--config", "PATH", "read the settings from this file; - means stdin", PATH),
     Option(ALL, "--json", "", "print the result as one JSON object"),
     Option(ALL, "--quiet", "", "print only warnings, errors and Saved: lines", short="-q"),
     Option(ALL, "--verbose", "", "also show what is sent (keys are hidden)", short="-v"))
 
-# What may stand in a config file: name -> (default, types of its value); first, what a picture is to be like.
+# What may stand in a config file: name -> (default, type of its value); first, what a picture is to be like.
 PICTURE_KEYS = ("output", "format", "size", "quality", "compression", "background", "moderation")
-CONFIG_KEYS: dict[str, tuple[Any, ...]] = {
-    **{row.name: (row.default, *row.config) for row in OPTIONS if row.config},
+CONFIG_KEYS: dict[str, tuple[Any, type]] = {
+    **{row.name: (row.default, row.config) for row in OPTIONS if row.config},
     "headers": ({}, dict), "api_key_command": (None, list), "proxy": ("", str), "cacert": ("", str),
-    "poll_url": ("", str), "history": (True, bool), "price_per_image": (None, int, float)}
+    "poll_url": ("", str), "history": (True, bool), "price_per_image": (None, float)}
 
 # What other image tools call it -> what to write here.
 STRANGERS = {
@@ -1173,12 +1167,11 @@ def check_owner(path: str, status: os.stat_result, names: set[str], warnings: li
 
 def checked_value(path: str, name: str, value: Any) -> Any:
     """The value, which has the type of its setting."""
-    types = CONFIG_KEYS[name][1:]
-    items = value if isinstance(value, list) else value.values() if isinstance(value, dict) else ()
-    if type(value) not in types or not all(isinstance(item, str) for item in items):  # True is not a number
-        more = {list: " of strings", dict: " with strings as values"}.get(types[0], "")
-        raise setup_failure(f"{path}: {name} must be {TYPE_NAMES[types[0]]}{more}, "
-                            f"not {TYPE_NAMES[type(value)]}")
+    kind, found = CONFIG_KEYS[name][1], type(value)  # True is not a number, although bool is an int
+    items = value if found is list else value.values() if found is dict else ()
+    if (found is not kind and (found, kind) != (int, float)) or any(type(item) is not str for item in items):
+        more = " of strings" if kind is list else " with strings as values" if kind is dict else ""
+        raise setup_failure(f"{path}: {name} must be {TYPE_NAMES[kind]}{more}, not {TYPE_NAMES[found]}")
     accepts = {"price_per_image": number(0, 1_000_000, float),
                **{row.name: row.accepts for row in OPTIONS if row.config}}.get(name, str)
     words = {"quality": NEWER.qualities, "format": (*NEWEST.formats, "jpg")}.get(name, accepts)
