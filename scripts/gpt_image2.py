@@ -151,9 +151,8 @@ QUALITIES = ("low", "medium", "high", "auto")
 OLDER = ModelRules(QUALITIES, ("1024x1024", "1536x1024", "1024x1536"), "2026-12-01")
 NEWER = ModelRules(("low", "medium", "high", "xhigh", "max", "auto"), None)
 NEWEST = NEWER._replace(formats=(*FORMATS, "gif", "svg"))
-MODELS = {"gpt-image-2": ModelRules(QUALITIES, "free"),
-          "gpt-image-2.5-sunburst": NEWER, "gpt-image-2.5-flare": NEWER,
-          "gpt-image-2.6-sunburst": NEWEST, "gpt-image-2.6-flare": NEWEST,
+MODELS = {"gpt-image-2": ModelRules(QUALITIES, "free"), "gpt-image-2.5-sunburst": NEWER,
+          "gpt-image-2.5-flare": NEWER, "gpt-image-2.6-sunburst": NEWEST, "gpt-image-2.6-flare": NEWEST,
           "gpt-image-1.5": OLDER, "gpt-image-1-mini": OLDER, "chatgpt-image-latest": OLDER}
 
 # ---- Failures ------------------------------------------------------------------------------------
@@ -917,8 +916,7 @@ OPENAI = Service(DEFAULT_BASE_URL, ("GPT_IMAGE2_API_KEY", "OPENAI_API_KEY"),
 SERVICES = {
     "openai": OPENAI, "azure": OPENAI._replace(base_url="", formats=("png", "jpeg")),
     "runapi": Service("https://runapi.ai", ("RUNAPI_API_KEY", "GPT_IMAGE2_API_KEY"), ("RUNAPI_BASE_URL",),
-                      lambda *call: runapi(*call), lambda *call: runapi_shape(*call),
-                      free_check="/api/v1/me", takes_urls=True),
+                      lambda *call: runapi(*call), lambda *call: runapi_shape(*call), "/api/v1/me", True),
     "codex": Service("https://chatgpt.com/backend-api/codex", (), (), lambda *call: codex(*call),
                      OPENAI.values, free_check="")}
 # The variables that are read as keys: none of them reaches a child process.
@@ -1069,8 +1067,6 @@ STRANGERS = {
 # ---- Settings ------------------------------------------------------------------------------------
 STANDARD_INPUT = "standard input"  # stands for the path of a config that comes from there
 AZURE_HOSTS = (".openai.azure.com", ".services.ai.azure.com", ".cognitiveservices.azure.com")
-# What curl reads besides the proxy setting; a password may be in them.
-PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 # A child needs these, whatever they hold: they lead to files, to the network and to trusted certificates.
 NEEDED_VARIABLES = r"(?i)(.*_)?(path|home|proxy|ca_bundle|cert_file|cert_dir|tmpdir|temp|tmp|systemroot)"
 MAX_CONFIG_BYTES = 1_000_000
@@ -1201,8 +1197,6 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
                      for name, setting in from_flags.items() if name in overridden.difference(PICTURE_KEYS)]
     layers = (from_flags, from_file) if explicit else (from_file, from_flags)  # the last one counts
     api = {**layers[0], **layers[1]}.get("api", Setting("", "default"))
-    if api.value and api.value not in SERVICES:
-        raise setting_failure(api, f"api {quoted(api.value)} is not known, only {', '.join(SERVICES)}")
     address = content.get("base_url", "")
     if api.source == "--api" and address and api.value != (content.get("api") or api_of(address)):
         del from_file["base_url"]  # it is another service's
@@ -1227,10 +1221,9 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
     limits = [layer["max_cost"] for layer in layers if "max_cost" in layer]
     if explicit and limits:
         values["max_cost"] = min(limits, key=lambda limit: limit.value)
-    plain = {name: values[name] for name in ("model", "timeout", "proxy", "cacert", "allow_http", "poll_url",
-                                                "history", "max_cost", "price_per_image")}
-    return Settings(api=api, base_url=base_url, headers=headers, keys=tuple(keys), config_path=path,
-                    warnings=tuple(warnings), defaults=defaults, **plain)
+    values.update(api=api, base_url=base_url, headers=headers)
+    plain = {name: values[name] for name in Settings._fields if name in values}
+    return Settings(keys=tuple(keys), config_path=path, warnings=tuple(warnings), defaults=defaults, **plain)
 
 def key_sources(api: str, named: list[KeySource], url_source: str, dry_run: bool) -> list[KeySource]:
     """Every source of the key, the first that counts in front. named: flags, file. Of the variables our own
@@ -1253,7 +1246,7 @@ def fill_template(template: str, base: str, task: str) -> str:
 def api_of(base_url: str) -> str:
     """The protocol that a host speaks. Codex is never chosen automatically."""
     host = host_of(base_url).partition(":")[0]
-    is_runapi = re.fullmatch(r"(.+\.)?runapi\.ai", host)
+    is_runapi = f".{host}".endswith(".runapi.ai")
     return "azure" if host.endswith(AZURE_HOSTS) else "runapi" if is_runapi else "openai"
 
 def flag_layer(flags: Mapping[str, Any]) -> Layer:
@@ -1348,21 +1341,15 @@ def host_of(url: str) -> str:
 
 def merged_headers(layers: Sequence[Layer], host: str, base_url: str, warnings: list[str]) -> Setting:
     """Extra headers of all layers, the last layer winning by name; those of a file stay with its host."""
-    merged: dict[str, str] = {}
-    sources = []
-    for layer in layers:
-        setting = layer.get("headers", Setting({}, ""))
-        if setting.value and not setting.source.startswith("--") and not may_go(host, base_url):
-            warnings.append(f"the headers in {setting.source} belong to another host and are not sent")
-        elif setting.value:
-            sources.append(setting.source)
-            replaced = {name.lower() for name in setting.value}
-            kept = {name: value for name, value in merged.items() if name.lower() not in replaced}
-            merged = {**kept, **setting.value}
-    for name, value in merged.items():
-        if header_fault(name, value):
-            raise setup_failure(header_fault(name, value))
-    return Setting(merged, ", ".join(sources) or "default")
+    given = [setting for layer in layers if (setting := layer.get("headers")) and setting.value]
+    sent = [each for each in given if each.source.startswith("--") or may_go(host, base_url)]
+    warnings += [f"the headers in {each.source} belong to another host and are not sent"
+                 for each in given if each not in sent]
+    merged = {name.lower(): (name, value) for each in sent for name, value in each.value.items()}
+    for name, value in merged.values():
+        if fault := header_fault(name, value):
+            raise setup_failure(fault)
+    return Setting(dict(merged.values()), ", ".join(each.source for each in sent) or "default")
 
 def header_fault(name: str, value: str) -> str:
     """Why this cannot be an extra header, or an empty text."""
@@ -1378,15 +1365,16 @@ def may_go(host: str, base_url: str) -> bool:
 
 def named_keys(values: Mapping[str, Any], path: str = "", host: str = "") -> list[KeySource]:
     """Keys of a config file, bound to its host, or (no path) of the command line, which may go anywhere."""
-    name, found = values.get("api_key_env") or "", []
+    found = []
     if values.get("api_key") is not None:
         found.append(KeySource(path or "--api-key", host, values["api_key"]))
-    if name and not path and not environment(variable_name(name)):
-        shown = name if re.fullmatch(VARIABLE_NAME, name) else "a variable"
-        raise setup_failure(f"--api-key-env names {shown}, which is not set", "Set or correct it.", "key")
-    if name:
+    if name := values.get("api_key_env"):
+        is_like_one = re.fullmatch(VARIABLE_NAME, name)
+        if not path and not environment(variable_name(name)):
+            raise setup_failure(f"--api-key-env names {name if is_like_one else 'a variable'}, "
+                                "which is not set", "Set or correct it.", "key")
+        shown = f"${name}" if is_like_one or environment(name) else "a variable"
         where = f"in {path}" if path else "by --api-key-env"
-        shown = f"${name}" if environment(name) or re.fullmatch(VARIABLE_NAME, name) else "a variable"
         found.append(KeySource(f"{shown}, named {where}", host, environment(name)))
     if "api_key_command" in values:
         found.append(KeySource(f"api_key_command in {path}", host, "", tuple(values["api_key_command"])))
@@ -1423,13 +1411,11 @@ def codex_login() -> KeySource:
     hint = ("Run codex once (or codex login), then try again. If Codex keeps its sign-in in a keyring, first "
             f'put cli_auth_credentials_store = "file" into {folder}/config.toml.')
     tokens = json_path(read_login(path, hint), "tokens")
-    token = json_path(tokens, "access_token")
+    token, claims = json_path(tokens, "access_token"), None
     if not isinstance(token, str) or not token:
         raise setup_failure(f"there is no ChatGPT sign-in in {path}", hint, "key")
-    claims = None
     with suppress(IndexError, ValueError):  # a JSON web token, which is only read, not verified
-        body = token.split(".")[1]
-        claims = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
+        claims = json.loads(base64.urlsafe_b64decode(token.split(".")[1] + "=="))  # more of them do no harm
     expires = json_path(claims, "exp")
     if isinstance(expires, (int, float)) and expires < time.time():
         raise setup_failure("the Codex sign-in has expired", hint, "key")
@@ -1493,7 +1479,8 @@ def read_settings(options: Namespace, console: Console) -> Settings:
             secrets.add_keys(value, value.split()[-1])  # `Bearer KEY`: the key alone too
         elif re.search(r"\S{16}", value):
             secrets.texts += [value, value.split()[-1]]
-    for proxy in (settings.proxy.value, *map(environment, PROXY_VARIABLES)):
+    read_by_curl = [value for name, value in environ.items() if name.lower().endswith("_proxy")]
+    for proxy in (settings.proxy.value, *read_by_curl):  # a password may be in them
         login = re.sub(r"^\w*:?//", "", proxy.rpartition("@")[0])
         secrets.texts += filter(None, [login])
         secrets.add_keys(login.partition(":")[2])
@@ -1504,8 +1491,7 @@ def read_settings(options: Namespace, console: Console) -> Settings:
 def fill_options(options: Namespace, settings: Settings, notes: list[str]) -> None:
     """Put the defaults in place of what was not given. One of a config file that does not fit is left out."""
     missing = [name for name in PICTURE_KEYS if getattr(options, name) is None]
-    for name in missing:
-        setattr(options, name, CONFIG_KEYS[name][0])
+    vars(options).update((name, CONFIG_KEYS[name][0]) for name in missing)
     for name in missing:
         usual, (value, source) = getattr(options, name), settings.defaults[name]
         shaped = name == "size" and (options.aspect_ratio or options.resolution)
@@ -4601,8 +4587,7 @@ def write_config(path: str, content: Mapping[str, Any], force: bool) -> None:
         with private_file(part, os.O_EXCL) as stream:
             stream.write(json.dumps(content, indent=2).encode() + b"\n")
         with suppress(FileNotFoundError), plain_file(path, follow=True) as old:
-            text = old.read(MAX_CONFIG_BYTES)
-            if re.search(rb'"(api_key|headers)"', text):
+            if re.search(rb'"(api_key|headers)"', text := old.read(MAX_CONFIG_BYTES)):
                 with private_file(path + ".bak") as copy:
                     copy.write(text)
         if not give_name(part, path, force):
@@ -4614,11 +4599,10 @@ def write_config(path: str, content: Mapping[str, Any], force: bool) -> None:
 
 def show_settings(settings: Settings, console: Console) -> None:
     """Every setting with its value and its source; keys masked."""
-    rows = {name: Setting(console.secrets.clean(as_text(setting.value)), setting.source)
-            for name, setting in {**settings._asdict(), **settings.defaults}.items()
+    clean, headers = console.secrets.clean, ", ".join(f"{name}: ***" for name in settings.headers.value)
+    shown = {**settings._asdict(), **settings.defaults, "headers": settings.headers._replace(value=headers)}
+    rows = {name: Setting(clean(as_text(setting.value)), setting.source) for name, setting in shown.items()
             if isinstance(setting, Setting)}
-    masked = ", ".join(f"{name}: ***" for name in settings.headers.value)
-    rows["headers"] = rows["headers"]._replace(value=masked)
     for number, source in enumerate(settings.keys, 1):
         value = mask_key(source.value) if source.value else "not set"
         value = f"the output of {quoted(source.command[0])}" if source.command else value
@@ -4626,7 +4610,7 @@ def show_settings(settings: Settings, console: Console) -> None:
         rows["api_key" if number == 1 else f"api_key {number}"] = Setting(value, source.source)
     if not settings.keys:
         rows["api_key"] = Setting("none", "set GPT_IMAGE2_API_KEY or run: " + own_command("config --init"))
-    pending = map_texts(unfinished_commands(console), console.secrets.clean)
+    pending = map_texts(unfinished_commands(console), clean)
     if console.as_json:
         console.tell(settings={name: row._asdict() for name, row in rows.items()}, pending=pending,
                      config_file=settings.config_path or None)
@@ -4647,10 +4631,9 @@ STATES_IN_WORDS = {UNSENT: "not sent yet", RUNNING: "still being made", ANSWERED
 
 def age_in_words(seconds: float) -> str:
     """How long ago something was, as people say it."""
-    for unit, size in (("day", DAY), ("hour", 3600), ("minute", 60)):
-        if seconds >= size:
-            return f"{seconds // size:.0f} {unit}{'s' * (seconds >= 2 * size)} ago"
-    return "just now"
+    units = (("day", DAY), ("hour", 3600), ("minute", 60))
+    return next((f"{seconds // size:.0f} {unit}{'s' * (seconds >= 2 * size)} ago" for unit, size in units
+                 if seconds >= size), "just now")
 
 def forget_requests(wanted: str, console: Console) -> None:
     """Give up the unfinished request with this id, or all that nobody works on."""
@@ -4887,8 +4870,7 @@ def parse(arguments: list[str]) -> Namespace:
         raise usage_failure(f"unknown option {shown}.{advice}", "See: " + own_command(f"{command} --help"))
     for name, fitting in (("aspect_ratio", "[0-9]+:[0-9]+"), ("resolution", "[124]k")):
         if re.fullmatch(fitting, options.size or "") and not getattr(options, name):
-            setattr(options, name, options.size)  # --size may say what these two say
-            options.size = "auto"
+            vars(options).update({name: options.size, "size": "auto"})  # --size may say what these two say
     options.command, options.words = command, options.words + left + arguments[cut + 1:]
     if command == "config" and options.words:
         raise usage_failure(f"config takes no arguments, got {quoted(options.words[0])}")
