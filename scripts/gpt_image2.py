@@ -96,27 +96,23 @@ DEFAULT_BASE_URL, DEFAULT_MODEL = "https://api.openai.com/v1", "gpt-image-2"
 DEFAULT_OUTPUT = "~/gpt-image2-output.png"
 DEFAULT_TIMEOUT, MAX_TIMEOUT = 600, 1_000_000  # seconds; the official SDK's own; more overflows in curl
 CONNECT_TIMEOUT, DOWNLOAD_TIMEOUT = 30, 300  # seconds; relays serve results slowly
-MAX_REDIRECTS = 3  # of a file
-MINIMUM_CURL = (7, 68)
 HEARTBEAT = 30  # seconds between two lines while waiting, off a terminal
+MAX_REDIRECTS, MINIMUM_CURL = 3, (7, 68)  # the first of a file
 KEEP_DAYS, KEEP_RECEIPT_DAYS, DAY = 30, 90, 86_400  # unfinished requests; what is known of others; seconds
 
 # How often a request is tried, and the pause before the next try when the server does not name one. Only what
 # cannot have made an image is tried again; relays cool down for about 5 s after a rate limit.
 TRIES, RATE_LIMIT_TRIES = 3, 5
-POLL_TIMEOUT, POLL_PAUSE = 60, 3.0  # seconds for one poll of a task, and between two polls
-NETWORK_PAUSE, RATE_LIMIT_PAUSE = 0.5, 5.0
+POLL_TIMEOUT, POLL_PAUSE, NETWORK_PAUSE, RATE_LIMIT_PAUSE = 60, 3.0, 0.5, 5.0  # seconds; polls of a task
 
 MAX_PROMPT, MAX_IMAGES, MAX_IMAGE_BYTES = 32_000, 16, 50_000_000  # the first in characters
 SAFE_MASK_BYTES = 4_000_000  # the API reference says 4 MB, the guide 50 MB
 MAX_MASK_PIXELS, MAX_MASK_EDGE = 64_000_000, 65_535  # more is refused: a few bytes may claim any size
-MAX_N, MAX_PARTIALS = 10, 3
-EDGE_STEP, MAX_EDGE = 16, 3840  # both edges are multiples of the first; 3840x2160 is accepted
-EDGES = range(EDGE_STEP, MAX_EDGE + 1, EDGE_STEP)
-MAX_RATIO, MIN_PIXELS, MAX_PIXELS = 3, 655_360, 8_294_400
+MAX_N, MAX_PARTIALS, SPARE_IMAGES = 10, 3, 3  # some servers send more images than were asked for
+EDGE_STEP, MAX_EDGE, MAX_RATIO, MIN_PIXELS, MAX_PIXELS = 16, 3840, 3, 655_360, 8_294_400
+EDGES = range(EDGE_STEP, MAX_EDGE + 1, EDGE_STEP)  # both must be multiples; 3840x2160 is accepted
 MAX_DOWNLOAD_BYTES, MAX_ANSWER_BYTES = 200_000_000, 500_000_000  # a 4K PNG is below 50 MB; ten as base64
 MAX_UNPACKED = 100  # times its packed size: a picture as base64 shrinks to three quarters, text to a fiftieth
-SPARE_IMAGES = 3  # some servers send more than were asked for
 # Of one list or object that is shown to the caller, of an answer's JSON, and of an event stream.
 MAX_MEMBERS, MAX_DEPTH, MAX_LINES = 100, 64, 1_000_000
 
@@ -179,7 +175,7 @@ KINDS = {
     **dict.fromkeys(("config", "curl"), Kind(SETUP, "no", "fix")),
     "state": Kind(SETUP, "no", "ask"),
     "key": Kind(SETUP, "no", "ask", "config --show says where the key comes from; config --check tests it."),
-    "network": Kind(NO_ANSWER, "maybe", "ask", BUYS_AGAIN),
+    **dict.fromkeys(("network", "task_failed"), Kind(NO_ANSWER, "maybe", "ask", BUYS_AGAIN)),
     "tls": Kind(NO_ANSWER, "no", "fix", 'If your network has its own CA, set "cacert" in the config.'),
     "timeout": Kind(NO_ANSWER, "maybe", "ask", "Raise --timeout, or lower --quality or --size."),
     "upload": Kind(NO_ANSWER, "no", "again", "Run the same command again; you were not charged."),
@@ -201,7 +197,6 @@ KINDS = {
     # No usable response.
     "gateway": Kind(NO_ANSWER, "maybe", "ask", "The gateway gave up: try --stream or a lower --quality."),
     **dict.fromkeys(("server", "no_image", "broken_image"), Kind(NO_ANSWER, "maybe", "ask", LOOK_FIRST)),
-    "task_failed": Kind(NO_ANSWER, "maybe", "ask", BUYS_AGAIN),
     "web_page": Kind(NO_ANSWER, "maybe", "fix", "Check --base-url: it should end in /v1."),
     "place": Kind(NO_ANSWER, "yes", "stop", "Tell the people who run the service. " + BUYS_AGAIN),
     # The image exists or is being made: the same command continues from there. The first three are purposes.
@@ -949,9 +944,8 @@ def number(low: float, high: int, convert: Callable[[str], Any] = int) -> Callab
     """What reads a number in a range."""
     def read(text: str) -> Any:
         try:
-            if "_" in text or not text.isascii():
-                raise ValueError  # Python would read 1_000 and the digits of other scripts
-            value = convert(text)
+            # Python would read 1_000 and the digits of other scripts.
+            value = convert("" if "_" in text or not text.isascii() else text)
         except ValueError:
             raise ValueError(f"needs a {'whole ' * (convert is int)}number, not {quoted(text)}") from None
         if not low <= value <= high:
@@ -1081,7 +1075,6 @@ LOOPBACK = r"localhost|\[::1\]|127(\.(25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)){3}"  # 1
 API_PATH = (r"(?i)(/(chat|completions|responses|models(/[^/]+)?|images|generations|edits|variations|"
             r"embeddings|audio|speech|transcriptions|moderations|files|batches|realtime|videos|assistants|"
             r"threads))+$")
-OWN_NAMES = r"(.+\.)?localhost[46]?(\.localdomain[46]?)?|ip6-(localhost|loopback)"
 
 def environment(name: str) -> str:
     """A variable's value; unset and empty are the same."""
@@ -1210,10 +1203,9 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
     host, polled = host_of(base_url.value), fill_template(poll_url.value, base_url.value, "id")
     if polled and not url_on_host(polled, base_url.value):
         raise setting_failure(poll_url, f"poll_url must point to {host}, the host of the key")
-    file_host = host_of(address or default_address(content.get("api", "")))  # what is secret there is for it
-    named = [named_keys(flags), named_keys(content, path, file_host)]
-    keys = key_sources(api.value, sum(reversed(named) if explicit else named, []), base_url.source,
-                       bool(flags.get("dry_run")))
+    file_host = host_of(address or SERVICES[content.get("api") or "openai"].base_url)  # for its secrets
+    named = [(flags, "", ""), (content, path, file_host)]
+    keys = key_sources(api.value, named[::-1] if explicit else named, base_url.source, flags.get("dry_run"))
     headers = merged_headers(layers, file_host, base_url.value, warnings)
     defaults = {name: {**values, **from_flags}[name] for name in PICTURE_KEYS}  # a flag always wins
     if not may_go(file_host, base_url.value):
@@ -1225,9 +1217,25 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
     plain = {name: values[name] for name in Settings._fields if name in values}
     return Settings(keys=tuple(keys), config_path=path, warnings=tuple(warnings), defaults=defaults, **plain)
 
-def key_sources(api: str, named: list[KeySource], url_source: str, dry_run: bool) -> list[KeySource]:
-    """Every source of the key, the first that counts in front. named: flags, file. Of the variables our own
-    may go anywhere but where only a vendor's variable leads; a vendor's only to the host beside it."""
+def key_sources(api: str, named: Sequence[tuple[Mapping[str, Any], str, str]], url_source: str,
+                dry_run: Any) -> list[KeySource]:
+    """Every source of the key, the first that counts in front. named: the settings, path and host of a config
+    file, to which its keys are bound, or (no path) of the command line, whose keys may go anywhere. Of the
+    variables ours may go anywhere but where only a vendor's leads; a vendor's only to the host beside it."""
+    keys = []
+    for values, path, host in named:
+        if values.get("api_key") is not None:
+            keys.append(KeySource(path or "--api-key", host, values["api_key"]))
+        if name := values.get("api_key_env"):
+            shown = name if re.fullmatch(VARIABLE_NAME, name) else ""
+            if not path and not environment(variable_name(name)):
+                raise setup_failure(f"--api-key-env names {shown or 'a variable'}, which is not set",
+                                    "Set or correct it.", "key")
+            shown = f"${name}" if shown or environment(name) else "a variable"
+            where = f"in {path}" if path else "by --api-key-env"
+            keys.append(KeySource(f"{shown}, named {where}", host, environment(name)))
+        if "api_key_command" in values:
+            keys.append(KeySource(f"api_key_command in {path}", host, "", tuple(values["api_key_command"])))
     if api == "codex":
         return [] if dry_run else [codex_login()]
     vendor = {"$OPENAI_BASE_URL": "openai", "$RUNAPI_BASE_URL": "runapi"}.get(url_source)
@@ -1235,7 +1243,7 @@ def key_sources(api: str, named: list[KeySource], url_source: str, dry_run: bool
              "OPENAI_API_KEY": host_of(environment("OPENAI_BASE_URL") or DEFAULT_BASE_URL),
              "RUNAPI_API_KEY": host_of(environment("RUNAPI_BASE_URL") or SERVICES["runapi"].base_url)}
     variables = filter(environment, SERVICES[api].key_variables)
-    keys = [*named, *(KeySource(f"${name}", hosts[name], environment(name)) for name in variables)]
+    keys += [KeySource(f"${name}", hosts[name], environment(name)) for name in variables]
     is_missing = not any(source.value or source.command for source in keys)
     return (runapi_tool_key() if is_missing and api == "runapi" else []) or keys
 
@@ -1253,10 +1261,6 @@ def flag_layer(flags: Mapping[str, Any]) -> Layer:
     """The settings given on the command line."""
     return {name: Setting(value, "--" + name.replace("_", "-")) for name, value in flags.items()
             if name in CONFIG_KEYS and value not in (None, False, {})}
-
-def default_address(api: str) -> str:
-    """Where a protocol is spoken by default; "" where there is no default."""
-    return SERVICES[api or "openai"].base_url if (api or "openai") in SERVICES else ""
 
 def default_layer(api: str) -> Layer:
     """What holds by default; the base URL may stand in our own variable or in that of the vendor's tools."""
@@ -1318,7 +1322,7 @@ def local_place(host: str) -> str:
     import ipaddress
     import socket
     host = host.lower().rstrip(".")
-    if re.fullmatch(OWN_NAMES, host):
+    if re.fullmatch(r"(.+\.)?localhost[46]?(\.localdomain[46]?)?|ip6-(localhost|loopback)", host):
         return "this machine"
     try:
         octets = ipaddress.ip_address(host[1:-1]).packed if host.startswith("[") else socket.inet_aton(host)
@@ -1363,23 +1367,6 @@ def may_go(host: str, base_url: str) -> bool:
     """Whether a secret bound to host may be sent to base_url. Loopback addresses are always allowed."""
     return host in ("", host_of(base_url)) or is_loopback(base_url)
 
-def named_keys(values: Mapping[str, Any], path: str = "", host: str = "") -> list[KeySource]:
-    """Keys of a config file, bound to its host, or (no path) of the command line, which may go anywhere."""
-    found = []
-    if values.get("api_key") is not None:
-        found.append(KeySource(path or "--api-key", host, values["api_key"]))
-    if name := values.get("api_key_env"):
-        is_like_one = re.fullmatch(VARIABLE_NAME, name)
-        if not path and not environment(variable_name(name)):
-            raise setup_failure(f"--api-key-env names {name if is_like_one else 'a variable'}, "
-                                "which is not set", "Set or correct it.", "key")
-        shown = f"${name}" if is_like_one or environment(name) else "a variable"
-        where = f"in {path}" if path else "by --api-key-env"
-        found.append(KeySource(f"{shown}, named {where}", host, environment(name)))
-    if "api_key_command" in values:
-        found.append(KeySource(f"api_key_command in {path}", host, "", tuple(values["api_key_command"])))
-    return found
-
 def variable_name(text: str) -> str:
     """The text, which can be a variable's name. If it is a key by mistake, the message does not repeat it."""
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text):
@@ -1388,9 +1375,9 @@ def variable_name(text: str) -> str:
 
 def runapi_tool_key() -> list[KeySource]:
     """The key that RunAPI's official tool has stored, if any."""
-    folder = environment("XDG_CONFIG_HOME")
-    folder = folder if os.path.isabs(folder) else os.path.join(os.path.expanduser("~"), ".config")
-    path = os.path.join(folder, "runapi", "config.json")
+    home = environment("XDG_CONFIG_HOME")
+    home = home if os.path.isabs(home) else os.path.expanduser("~/.config")
+    path = os.path.join(home, "runapi", "config.json")
     content = read_login(path) if os.path.exists(path) else None
     key = json_path(content, "api_key") or json_path(content, "apiKey")
     base_url = json_path(content, "base_url") or json_path(content, "baseUrl") or SERVICES["runapi"].base_url
@@ -4532,8 +4519,7 @@ def write_template(options: Namespace, run: Run) -> None:
         console.warn(f"{hidden[0]} is ignored from now on")
     content = template(options)
     name = "" if options.api_key_env or console.as_json else content.get("api_key_env", "")
-    is_person = console.is_terminal() and sys.stdin is not None and sys.stdin.isatty()
-    asks = is_person and name and not environment(name)
+    asks = name and not environment(name) and console.is_terminal() and sys.stdin and sys.stdin.isatty()
     if asks:
         content.update(ask_for_key(content["base_url"], content.pop("api_key_env"), path, console))
     write_config(path, content, options.force)
@@ -4603,13 +4589,12 @@ def show_settings(settings: Settings, console: Console) -> None:
     shown = {**settings._asdict(), **settings.defaults, "headers": settings.headers._replace(value=headers)}
     rows = {name: Setting(clean(as_text(setting.value)), setting.source) for name, setting in shown.items()
             if isinstance(setting, Setting)}
+    rows["api_key"] = Setting("none", "set GPT_IMAGE2_API_KEY or run: " + own_command("config --init"))
     for number, source in enumerate(settings.keys, 1):
         value = mask_key(source.value) if source.value else "not set"
         value = f"the output of {quoted(source.command[0])}" if source.command else value
         value += "" if may_go(source.host, settings.base_url.value) else f", only for {source.host}"
         rows["api_key" if number == 1 else f"api_key {number}"] = Setting(value, source.source)
-    if not settings.keys:
-        rows["api_key"] = Setting("none", "set GPT_IMAGE2_API_KEY or run: " + own_command("config --init"))
     pending = map_texts(unfinished_commands(console), clean)
     if console.as_json:
         console.tell(settings={name: row._asdict() for name, row in rows.items()}, pending=pending,
@@ -4621,19 +4606,16 @@ def show_settings(settings: Settings, console: Console) -> None:
     console.output(f"config file {file}")
     for request in pending:
         state = "at work" if request["at_work"] else STATES_IN_WORDS[request["state"]]
-        console.output(f"unfinished  {request['id']}  {age_in_words(request['age_s'])}, {state}: "
+        age, units = request["age_s"], (("day", DAY), ("hour", 3600), ("minute", 60))
+        ago = next((f"{age // size:.0f} {unit}{'s' * (age >= 2 * size)} ago" for unit, size in units
+                    if age >= size), "just now")
+        console.output(f"unfinished  {request['id']}  {ago}, {state}: "
                        f"{request['output']} ({request['prompt']})")
     console.output("To collect one, run its command again. To give one up: "
                    + own_command("config --forget ID") if pending else "unfinished  none")
 
 STATES_IN_WORDS = {UNSENT: "not sent yet", RUNNING: "still being made", ANSWERED: "ready to be collected",
                    LOST: "cut off, perhaps billed"}
-
-def age_in_words(seconds: float) -> str:
-    """How long ago something was, as people say it."""
-    units = (("day", DAY), ("hour", 3600), ("minute", 60))
-    return next((f"{seconds // size:.0f} {unit}{'s' * (seconds >= 2 * size)} ago" for unit, size in units
-                 if seconds >= size), "just now")
 
 def forget_requests(wanted: str, console: Console) -> None:
     """Give up the unfinished request with this id, or all that nobody works on."""
@@ -4755,17 +4737,12 @@ def try_key(settings: Settings, key: str, run: Run, say: Callable[[str], None]) 
         say(f"note  {note}")
     elif response:
         say(f"ok    {host} {'accepts the key' if key else 'answers'} (HTTP {response.status})")
-    if response and settings.service.free_check == "/models":
-        say(model_line(response.document, settings.model.value))
-
-def model_line(document: Any, model: str) -> str:
-    """What a model list says about one model. Being listed does not prove access."""
-    items = json_path(document, "data")
-    rows = [item for item in items if json_path(item, "id") == model] if isinstance(items, list) else []
-    if not rows:
-        return f"note  {model} is not in the server's list of models"
-    date = json_path(rows[0], "shutdown_date")
-    return f"note  {model} is listed, shut down on {date}" if date else f"ok    {model} is listed"
+    if response and settings.service.free_check == "/models":  # being listed does not prove access
+        model, items = settings.model.value, json_path(response.document, "data")
+        rows = [item for item in items if json_path(item, "id") == model] if isinstance(items, list) else []
+        date = json_path(rows[0], "shutdown_date") if rows else None
+        listed = f"note  {model} is listed, shut down on {date}" if date else f"ok    {model} is listed"
+        say(listed if rows else f"note  {model} is not in the server's list of models")
 
 # ---- Parser --------------------------------------------------------------------------------------
 HELP = """\
@@ -4780,35 +4757,21 @@ Generate and edit images with gpt-image-2.
   config [--show | --init | --check]  show, create or test your settings
   config --history | --forget ID      what was made; give up what is unfinished
 
-Each has its own --help. --version shows the version.
-"""
+Each has its own --help. --version shows the version."""
 
 SYNOPSIS = {"generate": """\
 gpt_image2 generate PROMPT [options]
 
-  gpt_image2 generate "a red fox in the snow" --quality low -o fox.png
-""", "edit": """\
+  gpt_image2 generate "a red fox in the snow" --quality low -o fox.png""", "edit": """\
 gpt_image2 edit IMAGE [IMAGE ...] PROMPT [options]
 
   gpt_image2 edit fox.png "give the fox a hat" -o hat.png
   gpt_image2 edit room.png chair.jpg "put the chair into the room"
 
   IMAGE                  PNG, JPEG or WebP below 50 MB: a file, an http(s) URL,
-                         a file: or data: URI
-""", "config": """\
+                         a file: or data: URI""", "config": """\
 gpt_image2 config [--show | --init [--force] | --check] [options]
-gpt_image2 config --history [N] | --forget ID|all
-"""}
-
-def command_help(command: str) -> str:
-    """The help of one command: its usage, then its options in groups."""
-    text = SYNOPSIS[command]
-    for _, group in groupby((row for row in OPTIONS if command in row.commands), lambda row: row.commands):
-        text += "\n"
-        for row in group:
-            names = (row.short + ", " if row.short else "") + row.flag + " " + row.value
-            text += f"  {names:22} " + row.help.replace("\n", "\n" + " " * 25) + "\n"
-    return text
+gpt_image2 config --history [N] | --forget ID|all"""}
 
 def read_value(row: Option, text: str) -> Any:
     """The value of an option on the command line. An empty one is a variable that was not set."""
@@ -4877,12 +4840,18 @@ def parse(arguments: list[str]) -> Namespace:
     return options
 
 def help_for(arguments: list[str]) -> str:
-    """The help or version that is wanted, or an empty text."""
+    """The help or version that is wanted, or an empty text. Of a command: usage and options in groups."""
     words = arguments[:arguments.index("--")] if "--" in arguments else arguments
-    if {"-h", "--help"} & set(words) or words[:1] == ["help"] or words[1:2] == ["help"]:
-        topic = next((word for word in words[:2] if word in SYNOPSIS), "")
-        return (command_help(topic) if topic else HELP).replace(PROGRAM + " ", own_command(""))
-    return f"{PROGRAM} {VERSION}\n" if words[:1] in (["--version"], ["-V"], ["version"]) else ""
+    if not {"-h", "--help"} & set(words) and "help" not in words[:2]:
+        return f"{PROGRAM} {VERSION}" if words[:1] in (["--version"], ["-V"], ["version"]) else ""
+    topic = next((word for word in words[:2] if word in SYNOPSIS), "")
+    text = SYNOPSIS.get(topic, HELP)
+    for _, group in groupby((row for row in OPTIONS if topic in row.commands), lambda row: row.commands):
+        text += "\n"
+        for row in group:
+            names = (row.short + ", " if row.short else "") + row.flag + " " + row.value
+            text += f"\n  {names:22} " + row.help.replace("\n", "\n" + " " * 25)
+    return text.replace(PROGRAM + " ", own_command(""))
 
 # ---- main ----------------------------------------------------------------------------------------
 def guard_process() -> None:
