@@ -124,11 +124,13 @@ def own_key(config: Mapping[str, Any]) -> str:
     return variable("RUNAPI_API_KEY") or ("" if stray else variable("GPT_IMAGE2_API_KEY"))
 
 
-def default_url(api: str) -> str:
+def default_url(api: str, from_variables: bool = True) -> str:
     """Where a protocol is spoken if only a variable, or nothing, names an address."""
-    service = program.SERVICES.get(api or "openai")
-    addresses = map(variable, service.address_variables[:1] if service else ())
-    return next(filter(None, addresses), program.default_address(api))
+    if (api or "openai") not in program.SERVICES:
+        return ""
+    service = program.SERVICES[api or "openai"]
+    addresses = map(variable, service.address_variables[:1] if from_variables else ())
+    return next(filter(None, addresses), service.base_url)
 
 
 def protocol(config: Mapping[str, Any]) -> str:
@@ -172,7 +174,7 @@ def find_config() -> dict[str, Any]:
             api = source.get("api", "")
             # A key in the file is bound to the address in the file.
             bound = source is file and {"api_key", "api_key_command"} & set(source)
-            url = program.default_address(api) if bound else default_url(api)
+            url = default_url(api, from_variables=not bound)
             config = {"base_url": url, **common, **source}
             return with_key(config, own_key(config), openai)
     own_url = variable("GPT_IMAGE2_BASE_URL")

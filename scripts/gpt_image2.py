@@ -93,38 +93,30 @@ if TYPE_CHECKING:
 VERSION = "1.0.0"
 PROGRAM = "gpt_image2"
 AZURE_CLASSIC_VERSION = "2025-04-01-preview"  # Azure's image documentation, read 2026-07
-DEFAULT_BASE_URL = "https://api.openai.com/v1"
-DEFAULT_MODEL = "gpt-image-2"
+DEFAULT_BASE_URL, DEFAULT_MODEL = "https://api.openai.com/v1", "gpt-image-2"
 DEFAULT_OUTPUT = "~/gpt-image2-output.png"
 DEFAULT_TIMEOUT, MAX_TIMEOUT = 600, 1_000_000  # seconds; the official SDK's own; more overflows in curl
 CONNECT_TIMEOUT, DOWNLOAD_TIMEOUT = 30, 300  # seconds; relays serve results slowly
-MAX_REDIRECTS = 3  # of a file
-MINIMUM_CURL = (7, 68)
 HEARTBEAT = 30  # seconds between two lines while waiting, off a terminal
-KEEP_DAYS, KEEP_RECEIPT_DAYS = 30, 90  # for unfinished requests, and for what is known of finished ones
-DAY = 86_400  # seconds
+MAX_REDIRECTS, MINIMUM_CURL = 3, (7, 68)  # the first of a file
+KEEP_DAYS, KEEP_RECEIPT_DAYS, DAY = 30, 90, 86_400  # unfinished requests; what is known of others; seconds
 
 # How often a request is tried, and the pause before the next try when the server does not name one. Only what
 # cannot have made an image is tried again; relays cool down for about 5 s after a rate limit.
 TRIES, RATE_LIMIT_TRIES = 3, 5
-POLL_TIMEOUT, POLL_PAUSE = 60, 3.0  # seconds for one poll of a task, and between two polls
-NETWORK_PAUSE, RATE_LIMIT_PAUSE = 0.5, 5.0
+POLL_TIMEOUT, POLL_PAUSE, NETWORK_PAUSE, RATE_LIMIT_PAUSE = 60, 3.0, 0.5, 5.0  # seconds; polls of a task
 
-MAX_PROMPT = 32_000  # characters
-MAX_IMAGES, MAX_IMAGE_BYTES = 16, 50_000_000
+MAX_PROMPT, MAX_IMAGES, MAX_IMAGE_BYTES = 32_000, 16, 50_000_000  # the first in characters
 SAFE_MASK_BYTES = 4_000_000  # the API reference says 4 MB, the guide 50 MB
 MAX_MASK_PIXELS, MAX_MASK_EDGE = 64_000_000, 65_535  # more is refused: a few bytes may claim any size
-MAX_N, MAX_PARTIALS = 10, 3
+MAX_N, MAX_PARTIALS, SPARE_IMAGES = 10, 3, 3  # some servers send more images than were asked for
+EDGE_STEP, MAX_EDGE, MAX_RATIO, MIN_PIXELS, MAX_PIXELS = 16, 3840, 3, 655_360, 8_294_400
+EDGES = range(EDGE_STEP, MAX_EDGE + 1, EDGE_STEP)  # both must be multiples; 3840x2160 is accepted
+MAX_DOWNLOAD_BYTES, MAX_ANSWER_BYTES = 200_000_000, 500_000_000  # a 4K PNG is below 50 MB; ten as base64
 MAX_JOBS, MAX_BATCH_BYTES = 16, 100_000_000
-EDGE_STEP, MAX_EDGE = 16, 3840  # both edges are multiples of the first; 3840x2160 is accepted
-EDGES = range(EDGE_STEP, MAX_EDGE + 1, EDGE_STEP)
-MAX_RATIO, MIN_PIXELS, MAX_PIXELS = 3, 655_360, 8_294_400
-MAX_DOWNLOAD_BYTES = 200_000_000  # a 4K PNG stays below 50 MB
-MAX_ANSWER_BYTES = 500_000_000  # ten 4K PNGs as base64
 MAX_UNPACKED = 100  # times its packed size: a picture as base64 shrinks to three quarters, text to a fiftieth
-SPARE_IMAGES = 3  # some servers send more than were asked for
-MAX_MEMBERS = 100  # of one list or object that is shown to the caller
-MAX_DEPTH, MAX_LINES = 64, 1_000_000  # of an answer's JSON, and of an event stream
+# Of one list or object that is shown to the caller, of an answer's JSON, and of an event stream.
+MAX_MEMBERS, MAX_DEPTH, MAX_LINES = 100, 64, 1_000_000
 
 # Pixels of a resolution, and the ratios that RunAPI takes (its SDKs, read 2026-10).
 RESOLUTIONS = {"1k": 1024 * 1024, "2k": 2048 * 2048, "4k": MAX_PIXELS}
@@ -138,11 +130,9 @@ SUFFIXES = {"png": (".png",), "jpeg": (".jpg", ".jpeg"), "webp": (".webp",), "gi
             **{name: ("." + name,) for name in ("avif", "bmp", "heic", "heif", "ico", "jxl", "pdf", "psd")}}
 TYPICAL_SECONDS = {"low": "70 s", "medium": "120 s", "high": "276 s"}
 
-# A string longer than this stays in the file when an answer is parsed; the rest must fit in memory.
-LONG_STRING = 64 * 1024
-HEAD = 4000  # bytes of such a string that are looked at
+# Bytes. A longer string stays in the file when an answer is parsed, its head is looked at; the rest must fit.
+LONG_STRING, HEAD, MAX_SKELETON, BLOCK = 64 * 1024, 4000, 8 * 1024 * 1024, 1024 * 1024
 MAX_MESSAGE = 900  # characters of one line to the caller; servers send whole pages
-MAX_SKELETON, BLOCK = 8 * 1024 * 1024, 1024 * 1024
 
 NOTABLE_COST = 0.05  # US dollars; a person is told before
 DOLLARS_PER_TOKEN = {"text": 5e-6, "image": 8e-6, "output": 30e-6}  # list price, read 2026-10-08
@@ -159,9 +149,8 @@ QUALITIES = ("low", "medium", "high", "auto")
 OLDER = ModelRules(QUALITIES, ("1024x1024", "1536x1024", "1024x1536"), "2026-12-01")
 NEWER = ModelRules(("low", "medium", "high", "xhigh", "max", "auto"), None)
 NEWEST = NEWER._replace(formats=(*FORMATS, "gif", "svg"))
-MODELS = {"gpt-image-2": ModelRules(QUALITIES, "free"),
-          "gpt-image-2.5-sunburst": NEWER, "gpt-image-2.5-flare": NEWER,
-          "gpt-image-2.6-sunburst": NEWEST, "gpt-image-2.6-flare": NEWEST,
+MODELS = {"gpt-image-2": ModelRules(QUALITIES, "free"), "gpt-image-2.5-sunburst": NEWER,
+          "gpt-image-2.5-flare": NEWER, "gpt-image-2.6-sunburst": NEWEST, "gpt-image-2.6-flare": NEWEST,
           "gpt-image-1.5": OLDER, "gpt-image-1-mini": OLDER, "chatgpt-image-latest": OLDER}
 
 # ---- Failures ------------------------------------------------------------------------------------
@@ -188,7 +177,7 @@ KINDS = {
     **dict.fromkeys(("config", "curl"), Kind(SETUP, "no", "fix")),
     "state": Kind(SETUP, "no", "ask"),
     "key": Kind(SETUP, "no", "ask", "config --show says where the key comes from; config --check tests it."),
-    "network": Kind(NO_ANSWER, "maybe", "ask", BUYS_AGAIN),
+    **dict.fromkeys(("network", "task_failed"), Kind(NO_ANSWER, "maybe", "ask", BUYS_AGAIN)),
     "tls": Kind(NO_ANSWER, "no", "fix", 'If your network has its own CA, set "cacert" in the config.'),
     "timeout": Kind(NO_ANSWER, "maybe", "ask", "Raise --timeout, or lower --quality or --size."),
     "upload": Kind(NO_ANSWER, "no", "again", "Run the same command again; you were not charged."),
@@ -210,7 +199,6 @@ KINDS = {
     # No usable response.
     "gateway": Kind(NO_ANSWER, "maybe", "ask", "The gateway gave up: try --stream or a lower --quality."),
     **dict.fromkeys(("server", "no_image", "broken_image"), Kind(NO_ANSWER, "maybe", "ask", LOOK_FIRST)),
-    "task_failed": Kind(NO_ANSWER, "maybe", "ask", BUYS_AGAIN),
     "web_page": Kind(NO_ANSWER, "maybe", "fix", "Check --base-url: it should end in /v1."),
     "place": Kind(NO_ANSWER, "yes", "stop", "Tell the people who run the service. " + BUYS_AGAIN),
     # The image exists or is being made: the same command continues from there. The first three are purposes.
@@ -273,14 +261,9 @@ class KeySource(NamedTuple):
     """One source of the key. host: the only one it may be sent to, "" for any."""
     source: str
     host: str
-    value: str = ""
+    value: str = ""  # without it and a command: a variable that is named, but not set
     command: tuple[str, ...] = ()
     account: str = ""  # of a ChatGPT sign-in
-
-    @property
-    def is_set(self) -> bool:
-        """Whether it has a key; a variable that a file names may be unset."""
-        return bool(self.value or self.command)
 
 class Settings(NamedTuple):
     """Everything that does not change from image to image, each with its source."""
@@ -871,18 +854,17 @@ def image_tokens(width: int, height: int, quality: str) -> int:
 
 PRICES_AND_TIMES = ", ".join(
     f"{quality} (${image_tokens(1024, 1024, quality) * DOLLARS_PER_TOKEN['output']:.3f}, {seconds})"
-    for quality, seconds in TYPICAL_SECONDS.items())
+    for quality, seconds in TYPICAL_SECONDS.items()).replace(", high", ",\nhigh")
 
 def estimate(job: Job, settings: Settings) -> Price:
     """The least and the most that a job costs, in US dollars; None where no price is known."""
     flat, parameters = settings.price_per_image.value, job.parameters  # --param may say more than options
-    n, partials, model = (parameters.get(name, usual) for name, usual in (
-        ("n", job.n), ("partial_images", 0), ("model", job.model)))
+    n, partials, model, quality, size = (parameters.get(name, usual) for name, usual in (
+        ("n", job.n), ("partial_images", 0), ("model", job.model), ("quality", "auto"), ("size", "auto")))
     if type(n) is not int or type(partials) is not int or n < 1 or partials < 0:
         return None
     if flat is not None:
         return n * flat, n * flat
-    quality, size = parameters.get("quality", "auto"), parameters.get("size", "auto")
     qualities = tuple(PATCHES) if quality == "auto" else (quality,)
     sizes = [split_size(as_text(each)) for each in (SIZE_NAMES.values() if size == "auto" else (size,))]
     is_known = (host_of(settings.base_url.value) == host_of(DEFAULT_BASE_URL)
@@ -914,11 +896,9 @@ def checked_price(prices: Sequence[Price], settings: Settings) -> Price:
 
 def price_text(price: Price) -> str:
     """An estimate for people."""
-    if price is None:
-        return "unknown"
+    if not price or not price[1]:
+        return "nothing" if price else "unknown"
     low, high = (f"${dollars:.3f}" for dollars in price)
-    if not price[1]:
-        return "nothing"
     return f"about {low}" if low == high else f"{low} to {high}"
 
 # ---- Services ------------------------------------------------------------------------------------
@@ -939,8 +919,7 @@ OPENAI = Service(DEFAULT_BASE_URL, ("GPT_IMAGE2_API_KEY", "OPENAI_API_KEY"),
 SERVICES = {
     "openai": OPENAI, "azure": OPENAI._replace(base_url="", formats=("png", "jpeg")),
     "runapi": Service("https://runapi.ai", ("RUNAPI_API_KEY", "GPT_IMAGE2_API_KEY"), ("RUNAPI_BASE_URL",),
-                      lambda *call: runapi(*call), lambda *call: runapi_shape(*call),
-                      free_check="/api/v1/me", takes_urls=True),
+                      lambda *call: runapi(*call), lambda *call: runapi_shape(*call), "/api/v1/me", True),
     "codex": Service("https://chatgpt.com/backend-api/codex", (), (), lambda *call: codex(*call),
                      OPENAI.values, free_check="")}
 # The variables that are read as keys: none of them reaches a child process.
@@ -956,9 +935,9 @@ class Option(NamedTuple):
     value: str  # its value's name in the help; a switch has none
     help: str
     accepts: Callable[[str], Any] | tuple[str, ...] = str  # what reads its value, or the words that it may be
-    default: Any = None  # what holds if it is not given
     wire: str = ""  # OpenAI's name for it, if it is sent
-    config: tuple[type, ...] = ()  # the types of its value in a config file, if it may be there
+    config: type | None = None  # the type of its value in a config file, if it may be there
+    default: Any = None  # what holds if it is not given
     runapi: str | None = None  # RunAPI's name for it, if it is sent; None: not supported, if wire is set
     short: str = ""
     repeatable: bool = False
@@ -973,9 +952,8 @@ def number(low: float, high: int, convert: Callable[[str], Any] = int) -> Callab
     """What reads a number in a range."""
     def read(text: str) -> Any:
         try:
-            if "_" in text or not text.isascii():
-                raise ValueError  # Python would read 1_000 and the digits of other scripts
-            value = convert(text)
+            # Python would read 1_000 and the digits of other scripts.
+            value = convert("" if "_" in text or not text.isascii() else text)
         except ValueError:
             raise ValueError(f"needs a {'whole ' * (convert is int)}number, not {quoted(text)}") from None
         if not low <= value <= high:
@@ -985,13 +963,10 @@ def number(low: float, high: int, convert: Callable[[str], Any] = int) -> Callab
 
 def as_pair(text: str) -> str:
     """A size or a shape as people write it, in one spelling: `1024 × 1024`, `16/9`, `LANDSCAPE`."""
-    text = text.strip().lower()
-    cross = "[x×х*:：∶/]|by"  # a Cyrillic x too
-    edges = re.fullmatch(rf"([0-9]+) *(?:px)? *({cross}) *([0-9]+) *(?:px)?", text)
-    if not edges:
+    text, edge = text.strip().lower(), "([0-9]+) *(?:px)?"
+    if not (edges := re.fullmatch(f"{edge} *([x×х*:：∶/]|by) *{edge}", text)):  # a Cyrillic x too
         return text
-    sign = ":" if edges[2] in ":：∶/" and len(edges[1]) < 3 else "x"
-    return f"{edges[1]}{sign}{edges[3]}"
+    return f"{edges[1]}{':' if edges[2] in ':：∶/' and len(edges[1]) < 3 else 'x'}{edges[3]}"
 
 def as_header(text: str) -> tuple[str, str]:
     """`Name: value` as a pair."""
@@ -1028,33 +1003,28 @@ OPTIONS = (
     Option(EDIT, "--mask", "PNG", "as large as IMAGE, transparent where it is to change", PATH, wire="mask"),
     Option(EDIT, "--input-fidelity", "KIND", "low or high; older models only", ("low", "high"),
            wire="input_fidelity"),
-    Option(ALL, "--output", "PATH", f"file or folder (default {DEFAULT_OUTPUT})", PATH, DEFAULT_OUTPUT,
-           config=(str,), short="-o"),
-    Option(ALL, "--size", "WIDTHxHEIGHT", "or square, landscape, portrait, auto (default)",
-           lambda text: as_pair(re.sub(r"^ *([0-9]{3,5})( *px)? *$", r"\1x\1", text)), "auto", "size",
-           (str,), ""),
-    Option(ALL, "--quality", "LEVEL", PRICES_AND_TIMES.replace(", high", ",\nhigh") + " or auto",
-           str.lower, "auto", "quality", (str,)),
-    Option(ALL, "--format", "FORMAT",
-           "png, jpeg or webp (default: as -o ends, else png);\nnewer models: gif, svg",
-           (*SUFFIXES, "jpg"), None, "output_format", (str,)),
-    Option(ALL, "--compression", "0-100", "for jpeg and webp", number(0, 100), None, "output_compression",
-           (int,)),
+    Option(ALL, "--output", "PATH", f"file or folder (default {DEFAULT_OUTPUT})", PATH, "", str,
+           DEFAULT_OUTPUT, short="-o"),
+    Option(ALL, "--size", "WIDTHxHEIGHT", "or square, landscape, portrait, auto (default)", lambda text:
+           as_pair(re.sub(r"^ *([0-9]{3,5})( *px)? *$", r"\1x\1", text)), "size", str, "auto", runapi=""),
+    Option(ALL, "--quality", "LEVEL", PRICES_AND_TIMES + " or auto", str.lower, "quality", str, "auto"),
+    Option(ALL, "--format", "FORMAT", "png, jpeg or webp (default: as -o ends, else png);\n"
+           "newer models: gif, svg", (*SUFFIXES, "jpg"), "output_format", str),
+    Option(ALL, "--compression", "0-100", "for jpeg and webp", number(0, 100), "output_compression", int),
     Option(ALL, "--background", "KIND", "opaque, transparent or auto (default)",
-           ("auto", "opaque", "transparent"), None, "background", (str,)),
-    Option(ALL, "--moderation", "LEVEL", "low or auto (default)", ("auto", "low"), None, "moderation",
-           (str,)),
-    Option(ALL, "--model", "MODEL", f"default {DEFAULT_MODEL}", str, DEFAULT_MODEL, config=(str,)),
+           ("auto", "opaque", "transparent"), "background", str),
+    Option(ALL, "--moderation", "LEVEL", "low or auto (default)", ("auto", "low"), "moderation", str),
+    Option(ALL, "--model", "MODEL", f"default {DEFAULT_MODEL}", str, "", str, DEFAULT_MODEL),
     Option(ALL, "--timeout", "SECONDS", f"time limit for the whole request (default {DEFAULT_TIMEOUT})",
-           number(1, MAX_TIMEOUT, float), DEFAULT_TIMEOUT, config=(int, float)),
+           number(1, MAX_TIMEOUT, float), "", float, DEFAULT_TIMEOUT),
     Option(ALL, "--max-cost", "USD", "send nothing if it may cost more, or nobody knows",
-           number(0.0001, 1_000_000, float), config=(int, float)),
+           number(0.0001, 1_000_000, float), "", float),
     Option(IMAGES, "--aspect-ratio", "W:H", "a shape such as 16:9; the closest allowed size is used",
            lambda text: re.sub(r"(?<=\d)x", ":", as_pair(text)), runapi="aspect_ratio"),
     Option(IMAGES, "--resolution", "1k|2k|4k", "how many pixels that shape gets (default 1k)",
            tuple(RESOLUTIONS), runapi="output_resolution"),
-    Option(IMAGES, "--n", "1-10", "how many images: NAME-1.png, NAME-2.png, ...", number(1, MAX_N), 1,
-           "n", runapi="", short="-n"),
+    Option(IMAGES, "--n", "1-10", "how many images: NAME-1.png, NAME-2.png, ...", number(1, MAX_N), "n",
+           default=1, runapi="", short="-n"),
     Option(IMAGES, "--prompt-file", "FILE", "read the prompt from FILE; a PROMPT of - reads stdin", PATH),
     Option(IMAGES, "--overwrite", "", "replace existing files (default: pick a free name)"),
     Option(IMAGES, "--fresh", "", "buy another take, although this command has its image"),
@@ -1065,26 +1035,25 @@ OPTIONS = (
     Option(IMAGES, "--keep-partials", "", "keep the previews when the final image is saved"),
     Option(IMAGES, "--param", "KEY=VALUE", "any other API parameter, not checked; can be repeated",
            as_parameter, repeatable=True),
-    Option(ALL, "--base-url", "URL", f"default {DEFAULT_BASE_URL}", str, DEFAULT_BASE_URL, config=(str,)),
+    Option(ALL, "--base-url", "URL", f"default {DEFAULT_BASE_URL}", str, "", str, DEFAULT_BASE_URL),
     Option(ALL, "--api", "NAME", "openai, azure, runapi or codex (default: by the host)",
-           tuple(SERVICES), config=(str,)),
-    Option(ALL, "--api-key-env", "NAME", "the variable that holds the key", config=(str,)),
-    Option(ALL, "--api-key", "KEY", "the key (visible in ps and shell history)", config=(str,)),
+           tuple(SERVICES), "", str),
+    Option(ALL, "--api-key-env", "NAME", "the variable that holds the key", config=str),
+    Option(ALL, "--api-key", "KEY", "the key (visible in ps and shell history)", config=str),
     Option(ALL, "--header", "'NAME: VALUE'", "an extra header; can be repeated", as_header, repeatable=True),
-    Option(ALL, "--allow-http", "", "send the key unencrypted to another machine", default=False,
-           config=(bool,)),
+    Option(ALL, "--allow-http", "", "send the key unencrypted to another machine", str, "", bool, False),
     Option(ALL, "--config", "PATH", "read the settings from this file; - means stdin", PATH),
     Option(ALL, "--gallery", "PAGE.html", "also write a page to look at the pictures", PATH),
     Option(ALL, "--json", "", "print the result as one JSON object"),
     Option(ALL, "--quiet", "", "print only warnings, errors and Saved: lines", short="-q"),
     Option(ALL, "--verbose", "", "also show what is sent (keys are hidden)", short="-v"))
 
-# What may stand in a config file: name -> (default, types of its value); first, what a picture is to be like.
+# What may stand in a config file: name -> (default, type of its value); first, what a picture is to be like.
 PICTURE_KEYS = ("output", "format", "size", "quality", "compression", "background", "moderation")
-CONFIG_KEYS: dict[str, tuple[Any, ...]] = {
-    **{row.name: (row.default, *row.config) for row in OPTIONS if row.config},
+CONFIG_KEYS: dict[str, tuple[Any, type]] = {
+    **{row.name: (row.default, row.config) for row in OPTIONS if row.config},
     "headers": ({}, dict), "api_key_command": (None, list), "proxy": ("", str), "cacert": ("", str),
-    "poll_url": ("", str), "history": (True, bool), "price_per_image": (None, int, float)}
+    "poll_url": ("", str), "history": (True, bool), "price_per_image": (None, float)}
 
 # What other image tools call it -> what to write here.
 STRANGERS = {
@@ -1106,8 +1075,6 @@ STRANGERS = {
 # ---- Settings ------------------------------------------------------------------------------------
 STANDARD_INPUT = "standard input"  # stands for the path of a config that comes from there
 AZURE_HOSTS = (".openai.azure.com", ".services.ai.azure.com", ".cognitiveservices.azure.com")
-# What curl reads besides the proxy setting; a password may be in them.
-PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 # A child needs these, whatever they hold: they lead to files, to the network and to trusted certificates.
 NEEDED_VARIABLES = r"(?i)(.*_)?(path|home|proxy|ca_bundle|cert_file|cert_dir|tmpdir|temp|tmp|systemroot)"
 MAX_CONFIG_BYTES = 1_000_000
@@ -1122,7 +1089,6 @@ LOOPBACK = r"localhost|\[::1\]|127(\.(25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)){3}"  # 1
 API_PATH = (r"(?i)(/(chat|completions|responses|models(/[^/]+)?|images|generations|edits|variations|"
             r"embeddings|audio|speech|transcriptions|moderations|files|batches|realtime|videos|assistants|"
             r"threads))+$")
-OWN_NAMES = r"(.+\.)?localhost[46]?(\.localdomain[46]?)?|ip6-(localhost|loopback)"
 
 def environment(name: str) -> str:
     """A variable's value; unset and empty are the same."""
@@ -1133,10 +1099,9 @@ def environment(name: str) -> str:
 def child_environment(secrets: Sequence[str]) -> dict[str, str]:
     """The environment for a child process: no key in it, C messages, no TLS key log. secrets: keys only."""
     dropped = (*KEY_VARIABLES, "SSLKEYLOGFILE")
-    kept = {name: value for name, value in environ.items() if re.fullmatch(NEEDED_VARIABLES, name) or (
+    return {**{name: value for name, value in environ.items() if re.fullmatch(NEEDED_VARIABLES, name) or (
         name not in dropped and not any(secret == value or (len(secret) >= SHORTEST_KEY and secret in value)
-                                        for secret in secrets if len(secret) >= 4))}
-    return {**kept, "LC_ALL": "C"}
+                                        for secret in secrets if len(secret) >= 4))}, "LC_ALL": "C"}
 
 def config_locations() -> list[str]:
     """Where a config file may be, in the order of search; the first one is where --init writes."""
@@ -1183,11 +1148,9 @@ def read_config(path: str, warnings: list[str]) -> dict[str, Any]:
         raise setup_failure(f"cannot read config file {path}: {reason(error)}") from None
     if os.name == "posix" and not piped:
         check_owner(path, status, {name for name in content if content[name]}, warnings)
-    for name in content:
-        if name not in CONFIG_KEYS:
-            found = nearest(name, CONFIG_KEYS)
-            shown = repr(name) if found else quoted(name)
-            warnings.append(f"{path}: unknown setting {shown} is ignored.{found}")
+    for name in [name for name in content if name not in CONFIG_KEYS]:
+        found = nearest(name, CONFIG_KEYS)
+        warnings.append(f"{path}: unknown setting {repr(name) if found else quoted(name)} is ignored.{found}")
     return {name: checked_value(path, name, value) for name, value in content.items()
             if name in CONFIG_KEYS and value not in (None, "", [])}
 
@@ -1207,27 +1170,25 @@ def check_owner(path: str, status: os.stat_result, names: set[str], warnings: li
 
 def checked_value(path: str, name: str, value: Any) -> Any:
     """The value, which has the type of its setting."""
-    types = CONFIG_KEYS[name][1:]
-    items = value if isinstance(value, list) else value.values() if isinstance(value, dict) else ()
-    row = next((row for row in OPTIONS if row.config and row.name == name), None)
-    if type(value) in types and all(isinstance(item, str) for item in items):  # True is not a number
-        try:
-            if row and callable(row.accepts) and not items:
-                read = row.accepts(str(value))
-                value = read if isinstance(value, str) else value  # a number stays as it is written
-            known = {"quality": NEWER.qualities, "format": (*NEWEST.formats, "jpg")}
-            words = known.get(name, row and row.accepts)
-            if isinstance(words, tuple) and value not in words:
-                raise ValueError(f"cannot be {quoted(value)}, only {', '.join(words)}")
-            if name == "size" and value not in ("auto", *SIZE_NAMES) and not split_size(value):
-                raise ValueError(f"cannot be {quoted(value)}")
-            if name == "price_per_image":
-                number(0, 1_000_000, float)(str(value))
-        except ValueError as fault:
-            raise setup_failure(f"{path}: {name} {fault}") from None
-        return value
-    expected = TYPE_NAMES[types[0]] + {list: " of strings", dict: " with strings as values"}.get(types[0], "")
-    raise setup_failure(f"{path}: {name} must be {expected}, not {TYPE_NAMES[type(value)]}")
+    kind, found = CONFIG_KEYS[name][1], type(value)  # True is not a number, although bool is an int
+    items = value if found is list else value.values() if found is dict else ()
+    if (found is not kind and (found, kind) != (int, float)) or any(type(item) is not str for item in items):
+        more = " of strings" if kind is list else " with strings as values" if kind is dict else ""
+        raise setup_failure(f"{path}: {name} must be {TYPE_NAMES[kind]}{more}, not {TYPE_NAMES[found]}")
+    accepts = {"price_per_image": number(0, 1_000_000, float),
+               **{row.name: row.accepts for row in OPTIONS if row.config}}.get(name, str)
+    words = {"quality": NEWER.qualities, "format": (*NEWEST.formats, "jpg")}.get(name, accepts)
+    try:
+        if callable(accepts):
+            read = accepts(str(value))
+            value = read if isinstance(value, str) else value  # a number stays as it is written
+        if isinstance(words, tuple) and value not in words:
+            raise ValueError(f"cannot be {quoted(value)}, only {', '.join(words)}")
+        if name == "size" and value not in ("auto", *SIZE_NAMES) and not split_size(value):
+            raise ValueError(f"cannot be {quoted(value)}")
+    except ValueError as fault:
+        raise setup_failure(f"{path}: {name} {fault}") from None
+    return value
 
 def load_settings(flags: Mapping[str, Any]) -> Settings:
     """--config file > flags > found config file > environment > defaults; each value with its source."""
@@ -1243,8 +1204,6 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
                      for name, setting in from_flags.items() if name in overridden.difference(PICTURE_KEYS)]
     layers = (from_flags, from_file) if explicit else (from_file, from_flags)  # the last one counts
     api = {**layers[0], **layers[1]}.get("api", Setting("", "default"))
-    if api.value and api.value not in SERVICES:
-        raise setting_failure(api, f"api {quoted(api.value)} is not known, only {', '.join(SERVICES)}")
     address = content.get("base_url", "")
     if api.source == "--api" and address and api.value != (content.get("api") or api_of(address)):
         del from_file["base_url"]  # it is another service's
@@ -1258,10 +1217,9 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
     host, polled = host_of(base_url.value), fill_template(poll_url.value, base_url.value, "id")
     if polled and not url_on_host(polled, base_url.value):
         raise setting_failure(poll_url, f"poll_url must point to {host}, the host of the key")
-    file_host = host_of(address or default_address(content.get("api", "")))  # what is secret there is for it
-    named = [named_keys(flags), named_keys(content, path, file_host)]
-    keys = key_sources(api.value, sum(reversed(named) if explicit else named, []), base_url.source,
-                       bool(flags.get("dry_run")))
+    file_host = host_of(address or SERVICES[content.get("api") or "openai"].base_url)  # for its secrets
+    named = [(flags, "", ""), (content, path, file_host)]
+    keys = key_sources(api.value, named[::-1] if explicit else named, base_url.source, flags.get("dry_run"))
     headers = merged_headers(layers, file_host, base_url.value, warnings)
     defaults = {name: {**values, **from_flags}[name] for name in PICTURE_KEYS}  # a flag always wins
     if not may_go(file_host, base_url.value):
@@ -1269,14 +1227,29 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
     limits = [layer["max_cost"] for layer in layers if "max_cost" in layer]
     if explicit and limits:
         values["max_cost"] = min(limits, key=lambda limit: limit.value)
-    plain = {name: values[name] for name in ("model", "timeout", "proxy", "cacert", "allow_http", "poll_url",
-                                                "history", "jobs", "max_cost", "price_per_image")}
-    return Settings(api=api, base_url=base_url, headers=headers, keys=tuple(keys), config_path=path,
-                    warnings=tuple(warnings), defaults=defaults, **plain)
+    values.update(api=api, base_url=base_url, headers=headers)
+    plain = {name: values[name] for name in Settings._fields if name in values}
+    return Settings(keys=tuple(keys), config_path=path, warnings=tuple(warnings), defaults=defaults, **plain)
 
-def key_sources(api: str, named: list[KeySource], url_source: str, dry_run: bool) -> list[KeySource]:
-    """Every source of the key, the first that counts in front. named: flags, file. Of the variables our own
-    may go anywhere but where only a vendor's variable leads; a vendor's only to the host beside it."""
+def key_sources(api: str, named: Sequence[tuple[Mapping[str, Any], str, str]], url_source: str,
+                dry_run: Any) -> list[KeySource]:
+    """Every source of the key, the first that counts in front. named: the settings, path and host of a config
+    file, to which its keys are bound, or (no path) of the command line, whose keys may go anywhere. Of the
+    variables ours may go anywhere but where only a vendor's leads; a vendor's only to the host beside it."""
+    keys = []
+    for values, path, host in named:
+        if values.get("api_key") is not None:
+            keys.append(KeySource(path or "--api-key", host, values["api_key"]))
+        if name := values.get("api_key_env"):
+            shown = name if re.fullmatch(VARIABLE_NAME, name) else ""
+            if not path and not environment(variable_name(name)):
+                raise setup_failure(f"--api-key-env names {shown or 'a variable'}, which is not set",
+                                    "Set or correct it.", "key")
+            shown = f"${name}" if shown or environment(name) else "a variable"
+            where = f"in {path}" if path else "by --api-key-env"
+            keys.append(KeySource(f"{shown}, named {where}", host, environment(name)))
+        if "api_key_command" in values:
+            keys.append(KeySource(f"api_key_command in {path}", host, "", tuple(values["api_key_command"])))
     if api == "codex":
         return [] if dry_run else [codex_login()]
     vendor = {"$OPENAI_BASE_URL": "openai", "$RUNAPI_BASE_URL": "runapi"}.get(url_source)
@@ -1284,10 +1257,9 @@ def key_sources(api: str, named: list[KeySource], url_source: str, dry_run: bool
              "OPENAI_API_KEY": host_of(environment("OPENAI_BASE_URL") or DEFAULT_BASE_URL),
              "RUNAPI_API_KEY": host_of(environment("RUNAPI_BASE_URL") or SERVICES["runapi"].base_url)}
     variables = filter(environment, SERVICES[api].key_variables)
-    keys = [*named, *(KeySource(f"${name}", hosts[name], environment(name)) for name in variables)]
-    if api == "runapi" and not any(source.is_set for source in keys):
-        return runapi_tool_key() or keys
-    return keys
+    keys += [KeySource(f"${name}", hosts[name], environment(name)) for name in variables]
+    is_missing = not any(source.value or source.command for source in keys)
+    return (runapi_tool_key() if is_missing and api == "runapi" else []) or keys
 
 def fill_template(template: str, base: str, task: str) -> str:
     """A poll_url with {base} and {id} filled in."""
@@ -1296,17 +1268,13 @@ def fill_template(template: str, base: str, task: str) -> str:
 def api_of(base_url: str) -> str:
     """The protocol that a host speaks. Codex is never chosen automatically."""
     host = host_of(base_url).partition(":")[0]
-    is_runapi = re.fullmatch(r"(.+\.)?runapi\.ai", host)
+    is_runapi = f".{host}".endswith(".runapi.ai")
     return "azure" if host.endswith(AZURE_HOSTS) else "runapi" if is_runapi else "openai"
 
 def flag_layer(flags: Mapping[str, Any]) -> Layer:
     """The settings given on the command line."""
     return {name: Setting(value, "--" + name.replace("_", "-")) for name, value in flags.items()
             if name in CONFIG_KEYS and value not in (None, False, {})}
-
-def default_address(api: str) -> str:
-    """Where a protocol is spoken by default; "" where there is no default."""
-    return SERVICES[api or "openai"].base_url if (api or "openai") in SERVICES else ""
 
 def default_layer(api: str) -> Layer:
     """What holds by default; the base URL may stand in our own variable or in that of the vendor's tools."""
@@ -1368,7 +1336,7 @@ def local_place(host: str) -> str:
     import ipaddress
     import socket
     host = host.lower().rstrip(".")
-    if re.fullmatch(OWN_NAMES, host):
+    if re.fullmatch(r"(.+\.)?localhost[46]?(\.localdomain[46]?)?|ip6-(localhost|loopback)", host):
         return "this machine"
     try:
         octets = ipaddress.ip_address(host[1:-1]).packed if host.startswith("[") else socket.inet_aton(host)
@@ -1391,21 +1359,15 @@ def host_of(url: str) -> str:
 
 def merged_headers(layers: Sequence[Layer], host: str, base_url: str, warnings: list[str]) -> Setting:
     """Extra headers of all layers, the last layer winning by name; those of a file stay with its host."""
-    merged: dict[str, str] = {}
-    sources = []
-    for layer in layers:
-        setting = layer.get("headers", Setting({}, ""))
-        if setting.value and not setting.source.startswith("--") and not may_go(host, base_url):
-            warnings.append(f"the headers in {setting.source} belong to another host and are not sent")
-        elif setting.value:
-            sources.append(setting.source)
-            replaced = {name.lower() for name in setting.value}
-            kept = {name: value for name, value in merged.items() if name.lower() not in replaced}
-            merged = {**kept, **setting.value}
-    for name, value in merged.items():
-        if header_fault(name, value):
-            raise setup_failure(header_fault(name, value))
-    return Setting(merged, ", ".join(sources) or "default")
+    given = [setting for layer in layers if (setting := layer.get("headers")) and setting.value]
+    sent = [each for each in given if each.source.startswith("--") or may_go(host, base_url)]
+    warnings += [f"the headers in {each.source} belong to another host and are not sent"
+                 for each in given if each not in sent]
+    merged = {name.lower(): (name, value) for each in sent for name, value in each.value.items()}
+    for name, value in merged.values():
+        if fault := header_fault(name, value):
+            raise setup_failure(fault)
+    return Setting(dict(merged.values()), ", ".join(each.source for each in sent) or "default")
 
 def header_fault(name: str, value: str) -> str:
     """Why this cannot be an extra header, or an empty text."""
@@ -1419,22 +1381,6 @@ def may_go(host: str, base_url: str) -> bool:
     """Whether a secret bound to host may be sent to base_url. Loopback addresses are always allowed."""
     return host in ("", host_of(base_url)) or is_loopback(base_url)
 
-def named_keys(values: Mapping[str, Any], path: str = "", host: str = "") -> list[KeySource]:
-    """Keys of a config file, bound to its host, or (no path) of the command line, which may go anywhere."""
-    name, found = values.get("api_key_env") or "", []
-    if values.get("api_key") is not None:
-        found.append(KeySource(path or "--api-key", host, values["api_key"]))
-    if name and not path and not environment(variable_name(name)):
-        shown = name if re.fullmatch(VARIABLE_NAME, name) else "a variable"
-        raise setup_failure(f"--api-key-env names {shown}, which is not set", "Set or correct it.", "key")
-    if name:
-        where = f"in {path}" if path else "by --api-key-env"
-        shown = f"${name}" if environment(name) or re.fullmatch(VARIABLE_NAME, name) else "a variable"
-        found.append(KeySource(f"{shown}, named {where}", host, environment(name)))
-    if "api_key_command" in values:
-        found.append(KeySource(f"api_key_command in {path}", host, "", tuple(values["api_key_command"])))
-    return found
-
 def variable_name(text: str) -> str:
     """The text, which can be a variable's name. If it is a key by mistake, the message does not repeat it."""
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text):
@@ -1443,9 +1389,9 @@ def variable_name(text: str) -> str:
 
 def runapi_tool_key() -> list[KeySource]:
     """The key that RunAPI's official tool has stored, if any."""
-    folder = environment("XDG_CONFIG_HOME")
-    folder = folder if os.path.isabs(folder) else os.path.join(os.path.expanduser("~"), ".config")
-    path = os.path.join(folder, "runapi", "config.json")
+    home = environment("XDG_CONFIG_HOME")
+    home = home if os.path.isabs(home) else os.path.expanduser("~/.config")
+    path = os.path.join(home, "runapi", "config.json")
     content = read_login(path) if os.path.exists(path) else None
     key = json_path(content, "api_key") or json_path(content, "apiKey")
     base_url = json_path(content, "base_url") or json_path(content, "baseUrl") or SERVICES["runapi"].base_url
@@ -1466,13 +1412,11 @@ def codex_login() -> KeySource:
     hint = ("Run codex once (or codex login), then try again. If Codex keeps its sign-in in a keyring, first "
             f'put cli_auth_credentials_store = "file" into {folder}/config.toml.')
     tokens = json_path(read_login(path, hint), "tokens")
-    token = json_path(tokens, "access_token")
+    token, claims = json_path(tokens, "access_token"), None
     if not isinstance(token, str) or not token:
         raise setup_failure(f"there is no ChatGPT sign-in in {path}", hint, "key")
-    claims = None
     with suppress(IndexError, ValueError):  # a JSON web token, which is only read, not verified
-        body = token.split(".")[1]
-        claims = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
+        claims = json.loads(base64.urlsafe_b64decode(token.split(".")[1] + "=="))  # more of them do no harm
     expires = json_path(claims, "exp")
     if isinstance(expires, (int, float)) and expires < time.time():
         raise setup_failure("the Codex sign-in has expired", hint, "key")
@@ -1482,12 +1426,12 @@ def codex_login() -> KeySource:
 def choose_key(settings: Settings) -> KeySource | None:
     """The first key that may go to the configured host; none is needed on this machine."""
     base_url, file = settings.base_url.value, settings.config_path
-    keys = [source for source in settings.keys if source.is_set]
+    keys = [source for source in settings.keys if source.value or source.command]
     fitting = [source for source in keys if may_go(source.host, base_url)]
     own = [source for source in fitting if source.host == host_of(base_url)]  # to this machine any may go
     chosen = next(iter(own if own and fitting[0].host else fitting), None)
     before = settings.keys[:settings.keys.index(chosen)] if chosen else settings.keys
-    unset = next((source.source for source in before if not source.is_set), "")  # somebody counts on it
+    unset = next((source.source for source in before if source not in keys), "")  # somebody counts on it
     if not unset and (chosen or is_loopback(base_url)):
         return chosen
     if keys and not unset:
@@ -1536,7 +1480,8 @@ def read_settings(options: Namespace, console: Console) -> Settings:
             secrets.add_keys(value, value.split()[-1])  # `Bearer KEY`: the key alone too
         elif re.search(r"\S{16}", value):
             secrets.texts += [value, value.split()[-1]]
-    for proxy in (settings.proxy.value, *map(environment, PROXY_VARIABLES)):
+    read_by_curl = [value for name, value in environ.items() if name.lower().endswith("_proxy")]
+    for proxy in (settings.proxy.value, *read_by_curl):  # a password may be in them
         login = re.sub(r"^\w*:?//", "", proxy.rpartition("@")[0])
         secrets.texts += filter(None, [login])
         secrets.add_keys(login.partition(":")[2])
@@ -1547,8 +1492,7 @@ def read_settings(options: Namespace, console: Console) -> Settings:
 def fill_options(options: Namespace, settings: Settings, notes: list[str]) -> None:
     """Put the defaults in place of what was not given. One of a config file that does not fit is left out."""
     missing = [name for name in PICTURE_KEYS if getattr(options, name) is None]
-    for name in missing:
-        setattr(options, name, CONFIG_KEYS[name][0])
+    vars(options).update((name, CONFIG_KEYS[name][0]) for name in missing)
     for name in missing:
         usual, (value, source) = getattr(options, name), settings.defaults[name]
         shaped = name == "size" and (options.aspect_ratio or options.resolution)
@@ -4469,8 +4413,7 @@ def write_template(options: Namespace, run: Run) -> None:
         console.warn(f"{hidden[0]} is ignored from now on")
     content = template(options)
     name = "" if options.api_key_env or console.as_json else content.get("api_key_env", "")
-    is_person = console.is_terminal() and sys.stdin is not None and sys.stdin.isatty()
-    asks = is_person and name and not environment(name)
+    asks = name and not environment(name) and console.is_terminal() and sys.stdin and sys.stdin.isatty()
     if asks:
         content.update(ask_for_key(content["base_url"], content.pop("api_key_env"), path, console))
     write_config(path, content, options.force)
@@ -4524,8 +4467,7 @@ def write_config(path: str, content: Mapping[str, Any], force: bool) -> None:
         with private_file(part, os.O_EXCL) as stream:
             stream.write(json.dumps(content, indent=2).encode() + b"\n")
         with suppress(FileNotFoundError), plain_file(path, follow=True) as old:
-            text = old.read(MAX_CONFIG_BYTES)
-            if re.search(rb'"(api_key|headers)"', text):
+            if re.search(rb'"(api_key|headers)"', text := old.read(MAX_CONFIG_BYTES)):
                 with private_file(path + ".bak") as copy:
                     copy.write(text)
         if not give_name(part, path, force):
@@ -4537,19 +4479,17 @@ def write_config(path: str, content: Mapping[str, Any], force: bool) -> None:
 
 def show_settings(settings: Settings, console: Console) -> None:
     """Every setting with its value and its source; keys masked."""
-    rows = {name: Setting(console.secrets.clean(as_text(setting.value)), setting.source)
-            for name, setting in {**settings._asdict(), **settings.defaults}.items()
+    clean, headers = console.secrets.clean, ", ".join(f"{name}: ***" for name in settings.headers.value)
+    shown = {**settings._asdict(), **settings.defaults, "headers": settings.headers._replace(value=headers)}
+    rows = {name: Setting(clean(as_text(setting.value)), setting.source) for name, setting in shown.items()
             if isinstance(setting, Setting)}
-    masked = ", ".join(f"{name}: ***" for name in settings.headers.value)
-    rows["headers"] = rows["headers"]._replace(value=masked)
+    rows["api_key"] = Setting("none", "set GPT_IMAGE2_API_KEY or run: " + own_command("config --init"))
     for number, source in enumerate(settings.keys, 1):
-        value = f"the output of {quoted(source.command[0])}" if source.command else mask_key(source.value)
-        value = value if source.is_set else "not set"
+        value = mask_key(source.value) if source.value else "not set"
+        value = f"the output of {quoted(source.command[0])}" if source.command else value
         value += "" if may_go(source.host, settings.base_url.value) else f", only for {source.host}"
         rows["api_key" if number == 1 else f"api_key {number}"] = Setting(value, source.source)
-    if not settings.keys:
-        rows["api_key"] = Setting("none", "set GPT_IMAGE2_API_KEY or run: " + own_command("config --init"))
-    pending = map_texts(unfinished_commands(console), console.secrets.clean)
+    pending = map_texts(unfinished_commands(console), clean)
     if console.as_json:
         console.tell(settings={name: row._asdict() for name, row in rows.items()}, pending=pending,
                      config_file=settings.config_path or None)
@@ -4560,20 +4500,16 @@ def show_settings(settings: Settings, console: Console) -> None:
     console.output(f"config file {file}")
     for request in pending:
         state = "at work" if request["at_work"] else STATES_IN_WORDS[request["state"]]
-        console.output(f"unfinished  {request['id']}  {age_in_words(request['age_s'])}, {state}: "
+        age, units = request["age_s"], (("day", DAY), ("hour", 3600), ("minute", 60))
+        ago = next((f"{age // size:.0f} {unit}{'s' * (age >= 2 * size)} ago" for unit, size in units
+                    if age >= size), "just now")
+        console.output(f"unfinished  {request['id']}  {ago}, {state}: "
                        f"{request['output']} ({request['prompt']})")
     console.output("To collect one, run its command again. To give one up: "
                    + own_command("config --forget ID") if pending else "unfinished  none")
 
 STATES_IN_WORDS = {UNSENT: "not sent yet", RUNNING: "still being made", ANSWERED: "ready to be collected",
                    LOST: "cut off, perhaps billed"}
-
-def age_in_words(seconds: float) -> str:
-    """How long ago something was, as people say it."""
-    for unit, size in (("day", DAY), ("hour", 3600), ("minute", 60)):
-        if seconds >= size:
-            return f"{seconds // size:.0f} {unit}{'s' * (seconds >= 2 * size)} ago"
-    return "just now"
 
 def forget_requests(wanted: str, console: Console) -> None:
     """Give up the unfinished request with this id, or all that nobody works on: what is under way ends."""
@@ -4693,17 +4629,12 @@ def try_key(settings: Settings, key: str, run: Run, say: Callable[[str], None]) 
         say(f"note  {note}")
     elif response:
         say(f"ok    {host} {'accepts the key' if key else 'answers'} (HTTP {response.status})")
-    if response and settings.service.free_check == "/models":
-        say(model_line(response.document, settings.model.value))
-
-def model_line(document: Any, model: str) -> str:
-    """What a model list says about one model. Being listed does not prove access."""
-    items = json_path(document, "data")
-    rows = [item for item in items if json_path(item, "id") == model] if isinstance(items, list) else []
-    if not rows:
-        return f"note  {model} is not in the server's list of models"
-    date = json_path(rows[0], "shutdown_date")
-    return f"note  {model} is listed, shut down on {date}" if date else f"ok    {model} is listed"
+    if response and settings.service.free_check == "/models":  # being listed does not prove access
+        model, items = settings.model.value, json_path(response.document, "data")
+        rows = [item for item in items if json_path(item, "id") == model] if isinstance(items, list) else []
+        date = json_path(rows[0], "shutdown_date") if rows else None
+        listed = f"note  {model} is listed, shut down on {date}" if date else f"ok    {model} is listed"
+        say(listed if rows else f"note  {model} is not in the server's list of models")
 
 # ---- Batch: many jobs in one command -------------------------------------------------------------
 # What a line may say besides its prompt; everything else is the same for all lines.
@@ -5051,36 +4982,22 @@ Generate and edit images with gpt-image-2.
   config [--show | --init | --check]  show, create or test your settings
   config --history | --forget ID      what was made; give up what is unfinished
 
-Each has its own --help. --version shows the version.
-"""
+Each has its own --help. --version shows the version."""
 
 SYNOPSIS = {"generate": """\
 gpt_image2 generate PROMPT [options]
 
   gpt_image2 generate "a red fox in the snow" --quality low -o fox.png
-  gpt_image2 generate --batch prompts.txt -o pictures --gallery pictures.html
-""", "edit": """\
+  gpt_image2 generate --batch prompts.txt -o pictures --gallery pictures.html""", "edit": """\
 gpt_image2 edit IMAGE [IMAGE ...] PROMPT [options]
 
   gpt_image2 edit fox.png "give the fox a hat" -o hat.png
   gpt_image2 edit room.png chair.jpg "put the chair into the room"
 
   IMAGE                  PNG, JPEG or WebP below 50 MB: a file, an http(s) URL,
-                         a file: or data: URI
-""", "config": """\
+                         a file: or data: URI""", "config": """\
 gpt_image2 config [--show | --init [--force] | --check] [options]
-gpt_image2 config --history [N] [--gallery PAGE.html] | --forget ID|all
-"""}
-
-def command_help(command: str) -> str:
-    """The help of one command: its usage, then its options in groups."""
-    text = SYNOPSIS[command]
-    for _, group in groupby((row for row in OPTIONS if command in row.commands), lambda row: row.commands):
-        text += "\n"
-        for row in group:
-            names = (row.short + ", " if row.short else "") + row.flag + " " + row.value
-            text += f"  {names:22} " + row.help.replace("\n", "\n" + " " * 25) + "\n"
-    return text
+gpt_image2 config --history [N] [--gallery PAGE.html] | --forget ID|all"""}
 
 def read_value(row: Option, text: str) -> Any:
     """The value of an option on the command line. An empty one is a variable that was not set."""
@@ -5154,12 +5071,18 @@ def split_shape(options: Namespace) -> None:
             options.size = "auto"
 
 def help_for(arguments: list[str]) -> str:
-    """The help or version that is wanted, or an empty text."""
+    """The help or version that is wanted, or an empty text. Of a command: usage and options in groups."""
     words = arguments[:arguments.index("--")] if "--" in arguments else arguments
-    if {"-h", "--help"} & set(words) or words[:1] == ["help"] or words[1:2] == ["help"]:
-        topic = next((word for word in words[:2] if word in SYNOPSIS), "")
-        return (command_help(topic) if topic else HELP).replace(PROGRAM + " ", own_command(""))
-    return f"{PROGRAM} {VERSION}\n" if words[:1] in (["--version"], ["-V"], ["version"]) else ""
+    if not {"-h", "--help"} & set(words) and "help" not in words[:2]:
+        return f"{PROGRAM} {VERSION}" if words[:1] in (["--version"], ["-V"], ["version"]) else ""
+    topic = next((word for word in words[:2] if word in SYNOPSIS), "")
+    text = SYNOPSIS.get(topic, HELP)
+    for _, group in groupby((row for row in OPTIONS if topic in row.commands), lambda row: row.commands):
+        text += "\n"
+        for row in group:
+            names = (row.short + ", " if row.short else "") + row.flag + " " + row.value
+            text += f"\n  {names:22} " + row.help.replace("\n", "\n" + " " * 25)
+    return text.replace(PROGRAM + " ", own_command(""))
 
 # ---- main ----------------------------------------------------------------------------------------
 def guard_process() -> None:

@@ -60,7 +60,7 @@ class PricesInDocumentsTest(unittest.TestCase):
         for quality, seconds in program.TYPICAL_SECONDS.items():
             dollars = f"${program.image_tokens(1024, 1024, quality) * 30e-6:.3f}"
             self.assertIn(f"| `{quality}` | {dollars} | {seconds} |", readme)
-            self.assertIn(f"{quality} ({dollars}, {seconds})", program.command_help("generate"))
+            self.assertIn(f"{quality} ({dollars}, {seconds})", program.help_for(["generate", "--help"]))
 
 
 class EstimateTest(PriceCase):
