@@ -4062,6 +4062,8 @@ def save_answer(answer: str, target: Target, secrets: Sequence[str]) -> str:
 
 # ---- Telling: while it happens, and at the end ---------------------------------------------------
 MONEY = {"no": "Nothing was billed.", "maybe": "You may be charged for this image.", "yes": "It was billed."}
+# From the line's start, with what wraps by now; in two steps, as tmux keeps a screen that is erased at once.
+ERASE_LINE = "\r\0337\033[K\033[B\033[J\0338"
 
 def cut_to(columns: int, text: str) -> str:
     """The beginning of a text that fits; a character that only some terminals show wide counts as wide."""
@@ -4071,9 +4073,8 @@ def cut_to(columns: int, text: str) -> str:
 
 class Console:
     """What a person sees: notes, warnings and progress. Every line goes through here, and shows no secret.
-    as_json, quiet, verbose: the options. warnings: all so far, for the JSON result. progress_shown: the
-    columns of a line that the next one replaces. last_sign: when there was progress. lost_output: a line of
-    stdout reached nobody. usual: seconds that this takes, 0 if unknown. percent, received: how far it is."""
+    as_json, quiet, verbose: the options. warnings: all, for the JSON result. progress_shown: the columns of a
+    line that the next one replaces. lost_output: a line of stdout reached nobody. usual: in seconds."""
 
     def __init__(self, secrets: Secrets) -> None:
         self.secrets = secrets
@@ -4086,7 +4087,7 @@ class Console:
         """Write to sys.stdout or sys.stderr at once. A reader that went away must not cost an image."""
         if self.progress_shown:
             blanks, self.progress_shown = "\r" + " " * self.progress_shown + "\r", 0
-            self.say("stderr", blanks if environment("TERM") in ("", "dumb") else "\r\033[J", end="")
+            self.say("stderr", blanks if environment("TERM") in ("", "dumb") else ERASE_LINE, end="")
         sink = getattr(sys, stream)
         if sink is None:  # closed from the start; print would use standard output instead
             return
@@ -4154,9 +4155,8 @@ class Console:
         self.refresh(text + (f", {one_line(status, 40)}" if status else ""), share)
 
     def refresh(self, text: str, share: float | None = None) -> None:
-        """While waiting: one line redrawn every second on a terminal, a new line every 30 s elsewhere.
-        share: of a bar, which never claims to be done."""
-        now, columns, hidden = time.monotonic(), 80, self.quiet
+        """A line redrawn every second on a terminal, a new one every 30 s elsewhere. share: of its bar."""
+        now, columns, is_shown = time.monotonic(), 80, not self.quiet
         if now - self.last_sign < (1 if self.is_terminal() else HEARTBEAT):
             return
         self.last_sign = now
@@ -4165,12 +4165,13 @@ class Console:
             return
         with suppress(AttributeError, OSError, ValueError):  # Windows, or a terminal without jobs
             columns = os.get_terminal_size(sys.stderr.fileno()).columns or columns
-            hidden |= os.tcgetpgrp(sys.stderr.fileno()) != os.getpgrp()  # a shell's prompt may stand there
+            is_shown &= os.tcgetpgrp(sys.stderr.fileno()) == os.getpgrp()  # or a shell's prompt stands there
+        self.progress_shown *= is_shown  # after C-z and bg the shell is where the line was
         blocks = min(20, columns - len(text) - 4)
         if share is not None and blocks > 3:
-            full = min(blocks - 1, int(share * blocks))
+            full = min(blocks - 1, int(share * blocks))  # it never claims to be done
             text = f"[{'#' * full}{'-' * (blocks - full)}] {text}"
-        if not hidden:  # the cursor goes back to the start: a line that wraps by now is erased from there
+        if is_shown:
             self.say("stderr", f"\r{cut_to(columns - 1, self.secrets.clean(text))}\r", end="")
             self.progress_shown = columns - 1
 
@@ -4267,11 +4268,10 @@ def run_image_command(options: Namespace, run: Run) -> None:
 def usual_seconds(job: Job, settings: Settings, is_exact: bool) -> int:
     """How long it takes, 0 if unknown. is_exact: with its size, by the tokens, and its n where one by one."""
     quality, edges = as_text(job.parameters.get("quality")), split_size(as_text(job.parameters.get("size")))
-    seconds = TYPICAL_SECONDS.get(quality, 0)
-    if not seconds or not is_exact:
-        return seconds
-    size = image_tokens(*edges, quality) / image_tokens(1024, 1024, quality) if edges and all(edges) else 1
-    return round(seconds * max(1, size) * (job.n if settings.api.value == "runapi" else 1) / 10) * 10
+    seconds, tokens = TYPICAL_SECONDS.get(quality, 0), partial(image_tokens, quality=quality)
+    size = tokens(*edges) / tokens(1024, 1024) if seconds and edges and all(edges) else 1
+    one_by_one = job.n if settings.api.value == "runapi" else 1
+    return round(seconds * max(1, size) * one_by_one / 10) * 10 if is_exact else seconds
 
 def tell_planned(job: Job, notes: Sequence[str], shaped: bool, run: Run) -> None:
     """Say what the caller may not expect of a job, and its size. shaped: whether that was computed."""
