@@ -69,7 +69,7 @@ from contextlib import nullcontext, redirect_stdout, suppress
 from copy import copy
 from errno import EPERM, EROFS
 from functools import partial
-from itertools import chain, count, groupby
+from itertools import accumulate, chain, count, groupby
 from math import inf, log
 from os import environ
 from shlex import quote
@@ -128,7 +128,7 @@ FORMATS = ("png", "jpeg", "webp")
 SUFFIXES = {"png": (".png",), "jpeg": (".jpg", ".jpeg"), "webp": (".webp",), "gif": (".gif",),
             "svg": (".svg",), "tiff": (".tif", ".tiff"),  # no model makes this one or the next
             **{name: ("." + name,) for name in ("avif", "bmp", "heic", "heif", "ico", "jxl", "pdf", "psd")}}
-TYPICAL_SECONDS = {"low": "70 s", "medium": "120 s", "high": "276 s"}
+TYPICAL_SECONDS = {"low": 70, "medium": 120, "high": 276}
 
 # Bytes. A longer string stays in the file when an answer is parsed, its head is looked at; the rest must fit.
 LONG_STRING, HEAD, MAX_SKELETON, BLOCK = 64 * 1024, 4000, 8 * 1024 * 1024, 1024 * 1024
@@ -401,6 +401,7 @@ class Wait(NamedTuple):
     seconds: float
     status: str
     task: str
+    done: str = ""  # per cent of it, where the service says so
 
 class Response(NamedTuple):
     """One answer; the body stays in its file, document is its JSON with long strings as Spans."""
@@ -853,7 +854,7 @@ def image_tokens(width: int, height: int, quality: str) -> int:
     return -(-patches * shorter * (2_000_000 + width * height) // 4_000_000)
 
 PRICES_AND_TIMES = ", ".join(
-    f"{quality} (${image_tokens(1024, 1024, quality) * DOLLARS_PER_TOKEN['output']:.3f}, {seconds})"
+    f"{quality} (${image_tokens(1024, 1024, quality) * DOLLARS_PER_TOKEN['output']:.3f}, {seconds} s)"
     for quality, seconds in TYPICAL_SECONDS.items()).replace(", high", ",\nhigh")
 
 def estimate(job: Job, settings: Settings) -> Price:
@@ -1925,7 +1926,8 @@ def collect_images(create: Request, response: Response, settings: Settings, want
     least = 0.05  # seconds; it grows, because a server may always say "at once"
     while urls and not response.images and (status := task_status(response.document)) not in DONE:
         delay = server_pause(response.headers, "")
-        yield Wait(POLL_PAUSE if delay is None else max(delay, least), status, task)
+        done = task_field(response.document, ("progress", "percent")).rstrip("% ")
+        yield Wait(POLL_PAUSE if delay is None else max(delay, least), status, task, done)
         least = min(2 * least, 1.0)
         try:
             response = yield poll._replace(url=urls[0])
@@ -2845,6 +2847,7 @@ def run_provider(provider: Provider, folder: Folder, run: Run) -> list[Image | F
         while True:
             try:  # paid steps are numbered, so that a replay finds their responses
                 if isinstance(item, Wait) and time.monotonic() < run.deadline:
+                    run.console.percent = int(item.done) if re.fullmatch(r"\d\d?", item.done) else 0  # 100: not true yet
                     rest(min(item.seconds, run.deadline - time.monotonic()), run, item.status)
                 elif isinstance(item, Wait):  # the next run goes on
                     late = f"task {item.task} is still {item.status or 'running'} after --timeout"
@@ -3083,6 +3086,8 @@ def wait_for(done: Callable[[], bool], exchange: Exchange, run: Run) -> None:
     """Wait for the end of a transfer, with signs of life."""
     seconds = 0.001
     while not done():
+        with suppress(OSError):
+            run.console.received = os.path.getsize(exchange.file("answer"))
         rest(seconds, run)
         seconds = min(seconds * 1.5, 0.1)
         run.watch(exchange)
@@ -3815,24 +3820,33 @@ def save_answer(answer: str, target: Target, secrets: Sequence[str]) -> str:
 
 # ---- Telling: while it happens, and at the end ---------------------------------------------------
 MONEY = {"no": "Nothing was billed.", "maybe": "You may be charged for this image.", "yes": "It was billed."}
+# From the line's start, with what wraps by now; in two steps, as tmux keeps a screen that is erased at once.
+ERASE_LINE = "\r\0337\033[K\033[B\033[J\0338"
+
+def cut_to(columns: int, text: str) -> str:
+    """The beginning of a text that fits; a character that only some terminals show wide counts as wide."""
+    from unicodedata import east_asian_width
+    ends = accumulate(2 if east_asian_width(each) in "WFA" else 1 for each in text)
+    return text[:sum(end <= columns for end in ends)]
 
 class Console:
     """What a person sees: notes, warnings and progress. Every line goes through here, and shows no secret.
-    label: before each line of stderr. as_json, quiet, verbose: the options. warnings: all so far, for the
-    JSON result. progress_shown: the next line replaces one. last_sign: when there was progress. lost_output:
-    a line of stdout reached nobody."""
+    label: before each line of stderr. as_json, quiet, verbose: the options. warnings: all, for the JSON
+    result. progress_shown: the columns of a line that the next one replaces. lost_output: a line of stdout
+    reached nobody. usual: in seconds."""
 
     def __init__(self, secrets: Secrets) -> None:
         self.secrets, self.label = secrets, ""
-        self.as_json = self.quiet = self.verbose = self.progress_shown = self.lost_output = False
+        self.as_json = self.quiet = self.verbose = self.lost_output = False
+        self.progress_shown = self.usual = self.received = self.percent = 0
         self.warnings: list[str] = []
         self.started = self.last_sign = time.monotonic()
 
     def say(self, stream: str, text: str, end: str = "\n") -> None:
         """Write to sys.stdout or sys.stderr at once. A reader that went away must not cost an image."""
         if self.progress_shown:
-            self.progress_shown = False
-            self.say("stderr", "\r\033[K", end="")
+            blanks, self.progress_shown = "\r" + " " * self.progress_shown + "\r", 0
+            self.say("stderr", blanks if environment("TERM") in ("", "dumb") else ERASE_LINE, end="")
         sink = getattr(sys, stream)
         if sink is None:  # closed from the start; print would use standard output instead
             return
@@ -3888,18 +3902,40 @@ class Console:
         """TEMPORARY"""
 
     def progress(self, typical: str, status: str = "") -> None:
-        """While waiting: a line refreshed every second on a terminal, a new one every 30 s elsewhere."""
-        now = time.monotonic()
+        """How far one picture is: by the bytes or the task's own word, else by the usual time."""
+        seconds, share = time.monotonic() - self.started, None
+        text = f"waiting: {seconds:.0f} s" + (f" (typically {typical})" if typical else "")
+        if self.is_terminal():
+            waited, end = ("%d:%02d" % divmod(int(each), 60) for each in (seconds, self.usual))
+            if self.usual:
+                share = seconds / self.usual
+                text = f"{waited} of about {end}" if share <= 1 else f"{waited}, longer than usual"
+            if self.percent:
+                share, text = self.percent / 100, f"{waited}, {self.percent} %"
+            if self.received >= 100_000:  # less may be the state of a task
+                text = f"{waited}, {self.received / 1e6:.1f} MB received"
+        self.refresh(text + (f", {one_line(status, 40)}" if status else ""), share)
+
+    def refresh(self, text: str, share: float | None = None) -> None:
+        """A line redrawn every second on a terminal, a new one every 30 s elsewhere. share: of its bar."""
+        now, columns, is_shown = time.monotonic(), 80, not self.quiet
         if now - self.last_sign < (1 if self.is_terminal() else HEARTBEAT):
             return
         self.last_sign = now
-        text = f"waiting: {now - self.started:.0f} s" + (f" (typically {typical})" if typical else "")
-        text += f", {one_line(status, 40)}" if status else ""
         if not self.is_terminal():
             self.note(text)
-        elif not self.quiet:
-            self.say("stderr", "\r\033[K" + self.secrets.clean(text), end="")
-            self.progress_shown = True
+            return
+        with suppress(AttributeError, OSError, ValueError):  # Windows, or a terminal without jobs
+            columns = os.get_terminal_size(sys.stderr.fileno()).columns or columns
+            is_shown &= os.tcgetpgrp(sys.stderr.fileno()) == os.getpgrp()  # or a shell's prompt stands there
+        self.progress_shown *= is_shown  # after C-z and bg the shell is where the line was
+        blocks = min(20, columns - len(text) - 4)
+        if share is not None and blocks > 3:
+            full = min(blocks - 1, int(share * blocks))  # it never claims to be done
+            text = f"[{'#' * full}{'-' * (blocks - full)}] {text}"
+        if is_shown:
+            self.say("stderr", f"\r{cut_to(columns - 1, self.secrets.clean(text))}\r", end="")
+            self.progress_shown = columns - 1
 
     def tell(self, **facts: Any) -> None:
         """The JSON object of a `config` command."""
@@ -4009,11 +4045,20 @@ def checked_order(options: Namespace, settings: Settings, run: Run) -> Order:
 
 def for_order(order: Order, run: Run) -> Run:
     """The run, which knows what an order's files are called and how long one takes."""
-    target, quality = order.job.target, as_text(order.job.parameters.get("quality"))
+    target, console = order.job.target, run.console
     own = re.escape(os.path.join(target.folder, target.stem))
-    run.console.secrets.paths.append(own + r"(?:\.partial-\d+|-\d+)?\.\w+")
+    console.secrets.paths.append(own + r"(?:\.partial-\d+|-\d+)?\.\w+")
     run.result.flat = order.settings.price_per_image.value
-    return run._replace(typical=TYPICAL_SECONDS.get(quality, "70 to 280 s"))
+    console.usual = usual_seconds(order.job, order.settings, console.is_terminal())
+    return run._replace(typical=f"{console.usual} s" if console.usual else "70 to 280 s")
+
+def usual_seconds(job: Job, settings: Settings, is_exact: bool) -> int:
+    """How long it takes, 0 if unknown. is_exact: with its size, by the tokens, and its n where one by one."""
+    quality, edges = as_text(job.parameters.get("quality")), split_size(as_text(job.parameters.get("size")))
+    seconds, tokens = TYPICAL_SECONDS.get(quality, 0), partial(image_tokens, quality=quality)
+    size = tokens(*edges) / tokens(1024, 1024) if seconds and edges and all(edges) else 1
+    one_by_one = job.n if settings.api.value == "runapi" else 1
+    return round(seconds * max(1, size) * one_by_one / 10) * 10 if is_exact else seconds
 
 def tell_planned(job: Job, notes: Sequence[str], shaped: bool, run: Run) -> None:
     """Say what the caller may not expect of a job, and its size. shaped: whether that was computed."""

@@ -15,8 +15,9 @@ import clients_coding_agents
 import clients_hermes
 import clients_once
 import clients_openclaw
+import clients_terminal
 
-MODULES = (clients_hermes, clients_openclaw, clients_coding_agents, clients_once)
+MODULES = (clients_hermes, clients_openclaw, clients_coding_agents, clients_once, clients_terminal)
 
 
 class TableResult(unittest.TextTestResult):

@@ -59,8 +59,8 @@ class PricesInDocumentsTest(unittest.TestCase):
         readme = (PROGRAM.parent.parent / "README.md").read_text(encoding="utf-8")
         for quality, seconds in program.TYPICAL_SECONDS.items():
             dollars = f"${program.image_tokens(1024, 1024, quality) * 30e-6:.3f}"
-            self.assertIn(f"| `{quality}` | {dollars} | {seconds} |", readme)
-            self.assertIn(f"{quality} ({dollars}, {seconds})", program.help_for(["generate", "--help"]))
+            self.assertIn(f"| `{quality}` | {dollars} | {seconds} s |", readme)
+            self.assertIn(f"{quality} ({dollars}, {seconds} s)", program.help_for(["generate", "--help"]))
 
 
 class EstimateTest(PriceCase):
