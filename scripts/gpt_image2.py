@@ -4215,7 +4215,7 @@ ul { display: grid; grid-template-columns: repeat(auto-fill, minmax(clamp(8.5rem
 .open { aspect-ratio: 1; overflow: hidden; text-decoration: none; } b { color: light-dark(#a23a24, #f0967f); }
 .open img { width: 100%; height: 100%; object-fit: contain; } .prompt { margin: .625rem 0 .25rem; }
 li .prompt { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 2; overflow: hidden; }
-.prompt, figure, code { white-space: pre-wrap; } code { margin: 1.25rem 0 .75rem; padding: .75rem; }
+.prompt, figure { white-space: pre-line; } code { white-space: pre-wrap; margin: 1rem 0; padding: .75rem; }
 button { font: .875rem system-ui; background: none; border: 1px solid; border-radius: .5rem; padding: .7rem; }
 :focus-visible { outline: 3px solid light-dark(#1f62d6, #86b2ff); outline-offset: 3px; }
 dialog { width: 100%; height: 100%; max-width: none; max-height: none; border: 0; padding: 0; }
@@ -4240,7 +4240,7 @@ function copy(button) {  // navigator.clipboard is missing in some browsers for 
 const step = by => location.replace(links.at((at + by) % links.length).hash);
 const actions = {ArrowLeft: () => step(-1), ArrowRight: () => step(1), close: () => box.close(), copy};
 onclick = ({target}) => actions[target.className]?.(target);
-onkeydown = event => box?.open && !event.altKey && !event.ctrlKey && !event.metaKey && actions[event.key]?.();
+onkeydown = e => { if (box?.open && !e.altKey && !e.ctrlKey && !e.metaKey) actions[e.key]?.(); };
 addEventListener("error", ({target}) => target.replaceWith?.("This picture is gone."), true);
 addEventListener("DOMContentLoaded", () => {
   links = [...document.querySelectorAll(".open")]; box = document.querySelector("dialog");
