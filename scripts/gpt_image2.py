@@ -17,7 +17,7 @@ The file reads in the order in which the data travels:
     Driver                     feeds a provider; the rule for sending again
     Reading answers            a file -> Images, or the Failure that it means
     Saving                     verify, name, never replace
-    Telling                    what is shown meanwhile, and the result at the end
+    Telling, Gallery           what is shown meanwhile, the result at the end; a page to look at pictures
     Commands, Parser, main     start reading at run_image_command
 
 A provider is a generator without input or output. It yields a Request and is sent the Response, or has a
@@ -3898,9 +3898,6 @@ class Console:
         """Whether a person sees what this says."""
         return sys.stderr is not None and sys.stderr.isatty()
 
-    def draw(self, text: str) -> None:
-        """TEMPORARY"""
-
     def progress(self, typical: str, status: str = "") -> None:
         """How far one picture is: by the bytes or the task's own word, else by the usual time."""
         seconds, share = time.monotonic() - self.started, None
@@ -4003,9 +4000,122 @@ class Result:
             record["error"] = map_texts({**error, **unknown}, console.secrets.clean)
         return record
 
-GENERATOR = "gpt_image2"
+# ---- Gallery: a page to look at pictures ---------------------------------------------------------
+GENERATOR = f'name="generator" content="{PROGRAM}"'  # how a page of this program is known
+GALLERY_STYLE = """:root { color-scheme: light dark; } :root:has(dialog[open]) { overflow: hidden; }
+* { box-sizing: border-box; margin: 0; overflow-wrap: anywhere; } a, button { color: inherit; }
+body, dialog { font: 1rem/1.45 system-ui, sans-serif; color: light-dark(#21201c, #ebe8e1);
+  background: light-dark(#fbfaf7, #171715); } .open, figure, code { background: light-dark(#eeebe4, #252422) }
+body { max-width: 100rem; margin: auto; padding: clamp(1rem, 4vw, 4rem); } h1 + p { margin: .5rem 0 2rem; }
+h1 { font-size: clamp(1.5rem, 1rem + 2vw, 2.25rem); line-height: 1.15; letter-spacing: -.02em; }
+h1 + p, .facts, nav { color: light-dark(#686459, #a39e93); font-size: .875rem; } nav span { flex: 1; }
+ul { display: grid; grid-template-columns: repeat(auto-fill, minmax(clamp(8.5rem, 17vw, 16rem), 1fr));
+  gap: 1.75rem 1.25rem; padding: 0; list-style: none; } li .file, li code, li button { display: none; }
+.open, code { display: block; border-radius: .5rem; } .open:not(:has(img)), figure { padding: 1rem; }
+.open { aspect-ratio: 1; overflow: hidden; text-decoration: none; } b { color: light-dark(#a23a24, #f0967f); }
+.open img { width: 100%; height: 100%; object-fit: contain; } .prompt { margin: .625rem 0 .25rem; }
+li .prompt { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 2; overflow: hidden; }
+.prompt, figure { white-space: pre-line; } code { white-space: pre-wrap; margin: 1rem 0; padding: .75rem; }
+button { font: .875rem system-ui; background: none; border: 1px solid; border-radius: .5rem; padding: .7rem; }
+:focus-visible { outline: 3px solid light-dark(#1f62d6, #86b2ff); outline-offset: 3px; }
+dialog { width: 100%; height: 100%; max-width: none; max-height: none; border: 0; padding: 0; }
+dialog[open] { display: grid; grid: auto minmax(50vh, auto) 1fr / minmax(0, 1fr); }
+nav { display: flex; align-items: center; gap: .5rem; } nav, section { padding: 1rem; }
+figure { display: grid; place-content: center; } figure img { max-width: 100%; max-height: 88vh; }
+@media (min-width: 50rem) { dialog[open] { grid: auto minmax(0, 1fr) / minmax(0, 1fr) 24rem; }
+  figure { grid-area: 1 / 1 / 3; } section { overflow: auto; } }"""
+GALLERY_SCRIPT = """let links, box, at;
+function show() {  // what the address names: so it stays open over a reload, and "back" closes it
+  at = links.findIndex(link => link.hash === location.hash);
+  if (at < 0) return box.close();
+  const [link, ...texts] = links[at].parentNode.cloneNode(true).children, [bar, figure, about] = box.children;
+  bar.firstChild.textContent = `${at + 1} of ${links.length}`;
+  figure.replaceChildren(...link.childNodes); about.replaceChildren(...texts);
+  if (!box.open) box.showModal();
+}
+function copy(button) {  // navigator.clipboard is missing in some browsers for a file
+  getSelection().selectAllChildren(button.previousSibling);
+  button.textContent = document.execCommand("copy") ? "Copied" : "Selected: now press Ctrl+C";
+}
+const step = by => location.replace(links.at((at + by) % links.length).hash);
+const actions = {ArrowLeft: () => step(-1), ArrowRight: () => step(1), close: () => box.close(), copy};
+onclick = ({target}) => actions[target.className]?.(target);
+onkeydown = e => { if (box?.open && !e.altKey && !e.ctrlKey && !e.metaKey) actions[e.key]?.(); };
+addEventListener("error", ({target}) => target.replaceWith?.("This picture is gone."), true);
+addEventListener("DOMContentLoaded", () => {
+  links = [...document.querySelectorAll(".open")]; box = document.querySelector("dialog");
+  box.onclose = () => { links[at]?.focus(); history.replaceState(null, "", location.href.split("#")[0]); };
+  onhashchange = show; show();
+  links.find(link => link.href === history.state)?.focus({preventScroll: true});
+  if (document.documentElement.dataset.unfinished) setInterval(() => {
+    if (document.hidden || String(getSelection())) return;
+    history.replaceState(document.activeElement.href, ""); location.reload();
+  }, 5000);
+});"""
+GALLERY_END = """</ul></main><dialog aria-label="One picture"><nav><span></span><button class="ArrowLeft">
+Previous</button><button class="ArrowRight" autofocus>Next</button><button class="close">Close</button></nav>
+<figure class="close" aria-live="polite"></figure><section></section></dialog>\n"""
+
 def write_gallery(page: str, title: str, entries: Sequence[Mapping[str, Any]], unfinished: int = 0) -> None:
-    """TEMPORARY"""
+    """Write the page, whole, in one step. OSError where it cannot be."""
+    part = os.path.join(os.path.dirname(page), f".{os.urandom(4).hex()}.part")
+    try:
+        with open(part, "xb") as stream:
+            stream.writelines(text.encode() for text in gallery_page(page, title, entries, unfinished))
+        os.replace(part, page)
+    finally:
+        discard(part)
+
+def gallery_page(page: str, title: str, entries: Sequence[Mapping[str, Any]], missing: int) -> Iterator[str]:
+    """The page in pieces. Outside texts are escaped; besides, nothing can run but what two digests name."""
+    from hashlib import sha256
+    style, script = (base64.b64encode(sha256(text.encode()).digest()).decode()
+                     for text in (GALLERY_STYLE, GALLERY_SCRIPT))
+    images = sum(len(entry.get("saved") or ()) for entry in entries)
+    failed = sum(bool(entry.get("error")) for entry in entries)
+    costs = [entry["cost_usd"] for entry in entries if isinstance(entry.get("cost_usd"), (int, float))]
+    told = (f"{images} picture{'s' * (images != 1)}", in_dollars({"cost_usd": sum(costs)}) if costs else "",
+            f"{failed} failed" if failed else "", f"{missing} to come" if missing else "")
+    yield (f'<!DOCTYPE html>\n<html lang="en" data-unfinished="{missing or ""}"><meta charset="utf-8">\n'
+           f"<meta {GENERATOR}>\n"
+           '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src \'self\' file:'
+           f"; style-src 'sha256-{style}'; script-src 'sha256-{script}'\">\n<title>{as_html(title)}</title>\n"
+           '<meta name="viewport" content="width=device-width">'
+           f"<style>{GALLERY_STYLE}</style>\n<script>{GALLERY_SCRIPT}</script>\n"
+           f"<main><h1>{as_html(title)}</h1><p>{', '.join(filter(None, told))}</p><ul>\n")
+    for number, entry in enumerate(entries):
+        yield from gallery_cards(entry, number, os.path.dirname(os.path.abspath(page)))
+    yield GALLERY_END
+
+def gallery_cards(entry: Mapping[str, Any], number: int, folder: str) -> Iterator[str]:
+    """A card for each picture of a request, and one for its fault."""
+    prompt, command, error = (as_html(entry.get(name)) for name in ("prompt", "command", "error"))
+    files, quality, seconds, made = map(entry.get, ("saved", "quality", "elapsed_s", "time"))
+    cost = entry.get("cost_usd") and in_dollars(entry) + (f" for {len(files)}" if files and files[1:] else "")
+    for file in (files or []) + [{}] * bool(error):
+        link = picture_link(file["path"], folder) if file else ""
+        name = as_html(one_line(os.path.basename(file.get("path", ""))))
+        image = f'<img src="{link}" alt="{prompt or name}" loading="lazy" decoding="async">'
+        size = f"{file['width']} × {file['height']}" if file.get("width") else as_text(entry.get("size"))
+        facts = size, quality and f"{quality}\xa0quality", seconds and f"{as_text(seconds)}\xa0s", cost
+        yield (f'<li><a class="open" href="#/{link or number}/{as_html(made)}">'
+               f'{image if file else f"<b>Failed</b> {error}"}</a><p class="prompt" dir="auto">{prompt}</p>'
+               f'<p class="facts">{as_html(", ".join(filter(None, facts)))}</p><p class="facts file">'
+               f'<a href="{link}">{name}</a> {local_time(made) if made else ""}</p><code>{command}</code>'
+               '<button class="copy">Copy the command</button></li>\n')
+
+def picture_link(path: str, folder: str) -> str:
+    """The address of a picture for a page in this folder: relative, unless it is on another drive."""
+    from urllib.parse import quote as escaped
+    try:
+        return escaped(as_bytes(os.path.relpath(path, folder).replace(os.sep, "/")))
+    except ValueError:
+        return "file:///" + escaped(as_bytes(path.replace(os.sep, "/")), safe="/:")
+
+def as_html(text: Any) -> str:
+    """An outside text for the page."""
+    from html import escape
+    return escape(utf8(as_text(text)).decode("utf-8", "replace")).replace("\r", "&#13;")
 
 # ---- Commands ------------------------------------------------------------------------------------
 def run_image_command(options: Namespace, run: Run) -> int:
@@ -4955,7 +5065,7 @@ class Batch:
             del self.running[pipe]
             self.end(order, bytes(text), os.waitpid(pid, 0)[1] >> 8)
         done = sum(self.counts.values())
-        self.console.draw(f"{done} of {self.total}, {len(self.running)} under way, "
+        self.console.refresh(f"{done} of {self.total}, {len(self.running)} under way, "
                           f"{self.counts['failed']} failed, ${self.dollars:.2f}")
 
     def end(self, order: Order, text: bytes, exit_code: int) -> None:

@@ -12,12 +12,13 @@ import unittest
 from typing import Any, Sequence
 
 import clients_coding_agents
+import clients_gallery
 import clients_hermes
 import clients_once
 import clients_openclaw
 import clients_terminal
 
-MODULES = (clients_hermes, clients_openclaw, clients_coding_agents, clients_once, clients_terminal)
+MODULES = (clients_hermes, clients_openclaw, clients_coding_agents, clients_once, clients_terminal, clients_gallery)
 
 
 class TableResult(unittest.TextTestResult):
