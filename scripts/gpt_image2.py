@@ -2847,7 +2847,8 @@ def run_provider(provider: Provider, folder: Folder, run: Run) -> list[Image | F
         while True:
             try:  # paid steps are numbered, so that a replay finds their responses
                 if isinstance(item, Wait) and time.monotonic() < run.deadline:
-                    run.console.percent = int(item.done) if re.fullmatch(r"\d\d?", item.done) else 0  # 100: not true yet
+                    known = re.fullmatch(r"\d\d?", item.done)  # 100 is not true yet
+                    run.console.percent = int(item.done) if known else 0
                     rest(min(item.seconds, run.deadline - time.monotonic()), run, item.status)
                 elif isinstance(item, Wait):  # the next run goes on
                     late = f"task {item.task} is still {item.status or 'running'} after --timeout"
@@ -3861,8 +3862,9 @@ class Console:
             setattr(sys, stream, open(os.devnull, "w"))  # or Python complains again at its exit
 
     def output(self, text: str) -> None:
-        """One line on standard output."""
-        self.say("stdout", text)
+        """One line on standard output, for people."""
+        if not self.as_json:
+            self.say("stdout", text)
 
     def error_line(self, text: str, indent: str = "") -> None:
         """One line on standard error."""
@@ -3935,14 +3937,13 @@ class Console:
             self.progress_shown = columns - 1
 
     def tell(self, **facts: Any) -> None:
-        """The JSON object of a `config` command."""
-        self.output(json.dumps({"schema": 1, "ok": True, **facts, "warnings": self.warnings}))
+        """A JSON object on standard output, with --json."""
+        if self.as_json:
+            self.say("stdout", json.dumps({"schema": 1, "ok": True, "warnings": self.warnings, **facts}))
 
     def finish(self, record: Mapping[str, Any]) -> None:
         """Show the result of a command. record: as from Result.record."""
-        if self.as_json:
-            self.output(json.dumps(record))
-            return
+        self.tell(**record)
         if record["http_status"] and record["ok"] and not self.quiet:
             self.output(f"HTTP {record['http_status']} in {record['elapsed_s']:.1f} s")
         self.list_saved(record)
@@ -4240,12 +4241,10 @@ def tell_outlook(order: Order, receipt: Receipt | None, run: Run) -> None:
     request = next(settings.service.provider(job, settings, KeySource("nothing", ""), ""))
     assert isinstance(request, Request)  # every provider begins with one
     output = receipt.saved[0].path if receipt else free_path(job, console)
-    if console.as_json:
-        files = [{"path": shown_input(upload.path), "bytes": upload.bytes} for upload in job.uploads]
-        console.tell(would=would, method=request.method, url=request.url, model=job.model,
-                     prompt=hide(job.prompt), parameters=map_texts(job.parameters, hide), files=files,
-                     typical=run.typical, output=output, estimate_usd=price)
-        return
+    files = [{"path": shown_input(upload.path), "bytes": upload.bytes} for upload in job.uploads]
+    console.tell(would=would, method=request.method, url=request.url, model=job.model, files=files,
+                 prompt=hide(job.prompt), parameters=map_texts(job.parameters, hide), typical=run.typical,
+                 output=output, estimate_usd=price)
     sent = [f"{name} {as_text(value)}" for name, value in job.parameters.items()]
     for line in (f"{OUTLOOKS[would]}: {request.method} {request.url}, {', '.join([job.model, *sent])}",
                  *(f"with {each.name}" + f" ({max(1, round(each.bytes / 1024))} KB)" * bool(each.bytes)
@@ -4573,9 +4572,7 @@ def write_template(options: Namespace, run: Run) -> None:
         content.update(ask_for_key(content["base_url"], content.pop("api_key_env"), path, console))
     write_config(path, content, options.force)
     shown = {**content, "api_key": mask_key(content.get("api_key", "")), "headers": [*dict(options.header)]}
-    if console.as_json:
-        console.tell(config_file=path, written={name: shown[name] for name in content})
-        return
+    console.tell(config_file=path, written={name: shown[name] for name in content})
     console.output(f"Wrote {path}: " + ", ".join(f"{name} {as_text(shown[name])}" for name in content))
     if asks and (content.get("api_key") or environment(content["api_key_env"])):
         check_setup(read_settings(parse(["config", "--config", path]), console), run)
@@ -4645,10 +4642,8 @@ def show_settings(settings: Settings, console: Console) -> None:
         value += "" if may_go(source.host, settings.base_url.value) else f", only for {source.host}"
         rows["api_key" if number == 1 else f"api_key {number}"] = Setting(value, source.source)
     pending = map_texts(unfinished_commands(console), clean)
-    if console.as_json:
-        console.tell(settings={name: row._asdict() for name, row in rows.items()}, pending=pending,
-                     config_file=settings.config_path or None)
-        return
+    console.tell(settings={name: row._asdict() for name, row in rows.items()}, pending=pending,
+                 config_file=settings.config_path or None)
     for name, row in rows.items():
         console.output(f"{name:<11} {row.value or '-'}  ({row.source})")
     file = settings.config_path or "none; looked for " + ", ".join(config_locations())
@@ -4689,9 +4684,7 @@ def forget_requests(wanted: str, console: Console) -> None:
         folder.remove()
         release(folder.lock)
         forgotten.append(map_texts({**told_request(path, record), "billed": billed}, console.secrets.clean))
-    if console.as_json:
-        console.tell(forgotten=forgotten)
-        return
+    console.tell(forgotten=forgotten)
     for each in forgotten:
         console.output(f"forgot {each['id']}: {each['output']} ({each['prompt']}). {MONEY[each['billed']]}")
     if not forgotten:
@@ -4710,9 +4703,7 @@ def show_history(most: int, page: str, console: Console) -> None:
              for each in records[-most:]]
     show_gallery(page, [{**each, "command": each.get("again"), "size": each["parameters"].get("size"),
                          "quality": each["parameters"].get("quality")} for each in shown[::-1]], console)
-    if console.as_json:
-        console.tell(history=shown, sums=sums)
-        return
+    console.tell(history=shown, sums=sums)
     for record in shown:
         seconds = as_text(record.get("elapsed_s"))
         facts = f"{local_time(record['time'])}  {in_dollars(record):>7}  {seconds:>5} s"
@@ -4756,8 +4747,7 @@ def check_setup(settings: Settings, run: Run) -> None:
         try_key(settings, key, run, say)
     else:
         say("note  no free request can test a Codex sign-in")
-    if console.as_json:
-        console.tell()
+    console.tell()
 
 def try_key(settings: Settings, key: str, run: Run, say: Callable[[str], None]) -> None:
     """A free request that proves host and key, and one without the key: was it the key that was accepted?"""
@@ -4824,17 +4814,13 @@ def tell_batch_outlook(orders: Sequence[Order], woulds: Mapping[int, str], price
     for order in orders:
         job, would = order.job, woulds[order.line]
         own = estimate(job, order.settings) if would == "buy" else (0.0, 0.0)
-        output = first_path(job.target, job.n, job.parameters.get("output_format", "png"))
-        if console.as_json:
-            console.tell(job=order.line, would=would, output=output, estimate_usd=own)
-        else:
-            text = f"line {order.line}: {OUTLOOKS[would]}, to {output}, price: {price_text(own)}"
-            console.output(console.secrets.clean(text))
+        output = picture_path(job.target, int(job.n > 1), job.parameters.get("output_format", "png"))
+        console.tell(job=order.line, would=would, output=output, estimate_usd=own)
+        text = f"line {order.line}: {OUTLOOKS[would]}, to {output}, price: {price_text(own)}"
+        console.output(console.secrets.clean(text))
     to_buy = list(woulds.values()).count("buy")
-    if console.as_json:
-        console.tell(batch={"jobs": len(orders), "to_buy": to_buy, "estimate_usd": price})
-    else:
-        console.output(f"{len(orders)} jobs, {to_buy} of them to buy; price: {price_text(price)}")
+    console.tell(batch={"jobs": len(orders), "to_buy": to_buy, "estimate_usd": price})
+    console.output(f"{len(orders)} jobs, {to_buy} of them to buy; price: {price_text(price)}")
 
 def batch_lines(path: str) -> list[tuple[int, str]]:
     """(number, text) of the lines that ask for something."""
@@ -5081,6 +5067,7 @@ class Batch:
     def tell(self, order: Order, record: Mapping[str, Any], exit_code: int) -> None:
         """Tell one result, and what it means for the others."""
         error, console = record.get("error"), self.run_of(order).console
+        self.console.say("stderr", "", end="")  # the progress line goes
         if error and error["kind"] == "rate_limit" and not self.is_last_round:
             self.limited.append(order)
             return
@@ -5092,10 +5079,8 @@ class Batch:
         self.dollars += record["cost_usd"] or 0.0 if source in ("bought", "failed") else 0.0
         for warning in record["warnings"]:
             console.warn(warning)
-        if self.console.as_json:
-            self.console.output(json.dumps({"job": order.line, **record}))
-        else:
-            self.console.list_saved(record)
+        self.console.tell(job=order.line, **record)
+        self.console.list_saved(record)
         if error:
             texts = {name: error[name] for name in ("kind", "message", "hint", "billed")}
             console.explain(Failure(**texts, exit_code=exit_code))
@@ -5114,9 +5099,7 @@ class Batch:
                  "elapsed_s": seconds}
         if self.page:
             show_gallery(self.page, self.entries, self.console)
-        if self.console.as_json:
-            self.console.output(json.dumps({"schema": 1, "ok": not self.exit_code, "batch": facts,
-                                            "warnings": self.console.warnings}))
+        self.console.tell(ok=not (self.signal_code or self.exit_code), batch=facts)
         counts = [f"{number} {name.replace('_', ' ')}" for name, number in self.counts.items() if number]
         self.console.note(f"{self.total} jobs: {', '.join(counts)}; ${self.dollars:.3f}, {seconds:.0f} s")
         if left:
@@ -5256,7 +5239,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     guard_process()
     run = Run(console_for(arguments), Result())
     if help_text := help_for(arguments):
-        run.console.output(help_text.rstrip())
+        run.console.say("stdout", help_text.rstrip())
         return OK
     return exit_code_of(partial(run_command, arguments, run), run)
 
