@@ -838,9 +838,8 @@ def unpacked(data: Iterable[bytes], bits: int = 15) -> Iterator[bytes]:
 # gpt-image-2 at OpenAI's list price, read 2026-08-29 and 2026-10-08. The formula is derived: it gives every
 # published and measured count of tokens, but only for this model.
 PATCHES = {"low": 16, "medium": 48, "high": 96}  # along the longer edge, by quality
-INPUT_TOKENS = (512, 1457)  # of an input image, as others have measured it (undated)
-PARTIAL_TOKENS = 100  # for each partial image
-BYTES_PER_TOKEN = (8, 1)  # of a prompt: plain English has 4 to 5, and none has less than one
+# Of an input image, as others have measured it (undated); of a prompt: English has 4 to 5, none below 1.
+INPUT_TOKENS, BYTES_PER_TOKEN, PARTIAL_TOKENS = (512, 1457), (8, 1), 100  # the last for each partial image
 
 def image_tokens(width: int, height: int, quality: str) -> int:
     """Output tokens of one image."""
@@ -1204,8 +1203,7 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
     if polled and not url_on_host(polled, base_url.value):
         raise setting_failure(poll_url, f"poll_url must point to {host}, the host of the key")
     file_host = host_of(address or SERVICES[content.get("api") or "openai"].base_url)  # for its secrets
-    named = [(flags, "", ""), (content, path, file_host)]
-    keys = key_sources(api.value, named[::-1] if explicit else named, base_url.source, flags.get("dry_run"))
+    keys = key_sources(api.value, layers, file_host, base_url.source, flags.get("dry_run"))
     headers = merged_headers(layers, file_host, base_url.value, warnings)
     defaults = {name: {**values, **from_flags}[name] for name in PICTURE_KEYS}  # a flag always wins
     if not may_go(file_host, base_url.value):
@@ -1217,28 +1215,27 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
     plain = {name: values[name] for name in Settings._fields if name in values}
     return Settings(keys=tuple(keys), config_path=path, warnings=tuple(warnings), defaults=defaults, **plain)
 
-def key_sources(api: str, named: Sequence[tuple[Mapping[str, Any], str, str]], url_source: str,
-                dry_run: Any) -> list[KeySource]:
-    """Every source of the key, the first that counts in front. named: the settings, path and host of a config
-    file, to which its keys are bound, or (no path) of the command line, whose keys may go anywhere. Of the
-    variables ours may go anywhere but where only a vendor's leads; a vendor's only to the host beside it."""
+def key_sources(api: str, layers: Sequence[Layer], host: str, url_from: str, dry_run: Any) -> list[KeySource]:
+    """Every source of the key, the first that counts in front. Keys of flags may go anywhere, those of a file
+    to its host, our variable anywhere but where only a vendor's leads, a vendor's to the host beside it."""
     keys = []
-    for values, path, host in named:
-        if values.get("api_key") is not None:
-            keys.append(KeySource(path or "--api-key", host, values["api_key"]))
-        if name := values.get("api_key_env"):
-            shown = name if re.fullmatch(VARIABLE_NAME, name) else ""
-            if not path and not environment(variable_name(name)):
-                raise setup_failure(f"--api-key-env names {shown or 'a variable'}, which is not set",
+    named = [(name, *layer[name]) for layer in reversed(layers)
+             for name in ("api_key", "api_key_env", "api_key_command") if name in layer]
+    for name, value, source in named:
+        key, by_flag = KeySource(source, host, value), source.startswith("--")
+        if name == "api_key_env":
+            shown = value if re.fullmatch(VARIABLE_NAME, value) else ""
+            if by_flag and not environment(variable_name(value)):
+                raise setup_failure(f"{source} names {shown or 'a variable'}, which is not set",
                                     "Set or correct it.", "key")
-            shown = f"${name}" if shown or environment(name) else "a variable"
-            where = f"in {path}" if path else "by --api-key-env"
-            keys.append(KeySource(f"{shown}, named {where}", host, environment(name)))
-        if "api_key_command" in values:
-            keys.append(KeySource(f"api_key_command in {path}", host, "", tuple(values["api_key_command"])))
+            shown = f"${value}" if shown or environment(value) else "a variable"
+            key = KeySource(f"{shown}, named {'by' if by_flag else 'in'} {source}", host, environment(value))
+        elif name == "api_key_command":
+            key = KeySource(f"api_key_command in {source}", host, "", tuple(value))
+        keys.append(key._replace(host="") if by_flag else key)
     if api == "codex":
         return [] if dry_run else [codex_login()]
-    vendor = {"$OPENAI_BASE_URL": "openai", "$RUNAPI_BASE_URL": "runapi"}.get(url_source)
+    vendor = {"$OPENAI_BASE_URL": "openai", "$RUNAPI_BASE_URL": "runapi"}.get(url_from)
     hosts = {"GPT_IMAGE2_API_KEY": host_of(SERVICES[vendor].base_url) if vendor else "",
              "OPENAI_API_KEY": host_of(environment("OPENAI_BASE_URL") or DEFAULT_BASE_URL),
              "RUNAPI_API_KEY": host_of(environment("RUNAPI_BASE_URL") or SERVICES["runapi"].base_url)}
@@ -4745,8 +4742,7 @@ def try_key(settings: Settings, key: str, run: Run, say: Callable[[str], None]) 
         say(listed if rows else f"note  {model} is not in the server's list of models")
 
 # ---- Parser --------------------------------------------------------------------------------------
-HELP = """\
-Generate and edit images with gpt-image-2.
+HELP = """Generate and edit images with gpt-image-2.
 
   gpt_image2 generate "a red fox in the snow" -o fox.png
   gpt_image2 edit fox.png "give the fox a hat" -o hat.png
@@ -4759,18 +4755,17 @@ Generate and edit images with gpt-image-2.
 
 Each has its own --help. --version shows the version."""
 
-SYNOPSIS = {"generate": """\
-gpt_image2 generate PROMPT [options]
+SYNOPSIS = {"generate": """gpt_image2 generate PROMPT [options]
 
-  gpt_image2 generate "a red fox in the snow" --quality low -o fox.png""", "edit": """\
-gpt_image2 edit IMAGE [IMAGE ...] PROMPT [options]
+  gpt_image2 generate "a red fox in the snow" --quality low -o fox.png""",
+            "edit": """gpt_image2 edit IMAGE [IMAGE ...] PROMPT [options]
 
   gpt_image2 edit fox.png "give the fox a hat" -o hat.png
   gpt_image2 edit room.png chair.jpg "put the chair into the room"
 
   IMAGE                  PNG, JPEG or WebP below 50 MB: a file, an http(s) URL,
-                         a file: or data: URI""", "config": """\
-gpt_image2 config [--show | --init [--force] | --check] [options]
+                         a file: or data: URI""",
+            "config": """gpt_image2 config [--show | --init [--force] | --check] [options]
 gpt_image2 config --history [N] | --forget ID|all"""}
 
 def read_value(row: Option, text: str) -> Any:
