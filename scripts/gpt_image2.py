@@ -89,17 +89,14 @@ if TYPE_CHECKING:
 # ---- Limits and defaults -------------------------------------------------------------------------
 # Vendor's numbers: OpenAI's image API reference and image generation guide, read 2026-10-08.
 
-VERSION = "1.0.0"
-PROGRAM = "gpt_image2"
+VERSION, PROGRAM = "1.0.0", "gpt_image2"
 AZURE_CLASSIC_VERSION = "2025-04-01-preview"  # Azure's image documentation, read 2026-07
 DEFAULT_BASE_URL, DEFAULT_MODEL = "https://api.openai.com/v1", "gpt-image-2"
 DEFAULT_OUTPUT = "~/gpt-image2-output.png"
 DEFAULT_TIMEOUT, MAX_TIMEOUT = 600, 1_000_000  # seconds; the official SDK's own; more overflows in curl
-CONNECT_TIMEOUT, DOWNLOAD_TIMEOUT = 30, 300  # seconds; relays serve results slowly
-HEARTBEAT = 30  # seconds between two lines while waiting, off a terminal
+CONNECT_TIMEOUT, DOWNLOAD_TIMEOUT, HEARTBEAT = 30, 300, 30  # seconds; relays are slow; off a terminal
 MAX_REDIRECTS, MINIMUM_CURL = 3, (7, 68)  # the first of a file
 KEEP_DAYS, KEEP_RECEIPT_DAYS, DAY = 30, 90, 86_400  # unfinished requests; what is known of others; seconds
-
 # How often a request is tried, and the pause before the next try when the server does not name one. Only what
 # cannot have made an image is tried again; relays cool down for about 5 s after a rate limit.
 TRIES, RATE_LIMIT_TRIES = 3, 5
@@ -115,7 +112,6 @@ MAX_DOWNLOAD_BYTES, MAX_ANSWER_BYTES = 200_000_000, 500_000_000  # a 4K PNG is b
 MAX_UNPACKED = 100  # times its packed size: a picture as base64 shrinks to three quarters, text to a fiftieth
 # Of one list or object that is shown to the caller, of an answer's JSON, and of an event stream.
 MAX_MEMBERS, MAX_DEPTH, MAX_LINES = 100, 64, 1_000_000
-
 # Pixels of a resolution, and the ratios that RunAPI takes (its SDKs, read 2026-10).
 RESOLUTIONS = {"1k": 1024 * 1024, "2k": 2048 * 2048, "4k": MAX_PIXELS}
 RUNAPI_RATIOS = ("1:1", "3:2", "2:3", "4:3", "3:4", "5:4", "4:5", "16:9", "9:16", "2:1", "1:2", "3:1", "1:3",
@@ -127,7 +123,6 @@ SUFFIXES = {"png": (".png",), "jpeg": (".jpg", ".jpeg"), "webp": (".webp",), "gi
             "svg": (".svg",), "tiff": (".tif", ".tiff"),  # no model makes this one or the next
             **{name: ("." + name,) for name in ("avif", "bmp", "heic", "heif", "ico", "jxl", "pdf", "psd")}}
 TYPICAL_SECONDS = {"low": "70 s", "medium": "120 s", "high": "276 s"}
-
 # Bytes. A longer string stays in the file when an answer is parsed, its head is looked at; the rest must fit.
 LONG_STRING, HEAD, MAX_SKELETON, BLOCK = 64 * 1024, 4000, 8 * 1024 * 1024, 1024 * 1024
 MAX_MESSAGE = 900  # characters of one line to the caller; servers send whole pages
@@ -577,8 +572,7 @@ def mask_key(key: str) -> str:
 def nearest(word: str, words: Iterable[str], cutoff: float = 0.6) -> str:
     """` Did you mean X?` for a typo, or an empty text."""
     from difflib import get_close_matches
-    found = get_close_matches(word, list(words), 1, cutoff)
-    return f" Did you mean {found[0]}?" if found else ""
+    return "".join(f" Did you mean {found}?" for found in get_close_matches(word, list(words), 1, cutoff))
 
 def pasted(text: str) -> str:
     """A pasted text without invisible characters: white space around it, a BOM, zero-width characters."""
@@ -918,7 +912,6 @@ KEY_VARIABLES = tuple(dict.fromkeys(name for service in SERVICES.values() for na
 
 # ---- Options -------------------------------------------------------------------------------------
 # Parser, help, advice, what is sent, what RunAPI lacks and what a config file may hold come from this table.
-
 class Option(NamedTuple):
     """One row of OPTIONS. With config, it is None when it is not given."""
     commands: tuple[str, ...]
@@ -1040,7 +1033,6 @@ CONFIG_KEYS: dict[str, tuple[Any, type]] = {
     **{row.name: (row.default, row.config) for row in OPTIONS if row.config},
     "headers": ({}, dict), "api_key_command": (None, list), "proxy": ("", str), "cacert": ("", str),
     "poll_url": ("", str), "history": (True, bool), "price_per_image": (None, float)}
-
 # What other image tools call it -> what to write here.
 STRANGERS = {
     "-n -c --count --num --number --num-images --batch --batch-size --samples": "Use --n.",
@@ -1201,7 +1193,7 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
     api = api if api.value else Setting(api_of(base_url.value), "from the host")
     host, polled = host_of(base_url.value), fill_template(poll_url.value, base_url.value, "id")
     if polled and not url_on_host(polled, base_url.value):
-        raise setting_failure(poll_url, f"poll_url must point to {host}, the host of the key")
+        raise setup_failure(f"poll_url must point to {host}, the host of the key (from {poll_url.source})")
     file_host = host_of(address or SERVICES[content.get("api") or "openai"].base_url)  # for its secrets
     keys = key_sources(api.value, layers, file_host, base_url.source, flags.get("dry_run"))
     headers = merged_headers(layers, file_host, base_url.value, warnings)
@@ -1268,11 +1260,6 @@ def default_layer(api: str) -> Layer:
     found = (Setting(environment(name), f"${name}") for name in filter(environment, row.address_variables))
     return {**defaults, "base_url": next(found, Setting(row.base_url, "default"))}
 
-def setting_failure(setting: Setting, message: str, hint: str = "") -> Failure:
-    """A wrong value: the command's fault when it came from a flag, otherwise the set-up's."""
-    make = usage_failure if setting.source.startswith("--") else setup_failure
-    return make(f"{message} (from {setting.source})", hint)
-
 def checked_base_url(setting: Setting, allow_http: bool) -> str:
     """The base URL without a trailing slash; anything that could send a key astray is refused."""
     url, question, query = pasted(setting.value).rstrip("/").partition("?")
@@ -1282,20 +1269,20 @@ def checked_base_url(setting: Setting, allow_http: bool) -> str:
     sure = re.search(r"/v\d\w*$|/openai$", cut) or re.search("(?i)/(chat/completions|images/[a-z]+)$", url)
     url = (cut if sure else url) + question + query
     shown = redact(one_line(re.sub(r"(?s)^(.*?//)?.*@", r"\1***@", url).partition("?")[0]), ())
-    if "://" not in url:
-        host = re.split("[:/]", re.sub("^https?:?/+", "", url))[0]
-        scheme = "http://" if local_place(host) else "https://"
-        raise setting_failure(setting, f"the base URL {quoted(shown)} must start with {scheme}")
+    host = re.split("[:/]", re.sub("^https?:?/+", "", url))[0]
+    scheme = "http://" if "://" not in url and local_place(host) else "https://"
     # Azure's addresses carry their version as the only query.
     match = re.fullmatch(ORIGIN.pattern + r"(/[^\s\\?#\x00-\x1f\x7f]*)?(\?api-version=[\w.-]+)?", url)
+    make = usage_failure if setting.source.startswith("--") else setup_failure  # whose fault it is
     refuse_broken(
+        ("://" not in url, f"the base URL {quoted(shown)} must start with {scheme}", ""),
         ("@" in url, f"the base URL {shown} contains a user name or password", "Pass the key as a setting."),
         (not match or int(match.group(3) or 443) > 65535, f"the base URL {shown!r} is not of the form "
          "https://HOST[:PORT][/PATH]" + " without a query" * bool(query), ""),
         (url.startswith("http:") and not is_loopback(url) and not allow_http,
          f"refusing to send the key over plain http to {shown}",
          "Use https://, or --allow-http for a server on a network you trust."),
-        failure=partial(setting_failure, setting))
+        failure=lambda message, hint: make(f"{message} (from {setting.source})", hint))
     return url
 
 def is_loopback(url: str) -> bool:
@@ -4770,20 +4757,17 @@ gpt_image2 config --history [N] | --forget ID|all"""}
 
 def read_value(row: Option, text: str) -> Any:
     """The value of an option on the command line. An empty one is a variable that was not set."""
-    if not text:
-        raise usage_failure(f"{row.flag} is empty")
     try:
-        value = text.lower() if isinstance(row.accepts, tuple) else row.accepts(text)
+        value = text.lower() if isinstance(row.accepts, tuple) or not text else row.accepts(text)
     except ValueError as fault:
         raise usage_failure(f"{row.flag} {fault}") from None
-    if row.accepts is not PATH and re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False)):
-        raise usage_failure(f"{row.flag} is not valid UTF-8")
+    stray = row.accepts is not PATH and re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False))
+    refuse_broken((not text, f"{row.flag} is empty", ""), (stray, f"{row.flag} is not valid UTF-8", ""))
     return value
 
 def build_parser(command: str) -> ArgumentParser:
     """The parser of one command. What a config file may set too is None if it is not given."""
     from argparse import ArgumentParser
-
     def fail(message: str) -> NoReturn:
         text, choices, rest = message.partition(" (choose from ")
         text = re.sub(r"(['\"])(.*)\1", lambda word: quoted(word.group(2)), text)
