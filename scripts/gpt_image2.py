@@ -90,17 +90,14 @@ if TYPE_CHECKING:
 # ---- Limits and defaults -------------------------------------------------------------------------
 # Vendor's numbers: OpenAI's image API reference and image generation guide, read 2026-10-08.
 
-VERSION = "1.0.0"
-PROGRAM = "gpt_image2"
+VERSION, PROGRAM = "1.0.0", "gpt_image2"
 AZURE_CLASSIC_VERSION = "2025-04-01-preview"  # Azure's image documentation, read 2026-07
 DEFAULT_BASE_URL, DEFAULT_MODEL = "https://api.openai.com/v1", "gpt-image-2"
 DEFAULT_OUTPUT = "~/gpt-image2-output.png"
 DEFAULT_TIMEOUT, MAX_TIMEOUT = 600, 1_000_000  # seconds; the official SDK's own; more overflows in curl
-CONNECT_TIMEOUT, DOWNLOAD_TIMEOUT = 30, 300  # seconds; relays serve results slowly
-HEARTBEAT = 30  # seconds between two lines while waiting, off a terminal
+CONNECT_TIMEOUT, DOWNLOAD_TIMEOUT, HEARTBEAT = 30, 300, 30  # seconds; relays are slow; off a terminal
 MAX_REDIRECTS, MINIMUM_CURL = 3, (7, 68)  # the first of a file
 KEEP_DAYS, KEEP_RECEIPT_DAYS, DAY = 30, 90, 86_400  # unfinished requests; what is known of others; seconds
-
 # How often a request is tried, and the pause before the next try when the server does not name one. Only what
 # cannot have made an image is tried again; relays cool down for about 5 s after a rate limit.
 TRIES, RATE_LIMIT_TRIES = 3, 5
@@ -117,7 +114,6 @@ MAX_JOBS, MAX_BATCH_BYTES = 16, 100_000_000
 MAX_UNPACKED = 100  # times its packed size: a picture as base64 shrinks to three quarters, text to a fiftieth
 # Of one list or object that is shown to the caller, of an answer's JSON, and of an event stream.
 MAX_MEMBERS, MAX_DEPTH, MAX_LINES = 100, 64, 1_000_000
-
 # Pixels of a resolution, and the ratios that RunAPI takes (its SDKs, read 2026-10).
 RESOLUTIONS = {"1k": 1024 * 1024, "2k": 2048 * 2048, "4k": MAX_PIXELS}
 RUNAPI_RATIOS = ("1:1", "3:2", "2:3", "4:3", "3:4", "5:4", "4:5", "16:9", "9:16", "2:1", "1:2", "3:1", "1:3",
@@ -129,7 +125,6 @@ SUFFIXES = {"png": (".png",), "jpeg": (".jpg", ".jpeg"), "webp": (".webp",), "gi
             "svg": (".svg",), "tiff": (".tif", ".tiff"),  # no model makes this one or the next
             **{name: ("." + name,) for name in ("avif", "bmp", "heic", "heif", "ico", "jxl", "pdf", "psd")}}
 TYPICAL_SECONDS = {"low": 70, "medium": 120, "high": 276}
-
 # Bytes. A longer string stays in the file when an answer is parsed, its head is looked at; the rest must fit.
 LONG_STRING, HEAD, MAX_SKELETON, BLOCK = 64 * 1024, 4000, 8 * 1024 * 1024, 1024 * 1024
 MAX_MESSAGE = 900  # characters of one line to the caller; servers send whole pages
@@ -593,8 +588,7 @@ def mask_key(key: str) -> str:
 def nearest(word: str, words: Iterable[str], cutoff: float = 0.6) -> str:
     """` Did you mean X?` for a typo, or an empty text."""
     from difflib import get_close_matches
-    found = get_close_matches(word, list(words), 1, cutoff)
-    return f" Did you mean {found[0]}?" if found else ""
+    return "".join(f" Did you mean {found}?" for found in get_close_matches(word, list(words), 1, cutoff))
 
 def pasted(text: str) -> str:
     """A pasted text without invisible characters: white space around it, a BOM, zero-width characters."""
@@ -843,9 +837,8 @@ def unpacked(data: Iterable[bytes], bits: int = 15) -> Iterator[bytes]:
 # gpt-image-2 at OpenAI's list price, read 2026-08-29 and 2026-10-08. The formula is derived: it gives every
 # published and measured count of tokens, but only for this model.
 PATCHES = {"low": 16, "medium": 48, "high": 96}  # along the longer edge, by quality
-INPUT_TOKENS = (512, 1457)  # of an input image, as others have measured it (undated)
-PARTIAL_TOKENS = 100  # for each partial image
-BYTES_PER_TOKEN = (8, 1)  # of a prompt: plain English has 4 to 5, and none has less than one
+# Of an input image, as others have measured it (undated); of a prompt: English has 4 to 5, none below 1.
+INPUT_TOKENS, BYTES_PER_TOKEN, PARTIAL_TOKENS = (512, 1457), (8, 1), 100  # the last for each partial image
 
 def image_tokens(width: int, height: int, quality: str) -> int:
     """Output tokens of one image."""
@@ -928,7 +921,6 @@ KEY_VARIABLES = tuple(dict.fromkeys(name for service in SERVICES.values() for na
 
 # ---- Options -------------------------------------------------------------------------------------
 # Parser, help, advice, what is sent, what RunAPI lacks and what a config file may hold come from this table.
-
 class Option(NamedTuple):
     """One row of OPTIONS. With config, it is None when it is not given."""
     commands: tuple[str, ...]
@@ -1055,7 +1047,6 @@ CONFIG_KEYS: dict[str, tuple[Any, type]] = {
     **{row.name: (row.default, row.config) for row in OPTIONS if row.config},
     "headers": ({}, dict), "api_key_command": (None, list), "proxy": ("", str), "cacert": ("", str),
     "poll_url": ("", str), "history": (True, bool), "price_per_image": (None, float)}
-
 # What other image tools call it -> what to write here.
 STRANGERS = {
     "-n -c --count --num --number --num-images --batch-size --samples": "Use --n.",
@@ -1217,10 +1208,9 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
     api = api if api.value else Setting(api_of(base_url.value), "from the host")
     host, polled = host_of(base_url.value), fill_template(poll_url.value, base_url.value, "id")
     if polled and not url_on_host(polled, base_url.value):
-        raise setting_failure(poll_url, f"poll_url must point to {host}, the host of the key")
+        raise setup_failure(f"poll_url must point to {host}, the host of the key (from {poll_url.source})")
     file_host = host_of(address or SERVICES[content.get("api") or "openai"].base_url)  # for its secrets
-    named = [(flags, "", ""), (content, path, file_host)]
-    keys = key_sources(api.value, named[::-1] if explicit else named, base_url.source, flags.get("dry_run"))
+    keys = key_sources(api.value, layers, file_host, base_url.source, flags.get("dry_run"))
     headers = merged_headers(layers, file_host, base_url.value, warnings)
     defaults = {name: {**values, **from_flags}[name] for name in PICTURE_KEYS}  # a flag always wins
     if not may_go(file_host, base_url.value):
@@ -1232,28 +1222,27 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
     plain = {name: values[name] for name in Settings._fields if name in values}
     return Settings(keys=tuple(keys), config_path=path, warnings=tuple(warnings), defaults=defaults, **plain)
 
-def key_sources(api: str, named: Sequence[tuple[Mapping[str, Any], str, str]], url_source: str,
-                dry_run: Any) -> list[KeySource]:
-    """Every source of the key, the first that counts in front. named: the settings, path and host of a config
-    file, to which its keys are bound, or (no path) of the command line, whose keys may go anywhere. Of the
-    variables ours may go anywhere but where only a vendor's leads; a vendor's only to the host beside it."""
+def key_sources(api: str, layers: Sequence[Layer], host: str, url_from: str, dry_run: Any) -> list[KeySource]:
+    """Every source of the key, the first that counts in front. Keys of flags may go anywhere, those of a file
+    to its host, our variable anywhere but where only a vendor's leads, a vendor's to the host beside it."""
     keys = []
-    for values, path, host in named:
-        if values.get("api_key") is not None:
-            keys.append(KeySource(path or "--api-key", host, values["api_key"]))
-        if name := values.get("api_key_env"):
-            shown = name if re.fullmatch(VARIABLE_NAME, name) else ""
-            if not path and not environment(variable_name(name)):
-                raise setup_failure(f"--api-key-env names {shown or 'a variable'}, which is not set",
+    named = [(name, *layer[name]) for layer in reversed(layers)
+             for name in ("api_key", "api_key_env", "api_key_command") if name in layer]
+    for name, value, source in named:
+        key, by_flag = KeySource(source, host, value), source.startswith("--")
+        if name == "api_key_env":
+            shown = value if re.fullmatch(VARIABLE_NAME, value) else ""
+            if by_flag and not environment(variable_name(value)):
+                raise setup_failure(f"{source} names {shown or 'a variable'}, which is not set",
                                     "Set or correct it.", "key")
-            shown = f"${name}" if shown or environment(name) else "a variable"
-            where = f"in {path}" if path else "by --api-key-env"
-            keys.append(KeySource(f"{shown}, named {where}", host, environment(name)))
-        if "api_key_command" in values:
-            keys.append(KeySource(f"api_key_command in {path}", host, "", tuple(values["api_key_command"])))
+            shown = f"${value}" if shown or environment(value) else "a variable"
+            key = KeySource(f"{shown}, named {'by' if by_flag else 'in'} {source}", host, environment(value))
+        elif name == "api_key_command":
+            key = KeySource(f"api_key_command in {source}", host, "", tuple(value))
+        keys.append(key._replace(host="") if by_flag else key)
     if api == "codex":
         return [] if dry_run else [codex_login()]
-    vendor = {"$OPENAI_BASE_URL": "openai", "$RUNAPI_BASE_URL": "runapi"}.get(url_source)
+    vendor = {"$OPENAI_BASE_URL": "openai", "$RUNAPI_BASE_URL": "runapi"}.get(url_from)
     hosts = {"GPT_IMAGE2_API_KEY": host_of(SERVICES[vendor].base_url) if vendor else "",
              "OPENAI_API_KEY": host_of(environment("OPENAI_BASE_URL") or DEFAULT_BASE_URL),
              "RUNAPI_API_KEY": host_of(environment("RUNAPI_BASE_URL") or SERVICES["runapi"].base_url)}
@@ -1286,11 +1275,6 @@ def default_layer(api: str) -> Layer:
     found = (Setting(environment(name), f"${name}") for name in filter(environment, row.address_variables))
     return {**defaults, "base_url": next(found, Setting(row.base_url, "default"))}
 
-def setting_failure(setting: Setting, message: str, hint: str = "") -> Failure:
-    """A wrong value: the command's fault when it came from a flag, otherwise the set-up's."""
-    make = usage_failure if setting.source.startswith("--") else setup_failure
-    return make(f"{message} (from {setting.source})", hint)
-
 def checked_base_url(setting: Setting, allow_http: bool) -> str:
     """The base URL without a trailing slash; anything that could send a key astray is refused."""
     url, question, query = pasted(setting.value).rstrip("/").partition("?")
@@ -1300,20 +1284,20 @@ def checked_base_url(setting: Setting, allow_http: bool) -> str:
     sure = re.search(r"/v\d\w*$|/openai$", cut) or re.search("(?i)/(chat/completions|images/[a-z]+)$", url)
     url = (cut if sure else url) + question + query
     shown = redact(one_line(re.sub(r"(?s)^(.*?//)?.*@", r"\1***@", url).partition("?")[0]), ())
-    if "://" not in url:
-        host = re.split("[:/]", re.sub("^https?:?/+", "", url))[0]
-        scheme = "http://" if local_place(host) else "https://"
-        raise setting_failure(setting, f"the base URL {quoted(shown)} must start with {scheme}")
+    host = re.split("[:/]", re.sub("^https?:?/+", "", url))[0]
+    scheme = "http://" if "://" not in url and local_place(host) else "https://"
     # Azure's addresses carry their version as the only query.
     match = re.fullmatch(ORIGIN.pattern + r"(/[^\s\\?#\x00-\x1f\x7f]*)?(\?api-version=[\w.-]+)?", url)
+    make = usage_failure if setting.source.startswith("--") else setup_failure  # whose fault it is
     refuse_broken(
+        ("://" not in url, f"the base URL {quoted(shown)} must start with {scheme}", ""),
         ("@" in url, f"the base URL {shown} contains a user name or password", "Pass the key as a setting."),
         (not match or int(match.group(3) or 443) > 65535, f"the base URL {shown!r} is not of the form "
          "https://HOST[:PORT][/PATH]" + " without a query" * bool(query), ""),
         (url.startswith("http:") and not is_loopback(url) and not allow_http,
          f"refusing to send the key over plain http to {shown}",
          "Use https://, or --allow-http for a server on a network you trust."),
-        failure=partial(setting_failure, setting))
+        failure=lambda message, hint: make(f"{message} (from {setting.source})", hint))
     return url
 
 def is_loopback(url: str) -> bool:
@@ -5108,8 +5092,7 @@ class Batch:
             self.console.note("Run the same command again for the rest: what is made is not bought again.")
 
 # ---- Parser --------------------------------------------------------------------------------------
-HELP = """\
-Generate and edit images with gpt-image-2.
+HELP = """Generate and edit images with gpt-image-2.
 
   gpt_image2 generate "a red fox in the snow" -o fox.png
   gpt_image2 edit fox.png "give the fox a hat" -o hat.png
@@ -5122,37 +5105,33 @@ Generate and edit images with gpt-image-2.
 
 Each has its own --help. --version shows the version."""
 
-SYNOPSIS = {"generate": """\
-gpt_image2 generate PROMPT [options]
+SYNOPSIS = {"generate": """gpt_image2 generate PROMPT [options]
 
   gpt_image2 generate "a red fox in the snow" --quality low -o fox.png
-  gpt_image2 generate --batch prompts.txt -o pictures --gallery pictures.html""", "edit": """\
-gpt_image2 edit IMAGE [IMAGE ...] PROMPT [options]
+  gpt_image2 generate --batch prompts.txt -o pictures --gallery pictures.html""",
+            "edit": """gpt_image2 edit IMAGE [IMAGE ...] PROMPT [options]
 
   gpt_image2 edit fox.png "give the fox a hat" -o hat.png
   gpt_image2 edit room.png chair.jpg "put the chair into the room"
 
   IMAGE                  PNG, JPEG or WebP below 50 MB: a file, an http(s) URL,
-                         a file: or data: URI""", "config": """\
-gpt_image2 config [--show | --init [--force] | --check] [options]
+                         a file: or data: URI""",
+            "config": """gpt_image2 config [--show | --init [--force] | --check] [options]
 gpt_image2 config --history [N] [--gallery PAGE.html] | --forget ID|all"""}
 
 def read_value(row: Option, text: str) -> Any:
     """The value of an option on the command line. An empty one is a variable that was not set."""
-    if not text:
-        raise usage_failure(f"{row.flag} is empty")
     try:
-        value = text.lower() if isinstance(row.accepts, tuple) else row.accepts(text)
+        value = text.lower() if isinstance(row.accepts, tuple) or not text else row.accepts(text)
     except ValueError as fault:
         raise usage_failure(f"{row.flag} {fault}") from None
-    if row.accepts is not PATH and re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False)):
-        raise usage_failure(f"{row.flag} is not valid UTF-8")
+    stray = row.accepts is not PATH and re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False))
+    refuse_broken((not text, f"{row.flag} is empty", ""), (stray, f"{row.flag} is not valid UTF-8", ""))
     return value
 
 def build_parser(command: str) -> ArgumentParser:
     """The parser of one command. What a config file may set too is None if it is not given."""
     from argparse import ArgumentParser
-
     def fail(message: str) -> NoReturn:
         text, choices, rest = message.partition(" (choose from ")
         text = re.sub(r"(['\"])(.*)\1", lambda word: quoted(word.group(2)), text)
