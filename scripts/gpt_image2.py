@@ -657,6 +657,8 @@ def size_of_ratio(ratio: float, pixels: int) -> str:
     return "%dx%d" % min(distances)[2:]
 
 # ---- Pictures ------------------------------------------------------------------------------------
+XML_NOISE = re.compile(rb"(?si)<\?.*?\?>|<!--.*?-->|<!doctype(?:[^\[>]|\[[^\]]*\])*>|\A\xef\xbb\xbf")
+
 def inspect_picture(stream: BinaryIO) -> Picture | None:
     """Format and pixels, from the first bytes; None for any but PNG, JPEG, WebP, GIF, SVG (0x0: unknown)."""
     head = stream.read(32)
@@ -697,8 +699,6 @@ def jpeg_picture(stream: BinaryIO) -> Picture | None:
         is_fill = marker[1] == 0xFF  # one byte, before the real marker
         stream.seek(-3 if is_fill else int.from_bytes(marker[2:4], "big") - 2, os.SEEK_CUR)
     return None
-
-XML_NOISE = re.compile(rb"(?si)<\?.*?\?>|<!--.*?-->|<!doctype(?:[^\[>]|\[[^\]]*\])*>|\A\xef\xbb\xbf")
 
 def is_whole(stream: BinaryIO, picture: Picture) -> bool:
     """Whether the file reaches its format's end mark: an answer that broke off does not."""
@@ -1836,7 +1836,7 @@ def names_format(output: str) -> bool:
     return is_picture_name(output) and os.path.basename(output) != os.path.basename(DEFAULT_OUTPUT)
 
 def checked_target(output: str, image_format: str, overwrite: bool) -> Target:
-    """Where to save, from -o: a file, or a folder to save in."""
+    """Where to save, from -o: a file, or a folder to save in. cat.v2 is a name without a format."""
     if output == "-":
         raise target_failure("--output - is not supported: give a file name")
     try:
@@ -1850,14 +1850,12 @@ def checked_target(output: str, image_format: str, overwrite: bool) -> Target:
     if output.endswith(("/", os.sep)):
         path = os.path.join(path, os.path.basename(DEFAULT_OUTPUT))
     folder, name = os.path.split(path)
-    has_suffix = is_picture_name(name)  # cat.v2 is a name, not a format
-    stem, suffix = os.path.splitext(name) if has_suffix else (name, SUFFIXES[image_format][0])
+    stem, suffix = os.path.splitext(name) if is_picture_name(name) else (name, SUFFIXES[image_format][0])
     return Target(folder, stem, suffix, overwrite)
 
 def picture_path(target: Target, number: int, image_format: str) -> str:
     """The path for one picture: number 0, alone, is the bare name. The suffix follows the real format."""
-    suffixes = SUFFIXES[image_format]
-    suffix = target.suffix if target.suffix.lower() in suffixes else suffixes[0]
+    suffix = target.suffix if target.suffix.lower() in SUFFIXES[image_format] else SUFFIXES[image_format][0]
     return os.path.join(target.folder, target.stem + (f"-{number}" if number else "") + suffix)
 
 def check_folder(target: Target, n: int, size: str, write: bool = False) -> None:
@@ -2155,6 +2153,20 @@ CURL_FAULTS = {
     65: "the request would have to be repeated, which could charge you twice"}
 EARLY = (2, 3, 5, 6, 7, 35, 60, 77)  # before any of the request could leave this machine
 HOPELESS = (1, 2, 3, 26, 60, 77)  # the next try would fail in the same way
+QUOTE = r"[\"'`\u2018-\u201f\u00ab\u00bb]"
+NO_KEYS = {  # what is not a key -> what is wrong with it; the first that matches counts
+    "": "is empty",
+    r".*[\r\n].*": "contains a line break",
+    rf"{QUOTE}.*|.*{QUOTE}": "is in quotes: remove them",
+    r".*(\.\.\.|\u2026|\*\*\*).*|<.*>|\[.*\]|\$?\{.*\}|\$?[A-Z0-9]+(_[A-Z0-9]+)*_KEY|%\w+%|(?i:"
+    r"(.*[-_ ])?(your|insert|replace|change)[-_ ]?(([a-z0-9]+[-_ ])*(api)?(key|token|secret|here)|me|this)|"
+    r".*(key|token)[-_ ]here|(my[-_ ]?)?api[-_ ]?key|([srp]k-)?(proj-)?[x-]*xxx[x-]*|[srp]k-(proj-)?)":
+        "is only a placeholder: put the real key there",
+    r"(?i:bearer\s.*)|[A-Z_\d]+_KEY=.*": "starts with another word: leave only the key",
+    r".*[^\x21-\x7e].*": "contains a space or a character that is not ASCII"}
+# Codex's words, read in 0.169. It sets CODEX_SANDBOX_NETWORK_DISABLED where a command has no network.
+SANDBOX = ("In a sandbox, ask for access or run outside it (Codex: sandbox_permissions require_escalated; or "
+           'sandbox_mode = "workspace-write", and network_access = true under [sandbox_workspace_write]).')
 
 class Exchange(NamedTuple):
     """The files of one transfer, side by side in the command's folder."""
@@ -2200,9 +2212,8 @@ def curl_config(request: Request, exchange: Exchange) -> str:
         lines.append(("noproxy", "*") if is_local else ("proxy", request.proxy))
     if request.cacert:
         lines.append(("cacert", os.path.abspath(os.path.expanduser(request.cacert))))
-    if (request.body or {}).get("stream") or any(part.name == "stream" for part in request.form):
-        lines.append(("no-buffer", ""))
-    lines += [("url", request.url), ("header", "Expect:"), ("header", "Accept-Encoding: identity")]
+    lines += [("url", request.url), ("dump-header", exchange.file("headers")), ("header", "Expect:"),
+              ("no-buffer", ""), ("output", exchange.file("answer")), ("header", "Accept-Encoding: identity")]
     for name, value in request.headers:
         if CONTROL.search(name + value):  # it would start a second header
             raise setup_failure(f"the header {one_line(name)} contains a control character")
@@ -2219,7 +2230,6 @@ def curl_config(request: Request, exchange: Exchange) -> str:
             name = f"{part.name.rstrip('[]')}-{number}.{part.content_type.split('/')[-1]}"
             content = f'@{quote_path(part.path)};filename="{name}";type={part.content_type}'
         lines.append(("form", f"{part.name}={content}"))
-    lines += [("output", exchange.file("answer")), ("dump-header", exchange.file("headers"))]
     return "".join(f"{name} = {quote_config(value)}\n" if value else f"{name}\n" for name, value in lines)
 
 def start_child(argv: Sequence[str], secrets: Sequence[str], **streams: Any) -> Popen[bytes]:
@@ -2264,18 +2274,6 @@ def check_curl(secrets: Sequence[str]) -> str:
     if not match or (int(match.group(1)), int(match.group(2))) < MINIMUM_CURL:
         raise setup_failure(f"curl 7.68 or newer is needed; this is {one_line(output, 40)}", kind="curl")
     return match.group()
-
-QUOTE = r"[\"'`\u2018-\u201f\u00ab\u00bb]"
-NO_KEYS = {  # what is not a key -> what is wrong with it; the first that matches counts
-    "": "is empty",
-    r".*[\r\n].*": "contains a line break",
-    rf"{QUOTE}.*|.*{QUOTE}": "is in quotes: remove them",
-    r".*(\.\.\.|\u2026|\*\*\*).*|<.*>|\[.*\]|\$?\{.*\}|\$?[A-Z0-9]+(_[A-Z0-9]+)*_KEY|%\w+%|(?i:"
-    r"(.*[-_ ])?(your|insert|replace|change)[-_ ]?(([a-z0-9]+[-_ ])*(api)?(key|token|secret|here)|me|this)|"
-    r".*(key|token)[-_ ]here|(my[-_ ]?)?api[-_ ]?key|([srp]k-)?(proj-)?[x-]*xxx[x-]*|[srp]k-(proj-)?)":
-        "is only a placeholder: put the real key there",
-    r"(?i:bearer\s.*)|[A-Z_\d]+_KEY=.*": "starts with another word: leave only the key",
-    r".*[^\x21-\x7e].*": "contains a space or a character that is not ASCII"}
 
 def read_key(source: KeySource, secrets: Sequence[str]) -> str:
     """The key itself, or the first line that its command prints; it is fit for a header."""
@@ -2372,8 +2370,7 @@ def read_headers(path: str) -> dict[str, str]:
 
 def transport_failure(outcome: Outcome, request: Request) -> Failure | None:
     """The failure of a transfer that returned no complete response, else None."""
-    host = host_of(request.url)
-    refused = outcome.status or outcome.proxy_status
+    host, refused = host_of(request.url), outcome.status or outcome.proxy_status
     if refused == 407 or (not outcome.status and refused >= 400):  # without TLS its refusal is the response
         return Failure("network", f"the proxy refused the connection to {host} (HTTP {refused})",
                        "Check the proxy's address and password.", "no", retryable=True, next_step="fix")
@@ -2396,10 +2393,6 @@ def transport_failure(outcome: Outcome, request: Request) -> Failure | None:
     return Failure(kind, message, hint, billed, -1 if own_exit_code else NO_ANSWER,
                    never_sent and code not in HOPELESS, "ask" if billed == "maybe" else "",
                    collectable=kept, http_status=outcome.status)
-
-# Codex's words, read in 0.169. It sets CODEX_SANDBOX_NETWORK_DISABLED where a command has no network.
-SANDBOX = ("In a sandbox, ask for access or run outside it (Codex: sandbox_permissions require_escalated; or "
-           'sandbox_mode = "workspace-write", and network_access = true under [sandbox_workspace_write]).')
 
 def network_is_closed(url: str) -> bool:
     """Whether this machine reaches no other, as in a sandbox. Connecting a datagram socket sends nothing."""
@@ -3838,11 +3831,10 @@ class Partials:
             if len(self.names | {path}) > self.job.n * (most if type(most) is int else MAX_PARTIALS):
                 raise OSError("more arrived than you asked for")
             self.names.add(path)
-            is_own = os.path.lexists(path) and file_mark(path, path) in self.made
             self.made.append(file_mark(self.part, path))
             with private_file(self.record, os.O_APPEND) as stream:  # never emptied, not even for a moment
                 stream.write(os.fsencode(self.made[-1] + "\n"))
-            if give_name(self.part, path, is_own):
+            if give_name(self.part, path, os.path.lexists(path) and file_mark(path, path) in self.made):
                 self.console.note(f"partial image: {path}")
             else:
                 self.console.warn(f"{path} already exists; the partial image is not saved")
@@ -4408,19 +4400,18 @@ UNREAD_KINDS = {"no_image": MAX_MESSAGE // 2, "web_page": LONG_STRING, "broken_i
 
 def add_what_is_known(failure: Failure, folder: Folder, job: Job, run: Run) -> bool:
     """Add to the failure where the reply is kept; return whether the folder has to stay."""
-    keep_folder, unread = failure.collectable, []
+    keep_folder, kind, unread = failure.collectable, failure.kind, []
     if keep_folder and not folder.journaled:
         failure.hint = f"What arrived is kept in {folder.path}"
-    elif failure.kind in UNREAD_KINDS and not keep_folder and (
-            failure.billed != "yes" or failure.kind == "place"):
-        unread = [path for path in folder.answers() if os.path.getsize(path) > UNREAD_KINDS[failure.kind]]
+    elif kind in UNREAD_KINDS and not keep_folder and (failure.billed != "yes" or kind == "place"):
+        unread = [path for path in folder.answers() if os.path.getsize(path) > UNREAD_KINDS[kind]]
     if unread:  # a person may find its image
         try:
             kept = save_answer(unread[-1], job.target, run.console.secrets.texts)
         except OSError:
             kept, keep_folder = unread[-1], True
         failure.hint = f"The server's reply was saved to {kept}. {failure.hint}"
-    if keep_folder and failure.kind != "stopped":  # collecting it may fail for ever: let --fresh remove it
+    if keep_folder and kind != "stopped":  # collecting it may fail for ever: let --fresh remove it
         with suppress(OSError):  # on a full disk it stays until it is collected
             private_file(folder.file("droppable")).close()
     return keep_folder
