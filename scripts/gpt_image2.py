@@ -1905,17 +1905,20 @@ def openai(job: Job, settings: Settings, key: KeySource, token: str) -> Provider
         del body["model"]  # Azure's older addresses name the deployment in the path and refuse it here
     request = api_request(settings, key.value, "POST", f"/images/{'edits' if job.images else 'generations'}")
     field, other = ("image", "image[]") if len(job.images) == 1 else ("image[]", "image")  # as the SDK does
-    form = edit_form(job, body, field) if job.images else ()
-    try:
-        response = yield request._replace(form=form) if form else request._replace(body=body)
+    texts = [Part(name, item if isinstance(item, str) else json.dumps(item)) for name, item in body.items()]
+    files = [Part("mask" if upload is job.mask else field, path=upload.path, bytes=upload.bytes,
+                  content_type=f"image/{upload.picture.format}") for upload in job.uploads]
+    try:  # text first, as in the official SDK
+        response = yield request._replace(form=(*texts, *files)) if files else request._replace(body=body)
     except Failure as failure:  # in 2026 relays refused an edit only because of `image` or `image[]`
         status, text = failure.http_status, failure.server_text
         is_its_name = ("Invalid type for 'image" in text or (
             "'image" in text and failure.code == "duplicate_parameter")) if status == 400 else (
                 status == 422 and failure.kind == "refused" and re.search(r"\bimage\b", text))
-        if not form or not is_its_name:
+        if not files or not is_its_name:
             raise
-        response = yield request._replace(form=edit_form(job, body, other))  # a refused one is not billed
+        files = [file._replace(name=other) if file.name == field else file for file in files]
+        response = yield request._replace(form=(*texts, *files))  # a refused one is not billed
     return (yield from collect_images(request, response, settings, job.n, []))
 
 def api_request(settings: Settings, key: str, method: str, path: str, *more: tuple[str, str]) -> Request:
@@ -1935,12 +1938,6 @@ def api_request(settings: Settings, key: str, method: str, path: str, *more: tup
     return Request(method, base + path + question + query, (*own, *headers.items(), *more),
                    timeout=settings.timeout.value, proxy=settings.proxy.value, cacert=settings.cacert.value,
                    allow_http=settings.allow_http.value, tasks=bool(settings.poll_url.value))
-
-def edit_form(job: Job, body: Mapping[str, Any], field: str) -> tuple[Part, ...]:
-    """The parts of an edit, text first as in the official SDK. field: what the images are called."""
-    texts = [Part(name, item if isinstance(item, str) else json.dumps(item)) for name, item in body.items()]
-    return (*texts, *(Part("mask" if upload is job.mask else field, path=upload.path, bytes=upload.bytes,
-                           content_type=f"image/{upload.picture.format}") for upload in job.uploads))
 
 def collect_images(create: Request, response: Response, settings: Settings, wanted: int,
                    templates: list[str]) -> Provider:
@@ -3858,19 +3855,16 @@ def file_mark(path: str, name: str) -> str:
 
 def give_name(part: str, path: str, overwrite: bool) -> bool:
     """Give the finished file its name in one step. False when the name is taken and stays as it is."""
-    try:
-        if not overwrite:
-            os.link(part, path)
-            return True
-    except FileExistsError:
-        return False
-    except OSError:  # a file system without hard links: claim the name, then replace the claim
+    with suppress(FileExistsError):
         try:
+            if not overwrite:
+                os.link(part, path)
+                return True
+        except OSError:  # taken, or there are no hard links: claim the name, then replace the claim
             open(path, "xb").close()
-        except FileExistsError:
-            return False
-    os.replace(part, path)
-    return True
+        os.replace(part, path)
+        return True
+    return False
 
 def copy_image(image: Image, sink: BinaryIO) -> None:
     """Write the image's bytes, a block at a time."""
