@@ -1888,8 +1888,7 @@ def free_bytes(folder: str) -> int:
     free = shutil.disk_usage(folder).free
     with suppress(ImportError):  # Windows
         import resource
-        limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-        free = free if limit == resource.RLIM_INFINITY else min(free, limit)
+        free = min(free, resource.getrlimit(resource.RLIMIT_FSIZE)[0] % 2**64)  # -1: no limit
     return free
 
 def room_needed(n: int, size: str) -> int:
@@ -1945,9 +1944,8 @@ def collect_images(create: Request, response: Response, settings: Settings, want
     Its task is polled until it has them. templates: the task's possible URLs; a missing one is removed."""
     poll = create._replace(method="GET", body=None, form=(), purpose="poll",
                            timeout=min(create.timeout, POLL_TIMEOUT))
-    task = task_id(response.document)
     urls = poll_urls(create, response, settings, templates) if response.meaning == "pending" else []
-    least = 0.05  # seconds; it grows, because a server may always say "at once"
+    task, least = task_id(response.document), 0.05  # seconds; it grows: a server may always say "at once"
     while urls and not response.images and (status := task_status(response.document)) not in DONE:
         delay = server_pause(response.headers, "")
         yield Wait(POLL_PAUSE if delay is None else max(delay, least), status, task)
@@ -2386,8 +2384,7 @@ def transport_failure(outcome: Outcome, request: Request) -> Failure | None:
     message = f"{host}: {sentence} (curl {outcome.exit_code}): {outcome.message}".rstrip(": ")
     billed = "no" if never_sent or request.rules.is_free else "maybe"
     kept = kind == "disk" and billed == "maybe"
-    own_exit_code = kept or (never_sent and kind != "disk")
-    return Failure(kind, message, hint, billed, -1 if own_exit_code else NO_ANSWER,
+    return Failure(kind, message, hint, billed, -1 if kept or (never_sent and kind != "disk") else NO_ANSWER,
                    never_sent and code not in HOPELESS, "ask" if billed == "maybe" else "",
                    collectable=kept, http_status=outcome.status)
 
@@ -3769,9 +3766,8 @@ def save_image(image: Image, index: int, target: Target, numbers: Iterator[int],
 def save_new(image: Image, part: str, target: Target, numbers: Iterator[int], folder: Folder) -> str:
     """The path of the image's new file; the temporary one stays for the caller to remove."""
     if os.path.exists(part) and os.stat(part).st_nlink > 1:  # a killed run had given it its name
-        picture = picture_in(part)[0] or Picture("png", 0, 0)
-        for path in (picture_path(target, number, picture.format) for number in range(1000)):
-            if os.path.exists(path) and os.path.samefile(path, part):
+        for path in (os.path.join(target.folder, name) for name in os.listdir(target.folder)):
+            if path != part and os.path.exists(path) and os.path.samefile(path, part):
                 return path
     others = {folder.saved_before(int(name[6:])) for name in os.listdir(folder.path)
               if re.fullmatch(r"saved-\d+", name)}  # --overwrite replaces none of this command's own images
