@@ -1612,7 +1612,8 @@ def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[st
                options.keep_partials, (options.resolution or "1k") if shape_waits else "")
 
 def read_inputs(job: Job, settings: Settings, notes: list[str]) -> Job:
-    """The job with what its local files hold, checked, and with the size that follows from it."""
+    """The job with what its local files hold, checked: a mask is a PNG with some transparency and the pixel size
+    of the first image. With the size that follows from that image."""
     uploads, md5 = list(job.uploads), settings.service.takes_urls
     for number, upload in enumerate(uploads):
         try:
@@ -1620,9 +1621,21 @@ def read_inputs(job: Job, settings: Settings, notes: list[str]) -> Job:
         except (OSError, ValueError) as error:
             raise input_failure(f"cannot read {upload.name}: {reason(error)}") from None
     job = job.with_uploads(uploads)
-    first = job.images[0] if job.images else None
-    if job.mask and job.mask.digest and first:
-        check_mask(job.mask, first, notes)
+    first, mask = job.images[0] if job.images else None, job.mask
+    if mask and mask.digest and first:
+        hint = "A mask is a PNG whose transparent pixels (alpha 0) mark the part to change."
+        wanted, found = first.picture, mask.picture
+        if found.format != "png":
+            raise input_failure(f"{mask.name} is {found.format}, it must be PNG", hint)
+        if first.digest and found[1:] != wanted[1:]:
+            turned = "" if first.seen == wanted else "EXIF turns the first image; save that upright first."
+            raise input_failure(f"{mask.name} is {found.width}x{found.height}, the first image is "
+                                f"{wanted.width}x{wanted.height}; both must be the same size", turned)
+        with open(mask.path, "rb") as stream:
+            if problem := mask_fault(stream):
+                raise input_failure(f"{mask.name} {problem}", hint)
+        if mask.bytes >= SAFE_MASK_BYTES:
+            notes.append(f"{mask.name} is larger than 4 MB; some servers refuse that")
     if job.resolution and first and first.digest:
         size = size_of_shape(job.model, first.seen.width, first.seen.height, job.resolution)
         job = job._replace(parameters={"size": size, **job.parameters})
@@ -1729,22 +1742,6 @@ def conversion(path: str) -> str:
         return f"sips -s format png {quote(path)} --out {target}"
     tool = "magick" if shutil.which("magick") or os.name != "posix" else "convert"  # Windows' is another
     return f"{tool} {quote(path + '[0]')} {target}"
-
-def check_mask(mask: Upload, image: Upload, notes: list[str]) -> None:
-    """A mask is a PNG with some transparency and the pixel size of the first image."""
-    wanted, found = image.picture, mask.picture
-    hint = "A mask is a PNG whose transparent pixels (alpha 0) mark the part to change."
-    if found.format != "png":
-        raise input_failure(f"{mask.name} is {found.format}, it must be PNG", hint)
-    if image.digest and found[1:] != wanted[1:]:
-        turned = "" if image.seen == wanted else "EXIF turns the first image; save that upright first."
-        raise input_failure(f"{mask.name} is {found.width}x{found.height}, the first image is "
-                            f"{wanted.width}x{wanted.height}; both must be the same size", turned)
-    with open(mask.path, "rb") as stream:
-        if problem := mask_fault(stream):
-            raise input_failure(f"{mask.name} {problem}", hint)
-    if mask.bytes >= SAFE_MASK_BYTES:
-        notes.append(f"{mask.name} is larger than 4 MB; some servers refuse that")
 
 def openai_values(options: Namespace, size: str, settings: Settings, notes: list[str]) -> dict[str, Any]:
     """The size and format that OpenAI's API gets. Options that contradict each other are refused."""
