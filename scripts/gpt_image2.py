@@ -1612,8 +1612,7 @@ def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[st
                options.keep_partials, (options.resolution or "1k") if shape_waits else "")
 
 def read_inputs(job: Job, settings: Settings, notes: list[str]) -> Job:
-    """The job with what its local files hold, checked: a mask is a PNG with some transparency and the pixel size
-    of the first image. With the size that follows from that image."""
+    """The job with what its local files hold, checked (the mask too), and with the size that follows from it."""
     uploads, md5 = list(job.uploads), settings.service.takes_urls
     for number, upload in enumerate(uploads):
         try:
