@@ -651,6 +651,8 @@ def size_of_ratio(ratio: float, pixels: int) -> str:
     return "%dx%d" % min(distances)[2:]
 
 # ---- Pictures ------------------------------------------------------------------------------------
+XML_NOISE = re.compile(rb"(?si)<\?.*?\?>|<!--.*?-->|<!doctype(?:[^\[>]|\[[^\]]*\])*>|\A\xef\xbb\xbf")
+
 def inspect_picture(stream: BinaryIO) -> Picture | None:
     """Format and pixels, from the first bytes; None for any but PNG, JPEG, WebP, GIF, SVG (0x0: unknown)."""
     head = stream.read(32)
@@ -691,8 +693,6 @@ def jpeg_picture(stream: BinaryIO) -> Picture | None:
         is_fill = marker[1] == 0xFF  # one byte, before the real marker
         stream.seek(-3 if is_fill else int.from_bytes(marker[2:4], "big") - 2, os.SEEK_CUR)
     return None
-
-XML_NOISE = re.compile(rb"(?si)<\?.*?\?>|<!--.*?-->|<!doctype(?:[^\[>]|\[[^\]]*\])*>|\A\xef\xbb\xbf")
 
 def is_whole(stream: BinaryIO, picture: Picture) -> bool:
     """Whether the file reaches its format's end mark: an answer that broke off does not."""
@@ -1567,7 +1567,7 @@ def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[st
                options.keep_partials, (options.resolution or "1k") if shape_waits else "")
 
 def read_inputs(job: Job, settings: Settings, notes: list[str]) -> Job:
-    """The job with what its local files hold, checked, and with the size that follows from it."""
+    """The job with what its local files hold, checked (the mask too), and with the size that follows from it."""
     uploads, md5 = list(job.uploads), settings.service.takes_urls
     for number, upload in enumerate(uploads):
         try:
@@ -1575,9 +1575,21 @@ def read_inputs(job: Job, settings: Settings, notes: list[str]) -> Job:
         except (OSError, ValueError) as error:
             raise input_failure(f"cannot read {upload.name}: {reason(error)}") from None
     job = job.with_uploads(uploads)
-    first = job.images[0] if job.images else None
-    if job.mask and job.mask.digest and first:
-        check_mask(job.mask, first, notes)
+    first, mask = job.images[0] if job.images else None, job.mask
+    if mask and mask.digest and first:
+        hint = "A mask is a PNG whose transparent pixels (alpha 0) mark the part to change."
+        wanted, found = first.picture, mask.picture
+        if found.format != "png":
+            raise input_failure(f"{mask.name} is {found.format}, it must be PNG", hint)
+        if first.digest and found[1:] != wanted[1:]:
+            turned = "" if first.seen == wanted else "EXIF turns the first image; save that upright first."
+            raise input_failure(f"{mask.name} is {found.width}x{found.height}, the first image is "
+                                f"{wanted.width}x{wanted.height}; both must be the same size", turned)
+        with open(mask.path, "rb") as stream:
+            if problem := mask_fault(stream):
+                raise input_failure(f"{mask.name} {problem}", hint)
+        if mask.bytes >= SAFE_MASK_BYTES:
+            notes.append(f"{mask.name} is larger than 4 MB; some servers refuse that")
     if job.resolution and first and first.digest:
         size = size_of_shape(job.model, first.seen.width, first.seen.height, job.resolution)
         job = job._replace(parameters={"size": size, **job.parameters})
@@ -1685,22 +1697,6 @@ def conversion(path: str) -> str:
     tool = "magick" if shutil.which("magick") or os.name != "posix" else "convert"  # Windows' is another
     return f"{tool} {quote(path + '[0]')} {target}"
 
-def check_mask(mask: Upload, image: Upload, notes: list[str]) -> None:
-    """A mask is a PNG with some transparency and the pixel size of the first image."""
-    wanted, found = image.picture, mask.picture
-    hint = "A mask is a PNG whose transparent pixels (alpha 0) mark the part to change."
-    if found.format != "png":
-        raise input_failure(f"{mask.name} is {found.format}, it must be PNG", hint)
-    if image.digest and found[1:] != wanted[1:]:
-        turned = "" if image.seen == wanted else "EXIF turns the first image; save that upright first."
-        raise input_failure(f"{mask.name} is {found.width}x{found.height}, the first image is "
-                            f"{wanted.width}x{wanted.height}; both must be the same size", turned)
-    with open(mask.path, "rb") as stream:
-        if problem := mask_fault(stream):
-            raise input_failure(f"{mask.name} {problem}", hint)
-    if mask.bytes >= SAFE_MASK_BYTES:
-        notes.append(f"{mask.name} is larger than 4 MB; some servers refuse that")
-
 def openai_values(options: Namespace, size: str, settings: Settings, notes: list[str]) -> dict[str, Any]:
     """The size and format that OpenAI's API gets. Options that contradict each other are refused."""
     model, image_format = settings.model.value, chosen_format(options)
@@ -1791,7 +1787,7 @@ def names_format(output: str) -> bool:
     return is_picture_name(output) and os.path.basename(output) != os.path.basename(DEFAULT_OUTPUT)
 
 def checked_target(output: str, image_format: str, overwrite: bool) -> Target:
-    """Where to save, from -o: a file, or a folder to save in."""
+    """Where to save, from -o: a file, or a folder to save in. cat.v2 is a name without a format."""
     if output == "-":
         raise target_failure("--output - is not supported: give a file name")
     try:
@@ -1805,14 +1801,12 @@ def checked_target(output: str, image_format: str, overwrite: bool) -> Target:
     if output.endswith(("/", os.sep)):
         path = os.path.join(path, os.path.basename(DEFAULT_OUTPUT))
     folder, name = os.path.split(path)
-    has_suffix = is_picture_name(name)  # cat.v2 is a name, not a format
-    stem, suffix = os.path.splitext(name) if has_suffix else (name, SUFFIXES[image_format][0])
+    stem, suffix = os.path.splitext(name) if is_picture_name(name) else (name, SUFFIXES[image_format][0])
     return Target(folder, stem, suffix, overwrite)
 
 def picture_path(target: Target, number: int, image_format: str) -> str:
     """The path for one picture: number 0, alone, is the bare name. The suffix follows the real format."""
-    suffixes = SUFFIXES[image_format]
-    suffix = target.suffix if target.suffix.lower() in suffixes else suffixes[0]
+    suffix = target.suffix if target.suffix.lower() in SUFFIXES[image_format] else SUFFIXES[image_format][0]
     return os.path.join(target.folder, target.stem + (f"-{number}" if number else "") + suffix)
 
 def check_folder(target: Target, n: int, size: str, write: bool = False) -> None:
@@ -1845,8 +1839,7 @@ def free_bytes(folder: str) -> int:
     free = shutil.disk_usage(folder).free
     with suppress(ImportError):  # Windows
         import resource
-        limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-        free = free if limit == resource.RLIM_INFINITY else min(free, limit)
+        free = min(free, resource.getrlimit(resource.RLIMIT_FSIZE)[0] % 2**64)  # -1: no limit
     return free
 
 def room_needed(n: int, size: str) -> int:
@@ -1862,17 +1855,20 @@ def openai(job: Job, settings: Settings, key: KeySource, token: str) -> Provider
         del body["model"]  # Azure's older addresses name the deployment in the path and refuse it here
     request = api_request(settings, key.value, "POST", f"/images/{'edits' if job.images else 'generations'}")
     field, other = ("image", "image[]") if len(job.images) == 1 else ("image[]", "image")  # as the SDK does
-    form = edit_form(job, body, field) if job.images else ()
-    try:
-        response = yield request._replace(form=form) if form else request._replace(body=body)
+    texts = [Part(name, item if isinstance(item, str) else json.dumps(item)) for name, item in body.items()]
+    files = [Part("mask" if upload is job.mask else field, path=upload.path, bytes=upload.bytes,
+                  content_type=f"image/{upload.picture.format}") for upload in job.uploads]
+    try:  # text first, as in the official SDK
+        response = yield request._replace(form=(*texts, *files)) if files else request._replace(body=body)
     except Failure as failure:  # in 2026 relays refused an edit only because of `image` or `image[]`
         status, text = failure.http_status, failure.server_text
         is_its_name = ("Invalid type for 'image" in text or (
             "'image" in text and failure.code == "duplicate_parameter")) if status == 400 else (
                 status == 422 and failure.kind == "refused" and re.search(r"\bimage\b", text))
-        if not form or not is_its_name:
+        if not files or not is_its_name:
             raise
-        response = yield request._replace(form=edit_form(job, body, other))  # a refused one is not billed
+        files = [file._replace(name=other) if file.name == field else file for file in files]
+        response = yield request._replace(form=(*texts, *files))  # a refused one is not billed
     return (yield from collect_images(request, response, settings, job.n, []))
 
 def api_request(settings: Settings, key: str, method: str, path: str, *more: tuple[str, str]) -> Request:
@@ -1893,21 +1889,14 @@ def api_request(settings: Settings, key: str, method: str, path: str, *more: tup
                    timeout=settings.timeout.value, proxy=settings.proxy.value, cacert=settings.cacert.value,
                    allow_http=settings.allow_http.value, tasks=bool(settings.poll_url.value))
 
-def edit_form(job: Job, body: Mapping[str, Any], field: str) -> tuple[Part, ...]:
-    """The parts of an edit, text first as in the official SDK. field: what the images are called."""
-    texts = [Part(name, item if isinstance(item, str) else json.dumps(item)) for name, item in body.items()]
-    return (*texts, *(Part("mask" if upload is job.mask else field, path=upload.path, bytes=upload.bytes,
-                           content_type=f"image/{upload.picture.format}") for upload in job.uploads))
-
 def collect_images(create: Request, response: Response, settings: Settings, wanted: int,
                    templates: list[str]) -> Provider:
     """The images of a response, fetched where it only links to them; a Failure stands for one that fails.
     Its task is polled until it has them. templates: the task's possible URLs; a missing one is removed."""
     poll = create._replace(method="GET", body=None, form=(), purpose="poll",
                            timeout=min(create.timeout, POLL_TIMEOUT))
-    task = task_id(response.document)
     urls = poll_urls(create, response, settings, templates) if response.meaning == "pending" else []
-    least = 0.05  # seconds; it grows, because a server may always say "at once"
+    task, least = task_id(response.document), 0.05  # seconds; it grows: a server may always say "at once"
     while urls and not response.images and (status := task_status(response.document)) not in DONE:
         delay = server_pause(response.headers, "")
         done = task_field(response.document, ("progress", "percent")).rstrip("% ")
@@ -2111,6 +2100,20 @@ CURL_FAULTS = {
     65: "the request would have to be repeated, which could charge you twice"}
 EARLY = (2, 3, 5, 6, 7, 35, 60, 77)  # before any of the request could leave this machine
 HOPELESS = (1, 2, 3, 26, 60, 77)  # the next try would fail in the same way
+QUOTE = r"[\"'`\u2018-\u201f\u00ab\u00bb]"
+NO_KEYS = {  # what is not a key -> what is wrong with it; the first that matches counts
+    "": "is empty",
+    r".*[\r\n].*": "contains a line break",
+    rf"{QUOTE}.*|.*{QUOTE}": "is in quotes: remove them",
+    r".*(\.\.\.|\u2026|\*\*\*).*|<.*>|\[.*\]|\$?\{.*\}|\$?[A-Z0-9]+(_[A-Z0-9]+)*_KEY|%\w+%|(?i:"
+    r"(.*[-_ ])?(your|insert|replace|change)[-_ ]?(([a-z0-9]+[-_ ])*(api)?(key|token|secret|here)|me|this)|"
+    r".*(key|token)[-_ ]here|(my[-_ ]?)?api[-_ ]?key|([srp]k-)?(proj-)?[x-]*xxx[x-]*|[srp]k-(proj-)?)":
+        "is only a placeholder: put the real key there",
+    r"(?i:bearer\s.*)|[A-Z_\d]+_KEY=.*": "starts with another word: leave only the key",
+    r".*[^\x21-\x7e].*": "contains a space or a character that is not ASCII"}
+# Codex's words, read in 0.169. It sets CODEX_SANDBOX_NETWORK_DISABLED where a command has no network.
+SANDBOX = ("In a sandbox, ask for access or run outside it (Codex: sandbox_permissions require_escalated; or "
+           'sandbox_mode = "workspace-write", and network_access = true under [sandbox_workspace_write]).')
 
 class Exchange(NamedTuple):
     """The files of one transfer, side by side in the command's folder."""
@@ -2156,9 +2159,8 @@ def curl_config(request: Request, exchange: Exchange) -> str:
         lines.append(("noproxy", "*") if is_local else ("proxy", request.proxy))
     if request.cacert:
         lines.append(("cacert", os.path.abspath(os.path.expanduser(request.cacert))))
-    if (request.body or {}).get("stream") or any(part.name == "stream" for part in request.form):
-        lines.append(("no-buffer", ""))
-    lines += [("url", request.url), ("header", "Expect:"), ("header", "Accept-Encoding: identity")]
+    lines += [("url", request.url), ("dump-header", exchange.file("headers")), ("header", "Expect:"),
+              ("no-buffer", ""), ("output", exchange.file("answer")), ("header", "Accept-Encoding: identity")]
     for name, value in request.headers:
         if CONTROL.search(name + value):  # it would start a second header
             raise setup_failure(f"the header {one_line(name)} contains a control character")
@@ -2175,7 +2177,6 @@ def curl_config(request: Request, exchange: Exchange) -> str:
             name = f"{part.name.rstrip('[]')}-{number}.{part.content_type.split('/')[-1]}"
             content = f'@{quote_path(part.path)};filename="{name}";type={part.content_type}'
         lines.append(("form", f"{part.name}={content}"))
-    lines += [("output", exchange.file("answer")), ("dump-header", exchange.file("headers"))]
     return "".join(f"{name} = {quote_config(value)}\n" if value else f"{name}\n" for name, value in lines)
 
 def start_child(argv: Sequence[str], secrets: Sequence[str], **streams: Any) -> Popen[bytes]:
@@ -2220,18 +2221,6 @@ def check_curl(secrets: Sequence[str]) -> str:
     if not match or (int(match.group(1)), int(match.group(2))) < MINIMUM_CURL:
         raise setup_failure(f"curl 7.68 or newer is needed; this is {one_line(output, 40)}", kind="curl")
     return match.group()
-
-QUOTE = r"[\"'`\u2018-\u201f\u00ab\u00bb]"
-NO_KEYS = {  # what is not a key -> what is wrong with it; the first that matches counts
-    "": "is empty",
-    r".*[\r\n].*": "contains a line break",
-    rf"{QUOTE}.*|.*{QUOTE}": "is in quotes: remove them",
-    r".*(\.\.\.|\u2026|\*\*\*).*|<.*>|\[.*\]|\$?\{.*\}|\$?[A-Z0-9]+(_[A-Z0-9]+)*_KEY|%\w+%|(?i:"
-    r"(.*[-_ ])?(your|insert|replace|change)[-_ ]?(([a-z0-9]+[-_ ])*(api)?(key|token|secret|here)|me|this)|"
-    r".*(key|token)[-_ ]here|(my[-_ ]?)?api[-_ ]?key|([srp]k-)?(proj-)?[x-]*xxx[x-]*|[srp]k-(proj-)?)":
-        "is only a placeholder: put the real key there",
-    r"(?i:bearer\s.*)|[A-Z_\d]+_KEY=.*": "starts with another word: leave only the key",
-    r".*[^\x21-\x7e].*": "contains a space or a character that is not ASCII"}
 
 def read_key(source: KeySource, secrets: Sequence[str]) -> str:
     """The key itself, or the first line that its command prints; it is fit for a header."""
@@ -2328,8 +2317,7 @@ def read_headers(path: str) -> dict[str, str]:
 
 def transport_failure(outcome: Outcome, request: Request) -> Failure | None:
     """The failure of a transfer that returned no complete response, else None."""
-    host = host_of(request.url)
-    refused = outcome.status or outcome.proxy_status
+    host, refused = host_of(request.url), outcome.status or outcome.proxy_status
     if refused == 407 or (not outcome.status and refused >= 400):  # without TLS its refusal is the response
         return Failure("network", f"the proxy refused the connection to {host} (HTTP {refused})",
                        "Check the proxy's address and password.", "no", retryable=True, next_step="fix")
@@ -2348,14 +2336,9 @@ def transport_failure(outcome: Outcome, request: Request) -> Failure | None:
     message = f"{host}: {sentence} (curl {outcome.exit_code}): {outcome.message}".rstrip(": ")
     billed = "no" if never_sent or request.rules.is_free else "maybe"
     kept = kind == "disk" and billed == "maybe"
-    own_exit_code = kept or (never_sent and kind != "disk")
-    return Failure(kind, message, hint, billed, -1 if own_exit_code else NO_ANSWER,
+    return Failure(kind, message, hint, billed, -1 if kept or (never_sent and kind != "disk") else NO_ANSWER,
                    never_sent and code not in HOPELESS, "ask" if billed == "maybe" else "",
                    collectable=kept, http_status=outcome.status)
-
-# Codex's words, read in 0.169. It sets CODEX_SANDBOX_NETWORK_DISABLED where a command has no network.
-SANDBOX = ("In a sandbox, ask for access or run outside it (Codex: sandbox_permissions require_escalated; or "
-           'sandbox_mode = "workspace-write", and network_access = true under [sandbox_workspace_write]).')
 
 def network_is_closed(url: str) -> bool:
     """Whether this machine reaches no other, as in a sandbox. Connecting a datagram socket sends nothing."""
@@ -3623,9 +3606,8 @@ def save_image(image: Image, index: int, target: Target, numbers: Iterator[int],
 def save_new(image: Image, part: str, target: Target, numbers: Iterator[int], folder: Folder) -> str:
     """The path of the image's new file; the temporary one stays for the caller to remove."""
     if os.path.exists(part) and os.stat(part).st_nlink > 1:  # a killed run had given it its name
-        picture = picture_in(part)[0] or Picture("png", 0, 0)
-        for path in (picture_path(target, number, picture.format) for number in range(1000)):
-            if os.path.exists(path) and os.path.samefile(path, part):
+        for path in (os.path.join(target.folder, name) for name in os.listdir(target.folder)):
+            if path != part and os.path.exists(path) and os.path.samefile(path, part):
                 return path
     others = {folder.saved_before(int(name[6:])) for name in os.listdir(folder.path)
               if re.fullmatch(r"saved-\d+", name)}  # --overwrite replaces none of this command's own images
@@ -3682,11 +3664,10 @@ class Partials:
             if len(self.names | {path}) > self.job.n * (most if type(most) is int else MAX_PARTIALS):
                 raise OSError("more arrived than you asked for")
             self.names.add(path)
-            is_own = os.path.lexists(path) and file_mark(path, path) in self.made
             self.made.append(file_mark(self.part, path))
             with private_file(self.record, os.O_APPEND) as stream:  # never emptied, not even for a moment
                 stream.write(os.fsencode(self.made[-1] + "\n"))
-            if give_name(self.part, path, is_own):
+            if give_name(self.part, path, os.path.lexists(path) and file_mark(path, path) in self.made):
                 self.console.note(f"partial image: {path}")
             else:
                 self.console.warn(f"{path} already exists; the partial image is not saved")
@@ -3710,19 +3691,16 @@ def file_mark(path: str, name: str) -> str:
 
 def give_name(part: str, path: str, overwrite: bool) -> bool:
     """Give the finished file its name in one step. False when the name is taken and stays as it is."""
-    try:
-        if not overwrite:
-            os.link(part, path)
-            return True
-    except FileExistsError:
-        return False
-    except OSError:  # a file system without hard links: claim the name, then replace the claim
+    with suppress(FileExistsError):
         try:
+            if not overwrite:
+                os.link(part, path)
+                return True
+        except OSError:  # taken, or there are no hard links: claim the name, then replace the claim
             open(path, "xb").close()
-        except FileExistsError:
-            return False
-    os.replace(part, path)
-    return True
+        os.replace(part, path)
+        return True
+    return False
 
 def copy_image(image: Image, sink: BinaryIO) -> None:
     """Write the image's bytes, a block at a time."""
@@ -4492,19 +4470,18 @@ UNREAD_KINDS = {"no_image": MAX_MESSAGE // 2, "web_page": LONG_STRING, "broken_i
 
 def add_what_is_known(failure: Failure, folder: Folder, job: Job, run: Run) -> bool:
     """Add to the failure where the reply is kept; return whether the folder has to stay."""
-    keep_folder, unread = failure.collectable, []
+    keep_folder, kind, unread = failure.collectable, failure.kind, []
     if keep_folder and not folder.journaled:
         failure.hint = f"What arrived is kept in {folder.path}"
-    elif failure.kind in UNREAD_KINDS and not keep_folder and (
-            failure.billed != "yes" or failure.kind == "place"):
-        unread = [path for path in folder.answers() if os.path.getsize(path) > UNREAD_KINDS[failure.kind]]
+    elif kind in UNREAD_KINDS and not keep_folder and (failure.billed != "yes" or kind == "place"):
+        unread = [path for path in folder.answers() if os.path.getsize(path) > UNREAD_KINDS[kind]]
     if unread:  # a person may find its image
         try:
             kept = save_answer(unread[-1], job.target, run.console.secrets.texts)
         except OSError:
             kept, keep_folder = unread[-1], True
         failure.hint = f"The server's reply was saved to {kept}. {failure.hint}"
-    if keep_folder and failure.kind != "stopped":  # collecting it may fail for ever: let --fresh remove it
+    if keep_folder and kind != "stopped":  # collecting it may fail for ever: let --fresh remove it
         with suppress(OSError):  # on a full disk it stays until it is collected
             private_file(folder.file("droppable")).close()
     return keep_folder
