@@ -3971,7 +3971,7 @@ body, dialog { font: 1rem/1.45 system-ui, sans-serif; color: light-dark(#21201c,
   background: light-dark(#fbfaf7, #171715); } .open, figure, code { background: light-dark(#eeebe4, #252422) }
 body { max-width: 100rem; margin: auto; padding: clamp(1rem, 4vw, 4rem); } h1 + p { margin: .5rem 0 2rem; }
 h1 { font-size: clamp(1.5rem, 1rem + 2vw, 2.25rem); line-height: 1.15; letter-spacing: -.02em; }
-h1 + p, .facts, nav { color: light-dark(#686459, #a39e93); font-size: .875rem; } nav span { flex: 1; }
+h1 + p, .facts, code, nav { color: light-dark(#686459, #a39e93); font-size: .875rem; } nav span { flex: 1; }
 ul { display: grid; grid-template-columns: repeat(auto-fill, minmax(clamp(8.5rem, 17vw, 16rem), 1fr));
   gap: 1.75rem 1.25rem; padding: 0; list-style: none; } li .file, li code, li button { display: none; }
 .open, code { display: block; border-radius: .5rem; } .open:not(:has(img)), figure { padding: 1rem; }
@@ -4055,17 +4055,17 @@ def gallery_cards(entry: Mapping[str, Any], number: int, folder: str) -> Iterato
     prompt, command, error = (as_html(entry.get(name)) for name in ("prompt", "command", "error"))
     files, quality, seconds, made = map(entry.get, ("saved", "quality", "elapsed_s", "time"))
     cost = entry.get("cost_usd") and in_dollars(entry) + (f" for {len(files)}" if files and files[1:] else "")
+    copy = f'<code>{command}</code><button class="copy">Copy the command</button>' if command else ""
     for file in (files or []) + [{}] * bool(error):
         link = picture_link(file["path"], folder) if file else ""
-        name = as_html(one_line(os.path.basename(file.get("path", ""))))
-        image = f'<img src="{link}" alt="{prompt or name}" loading="lazy" decoding="async">'
+        name = f'<a href="{link}">{as_html(one_line(os.path.basename(file["path"])))}</a>' if file else ""
+        image = f'<img src="{link}" alt="{prompt or link}" loading="lazy" decoding="async">'
         size = f"{file['width']} × {file['height']}" if file.get("width") else as_text(entry.get("size"))
         facts = size, quality and f"{quality}\xa0quality", seconds and f"{as_text(seconds)}\xa0s", cost
         yield (f'<li><a class="open" href="#/{link or number}/{as_html(made)}">'
                f'{image if file else f"<b>Failed</b> {error}"}</a><p class="prompt" dir="auto">{prompt}</p>'
                f'<p class="facts">{as_html(", ".join(filter(None, facts)))}</p><p class="facts file">'
-               f'<a href="{link}">{name}</a> {local_time(made) if made else ""}</p><code>{command}</code>'
-               '<button class="copy">Copy the command</button></li>\n')
+               f'{name} {local_time(made) if made else ""}</p>{copy}</li>\n')
 
 def picture_link(path: str, folder: str) -> str:
     """The address of a picture for a page in this folder: relative, unless it is on another drive."""

@@ -8,9 +8,7 @@ import json
 import math
 import os
 import shutil
-import time
 import unittest
-from pathlib import Path
 from typing import Any, Sequence
 
 from clients_common import ClientCase, node, node_packages
@@ -18,7 +16,7 @@ from support import environ, png_file, program
 
 CHROMIUM = "/usr/bin/chromium"
 VERSION = "1.65.1"
-# Every script gets `page`, `open(options)` for another, and returns what it found. All that happens is recorded.
+# A script gets `open(options)` for a page, and returns what it found. All that happens meanwhile is recorded.
 DRIVER = r"""
 const [modules, url, script] = process.argv.slice(2);
 const {chromium} = require(modules + "/playwright-core");
@@ -39,7 +37,8 @@ const wait = milliseconds => new Promise(done => setTimeout(done, milliseconds))
     return page;
   };
   try {
-    told.found = await new (Object.getPrototypeOf(async () => {}).constructor)("open", "wait", "url", script)(open, wait, url);
+    const Script = Object.getPrototypeOf(async () => {}).constructor;
+    told.found = await new Script("open", "wait", "url", script)(open, wait, url);
   } finally {
     await browser.close();
   }
@@ -65,13 +64,14 @@ def drawn(width: int, height: int, seed: int) -> bytes:
         colour = bytes(int(high + (low - high) * y / height) for high, low in zip(sky, ground))
         half = int(math.sqrt(max(0, (height / 3) ** 2 - (y - height / 2) ** 2)))
         left, right = max(0, width // 2 - half), min(width, width // 2 + half)
-        rows += b"\0" + colour * left + bytes(255 - value for value in colour) * (right - left) + colour * (width - right)
+        disc = bytes(255 - value for value in colour) * (right - left)
+        rows += b"\0" + colour * left + disc + colour * (width - right)
     return png_file(width, height, bytes(rows), 2)
 
 
-class GalleryCase(ClientCase):
+class ChromiumCase(ClientCase):
     """A folder with pictures and a page, and the browser."""
-    client, version = "Chromium", ""
+    client, version = "Chromium", "Debian's"
 
     def setUp(self) -> None:
         if not os.access(CHROMIUM, os.X_OK):
@@ -101,18 +101,18 @@ class GalleryCase(ClientCase):
         """Run a script in the browser. Nothing but the page and files beside it may be asked for."""
         driver = self.root / "driver.js"
         driver.write_text(DRIVER, encoding="utf-8")
-        env = self.environment(GALLERY_SHOTS=environ.get("GALLERY_SHOTS", ""))
-        told = json.loads(self.run_client(self.node, driver, self.modules, self.page.as_uri(), STATE + script, env=env).stdout)
+        result = self.run_client(self.node, driver, self.modules, self.page.as_uri(), STATE + script)
+        told = json.loads(result.stdout)
         folder = self.work.as_uri() + "/"
         self.assertEqual([url for url in told["requests"] if not url.startswith((folder, *allowed))], [])
         self.assertIn(self.page.as_uri(), told["requests"][0])
-        self.assertEqual((told["dialogs"], [text for text in told["errors"] if not any(map(text.__contains__, allowed))]),
-                         ([], []))
+        errors = [text for text in told["errors"] if not any(part in text for part in allowed)]
+        self.assertEqual((told["dialogs"], errors), ([], []))
         self.failed = told["failed"]
         return told["found"]
 
 
-class GalleryInChromiumTest(GalleryCase):
+class GalleryInChromiumTest(ChromiumCase):
     """By mouse and by keyboard, in every width and both colours."""
 
     def test_open_move_close(self) -> None:
@@ -152,7 +152,8 @@ class GalleryInChromiumTest(GalleryCase):
     def test_copy(self) -> None:
         """What is copied is the command, and where the browser forbids it, it is selected."""
         self.write(self.foxes())
-        copied, label, selected, forbidden = self.browse(r"""
+        command = "gpt-image2 generate 'fox %s'\n  --quality low"
+        copied, label, selected, forbidden, by_key = self.browse(r"""
             const page = await open({permissions: ["clipboard-read", "clipboard-write"]});
             await page.click("li:nth-child(2) .open");
             await page.click("dialog .copy");
@@ -161,26 +162,33 @@ class GalleryInChromiumTest(GalleryCase):
             await page.evaluate(() => { document.execCommand = () => false; });
             await page.keyboard.press("ArrowRight"); await wait(150);
             await page.click("dialog .copy");
-            return [copied, label, await page.evaluate(() => String(getSelection())), await page.innerText("dialog .copy")];""")
-        self.assertEqual((copied, label), ("gpt-image2 generate 'fox 1'\n  --quality low", "Copied"))
-        self.assertEqual((selected, forbidden), ("gpt-image2 generate 'fox 2'\n  --quality low", "Selected: now press Ctrl+C"))
+            const selected = await page.evaluate(() => String(getSelection()));
+            const said = await page.innerText("dialog .copy");
+            await page.keyboard.press("Control+c");
+            return [copied, label, selected, said, await page.evaluate(() => navigator.clipboard.readText())];""")
+        self.assertEqual((copied, label), (command % 1, "Copied"))
+        self.assertEqual((selected, forbidden, by_key), (command % 2, "Selected: now press Ctrl+C", command % 2))
 
     def test_widths_and_colours(self) -> None:
         """Nothing is wider than the window, and dark is dark."""
-        long = {"saved": [self.picture("wide.png", 900, 120)], "prompt": "x" * 300 + " a fox" * 200, "command": "y" * 3000}
+        long = {"saved": [self.picture("wide.png", 900, 120)], "prompt": "x" * 300 + " a fox" * 200,
+                "command": "y" * 3000}
         self.write([*self.foxes(), long, {"error": "z" * 600, "prompt": "a dragon"}])
-        shots = environ.get("GALLERY_SHOTS") or str(self.root)
+        shots = json.dumps(environ.get("GALLERY_SHOTS") or str(self.root))
         found = self.browse(r"""
-            const seen = [], shots = """ + json.dumps(shots) + r""";
+            const seen = [], shots = """ + shots + r""";
             for (const width of [360, 800, 1440, 2560]) for (const colorScheme of ["light", "dark"]) {
-              const page = await open({viewport: {width, height: 740}, colorScheme, reducedMotion: "reduce"}); await wait(200);
+              const page = await open({viewport: {width, height: 740}, colorScheme, reducedMotion: "reduce"});
+              await wait(200);
               const measure = async name => {
                 await page.screenshot({path: `${shots}/gallery-${width}-${colorScheme}-${name}.png`});
                 seen.push(await page.evaluate(() => {
                   const top = document.querySelector("dialog[open]") || document.documentElement;
                   const light = node => getComputedStyle(node).backgroundColor.match(/\d+/g).map(Number)[0];
-                  const out = [...top.querySelectorAll("*")].filter(node => node.getBoundingClientRect().right > innerWidth + 1);
-                  return {wide: [document.documentElement.scrollWidth - innerWidth, top.scrollWidth - top.clientWidth, out.length],
+                  const right = node => node.getBoundingClientRect().right;
+                  const out = [...top.querySelectorAll("*")].filter(node => right(node) > innerWidth + 1).length;
+                  const all = document.documentElement;
+                  return {wide: [all.scrollWidth - innerWidth, top.scrollWidth - top.clientWidth, out],
                           light: light(document.querySelector("dialog[open]") || document.body),
                           columns: new Set([...document.querySelectorAll("li")].map(node => node.offsetLeft)).size};
                 }));
@@ -220,14 +228,15 @@ class GalleryInChromiumTest(GalleryCase):
         self.assertEqual((text, opened), ("This picture is gone.",) * 2)
 
 
-class GalleryIsWatchedTest(GalleryCase):
+class GalleryIsWatchedTest(ChromiumCase):
     """While pictures are to come, the page reloads, and the reader notices only new pictures."""
 
     def test_reload(self) -> None:
         entries = self.foxes(60)
         self.write(entries[:50], 10)
         grid, opened, selecting, finished = self.browse(r"""
-            const fs = require("fs"), seen = [], path = new URL(url), page = await open({viewport: {width: 900, height: 500}});
+            const fs = process.getBuiltinModule("fs"), seen = [], path = new URL(url);
+            const page = await open({viewport: {width: 900, height: 500}});
             const count = () => page.evaluate(() => [document.querySelectorAll("li").length, window.mark || 0]);
             const mark = () => page.evaluate(() => { window.mark = 1; });
             const swap = name => fs.copyFileSync(new URL(name, path), path);
@@ -243,7 +252,7 @@ class GalleryIsWatchedTest(GalleryCase):
             seen.push(await count());
             swap("last.html"); await page.reload(); await mark(); await wait(6500);
             seen.push(await count());
-            return seen;""".replace('require("fs")', 'process.getBuiltinModule("fs")'))
+            return seen;""")
         self.assertEqual(grid[:2], [55, 0])
         self.assertEqual(grid[2], grid[3])
         self.assertEqual(opened[:2], [58, 0])
@@ -259,12 +268,13 @@ class GalleryIsWatchedTest(GalleryCase):
         super().write(entries, unfinished)
 
 
-class GalleryWithOddTextsTest(GalleryCase):
+class GalleryWithOddTextsTest(ChromiumCase):
     """Hostile prompts and names are text: no element, no dialog, no request; and odd names are found."""
 
     def test_hostile(self) -> None:
         texts = ["</script><img src=x onerror=alert(1)>", "<script>alert(2)</script>", "javascript:alert(3)",
-                 "\"><svg onload=alert(4)>", "' onclick='alert(5)", "<img src=https://example.com/x.png>", "\u202e gnp", "<!--"]
+                 "\"><svg onload=alert(4)>", "' onclick='alert(5)", "<img src=https://example.com/x.png>", "\u202e gnp",
+                 "<!--"]
         names = ["fox's \"den\".png", "100% #1?.png", "<img src=x onerror=alert(1)>.png", "a\nb.png", "x:y\\z.png",
                  "javascript:alert(1).png", "\udcff\udcfe.png", "%2e%2e%41.png", "top", "\u043b\u0438\u0441\u0430.png"]
         entries = [{"prompt": text, "command": text, "error": text, "size": text, "quality": text} for text in texts]
@@ -292,7 +302,8 @@ class GalleryWithOddTextsTest(GalleryCase):
             const page = await open();
             return await page.evaluate(async () => {
               const tried = [];
-              const script = document.createElement("script"); script.textContent = "window.ran = 1"; document.body.append(script);
+              const script = document.createElement("script");
+              script.textContent = "window.ran = 1"; document.body.append(script);
               tried.push(window.ran || 0);
               const image = new Image(); image.src = "https://example.com/x.png"; document.body.append(image);
               tried.push(await fetch("https://example.com/").then(() => 1, () => 0));
@@ -301,18 +312,16 @@ class GalleryWithOddTextsTest(GalleryCase):
         self.assertEqual({reason for _, reason in self.failed}, {"csp"})
 
 
-class GalleryOfThousandsTest(GalleryCase):
+class GalleryOfThousandsTest(ChromiumCase):
     """Ten thousand pictures open as one."""
 
     def test_ten_thousand(self) -> None:
         saved = self.foxes(1)[0]["saved"]
         self.write([{"saved": saved, "prompt": f"fox {at}", "command": "x", "time": at + 1} for at in range(10_000)])
-        started = time.monotonic()
         self.assertEqual(self.browse(r"""
-            const page = await open(); await page.click("li:nth-child(1) .open"); await wait(150);
+            const page = await open(); await page.click(".open"); await wait(150);
             await page.keyboard.press("ArrowLeft"); await wait(500);
             return (await state(page)).prompt;"""), "fox 9999")
-        self.assertLess(time.monotonic() - started, 60)
 
 
 if __name__ == "__main__":
