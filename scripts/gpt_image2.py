@@ -1567,7 +1567,7 @@ def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[st
                options.keep_partials, (options.resolution or "1k") if shape_waits else "")
 
 def read_inputs(job: Job, settings: Settings, notes: list[str]) -> Job:
-    """The job with what its local files hold, checked (the mask too), and with the size that follows from it."""
+    """The job with what its local files hold, checked, the mask too, and with the size that follows."""
     uploads, md5 = list(job.uploads), settings.service.takes_urls
     for number, upload in enumerate(uploads):
         try:
