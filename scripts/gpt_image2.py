@@ -1523,7 +1523,10 @@ def read_words(options: Namespace) -> tuple[str, list[str]]:
         raise usage_failure("the prompt is missing", 'Add it in quotes: "a red fox in the snow"')
     source = options.prompt_file or ("-" if words[0] == "-" else "")
     try:
-        return read_prompt(source) if source else os.fsencode(words[0]).decode("utf-8"), paths
+        if not source:
+            return os.fsencode(words[0]).decode("utf-8"), paths
+        # Without the line break that editors and echo add.
+        return re.sub(r"\r?\n\Z", "", read_text(source, "the prompt", MAX_PROMPT * 8)), paths
     except UnicodeError:
         raise usage_failure("the prompt is not valid UTF-8") from None
 
@@ -1615,20 +1618,19 @@ def check_prompt_word(command: str, images: Sequence[str], word: str) -> None:
         raise usage_failure(f"{one_line(path)} is {'a file' if there else 'a command'}, not a prompt",
                             "Use: " + own_command(" ".join(words.split("  "))))
 
-def read_prompt(source: str) -> str:
-    """Text of a file, or of standard input for `-`; the line break that editors and echo add is dropped."""
+def read_text(source: str, what: str, most: int) -> str:
+    """The text of a file, or of standard input for `-`; more bytes are too many anyway, and left out."""
     try:
         if source == "-" and sys.stdin is None:
             raise OSError("it is closed")
         path = os.path.expanduser(source)
         with nullcontext(sys.stdin.buffer) if source == "-" else open(path, "rb") as stream:
-            content = stream.read(MAX_PROMPT * 8)
-        cut = len(content) == MAX_PROMPT * 8  # too long anyway, and perhaps inside a character
-        return re.sub(r"\r?\n\Z", "", content.decode("utf-8-sig", "ignore" if cut else "strict"))
+            content = stream.read(most)
+        return content.decode("utf-8-sig", "ignore" if len(content) == most else "strict")
     except OSError as error:
-        raise usage_failure(f"cannot read the prompt from {source}: {reason(error)}") from None
+        raise usage_failure(f"cannot read {what} from {source}: {reason(error)}") from None
     except UnicodeDecodeError:
-        raise usage_failure(f"the prompt in {source} is not UTF-8 text", "Save it as UTF-8.") from None
+        raise usage_failure(f"{what} in {source} is not UTF-8 text", "Save it as UTF-8.") from None
 
 def unread_input(role: str, path: str) -> Upload:
     """An input as it is named on the command line. role: image or mask, for messages."""
@@ -1643,6 +1645,8 @@ def read_upload(upload: Upload, md5: bool = False) -> Upload:
     """The input with what its file holds, a whole PNG, JPEG or WebP below 50 MB; others stay as they are.
     md5: RunAPI's storage wants it as a checksum of the transfer, not for security."""
     import hashlib
+    if upload.origin == "data":
+        read_input(data_content(upload.path), upload.name, "picture")
     if upload.origin != "file":
         return upload
     who, path = upload.name, upload.path
@@ -1673,6 +1677,19 @@ def content_of(path: str) -> bytes:
     """What is in an input file, up to the limit for one."""
     with plain_file(path, follow=True) as stream:
         return stream.read(MAX_IMAGE_BYTES)
+
+def data_content(uri: str) -> bytes:
+    """What is in a data: URI."""
+    from io import BytesIO
+    from urllib.parse import unquote, unquote_to_bytes
+    head, _, text = uri.partition(",")
+    if not head.lower().endswith(";base64"):
+        return unquote_to_bytes(as_bytes(text))
+    try:
+        copy_image(Image(base64=unquote(text)), sink := BytesIO())
+    except Failure:
+        raise ValueError("its base64 is broken") from None
+    return sink.getvalue()
 
 def read_input(content: bytes, who: str, name: str) -> Picture:
     """The picture of an input. name: of the file to convert, for the hint."""
@@ -4154,8 +4171,8 @@ def ready_to_buy(orders: Sequence[Order], settings: Settings, console: Console) 
 
 def buy_or_collect(order: Order, key: KeySource, run: Run, ignore_signals: Action) -> Receipt | None:
     """Run a job, or wait for the run of the same command that is at work; the receipt of that one."""
-    console, settings = run.console, order.settings
-    run = run._replace(deadline=time.monotonic() + settings.timeout.value)
+    console = run.console
+    run = run._replace(deadline=time.monotonic() + order.settings.timeout.value)
     found: Folder | Receipt | None = None
     while found is None:
         found = open_folder(order, console)
@@ -4164,19 +4181,7 @@ def buy_or_collect(order: Order, key: KeySource, run: Run, ignore_signals: Actio
     if isinstance(found, Receipt):
         return found
     console.secrets.paths.append(re.escape(found.path) + r"(?:/\d+\.answer)?")
-    try:
-        if found.state() == UNSENT:
-            checked_price([estimate(order.job, settings)], settings)
-    except Failure:
-        found.remove()
-        release(found.lock)
-        raise
-    try:
-        run_job(order, key, found, run, ignore_signals)
-    except Failure as failure:
-        if order.fresh and failure.collectable:
-            failure.hint = f"From now on without --fresh: {failure.hint}"
-        raise
+    run_job(order, key, found, run, ignore_signals)
     return None
 
 def what_would_be(order: Order, console: Console) -> str:
@@ -4339,31 +4344,22 @@ def own_inputs(job: Job, settings: Settings, folder: Folder, run: Run) -> Job:
     return job
 
 def fetch_upload(upload: Upload, path: str, settings: Settings, run: Run) -> None:
-    """Write an input to a private file: a copy of what was checked, or what its URL or data: URI holds."""
+    """Write an input to a private file: a copy of what was checked, or what its URL leads to."""
     from hashlib import sha256
-    from urllib.parse import unquote, unquote_to_bytes
     name, url, content = shown_input(upload.path), upload.path, b""
-    if upload.origin == "file":
+    if upload.origin != "url":
         with suppress(OSError):
-            content = content_of(url)
-        if sha256(content).hexdigest() != upload.digest:
+            content = content_of(url) if upload.origin == "file" else data_content(url)
+        if upload.digest not in ("", sha256(content).hexdigest()):
             raise input_failure(f"{url} changed while it was being read", "Run the same command again.")
         with private_file(path) as stream:
             stream.write(content)
         return
     try:
-        if upload.origin == "data":
-            head, _, text = url.partition(",")
-            with private_file(path) as stream:
-                if head.lower().endswith(";base64"):
-                    copy_image(Image(base64=unquote(text)), stream)
-                else:
-                    stream.write(unquote_to_bytes(as_bytes(text)))
-        else:
-            request = download(web_address(url), settings, url)._replace(allow_http=True, purpose="input")
-            deadline = run.console.started + settings.timeout.value
-            send_with_retries(request, Exchange(path), Run(run.console, Result(), deadline))
-            os.replace(Exchange(path).file("answer"), path)
+        request = download(web_address(url), settings, url)._replace(allow_http=True, purpose="input")
+        deadline = run.console.started + settings.timeout.value
+        send_with_retries(request, Exchange(path), Run(run.console, Result(), deadline))
+        os.replace(Exchange(path).file("answer"), path)
         if os.path.getsize(path) < MAX_IMAGE_BYTES:  # read_upload refuses a larger one
             read_input(content_of(path), "it", os.path.basename(name) or "picture")
     except Failure as failure:
@@ -4420,6 +4416,8 @@ def run_job(order: Order, key: KeySource, folder: Folder, run: Run, ignore_signa
         failure.billed = billed_in_the_end(folder, failure, bool(run.result.saved))
         if failure.kind != "stopped" and (failure.kind, failure.billed) != ("interrupted", "no"):
             folder.leave_word({"failure": map_texts(vars(failure), run.console.secrets.clean)})
+        if order.fresh and failure.collectable:
+            failure.hint = f"From now on without --fresh: {failure.hint}"
         raise failure from (error if failure.kind == "bug" else None)
     finally:
         if not keep_folder:
@@ -4434,7 +4432,7 @@ def make_images(provider: Provider, job: Job, settings: Settings, folder: Folder
         console.note("continuing the unfinished request from before at no charge (--fresh buys a new image)")
     else:
         free_path(job, console)
-        price = estimate(job, settings)
+        price = checked_price([estimate(job, settings)], settings)
         is_notable = price and price[1] > NOTABLE_COST and console.is_terminal()
         costs = f", {price_text(price)}" if is_notable else ""
         console.note(f"{'Editing' if job.images else 'Generating'} with {job.model} at "
@@ -4662,8 +4660,8 @@ def show_history(most: int, page: str, console: Console) -> None:
     hide = partial(redact, secrets=console.secrets.texts)
     shown = [{**each, "prompt": hide(each["prompt"]), "parameters": map_texts(each.get("parameters"), hide)}
              for each in records[-most:]]
-    show_gallery(page, [{**each, "command": each.get("again"), "size": each["parameters"].get("size"),
-                         "quality": each["parameters"].get("quality")} for each in shown[::-1]], console)
+    show_gallery(page, [{**each, "command": hide(as_text(each.get("again"))), **{
+        name: json_path(each, "parameters", name) for name in ("size", "quality")}} for each in shown[::-1]], console)
     console.tell(history=shown, sums=sums)
     for record in shown:
         seconds = as_text(record.get("elapsed_s"))
@@ -4783,23 +4781,13 @@ def tell_batch_outlook(orders: Sequence[Order], woulds: Mapping[int, str], price
     console.tell(batch={"jobs": len(orders), "to_buy": to_buy, "estimate_usd": price})
     console.output(f"{len(orders)} jobs, {to_buy} of them to buy; price: {price_text(price)}")
 
-def batch_lines(path: str) -> list[tuple[int, str]]:
-    """(number, text) of the lines that ask for something."""
-    try:
-        with nullcontext(sys.stdin.buffer) if path == "-" else open(os.path.expanduser(path), "rb") as stream:
-            content = stream.read(MAX_BATCH_BYTES + 1)
-        if len(content) > MAX_BATCH_BYTES:
-            raise OSError(f"it is larger than {MAX_BATCH_BYTES // 1_000_000} MB")
-        lines = enumerate(re.split("\r\n?|\n", content.decode("utf-8-sig")), 1)
-    except (OSError, AttributeError) as error:  # standard input may be closed
-        raise usage_failure(f"cannot read the batch from {path}: {reason(error)}") from None
-    except UnicodeDecodeError:
-        raise usage_failure(f"the batch in {path} is not UTF-8 text", "Save it as UTF-8.") from None
-    return [(number, line.strip()) for number, line in lines if not re.match(r"\s*(#|\Z)", line)]
-
 def read_batch(options: Namespace, settings: Settings, run: Run) -> list[Order]:
     """One order for each line. All faults are told with their lines; then nothing is sent."""
-    lines, orders, faults = batch_lines(options.batch), [], []
+    text, orders, faults = read_text(options.batch, "the batch", MAX_BATCH_BYTES), [], []
+    if len(text) * 4 >= MAX_BATCH_BYTES:
+        raise usage_failure("the batch is too long: make several of it")
+    lines = [(number, line.strip()) for number, line in enumerate(re.split("\r\n?|\n", text), 1)
+             if not re.match(r"\s*(#|\Z)", line)]
     value, source = settings.defaults["output"]
     name = "batch" if options.batch == "-" else os.path.basename(options.batch)
     stem = os.path.splitext(name)[0]
@@ -4920,7 +4908,7 @@ class Batch:
         self.entries: list[dict[str, Any]] = []
         self.counts = dict.fromkeys(("bought", "collected", "made_before", "failed"), 0)
         self.total, self.dollars, self.exit_code, self.signal_code = 0, 0.0, OK, OK
-        self.stopped, self.is_last_round = "", False
+        self.stopped, self.is_last_round, self.shown, self.page_due = "", False, 0, 0.0
 
     def run_all(self, made: Sequence[Order], others: Sequence[Order], ignore_signals: Action) -> int:
         """Run all orders, first those that were made before; the exit code: the highest of their own."""
@@ -5011,6 +4999,11 @@ class Batch:
             os.close(pipe)
             del self.running[pipe]
             self.end(order, bytes(text), os.waitpid(pid, 0)[1] >> 8)
+        began = time.monotonic()
+        if len(self.entries) > self.shown and began > self.page_due:  # a large page takes time
+            self.shown = len(self.entries)
+            show_gallery(self.page, self.entries, self.console, self.total - self.shown)
+            self.page_due = began + 20 * (time.monotonic() - began)
         done = sum(self.counts.values())
         self.console.refresh(f"{done} of {self.total}, {len(self.running)} under way, "
                           f"{self.counts['failed']} failed, ${self.dollars:.2f}")
@@ -5050,7 +5043,6 @@ class Batch:
             self.console.note(f"line {order.line}: {source.replace('_', ' ')}{cost}")
         if self.page:
             self.entries.append(gallery_entry(order, record))
-            show_gallery(self.page, self.entries, self.console, self.total - len(self.entries))
 
     def sum_up(self) -> None:
         """The end of a batch."""
@@ -5058,8 +5050,7 @@ class Batch:
         seconds = round(time.monotonic() - self.console.started, 1)
         facts = {"jobs": self.total, **self.counts, "not_started": left, "cost_usd": round(self.dollars, 4),
                  "elapsed_s": seconds}
-        if self.page:
-            show_gallery(self.page, self.entries, self.console)
+        show_gallery(self.page, self.entries, self.console)
         self.console.tell(ok=not (self.signal_code or self.exit_code), batch=facts)
         counts = [f"{number} {name.replace('_', ' ')}" for name, number in self.counts.items() if number]
         self.console.note(f"{self.total} jobs: {', '.join(counts)}; ${self.dollars:.3f}, {seconds:.0f} s")
