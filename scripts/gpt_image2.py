@@ -4660,8 +4660,9 @@ def show_history(most: int, page: str, console: Console) -> None:
     hide = partial(redact, secrets=console.secrets.texts)
     shown = [{**each, "prompt": hide(each["prompt"]), "parameters": map_texts(each.get("parameters"), hide)}
              for each in records[-most:]]
-    show_gallery(page, [{**each, "command": hide(as_text(each.get("again"))), **{
-        name: json_path(each, "parameters", name) for name in ("size", "quality")}} for each in shown[::-1]], console)
+    entries = [{**each, "command": hide(as_text(each.get("again"))), "size": json_path(each, "parameters", "size"),
+                "quality": json_path(each, "parameters", "quality")} for each in shown[::-1]]
+    show_gallery(page, entries, console)
     console.tell(history=shown, sums=sums)
     for record in shown:
         seconds = as_text(record.get("elapsed_s"))

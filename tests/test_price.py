@@ -1,6 +1,7 @@
 """The price before paying: an estimate, a dry run and a limit."""
 from __future__ import annotations
 
+import base64
 import json
 import os
 import pty
@@ -141,11 +142,19 @@ class DryRunTest(PriceCase):
         told = self.dry("generate", "a fox", "-o", "taken.png")
         self.assertIn("already exists; saving to a new name", " ".join(told["warnings"]))
 
+    def test_looks_into_data_addresses(self) -> None:
+        picture = base64.b64encode(plain_png(64, 64)).decode()
+        for content, fault in ((picture, ""), (picture[:-40], "is incomplete"), ("AAAA", "is not a PNG"),
+                               ("!", "its base64 is broken")):
+            result = self.run_program("edit", "data:image/png;base64," + content, "a hat", "--dry-run")
+            self.assertEqual((result.exit_code, fault in result.stderr), (USAGE if fault else 0, True), result)
+
     def test_leaves_everything_as_it_was(self) -> None:
+        picture = "data:image/png;base64," + base64.b64encode(plain_png(64, 64)).decode()
         before = sorted(map(str, self.root.rglob("*")))
         for words in (("generate", "a fox", "-o", "new/folder/fox.png"),
                       ("generate", "a fox", "--stream", "--partial-images", "2", "--overwrite", "--fresh"),
-                      ("edit", "https://example.com/a.png", "a hat"), ("edit", "data:image/png;base64,AAAA", "a hat"),
+                      ("edit", "https://example.com/a.png", "a hat"), ("edit", picture, "a hat"),
                       ("generate", "a fox", "--api", "runapi")):
             result = self.run_program(*words, "--dry-run", env={"PATH": "/nowhere", "https_proxy": "http://127.0.0.1:1"})
             self.assertEqual(result.exit_code, 0, result)
