@@ -4261,10 +4261,8 @@ def command_of(order: Order) -> str:
 
 def gallery_entry(order: Order, record: Mapping[str, Any]) -> dict[str, Any]:
     """What the gallery shows of a result."""
-    parameters = order.job.parameters
-    return {"saved": record["saved"], "prompt": order.job.prompt, "size": parameters.get("size"),
-            "quality": parameters.get("quality"), "elapsed_s": record["elapsed_s"], "time": time.time(),
-            "cost_usd": record["cost_usd"], "command": command_of(order),
+    return {**order.job.parameters, **{name: record[name] for name in ("saved", "elapsed_s", "cost_usd")},
+            "prompt": order.job.prompt, "command": command_of(order), "time": time.time(),
             "error": json_path(record, "error", "message")}
 
 def checked_page(path: str | None) -> str:
@@ -4660,9 +4658,8 @@ def show_history(most: int, page: str, console: Console) -> None:
     hide = partial(redact, secrets=console.secrets.texts)
     shown = [{**each, "prompt": hide(each["prompt"]), "parameters": map_texts(each.get("parameters"), hide)}
              for each in records[-most:]]
-    entries = [{**each, "command": hide(as_text(each.get("again"))), "size": json_path(each, "parameters", "size"),
-                "quality": json_path(each, "parameters", "quality")} for each in shown[::-1]]
-    show_gallery(page, entries, console)
+    show_gallery(page, [{**(each["parameters"] or {}), **each, "command": hide(as_text(each.get("again")))}
+                        for each in shown[::-1]], console)
     console.tell(history=shown, sums=sums)
     for record in shown:
         seconds = as_text(record.get("elapsed_s"))

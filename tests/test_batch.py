@@ -1,9 +1,11 @@
 """Many pictures in one command: generate --batch."""
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from typing import Any, Sequence
 
 from api_server import Answer
 from support import (
+    KEY,
     LIMITED,
     NO_ANSWER,
     PROGRAM,
@@ -362,6 +365,64 @@ class BatchResultsTest(BatchCase):
                                         through=(sys.executable, "-c", FORKLESS, PROGRAM)))
         self.assertEqual((result.exit_code, self.counts(result)), (0, {"bought": 2}), result)
         self.assertEqual(result.stderr.count("no fork"), 1)
+
+
+class GalleryOptionTest(BatchCase):
+    """--gallery: the page of a batch, of a command and of the history."""
+
+    def page(self, name: str = "page.html") -> str:
+        """What is written there."""
+        return (self.work / name).read_text(encoding="utf-8")
+
+    def test_of_a_batch(self) -> None:
+        self.server.plan(Answer(), Answer(400, check=False))
+        self.batch(["a fox <b>", {"prompt": "a bear", "size": "1024x1024"}], "--gallery", "page.html", "--jobs", "1")
+        page = self.page()
+        self.assertEqual((page.count("<li>"), page.count("<img "), "a fox &lt;b&gt;" in page), (2, 1, True))
+        self.assertIn("1 failed", page)
+        self.assertNotIn("to come", page)
+        name = next((self.work / "lines").iterdir()).name
+        self.assertIn(f'src="lines/{name}"', page)
+        again = re.findall(r"<code>(.*?)</code>", page)
+        self.assertEqual(len(again), 2)
+        self.assertIn("--size 1024x1024", again[1])
+
+    @HAS_FORK
+    def test_can_be_watched(self) -> None:
+        event = threading.Event()
+        self.addCleanup(event.set)
+        self.server.plan(Answer(), Answer(event=event))
+        child = self.start(["a fox", "a bear"], "--gallery", "page.html", "--jobs", "1")
+        self.wait_until(lambda: (self.work / "page.html").exists())
+        self.assertIn("1 picture, $0.006, 1 to come", self.page())
+        event.set()
+        self.finish(child)
+        self.assertIn("2 pictures", self.page())
+
+    def test_of_one_command_and_again(self) -> None:
+        command = ("a fox", "--size", "1024x1024", "-o", "fox.png", "--gallery", "page.html")
+        self.assert_succeeded(self.generate(*command))
+        first = self.page()
+        self.assert_succeeded(self.generate(*command))
+        self.assertEqual((first.count("<img "), self.page().count("<img "), len(self.server.posts)), (1, 1, 1))
+        words = shlex.split(html.unescape(re.findall(r"<code>(.*?)</code>", first)[0]))
+        result = self.finish(self.start_program(*words[2:], env={"GPT_IMAGE2_API_KEY": KEY}))
+        self.assertIn("made before", result.stderr, "the command of the page is the same command")
+        self.assertEqual(len(self.server.posts), 1)
+
+    def test_of_the_history(self) -> None:
+        self.generate("a fox", "-o", "a.png")
+        self.generate("a bear", "-o", "b.png")
+        self.assert_succeeded(self.run_program("config", "--history", "--gallery", "page.html"))
+        self.assertLess(self.page().index("a bear"), self.page().index("a fox"), "the newest first")
+        self.assertEqual(self.run_program("config", "--gallery", "page.html").exit_code, USAGE)
+
+    def test_never_replaces_what_is_not_its_own(self) -> None:
+        self.file("mine.html", "<p>mine")
+        for words in (["generate", "a fox", *self.access()], ["config", "--history"]):
+            result = self.run_program(*words, "--gallery", "mine.html", env={"GPT_IMAGE2_API_KEY": KEY})
+            self.assertEqual((result.exit_code, self.server.posts), (USAGE, []))
+        self.assertEqual(self.page("mine.html"), "<p>mine")
 
 
 @HAS_FORK
