@@ -5004,7 +5004,7 @@ class Batch:
             self.page_due = began + 20 * (time.monotonic() - began)
         done = sum(self.counts.values())
         self.console.refresh(f"{done} of {self.total}, {len(self.running)} under way, "
-                          f"{self.counts['failed']} failed, ${self.dollars:.2f}")
+                          f"{self.counts['failed']} failed, ${self.dollars:.2f}", done / self.total)
 
     def end(self, order: Order, text: bytes, exit_code: int) -> None:
         """The result of a job, whole, or a failure if its process died."""
