@@ -1,15 +1,13 @@
 #!/usr/bin/env python3
 """Generate and edit images with gpt-image-2 from any shell: Python 3.8+ and curl, nothing else.
 
-The file reads in the order in which the data travels:
-
-Settings + Job -> provider yields Requests -> curl returns Responses -> provider returns Images -> saved files
+The file reads in the order in which the data travels: Settings + Job -> provider yields Requests -> curl
+returns Responses -> provider returns Images -> files are saved.
 
     Limits, Failures, Data     numbers with their sources; every kind of failure; what travels
     Text, Sizes, Pictures      pure helpers: hide secrets, size rules, formats, PNG rows
     Price, Services, Options   what a job will cost; two tables: who is spoken to, what can be asked for
-    Settings                   files, environment and flags; keys and where they may go
-    Job                        options -> one checked Job, while it is still free
+    Settings, Job              files, environment, flags, where keys may go; options -> one checked Job
     Providers, Transport       what to send: generators; how to send: the only section that knows curl
     Journal                    the folder of each unfinished request, the receipt of each finished one
     Driver, Reading answers    the rule for sending again; a file -> Images, or the Failure that it means
@@ -21,15 +19,15 @@ Failure thrown in; it yields a Wait before it polls again; it returns an Image, 
 for each image. With the same Job it yields the same paid requests in the same order.
 
 One paid request: run_image_command reads Settings and builds the Job (free, may refuse). made_before looks
-for its receipt: then it is told again, and that is all. find_key finds the key. open_folder makes
+for its receipt: then it is only told again. find_key finds the key. open_folder makes
 requests/FINGERPRINT-RANDOM, or takes over an unfinished one; while the same command is at work elsewhere,
-wait_for_twin waits for that one's result. run_provider asks the provider for a Request; start_curl writes
-N.body, N.create and N.lock and lets curl go on alone, which writes N.answer, N.headers, N.outcome and
-N.errors. read_response says what the answer means, failure_of what is wrong with it, retry_pause when it may
-be sent again. The provider yields the next Request (poll, download) or returns Images; save_images saves
-them, keep_receipt notes them in made/, Console.finish reports them, and the folder is removed. Killed
-anywhere, the same command finds the folder by its fingerprint and replays the provider: every paid step that
-has an answer is read, not sent.
+wait_for_twin waits for its result. run_provider asks the provider for a Request; start_curl writes N.body,
+N.create and N.lock and lets curl go on alone, which writes N.answer, N.headers, N.outcome, N.errors.
+read_response says what the answer means, failure_of what is wrong with it, retry_pause when it may be sent
+again. The provider yields the next Request (poll, download) or returns Images; save_images saves them,
+keep_receipt notes them in made/, Console.finish reports them, and the folder is removed. Killed anywhere, the
+same command finds the folder by its fingerprint and replays the provider: every paid step that has an answer
+is read, not sent.
 
 Conventions: checked_x returns the value or raises, check_x only raises, x_fault returns a text or "",
 x_failure makes a Failure, read_x reads a file.
