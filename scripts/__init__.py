@@ -184,9 +184,9 @@ def find_config() -> dict[str, Any]:
         stray = not own_url and not program.may_go(vendor, openai["base_url"])
         if stray and not openai["api_key"]:
             host = program.host_of(openai["base_url"])
-            raise program.setup_failure(
-                f"GPT_IMAGE2_API_KEY is not sent to {host}, which only OPENAI_BASE_URL names",
-                "If it belongs there, run: hermes config set GPT_IMAGE2_BASE_URL with that address.", "key")
+            raise program.Failure(
+                "key", f"GPT_IMAGE2_API_KEY is not sent to {host}, which only OPENAI_BASE_URL names",
+                "If it belongs there, run: hermes config set GPT_IMAGE2_BASE_URL with that address.")
         return with_key({**common, **ours}, "" if stray else own_key(ours), openai)
     model = settings_of(hermes_section("model"))
     if "base_url" in model and ("api_key" in model or not openai["api_key"]):
@@ -207,15 +207,15 @@ def with_key(config: dict[str, Any], key: str, openai: Mapping[str, Any]) -> dic
 def check_config(config: Mapping[str, Any]) -> None:
     """Raise a Failure if no image can be requested with this config."""
     if not config:
-        raise program.setup_failure("no key for the image endpoint", SET_KEY, "key")
+        raise program.Failure("key", "no key for the image endpoint", SET_KEY)
     if not config["base_url"]:
-        raise program.setup_failure("base_url is missing", kind="config")
+        raise program.setup_failure("base_url is missing")
     if protocol(config) == "codex":
         program.codex_login()
     elif not (config.get("api_key") or config.get("api_key_command")
               or program.is_loopback(config["base_url"])
               or (protocol(config) == "runapi" and program.runapi_tool_key())):
-        raise program.setup_failure(f"no key for {program.host_of(config['base_url'])}", SET_KEY, "key")
+        raise program.Failure("key", f"no key for {program.host_of(config['base_url'])}", SET_KEY)
 
 
 # ---- One call of the tool ----------------------------------------------------------------------

@@ -1,39 +1,33 @@
 #!/usr/bin/env python3
 """Generate and edit images with gpt-image-2 from any shell: Python 3.8+ and curl, nothing else.
 
-The file reads in the order in which the data travels:
-
-    Settings + Job -> provider yields Requests -> curl returns Responses
-                   -> provider returns Images -> files are saved
+The file reads in the order in which the data travels: Settings + Job -> provider yields Requests -> curl
+returns Responses -> provider returns Images -> files are saved.
 
     Limits, Failures, Data     numbers with their sources; every kind of failure; what travels
     Text, Sizes, Pictures      pure helpers: hide secrets, size rules, formats, PNG rows
-    Services, Options          two tables: who is spoken to; what can be asked for
-    Settings                   files, environment and flags; keys and where they may go
-    Job                        options -> one checked Job, while it is still free
-    Providers                  what to send: generators without input or output
-    Transport                  how to send: the only section that knows curl
+    Price, Services, Options   what a job will cost; two tables: who is spoken to, what can be asked for
+    Settings, Job              files, environment, flags, where keys may go; options -> one checked Job
+    Providers, Transport       what to send: generators; how to send: the only section that knows curl
     Journal                    the folder of each unfinished request, the receipt of each finished one
-    Driver                     feeds a provider; the rule for sending again
-    Reading answers            a file -> Images, or the Failure that it means
-    Saving                     verify, name, never replace
-    Telling, Gallery           what is shown meanwhile, the result at the end; a page to look at pictures
-    Commands, Parser, main     start reading at run_image_command
+    Driver, Reading answers    the rule for sending again; a file -> Images, or the Failure that it means
+    Saving, Telling, Gallery   verify, name, never replace; what is shown; a page to look at pictures
+    Commands, Batch, main      start reading at run_image_command
 
 A provider is a generator without input or output. It yields a Request and is sent the Response, or has a
 Failure thrown in; it yields a Wait before it polls again; it returns an Image, or the Failure in its place,
 for each image. With the same Job it yields the same paid requests in the same order.
 
 One paid request: run_image_command reads Settings and builds the Job (free, may refuse). made_before looks
-for its receipt: then it is told again, and that is all. find_key finds the key. open_folder makes
+for its receipt: then it is only told again. find_key finds the key. open_folder makes
 requests/FINGERPRINT-RANDOM, or takes over an unfinished one; while the same command is at work elsewhere,
-wait_for_twin waits for that one's result. run_provider asks the provider for a Request; start_curl writes
-N.body, N.create and N.lock and lets curl go on alone, which writes N.answer, N.headers, N.outcome and
-N.errors. read_response says what the answer means, failure_of what is wrong with it, retry_pause when it may
-be sent again. The provider yields the next Request (poll, download) or returns Images; save_images saves
-them, keep_receipt notes them in made/, Console.finish reports them, and the folder is removed. Killed
-anywhere, the same command finds the folder by its fingerprint and replays the provider: every paid step that
-has an answer is read, not sent.
+wait_for_twin waits for its result. run_provider asks the provider for a Request; start_curl writes N.body,
+N.create and N.lock and lets curl go on alone, which writes N.answer, N.headers, N.outcome, N.errors.
+read_response says what the answer means, failure_of what is wrong with it, retry_pause when it may be sent
+again. The provider yields the next Request (poll, download) or returns Images; save_images saves them,
+keep_receipt notes them in made/, Console.finish reports them, and the folder is removed. Killed anywhere, the
+same command finds the folder by its fingerprint and replays the provider: every paid step that has an answer
+is read, not sent.
 
 Conventions: checked_x returns the value or raises, check_x only raises, x_fault returns a text or "",
 x_failure makes a Failure, read_x reads a file.
@@ -56,7 +50,6 @@ if __name__ == "__main__" and not sys.flags.isolated and not getattr(sys.flags, 
     sys.path.pop(0)  # the folder of this file, which may hold somebody else's shlex.py or json.py
 
 import base64
-import binascii
 import json
 import os
 import re
@@ -86,14 +79,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
     from subprocess import Popen
     from typing import Any, BinaryIO, NoReturn, Optional
+    Layer = dict[str, "Setting"]  # one source of settings
+    Price = Optional[tuple[float, float]]  # the least and the most, in US dollars; None where it is unknown
+    Action = Callable[[], None]
+    Provider = Generator["Request | Wait", "Response", list["Image | Failure"]]
 
 # ---- Limits and defaults -------------------------------------------------------------------------
 # Vendor's numbers: OpenAI's image API reference and image generation guide, read 2026-10-08.
-
-VERSION, PROGRAM = "1.0.0", "gpt_image2"
+VERSION, PROGRAM, DEFAULT_MODEL = "1.0.0", "gpt_image2", "gpt-image-2"
 AZURE_CLASSIC_VERSION = "2025-04-01-preview"  # Azure's image documentation, read 2026-07
-DEFAULT_BASE_URL, DEFAULT_MODEL = "https://api.openai.com/v1", "gpt-image-2"
-DEFAULT_OUTPUT = "~/gpt-image2-output.png"
+DEFAULT_BASE_URL, DEFAULT_OUTPUT = "https://api.openai.com/v1", "~/gpt-image2-output.png"
 DEFAULT_TIMEOUT, MAX_TIMEOUT = 600, 1_000_000  # seconds; the official SDK's own; more overflows in curl
 CONNECT_TIMEOUT, DOWNLOAD_TIMEOUT, HEARTBEAT = 30, 300, 30  # seconds; relays are slow; off a terminal
 MAX_REDIRECTS, MINIMUM_CURL = 3, (7, 68)  # the first of a file
@@ -102,7 +97,6 @@ KEEP_DAYS, KEEP_RECEIPT_DAYS, DAY = 30, 90, 86_400  # unfinished requests; what 
 # cannot have made an image is tried again; relays cool down for about 5 s after a rate limit.
 TRIES, RATE_LIMIT_TRIES = 3, 5
 POLL_TIMEOUT, POLL_PAUSE, NETWORK_PAUSE, RATE_LIMIT_PAUSE = 60, 3.0, 0.5, 5.0  # seconds; polls of a task
-
 MAX_PROMPT, MAX_IMAGES, MAX_IMAGE_BYTES = 32_000, 16, 50_000_000  # the first in characters
 SAFE_MASK_BYTES = 4_000_000  # the API reference says 4 MB, the guide 50 MB
 MAX_MASK_PIXELS, MAX_MASK_EDGE = 64_000_000, 65_535  # more is refused: a few bytes may claim any size
@@ -110,25 +104,20 @@ MAX_N, MAX_PARTIALS, SPARE_IMAGES = 10, 3, 3  # some servers send more images th
 EDGE_STEP, MAX_EDGE, MAX_RATIO, MIN_PIXELS, MAX_PIXELS = 16, 3840, 3, 655_360, 8_294_400
 EDGES = range(EDGE_STEP, MAX_EDGE + 1, EDGE_STEP)  # both must be multiples; 3840x2160 is accepted
 MAX_DOWNLOAD_BYTES, MAX_ANSWER_BYTES = 200_000_000, 500_000_000  # a 4K PNG is below 50 MB; ten as base64
-MAX_JOBS, MAX_BATCH_BYTES = 16, 100_000_000
+MAX_JOBS, MAX_BATCH_BYTES, MAX_MESSAGE = 16, 100_000_000, 900  # the last of a line; servers send whole pages
 MAX_UNPACKED = 100  # times its packed size: a picture as base64 shrinks to three quarters, text to a fiftieth
-# Of one list or object that is shown to the caller, of an answer's JSON, and of an event stream.
-MAX_MEMBERS, MAX_DEPTH, MAX_LINES = 100, 64, 1_000_000
-# Pixels of a resolution, and the ratios that RunAPI takes (its SDKs, read 2026-10).
-RESOLUTIONS = {"1k": 1024 * 1024, "2k": 2048 * 2048, "4k": MAX_PIXELS}
+MAX_MEMBERS, MAX_DEPTH, MAX_LINES = 100, 64, 1_000_000  # of a list that is shown; an answer's JSON; a stream
+RESOLUTIONS = {"1k": 1024 * 1024, "2k": 2048 * 2048, "4k": MAX_PIXELS}  # pixels; next: RunAPI's SDKs, 2026-10
 RUNAPI_RATIOS = ("1:1", "3:2", "2:3", "4:3", "3:4", "5:4", "4:5", "16:9", "9:16", "2:1", "1:2", "3:1", "1:3",
                  "21:9", "9:21")
 RUNAPI_EDGES = {"1k": (1024, 1536), "2k": (2048, 2560), "4k": (3840, 3840)}  # the longer edge, in pixels
 SIZE_NAMES = {"square": "1024x1024", "landscape": "1536x1024", "portrait": "1024x1536"}
-FORMATS = ("png", "jpeg", "webp")
 SUFFIXES = {"png": (".png",), "jpeg": (".jpg", ".jpeg"), "webp": (".webp",), "gif": (".gif",),
             "svg": (".svg",), "tiff": (".tif", ".tiff"),  # no model makes this one or the next
             **{name: ("." + name,) for name in ("avif", "bmp", "heic", "heif", "ico", "jxl", "pdf", "psd")}}
-TYPICAL_SECONDS = {"low": 70, "medium": 120, "high": 276}
+FORMATS, TYPICAL_SECONDS = ("png", "jpeg", "webp"), {"low": 70, "medium": 120, "high": 276}
 # Bytes. A longer string stays in the file when an answer is parsed, its head is looked at; the rest must fit.
 LONG_STRING, HEAD, MAX_SKELETON, BLOCK = 64 * 1024, 4000, 8 * 1024 * 1024, 1024 * 1024
-MAX_MESSAGE = 900  # characters of one line to the caller; servers send whole pages
-
 NOTABLE_COST = 0.05  # US dollars; a person is told before
 DOLLARS_PER_TOKEN = {"text": 5e-6, "image": 8e-6, "output": 30e-6}  # list price, read 2026-10-08
 
@@ -139,8 +128,7 @@ class ModelRules(NamedTuple):
     shutdown: str = ""
     formats: tuple[str, ...] = FORMATS
 
-DATED = r"-20\d\d-\d\d-\d\d$"  # gpt-image-2-2026-04-21 is gpt-image-2
-QUALITIES = ("low", "medium", "high", "auto")
+DATED, QUALITIES = r"-20\d\d-\d\d-\d\d$", ("low", "medium", "high", "auto")  # as in gpt-image-2-2026-04-21
 OLDER = ModelRules(QUALITIES, ("1024x1024", "1536x1024", "1024x1536"), "2026-12-01")
 NEWER = ModelRules(("low", "medium", "high", "xhigh", "max", "auto"), None)
 NEWEST = NEWER._replace(formats=(*FORMATS, "gif", "svg"))
@@ -151,7 +139,6 @@ MODELS = {"gpt-image-2": ModelRules(QUALITIES, "free"), "gpt-image-2.5-sunburst"
 # ---- Failures ------------------------------------------------------------------------------------
 OK, BUG, USAGE, SETUP, REFUSED, LIMITED, NO_ANSWER, UNSAVED = range(8)
 INTERRUPTED, UNREAD = 130, 141  # 128 + the signal's number, like the others
-
 LOOK_FIRST = "Check the account's usage before you run the command again."
 BUYS_AGAIN = "Running the command again buys a new image."
 
@@ -165,12 +152,10 @@ class Kind(NamedTuple):
     hint: str = ""
     retryable: bool = False  # the same request may be sent again: it made no image
 
-KINDS = {
-    # Before anything is sent, and on the way.
+KINDS = {  # first, before anything is sent, and on the way
     **dict.fromkeys(("usage", "input", "target"), Kind(USAGE, "no", "fix")),
     "too_expensive": Kind(USAGE, "no", "ask", "Lower --quality, --size or --n, or raise --max-cost."),
-    **dict.fromkeys(("config", "curl"), Kind(SETUP, "no", "fix")),
-    "state": Kind(SETUP, "no", "ask"),
+    **dict.fromkeys(("config", "curl"), Kind(SETUP, "no", "fix")), "state": Kind(SETUP, "no", "ask"),
     "key": Kind(SETUP, "no", "ask", "config --show says where the key comes from; config --check tests it."),
     **dict.fromkeys(("network", "task_failed"), Kind(NO_ANSWER, "maybe", "ask", BUYS_AGAIN)),
     "tls": Kind(NO_ANSWER, "no", "fix", 'If your network has its own CA, set "cacert" in the config.'),
@@ -206,14 +191,12 @@ KINDS = {
     "stopped": Kind(INTERRUPTED, "maybe", "again", "Run the same command again (allow 10 minutes) to get the "
                     "image; you won't be charged twice."),
     "interrupted": Kind(INTERRUPTED, "no", "again", BUYS_AGAIN),
-    "bug": Kind(BUG, "no", "stop", "Please report it."),
-}
+    "bug": Kind(BUG, "no", "stop", "Please report it.")}
 
 class Failure(Exception):
     """The only expected exception: what happened, whether money may be gone, and what to do next.
     What is not given follows from its kind. `billed` is what this request cost; billed_in_the_end decides.
     server_text: the server's own message, the only text that code may read. vars(one) makes an equal one."""
-
     def __init__(self, kind: str, message: str, hint: str | None = None, billed: str = "",
                  exit_code: int = -1, retryable: bool | None = None, next_step: str = "",
                  collectable: bool = False, http_status: int = 0, code: str = "",
@@ -223,10 +206,9 @@ class Failure(Exception):
         self.kind, self.message, self.hint = kind, message, rules.hint if hint is None else hint
         self.billed, self.exit_code = billed or rules.billed, rules.exit_code if exit_code < 0 else exit_code
         self.retryable = rules.retryable if retryable is None else retryable
-        self.collectable = collectable  # the same command can still get its image, without buying
         self.next_step = next_step or ("later" if self.retryable else rules.next)
-        self.http_status, self.code = http_status, code
-        self.request_id, self.server_text = request_id, server_text
+        self.http_status, self.code, self.request_id = http_status, code, request_id
+        self.server_text, self.collectable = server_text, collectable  # still to be had, without buying
 
     @property
     def next(self) -> str:
@@ -236,10 +218,7 @@ class Failure(Exception):
 usage_failure = partial(Failure, "usage")  # the command is wrong
 input_failure = partial(Failure, "input")  # an image or a mask cannot be used
 target_failure = partial(Failure, "target")  # nothing can be saved where -o points to
-
-def setup_failure(message: str, hint: str = "", kind: str = "config") -> Failure:
-    """Key, config file or curl is missing or unusable, nothing was sent."""
-    return Failure(kind, message, hint)
+setup_failure = partial(Failure, "config")  # settings, or what they name, are missing or unusable
 
 def own_command(words: str) -> str:
     """The shell command that runs this program with these arguments, spelled as it was started this time."""
@@ -334,7 +313,6 @@ class Job(NamedTuple):
 
 class DataUrl:
     """A file's content in a JSON body: no provider opens one. A NamedTuple would become a list there."""
-
     def __init__(self, path: str, prefix: str = "") -> None:
         self.path, self.prefix = path, prefix
 
@@ -355,14 +333,11 @@ class Purpose(NamedTuple):
     final: tuple[int, ...] = ()  # HTTP statuses that another try will not change
 
 PURPOSES = {
-    "create": Purpose(False, False, False),  # makes images
-    "upload": Purpose(False, False, True),
+    "create": Purpose(False, False, False), "upload": Purpose(False, False, True),  # the former makes images
     "poll": Purpose(True, False, False, "the task could not be polled", (404, 405)),
     "result": Purpose(True, False, False, "the task's result could not be fetched"),
     "download": Purpose(True, True, False, "the image could not be fetched", (401, 403)),
-    "models": Purpose(True, False, True),
-    "input": Purpose(True, True, True),  # an image to edit
-}
+    "models": Purpose(True, False, True), "input": Purpose(True, True, True)}  # the latter: an image to edit
 
 class Request(NamedTuple):
     """One HTTP request, without a word about curl."""
@@ -422,8 +397,7 @@ class Span(NamedTuple):
 
     def is_image(self) -> bool:
         """Whether it may be base64 or a data: URL."""
-        base64 = r"(?:[A-Za-z0-9+/_=-]|\\[/nrt]|\\u00[23][bBfFdD]){200}"
-        return re.match(DATA_URL + "|" + base64, self.head) is not None
+        return bool(re.match(DATA_URL + r"|(?:[A-Za-z0-9+/_=-]|\\[/nrt]|\\u00[23][bBfFdD]){200}", self.head))
 
 class Image(NamedTuple):
     """One picture that came back: an address, base64 (in the answer's file or short), or a file."""
@@ -476,18 +450,11 @@ class Order(NamedTuple):
     is_named: bool = True  # its file by the caller, not after the prompt
     warnings: tuple[str, ...] = ()
 
-if TYPE_CHECKING:
-    Layer = dict[str, Setting]  # one source of settings
-    Price = Optional[tuple[float, float]]  # the least and the most, in US dollars; None where it is unknown
-    Action = Callable[[], None]
-    Provider = Generator["Request | Wait", Response, list["Image | Failure"]]
-
 # ---- Text ----------------------------------------------------------------------------------------
 # Control characters, stray bytes that are such in older encodings, and what breaks a line or reverses text.
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\udc80-\udc9f]")
-UNQUOTABLE = r"[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f]"
-SHORTEST_KEY = 8  # characters; anything shorter may be an ordinary word
-CUT_MARK = "\u2026"  # ends a text that was cut
+UNQUOTABLE, LONG_TEXT = r"[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f]", "(a long text)"
+SHORTEST_KEY, CUT_MARK = 8, "\u2026"  # what is shorter may be an ordinary word; ends a text that was cut
 # For UTF-8, a character for each byte. CUT: how a text ends that was cut, perhaps inside an escape. ESCAPE:
 # escapes of URLs, HTML and JSON, and what is invisible between two letters. LETTER: one of these, or a byte.
 CUT = re.compile(r"(?:[ux][\da-f]{0,3}|%[\da-f]?|&#?x?[\da-f]{0,6}|[\xc2-\xf4][\x80-\xbf]{0,2})?"
@@ -508,7 +475,6 @@ MISPLACED_KEY = (r"(?<![\w./~-])(?:"
 # Several words, a size, a short word or a word-of-words without digits, a path, a host's name.
 HARMLESS = (r"\s|^([\d.:x]{1,12}|\D{1,15}|(--)?[a-z]{1,12}([-_][a-z]{1,12})*|~?/.*|"
             r"(https?:?/+)?(([a-z\d-]+\.)+[a-z]{2,8}|localhost|\d+(\.\d+){3})(:\d+)?(/v\d)?)$")
-LONG_TEXT = "(a long text)"
 SECRET_HEADER = r"(?i)auth|key|token|secret|cookie|session|pass|pwd|pin\b|login|access|cred|signature"
 
 def redact(text: str, secrets: Sequence[str]) -> str:
@@ -651,6 +617,8 @@ def size_of_ratio(ratio: float, pixels: int) -> str:
     return "%dx%d" % min(distances)[2:]
 
 # ---- Pictures ------------------------------------------------------------------------------------
+# Where each pass of an interlaced PNG begins, across and down, and its steps.
+ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 XML_NOISE = re.compile(rb"(?si)<\?.*?\?>|<!--.*?-->|<!doctype(?:[^\[>]|\[[^\]]*\])*>|\A\xef\xbb\xbf")
 
 def inspect_picture(stream: BinaryIO) -> Picture | None:
@@ -766,15 +734,12 @@ def mask_fault(stream: BinaryIO) -> str:
     try:
         found = any_clear(data, width, height, interlaced, channels * depth, depth, clear)
         return "" if found else "is fully opaque, or half: no pixel has alpha 0"
-    except (ValueError, IndexError):  # broken off, or no such filter
+    except (StopIteration, IndexError):  # broken off, or no such filter
         return "is a broken PNG"
-
-# Where each pass of an interlaced PNG begins, across and down, and its steps.
-ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 
 def any_clear(data: Iterable[bytes], width: int, height: int, interlaced: int, bits: int, depth: int,
               clear: Mapping[int, bytes]) -> bool:
-    """Whether any pixel has one of these values at each of these offsets; ValueError if data are missing."""
+    """Whether any pixel has one of these values at each of these offsets; StopIteration: data are missing."""
     step, pieces, buffer = max(1, bits // 8), unpacked(data), bytearray()
     tables = [bytes(value in values for value in range(256)) for values in clear.values()]
     shifts = range(8 - depth, -1, -depth)  # several pixels may share a byte
@@ -785,9 +750,7 @@ def any_clear(data: Iterable[bytes], width: int, height: int, interlaced: int, b
         lines = [bytes(length // step)] * len(clear)  # of the row above, one for each offset
         for _ in range(y, height if columns else 0, step_y):
             while len(buffer) < 1 + length:
-                if (piece := next(pieces, None)) is None:
-                    raise ValueError
-                buffer += piece
+                buffer += next(pieces)
             lines = [unfiltered(buffer[0], bytes(buffer[1 + offset:1 + length:step]), above)
                      for offset, above in zip(clear, lines)]
             del buffer[:1 + length]
@@ -845,10 +808,6 @@ def image_tokens(width: int, height: int, quality: str) -> int:
     patches = PATCHES[quality]
     shorter = round(patches * min(width, height) / max(width, height))
     return -(-patches * shorter * (2_000_000 + width * height) // 4_000_000)
-
-PRICES_AND_TIMES = ", ".join(
-    f"{quality} (${image_tokens(1024, 1024, quality) * DOLLARS_PER_TOKEN['output']:.3f}, {seconds} s)"
-    for quality, seconds in TYPICAL_SECONDS.items()).replace(", high", ",\nhigh")
 
 def estimate(job: Job, settings: Settings) -> Price:
     """The least and the most that a job costs, in US dollars; None where no price is known."""
@@ -945,8 +904,7 @@ def number(low: float, high: int, convert: Callable[[str], Any] = int) -> Callab
     """What reads a number in a range."""
     def read(text: str) -> Any:
         try:
-            # Python would read 1_000 and the digits of other scripts.
-            value = convert("" if "_" in text or not text.isascii() else text)
+            value = convert("" if "_" in text or not text.isascii() else text)  # not 1_000, nor other scripts
         except ValueError:
             raise ValueError(f"needs a {'whole ' * (convert is int)}number, not {quoted(text)}") from None
         if not low <= value <= high:
@@ -978,9 +936,11 @@ def as_parameter(text: str) -> tuple[str, Any]:
     except (ValueError, RecursionError):
         return name, value
 
-PATH = os.fspath  # as it is: a path's bytes need not be UTF-8
+PRICES_AND_TIMES = ", ".join(
+    f"{quality} (${image_tokens(1024, 1024, quality) * DOLLARS_PER_TOKEN['output']:.3f}, {seconds} s)"
+    for quality, seconds in TYPICAL_SECONDS.items()).replace(", high", ",\nhigh")
 CONFIG, GENERATE, EDIT, IMAGES = ("config",), ("generate",), ("edit",), ("generate", "edit")
-ALL = (*IMAGES, *CONFIG)
+ALL, PATH = (*IMAGES, *CONFIG), os.fspath  # as it is: a path's bytes need not be UTF-8
 OPTIONS = (
     Option(CONFIG, "--show", "", "every setting and where it comes from (default)", alone=True),
     Option(CONFIG, "--init", "", "write a config file that only you can read", alone=True),
@@ -1047,8 +1007,7 @@ CONFIG_KEYS: dict[str, tuple[Any, type]] = {
     **{row.name: (row.default, row.config) for row in OPTIONS if row.config},
     "headers": ({}, dict), "api_key_command": (None, list), "proxy": ("", str), "cacert": ("", str),
     "poll_url": ("", str), "history": (True, bool), "price_per_image": (None, float)}
-# What other image tools call it -> what to write here.
-STRANGERS = {
+STRANGERS = {  # what other image tools call it -> what to write here
     "-n -c --count --num --number --num-images --batch-size --samples": "Use --n.",
     "--batch --jobs": "A line of generate --batch FILE can be an edit: give it an image.",
     "-f -y --force --yes --clobber --replace": "Use --overwrite.",
@@ -1065,11 +1024,10 @@ STRANGERS = {
         "The API has no such parameter: leave it out, or say it in the prompt."}
 
 # ---- Settings ------------------------------------------------------------------------------------
-STANDARD_INPUT = "standard input"  # stands for the path of a config that comes from there
+STANDARD_INPUT, MAX_CONFIG_BYTES = "standard input", 1_000_000  # the former: as the path of a config
 AZURE_HOSTS = (".openai.azure.com", ".services.ai.azure.com", ".cognitiveservices.azure.com")
 # A child needs these, whatever they hold: they lead to files, to the network and to trusted certificates.
 NEEDED_VARIABLES = r"(?i)(.*_)?(path|home|proxy|ca_bundle|cert_file|cert_dir|tmpdir|temp|tmp|systemroot)"
-MAX_CONFIG_BYTES = 1_000_000
 TYPE_NAMES = {dict: "an object", list: "a list", str: "a string", bool: "true or false", int: "a number",
               float: "a number", type(None): "null"}  # JSON's types as people call them
 # As people write them; a key does not look like that.
@@ -1097,11 +1055,10 @@ def child_environment(secrets: Sequence[str]) -> dict[str, str]:
 
 def config_locations() -> list[str]:
     """Where a config file may be, in the order of search; the first one is where --init writes."""
-    home, join = os.path.expanduser("~"), os.path.join
+    home, join = os.path.expanduser("~"), os.path.join  # there may be none, and XDG demands an absolute path
     paths = [join(environment("XDG_CONFIG_HOME"), "gpt-image-2", "config.json"),
              join(home, ".config", "gpt-image-2", "config.json"),
              join(home, ".gpt-image-2-config.json"), join(home, ".hermes", "gpt-image-2-config.json")]
-    # XDG demands an absolute one, and there may be no home.
     return [path for path in paths if os.path.isabs(path) and not CONTROL.search(whole_characters(path))]
 
 def config_path(named: str) -> str:
@@ -1125,12 +1082,11 @@ def read_config(path: str, warnings: list[str]) -> dict[str, Any]:
         content = json.loads(text.decode("utf-8-sig"), parse_constant=str)  # NaN is not a number here
         if not isinstance(content, dict):
             raise setup_failure(f"{path} must contain one JSON object, not {TYPE_NAMES[type(content)]}")
-        json.dumps(content, ensure_ascii=False).encode("utf-8")
+        if re.search("[\ud800-\udfff]", json.dumps(content, ensure_ascii=False)):
+            raise setup_failure(f"{path} contains an invalid character (a lone surrogate)")
     except UnicodeDecodeError as error:
         found = "UTF-16" if error.object[:2] in (b"\xff\xfe", b"\xfe\xff") else "in another encoding"
         raise setup_failure(f"cannot read config file {path}: it is {found}", "Save it as UTF-8.") from None
-    except UnicodeEncodeError:
-        raise setup_failure(f"{path} contains an invalid character (a lone surrogate)") from None
     except json.JSONDecodeError as error:
         start_over = own_command(f"config --init --force --config {quote(path)}")
         where = f"line {error.lineno} column {error.colno}"
@@ -1215,9 +1171,8 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
     defaults = {name: {**values, **from_flags}[name] for name in PICTURE_KEYS}  # a flag always wins
     if not may_go(file_host, base_url.value):
         values["price_per_image"] = Setting(None, "default")  # it is another host's
-    limits = [layer["max_cost"] for layer in layers if "max_cost" in layer]
-    if explicit and limits:
-        values["max_cost"] = min(limits, key=lambda limit: limit.value)
+    limits = [layer["max_cost"] for layer in layers if "max_cost" in layer] if explicit else []
+    values["max_cost"] = min(limits, key=lambda limit: limit.value, default=values["max_cost"])
     values.update(api=api, base_url=base_url, headers=headers)
     plain = {name: values[name] for name in Settings._fields if name in values}
     return Settings(keys=tuple(keys), config_path=path, warnings=tuple(warnings), defaults=defaults, **plain)
@@ -1233,8 +1188,8 @@ def key_sources(api: str, layers: Sequence[Layer], host: str, url_from: str, dry
         if name == "api_key_env":
             shown = value if re.fullmatch(VARIABLE_NAME, value) else ""
             if by_flag and not environment(variable_name(value)):
-                raise setup_failure(f"{source} names {shown or 'a variable'}, which is not set",
-                                    "Set or correct it.", "key")
+                raise Failure("key", f"{source} names {shown or 'a variable'}, which is not set",
+                              "Set or correct it.")
             shown = f"${value}" if shown or environment(value) else "a variable"
             key = KeySource(f"{shown}, named {'by' if by_flag else 'in'} {source}", host, environment(value))
         elif name == "api_key_command":
@@ -1302,8 +1257,7 @@ def checked_base_url(setting: Setting, allow_http: bool) -> str:
 
 def is_loopback(url: str) -> bool:
     """Whether a URL leads to this machine."""
-    match = ORIGIN.match(url)
-    return bool(match and re.fullmatch(LOOPBACK, match.group(2), re.IGNORECASE))
+    return bool((match := ORIGIN.match(url)) and re.fullmatch(LOOPBACK, match.group(2), re.IGNORECASE))
 
 def address_fault(url: str, named_by: str) -> str:
     """Why a URL that the server at named_by chose is refused: only this machine may reach it. Else "".
@@ -1388,7 +1342,7 @@ def read_login(path: str, hint: str = "") -> Any:
         with open(path, encoding="utf-8") as stream:
             return json.load(stream)
     except (OSError, ValueError, RecursionError) as error:
-        raise setup_failure(f"cannot read {path}: {reason(error)}", hint, "key") from None
+        raise Failure("key", f"cannot read {path}: {reason(error)}", hint) from None
 
 def codex_login() -> KeySource:
     """Codex's access token, for chatgpt.com only; not refreshed here: the refresh token works once."""
@@ -1399,12 +1353,12 @@ def codex_login() -> KeySource:
     tokens = json_path(read_login(path, hint), "tokens")
     token, claims = json_path(tokens, "access_token"), None
     if not isinstance(token, str) or not token:
-        raise setup_failure(f"there is no ChatGPT sign-in in {path}", hint, "key")
+        raise Failure("key", f"there is no ChatGPT sign-in in {path}", hint)
     with suppress(IndexError, ValueError):  # a JSON web token, which is only read, not verified
         claims = json.loads(base64.urlsafe_b64decode(token.split(".")[1] + "=="))  # more of them do no harm
     expires = json_path(claims, "exp")
     if isinstance(expires, (int, float)) and expires < time.time():
-        raise setup_failure("the Codex sign-in has expired", hint, "key")
+        raise Failure("key", "the Codex sign-in has expired", hint)
     claimed = json_path(claims, "https://api.openai.com/auth", "chatgpt_account_id")
     return KeySource(path, "chatgpt.com", token, account=as_text(json_path(tokens, "account_id") or claimed))
 
@@ -1420,19 +1374,17 @@ def choose_key(settings: Settings) -> KeySource | None:
     if not unset and (chosen or is_loopback(base_url)):
         return chosen
     if keys and not unset:
-        source, host = keys[0], host_of(base_url)
-        raise setup_failure(f"the key from {source.source} is for {source.host}, so it is not sent to {host} "
-                            f"(from {settings.base_url.source})",
-                            f"To use {host}, set GPT_IMAGE2_API_KEY and GPT_IMAGE2_BASE_URL, or put its key "
-                            "and base_url into one config file.", "key")
+        first, host = keys[0], host_of(base_url)
+        raise Failure("key", f"the key from {first.source} is for {first.host}, so it is not sent to {host} "
+                      f"(from {settings.base_url.source})", f"To use {host}, set GPT_IMAGE2_API_KEY and "
+                      "GPT_IMAGE2_BASE_URL, or put its key and base_url into one config file.")
     other = f"name its variable as api_key_env in {file}" if file else "run: " + own_command("config --init")
     usual = "it" if unset else "GPT_IMAGE2_API_KEY (agents may hide OPENAI_API_KEY)"
-    raise setup_failure(f"no API key for {host_of(base_url)}" + (f": {unset}, is not set" if unset else ""),
-                        f"Set {usual}, or {other}", kind="key")
+    raise Failure("key", f"no API key for {host_of(base_url)}" + (f": {unset}, is not set" if unset else ""),
+                  f"Set {usual}, or {other}")
 
 class Secrets:
     """What must never be shown, as far as it is known by now."""
-
     def __init__(self, texts: Iterable[str] = ()) -> None:
         self.texts = list(texts)
         self.keys: list[str] = []  # those of them that no child's environment and no prompt may hold
@@ -2203,8 +2155,8 @@ def start_child(argv: Sequence[str], secrets: Sequence[str], **streams: Any) -> 
     try:
         return subprocess.Popen(argv, env=child_environment(secrets), start_new_session=True, **streams)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
-        raise setup_failure(f"cannot run {quoted(argv[0])}: {reason(error)}",
-                            "Install curl 7.68 or newer." if argv[0] == "curl" else "", "curl") from None
+        raise Failure("curl", f"cannot run {quoted(argv[0])}: {reason(error)}",
+                      "Install curl 7.68 or newer." if argv[0] == "curl" else "") from None
     finally:
         os.umask(umask)
 
@@ -2224,11 +2176,11 @@ def child_output(argv: Sequence[str], secrets: Sequence[str], kind: str, timeout
                             and not select.select([pipe], [], [], 0)[0]):
                         output = late.output or b""  # a password agent that it started holds the pipe
                     elif time.monotonic() > deadline:
-                        raise setup_failure(f"{quoted(argv[0])} took over {timeout:g} s", kind=kind) from None
+                        raise Failure(kind, f"{quoted(argv[0])} took over {timeout:g} s", "") from None
         finally:
             child.kill()
     if child.returncode:
-        raise setup_failure(f"{quoted(argv[0])} failed with exit code {child.returncode}", kind=kind)
+        raise Failure(kind, f"{quoted(argv[0])} failed with exit code {child.returncode}", "")
     return bytes(output)
 
 def check_curl(secrets: Sequence[str]) -> str:
@@ -2236,7 +2188,7 @@ def check_curl(secrets: Sequence[str]) -> str:
     output = child_output(["curl", "-q", "--version"], secrets, "curl", 10).decode("utf-8", "replace")
     match = re.match(r"curl (\d+)\.(\d+)\S*", output)
     if not match or (int(match.group(1)), int(match.group(2))) < MINIMUM_CURL:
-        raise setup_failure(f"curl 7.68 or newer is needed; this is {one_line(output, 40)}", kind="curl")
+        raise Failure("curl", f"curl 7.68 or newer is needed; this is {one_line(output, 40)}")
     return match.group()
 
 def read_key(source: KeySource, secrets: Sequence[str]) -> str:
@@ -2246,11 +2198,11 @@ def read_key(source: KeySource, secrets: Sequence[str]) -> str:
         try:
             key = child_output(source.command, secrets, "key", 120).split(b"\n")[0].decode("utf-8", "replace")
         except Failure as failure:
-            raise setup_failure(f"{source.source}: {failure.message}", "Run it by hand.", "key") from None
+            raise Failure("key", f"{source.source}: {failure.message}", "Run it by hand.") from None
     key = pasted(key)
     for pattern, fault in NO_KEYS.items():
         if re.fullmatch(pattern, key, re.DOTALL):
-            raise setup_failure(f"the key from {source.source} {fault}", kind="key")
+            raise Failure("key", f"the key from {source.source} {fault}", "")
     return key
 
 def start_curl(request: Request, exchange: Exchange, secrets: Sequence[str]) -> Popen[bytes]:
@@ -3760,9 +3712,9 @@ def decode_base64(blocks: Iterator[bytes], sink: BinaryIO) -> None:
                 raise ValueError("not base64")
             break
         usable = len(text) // 4 * 4
-        sink.write(binascii.a2b_base64(text[:usable]))
+        sink.write(base64.b64decode(text[:usable]))
         rest = text[usable:]
-    sink.write(binascii.a2b_base64(rest + b"=" * (-len(rest) % 4)))
+    sink.write(base64.b64decode(rest + b"=" * (-len(rest) % 4)))
 
 def warn_about_differences(job: Job, run: Run) -> None:
     """Say where the images differ from what was asked for: relays ignore sizes and formats."""
