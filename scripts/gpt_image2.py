@@ -1514,8 +1514,17 @@ def read_words(options: Namespace) -> tuple[str, list[str]]:
         words, paths = words[first:], words[:first] + options.image
     if options.config == "-" and "-" in (options.prompt_file, *words):
         raise usage_failure("standard input cannot be both config and prompt", "Use --prompt-file FILE.")
-    if words:
-        check_prompt_word(options.command, paths, words[0])
+    if words:  # one that is only the name of a file, or a call for help, would be drawn and billed
+        path = os.path.expanduser(words[0] if os.path.isfile(words[0]) else re.sub("^@", "", words[0]))
+        there, named = os.path.isfile(path), " ".join(map(quote, paths))
+        shown = quote(path) if len(path) < MAX_MESSAGE // 3 else "IMAGE"  # a data: URL
+        if re.fullmatch(IMAGE_NAME, path) or (there and os.access(path, os.R_OK) and picture_in(path)[0]):
+            raise usage_failure(f"{one_line(shown_input(path), 80)} is an image, the prompt is missing",
+                                "To change it: " + own_command(f'edit {named or shown} "what to change"'))
+        if there or words[0].strip().lower() == "help":
+            use = f"{options.command} {named} --prompt-file {shown}" if there else f"{options.command} --help"
+            raise usage_failure(f"{one_line(path)} is {'a file' if there else 'a command'}, not a prompt",
+                                "Use: " + own_command(" ".join(use.split("  "))))
     if len(words) > (0 if options.prompt_file else 1):
         raise usage_failure(f"too many arguments: {quoted(shown_input(words[-1]))}",
                             "Put the whole prompt in quotes.")
@@ -1550,10 +1559,15 @@ def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[st
         (shaped and size != "auto", "use either --size or --aspect-ratio and --resolution, not both", ""),
         (size != "auto" and not split_size(size), f"{quoted(size)} is not a size: use WIDTHxHEIGHT, "
          f"{', '.join(SIZE_NAMES)} or auto", "For example --size 1536x1024"))
-    images = tuple(unread_input("image", path) for path in paths)
-    mask = unread_input("mask", options.mask) if options.mask else None
-    computed = settings.service.values(options, size, settings, notes)
-    values = {**vars(options), "mask": None, **computed}  # the mask is sent as a file
+    uploads = []  # not read yet
+    for role, path in [("image", path) for path in paths] + [("mask", options.mask)] * bool(options.mask):
+        if not path:
+            raise input_failure(f"the name of the {role} is empty: perhaps a variable that is not set")
+        origin = next((origin for origin, pattern in ORIGINS.items() if re.match(pattern, path)), "file")
+        if origin == "url" and not ORIGIN.match(web_address(path)):
+            raise input_failure("an image's URL must look like https://HOST/PATH, without a user name")
+        uploads.append(Upload(path, origin=origin, name=f"{role} {shown_input(path)}"))
+    values = {**vars(options), "mask": None, **settings.service.values(options, size, settings, notes)}
     rows = [(row.runapi if runapi else row.wire, values[row.name], row.default) for row in OPTIONS]
     sent = {wire: value for wire, value, default in rows
             if wire and value not in (None, default) and (runapi or value != "auto")}
@@ -1562,12 +1576,13 @@ def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[st
     if target.suffix.lower() not in SUFFIXES[image_format] and names_format(options.output):
         name = os.path.basename(picture_path(target, int(options.n > 1), image_format))
         notes.append(f"--format {image_format} does not match {target.suffix}: the file will be {name}")
-    shape_waits = shaped and not runapi and values["size"] == "auto"
+    resolution = (options.resolution or "1k") if shaped and not runapi and values["size"] == "auto" else ""
+    images, mask = tuple(uploads[:len(paths)]), uploads[-1] if options.mask else None
     return Job(options.command, model, prompt, images, mask, parameters, options.n, target,
-               options.keep_partials, (options.resolution or "1k") if shape_waits else "")
+               options.keep_partials, resolution)
 
 def read_inputs(job: Job, settings: Settings, notes: list[str]) -> Job:
-    """The job with what its local files hold, checked (the mask too), and with the size that follows from it."""
+    """The job with what its local files hold, checked (the mask too), and the size that follows from it."""
     uploads, md5 = list(job.uploads), settings.service.takes_urls
     for number, upload in enumerate(uploads):
         try:
@@ -1602,19 +1617,6 @@ def shown_input(path: str) -> str:
     """An input as messages name it: a URL without its query (a login?), a data: URI without its content."""
     return re.sub(r"(?is)\A(https?://[^?#]*|data:[^,;]{,40}).*", r"\1", path)
 
-def check_prompt_word(command: str, images: Sequence[str], word: str) -> None:
-    """Refuse a prompt that is only the name of a file, or a call for help: it would be drawn and billed."""
-    path = os.path.expanduser(word if os.path.isfile(word) else re.sub("^@", "", word))
-    there, named = os.path.isfile(path), " ".join(map(quote, images))
-    shown = quote(path) if len(path) < MAX_MESSAGE // 3 else "IMAGE"  # a data: URL
-    if re.fullmatch(IMAGE_NAME, path) or (there and os.access(path, os.R_OK) and picture_in(path)[0]):
-        raise usage_failure(f"{one_line(shown_input(path), 80)} is an image, the prompt is missing",
-                            "To change it: " + own_command(f'edit {named or shown} "what to change"'))
-    if there or word.strip().lower() == "help":
-        words = f"{command} {named} --prompt-file {shown}" if there else f"{command} --help"
-        raise usage_failure(f"{one_line(path)} is {'a file' if there else 'a command'}, not a prompt",
-                            "Use: " + own_command(" ".join(words.split("  "))))
-
 def read_prompt(source: str) -> str:
     """Text of a file, or of standard input for `-`; the line break that editors and echo add is dropped."""
     try:
@@ -1629,15 +1631,6 @@ def read_prompt(source: str) -> str:
         raise usage_failure(f"cannot read the prompt from {source}: {reason(error)}") from None
     except UnicodeDecodeError:
         raise usage_failure(f"the prompt in {source} is not UTF-8 text", "Save it as UTF-8.") from None
-
-def unread_input(role: str, path: str) -> Upload:
-    """An input as it is named on the command line. role: image or mask, for messages."""
-    if not path:
-        raise input_failure(f"the name of the {role} is empty: perhaps a variable that is not set")
-    origin = next((origin for origin, pattern in ORIGINS.items() if re.match(pattern, path)), "file")
-    if origin == "url" and not ORIGIN.match(web_address(path)):
-        raise input_failure("an image's URL must look like https://HOST/PATH, without a user name")
-    return Upload(path, origin=origin, name=f"{role} {shown_input(path)}")
 
 def read_upload(upload: Upload, md5: bool = False) -> Upload:
     """The input with what its file holds, a whole PNG, JPEG or WebP below 50 MB; others stay as they are.
@@ -1670,13 +1663,14 @@ def read_upload(upload: Upload, md5: bool = False) -> Upload:
                            digest=hashlib.sha256(content).hexdigest(), seen=seen)
 
 def content_of(path: str) -> bytes:
-    """What is in an input file, up to the limit for one."""
+    """What is in a file, up to the limit for an input."""
     with plain_file(path, follow=True) as stream:
         return stream.read(MAX_IMAGE_BYTES)
 
 def read_input(content: bytes, who: str, name: str) -> Picture:
     """The picture of an input. name: of the file to convert, for the hint."""
     import io
+    import shutil
     picture = inspect_picture(stream := io.BytesIO(content))
     if picture and picture.format in FORMATS and picture.width * picture.height:
         if not is_whole(stream, picture):
@@ -1685,17 +1679,12 @@ def read_input(content: bytes, who: str, name: str) -> Picture:
     head = XML_NOISE.sub(b"", content[:HEAD])
     other = next((other for other, mark in OTHER_FORMATS.items() if re.match(b"(?si)" + mark, head)), "")
     found = f" but {other}" if other else " (whatever its name says)"
-    hint = "Give the address of the image itself." if other == WEB_PAGE else "Convert it: " + conversion(name)
-    raise input_failure(f"{who} is not a PNG, JPEG or WebP image{found}", hint if other else "")
-
-def conversion(path: str) -> str:
-    """The command that makes a PNG of a picture's first frame, with a program that is likely installed."""
-    import shutil
-    target = quote(os.path.splitext(path)[0] + "-converted.png")
-    if sys.platform == "darwin":
-        return f"sips -s format png {quote(path)} --out {target}"
+    target = quote(os.path.splitext(name)[0] + "-converted.png")
     tool = "magick" if shutil.which("magick") or os.name != "posix" else "convert"  # Windows' is another
-    return f"{tool} {quote(path + '[0]')} {target}"
+    command = (f"sips -s format png {quote(name)} --out {target}" if sys.platform == "darwin" else
+               f"{tool} {quote(name + '[0]')} {target}")  # of the first frame
+    hint = "Give the address of the image itself." if other == WEB_PAGE else "Convert it: " + command
+    raise input_failure(f"{who} is not a PNG, JPEG or WebP image{found}", hint if other else "")
 
 def openai_values(options: Namespace, size: str, settings: Settings, notes: list[str]) -> dict[str, Any]:
     """The size and format that OpenAI's API gets. Options that contradict each other are refused."""
@@ -2194,25 +2183,20 @@ def start_child(argv: Sequence[str], secrets: Sequence[str], **streams: Any) -> 
 def child_output(argv: Sequence[str], secrets: Sequence[str], kind: str, timeout: float) -> bytes:
     """A finished program's standard output; a non-zero exit is a failure that names only the program."""
     from subprocess import DEVNULL, PIPE, TimeoutExpired
-    deadline = time.monotonic() + timeout
     with start_child(argv, secrets, stdin=DEVNULL, stdout=PIPE, stderr=DEVNULL) as child:
-        output = None
+        pipe: Any = child.stdout
         try:
-            while output is None:
-                try:
-                    output = child.communicate(timeout=0.5)[0]
-                except TimeoutExpired as late:
-                    pipe = child.stdout
-                    if (child.poll() is not None and os.name == "posix" and pipe and not pipe.closed
-                            and not select.select([pipe], [], [], 0)[0]):
-                        output = late.output or b""  # a password agent that it started holds the pipe
-                    elif time.monotonic() > deadline:
-                        raise setup_failure(f"{quoted(argv[0])} took over {timeout:g} s", kind=kind) from None
+            child.wait(timeout)
+            if os.name == "posix":  # a password agent that it started may hold the pipe open
+                os.set_blocking(pipe.fileno(), False)
+            output: bytes = pipe.read1(BLOCK)
+        except TimeoutExpired:
+            raise setup_failure(f"{quoted(argv[0])} took over {timeout:g} s", kind=kind) from None
         finally:
             child.kill()
     if child.returncode:
         raise setup_failure(f"{quoted(argv[0])} failed with exit code {child.returncode}", kind=kind)
-    return bytes(output)
+    return output
 
 def check_curl(secrets: Sequence[str]) -> str:
     """curl's version; older ones ignore or misread what this program writes for them."""
@@ -2249,18 +2233,17 @@ def start_curl(request: Request, exchange: Exchange, secrets: Sequence[str]) -> 
     if request.purpose == "create":
         private_file(exchange.file("create")).close()
     lock = take_lock(exchange.file("lock"), create=True)  # others only test it
-    more: dict[str, Any] = {}
-    if lock is not None and lock != NO_LOCKS:
-        more = {"pass_fds": (lock,), "preexec_fn": lambda: detach_from_tree(lock)}
+    more: dict[str, Any] = {} if lock is None or lock == NO_LOCKS else {
+        "pass_fds": (lock,), "preexec_fn": partial(detach_from_tree, lock)}
     try:
         # tempfile's own search for a folder leaves a probe file behind if we are killed.
         with tempfile.TemporaryFile(dir=os.path.dirname(exchange.base)) as config, \
                 private_file(exchange.file("outcome")) as outcome, \
                 private_file(exchange.file("errors")) as errors:
-            for file in (outcome, errors):  # room for how it ended, on a disk that is full by then
-                file.write(b" " * 4096)
-            config.write(as_bytes(curl_config(request, exchange)))
-            for file in (outcome, errors, config):
+            room = b" " * 4096  # for how it ended, on a disk that is full by then
+            for file, content in ((outcome, room), (errors, room),
+                                  (config, as_bytes(curl_config(request, exchange)))):
+                file.write(content)
                 file.flush()
                 file.seek(0)  # the child shares the offset
             return start_child(["curl", "-q", "-K", "-"], secrets, stdin=config, stdout=outcome,
@@ -2289,10 +2272,9 @@ def stop_curl(child: Popen[bytes] | None, exchange: Exchange) -> None:
 
 def read_outcome(exchange: Exchange) -> Outcome:
     """What curl's files say; the exit code is in its error message, so that any process can read it."""
-    with open(exchange.file("outcome"), encoding="ascii", errors="replace") as stream:
-        fields = stream.read().split()
-    with open(exchange.file("errors"), encoding="utf-8", errors="replace") as stream:
-        errors = stream.read(4000).replace(os.path.dirname(exchange.base) + os.sep, "")  # some curls name it
+    fields = content_of(exchange.file("outcome")).decode("ascii", "replace").split()
+    errors = content_of(exchange.file("errors"))[:4000].decode("utf-8", "replace").replace("\r\n", "\n")
+    errors = errors.replace(os.path.dirname(exchange.base) + os.sep, "")  # some curls name it
     exit_code, message = 0 if len(fields) >= 5 else -9, ""
     if match := re.search(r"(?m)^(?:curl: )*\((\d+)\) ?(.*)", errors):  # 7.74: `(23) ...` on a full disk
         exit_code, message = int(match.group(1)), match.group(2)
@@ -2355,20 +2337,13 @@ def network_is_closed(url: str) -> bool:
 # ---- Journal: unfinished requests survive everything, finished ones are remembered --------------
 # requests/FINGERPRINT-RANDOM: a folder for each command; .gone-* is half removed; .lock guards making and
 # adopting. made/FINGERPRINT-OUTPUT.json: the receipt of a finished command; .pruned: when old ones went.
-#   file                  written by             read by              meaning
-#   request.json          make_folder            read_record          the request without a key; its schema
-#   owner                 Folder.leave_word      wait_for_twin        locked by its program; how that ended
-#   receipt               keep_receipt           -                    a receipt before it gets its name
-#   droppable             add_what_is_known      claim                --fresh may remove the folder
-#   input-K               own_inputs             curl                 the Kth input image
-#   N.create              start_curl             Folder.transfers     the Nth paid step asks for images
-#   N.body, N.field-K     start_curl             curl                 what is sent
-#   N.lock                start_curl             exchange_state       curl's process id; locked while it runs
-#   N.answer, N.headers   curl                   read_response        the response (N.answer.*: made from it)
-#   N.outcome, N.errors   curl                   read_outcome         how it ended; errors: curl may have run
-#   RUN-K.*               as N.*                 as N.*               a step that is repeated, not replayed
-#   saved-N               Folder.remember_saved  Folder.saved_before  the path of the Nth image
-#   partials              Partials.publish       Partials             the files of the previews
+#   request.json  the request without a key; its schema  N.create             the Nth paid step is for images
+#   owner         locked by its program; how that ended  N.body, N.field-K    what is sent
+#   receipt       a receipt before it gets its name      N.lock               curl's id; locked while it runs
+#   droppable     --fresh may remove the folder          N.answer, N.headers  the response (N.answer.*: of it)
+#   input-K       the Kth input image                    N.outcome, N.errors  how it ended
+#   saved-N       the path of the Nth image              RUN-K.*              as N.*: repeated, not replayed
+#   partials      the files of the previews
 # The state of a transfer: UNSENT without N.errors; RUNNING while N.lock is held; ANSWERED when N.outcome or
 # N.errors say how curl ended. Else curl was killed: LOST with N.headers, UNSENT if it had not connected.
 
@@ -2435,12 +2410,6 @@ class Folder(NamedTuple):
             return path if inspect_picture(picture) else ""
         return ""
 
-    def remember_saved(self, number: int, path: str) -> None:
-        """Note where the Nth image is, so that a later run does not save it again."""
-        discard(self.file(f"saved-{number}"))  # it named no image
-        with private_file(self.file(f"saved-{number}")) as stream:
-            stream.write(os.fsencode(path))
-
     def remove(self) -> None:
         """Forget the command. Renamed first, so that a half-removed folder is never taken for a request."""
         import shutil
@@ -2450,7 +2419,7 @@ class Folder(NamedTuple):
                 os.rename(self.path, gone)
             with suppress(OSError):  # where that cannot be: a folder without it is no request either
                 discard(self.file("owner"))
-        shutil.rmtree(gone if os.path.lexists(gone) else self.path, ignore_errors=True)  # prune does the rest
+        shutil.rmtree(gone if os.path.lexists(gone) else self.path, ignore_errors=True)  # or make_folder
 
 def take_lock(path: str, create: bool = False, strict: bool = False) -> int | None:
     """A file's lock, as a descriptor; None if it is held elsewhere or has no file. create: wait for it."""
@@ -2558,9 +2527,8 @@ def identity_of(job: Job, settings: Settings) -> Identity:
     inputs = [upload.digest or upload.path for upload in job.uploads]
     facts = [1, job.command, settings.api.value, settings.base_url.value, job.model, job.prompt,
              sorted(job.parameters.items()), job.n, inputs, bool(job.mask), *filter(None, [job.resolution])]
-    fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
-    name = job.target.stem + job.target.suffix
-    return Identity(fingerprint, os.path.join(os.path.realpath(job.target.folder), name))
+    return Identity(hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24],
+                    os.path.join(os.path.realpath(job.target.folder), job.target.stem + job.target.suffix))
 
 def requests_in(roots: Iterable[str], console: Console, prefix: str = "") -> list[str]:
     """The folders of unfinished commands; without an owner one is half made or half removed."""
@@ -2651,9 +2619,17 @@ def take_over(paths: Sequence[str], identity: Identity, console: Console) -> Fol
     return None
 
 def make_folder(order: Order, console: Console, root: str) -> Folder:
-    """A new folder; the caller has the lock of the root, so that nobody sees it half made."""
+    """A new folder; the caller has the root's lock, so nobody sees it half made. Broken and old ones go."""
     job, settings, identity = order.job, order.settings, order.identity
-    prune(root, console)
+    for entry in [each for each in os.scandir(root) if each.is_dir(follow_symlinks=False)]:  # no link
+        with suppress(OSError):  # its owner has just removed it
+            if entry.name.startswith(".") or not os.path.lexists(os.path.join(entry.path, "owner")):
+                Folder(entry.path, None, False).remove()
+            elif is_over(entry, KEEP_DAYS) and read_record(f"{entry.path}/request.json", console) is not None:
+                folder = Folder(entry.path, take_lock(os.path.join(entry.path, "owner"), strict=True), True)
+                if folder.lock is not None and folder.state() != RUNNING:
+                    folder.remove()
+                release(folder.lock)
     room = room_needed(job.n, as_text(job.parameters.get("size"))) * 3 // 2  # as base64
     room += sum(upload.bytes for upload in job.uploads) * (3 if settings.api.value == "codex" else 1)
     if free_bytes(root) < room:
@@ -2731,18 +2707,6 @@ def keep_receipt(folder: Folder, identity: Identity, record: Mapping[str, Any], 
     except OSError as error:
         console.warn(f"{made} cannot be written ({reason(error)}): the same command will buy another picture")
 
-def prune(root: str, console: Console) -> None:
-    """Remove what was left half made or half removed, and what nobody collected in time; never a link."""
-    for entry in [each for each in os.scandir(root) if each.is_dir(follow_symlinks=False)]:
-        with suppress(OSError):  # its owner has just removed it
-            if entry.name.startswith(".") or not os.path.lexists(os.path.join(entry.path, "owner")):
-                Folder(entry.path, None, False).remove()
-            elif is_over(entry, KEEP_DAYS) and read_record(f"{entry.path}/request.json", console) is not None:
-                folder = Folder(entry.path, take_lock(os.path.join(entry.path, "owner"), strict=True), True)
-                if folder.lock is not None and folder.state() != RUNNING:
-                    folder.remove()
-                release(folder.lock)
-
 def exchange_state(exchange: Exchange) -> str:
     """The state of a transfer, as the journal's comment says."""
     if not os.path.exists(exchange.file("errors")):
@@ -2751,9 +2715,8 @@ def exchange_state(exchange: Exchange) -> str:
         return RUNNING
     release(lock)
     for name in ("outcome", "errors"):
-        with open(exchange.file(name), "rb") as stream:
-            if stream.read(4096).strip():  # more than the blanks from before curl started
-                return ANSWERED
+        if content_of(exchange.file(name)).strip():  # more than the blanks from before curl started
+            return ANSWERED
     return LOST if os.path.exists(exchange.file("headers")) else UNSENT
 
 def unfinished_commands(console: Console) -> list[dict[str, Any]]:
@@ -3590,7 +3553,8 @@ def save_image(image: Image, index: int, target: Target, numbers: Iterator[int],
     part = os.path.join(target.folder, f".{os.path.basename(folder.path)}-{index}.part")
     if not (path := folder.saved_before(index)):
         path = save_new(image, part, target, numbers, folder)
-        folder.remember_saved(index, path)
+        with private_file(folder.file(f"saved-{index}")) as note:
+            note.write(os.fsencode(path))
     discard(part)
     with suppress(OSError):  # new names survive a loss of power, where the system can (not on Windows)
         handle = os.open(target.folder, os.O_RDONLY)
