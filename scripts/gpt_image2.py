@@ -2077,16 +2077,15 @@ STOPPED, TOO_LARGE = -1, 63
 CURL_KINDS = {**dict.fromkeys((1, 3, 77), "config"), 2: "curl", 23: "disk", 26: "input", 28: "timeout",
               **dict.fromkeys((35, 60), "tls")}  # all others: network
 CURL_FAULTS = {
-    STOPPED: "curl was stopped", 1: "curl does not support this kind of URL",
-    2: "curl rejected its options; it may be too old", 3: "curl rejected the URL", 5: "cannot find the proxy",
-    6: "cannot find the server", 7: "no server is listening there", 8: "the server there does not speak HTTP",
-    18: "the reply was cut off", 23: "the reply could not be written to disk",
-    26: "an input file could not be read", 28: "could not connect in time",
-    35: "the TLS handshake failed: a wrong port, or a proxy in between",
-    52: "the server closed the connection without a reply", 55: "the connection broke while sending",
+    STOPPED: "curl was stopped", 65: "the request would have to be repeated, which could charge you twice",
+    1: "curl does not support this kind of URL", 23: "the reply could not be written to disk",
+    2: "curl rejected its options; it may be too old", 52: "the server closed the connection without a reply",
+    3: "curl rejected the URL", 5: "cannot find the proxy", 18: "the reply was cut off",
+    6: "cannot find the server", 26: "an input file could not be read", 28: "could not connect in time",
+    7: "no server is listening there", 35: "the TLS handshake failed: a wrong port, or a proxy in between",
+    8: "the server there does not speak HTTP", 55: "the connection broke while sending",
     56: "the connection broke while waiting for the reply", 60: "the server's certificate is not trusted",
-    TOO_LARGE: "the reply is larger than allowed", 77: "the file named as cacert cannot be read",
-    65: "the request would have to be repeated, which could charge you twice"}
+    TOO_LARGE: "the reply is larger than allowed", 77: "the file named as cacert cannot be read"}
 EARLY = (2, 3, 5, 6, 7, 35, 60, 77)  # before any of the request could leave this machine
 HOPELESS = (1, 2, 3, 26, 60, 77)  # the next try would fail in the same way
 QUOTE = r"[\"'`\u2018-\u201f\u00ab\u00bb]"
@@ -2106,7 +2105,7 @@ SANDBOX = ("In a sandbox, ask for access or run outside it (Codex: sandbox_permi
 
 class Exchange(NamedTuple):
     """The files of one transfer, side by side in the command's folder."""
-    base: str
+    base: str  # for paid steps it ends with a number, for repeatable ones with a name from their run
 
     def file(self, name: str) -> str:
         """The path of one of them; the journal's table lists the names."""
@@ -2292,9 +2291,8 @@ def read_outcome(exchange: Exchange) -> Outcome:
 
 def read_headers(path: str) -> dict[str, str]:
     """The last block of headers, names in lower case; earlier blocks are 100, 103, a proxy's or redirects."""
-    block = ""
-    with suppress(FileNotFoundError), open(path, encoding="utf-8", errors="replace") as stream:
-        block = re.split("(?m)^HTTP/.*", stream.read())[-1]
+    text = content_of(path).decode("utf-8", "replace") if os.path.exists(path) else ""
+    block = re.split("(?m)^HTTP/.*", text)[-1]
     return {name.strip().lower(): value.strip() for name, value in re.findall("(?m)^(.*?):(.*)", block)}
 
 def transport_failure(outcome: Outcome, request: Request) -> Failure | None:
@@ -2361,18 +2359,9 @@ class Folder(NamedTuple):
     journaled: bool  # in the journal, not a temporary folder
     adopted: bool = False
 
-    def exchange(self, name: object) -> Exchange:
-        """The files of one transfer. Paid steps have a number, repeatable ones a name from their run."""
-        return Exchange(self.file(str(name)))
-
     def file(self, name: str) -> str:
         """The path of one of its own files."""
         return os.path.join(self.path, name)
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether another program works on it."""
-        return self.journaled and self.lock is None
 
     def leave_word(self, word: Mapping[str, Any]) -> None:
         """Say how the command ended, for its twins: they read it with the lock, even in a removed file."""
@@ -2384,7 +2373,7 @@ class Folder(NamedTuple):
     def transfers(self) -> list[tuple[Exchange, str]]:
         """The transfers that ask for images and were begun, each with its state."""
         steps = sorted(int(name[:-7]) for name in os.listdir(self.path) if re.fullmatch(r"\d+\.create", name))
-        return [(exchange, exchange_state(exchange)) for exchange in map(self.exchange, steps)]
+        return [(exchange := Exchange(self.file(str(step))), exchange_state(exchange)) for step in steps]
 
     def state(self) -> str:
         """RUNNING while images are being made, else LOST or ANSWERED; UNSENT when nothing was sent."""
@@ -2452,10 +2441,9 @@ def release(lock: int | None) -> None:
 def request_homes() -> list[str]:
     """Where requests may be: XDG's place, to survive a restart; beside temporary files, for a sandbox."""
     bases = filter(os.path.isabs, (environment("XDG_STATE_HOME"), os.path.expanduser("~/.local/state")))
-    homes = [os.path.join(os.path.realpath(base), "gpt-image-2") for base in [*bases][:1]]
     user = os.getuid() if hasattr(os, "getuid") else None
-    homes += [os.path.join(folder, f"gpt-image-2-{user}") for folder in temp_folders()[:1]]
-    return [os.path.join(home, "requests") for home in homes]
+    return [*(os.path.join(os.path.realpath(base), "gpt-image-2", "requests") for base in [*bases][:1]),
+            *(os.path.join(folder, f"gpt-image-2-{user}", "requests") for folder in temp_folders()[:1])]
 
 def temp_folders() -> list[str]:
     """Folders for temporary files. Python's own search leaves a probe file behind if it is killed."""
@@ -2594,7 +2582,7 @@ def claim(root: str, identity: Identity, fresh: bool, console: Console,
         same, others = same_requests(root, identity, console)
         for path in same + others if fresh else ():  # what may fail for ever goes
             folder = Folder(path, take_lock(os.path.join(path, "owner"), strict=True), True)
-            if not folder.is_busy and os.path.exists(folder.file("droppable")):
+            if folder.lock is not None and os.path.exists(folder.file("droppable")):
                 folder.remove()
             release(folder.lock)
         found = None if fresh else take_over(same, identity, console) or find_receipt(root, identity, console)
@@ -2714,9 +2702,8 @@ def exchange_state(exchange: Exchange) -> str:
     if (lock := take_lock(exchange.file("lock"))) is None:
         return RUNNING
     release(lock)
-    for name in ("outcome", "errors"):
-        if content_of(exchange.file(name)).strip():  # more than the blanks from before curl started
-            return ANSWERED
+    if any(content_of(exchange.file(name)).strip() for name in ("outcome", "errors")):  # not only blanks
+        return ANSWERED
     return LOST if os.path.exists(exchange.file("headers")) else UNSENT
 
 def unfinished_commands(console: Console) -> list[dict[str, Any]]:
@@ -2728,7 +2715,7 @@ def unfinished_commands(console: Console) -> list[dict[str, Any]]:
                 times = (record.get("time"), os.stat(path).st_mtime)
                 age = max(0, round(time.time() - next(at for at in times if isinstance(at, (int, float)))))
                 folder = Folder(path, take_lock(os.path.join(path, "owner")), True)
-                found.append({"age_s": age, "state": folder.state(), "at_work": folder.is_busy,
+                found.append({"age_s": age, "state": folder.state(), "at_work": folder.lock is None,
                               **told_request(path, record)})
                 release(folder.lock)
     return sorted(found, key=lambda each: -each["age_s"])
@@ -2787,9 +2774,9 @@ def run_provider(provider: Provider, folder: Folder, run: Run) -> list[Image | F
                 elif item.rules.repeatable:
                     if item != previous:  # polling again needs no new files
                         previous, repeats = item, repeats + 1
-                    response = send_with_retries(item, folder.exchange(f"{run_name}-{repeats}"), run)
+                    response = send_with_retries(item, Exchange(folder.file(f"{run_name}-{repeats}")), run)
                 else:
-                    response = send_with_retries(item, folder.exchange(next(paid_steps)), run)
+                    response = send_with_retries(item, Exchange(folder.file(str(next(paid_steps)))), run)
             except Failure as failure:
                 item = provider.throw(failure)
             else:
@@ -4123,7 +4110,7 @@ def buy_or_collect(order: Order, key: KeySource, run: Run, ignore_signals: Actio
     found: Folder | Receipt | None = None
     while found is None:
         found = open_folder(order, console)
-        if isinstance(found, Folder) and found.is_busy:
+        if isinstance(found, Folder) and found.journaled and found.lock is None:
             found = wait_for_twin(found, run._replace(collectable=True))
     if isinstance(found, Receipt):
         return found
@@ -4152,7 +4139,7 @@ def what_would_be(order: Order, console: Console) -> str:
         for path in same + others:
             folder = Folder(path, take_lock(os.path.join(path, "owner")), True)
             release(folder.lock)
-            if (path in same) if folder.is_busy else folder.state() == RUNNING or folder.is_paid():
+            if (path in same) if folder.lock is None else folder.state() == RUNNING or folder.is_paid():
                 return "collect"
     return "buy"
 
@@ -4596,15 +4583,15 @@ def forget_requests(wanted: str, console: Console) -> None:
     forgotten = []
     for path in chosen:
         folder = Folder(path, take_lock(os.path.join(path, "owner")), True)
-        if folder.is_busy and wanted == "all":
+        if folder.lock is None and wanted == "all":
             console.warn(f"a running command works on {path[-8:]}; give it up by its id")
             continue
         record = read_record(folder.file("request.json"), console) or {}
         billed = billed_in_the_end(folder, stop_failure(KeyboardInterrupt(), folder))
         for lock in [name for name in os.listdir(path) if name.endswith(".lock")]:
-            stop_curl(None, folder.exchange(lock[:-5]))
+            stop_curl(None, Exchange(folder.file(lock[:-5])))
         ends = time.monotonic() + 5  # so that a program that works on it can notice
-        while folder.is_busy and os.path.exists(path) and time.monotonic() < ends:
+        while folder.lock is None and os.path.exists(path) and time.monotonic() < ends:
             time.sleep(0.1)
         folder.remove()
         release(folder.lock)
@@ -4682,9 +4669,9 @@ def try_key(settings: Settings, key: str, run: Run, say: Callable[[str], None]) 
     run = run._replace(deadline=time.monotonic() + request.timeout)
     host, folder, note, response = host_of(request.url), temporary_folder(), "", None
     try:
-        response = send_with_retries(request, folder.exchange(1), run)
+        response = send_with_retries(request, Exchange(folder.file("1")), run)
         with suppress(Failure):
-            if key and send_with_retries(request._replace(headers=bare), folder.exchange(2), run):
+            if key and send_with_retries(request._replace(headers=bare), Exchange(folder.file("2")), run):
                 note = f"{host} answers without the key too: this proves the address, not the key"
     except Failure as failure:
         if failure.http_status not in (404, 405, 501):
