@@ -1466,8 +1466,17 @@ def read_words(options: Namespace) -> tuple[str, list[str]]:
         words, paths = words[first:], words[:first] + options.image
     if options.config == "-" and "-" in (options.prompt_file, *words):
         raise usage_failure("standard input cannot be both config and prompt", "Use --prompt-file FILE.")
-    if words:
-        check_prompt_word(options.command, paths, words[0])
+    if words:  # one that is only the name of a file, or a call for help, would be drawn and billed
+        path = os.path.expanduser(words[0] if os.path.isfile(words[0]) else re.sub("^@", "", words[0]))
+        there, named = os.path.isfile(path), " ".join(map(quote, paths))
+        shown = quote(path) if len(path) < MAX_MESSAGE // 3 else "IMAGE"  # a data: URL
+        if re.fullmatch(IMAGE_NAME, path) or (there and os.access(path, os.R_OK) and picture_in(path)[0]):
+            raise usage_failure(f"{one_line(shown_input(path), 80)} is an image, the prompt is missing",
+                                "To change it: " + own_command(f'edit {named or shown} "what to change"'))
+        if there or words[0].strip().lower() == "help":
+            use = f"{options.command} {named} --prompt-file {shown}" if there else f"{options.command} --help"
+            raise usage_failure(f"{one_line(path)} is {'a file' if there else 'a command'}, not a prompt",
+                                "Use: " + own_command(" ".join(use.split("  "))))
     if len(words) > (0 if options.prompt_file else 1):
         raise usage_failure(f"too many arguments: {quoted(shown_input(words[-1]))}",
                             "Put the whole prompt in quotes.")
@@ -1505,10 +1514,15 @@ def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[st
         (shaped and size != "auto", "use either --size or --aspect-ratio and --resolution, not both", ""),
         (size != "auto" and not split_size(size), f"{quoted(size)} is not a size: use WIDTHxHEIGHT, "
          f"{', '.join(SIZE_NAMES)} or auto", "For example --size 1536x1024"))
-    images = tuple(unread_input("image", path) for path in paths)
-    mask = unread_input("mask", options.mask) if options.mask else None
-    computed = settings.service.values(options, size, settings, notes)
-    values = {**vars(options), "mask": None, **computed}  # the mask is sent as a file
+    uploads = []  # not read yet
+    for role, path in [("image", path) for path in paths] + [("mask", options.mask)] * bool(options.mask):
+        if not path:
+            raise input_failure(f"the name of the {role} is empty: perhaps a variable that is not set")
+        origin = next((origin for origin, pattern in ORIGINS.items() if re.match(pattern, path)), "file")
+        if origin == "url" and not ORIGIN.match(web_address(path)):
+            raise input_failure("an image's URL must look like https://HOST/PATH, without a user name")
+        uploads.append(Upload(path, origin=origin, name=f"{role} {shown_input(path)}"))
+    values = {**vars(options), "mask": None, **settings.service.values(options, size, settings, notes)}
     rows = [(row.runapi if runapi else row.wire, values[row.name], row.default) for row in OPTIONS]
     sent = {wire: value for wire, value, default in rows
             if wire and value not in (None, default) and (runapi or value != "auto")}
@@ -1517,12 +1531,13 @@ def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[st
     if target.suffix.lower() not in SUFFIXES[image_format] and names_format(options.output):
         name = os.path.basename(picture_path(target, int(options.n > 1), image_format))
         notes.append(f"--format {image_format} does not match {target.suffix}: the file will be {name}")
-    shape_waits = shaped and not runapi and values["size"] == "auto"
+    resolution = (options.resolution or "1k") if shaped and not runapi and values["size"] == "auto" else ""
+    images, mask = tuple(uploads[:len(paths)]), uploads[-1] if options.mask else None
     return Job(options.command, model, prompt, images, mask, parameters, options.n, target,
-               options.keep_partials, (options.resolution or "1k") if shape_waits else "")
+               options.keep_partials, resolution)
 
 def read_inputs(job: Job, settings: Settings, notes: list[str]) -> Job:
-    """The job with what its local files hold, checked, the mask too, and with the size that follows."""
+    """The job with what its local files hold, checked (the mask too), and the size that follows from it."""
     uploads, md5 = list(job.uploads), settings.service.takes_urls
     for number, upload in enumerate(uploads):
         try:
@@ -1557,19 +1572,6 @@ def shown_input(path: str) -> str:
     """An input as messages name it: a URL without its query (a login?), a data: URI without its content."""
     return re.sub(r"(?is)\A(https?://[^?#]*|data:[^,;]{,40}).*", r"\1", path)
 
-def check_prompt_word(command: str, images: Sequence[str], word: str) -> None:
-    """Refuse a prompt that is only the name of a file, or a call for help: it would be drawn and billed."""
-    path = os.path.expanduser(word if os.path.isfile(word) else re.sub("^@", "", word))
-    there, named = os.path.isfile(path), " ".join(map(quote, images))
-    shown = quote(path) if len(path) < MAX_MESSAGE // 3 else "IMAGE"  # a data: URL
-    if re.fullmatch(IMAGE_NAME, path) or (there and os.access(path, os.R_OK) and picture_in(path)[0]):
-        raise usage_failure(f"{one_line(shown_input(path), 80)} is an image, the prompt is missing",
-                            "To change it: " + own_command(f'edit {named or shown} "what to change"'))
-    if there or word.strip().lower() == "help":
-        words = f"{command} {named} --prompt-file {shown}" if there else f"{command} --help"
-        raise usage_failure(f"{one_line(path)} is {'a file' if there else 'a command'}, not a prompt",
-                            "Use: " + own_command(" ".join(words.split("  "))))
-
 def read_text(source: str, what: str, most: int) -> str:
     """The text of a file, or of standard input for `-`; more bytes are too many anyway, and left out."""
     try:
@@ -1583,15 +1585,6 @@ def read_text(source: str, what: str, most: int) -> str:
         raise usage_failure(f"cannot read {what} from {source}: {reason(error)}") from None
     except UnicodeDecodeError:
         raise usage_failure(f"{what} in {source} is not UTF-8 text", "Save it as UTF-8.") from None
-
-def unread_input(role: str, path: str) -> Upload:
-    """An input as it is named on the command line. role: image or mask, for messages."""
-    if not path:
-        raise input_failure(f"the name of the {role} is empty: perhaps a variable that is not set")
-    origin = next((origin for origin, pattern in ORIGINS.items() if re.match(pattern, path)), "file")
-    if origin == "url" and not ORIGIN.match(web_address(path)):
-        raise input_failure("an image's URL must look like https://HOST/PATH, without a user name")
-    return Upload(path, origin=origin, name=f"{role} {shown_input(path)}")
 
 def read_upload(upload: Upload, md5: bool = False) -> Upload:
     """The input with what its file holds, a whole PNG, JPEG or WebP below 50 MB; others stay as they are.
@@ -1626,7 +1619,7 @@ def read_upload(upload: Upload, md5: bool = False) -> Upload:
                            digest=hashlib.sha256(content).hexdigest(), seen=seen)
 
 def content_of(path: str) -> bytes:
-    """What is in an input file, up to the limit for one."""
+    """What is in a file, up to the limit for an input."""
     with plain_file(path, follow=True) as stream:
         return stream.read(MAX_IMAGE_BYTES)
 
@@ -1646,6 +1639,7 @@ def data_content(uri: str) -> bytes:
 def read_input(content: bytes, who: str, name: str) -> Picture:
     """The picture of an input. name: of the file to convert, for the hint."""
     import io
+    import shutil
     picture = inspect_picture(stream := io.BytesIO(content))
     if picture and picture.format in FORMATS and picture.width * picture.height:
         if not is_whole(stream, picture):
@@ -1654,17 +1648,12 @@ def read_input(content: bytes, who: str, name: str) -> Picture:
     head = XML_NOISE.sub(b"", content[:HEAD])
     other = next((other for other, mark in OTHER_FORMATS.items() if re.match(b"(?si)" + mark, head)), "")
     found = f" but {other}" if other else " (whatever its name says)"
-    hint = "Give the address of the image itself." if other == WEB_PAGE else "Convert it: " + conversion(name)
-    raise input_failure(f"{who} is not a PNG, JPEG or WebP image{found}", hint if other else "")
-
-def conversion(path: str) -> str:
-    """The command that makes a PNG of a picture's first frame, with a program that is likely installed."""
-    import shutil
-    target = quote(os.path.splitext(path)[0] + "-converted.png")
-    if sys.platform == "darwin":
-        return f"sips -s format png {quote(path)} --out {target}"
+    target = quote(os.path.splitext(name)[0] + "-converted.png")
     tool = "magick" if shutil.which("magick") or os.name != "posix" else "convert"  # Windows' is another
-    return f"{tool} {quote(path + '[0]')} {target}"
+    command = (f"sips -s format png {quote(name)} --out {target}" if sys.platform == "darwin" else
+               f"{tool} {quote(name + '[0]')} {target}")  # of the first frame
+    hint = "Give the address of the image itself." if other == WEB_PAGE else "Convert it: " + command
+    raise input_failure(f"{who} is not a PNG, JPEG or WebP image{found}", hint if other else "")
 
 def openai_values(options: Namespace, size: str, settings: Settings, notes: list[str]) -> dict[str, Any]:
     """The size and format that OpenAI's API gets. Options that contradict each other are refused."""
@@ -2057,16 +2046,15 @@ STOPPED, TOO_LARGE = -1, 63
 CURL_KINDS = {**dict.fromkeys((1, 3, 77), "config"), 2: "curl", 23: "disk", 26: "input", 28: "timeout",
               **dict.fromkeys((35, 60), "tls")}  # all others: network
 CURL_FAULTS = {
-    STOPPED: "curl was stopped", 1: "curl does not support this kind of URL",
-    2: "curl rejected its options; it may be too old", 3: "curl rejected the URL", 5: "cannot find the proxy",
-    6: "cannot find the server", 7: "no server is listening there", 8: "the server there does not speak HTTP",
-    18: "the reply was cut off", 23: "the reply could not be written to disk",
-    26: "an input file could not be read", 28: "could not connect in time",
-    35: "the TLS handshake failed: a wrong port, or a proxy in between",
-    52: "the server closed the connection without a reply", 55: "the connection broke while sending",
+    STOPPED: "curl was stopped", 65: "the request would have to be repeated, which could charge you twice",
+    1: "curl does not support this kind of URL", 23: "the reply could not be written to disk",
+    2: "curl rejected its options; it may be too old", 52: "the server closed the connection without a reply",
+    3: "curl rejected the URL", 5: "cannot find the proxy", 18: "the reply was cut off",
+    6: "cannot find the server", 26: "an input file could not be read", 28: "could not connect in time",
+    7: "no server is listening there", 35: "the TLS handshake failed: a wrong port, or a proxy in between",
+    8: "the server there does not speak HTTP", 55: "the connection broke while sending",
     56: "the connection broke while waiting for the reply", 60: "the server's certificate is not trusted",
-    TOO_LARGE: "the reply is larger than allowed", 77: "the file named as cacert cannot be read",
-    65: "the request would have to be repeated, which could charge you twice"}
+    TOO_LARGE: "the reply is larger than allowed", 77: "the file named as cacert cannot be read"}
 EARLY = (2, 3, 5, 6, 7, 35, 60, 77)  # before any of the request could leave this machine
 HOPELESS = (1, 2, 3, 26, 60, 77)  # the next try would fail in the same way
 QUOTE = r"[\"'`\u2018-\u201f\u00ab\u00bb]"
@@ -2086,7 +2074,7 @@ SANDBOX = ("In a sandbox, ask for access or run outside it (Codex: sandbox_permi
 
 class Exchange(NamedTuple):
     """The files of one transfer, side by side in the command's folder."""
-    base: str
+    base: str  # for paid steps it ends with a number, for repeatable ones with a name from their run
 
     def file(self, name: str) -> str:
         """The path of one of them; the journal's table lists the names."""
@@ -2163,25 +2151,20 @@ def start_child(argv: Sequence[str], secrets: Sequence[str], **streams: Any) -> 
 def child_output(argv: Sequence[str], secrets: Sequence[str], kind: str, timeout: float) -> bytes:
     """A finished program's standard output; a non-zero exit is a failure that names only the program."""
     from subprocess import DEVNULL, PIPE, TimeoutExpired
-    deadline = time.monotonic() + timeout
     with start_child(argv, secrets, stdin=DEVNULL, stdout=PIPE, stderr=DEVNULL) as child:
-        output = None
+        pipe: Any = child.stdout
         try:
-            while output is None:
-                try:
-                    output = child.communicate(timeout=0.5)[0]
-                except TimeoutExpired as late:
-                    pipe = child.stdout
-                    if (child.poll() is not None and os.name == "posix" and pipe and not pipe.closed
-                            and not select.select([pipe], [], [], 0)[0]):
-                        output = late.output or b""  # a password agent that it started holds the pipe
-                    elif time.monotonic() > deadline:
-                        raise Failure(kind, f"{quoted(argv[0])} took over {timeout:g} s", "") from None
+            child.wait(timeout)
+            if os.name == "posix":  # a password agent that it started may hold the pipe open
+                os.set_blocking(pipe.fileno(), False)
+            output: bytes = pipe.read1(BLOCK)
+        except TimeoutExpired:
+            raise Failure(kind, f"{quoted(argv[0])} took over {timeout:g} s", "") from None
         finally:
             child.kill()
     if child.returncode:
         raise Failure(kind, f"{quoted(argv[0])} failed with exit code {child.returncode}", "")
-    return bytes(output)
+    return output
 
 def check_curl(secrets: Sequence[str]) -> str:
     """curl's version; older ones ignore or misread what this program writes for them."""
@@ -2218,18 +2201,17 @@ def start_curl(request: Request, exchange: Exchange, secrets: Sequence[str]) -> 
     if request.purpose == "create":
         private_file(exchange.file("create")).close()
     lock = take_lock(exchange.file("lock"), create=True)  # others only test it
-    more: dict[str, Any] = {}
-    if lock is not None and lock != NO_LOCKS:
-        more = {"pass_fds": (lock,), "preexec_fn": lambda: detach_from_tree(lock)}
+    more: dict[str, Any] = {} if lock is None or lock == NO_LOCKS else {
+        "pass_fds": (lock,), "preexec_fn": partial(detach_from_tree, lock)}
     try:
         # tempfile's own search for a folder leaves a probe file behind if we are killed.
         with tempfile.TemporaryFile(dir=os.path.dirname(exchange.base)) as config, \
                 private_file(exchange.file("outcome")) as outcome, \
                 private_file(exchange.file("errors")) as errors:
-            for file in (outcome, errors):  # room for how it ended, on a disk that is full by then
-                file.write(b" " * 4096)
-            config.write(as_bytes(curl_config(request, exchange)))
-            for file in (outcome, errors, config):
+            room = b" " * 4096  # for how it ended, on a disk that is full by then
+            for file, content in ((outcome, room), (errors, room),
+                                  (config, as_bytes(curl_config(request, exchange)))):
+                file.write(content)
                 file.flush()
                 file.seek(0)  # the child shares the offset
             return start_child(["curl", "-q", "-K", "-"], secrets, stdin=config, stdout=outcome,
@@ -2258,10 +2240,9 @@ def stop_curl(child: Popen[bytes] | None, exchange: Exchange) -> None:
 
 def read_outcome(exchange: Exchange) -> Outcome:
     """What curl's files say; the exit code is in its error message, so that any process can read it."""
-    with open(exchange.file("outcome"), encoding="ascii", errors="replace") as stream:
-        fields = stream.read().split()
-    with open(exchange.file("errors"), encoding="utf-8", errors="replace") as stream:
-        errors = stream.read(4000).replace(os.path.dirname(exchange.base) + os.sep, "")  # some curls name it
+    fields = content_of(exchange.file("outcome")).decode("ascii", "replace").split()
+    errors = content_of(exchange.file("errors"))[:4000].decode("utf-8", "replace").replace("\r\n", "\n")
+    errors = errors.replace(os.path.dirname(exchange.base) + os.sep, "")  # some curls name it
     exit_code, message = 0 if len(fields) >= 5 else -9, ""
     if match := re.search(r"(?m)^(?:curl: )*\((\d+)\) ?(.*)", errors):  # 7.74: `(23) ...` on a full disk
         exit_code, message = int(match.group(1)), match.group(2)
@@ -2279,9 +2260,8 @@ def read_outcome(exchange: Exchange) -> Outcome:
 
 def read_headers(path: str) -> dict[str, str]:
     """The last block of headers, names in lower case; earlier blocks are 100, 103, a proxy's or redirects."""
-    block = ""
-    with suppress(FileNotFoundError), open(path, encoding="utf-8", errors="replace") as stream:
-        block = re.split("(?m)^HTTP/.*", stream.read())[-1]
+    text = content_of(path).decode("utf-8", "replace") if os.path.exists(path) else ""
+    block = re.split("(?m)^HTTP/.*", text)[-1]
     return {name.strip().lower(): value.strip() for name, value in re.findall("(?m)^(.*?):(.*)", block)}
 
 def transport_failure(outcome: Outcome, request: Request) -> Failure | None:
@@ -2324,20 +2304,13 @@ def network_is_closed(url: str) -> bool:
 # ---- Journal: unfinished requests survive everything, finished ones are remembered --------------
 # requests/FINGERPRINT-RANDOM: a folder for each command; .gone-* is half removed; .lock guards making and
 # adopting. made/FINGERPRINT-OUTPUT.json: the receipt of a finished command; .pruned: when old ones went.
-#   file                  written by             read by              meaning
-#   request.json          make_folder            read_record          the request without a key; its schema
-#   owner                 Folder.leave_word      wait_for_twin        locked by its program; how that ended
-#   receipt               keep_receipt           -                    a receipt before it gets its name
-#   droppable             add_what_is_known      claim                --fresh may remove the folder
-#   input-K               own_inputs             curl                 the Kth input image
-#   N.create              start_curl             Folder.transfers     the Nth paid step asks for images
-#   N.body, N.field-K     start_curl             curl                 what is sent
-#   N.lock                start_curl             exchange_state       curl's process id; locked while it runs
-#   N.answer, N.headers   curl                   read_response        the response (N.answer.*: made from it)
-#   N.outcome, N.errors   curl                   read_outcome         how it ended; errors: curl may have run
-#   RUN-K.*               as N.*                 as N.*               a step that is repeated, not replayed
-#   saved-N               Folder.remember_saved  Folder.saved_before  the path of the Nth image
-#   partials              Partials.publish       Partials             the files of the previews
+#   request.json  the request without a key; its schema  N.create             the Nth paid step is for images
+#   owner         locked by its program; how that ended  N.body, N.field-K    what is sent
+#   receipt       a receipt before it gets its name      N.lock               curl's id; locked while it runs
+#   droppable     --fresh may remove the folder          N.answer, N.headers  the response (N.answer.*: of it)
+#   input-K       the Kth input image                    N.outcome, N.errors  how it ended
+#   saved-N       the path of the Nth image              RUN-K.*              as N.*: repeated, not replayed
+#   partials      the files of the previews
 # The state of a transfer: UNSENT without N.errors; RUNNING while N.lock is held; ANSWERED when N.outcome or
 # N.errors say how curl ended. Else curl was killed: LOST with N.headers, UNSENT if it had not connected.
 
@@ -2355,18 +2328,9 @@ class Folder(NamedTuple):
     journaled: bool  # in the journal, not a temporary folder
     adopted: bool = False
 
-    def exchange(self, name: object) -> Exchange:
-        """The files of one transfer. Paid steps have a number, repeatable ones a name from their run."""
-        return Exchange(self.file(str(name)))
-
     def file(self, name: str) -> str:
         """The path of one of its own files."""
         return os.path.join(self.path, name)
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether another program works on it."""
-        return self.journaled and self.lock is None
 
     def leave_word(self, word: Mapping[str, Any]) -> None:
         """Say how the command ended, for its twins: they read it with the lock, even in a removed file."""
@@ -2378,7 +2342,7 @@ class Folder(NamedTuple):
     def transfers(self) -> list[tuple[Exchange, str]]:
         """The transfers that ask for images and were begun, each with its state."""
         steps = sorted(int(name[:-7]) for name in os.listdir(self.path) if re.fullmatch(r"\d+\.create", name))
-        return [(exchange, exchange_state(exchange)) for exchange in map(self.exchange, steps)]
+        return [(exchange := Exchange(self.file(str(step))), exchange_state(exchange)) for step in steps]
 
     def state(self) -> str:
         """RUNNING while images are being made, else LOST or ANSWERED; UNSENT when nothing was sent."""
@@ -2404,12 +2368,6 @@ class Folder(NamedTuple):
             return path if inspect_picture(picture) else ""
         return ""
 
-    def remember_saved(self, number: int, path: str) -> None:
-        """Note where the Nth image is, so that a later run does not save it again."""
-        discard(self.file(f"saved-{number}"))  # it named no image
-        with private_file(self.file(f"saved-{number}")) as stream:
-            stream.write(os.fsencode(path))
-
     def remove(self) -> None:
         """Forget the command. Renamed first, so that a half-removed folder is never taken for a request."""
         import shutil
@@ -2419,7 +2377,7 @@ class Folder(NamedTuple):
                 os.rename(self.path, gone)
             with suppress(OSError):  # where that cannot be: a folder without it is no request either
                 discard(self.file("owner"))
-        shutil.rmtree(gone if os.path.lexists(gone) else self.path, ignore_errors=True)  # prune does the rest
+        shutil.rmtree(gone if os.path.lexists(gone) else self.path, ignore_errors=True)  # or make_folder
 
 def take_lock(path: str, create: bool = False, strict: bool = False) -> int | None:
     """A file's lock, as a descriptor; None if it is held elsewhere or has no file. create: wait for it."""
@@ -2452,10 +2410,9 @@ def release(lock: int | None) -> None:
 def request_homes() -> list[str]:
     """Where requests may be: XDG's place, to survive a restart; beside temporary files, for a sandbox."""
     bases = filter(os.path.isabs, (environment("XDG_STATE_HOME"), os.path.expanduser("~/.local/state")))
-    homes = [os.path.join(os.path.realpath(base), "gpt-image-2") for base in [*bases][:1]]
     user = os.getuid() if hasattr(os, "getuid") else None
-    homes += [os.path.join(folder, f"gpt-image-2-{user}") for folder in temp_folders()[:1]]
-    return [os.path.join(home, "requests") for home in homes]
+    return [*(os.path.join(os.path.realpath(base), "gpt-image-2", "requests") for base in [*bases][:1]),
+            *(os.path.join(folder, f"gpt-image-2-{user}", "requests") for folder in temp_folders()[:1])]
 
 def temp_folders() -> list[str]:
     """Folders for temporary files. Python's own search leaves a probe file behind if it is killed."""
@@ -2527,9 +2484,8 @@ def identity_of(job: Job, settings: Settings) -> Identity:
     inputs = [upload.digest or upload.path for upload in job.uploads]
     facts = [1, job.command, settings.api.value, settings.base_url.value, job.model, job.prompt,
              sorted(job.parameters.items()), job.n, inputs, bool(job.mask), *filter(None, [job.resolution])]
-    fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
-    name = job.target.stem + job.target.suffix
-    return Identity(fingerprint, os.path.join(os.path.realpath(job.target.folder), name))
+    return Identity(hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24],
+                    os.path.join(os.path.realpath(job.target.folder), job.target.stem + job.target.suffix))
 
 def requests_in(roots: Iterable[str], console: Console, prefix: str = "") -> list[str]:
     """The folders of unfinished commands; without an owner one is half made or half removed."""
@@ -2595,7 +2551,7 @@ def claim(root: str, identity: Identity, fresh: bool, console: Console,
         same, others = same_requests(root, identity, console)
         for path in same + others if fresh else ():  # what may fail for ever goes
             folder = Folder(path, take_lock(os.path.join(path, "owner"), strict=True), True)
-            if not folder.is_busy and os.path.exists(folder.file("droppable")):
+            if folder.lock is not None and os.path.exists(folder.file("droppable")):
                 folder.remove()
             release(folder.lock)
         found = None if fresh else take_over(same, identity, console) or find_receipt(root, identity, console)
@@ -2620,9 +2576,17 @@ def take_over(paths: Sequence[str], identity: Identity, console: Console) -> Fol
     return None
 
 def make_folder(order: Order, console: Console, root: str) -> Folder:
-    """A new folder; the caller has the lock of the root, so that nobody sees it half made."""
+    """A new folder; the caller has the root's lock, so nobody sees it half made. Broken and old ones go."""
     job, settings, identity = order.job, order.settings, order.identity
-    prune(root, console)
+    for entry in [each for each in os.scandir(root) if each.is_dir(follow_symlinks=False)]:  # no link
+        with suppress(OSError):  # its owner has just removed it
+            if entry.name.startswith(".") or not os.path.lexists(os.path.join(entry.path, "owner")):
+                Folder(entry.path, None, False).remove()
+            elif is_over(entry, KEEP_DAYS) and read_record(f"{entry.path}/request.json", console) is not None:
+                folder = Folder(entry.path, take_lock(os.path.join(entry.path, "owner"), strict=True), True)
+                if folder.lock is not None and folder.state() != RUNNING:
+                    folder.remove()
+                release(folder.lock)
     room = room_needed(job.n, as_text(job.parameters.get("size"))) * 3 // 2  # as base64
     room += sum(upload.bytes for upload in job.uploads) * (3 if settings.api.value == "codex" else 1)
     if free_bytes(root) < room:
@@ -2700,18 +2664,6 @@ def keep_receipt(folder: Folder, identity: Identity, record: Mapping[str, Any], 
     except OSError as error:
         console.warn(f"{made} cannot be written ({reason(error)}): the same command will buy another picture")
 
-def prune(root: str, console: Console) -> None:
-    """Remove what was left half made or half removed, and what nobody collected in time; never a link."""
-    for entry in [each for each in os.scandir(root) if each.is_dir(follow_symlinks=False)]:
-        with suppress(OSError):  # its owner has just removed it
-            if entry.name.startswith(".") or not os.path.lexists(os.path.join(entry.path, "owner")):
-                Folder(entry.path, None, False).remove()
-            elif is_over(entry, KEEP_DAYS) and read_record(f"{entry.path}/request.json", console) is not None:
-                folder = Folder(entry.path, take_lock(os.path.join(entry.path, "owner"), strict=True), True)
-                if folder.lock is not None and folder.state() != RUNNING:
-                    folder.remove()
-                release(folder.lock)
-
 def exchange_state(exchange: Exchange) -> str:
     """The state of a transfer, as the journal's comment says."""
     if not os.path.exists(exchange.file("errors")):
@@ -2719,10 +2671,8 @@ def exchange_state(exchange: Exchange) -> str:
     if (lock := take_lock(exchange.file("lock"))) is None:
         return RUNNING
     release(lock)
-    for name in ("outcome", "errors"):
-        with open(exchange.file(name), "rb") as stream:
-            if stream.read(4096).strip():  # more than the blanks from before curl started
-                return ANSWERED
+    if any(content_of(exchange.file(name)).strip() for name in ("outcome", "errors")):  # not only blanks
+        return ANSWERED
     return LOST if os.path.exists(exchange.file("headers")) else UNSENT
 
 def unfinished_commands(console: Console) -> list[dict[str, Any]]:
@@ -2734,7 +2684,7 @@ def unfinished_commands(console: Console) -> list[dict[str, Any]]:
                 times = (record.get("time"), os.stat(path).st_mtime)
                 age = max(0, round(time.time() - next(at for at in times if isinstance(at, (int, float)))))
                 folder = Folder(path, take_lock(os.path.join(path, "owner")), True)
-                found.append({"age_s": age, "state": folder.state(), "at_work": folder.is_busy,
+                found.append({"age_s": age, "state": folder.state(), "at_work": folder.lock is None,
                               **told_request(path, record)})
                 release(folder.lock)
     return sorted(found, key=lambda each: -each["age_s"])
@@ -2793,9 +2743,9 @@ def run_provider(provider: Provider, folder: Folder, run: Run) -> list[Image | F
                 elif item.rules.repeatable:
                     if item != previous:  # polling again needs no new files
                         previous, repeats = item, repeats + 1
-                    response = send_with_retries(item, folder.exchange(f"{run_name}-{repeats}"), run)
+                    response = send_with_retries(item, Exchange(folder.file(f"{run_name}-{repeats}")), run)
                 else:
-                    response = send_with_retries(item, folder.exchange(next(paid_steps)), run)
+                    response = send_with_retries(item, Exchange(folder.file(str(next(paid_steps)))), run)
             except Failure as failure:
                 item = provider.throw(failure)
             else:
@@ -3559,7 +3509,8 @@ def save_image(image: Image, index: int, target: Target, numbers: Iterator[int],
     part = os.path.join(target.folder, f".{os.path.basename(folder.path)}-{index}.part")
     if not (path := folder.saved_before(index)):
         path = save_new(image, part, target, numbers, folder)
-        folder.remember_saved(index, path)
+        with private_file(folder.file(f"saved-{index}")) as note:
+            note.write(os.fsencode(path))
     discard(part)
     with suppress(OSError):  # new names survive a loss of power, where the system can (not on Windows)
         handle = os.open(target.folder, os.O_RDONLY)
@@ -4128,7 +4079,7 @@ def buy_or_collect(order: Order, key: KeySource, run: Run, ignore_signals: Actio
     found: Folder | Receipt | None = None
     while found is None:
         found = open_folder(order, console)
-        if isinstance(found, Folder) and found.is_busy:
+        if isinstance(found, Folder) and found.journaled and found.lock is None:
             found = wait_for_twin(found, run._replace(collectable=True))
     if isinstance(found, Receipt):
         return found
@@ -4145,7 +4096,7 @@ def what_would_be(order: Order, console: Console) -> str:
         for path in same + others:
             folder = Folder(path, take_lock(os.path.join(path, "owner")), True)
             release(folder.lock)
-            if (path in same) if folder.is_busy else folder.state() == RUNNING or folder.is_paid():
+            if (path in same) if folder.lock is None else folder.state() == RUNNING or folder.is_paid():
                 return "collect"
     return "buy"
 
@@ -4580,15 +4531,15 @@ def forget_requests(wanted: str, console: Console) -> None:
     forgotten = []
     for path in chosen:
         folder = Folder(path, take_lock(os.path.join(path, "owner")), True)
-        if folder.is_busy and wanted == "all":
+        if folder.lock is None and wanted == "all":
             console.warn(f"a running command works on {path[-8:]}; give it up by its id")
             continue
         record = read_record(folder.file("request.json"), console) or {}
         billed = billed_in_the_end(folder, stop_failure(KeyboardInterrupt(), folder))
         for lock in [name for name in os.listdir(path) if name.endswith(".lock")]:
-            stop_curl(None, folder.exchange(lock[:-5]))
+            stop_curl(None, Exchange(folder.file(lock[:-5])))
         ends = time.monotonic() + 5  # so that a program that works on it can notice
-        while folder.is_busy and os.path.exists(path) and time.monotonic() < ends:
+        while folder.lock is None and os.path.exists(path) and time.monotonic() < ends:
             time.sleep(0.1)
         folder.remove()
         release(folder.lock)
@@ -4666,9 +4617,9 @@ def try_key(settings: Settings, key: str, run: Run, say: Callable[[str], None]) 
     run = run._replace(deadline=time.monotonic() + request.timeout)
     host, folder, note, response = host_of(request.url), temporary_folder(), "", None
     try:
-        response = send_with_retries(request, folder.exchange(1), run)
+        response = send_with_retries(request, Exchange(folder.file("1")), run)
         with suppress(Failure):
-            if key and send_with_retries(request._replace(headers=bare), folder.exchange(2), run):
+            if key and send_with_retries(request._replace(headers=bare), Exchange(folder.file("2")), run):
                 note = f"{host} answers without the key too: this proves the address, not the key"
     except Failure as failure:
         if failure.http_status not in (404, 405, 501):

@@ -123,8 +123,10 @@ class StrangeInputsAreNamedTest(InputCase):
                                      ("darwin", ["magick"], ["sips", "-s", "format", "png", path, "--out"])):
             with self.subTest(f"{system} {tools}"), mock.patch.object(program.sys, "platform", system), \
                     mock.patch.object(shutil, "which", lambda tool, tools=tools: tool if tool in tools else None):
-                command = shlex.split(program.conversion(path))
-                self.assertEqual(command, [*words, str(self.work / "it's a photo-converted.png")])
+                with self.assertRaises(program.Failure) as caught:
+                    program.read_input(GIF, "image", path)
+                self.assertEqual(shlex.split(caught.exception.hint.partition(": ")[2]),
+                                 [*words, str(self.work / "it's a photo-converted.png")])
 
     def test_mask(self) -> None:
         self.refuse(self.file("a.png", PNG), PROMPT, "--mask", self.file("m.png", KINDS["HEIC"]),
