@@ -2821,12 +2821,11 @@ def run_provider(provider: Provider, folder: Folder, run: Run) -> list[Image | F
                     late = f"task {item.task} is still {item.status or 'running'} after --timeout"
                     raise Failure("timeout", late, "Run the same command again to keep waiting for it; you "
                                   "won't be charged twice.", collectable=True)
-                elif item.rules.repeatable:
-                    if item != previous:  # polling again needs no new files
-                        previous, repeats = item, repeats + 1
-                    response = send_with_retries(item, folder.exchange(f"{run_name}-{repeats}"), run)
                 else:
-                    response = send_with_retries(item, folder.exchange(next(paid_steps)), run)
+                    if item.rules.repeatable and item != previous:  # polling again needs no new files
+                        previous, repeats = item, repeats + 1
+                    name = f"{run_name}-{repeats}" if item.rules.repeatable else next(paid_steps)
+                    response = send_with_retries(item, folder.exchange(name), run)
             except Failure as failure:
                 item = provider.throw(failure)
             else:
@@ -2836,9 +2835,8 @@ def run_provider(provider: Provider, folder: Folder, run: Run) -> list[Image | F
 
 def send_with_retries(request: Request, exchange: Exchange, run: Run) -> Response:
     """Send one request until there is a usable Response; everything else is a Failure."""
-    attempt = 0
+    attempts = count(1)
     while True:
-        attempt += 1
         if run.calm and request.purpose == "create":
             rest(run.calm[0] - time.monotonic(), run)
         send_or_resume(request, exchange, run)
@@ -2854,11 +2852,10 @@ def send_with_retries(request: Request, exchange: Exchange, run: Run) -> Respons
         if failure is None:
             tell_extras(request, outcome, response, run)
             return response
-        delay = retry_pause(request, failure, response.headers, attempt)
-        if delay is None:
-            raise failure
-        if time.monotonic() + delay > run.deadline:
-            failure.message += f"; the next try would be in {delay:.0f} s, after --timeout has run out"
+        delay = retry_pause(request, failure, response.headers, next(attempts))
+        if delay is None or time.monotonic() + delay > run.deadline:
+            if delay is not None:
+                failure.message += f"; the next try would be in {delay:.0f} s, after --timeout has run out"
             raise failure
         run.console.note(f"{failure.message}; trying again in {delay:.1f} s")
         if run.calm and failure.kind == "rate_limit":
@@ -2877,7 +2874,12 @@ def tell_extras(request: Request, outcome: Outcome, response: Response, run: Run
         return
     if task_status(response.document) not in WAITING:  # or each poll of a task would be added
         (usage, dollars), flat = usage_cost(response.document), run.result.flat
-        run.result.add_cost(usage, dollars if flat is None else flat * len(response.images))
+        dollars = dollars if flat is None else flat * len(response.images)
+        if usage is not None:
+            run.result.facts.update(usage=usage, cost_usd=dollars)
+        if dollars is not None:  # RunAPI bills each of several tasks
+            run.result.dollars += dollars
+            run.result.facts["cost_usd"] = round(run.result.dollars, 4)
         if run.result.dollars:
             run.console.note(f"cost: about ${run.result.dollars:.3f}")
     if response.stray:
@@ -3087,19 +3089,25 @@ def with_meaning(request: Request, response: Response) -> Response:
     images, stray = images_in(document)
     beside = {name: json_path(document, name) for name in ("b64_json", "data", "images", "outputs")}
     task = task_id(document) or (response.status == 202 and response.headers.get("location"))
-    is_read = document is not None or request.file or request.purpose == "poll"
     meanings = {  # the first that holds counts; where images stand beside an error, it is only a warning
         "error": not is_good or (response.error and not find_images(beside)), "images": images,
         "pending": task and (response.status == 202 or task_status(document) in WAITING or request.tasks),
         "linked": task_field(document, ("response_url",)),
-        "accepted": request.purpose != "create" and is_read}  # this step needs no image
+        "accepted": request.purpose == "poll" or request.file or (  # this step needs no image
+            request.purpose != "create" and document is not None)}
     meaning = next((name for name, holds in meanings.items() if holds), "nothing")
     return response._replace(images=tuple(images), stray=stray, meaning=meaning)
 
 def unpack_file(path: str, limit: int) -> None:
     """Unpack a compressed body, whatever its headers say; one that unpacks to far too much stays as it is."""
+    import io
     with open(path, "rb") as packed:
-        bits, size = packing(packed.read(LONG_STRING)), os.fstat(packed.fileno()).st_size
+        start, size = packed.read(LONG_STRING), os.fstat(packed.fileno()).st_size
+        for bits in (0, 31, 15, -15, 0):  # zlib's wbits, until its beginning makes sense; 0: as it is
+            with suppress(zlib.error):
+                head = zlib.decompressobj(bits).decompress(start, HEAD) if bits else start
+                if (head and bits == 31) or READABLE.match(head) or inspect_picture(io.BytesIO(head)):
+                    break
         if not bits:
             return
         room = min(limit, MAX_UNPACKED * size + BLOCK)
@@ -3111,16 +3119,6 @@ def unpack_file(path: str, limit: int) -> None:
         discard(path + ".plain")
     else:
         os.replace(path + ".plain", path)
-
-def packing(start: bytes) -> int:
-    """How a file that begins like this is compressed: zlib's wbits (31, 15 or -15), or 0 if it is not."""
-    import io
-    for bits in (0, 31, 15, -15):
-        with suppress(zlib.error):
-            head = zlib.decompressobj(bits).decompress(start, HEAD) if bits else start
-            if (head and bits == 31) or READABLE.match(head) or inspect_picture(io.BytesIO(head)):
-                return bits
-    return 0
 
 def read_document(path: str) -> tuple[Any, str, bool]:
     """(JSON with long strings as Spans, "", whether it broke off), or (None, the first characters, False)."""
@@ -3149,7 +3147,8 @@ def read_document(path: str) -> tuple[Any, str, bool]:
 
 def parse_json(stream: BinaryIO, ranges: Sequence[tuple[int, int]], broken: bool = False) -> Any:
     """The JSON in ranges of a file, long strings as Spans; ValueError or RecursionError if it is not JSON.
-    broken: it may break off or be malformed; only whole images are left of its last string."""
+    broken: it may break off or be malformed; only whole images, in files of their own, are left of its
+    last string, base64 or Markdown."""
     mark = os.urandom(8).hex()  # no server can write a Span into its answer
 
     def revive(item: dict[str, Any]) -> Any:
@@ -3157,7 +3156,12 @@ def parse_json(stream: BinaryIO, ranges: Sequence[tuple[int, int]], broken: bool
             return item
         begin, end = item[mark]
         if broken and end == ranges[-1][1]:
-            return whole_images(stream, begin, end)
+            starts = list(occurrences(stream, b"data:image", begin, end))[:MAX_MEMBERS] or [begin]
+            images = [Image(path=f"{stream.name}.picture-{start}") for start in starts]
+            for start, image in zip(starts, images):
+                with private_file(image.path) as sink, suppress(Failure):  # it may end inside a group of four
+                    copy_image(Image(base64=Span(stream.name, start, end)), sink)
+            return [image for image in images if picture_in(image.path)[1]]
         stream.seek(begin)
         span = Span(stream.name, begin, end, stream.read(min(HEAD, end - begin)).decode("latin-1"))
         links = () if span.is_image() else occurrences(stream, b"data:image", begin, end)
@@ -3202,15 +3206,6 @@ def tidy(value: Any, depth: int = MAX_DEPTH) -> Any:
     if isinstance(value, list):
         return [tidy(item, depth - 1) for item in value] if depth else None
     return value.encode("utf-8", "replace").decode("utf-8") if isinstance(value, str) else value
-
-def whole_images(stream: BinaryIO, begin: int, end: int) -> list[Image]:
-    """The complete images in a text that breaks off, base64 or Markdown, each in a file of its own."""
-    starts = list(occurrences(stream, b"data:image", begin, end))[:MAX_MEMBERS] or [begin]
-    images = [Image(path=f"{stream.name}.picture-{start}") for start in starts]
-    for start, image in zip(starts, images):
-        with private_file(image.path) as sink, suppress(Failure):  # the text may end inside a group of four
-            copy_image(Image(base64=Span(stream.name, start, end)), sink)
-    return [image for image in images if picture_in(image.path)[1]]
 
 def file_blocks(stream: BinaryIO, begin: int, end: int) -> Iterator[tuple[int, bytes]]:
     """(offset, bytes) of a range, a block at a time; others may move the file's position in between."""
@@ -3363,8 +3358,12 @@ def find_images(node: Any, depth: int = 12, name: str = "", stray: bool = False)
         return [image for item in node for image in find_images(item, depth - 1, name, stray)]
     if isinstance(node, Image):
         return [node]
-    if stray and isinstance(node, (str, Span)):
-        return stray_images(node)
+    if stray and isinstance(node, (str, Span)):  # whatever begins like an image; a link needs its suffix
+        words = (node.head if isinstance(node, Span) else node.strip()).replace("\\/", "/")
+        if re.match(IMAGE_START, words):
+            return [Image(base64=node)]
+        links = re.findall(r"(?i)https?://[^\s/<>()\"'\\]+/[^\s<>()\"'\\:]*" + IMAGE_END, words)
+        return images_in_words(node) or [Image(url=link) for link in dict.fromkeys(links)]
     if isinstance(node, Span):
         return [Image(base64=node)] if node.is_image() else []
     if isinstance(node, str):
@@ -3399,14 +3398,6 @@ def images_in_words(text: str | Span) -> list[Image]:
         last = match.end()
     return [image for _, image in sorted(images.items())]
 
-def stray_images(text: str | Span) -> list[Image]:
-    """Whatever begins like an image; a link needs an image's suffix."""
-    words = (text.head if isinstance(text, Span) else text.strip()).replace("\\/", "/")
-    if re.match(IMAGE_START, words):
-        return [Image(base64=text)]
-    links = dict.fromkeys(re.findall(r"(?i)https?://[^\s/<>()\"'\\]+/[^\s<>()\"'\\:]*" + IMAGE_END, words))
-    return images_in_words(text) or [Image(url=link) for link in links]
-
 def inner_json(value: Any) -> Any:
     """The JSON inside a string, None when it is not JSON; any other value as it is."""
     with suppress(ValueError, RecursionError):
@@ -3438,8 +3429,15 @@ def server_error(document: Any) -> ServerError | None:
     if isinstance(error, dict) and any(error.values()):  # some relays always have the member
         message = as_text(error.get("message") or error.get("msg") or error)
         stage = as_text(json_path(error, "moderation_details", "moderation_stage"))
-        own_code, type_ = as_text(error.get("code")), as_text(error.get("type"))
-        return ServerError(message + flagged(error, stage), own_code or code, type_, stage)
+        inner = json_path(error, "innererror") or json_path(error, "inner_error")  # of Azure
+        terms = (json_path(error, "moderation_details", "categories") or json_path(
+            inner, "content_filter_result") or json_path(inner, "content_filter_results"))
+        if isinstance(terms, dict):
+            terms = [key for key, one in terms.items() if one is True or json_path(one, "filtered") is True]
+        names = ", ".join(map(as_text, terms)) if isinstance(terms, list) else as_text(terms)
+        words = [f"{name}: {text}" for name, text in (("stage", stage), ("categories", names)) if text]
+        message += f" ({'; '.join(words)})" if words else ""
+        return ServerError(message, as_text(error.get("code")) or code, as_text(error.get("type")), stage)
     text = "" if isinstance(error, dict) else as_text(error)
     text += f": {as_text(details)}" if isinstance(details, dict) else ""
     # Kie, one-api and others: `{"code": 422, "msg": "..."}`, or a task whose status says that it failed.
@@ -3451,17 +3449,6 @@ def error_code(document: Any) -> str:
     """The code beside an error's message; one that says that all is well does not count."""
     code = task_field(document, ("code", "error_code", "errorCode", "failCode"))
     return "" if re.fullmatch(r"(?i)0|2\d\d|ok|success", code) else code
-
-def flagged(error: Mapping[str, Any], stage: str) -> str:
-    """What OpenAI, or Azure inside, says about moderation: the stage and the categories."""
-    inner = json_path(error, "innererror") or json_path(error, "inner_error")
-    terms = (json_path(error, "moderation_details", "categories") or json_path(inner, "content_filter_result")
-             or json_path(inner, "content_filter_results"))
-    if isinstance(terms, dict):
-        terms = [name for name, item in terms.items() if item is True or json_path(item, "filtered") is True]
-    names = ", ".join(map(as_text, terms)) if isinstance(terms, list) else as_text(terms)
-    words = [f"{name}: {text}" for name, text in (("stage", stage), ("categories", names)) if text]
-    return f" ({'; '.join(words)})" if words else ""
 
 MODERATION_CODES = ("moderation_blocked", "content_policy_violation", "contentfilter", "content_filter")
 MODERATION_WORDS = ("safety system", "safety_violations", "moderation", "content policy")
@@ -3704,11 +3691,11 @@ def give_name(part: str, path: str, overwrite: bool) -> bool:
 
 def copy_image(image: Image, sink: BinaryIO) -> None:
     """Write the image's bytes, a block at a time."""
-    if image.path:
-        sink.writelines(blocks_of(Span(image.path, 0, os.path.getsize(image.path))))
-        return
     try:
-        decode_base64(blocks_of(image.base64), sink)
+        if image.path:
+            sink.writelines(blocks_of(Span(image.path, 0, os.path.getsize(image.path))))
+        else:
+            decode_base64(blocks_of(image.base64), sink)
     except ValueError:
         raise Failure("broken_image", "the image's base64 is broken") from None
 
@@ -3723,7 +3710,6 @@ def blocks_of(source: str | Span) -> Iterator[bytes]:
 # JSON's escapes that base64 may have: PHP writes `\/`, some servers write `\n` every 76 characters.
 ESCAPES = ((rb"\\/|\\u002[fF]", b"/"), (rb"\\u002[bB]", b"+"), (rb"\\u003[dD]", b"="), (rb"\\[nrt]", b""))
 BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="
-URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 def decode_base64(blocks: Iterator[bytes], sink: BinaryIO) -> None:
     """Base64 with or without a data: prefix, white space and padding. ValueError for any other character."""
@@ -3736,7 +3722,7 @@ def decode_base64(blocks: Iterator[bytes], sink: BinaryIO) -> None:
         text, cut_off, is_first = (text[:at], text[at:], False) if at >= 0 else (text, b"", False)
         for escape, plain in ESCAPES if b"\\" in text else ():
             text = re.sub(escape, plain, text)
-        text = rest + text.translate(URL_SAFE, b" \t\r\n")
+        text = rest + text.translate(bytes.maketrans(b"-_", b"+/"), b" \t\r\n")
         if text.translate(None, BASE64):
             rest = re.split(rb"\\?[)>\"']", text, maxsplit=1)[0]  # the end of a link in words
             if rest.translate(None, BASE64):
@@ -3785,12 +3771,6 @@ def save_answer(answer: str, target: Target, secrets: Sequence[str]) -> str:
 MONEY = {"no": "Nothing was billed.", "maybe": "You may be charged for this image.", "yes": "It was billed."}
 # From the line's start, with what wraps by now; in two steps, as tmux keeps a screen that is erased at once.
 ERASE_LINE = "\r\0337\033[K\033[B\033[J\0338"
-
-def cut_to(columns: int, text: str) -> str:
-    """The beginning of a text that fits; a character that only some terminals show wide counts as wide."""
-    from unicodedata import east_asian_width
-    ends = accumulate(2 if east_asian_width(each) in "WFA" else 1 for each in text)
-    return text[:sum(end <= columns for end in ends)]
 
 class Console:
     """What a person sees: notes, warnings and progress. Every line goes through here, and shows no secret.
@@ -3895,7 +3875,10 @@ class Console:
             full = min(blocks - 1, int(share * blocks))  # it never claims to be done
             text = f"[{'#' * full}{'-' * (blocks - full)}] {text}"
         if is_shown:
-            self.say("stderr", f"\r{cut_to(columns - 1, self.secrets.clean(text))}\r", end="")
+            from unicodedata import east_asian_width
+            text = self.secrets.clean(text)  # a character that only some terminals show wide counts as wide
+            ends = accumulate(2 if east_asian_width(each) in "WFA" else 1 for each in text)
+            self.say("stderr", f"\r{text[:sum(end < columns for end in ends)]}\r", end="")
             self.progress_shown = columns - 1
 
     def tell(self, **facts: Any) -> None:
@@ -3942,14 +3925,6 @@ class Result:
         self.facts: dict[str, Any] = dict.fromkeys(
             ("source", "requested", "http_status", "elapsed_s", "model", "usage", "cost_usd", "request_id"))
         self.dollars, self.is_cut_off, self.flat = 0.0, False, None
-
-    def add_cost(self, usage: dict[str, Any] | None, dollars: float | None) -> None:
-        """What a response says about tokens and money, if it does; RunAPI bills each of several tasks."""
-        if usage is not None:
-            self.facts.update(usage=usage, cost_usd=dollars)
-        if dollars is not None:
-            self.dollars += dollars
-            self.facts["cost_usd"] = round(self.dollars, 4)
 
     def record(self, console: Console, failure: Failure | None = None) -> dict[str, Any]:
         """The JSON object; schema rises when a field changes its meaning."""
@@ -4015,9 +3990,6 @@ addEventListener("DOMContentLoaded", () => {
     history.replaceState(document.activeElement.href, ""); location.reload();
   }, 5000);
 });"""
-GALLERY_END = """</ul></main><dialog aria-label="One picture"><nav><span></span><button class="ArrowLeft">
-Previous</button><button class="ArrowRight" autofocus>Next</button><button class="close">Close</button></nav>
-<figure class="close" aria-live="polite"></figure><section></section></dialog>\n"""
 
 def write_gallery(page: str, title: str, entries: Sequence[Mapping[str, Any]], unfinished: int = 0) -> None:
     """Write the page, whole, in one step. OSError where it cannot be."""
@@ -4040,15 +4012,16 @@ def gallery_page(page: str, title: str, entries: Sequence[Mapping[str, Any]], mi
     told = (f"{images} picture{'s' * (images != 1)}", in_dollars({"cost_usd": sum(costs)}) if costs else "",
             f"{failed} failed" if failed else "", f"{missing} to come" if missing else "")
     yield (f'<!DOCTYPE html>\n<html lang="en" data-unfinished="{missing or ""}"><meta charset="utf-8">\n'
-           f"<meta {GENERATOR}>\n"
+           f'<meta {GENERATOR}>\n<meta name="viewport" content="width=device-width">\n'
            '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src \'self\' file:'
            f"; style-src 'sha256-{style}'; script-src 'sha256-{script}'\">\n<title>{as_html(title)}</title>\n"
-           '<meta name="viewport" content="width=device-width">'
            f"<style>{GALLERY_STYLE}</style>\n<script>{GALLERY_SCRIPT}</script>\n"
            f"<main><h1>{as_html(title)}</h1><p>{', '.join(filter(None, told))}</p><ul>\n")
     for number, entry in enumerate(entries):
         yield from gallery_cards(entry, number, os.path.dirname(os.path.abspath(page)))
-    yield GALLERY_END
+    yield ('</ul></main><dialog aria-label="One picture"><nav><span></span><button class="ArrowLeft">Previous'
+           '</button><button class="ArrowRight" autofocus>Next</button><button class="close">Close</button>'
+           '</nav><figure class="close" aria-live="polite"></figure><section></section></dialog>\n')
 
 def gallery_cards(entry: Mapping[str, Any], number: int, folder: str) -> Iterator[str]:
     """A card for each picture of a request, and one for its fault."""
