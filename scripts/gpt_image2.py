@@ -2839,7 +2839,16 @@ def send_with_retries(request: Request, exchange: Exchange, run: Run) -> Respons
     while True:
         if run.calm and request.purpose == "create":
             rest(run.calm[0] - time.monotonic(), run)
-        send_or_resume(request, exchange, run)
+        state = exchange_state(exchange)  # an earlier run may have sent it
+        harmless = request.idempotent or request.purpose != "create"  # sending it again makes nothing twice
+        if state == UNSENT or request.rules.repeatable or (state == LOST and harmless):
+            try:
+                send(request, exchange, run)
+            except Failure as fault:  # curl did not even start; what is made already can still be fetched
+                raise afterwards_failure(request, fault) from None
+        elif state == RUNNING:
+            run.console.note("the request is still running; waiting for it")
+            wait_for(lambda: exchange_state(exchange) != RUNNING, exchange, run)
         outcome = read_outcome(exchange)
         response = read_response(request, exchange, outcome)
         if not request.rules.is_file:
@@ -2873,7 +2882,15 @@ def tell_extras(request: Request, outcome: Outcome, response: Response, run: Run
     if request.rules.is_file:
         return
     if task_status(response.document) not in WAITING:  # or each poll of a task would be added
-        (usage, dollars), flat = usage_cost(response.document), run.result.flat
+        document, flat = response.document, run.result.flat
+        nodes = (document, json_path(document, "data"), inner_json(json_path(document, "response", "body")))
+        usage = next((node["usage"] for node in nodes if isinstance(json_path(node, "usage"), dict)), None)
+        dollars, inputs = json_path(usage, "cost"), json_path(usage, "input_tokens_details")
+        if type(dollars) not in (int, float):  # else its token counts at OpenAI's list price
+            tokens = {"text": json_path(inputs, "text_tokens"), "image": json_path(inputs, "image_tokens"),
+                      "output": json_path(usage, "output_tokens")}
+            prices = [DOLLARS_PER_TOKEN[key] * each for key, each in tokens.items() if isinstance(each, int)]
+            dollars = round(sum(prices), 4) if len(prices) == len(tokens) else None
         dollars = dollars if flat is None else flat * len(response.images)
         if usage is not None:
             run.result.facts.update(usage=usage, cost_usd=dollars)
@@ -2886,19 +2903,6 @@ def tell_extras(request: Request, outcome: Outcome, response: Response, run: Run
         run.console.warn(f"the image was under an unknown name: {as_text(response.document)}")
     if response.error:
         run.console.warn(f"the server also says: {response.error.message or response.error.code}")
-
-def send_or_resume(request: Request, exchange: Exchange, run: Run) -> None:
-    """Make sure that the exchange's files hold a response: an earlier run's, or that of sending now."""
-    state = exchange_state(exchange)
-    harmless = request.idempotent or request.purpose != "create"  # sending it again makes nothing twice
-    if state == UNSENT or request.rules.repeatable or (state == LOST and harmless):
-        try:
-            send(request, exchange, run)
-        except Failure as failure:  # curl did not even start; what is made already can still be fetched
-            raise afterwards_failure(request, failure) from None
-    elif state == RUNNING:
-        run.console.note("the request is still running; waiting for it")
-        wait_for(lambda: exchange_state(exchange) != RUNNING, exchange, run)
 
 def wait_for_twin(twin: Folder, run: Run) -> Receipt | None:
     """Wait for the program that works on the same command: its receipt or Failure; None if it died."""
@@ -2937,13 +2941,10 @@ def rest(seconds: float, run: Run, status: str = "") -> None:
 
 def failure_of(request: Request, outcome: Outcome, response: Response) -> Failure | None:
     """What is wrong with a response, None if it is usable."""
-    failure = transport_failure(outcome, request)
-    if response.status >= 400 and not request.rules.is_file:
-        is_conclusive = response.error is not None
-    else:  # 0: curl was killed before it could report, but an image may have arrived
+    is_conclusive = response.error is not None  # all that matters has come, although its transfer failed
+    if response.status < 400 or request.rules.is_file:  # 0: curl was killed before it could report
         is_conclusive = response.status in (0, 200) and bool(response.images or response.meaning == "images")
-    if is_conclusive and outcome.status != 407:  # all that matters has come, although its transfer failed
-        failure = None
+    failure = None if is_conclusive and outcome.status != 407 else transport_failure(outcome, request)
     if failure is None and response.status and response.meaning in ("error", "nothing"):
         failure = answer_failure(request, response)
         if request.purpose == "input":  # its text may be another service's secret
@@ -3477,11 +3478,21 @@ def answer_failure(request: Request, response: Response) -> Failure:
     kind = refusal_kind(response, error)
     if kind == "redirect":
         error = error._replace(message=f"it points to {response.headers.get('location', 'nowhere')}")
-    billed, next_step, hint = "", "", better_hint(request, response, kind, error) or None
-    base = re.sub(API_PATH, "", request.url)
+    seconds, base = server_pause(response.headers, error.message) or 0, re.sub(API_PATH, "", request.url)
+    billed, next_step, hint = "", "", None  # what to do, where more is known than the kind
     if kind in ("web_page", "not_found") and base != request.url and not re.search(r"/v\d+$", base):
         billed, hint = "no", f"The base URL may be missing /v1. Try: --base-url {base}/v1"
-    elif kind == "moderation" and error.stage == "output":
+    elif "Transparent background is not supported" in error.message:
+        hint = "Leave --background out, or try --model gpt-image-2.5-flare."
+    elif kind == "web_page" and re.search(r"/v\d+/(images/\w+|models)$", request.url):
+        hint = "Check --base-url: it points at a website, not an API."
+    elif kind == "key" and not any(re.search(SECRET_HEADER, name) for name, _ in request.headers):
+        hint = "No key is set: set GPT_IMAGE2_API_KEY, or run: " + own_command("config --init")
+    elif KINDS[kind].retryable and seconds > 60:
+        hint = f"Wait {seconds:.0f} s, as the server asks, then run the same command again."
+    elif kind == "too_large" and request.form:
+        hint = f"{sum(part.bytes for part in request.form) / 1e6:.1f} MB were sent. {KINDS[kind].hint}"
+    if kind == "moderation" and error.stage == "output":
         billed = "maybe"  # what was refused is the finished image
     if request.rules.is_free or (kind == "task_failed" and request.free_failures):
         billed, next_step = "no", "again" if kind == "task_failed" else ""
@@ -3489,21 +3500,6 @@ def answer_failure(request: Request, response: Response) -> Failure:
     ids = (response.headers.get(name, "") for name in ("x-request-id", "x-runapi-task-id"))
     return Failure(kind, message, hint, billed, next_step=next_step, http_status=response.status,
                    code=error.code, request_id=" ".join(filter(None, ids)), server_text=error.message)
-
-def better_hint(request: Request, response: Response, kind: str, error: ServerError) -> str:
-    """What to do, where more is known than the kind of refusal; else an empty text."""
-    if "Transparent background is not supported" in error.message:
-        return "Leave --background out, or try --model gpt-image-2.5-flare."
-    if kind == "web_page" and re.search(r"/v\d+/(images/\w+|models)$", request.url):
-        return "Check --base-url: it points at a website, not an API."
-    if kind == "key" and not any(re.search(SECRET_HEADER, name) for name, _ in request.headers):
-        return "No key is set: set GPT_IMAGE2_API_KEY, or run: " + own_command("config --init")
-    seconds = server_pause(response.headers, error.message) or 0
-    if KINDS[kind].retryable and seconds > 60:
-        return f"Wait {seconds:.0f} s, as the server asks, then run the same command again."
-    if kind == "too_large" and request.form:
-        return f"{sum(part.bytes for part in request.form) / 1e6:.1f} MB were sent. {KINDS[kind].hint}"
-    return ""
 
 def refusal_kind(response: Response, error: ServerError) -> str:
     """The kind of failure that a response is: codes and words first, the HTTP status last."""
@@ -3538,18 +3534,6 @@ def nothing_usable(response: Response) -> str:
         content = f"{os.path.getsize(response.path)} bytes that are not text"
     fault = "no image in the reply" if events is None else "the stream ended without a finished image"
     return f"{fault}: {content}" if content.strip() else "an empty reply"
-
-def usage_cost(document: Any) -> tuple[dict[str, Any] | None, float | None]:
-    """(usage, US dollars): what the server says it cost, else its token counts at OpenAI's list price."""
-    nodes = (document, json_path(document, "data"), inner_json(json_path(document, "response", "body")))
-    usage = next((node["usage"] for node in nodes if isinstance(json_path(node, "usage"), dict)), None)
-    cost, inputs = json_path(usage, "cost"), json_path(usage, "input_tokens_details")
-    if type(cost) in (int, float):
-        return usage, float(cost)
-    tokens = {"text": json_path(inputs, "text_tokens"), "image": json_path(inputs, "image_tokens"),
-              "output": json_path(usage, "output_tokens")}
-    prices = [DOLLARS_PER_TOKEN[name] * count for name, count in tokens.items() if isinstance(count, int)]
-    return usage, round(sum(prices), 4) if len(prices) == len(tokens) else None
 
 # ---- Saving --------------------------------------------------------------------------------------
 def save_images(images: Sequence[Image | Failure], job: Job, folder: Folder, run: Run) -> None:
