@@ -3028,9 +3028,9 @@ def send(request: Request, exchange: Exchange, run: Run) -> None:
 
 def run_curl(request: Request, exchange: Exchange, run: Run) -> None:
     """Run curl on one request and wait for its end. When this program is stopped, a paid request goes on."""
-    run.console.detail(f"{request.method} {request.url}")
+    run.console.note(f"{request.method} {request.url}", detail=True)
     for line in curl_config(request, exchange).split("\n"):
-        run.console.detail("  " + re.sub(r'^(header = "[^:]+: ).*', r'\1***"', line))
+        run.console.note("  " + re.sub(r'^(header = "[^:]+: ).*', r'\1***"', line), detail=True)
     forget_exchange(exchange)
     answer, child = exchange.file("answer"), None
     try:
@@ -3170,8 +3170,7 @@ def parse_json(stream: BinaryIO, ranges: Sequence[tuple[int, int]], broken: bool
     text = json_skeleton(chain(*(file_blocks(stream, *each) for each in ranges)), mark, broken)
     if not broken:
         return load_json(text, revive)
-    # A string, or what stands for a long one that stays in the file.
-    string = rb'"[^"\\]*(?:\\.[^"\\]*)*"|\{"%s":\[\d+,\d+\]\}' % mark.encode()
+    string = rb'"[^"\\]*(?:\\.[^"\\]*)*"|\{"%s":\[\d+,\d+\]\}' % mark.encode()  # or a long one's place
     for closed in completed(text, string):
         with suppress(ValueError):
             return load_json(closed, revive)
@@ -3328,8 +3327,7 @@ def event_document(stream: BinaryIO) -> tuple[dict[str, Any], bool]:
 # Where relays put images, in the order of search; the first member that holds any wins.
 IMAGE_KEYS = ("b64_json", "url", "image_url", "data", "images", "result", "outputs", "output", "resultJson",
               "resultUrls", "choices", "message", "delta", "content", "text", "item", "response", "body")
-# A data: URL, or base64 that begins like a PNG, JPEG, WebP, GIF or SVG.
-DATA_URL = r"(?i:data:[\w./+-]*[;,])"
+DATA_URL = r"(?i:data:[\w./+-]*[;,])"  # or base64 that begins like a PNG, JPEG, WebP, GIF or SVG:
 IMAGE_START = DATA_URL + r"|(?:iVBORw0KGgo|/9j/|UklGR|R0lGOD|PHN2Zy|PD94bW)[A-Za-z0-9+/_=\s-]{20}"
 IMAGE_END = r"\.(?:png|jpe?g|webp|gif|svg)(?![\w/.-])(?:[?#][^\s<>()\"'\\]*)?"
 IMAGE_PATH = r"(?://[^\s/]+/)?[^\s<>\"\\:]*" + IMAGE_END  # of an address without a host
@@ -3727,15 +3725,12 @@ def warn_about_differences(job: Job, run: Run) -> None:
             warn(f"you asked for {parameters['size']}; {path} is {size}")
         if picture.format != wanted_format:
             warn(f"you asked for {wanted_format} but got {picture.format}: {path}")
-        has_shape = "size" in parameters or "aspect_ratio" in parameters
-        if job.images and not has_shape and not same_shape(job.images[0].seen, picture):
+        seen = picture if {"size", "aspect_ratio"} & set(parameters) or not job.images else job.images[0].seen
+        same = picture.height * seen.width  # 0 for unknown sizes, which count as the same shape
+        if not 0.95 * same <= picture.width * seen.height <= 1.05 * same:
             warn(f"{path} is {size}, a different shape from the input; set it with --size")
         if parameters.get("background") == "transparent" and not has_alpha(path, picture.format):
             warn(f"you asked for a transparent background; {path} has no alpha channel")
-
-def same_shape(one: Picture, other: Picture) -> bool:
-    """Whether two images have the same ratio, up to rounding; unknown sizes count as the same."""
-    return 0.95 * one.width * other.height <= one.height * other.width <= 1.05 * one.width * other.height
 
 def save_answer(answer: str, target: Target, secrets: Sequence[str]) -> str:
     """The path of a copy of a response, for people, where its image should be; any key in it is blanked."""
@@ -3758,9 +3753,8 @@ ERASE_LINE = "\r\0337\033[K\033[B\033[J\0338"
 
 class Console:
     """What a person sees: notes, warnings and progress. Every line goes through here, and shows no secret.
-    label: before each line of stderr. as_json, quiet, verbose: the options. warnings: all, for the JSON
-    result. progress_shown: the columns of a line that the next one replaces. lost_output: a line of stdout
-    reached nobody. usual: in seconds."""
+    label: before each line of stderr. warnings: all, for the JSON result. progress_shown: the columns of a
+    line that the next one replaces. lost_output: a line of stdout reached nobody. usual: in seconds."""
 
     def __init__(self, secrets: Secrets) -> None:
         self.secrets, self.label = secrets, ""
@@ -3796,14 +3790,9 @@ class Console:
         """One line on standard error."""
         self.say("stderr", indent + self.label + self.secrets.clean(text))
 
-    def note(self, text: str) -> None:
-        """What is good to know while it happens."""
-        if not self.quiet:
-            self.error_line(text)
-
-    def detail(self, text: str) -> None:
-        """Something only -v shows."""
-        if self.verbose:
+    def note(self, text: str, detail: bool = False) -> None:
+        """What is good to know while it happens. detail: only -v shows it."""
+        if self.verbose if detail else not self.quiet:
             self.error_line(text)
 
     def warn(self, text: str) -> None:
@@ -3900,9 +3889,8 @@ class Console:
 ERROR_FIELDS = ("kind", "message", "http_status", "code", "request_id", "billed", "retryable", "next", "hint")
 
 class Result:
-    """What a command has made, for its caller.
-    saved: the files. facts: fields of the JSON object, filled in on the way. dollars: the sum of all costs.
-    is_cut_off: a response broke off, or its transfer ended with a fault."""
+    """What a command has made. facts: fields of the JSON object, filled in on the way. dollars: the sum of
+    all costs. is_cut_off: a response broke off, or its transfer ended with a fault."""
 
     def __init__(self) -> None:
         self.saved: list[Saved] = []
@@ -3951,9 +3939,8 @@ function show() {  // what the address names: so it stays open over a reload, an
   at = links.findIndex(link => link.hash === location.hash);
   if (at < 0) return box.close();
   const [link, ...texts] = links[at].parentNode.cloneNode(true).children, [bar, figure, about] = box.children;
-  bar.firstChild.textContent = `${at + 1} of ${links.length}`;
-  figure.replaceChildren(...link.childNodes); about.replaceChildren(...texts);
-  if (!box.open) box.showModal();
+  bar.firstChild.textContent = `${at + 1} of ${links.length}`; figure.replaceChildren(...link.childNodes);
+  about.replaceChildren(...texts); if (!box.open) box.showModal();
 }
 function copy(button) {  // navigator.clipboard is missing in some browsers for a file
   getSelection().selectAllChildren(button.previousSibling);
@@ -4001,28 +3988,25 @@ def gallery_page(page: str, title: str, entries: Sequence[Mapping[str, Any]], mi
            f"; style-src 'sha256-{style}'; script-src 'sha256-{script}'\">\n<title>{as_html(title)}</title>\n"
            f"<style>{GALLERY_STYLE}</style>\n<script>{GALLERY_SCRIPT}</script>\n"
            f"<main><h1>{as_html(title)}</h1><p>{', '.join(filter(None, told))}</p><ul>\n")
-    for number, entry in enumerate(entries):
-        yield from gallery_cards(entry, number, os.path.dirname(os.path.abspath(page)))
+    for number, entry in enumerate(entries):  # a card for each picture of a request, and one for its fault
+        prompt, command, error = (as_html(entry.get(name)) for name in ("prompt", "command", "error"))
+        files, quality, seconds, made = map(entry.get, ("saved", "quality", "elapsed_s", "time"))
+        several = f" for {len(files)}" if files and files[1:] else ""
+        cost = entry.get("cost_usd") and in_dollars(entry) + several
+        copy = f'<code>{command}</code><button class="copy">Copy the command</button>' if command else ""
+        for file in (files or []) + [{}] * bool(error):
+            link = picture_link(file["path"], os.path.dirname(os.path.abspath(page))) if file else ""
+            name = f'<a href="{link}">{as_html(one_line(os.path.basename(file["path"])))}</a>' if file else ""
+            image = f'<img src="{link}" alt="{prompt or link}" loading="lazy" decoding="async">'
+            size = f"{file['width']} × {file['height']}" if file.get("width") else as_text(entry.get("size"))
+            facts = size, quality and f"{quality}\xa0quality", seconds and f"{as_text(seconds)}\xa0s", cost
+            yield (f'<li><a class="open" href="#/{link or number}/{as_html(made)}">'
+                   f'{image if file else f"<b>Failed</b> {error}"}</a><p class="prompt" dir="auto">{prompt}'
+                   f'</p><p class="facts">{as_html(", ".join(filter(None, facts)))}</p><p class="facts file">'
+                   f'{name} {local_time(made) if made else ""}</p>{copy}</li>\n')
     yield ('</ul></main><dialog aria-label="One picture"><nav><span></span><button class="ArrowLeft">Previous'
            '</button><button class="ArrowRight" autofocus>Next</button><button class="close">Close</button>'
            '</nav><figure class="close" aria-live="polite"></figure><section></section></dialog>\n')
-
-def gallery_cards(entry: Mapping[str, Any], number: int, folder: str) -> Iterator[str]:
-    """A card for each picture of a request, and one for its fault."""
-    prompt, command, error = (as_html(entry.get(name)) for name in ("prompt", "command", "error"))
-    files, quality, seconds, made = map(entry.get, ("saved", "quality", "elapsed_s", "time"))
-    cost = entry.get("cost_usd") and in_dollars(entry) + (f" for {len(files)}" if files and files[1:] else "")
-    copy = f'<code>{command}</code><button class="copy">Copy the command</button>' if command else ""
-    for file in (files or []) + [{}] * bool(error):
-        link = picture_link(file["path"], folder) if file else ""
-        name = f'<a href="{link}">{as_html(one_line(os.path.basename(file["path"])))}</a>' if file else ""
-        image = f'<img src="{link}" alt="{prompt or link}" loading="lazy" decoding="async">'
-        size = f"{file['width']} × {file['height']}" if file.get("width") else as_text(entry.get("size"))
-        facts = size, quality and f"{quality}\xa0quality", seconds and f"{as_text(seconds)}\xa0s", cost
-        yield (f'<li><a class="open" href="#/{link or number}/{as_html(made)}">'
-               f'{image if file else f"<b>Failed</b> {error}"}</a><p class="prompt" dir="auto">{prompt}</p>'
-               f'<p class="facts">{as_html(", ".join(filter(None, facts)))}</p><p class="facts file">'
-               f'{name} {local_time(made) if made else ""}</p>{copy}</li>\n')
 
 def picture_link(path: str, folder: str) -> str:
     """The address of a picture for a page in this folder: relative, unless it is on another drive."""
@@ -4103,7 +4087,7 @@ def ready_to_buy(orders: Sequence[Order], settings: Settings, console: Console) 
     """The key, after a test of all that must work before anything is sent; no job may contain a key."""
     for job, *_ in orders:
         check_folder(job.target, job.n, as_text(job.parameters.get("size")), write=True)
-    console.detail(check_curl(console.secrets.keys))
+    console.note(check_curl(console.secrets.keys), detail=True)
     key = find_key(settings, console)
     for job, *_ in orders:
         refuse_keys(job, console.secrets.keys)
