@@ -2740,12 +2740,11 @@ def run_provider(provider: Provider, folder: Folder, run: Run) -> list[Image | F
                     late = f"task {item.task} is still {item.status or 'running'} after --timeout"
                     raise Failure("timeout", late, "Run the same command again to keep waiting for it; you "
                                   "won't be charged twice.", collectable=True)
-                elif item.rules.repeatable:
-                    if item != previous:  # polling again needs no new files
-                        previous, repeats = item, repeats + 1
-                    response = send_with_retries(item, Exchange(folder.file(f"{run_name}-{repeats}")), run)
                 else:
-                    response = send_with_retries(item, Exchange(folder.file(str(next(paid_steps)))), run)
+                    if item.rules.repeatable and item != previous:  # polling again needs no new files
+                        previous, repeats = item, repeats + 1
+                    name = f"{run_name}-{repeats}" if item.rules.repeatable else next(paid_steps)
+                    response = send_with_retries(item, Exchange(folder.file(str(name))), run)
             except Failure as failure:
                 item = provider.throw(failure)
             else:
@@ -2755,12 +2754,20 @@ def run_provider(provider: Provider, folder: Folder, run: Run) -> list[Image | F
 
 def send_with_retries(request: Request, exchange: Exchange, run: Run) -> Response:
     """Send one request until there is a usable Response; everything else is a Failure."""
-    attempt = 0
+    attempts = count(1)
     while True:
-        attempt += 1
         if run.calm and request.purpose == "create":
             rest(run.calm[0] - time.monotonic(), run)
-        send_or_resume(request, exchange, run)
+        state = exchange_state(exchange)  # an earlier run may have sent it
+        harmless = request.idempotent or request.purpose != "create"  # sending it again makes nothing twice
+        if state == UNSENT or request.rules.repeatable or (state == LOST and harmless):
+            try:
+                send(request, exchange, run)
+            except Failure as fault:  # curl did not even start; what is made already can still be fetched
+                raise afterwards_failure(request, fault) from None
+        elif state == RUNNING:
+            run.console.note("the request is still running; waiting for it")
+            wait_for(lambda: exchange_state(exchange) != RUNNING, exchange, run)
         outcome = read_outcome(exchange)
         response = read_response(request, exchange, outcome)
         if not request.rules.is_file:
@@ -2773,11 +2780,10 @@ def send_with_retries(request: Request, exchange: Exchange, run: Run) -> Respons
         if failure is None:
             tell_extras(request, outcome, response, run)
             return response
-        delay = retry_pause(request, failure, response.headers, attempt)
-        if delay is None:
-            raise failure
-        if time.monotonic() + delay > run.deadline:
-            failure.message += f"; the next try would be in {delay:.0f} s, after --timeout has run out"
+        delay = retry_pause(request, failure, response.headers, next(attempts))
+        if delay is None or time.monotonic() + delay > run.deadline:
+            if delay is not None:
+                failure.message += f"; the next try would be in {delay:.0f} s, after --timeout has run out"
             raise failure
         run.console.note(f"{failure.message}; trying again in {delay:.1f} s")
         if run.calm and failure.kind == "rate_limit":
@@ -2795,27 +2801,27 @@ def tell_extras(request: Request, outcome: Outcome, response: Response, run: Run
     if request.rules.is_file:
         return
     if task_status(response.document) not in WAITING:  # or each poll of a task would be added
-        (usage, dollars), flat = usage_cost(response.document), run.result.flat
-        run.result.add_cost(usage, dollars if flat is None else flat * len(response.images))
+        document, flat = response.document, run.result.flat
+        nodes = (document, json_path(document, "data"), inner_json(json_path(document, "response", "body")))
+        usage = next((node["usage"] for node in nodes if isinstance(json_path(node, "usage"), dict)), None)
+        dollars, inputs = json_path(usage, "cost"), json_path(usage, "input_tokens_details")
+        if type(dollars) not in (int, float):  # else its token counts at OpenAI's list price
+            tokens = {"text": json_path(inputs, "text_tokens"), "image": json_path(inputs, "image_tokens"),
+                      "output": json_path(usage, "output_tokens")}
+            prices = [DOLLARS_PER_TOKEN[key] * each for key, each in tokens.items() if isinstance(each, int)]
+            dollars = round(sum(prices), 4) if len(prices) == len(tokens) else None
+        dollars = dollars if flat is None else flat * len(response.images)
+        if usage is not None:
+            run.result.facts.update(usage=usage, cost_usd=dollars)
+        if dollars is not None:  # RunAPI bills each of several tasks
+            run.result.dollars += dollars
+            run.result.facts["cost_usd"] = round(run.result.dollars, 4)
         if run.result.dollars:
             run.console.note(f"cost: about ${run.result.dollars:.3f}")
     if response.stray:
         run.console.warn(f"the image was under an unknown name: {as_text(response.document)}")
     if response.error:
         run.console.warn(f"the server also says: {response.error.message or response.error.code}")
-
-def send_or_resume(request: Request, exchange: Exchange, run: Run) -> None:
-    """Make sure that the exchange's files hold a response: an earlier run's, or that of sending now."""
-    state = exchange_state(exchange)
-    harmless = request.idempotent or request.purpose != "create"  # sending it again makes nothing twice
-    if state == UNSENT or request.rules.repeatable or (state == LOST and harmless):
-        try:
-            send(request, exchange, run)
-        except Failure as failure:  # curl did not even start; what is made already can still be fetched
-            raise afterwards_failure(request, failure) from None
-    elif state == RUNNING:
-        run.console.note("the request is still running; waiting for it")
-        wait_for(lambda: exchange_state(exchange) != RUNNING, exchange, run)
 
 def wait_for_twin(twin: Folder, run: Run) -> Receipt | None:
     """Wait for the program that works on the same command: its receipt or Failure; None if it died."""
@@ -2854,13 +2860,10 @@ def rest(seconds: float, run: Run, status: str = "") -> None:
 
 def failure_of(request: Request, outcome: Outcome, response: Response) -> Failure | None:
     """What is wrong with a response, None if it is usable."""
-    failure = transport_failure(outcome, request)
-    if response.status >= 400 and not request.rules.is_file:
-        is_conclusive = response.error is not None
-    else:  # 0: curl was killed before it could report, but an image may have arrived
+    is_conclusive = response.error is not None  # all that matters has come, although its transfer failed
+    if response.status < 400 or request.rules.is_file:  # 0: curl was killed before it could report
         is_conclusive = response.status in (0, 200) and bool(response.images or response.meaning == "images")
-    if is_conclusive and outcome.status != 407:  # all that matters has come, although its transfer failed
-        failure = None
+    failure = None if is_conclusive and outcome.status != 407 else transport_failure(outcome, request)
     if failure is None and response.status and response.meaning in ("error", "nothing"):
         failure = answer_failure(request, response)
         if request.purpose == "input":  # its text may be another service's secret
@@ -2944,9 +2947,9 @@ def send(request: Request, exchange: Exchange, run: Run) -> None:
 
 def run_curl(request: Request, exchange: Exchange, run: Run) -> None:
     """Run curl on one request and wait for its end. When this program is stopped, a paid request goes on."""
-    run.console.detail(f"{request.method} {request.url}")
+    run.console.note(f"{request.method} {request.url}", detail=True)
     for line in curl_config(request, exchange).split("\n"):
-        run.console.detail("  " + re.sub(r'^(header = "[^:]+: ).*', r'\1***"', line))
+        run.console.note("  " + re.sub(r'^(header = "[^:]+: ).*', r'\1***"', line), detail=True)
     forget_exchange(exchange)
     answer, child = exchange.file("answer"), None
     try:
@@ -3006,19 +3009,25 @@ def with_meaning(request: Request, response: Response) -> Response:
     images, stray = images_in(document)
     beside = {name: json_path(document, name) for name in ("b64_json", "data", "images", "outputs")}
     task = task_id(document) or (response.status == 202 and response.headers.get("location"))
-    is_read = document is not None or request.file or request.purpose == "poll"
     meanings = {  # the first that holds counts; where images stand beside an error, it is only a warning
         "error": not is_good or (response.error and not find_images(beside)), "images": images,
         "pending": task and (response.status == 202 or task_status(document) in WAITING or request.tasks),
         "linked": task_field(document, ("response_url",)),
-        "accepted": request.purpose != "create" and is_read}  # this step needs no image
+        "accepted": request.purpose == "poll" or request.file or (  # this step needs no image
+            request.purpose != "create" and document is not None)}
     meaning = next((name for name, holds in meanings.items() if holds), "nothing")
     return response._replace(images=tuple(images), stray=stray, meaning=meaning)
 
 def unpack_file(path: str, limit: int) -> None:
     """Unpack a compressed body, whatever its headers say; one that unpacks to far too much stays as it is."""
+    import io
     with open(path, "rb") as packed:
-        bits, size = packing(packed.read(LONG_STRING)), os.fstat(packed.fileno()).st_size
+        start, size = packed.read(LONG_STRING), os.fstat(packed.fileno()).st_size
+        for bits in (0, 31, 15, -15, 0):  # zlib's wbits, until its beginning makes sense; 0: as it is
+            with suppress(zlib.error):
+                head = zlib.decompressobj(bits).decompress(start, HEAD) if bits else start
+                if (head and bits == 31) or READABLE.match(head) or inspect_picture(io.BytesIO(head)):
+                    break
         if not bits:
             return
         room = min(limit, MAX_UNPACKED * size + BLOCK)
@@ -3030,16 +3039,6 @@ def unpack_file(path: str, limit: int) -> None:
         discard(path + ".plain")
     else:
         os.replace(path + ".plain", path)
-
-def packing(start: bytes) -> int:
-    """How a file that begins like this is compressed: zlib's wbits (31, 15 or -15), or 0 if it is not."""
-    import io
-    for bits in (0, 31, 15, -15):
-        with suppress(zlib.error):
-            head = zlib.decompressobj(bits).decompress(start, HEAD) if bits else start
-            if (head and bits == 31) or READABLE.match(head) or inspect_picture(io.BytesIO(head)):
-                return bits
-    return 0
 
 def read_document(path: str) -> tuple[Any, str, bool]:
     """(JSON with long strings as Spans, "", whether it broke off), or (None, the first characters, False)."""
@@ -3068,7 +3067,8 @@ def read_document(path: str) -> tuple[Any, str, bool]:
 
 def parse_json(stream: BinaryIO, ranges: Sequence[tuple[int, int]], broken: bool = False) -> Any:
     """The JSON in ranges of a file, long strings as Spans; ValueError or RecursionError if it is not JSON.
-    broken: it may break off or be malformed; only whole images are left of its last string."""
+    broken: it may break off or be malformed; only whole images, in files of their own, are left of its
+    last string, base64 or Markdown."""
     mark = os.urandom(8).hex()  # no server can write a Span into its answer
 
     def revive(item: dict[str, Any]) -> Any:
@@ -3076,7 +3076,12 @@ def parse_json(stream: BinaryIO, ranges: Sequence[tuple[int, int]], broken: bool
             return item
         begin, end = item[mark]
         if broken and end == ranges[-1][1]:
-            return whole_images(stream, begin, end)
+            starts = list(occurrences(stream, b"data:image", begin, end))[:MAX_MEMBERS] or [begin]
+            images = [Image(path=f"{stream.name}.picture-{start}") for start in starts]
+            for start, image in zip(starts, images):
+                with private_file(image.path) as sink, suppress(Failure):  # it may end inside a group of four
+                    copy_image(Image(base64=Span(stream.name, start, end)), sink)
+            return [image for image in images if picture_in(image.path)[1]]
         stream.seek(begin)
         span = Span(stream.name, begin, end, stream.read(min(HEAD, end - begin)).decode("latin-1"))
         links = () if span.is_image() else occurrences(stream, b"data:image", begin, end)
@@ -3084,8 +3089,7 @@ def parse_json(stream: BinaryIO, ranges: Sequence[tuple[int, int]], broken: bool
     text = json_skeleton(chain(*(file_blocks(stream, *each) for each in ranges)), mark, broken)
     if not broken:
         return load_json(text, revive)
-    # A string, or what stands for a long one that stays in the file.
-    string = rb'"[^"\\]*(?:\\.[^"\\]*)*"|\{"%s":\[\d+,\d+\]\}' % mark.encode()
+    string = rb'"[^"\\]*(?:\\.[^"\\]*)*"|\{"%s":\[\d+,\d+\]\}' % mark.encode()  # or a long one's place
     for closed in completed(text, string):
         with suppress(ValueError):
             return load_json(closed, revive)
@@ -3121,15 +3125,6 @@ def tidy(value: Any, depth: int = MAX_DEPTH) -> Any:
     if isinstance(value, list):
         return [tidy(item, depth - 1) for item in value] if depth else None
     return value.encode("utf-8", "replace").decode("utf-8") if isinstance(value, str) else value
-
-def whole_images(stream: BinaryIO, begin: int, end: int) -> list[Image]:
-    """The complete images in a text that breaks off, base64 or Markdown, each in a file of its own."""
-    starts = list(occurrences(stream, b"data:image", begin, end))[:MAX_MEMBERS] or [begin]
-    images = [Image(path=f"{stream.name}.picture-{start}") for start in starts]
-    for start, image in zip(starts, images):
-        with private_file(image.path) as sink, suppress(Failure):  # the text may end inside a group of four
-            copy_image(Image(base64=Span(stream.name, start, end)), sink)
-    return [image for image in images if picture_in(image.path)[1]]
 
 def file_blocks(stream: BinaryIO, begin: int, end: int) -> Iterator[tuple[int, bytes]]:
     """(offset, bytes) of a range, a block at a time; others may move the file's position in between."""
@@ -3251,8 +3246,7 @@ def event_document(stream: BinaryIO) -> tuple[dict[str, Any], bool]:
 # Where relays put images, in the order of search; the first member that holds any wins.
 IMAGE_KEYS = ("b64_json", "url", "image_url", "data", "images", "result", "outputs", "output", "resultJson",
               "resultUrls", "choices", "message", "delta", "content", "text", "item", "response", "body")
-# A data: URL, or base64 that begins like a PNG, JPEG, WebP, GIF or SVG.
-DATA_URL = r"(?i:data:[\w./+-]*[;,])"
+DATA_URL = r"(?i:data:[\w./+-]*[;,])"  # or base64 that begins like a PNG, JPEG, WebP, GIF or SVG:
 IMAGE_START = DATA_URL + r"|(?:iVBORw0KGgo|/9j/|UklGR|R0lGOD|PHN2Zy|PD94bW)[A-Za-z0-9+/_=\s-]{20}"
 IMAGE_END = r"\.(?:png|jpe?g|webp|gif|svg)(?![\w/.-])(?:[?#][^\s<>()\"'\\]*)?"
 IMAGE_PATH = r"(?://[^\s/]+/)?[^\s<>\"\\:]*" + IMAGE_END  # of an address without a host
@@ -3282,8 +3276,12 @@ def find_images(node: Any, depth: int = 12, name: str = "", stray: bool = False)
         return [image for item in node for image in find_images(item, depth - 1, name, stray)]
     if isinstance(node, Image):
         return [node]
-    if stray and isinstance(node, (str, Span)):
-        return stray_images(node)
+    if stray and isinstance(node, (str, Span)):  # whatever begins like an image; a link needs its suffix
+        words = (node.head if isinstance(node, Span) else node.strip()).replace("\\/", "/")
+        if re.match(IMAGE_START, words):
+            return [Image(base64=node)]
+        links = re.findall(r"(?i)https?://[^\s/<>()\"'\\]+/[^\s<>()\"'\\:]*" + IMAGE_END, words)
+        return images_in_words(node) or [Image(url=link) for link in dict.fromkeys(links)]
     if isinstance(node, Span):
         return [Image(base64=node)] if node.is_image() else []
     if isinstance(node, str):
@@ -3318,14 +3316,6 @@ def images_in_words(text: str | Span) -> list[Image]:
         last = match.end()
     return [image for _, image in sorted(images.items())]
 
-def stray_images(text: str | Span) -> list[Image]:
-    """Whatever begins like an image; a link needs an image's suffix."""
-    words = (text.head if isinstance(text, Span) else text.strip()).replace("\\/", "/")
-    if re.match(IMAGE_START, words):
-        return [Image(base64=text)]
-    links = dict.fromkeys(re.findall(r"(?i)https?://[^\s/<>()\"'\\]+/[^\s<>()\"'\\:]*" + IMAGE_END, words))
-    return images_in_words(text) or [Image(url=link) for link in links]
-
 def inner_json(value: Any) -> Any:
     """The JSON inside a string, None when it is not JSON; any other value as it is."""
     with suppress(ValueError, RecursionError):
@@ -3357,8 +3347,15 @@ def server_error(document: Any) -> ServerError | None:
     if isinstance(error, dict) and any(error.values()):  # some relays always have the member
         message = as_text(error.get("message") or error.get("msg") or error)
         stage = as_text(json_path(error, "moderation_details", "moderation_stage"))
-        own_code, type_ = as_text(error.get("code")), as_text(error.get("type"))
-        return ServerError(message + flagged(error, stage), own_code or code, type_, stage)
+        inner = json_path(error, "innererror") or json_path(error, "inner_error")  # of Azure
+        terms = (json_path(error, "moderation_details", "categories") or json_path(
+            inner, "content_filter_result") or json_path(inner, "content_filter_results"))
+        if isinstance(terms, dict):
+            terms = [key for key, one in terms.items() if one is True or json_path(one, "filtered") is True]
+        names = ", ".join(map(as_text, terms)) if isinstance(terms, list) else as_text(terms)
+        words = [f"{name}: {text}" for name, text in (("stage", stage), ("categories", names)) if text]
+        message += f" ({'; '.join(words)})" if words else ""
+        return ServerError(message, as_text(error.get("code")) or code, as_text(error.get("type")), stage)
     text = "" if isinstance(error, dict) else as_text(error)
     text += f": {as_text(details)}" if isinstance(details, dict) else ""
     # Kie, one-api and others: `{"code": 422, "msg": "..."}`, or a task whose status says that it failed.
@@ -3370,17 +3367,6 @@ def error_code(document: Any) -> str:
     """The code beside an error's message; one that says that all is well does not count."""
     code = task_field(document, ("code", "error_code", "errorCode", "failCode"))
     return "" if re.fullmatch(r"(?i)0|2\d\d|ok|success", code) else code
-
-def flagged(error: Mapping[str, Any], stage: str) -> str:
-    """What OpenAI, or Azure inside, says about moderation: the stage and the categories."""
-    inner = json_path(error, "innererror") or json_path(error, "inner_error")
-    terms = (json_path(error, "moderation_details", "categories") or json_path(inner, "content_filter_result")
-             or json_path(inner, "content_filter_results"))
-    if isinstance(terms, dict):
-        terms = [name for name, item in terms.items() if item is True or json_path(item, "filtered") is True]
-    names = ", ".join(map(as_text, terms)) if isinstance(terms, list) else as_text(terms)
-    words = [f"{name}: {text}" for name, text in (("stage", stage), ("categories", names)) if text]
-    return f" ({'; '.join(words)})" if words else ""
 
 MODERATION_CODES = ("moderation_blocked", "content_policy_violation", "contentfilter", "content_filter")
 MODERATION_WORDS = ("safety system", "safety_violations", "moderation", "content policy")
@@ -3409,11 +3395,21 @@ def answer_failure(request: Request, response: Response) -> Failure:
     kind = refusal_kind(response, error)
     if kind == "redirect":
         error = error._replace(message=f"it points to {response.headers.get('location', 'nowhere')}")
-    billed, next_step, hint = "", "", better_hint(request, response, kind, error) or None
-    base = re.sub(API_PATH, "", request.url)
+    seconds, base = server_pause(response.headers, error.message) or 0, re.sub(API_PATH, "", request.url)
+    billed, next_step, hint = "", "", None  # what to do, where more is known than the kind
     if kind in ("web_page", "not_found") and base != request.url and not re.search(r"/v\d+$", base):
         billed, hint = "no", f"The base URL may be missing /v1. Try: --base-url {base}/v1"
-    elif kind == "moderation" and error.stage == "output":
+    elif "Transparent background is not supported" in error.message:
+        hint = "Leave --background out, or try --model gpt-image-2.5-flare."
+    elif kind == "web_page" and re.search(r"/v\d+/(images/\w+|models)$", request.url):
+        hint = "Check --base-url: it points at a website, not an API."
+    elif kind == "key" and not any(re.search(SECRET_HEADER, name) for name, _ in request.headers):
+        hint = "No key is set: set GPT_IMAGE2_API_KEY, or run: " + own_command("config --init")
+    elif KINDS[kind].retryable and seconds > 60:
+        hint = f"Wait {seconds:.0f} s, as the server asks, then run the same command again."
+    elif kind == "too_large" and request.form:
+        hint = f"{sum(part.bytes for part in request.form) / 1e6:.1f} MB were sent. {KINDS[kind].hint}"
+    if kind == "moderation" and error.stage == "output":
         billed = "maybe"  # what was refused is the finished image
     if request.rules.is_free or (kind == "task_failed" and request.free_failures):
         billed, next_step = "no", "again" if kind == "task_failed" else ""
@@ -3421,21 +3417,6 @@ def answer_failure(request: Request, response: Response) -> Failure:
     ids = (response.headers.get(name, "") for name in ("x-request-id", "x-runapi-task-id"))
     return Failure(kind, message, hint, billed, next_step=next_step, http_status=response.status,
                    code=error.code, request_id=" ".join(filter(None, ids)), server_text=error.message)
-
-def better_hint(request: Request, response: Response, kind: str, error: ServerError) -> str:
-    """What to do, where more is known than the kind of refusal; else an empty text."""
-    if "Transparent background is not supported" in error.message:
-        return "Leave --background out, or try --model gpt-image-2.5-flare."
-    if kind == "web_page" and re.search(r"/v\d+/(images/\w+|models)$", request.url):
-        return "Check --base-url: it points at a website, not an API."
-    if kind == "key" and not any(re.search(SECRET_HEADER, name) for name, _ in request.headers):
-        return "No key is set: set GPT_IMAGE2_API_KEY, or run: " + own_command("config --init")
-    seconds = server_pause(response.headers, error.message) or 0
-    if KINDS[kind].retryable and seconds > 60:
-        return f"Wait {seconds:.0f} s, as the server asks, then run the same command again."
-    if kind == "too_large" and request.form:
-        return f"{sum(part.bytes for part in request.form) / 1e6:.1f} MB were sent. {KINDS[kind].hint}"
-    return ""
 
 def refusal_kind(response: Response, error: ServerError) -> str:
     """The kind of failure that a response is: codes and words first, the HTTP status last."""
@@ -3470,18 +3451,6 @@ def nothing_usable(response: Response) -> str:
         content = f"{os.path.getsize(response.path)} bytes that are not text"
     fault = "no image in the reply" if events is None else "the stream ended without a finished image"
     return f"{fault}: {content}" if content.strip() else "an empty reply"
-
-def usage_cost(document: Any) -> tuple[dict[str, Any] | None, float | None]:
-    """(usage, US dollars): what the server says it cost, else its token counts at OpenAI's list price."""
-    nodes = (document, json_path(document, "data"), inner_json(json_path(document, "response", "body")))
-    usage = next((node["usage"] for node in nodes if isinstance(json_path(node, "usage"), dict)), None)
-    cost, inputs = json_path(usage, "cost"), json_path(usage, "input_tokens_details")
-    if type(cost) in (int, float):
-        return usage, float(cost)
-    tokens = {"text": json_path(inputs, "text_tokens"), "image": json_path(inputs, "image_tokens"),
-              "output": json_path(usage, "output_tokens")}
-    prices = [DOLLARS_PER_TOKEN[name] * count for name, count in tokens.items() if isinstance(count, int)]
-    return usage, round(sum(prices), 4) if len(prices) == len(tokens) else None
 
 # ---- Saving --------------------------------------------------------------------------------------
 def save_images(images: Sequence[Image | Failure], job: Job, folder: Folder, run: Run) -> None:
@@ -3624,11 +3593,11 @@ def give_name(part: str, path: str, overwrite: bool) -> bool:
 
 def copy_image(image: Image, sink: BinaryIO) -> None:
     """Write the image's bytes, a block at a time."""
-    if image.path:
-        sink.writelines(blocks_of(Span(image.path, 0, os.path.getsize(image.path))))
-        return
     try:
-        decode_base64(blocks_of(image.base64), sink)
+        if image.path:
+            sink.writelines(blocks_of(Span(image.path, 0, os.path.getsize(image.path))))
+        else:
+            decode_base64(blocks_of(image.base64), sink)
     except ValueError:
         raise Failure("broken_image", "the image's base64 is broken") from None
 
@@ -3643,7 +3612,6 @@ def blocks_of(source: str | Span) -> Iterator[bytes]:
 # JSON's escapes that base64 may have: PHP writes `\/`, some servers write `\n` every 76 characters.
 ESCAPES = ((rb"\\/|\\u002[fF]", b"/"), (rb"\\u002[bB]", b"+"), (rb"\\u003[dD]", b"="), (rb"\\[nrt]", b""))
 BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="
-URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 def decode_base64(blocks: Iterator[bytes], sink: BinaryIO) -> None:
     """Base64 with or without a data: prefix, white space and padding. ValueError for any other character."""
@@ -3656,7 +3624,7 @@ def decode_base64(blocks: Iterator[bytes], sink: BinaryIO) -> None:
         text, cut_off, is_first = (text[:at], text[at:], False) if at >= 0 else (text, b"", False)
         for escape, plain in ESCAPES if b"\\" in text else ():
             text = re.sub(escape, plain, text)
-        text = rest + text.translate(URL_SAFE, b" \t\r\n")
+        text = rest + text.translate(bytes.maketrans(b"-_", b"+/"), b" \t\r\n")
         if text.translate(None, BASE64):
             rest = re.split(rb"\\?[)>\"']", text, maxsplit=1)[0]  # the end of a link in words
             if rest.translate(None, BASE64):
@@ -3677,15 +3645,12 @@ def warn_about_differences(job: Job, run: Run) -> None:
             warn(f"you asked for {parameters['size']}; {path} is {size}")
         if picture.format != wanted_format:
             warn(f"you asked for {wanted_format} but got {picture.format}: {path}")
-        has_shape = "size" in parameters or "aspect_ratio" in parameters
-        if job.images and not has_shape and not same_shape(job.images[0].seen, picture):
+        seen = picture if {"size", "aspect_ratio"} & set(parameters) or not job.images else job.images[0].seen
+        same = picture.height * seen.width  # 0 for unknown sizes, which count as the same shape
+        if not 0.95 * same <= picture.width * seen.height <= 1.05 * same:
             warn(f"{path} is {size}, a different shape from the input; set it with --size")
         if parameters.get("background") == "transparent" and not has_alpha(path, picture.format):
             warn(f"you asked for a transparent background; {path} has no alpha channel")
-
-def same_shape(one: Picture, other: Picture) -> bool:
-    """Whether two images have the same ratio, up to rounding; unknown sizes count as the same."""
-    return 0.95 * one.width * other.height <= one.height * other.width <= 1.05 * one.width * other.height
 
 def save_answer(answer: str, target: Target, secrets: Sequence[str]) -> str:
     """The path of a copy of a response, for people, where its image should be; any key in it is blanked."""
@@ -3706,17 +3671,10 @@ MONEY = {"no": "Nothing was billed.", "maybe": "You may be charged for this imag
 # From the line's start, with what wraps by now; in two steps, as tmux keeps a screen that is erased at once.
 ERASE_LINE = "\r\0337\033[K\033[B\033[J\0338"
 
-def cut_to(columns: int, text: str) -> str:
-    """The beginning of a text that fits; a character that only some terminals show wide counts as wide."""
-    from unicodedata import east_asian_width
-    ends = accumulate(2 if east_asian_width(each) in "WFA" else 1 for each in text)
-    return text[:sum(end <= columns for end in ends)]
-
 class Console:
     """What a person sees: notes, warnings and progress. Every line goes through here, and shows no secret.
-    label: before each line of stderr. as_json, quiet, verbose: the options. warnings: all, for the JSON
-    result. progress_shown: the columns of a line that the next one replaces. lost_output: a line of stdout
-    reached nobody. usual: in seconds."""
+    label: before each line of stderr. warnings: all, for the JSON result. progress_shown: the columns of a
+    line that the next one replaces. lost_output: a line of stdout reached nobody. usual: in seconds."""
 
     def __init__(self, secrets: Secrets) -> None:
         self.secrets, self.label = secrets, ""
@@ -3752,14 +3710,9 @@ class Console:
         """One line on standard error."""
         self.say("stderr", indent + self.label + self.secrets.clean(text))
 
-    def note(self, text: str) -> None:
-        """What is good to know while it happens."""
-        if not self.quiet:
-            self.error_line(text)
-
-    def detail(self, text: str) -> None:
-        """Something only -v shows."""
-        if self.verbose:
+    def note(self, text: str, detail: bool = False) -> None:
+        """What is good to know while it happens. detail: only -v shows it."""
+        if self.verbose if detail else not self.quiet:
             self.error_line(text)
 
     def warn(self, text: str) -> None:
@@ -3815,7 +3768,10 @@ class Console:
             full = min(blocks - 1, int(share * blocks))  # it never claims to be done
             text = f"[{'#' * full}{'-' * (blocks - full)}] {text}"
         if is_shown:
-            self.say("stderr", f"\r{cut_to(columns - 1, self.secrets.clean(text))}\r", end="")
+            from unicodedata import east_asian_width
+            text = self.secrets.clean(text)  # a character that only some terminals show wide counts as wide
+            ends = accumulate(2 if east_asian_width(each) in "WFA" else 1 for each in text)
+            self.say("stderr", f"\r{text[:sum(end < columns for end in ends)]}\r", end="")
             self.progress_shown = columns - 1
 
     def tell(self, **facts: Any) -> None:
@@ -3853,23 +3809,14 @@ class Console:
 ERROR_FIELDS = ("kind", "message", "http_status", "code", "request_id", "billed", "retryable", "next", "hint")
 
 class Result:
-    """What a command has made, for its caller.
-    saved: the files. facts: fields of the JSON object, filled in on the way. dollars: the sum of all costs.
-    is_cut_off: a response broke off, or its transfer ended with a fault."""
+    """What a command has made. facts: fields of the JSON object, filled in on the way. dollars: the sum of
+    all costs. is_cut_off: a response broke off, or its transfer ended with a fault."""
 
     def __init__(self) -> None:
         self.saved: list[Saved] = []
         self.facts: dict[str, Any] = dict.fromkeys(
             ("source", "requested", "http_status", "elapsed_s", "model", "usage", "cost_usd", "request_id"))
         self.dollars, self.is_cut_off, self.flat = 0.0, False, None
-
-    def add_cost(self, usage: dict[str, Any] | None, dollars: float | None) -> None:
-        """What a response says about tokens and money, if it does; RunAPI bills each of several tasks."""
-        if usage is not None:
-            self.facts.update(usage=usage, cost_usd=dollars)
-        if dollars is not None:
-            self.dollars += dollars
-            self.facts["cost_usd"] = round(self.dollars, 4)
 
     def record(self, console: Console, failure: Failure | None = None) -> dict[str, Any]:
         """The JSON object; schema rises when a field changes its meaning."""
@@ -3912,9 +3859,8 @@ function show() {  // what the address names: so it stays open over a reload, an
   at = links.findIndex(link => link.hash === location.hash);
   if (at < 0) return box.close();
   const [link, ...texts] = links[at].parentNode.cloneNode(true).children, [bar, figure, about] = box.children;
-  bar.firstChild.textContent = `${at + 1} of ${links.length}`;
-  figure.replaceChildren(...link.childNodes); about.replaceChildren(...texts);
-  if (!box.open) box.showModal();
+  bar.firstChild.textContent = `${at + 1} of ${links.length}`; figure.replaceChildren(...link.childNodes);
+  about.replaceChildren(...texts); if (!box.open) box.showModal();
 }
 function copy(button) {  // navigator.clipboard is missing in some browsers for a file
   getSelection().selectAllChildren(button.previousSibling);
@@ -3935,9 +3881,6 @@ addEventListener("DOMContentLoaded", () => {
     history.replaceState(document.activeElement.href, ""); location.reload();
   }, 5000);
 });"""
-GALLERY_END = """</ul></main><dialog aria-label="One picture"><nav><span></span><button class="ArrowLeft">
-Previous</button><button class="ArrowRight" autofocus>Next</button><button class="close">Close</button></nav>
-<figure class="close" aria-live="polite"></figure><section></section></dialog>\n"""
 
 def write_gallery(page: str, title: str, entries: Sequence[Mapping[str, Any]], unfinished: int = 0) -> None:
     """Write the page, whole, in one step. OSError where it cannot be."""
@@ -3960,32 +3903,30 @@ def gallery_page(page: str, title: str, entries: Sequence[Mapping[str, Any]], mi
     told = (f"{images} picture{'s' * (images != 1)}", in_dollars({"cost_usd": sum(costs)}) if costs else "",
             f"{failed} failed" if failed else "", f"{missing} to come" if missing else "")
     yield (f'<!DOCTYPE html>\n<html lang="en" data-unfinished="{missing or ""}"><meta charset="utf-8">\n'
-           f"<meta {GENERATOR}>\n"
+           f'<meta {GENERATOR}>\n<meta name="viewport" content="width=device-width">\n'
            '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src \'self\' file:'
            f"; style-src 'sha256-{style}'; script-src 'sha256-{script}'\">\n<title>{as_html(title)}</title>\n"
-           '<meta name="viewport" content="width=device-width">'
            f"<style>{GALLERY_STYLE}</style>\n<script>{GALLERY_SCRIPT}</script>\n"
            f"<main><h1>{as_html(title)}</h1><p>{', '.join(filter(None, told))}</p><ul>\n")
-    for number, entry in enumerate(entries):
-        yield from gallery_cards(entry, number, os.path.dirname(os.path.abspath(page)))
-    yield GALLERY_END
-
-def gallery_cards(entry: Mapping[str, Any], number: int, folder: str) -> Iterator[str]:
-    """A card for each picture of a request, and one for its fault."""
-    prompt, command, error = (as_html(entry.get(name)) for name in ("prompt", "command", "error"))
-    files, quality, seconds, made = map(entry.get, ("saved", "quality", "elapsed_s", "time"))
-    cost = entry.get("cost_usd") and in_dollars(entry) + (f" for {len(files)}" if files and files[1:] else "")
-    copy = f'<code>{command}</code><button class="copy">Copy the command</button>' if command else ""
-    for file in (files or []) + [{}] * bool(error):
-        link = picture_link(file["path"], folder) if file else ""
-        name = f'<a href="{link}">{as_html(one_line(os.path.basename(file["path"])))}</a>' if file else ""
-        image = f'<img src="{link}" alt="{prompt or link}" loading="lazy" decoding="async">'
-        size = f"{file['width']} × {file['height']}" if file.get("width") else as_text(entry.get("size"))
-        facts = size, quality and f"{quality}\xa0quality", seconds and f"{as_text(seconds)}\xa0s", cost
-        yield (f'<li><a class="open" href="#/{link or number}/{as_html(made)}">'
-               f'{image if file else f"<b>Failed</b> {error}"}</a><p class="prompt" dir="auto">{prompt}</p>'
-               f'<p class="facts">{as_html(", ".join(filter(None, facts)))}</p><p class="facts file">'
-               f'{name} {local_time(made) if made else ""}</p>{copy}</li>\n')
+    for number, entry in enumerate(entries):  # a card for each picture of a request, and one for its fault
+        prompt, command, error = (as_html(entry.get(name)) for name in ("prompt", "command", "error"))
+        files, quality, seconds, made = map(entry.get, ("saved", "quality", "elapsed_s", "time"))
+        several = f" for {len(files)}" if files and files[1:] else ""
+        cost = entry.get("cost_usd") and in_dollars(entry) + several
+        copy = f'<code>{command}</code><button class="copy">Copy the command</button>' if command else ""
+        for file in (files or []) + [{}] * bool(error):
+            link = picture_link(file["path"], os.path.dirname(os.path.abspath(page))) if file else ""
+            name = f'<a href="{link}">{as_html(one_line(os.path.basename(file["path"])))}</a>' if file else ""
+            image = f'<img src="{link}" alt="{prompt or link}" loading="lazy" decoding="async">'
+            size = f"{file['width']} × {file['height']}" if file.get("width") else as_text(entry.get("size"))
+            facts = size, quality and f"{quality}\xa0quality", seconds and f"{as_text(seconds)}\xa0s", cost
+            yield (f'<li><a class="open" href="#/{link or number}/{as_html(made)}">'
+                   f'{image if file else f"<b>Failed</b> {error}"}</a><p class="prompt" dir="auto">{prompt}'
+                   f'</p><p class="facts">{as_html(", ".join(filter(None, facts)))}</p><p class="facts file">'
+                   f'{name} {local_time(made) if made else ""}</p>{copy}</li>\n')
+    yield ('</ul></main><dialog aria-label="One picture"><nav><span></span><button class="ArrowLeft">Previous'
+           '</button><button class="ArrowRight" autofocus>Next</button><button class="close">Close</button>'
+           '</nav><figure class="close" aria-live="polite"></figure><section></section></dialog>\n')
 
 def picture_link(path: str, folder: str) -> str:
     """The address of a picture for a page in this folder: relative, unless it is on another drive."""
@@ -4066,7 +4007,7 @@ def ready_to_buy(orders: Sequence[Order], settings: Settings, console: Console) 
     """The key, after a test of all that must work before anything is sent; no job may contain a key."""
     for job, *_ in orders:
         check_folder(job.target, job.n, as_text(job.parameters.get("size")), write=True)
-    console.detail(check_curl(console.secrets.keys))
+    console.note(check_curl(console.secrets.keys), detail=True)
     key = find_key(settings, console)
     for job, *_ in orders:
         refuse_keys(job, console.secrets.keys)

@@ -238,7 +238,7 @@ class MutatedAnswersTest(ProgramCase):
         try:
             if response.meaning in ("error", "nothing"):
                 raise program.answer_failure(CREATE, response)
-            run.result.add_cost(*program.usage_cost(response.document))
+            program.tell_extras(CREATE, program.Outcome(0, status, 0, True, ""), response, run)
             images = self.follow(program.collect_images(CREATE, response, self.settings, 1, []), response)
             if images is None:
                 return "task"

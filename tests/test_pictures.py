@@ -1,6 +1,7 @@
 """Pictures by their bytes alone: the size rules, formats, whole or cut, and masks of every encoder."""
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import random
@@ -99,7 +100,12 @@ class PictureInspectionTest(unittest.TestCase):
                                        ("jpeg", (640, 480), (768, 1024), False), ("png", (0, 0), (1, 1), True),
                                        ("png", (640, 480), (1024, 1024), False), ("jpeg", (640, 480), (9, 9), False)):
             with self.subTest(form=form, one=one, other=other):
-                self.assertEqual(program.same_shape(program.Picture(form, *one), program.Picture("png", *other)), same)
+                run = program.Run(program.Console(program.Secrets()), program.Result())
+                run.console.quiet, job = True, mock.Mock(parameters={}, images=[mock.Mock(seen=program.Picture(form, *one))])
+                run.result.saved.append(program.Saved("a.png", 1, program.Picture("png", *other), 1))
+                with contextlib.redirect_stderr(io.StringIO()):
+                    program.warn_about_differences(job, run)
+                self.assertEqual(not run.console.warnings, same)
 
     def test_other_things(self) -> None:
         for data in (b"", b"a", b"\x89PNG", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\xff\xd8\xff\xe0\0\x10", b"RIFF",
