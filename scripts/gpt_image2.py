@@ -3957,11 +3957,10 @@ def run_image_command(options: Namespace, run: Run) -> int:
     if options.dry_run:
         tell_outlook(order, receipt, run)
         return OK
-    if not receipt:
-        key = ready_to_buy([order], settings, run.console)
-        receipt = buy_or_collect(order, key, run, ignore_signals)
     if receipt:
         tell_again(receipt, order.job, run)
+    else:
+        buy_or_collect(order, ready_to_buy([order], settings, run.console), run, ignore_signals)
     show_gallery(page, [gallery_entry(order, run.result.record(run.console))], run.console)
     return OK
 
@@ -4013,20 +4012,20 @@ def ready_to_buy(orders: Sequence[Order], settings: Settings, console: Console) 
         refuse_keys(job, console.secrets.keys)
     return key
 
-def buy_or_collect(order: Order, key: KeySource, run: Run, ignore_signals: Action) -> Receipt | None:
-    """Run a job, or wait for the run of the same command that is at work; the receipt of that one."""
-    console = run.console
+def buy_or_collect(order: Order, key: KeySource, run: Run, ignore_signals: Action) -> int:
+    """Run a job, or wait for the run of the same command that is at work, and tell its result."""
     run = run._replace(deadline=time.monotonic() + order.settings.timeout.value)
     found: Folder | Receipt | None = None
     while found is None:
-        found = open_folder(order, console)
+        found = open_folder(order, run.console)
         if isinstance(found, Folder) and found.journaled and found.lock is None:
             found = wait_for_twin(found, run._replace(collectable=True))
     if isinstance(found, Receipt):
-        return found
-    console.secrets.paths.append(re.escape(found.path) + r"(?:/\d+\.answer)?")
-    run_job(order, key, found, run, ignore_signals)
-    return None
+        tell_again(found, order.job, run)
+    else:
+        run.console.secrets.paths.append(re.escape(found.path) + r"(?:/\d+\.answer)?")
+        run_job(order, key, found, run, ignore_signals)
+    return OK
 
 def what_would_be(order: Order, console: Console) -> str:
     """What a command would do now: buy, collect (or wait for) what was bought, or tell what was made."""
@@ -4614,6 +4613,8 @@ def tell_batch_outlook(orders: Sequence[Order], woulds: Mapping[int, str], price
     """--dry-run of a batch: what would become of each line, and what all that is to be bought would cost."""
     for order in orders:
         job, would = order.job, woulds[order.line]
+        check_folder(job.target, job.n, as_text(job.parameters.get("size")))
+        refuse_keys(job, console.secrets.keys)
         own = estimate(job, order.settings) if would == "buy" else (0.0, 0.0)
         output = picture_path(job.target, int(job.n > 1), job.parameters.get("output_format", "png"))
         console.tell(job=order.line, would=would, output=output, estimate_usd=own)
@@ -4657,7 +4658,8 @@ def for_line(number: int, warnings: Sequence[str], run: Run) -> Run:
     console = Console(Secrets())
     console.secrets.texts, console.secrets.keys = run.console.secrets.texts, run.console.secrets.keys
     console.secrets.paths = list(run.console.secrets.paths)
-    console.label, console.quiet, console.warnings = f"line {number}: ", True, list(warnings)
+    console.label, console.warnings = f"line {number}: ", list(warnings)
+    console.quiet = console.as_json = True
     return run._replace(console=console, result=Result())
 
 def read_line(line: str, number: int, folder: str, options: Namespace, settings: Settings, run: Run) -> Order:
@@ -4769,8 +4771,8 @@ class Batch:
             self.waiting, self.limited, self.is_last_round = self.limited, [], True
             self.work()
         ignore_signals()
-        self.sum_up()
-        return self.signal_code or self.exit_code
+        show_gallery(self.page, self.entries, self.console)
+        return self.sum_up(self.signal_code or self.exit_code)
 
     def work(self) -> None:
         """Until nothing runs and nothing may begin."""
@@ -4793,10 +4795,11 @@ class Batch:
     def start(self, order: Order) -> None:
         """Begin one job in a process of its own; without fork, here and now."""
         run = self.run_of(order)
+        buy = partial(exit_code_of, lambda: buy_or_collect(order, self.key, run, catch_signals()), run)
         if not hasattr(os, "fork"):
             import io
             with redirect_stdout(io.StringIO()) as told:
-                exit_code = self.buy(order, run)
+                exit_code = buy()
             self.end(order, told.getvalue().encode(), exit_code)
             if exit_code > 128:
                 self.stopped, self.signal_code = "interrupted", exit_code
@@ -4814,20 +4817,10 @@ class Batch:
             for stream in (1, 2):  # whoever reads the parent's streams must not wait for its children
                 os.dup2(null, stream)
             sys.stdout, sys.stderr = open(writer, "w", encoding="utf-8"), None
-            exit_code = self.buy(order, run)
+            exit_code = buy()
             sys.stdout.flush()
         finally:
             os._exit(exit_code)
-
-    def buy(self, order: Order, run: Run) -> int:
-        """Make the picture of one order; prints the result as JSON."""
-        run.console.as_json = True
-
-        def action() -> int:
-            if receipt := buy_or_collect(order, self.key, run, catch_signals()):
-                tell_again(receipt, order.job, run)
-            return OK
-        return exit_code_of(action, run)
 
     def listen(self) -> None:
         """Read what children say, and what the end of one means."""
@@ -4848,7 +4841,7 @@ class Batch:
             self.page_due = began + 20 * (time.monotonic() - began)
         done = sum(self.counts.values())
         self.console.refresh(f"{done} of {self.total}, {len(self.running)} under way, "
-                          f"{self.counts['failed']} failed, ${self.dollars:.2f}", done / self.total)
+                             f"{self.counts['failed']} failed, ${self.dollars:.2f}", done / self.total)
 
     def end(self, order: Order, text: bytes, exit_code: int) -> None:
         """The result of a job, whole, or a failure if its process died."""
@@ -4886,20 +4879,19 @@ class Batch:
         if self.page:
             self.entries.append(gallery_entry(order, record))
 
-    def sum_up(self) -> None:
+    def sum_up(self, exit_code: int) -> int:
         """The end of a batch."""
         left = self.total - sum(self.counts.values())
         seconds = round(time.monotonic() - self.console.started, 1)
-        facts = {"jobs": self.total, **self.counts, "not_started": left, "cost_usd": round(self.dollars, 4),
-                 "elapsed_s": seconds}
-        show_gallery(self.page, self.entries, self.console)
-        self.console.tell(ok=not (self.signal_code or self.exit_code), batch=facts)
+        self.console.tell(ok=not exit_code, batch={"jobs": self.total, **self.counts, "not_started": left,
+                                                   "cost_usd": round(self.dollars, 4), "elapsed_s": seconds})
         counts = [f"{number} {name.replace('_', ' ')}" for name, number in self.counts.items() if number]
         self.console.note(f"{self.total} jobs: {', '.join(counts)}; ${self.dollars:.3f}, {seconds:.0f} s")
         if left:
             self.console.warn(f"{left} not started: {self.stopped}")
         if left or self.counts["failed"]:
             self.console.note("Run the same command again for the rest: what is made is not bought again.")
+        return exit_code
 
 # ---- Parser --------------------------------------------------------------------------------------
 HELP = """Generate and edit images with gpt-image-2.
