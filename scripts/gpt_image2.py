@@ -26,8 +26,7 @@ N.create and N.lock and lets curl go on alone, which writes N.answer, N.headers,
 read_response says what the answer means, failure_of what is wrong with it, retry_pause when it may be sent
 again. The provider yields the next Request (poll, download) or returns Images; save_images saves them,
 keep_receipt notes them in made/, Console.finish reports them, and the folder is removed. Killed anywhere, the
-same command finds the folder by its fingerprint and replays the provider: every paid step that has an answer
-is read, not sent.
+same command finds the folder by its fingerprint and replays the provider: answered paid steps are only read.
 
 Conventions: checked_x returns the value or raises, check_x only raises, x_fault returns a text or "",
 x_failure makes a Failure, read_x reads a file.
@@ -66,7 +65,7 @@ from itertools import accumulate, chain, count, groupby
 from math import inf, log
 from os import environ
 from shlex import quote
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn, Optional
 
 try:
     import fcntl
@@ -78,7 +77,6 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
     from subprocess import Popen
-    from typing import Any, BinaryIO, NoReturn, Optional
     Layer = dict[str, "Setting"]  # one source of settings
     Price = Optional[tuple[float, float]]  # the least and the most, in US dollars; None where it is unknown
     Action = Callable[[], None]
@@ -152,7 +150,7 @@ class Kind(NamedTuple):
     hint: str = ""
     retryable: bool = False  # the same request may be sent again: it made no image
 
-KINDS = {  # first, before anything is sent, and on the way
+KINDS = {  # before anything is sent, and on the way; then the server refused; then no usable response
     **dict.fromkeys(("usage", "input", "target"), Kind(USAGE, "no", "fix")),
     "too_expensive": Kind(USAGE, "no", "ask", "Lower --quality, --size or --n, or raise --max-cost."),
     **dict.fromkeys(("config", "curl"), Kind(SETUP, "no", "fix")), "state": Kind(SETUP, "no", "ask"),
@@ -161,7 +159,6 @@ KINDS = {  # first, before anything is sent, and on the way
     "tls": Kind(NO_ANSWER, "no", "fix", 'If your network has its own CA, set "cacert" in the config.'),
     "timeout": Kind(NO_ANSWER, "maybe", "ask", "Raise --timeout, or lower --quality or --size."),
     "upload": Kind(NO_ANSWER, "no", "again", "Run the same command again; you were not charged."),
-    # The server refused.
     "moderation": Kind(REFUSED, "no", "fix", "Change the prompt; the same words will be refused again."),
     "refused": Kind(REFUSED, "no", "fix", "Fix what the message names, then run the command again."),
     "not_found": Kind(REFUSED, "no", "fix", "Check --base-url (is /v1 missing or there twice?) and --model."),
@@ -176,7 +173,6 @@ KINDS = {  # first, before anything is sent, and on the way
     "rate_limit": Kind(LIMITED, "no", "later", "Wait a minute, then run the same command again.", True),
     "overloaded": Kind(NO_ANSWER, "no", "later", "Run the same command again in a minute.", True),
     "unavailable": Kind(NO_ANSWER, "no", "later", "No model was reached. Check --model, or try again later."),
-    # No usable response.
     "gateway": Kind(NO_ANSWER, "maybe", "ask", "The gateway gave up: try --stream or a lower --quality."),
     **dict.fromkeys(("server", "no_image", "broken_image"), Kind(NO_ANSWER, "maybe", "ask", LOOK_FIRST)),
     "web_page": Kind(NO_ANSWER, "maybe", "fix", "Check --base-url: it should end in /v1."),
@@ -240,24 +236,14 @@ class KeySource(NamedTuple):
     account: str = ""  # of a ChatGPT sign-in
 
 class Settings(NamedTuple):
-    """Everything that does not change from image to image, each with its source."""
-    api: Setting
-    base_url: Setting
-    model: Setting
-    timeout: Setting
-    headers: Setting
-    proxy: Setting
-    cacert: Setting
-    allow_http: Setting
-    poll_url: Setting
-    history: Setting
-    jobs: Setting
-    max_cost: Setting
-    price_per_image: Setting
-    defaults: Mapping[str, Setting]  # of PICTURE_KEYS
+    """Everything that does not change from image to image; settings.timeout is values["timeout"]."""
+    values: Mapping[str, Setting]  # of SETTING_KEYS, each with its source
     keys: tuple[KeySource, ...]
     config_path: str
     warnings: tuple[str, ...]
+
+    def __getattr__(self, name: str) -> Setting:
+        return self.values[name]
 
     @property
     def service(self) -> Service:
@@ -1001,8 +987,11 @@ OPTIONS = (
     Option(ALL, "--quiet", "", "print only warnings, errors and Saved: lines", short="-q"),
     Option(ALL, "--verbose", "", "also show what is sent (keys are hidden)", short="-v"))
 
-# What may stand in a config file: name -> (default, type of its value); first, what a picture is to be like.
+# What may stand in a config file: name -> (default, type of its value); first, what a picture is to be like,
+# and all that is a setting: what says where the key is becomes a KeySource.
 PICTURE_KEYS = ("output", "format", "size", "quality", "compression", "background", "moderation")
+SETTING_KEYS = ("api", "base_url", "model", "timeout", "headers", "proxy", "cacert", "allow_http", "poll_url",
+                "history", "jobs", "max_cost", "price_per_image", *PICTURE_KEYS)
 CONFIG_KEYS: dict[str, tuple[Any, type]] = {
     **{row.name: (row.default, row.config) for row in OPTIONS if row.config},
     "headers": ({}, dict), "api_key_command": (None, list), "proxy": ("", str), "cacert": ("", str),
@@ -1168,14 +1157,13 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
     file_host = host_of(address or SERVICES[content.get("api") or "openai"].base_url)  # for its secrets
     keys = key_sources(api.value, layers, file_host, base_url.source, flags.get("dry_run"))
     headers = merged_headers(layers, file_host, base_url.value, warnings)
-    defaults = {name: {**values, **from_flags}[name] for name in PICTURE_KEYS}  # a flag always wins
+    values.update((name, from_flags[name]) for name in PICTURE_KEYS if name in from_flags)  # a flag wins
     if not may_go(file_host, base_url.value):
         values["price_per_image"] = Setting(None, "default")  # it is another host's
     limits = [layer["max_cost"] for layer in layers if "max_cost" in layer] if explicit else []
     values["max_cost"] = min(limits, key=lambda limit: limit.value, default=values["max_cost"])
     values.update(api=api, base_url=base_url, headers=headers)
-    plain = {name: values[name] for name in Settings._fields if name in values}
-    return Settings(keys=tuple(keys), config_path=path, warnings=tuple(warnings), defaults=defaults, **plain)
+    return Settings({name: values[name] for name in SETTING_KEYS}, tuple(keys), path, tuple(warnings))
 
 def key_sources(api: str, layers: Sequence[Layer], host: str, url_from: str, dry_run: Any) -> list[KeySource]:
     """Every source of the key, the first that counts in front. Keys of flags may go anywhere, those of a file
@@ -1431,7 +1419,7 @@ def fill_options(options: Namespace, settings: Settings, notes: list[str]) -> No
     missing = [name for name in PICTURE_KEYS if getattr(options, name) is None]
     vars(options).update((name, CONFIG_KEYS[name][0]) for name in missing)
     for name in missing:
-        usual, (value, source) = getattr(options, name), settings.defaults[name]
+        usual, (value, source) = getattr(options, name), settings.values[name]
         shaped = name == "size" and (options.aspect_ratio or options.resolution)
         if source == "default" or shaped or (name == "format" and names_format(options.output)):
             continue  # these flags say it
@@ -4432,9 +4420,8 @@ def write_config(path: str, content: Mapping[str, Any], force: bool) -> None:
 def show_settings(settings: Settings, console: Console) -> None:
     """Every setting with its value and its source; keys masked."""
     clean, headers = console.secrets.clean, ", ".join(f"{name}: ***" for name in settings.headers.value)
-    shown = {**settings._asdict(), **settings.defaults, "headers": settings.headers._replace(value=headers)}
-    rows = {name: Setting(clean(as_text(setting.value)), setting.source) for name, setting in shown.items()
-            if isinstance(setting, Setting)}
+    shown = {**settings.values, "headers": settings.headers._replace(value=headers)}
+    rows = {name: Setting(clean(as_text(setting.value)), setting.source) for name, setting in shown.items()}
     rows["api_key"] = Setting("none", "set GPT_IMAGE2_API_KEY or run: " + own_command("config --init"))
     for number, source in enumerate(settings.keys, 1):
         value = mask_key(source.value) if source.value else "not set"
@@ -4631,7 +4618,7 @@ def read_batch(options: Namespace, settings: Settings, run: Run) -> list[Order]:
         raise usage_failure("the batch is too long: make several of it")
     lines = [(number, line.strip()) for number, line in enumerate(re.split("\r\n?|\n", text), 1)
              if not re.match(r"\s*(#|\Z)", line)]
-    value, source = settings.defaults["output"]
+    value, source = settings.output
     name = "batch" if options.batch == "-" else os.path.basename(options.batch)
     stem = os.path.splitext(name)[0]
     named = stem if stem != name or name == "batch" else name + "-pictures"  # it must not be the file itself
@@ -4679,7 +4666,7 @@ def read_line(line: str, number: int, folder: str, options: Namespace, settings:
     if not isinstance(prompt, str) or "-" in (prompt, own.prompt_file):
         raise usage_failure("the prompt of a line must be a text in that line, or a file")
     if own.model != options.model:
-        settings = settings._replace(model=Setting(own.model, f"line {number}"))
+        settings = settings._replace(values=dict(settings.values, model=Setting(own.model, f"line {number}")))
     own.words, own.output = [prompt] if prompt else [], os.path.join(folder, os.path.expanduser(own.output))
     order = checked_order(own, settings, run)._replace(line=number)
     if own.output.endswith(("/", os.sep)):  # a folder

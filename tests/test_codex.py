@@ -115,8 +115,9 @@ class CodexOnlyWhenAskedForTest(CodexCase):
         self.assertEqual((settings.api.value, settings.base_url.value),
                          ("codex", "https://chatgpt.com/backend-api/codex"))
         self.write_config({"api": "codex"})
-        self.assertEqual(self.load_settings({}), settings._replace(
-            api=(("codex", self.load_settings({}).config_path)), config_path=self.load_settings({}).config_path))
+        by_config = self.load_settings({})
+        values = {**settings.values, "api": ("codex", by_config.config_path)}
+        self.assertEqual(by_config, settings._replace(values=values, config_path=by_config.config_path))
 
     def test_by_config_for_real(self) -> None:
         self.sign_in()

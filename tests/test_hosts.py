@@ -287,11 +287,11 @@ class UploadPlaceTest(unittest.TestCase):
 
     def steps(self, prepared: dict[str, Any], base: str = "https://runapi.example") -> program.Request:
         """Return the request behind the prepare answer."""
-        values = {name: program.Setting("", "") for name in program.Settings._fields}
+        values = {name: program.Setting("", "") for name in program.SETTING_KEYS}
         values.update(base_url=program.Setting(base, ""), headers=program.Setting({}, ""),
                       timeout=program.Setting(9, ""), api=program.Setting("runapi", ""))
         upload = program.Upload("/a.png", program.Picture("png", 1, 1), 5, "x")
-        steps = program.runapi_upload(upload, program.Settings(**values), KEY)
+        steps = program.runapi_upload(upload, program.Settings(values, (), "", ()), KEY)
         next(steps)
         return steps.send(program.Response("", 200, {}, prepared))
 
