@@ -1570,15 +1570,14 @@ def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[st
     values = {**vars(options), "mask": None, **settings.service.values(options, size, settings, notes)}
     sent = {wire: values[row.name] for row in OPTIONS if (wire := row.runapi if runapi else row.wire)
             and values[row.name] not in (None, row.default) and (runapi or values[row.name] != "auto")}
-    parameters = {**sent, **dict(options.param)}  # --param may say what no check here knows
     target = checked_target(options.output, image_format, options.overwrite)
     if target.suffix.lower() not in SUFFIXES[image_format] and names_format(options.output):
         name = os.path.basename(picture_path(target, int(options.n > 1), image_format))
         notes.append(f"--format {image_format} does not match {target.suffix}: the file will be {name}")
     resolution = (options.resolution or "1k") if shaped and not runapi and values["size"] == "auto" else ""
     images, mask = tuple(uploads[:len(paths)]), uploads[-1] if options.mask else None
-    return Job(options.command, model, prompt, images, mask, parameters, options.n, target,
-               options.keep_partials, resolution)
+    return Job(options.command, model, prompt, images, mask, {**sent, **dict(options.param)}, options.n,
+               target, options.keep_partials, resolution)  # --param may say what no check here knows
 
 def read_inputs(job: Job, settings: Settings, notes: list[str]) -> Job:
     """The job with what its local files hold, checked (the mask too), and the size that follows from it."""
@@ -1632,8 +1631,7 @@ def read_prompt(source: str) -> str:
         raise usage_failure(f"the prompt in {source} is not UTF-8 text", "Save it as UTF-8.") from None
 
 def read_upload(upload: Upload, md5: bool = False) -> Upload:
-    """The input with what its file holds, a whole PNG, JPEG or WebP below 50 MB; others stay as they are.
-    md5: RunAPI's storage wants it as a checksum of the transfer, not for security."""
+    """The input with what its file holds. md5: RunAPI's storage checks the transfer with it, no security."""
     import hashlib
     if upload.origin != "file":
         return upload
@@ -1920,8 +1918,7 @@ def collect_images(create: Request, response: Response, settings: Settings, want
 
 def url_on_host(url: str, base: str) -> str:
     """The absolute URL if it leads to base's host, else an empty text: a key never follows it elsewhere."""
-    match = ORIGIN.match(base)
-    origin = match.group() if match else "no host"
+    origin = (ORIGIN.match(base) or ["no host"])[0]
     if url.startswith("/"):
         url = (origin.partition("//")[0] if url.startswith("//") else origin) + url
     is_clean = not re.search(r"[\s\\\x00-\x20\x7f-\x9f]", url)
@@ -1954,9 +1951,8 @@ def web_address(url: str) -> str:
 def download(url: str, settings: Settings, named_by: str = "") -> Request:
     """A request for a file anywhere, without the key. named_by: the URL that named it, else the endpoint."""
     check_address(url, named_by or settings.base_url.value)
-    timeout = min(DOWNLOAD_TIMEOUT, settings.timeout.value)
-    return Request("GET", url, timeout=timeout, proxy=settings.proxy.value, cacert=settings.cacert.value,
-                   allow_http=settings.allow_http.value, purpose="download")
+    return Request("GET", url, purpose="download", timeout=min(DOWNLOAD_TIMEOUT, settings.timeout.value),
+        proxy=settings.proxy.value, cacert=settings.cacert.value, allow_http=settings.allow_http.value)
 
 def check_address(url: str, named_by: str) -> None:
     """Refuse the address of a result for good: trying again cannot fix it."""
@@ -2112,9 +2108,11 @@ class Outcome(NamedTuple):
     sent: bool  # whether anything of the request left this machine
     message: str
 
-def private_file(path: str, how: int = os.O_TRUNC) -> BinaryIO:
-    """A file to write, an empty one by default, that only its owner can read. No link is followed."""
-    return open(os.open(path, os.O_WRONLY | os.O_CREAT | how | NO_LINK | BINARY, 0o600), "wb")
+def private_file(path: str, how: int = os.O_TRUNC, content: bytes = b"") -> BinaryIO:
+    """A file to write, with content alone by default, that only its owner can read. No link is followed."""
+    stream = open(os.open(path, os.O_WRONLY | os.O_CREAT | how | NO_LINK | BINARY, 0o600), "wb")
+    stream.write(content)
+    return stream
 
 def plain_file(path: str, follow: bool = False) -> BinaryIO:
     """A file to read. Anything else of that name, a link or a pipe, is an OSError and never blocks."""
@@ -2218,8 +2216,7 @@ def start_curl(request: Request, exchange: Exchange, secrets: Sequence[str]) -> 
         texts["body"] = json.dumps(request.body, ensure_ascii=False, default=lambda file: (
             file.prefix + base64.b64encode(content_of(file.path)).decode("ascii")))  # of a DataUrl
     for name, text in texts.items():
-        with private_file(exchange.file(name)) as stream:
-            stream.write(text.encode("utf-8"))
+        private_file(exchange.file(name), content=text.encode("utf-8")).close()
     if request.purpose == "create":
         private_file(exchange.file("create")).close()
     lock = take_lock(exchange.file("lock"), create=True)  # others only test it
@@ -2324,7 +2321,7 @@ def network_is_closed(url: str) -> bool:
     return True
 
 # ---- Journal: unfinished requests survive everything, finished ones are remembered --------------
-# requests/FINGERPRINT-RANDOM: a folder for each command; .gone-* is half removed; .lock guards making and
+# requests/FINGERPRINT-RANDOM: a folder for each command, half removed without owner; .lock guards making and
 # adopting. made/FINGERPRINT-OUTPUT.json: the receipt of a finished command; .pruned: when old ones went.
 #   request.json  the request without a key; its schema  N.create             the Nth paid step is for images
 #   owner         locked by its program; how that ended  N.body, N.field-K    what is sent
@@ -2390,15 +2387,11 @@ class Folder(NamedTuple):
         return ""
 
     def remove(self) -> None:
-        """Forget the command. Renamed first, so that a half-removed folder is never taken for a request."""
+        """Forget the command. Its owner goes first: a half-removed folder is never taken for a request."""
         import shutil
-        gone = os.path.join(os.path.dirname(self.path), ".gone-" + os.path.basename(self.path))
-        if self.journaled:
-            with suppress(OSError):
-                os.rename(self.path, gone)
-            with suppress(OSError):  # where that cannot be: a folder without it is no request either
-                discard(self.file("owner"))
-        shutil.rmtree(gone if os.path.lexists(gone) else self.path, ignore_errors=True)  # or make_folder
+        with suppress(OSError):
+            discard(self.file("owner"))
+        shutil.rmtree(self.path, ignore_errors=True)  # make_folder does the rest
 
 def take_lock(path: str, create: bool = False, strict: bool = False) -> int | None:
     """A file's lock, as a descriptor; None if it is held elsewhere or has no file. create: wait for it."""
@@ -2979,8 +2972,7 @@ def run_curl(request: Request, exchange: Exchange, run: Run) -> None:
         run.watch(exchange)  # what arrived since the last look
         if is_running(child, exchange):
             stop_curl(child, exchange)
-            with private_file(exchange.file("errors")) as errors:
-                errors.write(b"curl: (%d) stopped\n" % TOO_LARGE)  # like a newer curl
+            private_file(exchange.file("errors"), content=b"curl: (%d) stopped\n" % TOO_LARGE).close()
     except KeyboardInterrupt:
         if request.purpose != "create" or not run.collectable:
             stop_curl(child, exchange)
@@ -3529,8 +3521,7 @@ def save_image(image: Image, index: int, target: Target, numbers: Iterator[int],
     part = os.path.join(target.folder, f".{os.path.basename(folder.path)}-{index}.part")
     if not (path := folder.saved_before(index)):
         path = save_new(image, part, target, numbers, folder)
-        with private_file(folder.file(f"saved-{index}")) as note:
-            note.write(os.fsencode(path))
+        private_file(folder.file(f"saved-{index}"), content=os.fsencode(path)).close()
     discard(part)
     with suppress(OSError):  # new names survive a loss of power, where the system can (not on Windows)
         handle = os.open(target.folder, os.O_RDONLY)
@@ -3605,8 +3596,7 @@ class Partials:
                 raise OSError("more arrived than you asked for")
             self.names.add(path)
             self.made.append(file_mark(self.part, path))
-            with private_file(self.record, os.O_APPEND) as stream:  # never emptied, not even for a moment
-                stream.write(os.fsencode(self.made[-1] + "\n"))
+            private_file(self.record, os.O_APPEND, os.fsencode(self.made[-1] + "\n")).close()  # never emptied
             if give_name(self.part, path, os.path.lexists(path) and file_mark(path, path) in self.made):
                 self.console.note(f"partial image: {path}")
             else:
@@ -4288,8 +4278,7 @@ def fetch_upload(upload: Upload, path: str, settings: Settings, run: Run) -> Non
             content = content_of(url)
         if sha256(content).hexdigest() != upload.digest:
             raise input_failure(f"{url} changed while it was being read", "Run the same command again.")
-        with private_file(path) as stream:
-            stream.write(content)
+        private_file(path, content=content).close()
         return
     try:
         if upload.origin == "data":
@@ -4517,12 +4506,10 @@ def write_config(path: str, content: Mapping[str, Any], force: bool) -> None:
     part = f"{path}.{os.getpid()}.part"
     try:
         make_private(os.path.dirname(path))
-        with private_file(part, os.O_EXCL) as stream:
-            stream.write(json.dumps(content, indent=2).encode() + b"\n")
+        private_file(part, os.O_EXCL, json.dumps(content, indent=2).encode() + b"\n").close()
         with suppress(FileNotFoundError), plain_file(path, follow=True) as old:
             if re.search(rb'"(api_key|headers)"', text := old.read(MAX_CONFIG_BYTES)):
-                with private_file(path + ".bak") as copy:
-                    copy.write(text)
+                private_file(path + ".bak", content=text).close()
         if not give_name(part, path, force):
             raise usage_failure(f"{path} already exists")
     except OSError as error:
