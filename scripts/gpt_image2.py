@@ -1511,18 +1511,16 @@ def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[st
             raise input_failure("an image's URL must look like https://HOST/PATH, without a user name")
         uploads.append(Upload(path, origin=origin, name=f"{role} {shown_input(path)}"))
     values = {**vars(options), "mask": None, **settings.service.values(options, size, settings, notes)}
-    rows = [(row.runapi if runapi else row.wire, values[row.name], row.default) for row in OPTIONS]
-    sent = {wire: value for wire, value, default in rows
-            if wire and value not in (None, default) and (runapi or value != "auto")}
-    parameters = {**sent, **dict(options.param)}  # --param may say what no check here knows
+    sent = {wire: values[row.name] for row in OPTIONS if (wire := row.runapi if runapi else row.wire)
+            and values[row.name] not in (None, row.default) and (runapi or values[row.name] != "auto")}
     target = checked_target(options.output, image_format, options.overwrite)
     if target.suffix.lower() not in SUFFIXES[image_format] and names_format(options.output):
         name = os.path.basename(picture_path(target, int(options.n > 1), image_format))
         notes.append(f"--format {image_format} does not match {target.suffix}: the file will be {name}")
     resolution = (options.resolution or "1k") if shaped and not runapi and values["size"] == "auto" else ""
     images, mask = tuple(uploads[:len(paths)]), uploads[-1] if options.mask else None
-    return Job(options.command, model, prompt, images, mask, parameters, options.n, target,
-               options.keep_partials, resolution)
+    return Job(options.command, model, prompt, images, mask, {**sent, **dict(options.param)}, options.n,
+               target, options.keep_partials, resolution)  # --param may say what no check here knows
 
 def read_inputs(job: Job, settings: Settings, notes: list[str]) -> Job:
     """The job with what its local files hold, checked (the mask too), and the size that follows from it."""
@@ -1575,8 +1573,7 @@ def read_text(source: str, what: str, most: int) -> str:
         raise usage_failure(f"{what} in {source} is not UTF-8 text", "Save it as UTF-8.") from None
 
 def read_upload(upload: Upload, md5: bool = False) -> Upload:
-    """The input with what its file holds, a whole PNG, JPEG or WebP below 50 MB; others stay as they are.
-    md5: RunAPI's storage wants it as a checksum of the transfer, not for security."""
+    """The input with what its file holds. md5: RunAPI's storage checks the transfer with it, no security."""
     import hashlib
     if upload.origin == "data":
         read_input(data_content(upload.path), upload.name, "picture")
@@ -1592,13 +1589,12 @@ def read_upload(upload: Upload, md5: bool = False) -> Upload:
     path = os.path.abspath(path if os.path.lexists(path) else os.path.expanduser(path))
     if re.search(UNQUOTABLE, path):
         raise input_failure(f"{one_line(who)} has a control character in its name; curl cannot take it")
-    status = os.stat(path)
+    size = os.stat(path).st_size
     refuse_broken(
-        (stat.S_ISDIR(status.st_mode), f"{who} is a folder", ""),
-        (not stat.S_ISREG(status.st_mode), f"{who} is not a file", ""),
-        (status.st_size == 0, f"{who} is empty", ""),
-        (status.st_size >= MAX_IMAGE_BYTES, f"{who} has {status.st_size // 1000000} MB; it must be smaller "
-         "than 50 MB", "Scale it down or save it as JPEG."), failure=input_failure)
+        (not os.path.isfile(path), f"{who} is {'a folder' if os.path.isdir(path) else 'not a file'}", ""),
+        (size == 0, f"{who} is empty", ""),
+        (size >= MAX_IMAGE_BYTES, f"{who} has {size // 1000000} MB; it must be smaller than 50 MB",
+         "Scale it down or save it as JPEG."), failure=input_failure)
     content = content_of(path)
     picture = read_input(content, who, path)
     checksum = base64.b64encode(hashlib.md5(content).digest()).decode("ascii") if md5 else upload.checksum
@@ -1839,10 +1835,20 @@ def collect_images(create: Request, response: Response, settings: Settings, want
                    templates: list[str]) -> Provider:
     """The images of a response, fetched where it only links to them; a Failure stands for one that fails.
     Its task is polled until it has them. templates: the task's possible URLs; a missing one is removed."""
+    from urllib.parse import quote as escaped
     poll = create._replace(method="GET", body=None, form=(), purpose="poll",
                            timeout=min(create.timeout, POLL_TIMEOUT))
-    urls = poll_urls(create, response, settings, templates) if response.meaning == "pending" else []
     task, least = task_id(response.document), 0.05  # seconds; it grows: a server may always say "at once"
+    urls: list[str] = []  # the most certain first; only on the host that already has the key
+    if response.meaning == "pending":
+        document, name = response.document, escaped(task, safe="")
+        base, data = re.sub(r"/images/\w+$", "", create.url), json_path(document, "data")
+        links = [fill_template(settings.poll_url.value, settings.base_url.value, name),
+                 response.headers.get("location"), task_field(document, ("status_url",)),
+                 json_path(document, "urls", "get"), json_path(data, "urls", "get")]
+        usual = [create.url + "/{id}", base + "/tasks/{id}"][::-1 if isinstance(data, list) else 1]
+        known = [each.replace("{id}", name) for each in templates or usual] if name.strip(".") else []
+        urls = [*filter(None, (url_on_host(as_text(link), create.url) for link in links)), *known]
     while urls and not response.images and (status := task_status(response.document)) not in DONE:
         delay = server_pause(response.headers, "")
         done = task_field(response.document, ("progress", "percent")).rstrip("% ")
@@ -1867,22 +1873,9 @@ def collect_images(create: Request, response: Response, settings: Settings, want
             images[index] = yield from fetch_image(image, response, create, settings)
     return images
 
-def poll_urls(create: Request, response: Response, settings: Settings, templates: Sequence[str]) -> list[str]:
-    """Where a task may be polled, the most certain URL first; only on the host that already has the key."""
-    from urllib.parse import quote as escaped
-    document, task = response.document, escaped(task_id(response.document), safe="")
-    base, data = re.sub(r"/images/\w+$", "", create.url), json_path(document, "data")
-    links = [fill_template(settings.poll_url.value, settings.base_url.value, task),
-             response.headers.get("location"), task_field(document, ("status_url",)),
-             json_path(document, "urls", "get"), json_path(data, "urls", "get")]
-    usual = [create.url + "/{id}", base + "/tasks/{id}"][::-1 if isinstance(data, list) else 1]
-    known = [each.replace("{id}", task) for each in templates or usual] if task.strip(".") else []
-    return [*filter(None, (url_on_host(as_text(link), create.url) for link in links)), *known]
-
 def url_on_host(url: str, base: str) -> str:
     """The absolute URL if it leads to base's host, else an empty text: a key never follows it elsewhere."""
-    match = ORIGIN.match(base)
-    origin = match.group() if match else "no host"
+    origin = (ORIGIN.match(base) or ["no host"])[0]
     if url.startswith("/"):
         url = (origin.partition("//")[0] if url.startswith("//") else origin) + url
     is_clean = not re.search(r"[\s\\\x00-\x20\x7f-\x9f]", url)
@@ -1915,9 +1908,8 @@ def web_address(url: str) -> str:
 def download(url: str, settings: Settings, named_by: str = "") -> Request:
     """A request for a file anywhere, without the key. named_by: the URL that named it, else the endpoint."""
     check_address(url, named_by or settings.base_url.value)
-    timeout = min(DOWNLOAD_TIMEOUT, settings.timeout.value)
-    return Request("GET", url, timeout=timeout, proxy=settings.proxy.value, cacert=settings.cacert.value,
-                   allow_http=settings.allow_http.value, purpose="download")
+    return Request("GET", url, purpose="download", timeout=min(DOWNLOAD_TIMEOUT, settings.timeout.value),
+        proxy=settings.proxy.value, cacert=settings.cacert.value, allow_http=settings.allow_http.value)
 
 def check_address(url: str, named_by: str) -> None:
     """Refuse the address of a result for good: trying again cannot fix it."""
@@ -1947,9 +1939,10 @@ def codex(job: Job, settings: Settings, key: KeySource, token: str) -> Provider:
 def runapi(job: Job, settings: Settings, key: KeySource, token: str) -> Provider:
     """RunAPI: upload; then for each image create a task, wait and fetch it. token: the same in every run."""
     root = api_request(settings, "", "", "").url
-    urls = []
+    urls: list[str] = []
     for image in job.images:
         urls.append((yield from runapi_upload(image, settings, key.value)))
+    body = {"prompt": job.prompt, **job.parameters, **({"source_image_urls": urls} if urls else {})}
     action, long = ("edit_image", "image-to-image") if job.images else ("text_to_image", "text-to-image")
     family = re.sub(r"-(sunburst|flare)$", "", re.sub(DATED, "", job.model))
     folder = {"gpt-image-1.5": "gpt_image"}.get(family, re.sub(r"[-.]", "_", family))
@@ -1959,7 +1952,7 @@ def runapi(job: Job, settings: Settings, key: KeySource, token: str) -> Provider
     results: list[Image | Failure] = []
     for take in range(1, job.n + 1):
         try:
-            create, response = yield from runapi_create(job, settings, key, f"{token}-{take}", dialects, urls)
+            create, response = yield from runapi_create(body, settings, key, f"{token}-{take}", dialects)
             templates = templates or [create.url + "/{id}", root + "/api/v1/tasks/{id}",
                                       f"{root}/api/v1/gpt_image_2/{action}/{{id}}"]
             results += yield from collect_images(create, response, settings, 1, templates)
@@ -1970,16 +1963,14 @@ def runapi(job: Job, settings: Settings, key: KeySource, token: str) -> Provider
             results.append(failure)
     return results
 
-def runapi_create(job: Job, settings: Settings, key: KeySource, token: str, dialects: list[tuple[str, str]],
-                  urls: list[str]) -> Generator[Request | Wait, Response, tuple[Request, Response]]:
+def runapi_create(body: dict[str, Any], settings: Settings, key: KeySource, token: str,
+        dialects: list[tuple[str, str]]) -> Generator[Request | Wait, Response, tuple[Request, Response]]:
     """One task. dialects: the one that works is moved to the front, in place."""
     remaining, renamed, turn = list(dialects), False, count()
-    images = {"source_image_urls": urls} if urls else {}
     while True:  # ends after two paths, and one other name of the model
         path, model = remaining[0]
-        body = {"model": model, "prompt": job.prompt, **job.parameters, **images}
         request = api_request(settings, key.value, "POST", path, ("Idempotency-Key", f"{token}-{next(turn)}"))
-        request = request._replace(body=body, tasks=True, free_failures=True,
+        request = request._replace(body={"model": model, **body}, tasks=True, free_failures=True,
                                    idempotent=path.startswith("/api/"))  # only SDK paths honour the key
         try:
             response = yield request
@@ -2027,8 +2018,7 @@ def runapi_upload(image: Upload, settings: Settings, key: str) -> Generator[Requ
 # The only part that knows curl. The key travels in a file without a name that is curl's standard input;
 # prompts and bodies travel in files of a private folder, where the response arrives too.
 WRITE_OUT = "%{http_code} %{http_connect} %{size_upload} %{time_pretransfer} %{size_download} %{size_request}"
-NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # on Windows only an administrator makes links
-BINARY = getattr(os, "O_BINARY", 0)
+NO_LINK, BINARY = getattr(os, "O_NOFOLLOW", 0), getattr(os, "O_BINARY", 0)  # Windows: links need rights
 STOPPED, TOO_LARGE = -1, 63
 # Curl's exit codes: its man page, read 2026-11-01. For others its own message must do. STOPPED: by a signal.
 CURL_KINDS = {**dict.fromkeys((1, 3, 77), "config"), 2: "curl", 23: "disk", 26: "input", 28: "timeout",
@@ -2047,8 +2037,7 @@ EARLY = (2, 3, 5, 6, 7, 35, 60, 77)  # before any of the request could leave thi
 HOPELESS = (1, 2, 3, 26, 60, 77)  # the next try would fail in the same way
 QUOTE = r"[\"'`\u2018-\u201f\u00ab\u00bb]"
 NO_KEYS = {  # what is not a key -> what is wrong with it; the first that matches counts
-    "": "is empty",
-    r".*[\r\n].*": "contains a line break",
+    "": "is empty", r".*[\r\n].*": "contains a line break",
     rf"{QUOTE}.*|.*{QUOTE}": "is in quotes: remove them",
     r".*(\.\.\.|\u2026|\*\*\*).*|<.*>|\[.*\]|\$?\{.*\}|\$?[A-Z0-9]+(_[A-Z0-9]+)*_KEY|%\w+%|(?i:"
     r"(.*[-_ ])?(your|insert|replace|change)[-_ ]?(([a-z0-9]+[-_ ])*(api)?(key|token|secret|here)|me|this)|"
@@ -2076,9 +2065,11 @@ class Outcome(NamedTuple):
     sent: bool  # whether anything of the request left this machine
     message: str
 
-def private_file(path: str, how: int = os.O_TRUNC) -> BinaryIO:
-    """A file to write, an empty one by default, that only its owner can read. No link is followed."""
-    return open(os.open(path, os.O_WRONLY | os.O_CREAT | how | NO_LINK | BINARY, 0o600), "wb")
+def private_file(path: str, how: int = os.O_TRUNC, content: bytes = b"") -> BinaryIO:
+    """A file to write, with content alone by default, that only its owner can read. No link is followed."""
+    stream = open(os.open(path, os.O_WRONLY | os.O_CREAT | how | NO_LINK | BINARY, 0o600), "wb")
+    stream.write(content)
+    return stream
 
 def plain_file(path: str, follow: bool = False) -> BinaryIO:
     """A file to read. Anything else of that name, a link or a pipe, is an OSError and never blocks."""
@@ -2100,10 +2091,8 @@ def curl_config(request: Request, exchange: Exchange) -> str:
     lines = [("globoff", ""), ("silent", ""), ("show-error", ""), ("proto", "=http" if plain else "=https"),
              ("connect-timeout", f"{min(CONNECT_TIMEOUT, request.timeout):g}"), ("write-out", WRITE_OUT),
              ("max-time", f"{request.timeout:.3f}"), ("max-filesize", str(request.most_bytes))]
-    if is_local or request.proxy:
-        lines.append(("noproxy", "*") if is_local else ("proxy", request.proxy))
-    if request.cacert:
-        lines.append(("cacert", os.path.abspath(os.path.expanduser(request.cacert))))
+    lines += [("noproxy", "*")] if is_local else [("proxy", request.proxy)] if request.proxy else []
+    lines += [("cacert", os.path.abspath(os.path.expanduser(request.cacert)))] if request.cacert else []
     lines += [("url", request.url), ("dump-header", exchange.file("headers")), ("header", "Expect:"),
               ("no-buffer", ""), ("output", exchange.file("answer")), ("header", "Accept-Encoding: identity")]
     for name, value in request.headers:
@@ -2184,8 +2173,7 @@ def start_curl(request: Request, exchange: Exchange, secrets: Sequence[str]) -> 
         texts["body"] = json.dumps(request.body, ensure_ascii=False, default=lambda file: (
             file.prefix + base64.b64encode(content_of(file.path)).decode("ascii")))  # of a DataUrl
     for name, text in texts.items():
-        with private_file(exchange.file(name)) as stream:
-            stream.write(text.encode("utf-8"))
+        private_file(exchange.file(name), content=text.encode("utf-8")).close()
     if request.purpose == "create":
         private_file(exchange.file("create")).close()
     lock = take_lock(exchange.file("lock"), create=True)  # others only test it
@@ -2290,7 +2278,7 @@ def network_is_closed(url: str) -> bool:
     return True
 
 # ---- Journal: unfinished requests survive everything, finished ones are remembered --------------
-# requests/FINGERPRINT-RANDOM: a folder for each command; .gone-* is half removed; .lock guards making and
+# requests/FINGERPRINT-RANDOM: a folder for each command, half removed without owner; .lock guards making and
 # adopting. made/FINGERPRINT-OUTPUT.json: the receipt of a finished command; .pruned: when old ones went.
 #   request.json  the request without a key; its schema  N.create             the Nth paid step is for images
 #   owner         locked by its program; how that ended  N.body, N.field-K    what is sent
@@ -2305,9 +2293,8 @@ def network_is_closed(url: str) -> bool:
 SCHEMA = 1  # of request.json and of receipts; what has a newer one is left alone
 UNSENT, RUNNING, ANSWERED, LOST = "unsent", "running", "answered", "lost"
 NO_LOCKS = -1  # instead of a lock's descriptor, where locks do not exist: then nothing counts as running
-# The types of a receipt's members, and of each file in `saved`.
 RECEIPT_TYPES: dict[str, Any] = {"time": (int, float), "prompt": str, "output": str, "saved": list}
-FILE_TYPES = {"path": str, "bytes": int, "mtime_ns": int, "format": str, "width": int, "height": int}
+SAVED_TYPES = {"path": str, "bytes": int, "mtime_ns": int, "format": str, "width": int, "height": int}
 
 class Folder(NamedTuple):
     """The private folder of one command."""
@@ -2357,15 +2344,11 @@ class Folder(NamedTuple):
         return ""
 
     def remove(self) -> None:
-        """Forget the command. Renamed first, so that a half-removed folder is never taken for a request."""
+        """Forget the command. Its owner goes first: a half-removed folder is never taken for a request."""
         import shutil
-        gone = os.path.join(os.path.dirname(self.path), ".gone-" + os.path.basename(self.path))
-        if self.journaled:
-            with suppress(OSError):
-                os.rename(self.path, gone)
-            with suppress(OSError):  # where that cannot be: a folder without it is no request either
-                discard(self.file("owner"))
-        shutil.rmtree(gone if os.path.lexists(gone) else self.path, ignore_errors=True)  # or make_folder
+        with suppress(OSError):
+            discard(self.file("owner"))
+        shutil.rmtree(self.path, ignore_errors=True)  # make_folder does the rest
 
 def take_lock(path: str, create: bool = False, strict: bool = False) -> int | None:
     """A file's lock, as a descriptor; None if it is held elsewhere or has no file. create: wait for it."""
@@ -2499,22 +2482,21 @@ def made_before(identity: Identity, console: Console) -> Receipt | None:
 
 def open_folder(order: Order, console: Console) -> Folder | Receipt:
     """The folder of an unfinished identical command, or a new one; its receipt, if it is finished by now."""
-    identity, fresh = order.identity, order.fresh
     for root in journal_roots(console):
         is_known = False
         try:
-            is_known = any(same_requests(root, identity, console))
-            if is_known and (found := claim(root, identity, fresh, console)):
+            is_known = any(same_requests(root, order.identity, console))
+            if is_known and (found := claim(root, order, console)):
                 return found
         except OSError as error:  # better no image than one that is paid for twice
-            if is_known and not fresh:
+            if is_known and not order.fresh:
                 raise setup_failure(f"the same request waits in {root}, which is unusable here: "
                                     f"{reason(error)}", "Run it where you started it (outside the sandbox); "
                                     "--fresh buys a new one.", "state") from None
-    make, problem = partial(make_folder, order, console), ""
+    problem = ""
     for path in request_homes():
         try:
-            if found := claim(safe_folder(path, console), identity, fresh, console, make):
+            if found := claim(safe_folder(path, console), order, console, make=True):
                 return found
         except OSError as error:
             problem = problem or reason(error)
@@ -2530,10 +2512,10 @@ def temporary_folder() -> Folder:
             return Folder(tempfile.mkdtemp(prefix=PROGRAM + "-", dir=folder), None, False)
     raise setup_failure("there is no folder for temporary files", "Set TMPDIR to a writable one. " + SANDBOX)
 
-def claim(root: str, identity: Identity, fresh: bool, console: Console,
-          make: Callable[[str], Folder] | None = None) -> Folder | Receipt | None:
-    """What the same command left unfinished, made, or makes now; else what was left for another place; else
-    what make makes, with fresh only that. One program at a time, so that of any number of twins one buys."""
+def claim(root: str, order: Order, console: Console, make: bool = False) -> Folder | Receipt | None:
+    """What the same command left unfinished, made, or makes now; else what was left for another place; else,
+    and with fresh only that, a new folder. One program at a time, so that of any number of twins one buys."""
+    identity, fresh = order.identity, order.fresh
     gate = take_lock(os.path.join(root, ".lock"), create=True, strict=True)
     try:
         same, others = same_requests(root, identity, console)
@@ -2545,7 +2527,7 @@ def claim(root: str, identity: Identity, fresh: bool, console: Console,
         found = None if fresh else take_over(same, identity, console) or find_receipt(root, identity, console)
         if not found and not fresh:
             found = Folder(same[0], None, True) if same else take_over(others, identity, console)
-        return found or (make(root) if make else None)
+        return found or (make_folder(root, order, console) if make else None)
     finally:
         release(gate)
 
@@ -2563,7 +2545,7 @@ def take_over(paths: Sequence[str], identity: Identity, console: Console) -> Fol
             return folder
     return None
 
-def make_folder(order: Order, console: Console, root: str) -> Folder:
+def make_folder(root: str, order: Order, console: Console) -> Folder:
     """A new folder; the caller has the root's lock, so nobody sees it half made. Broken and old ones go."""
     job, settings, identity = order.job, order.settings, order.identity
     for entry in [each for each in os.scandir(root) if each.is_dir(follow_symlinks=False)]:  # no link
@@ -2613,7 +2595,7 @@ def read_receipt(path: str, console: Console) -> dict[str, Any]:
             record := read_record(path, console)) is None:
         return {}
     saved = record["saved"] if isinstance(record.get("saved"), list) else []
-    nodes = [(record, RECEIPT_TYPES), *((item, FILE_TYPES) for item in saved)]
+    nodes = [(record, RECEIPT_TYPES), *((item, SAVED_TYPES) for item in saved)]
     if all(isinstance(json_path(node, name), kind) for node, types in nodes for name, kind in types.items()):
         return record
     console.warn(f"{path} is not a receipt that this program can read, and is ignored")
@@ -2950,8 +2932,7 @@ def run_curl(request: Request, exchange: Exchange, run: Run) -> None:
         run.watch(exchange)  # what arrived since the last look
         if is_running(child, exchange):
             stop_curl(child, exchange)
-            with private_file(exchange.file("errors")) as errors:
-                errors.write(b"curl: (%d) stopped\n" % TOO_LARGE)  # like a newer curl
+            private_file(exchange.file("errors"), content=b"curl: (%d) stopped\n" % TOO_LARGE).close()
     except KeyboardInterrupt:
         if request.purpose != "create" or not run.collectable:
             stop_curl(child, exchange)
@@ -3466,8 +3447,7 @@ def save_image(image: Image, index: int, target: Target, numbers: Iterator[int],
     part = os.path.join(target.folder, f".{os.path.basename(folder.path)}-{index}.part")
     if not (path := folder.saved_before(index)):
         path = save_new(image, part, target, numbers, folder)
-        with private_file(folder.file(f"saved-{index}")) as note:
-            note.write(os.fsencode(path))
+        private_file(folder.file(f"saved-{index}"), content=os.fsencode(path)).close()
     discard(part)
     with suppress(OSError):  # new names survive a loss of power, where the system can (not on Windows)
         handle = os.open(target.folder, os.O_RDONLY)
@@ -3542,8 +3522,7 @@ class Partials:
                 raise OSError("more arrived than you asked for")
             self.names.add(path)
             self.made.append(file_mark(self.part, path))
-            with private_file(self.record, os.O_APPEND) as stream:  # never emptied, not even for a moment
-                stream.write(os.fsencode(self.made[-1] + "\n"))
+            private_file(self.record, os.O_APPEND, os.fsencode(self.made[-1] + "\n")).close()  # never emptied
             if give_name(self.part, path, os.path.lexists(path) and file_mark(path, path) in self.made):
                 self.console.note(f"partial image: {path}")
             else:
@@ -4181,8 +4160,7 @@ def fetch_upload(upload: Upload, path: str, settings: Settings, run: Run) -> Non
             content = content_of(url) if upload.origin == "file" else data_content(url)
         if upload.digest not in ("", sha256(content).hexdigest()):
             raise input_failure(f"{url} changed while it was being read", "Run the same command again.")
-        with private_file(path) as stream:
-            stream.write(content)
+        private_file(path, content=content).close()
         return
     try:
         request = download(web_address(url), settings, url)._replace(allow_http=True, purpose="input")
@@ -4404,12 +4382,10 @@ def write_config(path: str, content: Mapping[str, Any], force: bool) -> None:
     part = f"{path}.{os.getpid()}.part"
     try:
         make_private(os.path.dirname(path))
-        with private_file(part, os.O_EXCL) as stream:
-            stream.write(json.dumps(content, indent=2).encode() + b"\n")
+        private_file(part, os.O_EXCL, json.dumps(content, indent=2).encode() + b"\n").close()
         with suppress(FileNotFoundError), plain_file(path, follow=True) as old:
             if re.search(rb'"(api_key|headers)"', text := old.read(MAX_CONFIG_BYTES)):
-                with private_file(path + ".bak") as copy:
-                    copy.write(text)
+                private_file(path + ".bak", content=text).close()
         if not give_name(part, path, force):
             raise usage_failure(f"{path} already exists")
     except OSError as error:
