@@ -2490,9 +2490,9 @@ def open_folder(order: Order, console: Console) -> Folder | Receipt:
                 return found
         except OSError as error:  # better no image than one that is paid for twice
             if is_known and not order.fresh:
-                raise setup_failure(f"the same request waits in {root}, which is unusable here: "
-                                    f"{reason(error)}", "Run it where you started it (outside the sandbox); "
-                                    "--fresh buys a new one.", "state") from None
+                text = f"the same request waits in {root}, which is unusable here: {reason(error)}"
+                raise Failure("state", text, "Run it where you started it (outside the sandbox); --fresh buys "
+                              "a new one.") from None
     problem = ""
     for path in request_homes():
         try:
@@ -2702,9 +2702,8 @@ def run_provider(provider: Provider, folder: Folder, run: Run) -> list[Image | F
         item = next(provider)
         while True:
             try:  # paid steps are numbered, so that a replay finds their responses
-                if isinstance(item, Wait) and time.monotonic() < run.deadline:
-                    known = re.fullmatch(r"\d\d?", item.done)  # 100 is not true yet
-                    run.console.percent = int(item.done) if known else 0
+                if isinstance(item, Wait) and time.monotonic() < run.deadline:  # so 100 % is not true yet
+                    run.console.percent = int(item.done) if re.fullmatch(r"\d\d?", item.done) else 0
                     rest(min(item.seconds, run.deadline - time.monotonic()), run, item.status)
                 elif isinstance(item, Wait):  # the next run goes on
                     late = f"task {item.task} is still {item.status or 'running'} after --timeout"
@@ -2774,13 +2773,13 @@ def tell_extras(request: Request, outcome: Outcome, response: Response, run: Run
         document, flat = response.document, run.result.flat
         nodes = (document, json_path(document, "data"), inner_json(json_path(document, "response", "body")))
         usage = next((node["usage"] for node in nodes if isinstance(json_path(node, "usage"), dict)), None)
-        dollars, inputs = json_path(usage, "cost"), json_path(usage, "input_tokens_details")
+        dollars = json_path(usage, "cost") if flat is None else flat * len(response.images)
         if type(dollars) not in (int, float):  # else its token counts at OpenAI's list price
+            inputs = json_path(usage, "input_tokens_details")
             tokens = {"text": json_path(inputs, "text_tokens"), "image": json_path(inputs, "image_tokens"),
                       "output": json_path(usage, "output_tokens")}
             prices = [DOLLARS_PER_TOKEN[key] * each for key, each in tokens.items() if isinstance(each, int)]
             dollars = round(sum(prices), 4) if len(prices) == len(tokens) else None
-        dollars = dollars if flat is None else flat * len(response.images)
         if usage is not None:
             run.result.facts.update(usage=usage, cost_usd=dollars)
         if dollars is not None:  # RunAPI bills each of several tasks
@@ -2970,10 +2969,10 @@ def read_response(request: Request, exchange: Exchange, outcome: Outcome) -> Res
 def with_meaning(request: Request, response: Response) -> Response:
     """The response with what it means. Nothing else judges it: driver and providers read this result.
     pending: a task was made. linked: the images are elsewhere. broken: a file that is not a whole image."""
-    is_good, document = 200 <= response.status < 300, response.document
+    is_good, document, purpose = 200 <= response.status < 300, response.document, request.purpose
     response = response._replace(error=server_error(document))
     if request.rules.is_file:
-        is_image = is_good and (request.purpose == "input" or picture_in(response.path)[1])
+        is_image = is_good and (purpose == "input" or picture_in(response.path)[1])
         return response._replace(meaning="images" if is_image else "broken" if is_good else "error")
     images, stray = images_in(document)
     beside = {name: json_path(document, name) for name in ("b64_json", "data", "images", "outputs")}
@@ -2981,9 +2980,8 @@ def with_meaning(request: Request, response: Response) -> Response:
     meanings = {  # the first that holds counts; where images stand beside an error, it is only a warning
         "error": not is_good or (response.error and not find_images(beside)), "images": images,
         "pending": task and (response.status == 202 or task_status(document) in WAITING or request.tasks),
-        "linked": task_field(document, ("response_url",)),
-        "accepted": request.purpose == "poll" or request.file or (  # this step needs no image
-            request.purpose != "create" and document is not None)}
+        "linked": task_field(document, ("response_url",)),  # and accepted: this step needs no image
+        "accepted": purpose != "create" and (document is not None or request.file or purpose == "poll")}
     meaning = next((name for name, holds in meanings.items() if holds), "nothing")
     return response._replace(images=tuple(images), stray=stray, meaning=meaning)
 
@@ -3022,24 +3020,18 @@ def read_document(path: str) -> tuple[Any, str, bool]:
         if not READABLE.match(start) or sign == b"<":
             return None, text, False
         everything = [(0, os.fstat(stream.fileno()).st_size)]
-        if sign in (b"{", b"["):
-            with suppress(ValueError, RecursionError):
-                return parse_json(stream, everything), "", False
+        if sign in (b"{", b"[") and (document := parse_json(stream, everything)) is not None:
+            return document, "", False
         document, is_cut_off = event_document(stream)
         if document["events"] or sign not in (b"{", b"["):
             return document, text, is_cut_off
-        with suppress(ValueError, RecursionError):
-            document = parse_json(stream, everything, broken=True)
-            if images_in(document)[0]:
-                return document, "", True
-        return None, text, False
+        document = parse_json(stream, everything, broken=True)
+        return (document, "", True) if images_in(document)[0] else (None, text, False)
 
 def parse_json(stream: BinaryIO, ranges: Sequence[tuple[int, int]], broken: bool = False) -> Any:
-    """The JSON in ranges of a file, long strings as Spans; ValueError or RecursionError if it is not JSON.
-    broken: it may break off or be malformed; only whole images, in files of their own, are left of its
-    last string, base64 or Markdown."""
+    """The JSON in ranges of a file, long strings as Spans; None if it is not JSON.
+    broken: it may break off or be malformed; only whole images, as files, are left of its last string."""
     mark = os.urandom(8).hex()  # no server can write a Span into its answer
-
     def revive(item: dict[str, Any]) -> Any:
         if mark not in item:
             return item
@@ -3055,17 +3047,17 @@ def parse_json(stream: BinaryIO, ranges: Sequence[tuple[int, int]], broken: bool
         span = Span(stream.name, begin, end, stream.read(min(HEAD, end - begin)).decode("latin-1"))
         links = () if span.is_image() else occurrences(stream, b"data:image", begin, end)
         return span._replace(links=tuple(links)[:MAX_MEMBERS])
-    text = json_skeleton(chain(*(file_blocks(stream, *each) for each in ranges)), mark, broken)
-    if not broken:
-        return load_json(text, revive)
-    string = rb'"[^"\\]*(?:\\.[^"\\]*)*"|\{"%s":\[\d+,\d+\]\}' % mark.encode()  # or a long one's place
-    for closed in completed(text, string):
-        with suppress(ValueError):
-            return load_json(closed, revive)
-    members = re.findall(rb'("[^"\\]{1,40}")\s*:\s*(' + string + b")", text, re.DOTALL)
-    if not members:
-        raise ValueError("not JSON")
-    return {"data": [load_json(b"{%s:%s}" % pair, revive) for pair in members]}
+    with suppress(ValueError, RecursionError):
+        text = json_skeleton(chain(*(file_blocks(stream, *each) for each in ranges)), mark, broken)
+        if not broken:
+            return load_json(text, revive)
+        string = rb'"[^"\\]*(?:\\.[^"\\]*)*"|\{"%s":\[\d+,\d+\]\}' % mark.encode()  # or a long one's place
+        for closed in completed(text, string):
+            with suppress(ValueError):
+                return load_json(closed, revive)
+        if members := re.findall(rb'("[^"\\]{1,40}")\s*:\s*(' + string + b")", text, re.DOTALL):
+            return {"data": [load_json(b"{%s:%s}" % pair, revive) for pair in members]}
+    return None
 
 def completed(text: bytes, string: bytes) -> tuple[bytes, bytes]:
     """JSON that breaks off or continues after its end, closed: all of it, and its whole members only."""
@@ -3171,21 +3163,17 @@ def read_events(stream: BinaryIO, begin: int = 0, growing: bool = False) -> Iter
 def events_of(stream: BinaryIO, name: str, ranges: Sequence[tuple[int, int]], end: int,
               last: bool = False) -> Iterator[Event]:
     """The event in some data lines, or in each if they make no sense together. last: it may be cut off."""
-    def event(lines: Sequence[tuple[int, int]], broken: bool = False) -> Event:
-        data = parse_json(stream, lines, broken)
+    def event(lines: Sequence[tuple[int, int]], broken: bool = False) -> Event | None:
+        if (data := parse_json(stream, lines, broken)) is None:
+            return None
         data = data if not broken or images_in(data)[0] else None
         kind = as_text(json_path(data, "type")) or name
         return Event(kind, data, end, broken, kind.endswith("partial_image"))
-    with suppress(ValueError, RecursionError):
-        yield event(ranges)
-        return
-    for lines in ranges:
-        for broken in (False, True) if last and lines == ranges[-1] else (False,):
-            with suppress(ValueError, RecursionError):
-                yield event([lines], broken)
-                break
-        else:
-            yield Event(name, None, end)
+    if whole := event(ranges):
+        yield whole
+    for line in () if whole else ranges:
+        may_break_off = last and line == ranges[-1]
+        yield event([line]) or (event([line], True) if may_break_off else None) or Event(name, None, end)
 
 def event_document(stream: BinaryIO) -> tuple[dict[str, Any], bool]:
     """(a stream as one plain response: finished images, else its error, and all events; is it cut off?)."""
@@ -3358,8 +3346,7 @@ UNREACHED_WORDS = (r"^(model not found|get channel failed|channel no available k
 def answer_failure(request: Request, response: Response) -> Failure:
     """The failure that a response means whose meaning is an error or nothing."""
     document = response.document
-    error = response.error or ServerError(
-        task_field(document, ("message", "msg", "detail", "errorMessage"))
+    error = response.error or ServerError(task_field(document, ("message", "msg", "detail", "errorMessage"))
         or as_text(json_path(document, "detail")) or nothing_usable(response), error_code(document))
     kind = refusal_kind(response, error)
     if kind == "redirect":
@@ -3493,9 +3480,8 @@ class Partials:
     all files that this command has made; the file `record` keeps them for a run that collects it."""
 
     def __init__(self, job: Job, folder: Folder, console: Console) -> None:
-        self.job, self.console, self.position = job, console, 0
+        self.job, self.console, self.position, self.record = job, console, 0, folder.file("partials")
         self.part = os.path.join(job.target.folder, f".{os.path.basename(folder.path)}-partial.part")
-        self.record = folder.file("partials")
         self.made: list[str] = []
         self.names: set[str] = set()
         with suppress(OSError), plain_file(self.record) as stream:
@@ -3548,12 +3534,11 @@ def file_mark(path: str, name: str) -> str:
 def give_name(part: str, path: str, overwrite: bool) -> bool:
     """Give the finished file its name in one step. False when the name is taken and stays as it is."""
     with suppress(FileExistsError):
-        try:
-            if not overwrite:
+        if not overwrite:
+            with suppress(OSError):
                 os.link(part, path)
                 return True
-        except OSError:  # taken, or there are no hard links: claim the name, then replace the claim
-            open(path, "xb").close()
+            open(path, "xb").close()  # taken, or there are no hard links: claim it, then replace the claim
         os.replace(part, path)
         return True
     return False
@@ -3691,11 +3676,10 @@ class Console:
 
     def is_unread(self) -> bool:
         """Whether --json's reader has closed stdout. Without --json a person may still want the file."""
-        if self.as_json:
-            with suppress(AttributeError, OSError, ValueError):  # Windows has no poll; or it is not a file
-                poll = select.poll()
-                poll.register(sys.stdout.fileno(), 0)  # no events: it reports only errors and hang-ups
-                return bool(poll.poll(0))
+        with suppress(AttributeError, OSError, ValueError):  # Windows has no poll; or it is not a file
+            poll = select.poll()
+            poll.register(sys.stdout.fileno(), 0)  # no events: it reports only errors and hang-ups
+            return self.as_json and bool(poll.poll(0))
         return False
 
     def is_terminal(self) -> bool:
@@ -3804,7 +3788,6 @@ GALLERY_STYLE = """:root { color-scheme: light dark; } :root:has(dialog[open]) {
 body, dialog { font: 1rem/1.45 system-ui, sans-serif; color: light-dark(#21201c, #ebe8e1);
   background: light-dark(#fbfaf7, #171715); } .open, figure, code { background: light-dark(#eeebe4, #252422) }
 body { max-width: 100rem; margin: auto; padding: clamp(1rem, 4vw, 4rem); } h1 + p { margin: .5rem 0 2rem; }
-h1 { font-size: clamp(1.5rem, 1rem + 2vw, 2.25rem); line-height: 1.15; letter-spacing: -.02em; }
 h1 + p, .facts, code, nav { color: light-dark(#686459, #a39e93); font-size: .875rem; } nav span { flex: 1; }
 ul { display: grid; grid-template-columns: repeat(auto-fill, minmax(clamp(8.5rem, 17vw, 16rem), 1fr));
   gap: 1.75rem 1.25rem; padding: 0; list-style: none; } li .file, li code, li button { display: none; }
@@ -3814,9 +3797,8 @@ ul { display: grid; grid-template-columns: repeat(auto-fill, minmax(clamp(8.5rem
 li .prompt { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 2; overflow: hidden; }
 .prompt, figure { white-space: pre-line; } code { white-space: pre-wrap; margin: 1rem 0; padding: .75rem; }
 button { font: .875rem system-ui; background: none; border: 1px solid; border-radius: .5rem; padding: .7rem; }
-:focus-visible { outline: 3px solid light-dark(#1f62d6, #86b2ff); outline-offset: 3px; }
 dialog { width: 100%; height: 100%; max-width: none; max-height: none; border: 0; padding: 0; }
-dialog[open] { display: grid; grid: auto minmax(50vh, auto) 1fr / minmax(0, 1fr); }
+dialog[open] { display: grid; grid: auto minmax(50vh, auto) 1fr / minmax(0, 1fr); } h1 { line-height: 1.15; }
 nav { display: flex; align-items: center; gap: .5rem; } nav, section { padding: 1rem; }
 figure { display: grid; place-content: center; } figure img { max-width: 100%; max-height: 88vh; }
 @media (min-width: 50rem) { dialog[open] { grid: auto minmax(0, 1fr) / minmax(0, 1fr) 24rem; }
@@ -3841,8 +3823,7 @@ addEventListener("error", ({target}) => target.replaceWith?.("This picture is go
 addEventListener("DOMContentLoaded", () => {
   links = [...document.querySelectorAll(".open")]; box = document.querySelector("dialog");
   box.onclose = () => { links[at]?.focus(); history.replaceState(null, "", location.href.split("#")[0]); };
-  onhashchange = show; show();
-  links.find(link => link.href === history.state)?.focus({preventScroll: true});
+  onhashchange = show; show(); links.find(link => link.href === history.state)?.focus({preventScroll: true});
   if (document.documentElement.dataset.unfinished) setInterval(() => {
     if (document.hidden || String(getSelection())) return;
     history.replaceState(document.activeElement.href, ""); location.reload();

@@ -100,9 +100,8 @@ class PictureInspectionTest(unittest.TestCase):
                                        ("jpeg", (640, 480), (768, 1024), False), ("png", (0, 0), (1, 1), True),
                                        ("png", (640, 480), (1024, 1024), False), ("jpeg", (640, 480), (9, 9), False)):
             with self.subTest(form=form, one=one, other=other):
+                job = mock.Mock(parameters={}, images=[mock.Mock(seen=program.Picture(form, *one))])
                 run = program.Run(program.Console(program.Secrets()), program.Result())
-                run.console.quiet, seen = True, program.Picture(form, *one)
-                job = mock.Mock(parameters={}, images=[mock.Mock(seen=seen)])
                 run.result.saved.append(program.Saved("a.png", 1, program.Picture("png", *other), 1))
                 with contextlib.redirect_stderr(io.StringIO()):
                     program.warn_about_differences(job, run)
