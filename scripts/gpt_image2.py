@@ -2491,8 +2491,8 @@ def open_folder(order: Order, console: Console) -> Folder | Receipt:
         except OSError as error:  # better no image than one that is paid for twice
             if is_known and not order.fresh:
                 text = f"the same request waits in {root}, which is unusable here: {reason(error)}"
-                raise Failure("state", text, "Run it where you started it (outside the sandbox); --fresh buys "
-                              "a new one.") from None
+                raise Failure("state", text, "Run it where you started it (outside the sandbox); --fresh "
+                              "buys a new one.") from None
     problem = ""
     for path in request_homes():
         try:
