@@ -318,12 +318,11 @@ class Purpose(NamedTuple):
     cannot: str = ""  # how it fails after payment; then the purpose is also the kind
     final: tuple[int, ...] = ()  # HTTP statuses that another try will not change
 
-PURPOSES = {
-    "create": Purpose(False, False, False), "upload": Purpose(False, False, True),  # the former makes images
-    "poll": Purpose(True, False, False, "the task could not be polled", (404, 405)),
-    "result": Purpose(True, False, False, "the task's result could not be fetched"),
-    "download": Purpose(True, True, False, "the image could not be fetched", (401, 403)),
-    "models": Purpose(True, False, True), "input": Purpose(True, True, True)}  # the latter: an image to edit
+PURPOSES = {"upload": Purpose(False, False, True), "create": Purpose(False, False, False),  # makes images
+            "poll": Purpose(True, False, False, "the task could not be polled", (404, 405)),
+            "result": Purpose(True, False, False, "the task's result could not be fetched"),
+            "download": Purpose(True, True, False, "the image could not be fetched", (401, 403)),
+            "models": Purpose(True, False, True), "input": Purpose(True, True, True)}  # an image to edit
 
 class Request(NamedTuple):
     """One HTTP request, without a word about curl."""
@@ -455,9 +454,8 @@ KEY_LIKE = (r"\b(?:sk|rk|pk)-[\w*.-]{6,}|[\w.-]{0,40}\*{4,}[\w*.\u2026-]*|\beyJ[
             r"\b[Bb]earer\s+(?!(?:auth|cred|token|scheme|header)[a-z]*(?![\w-]))[^\s\"']{6,}|"
             r"(?<=//)[^\s/:@\[\"']{0,200}(?::(?!\d+[/?#])[^\s@\"']{0,200})?(?=@)")
 # On the command line: a long word that may be a key, but not part of a path, nor words_with_numbers_2.
-MISPLACED_KEY = (r"(?<![\w./~-])(?:"
-                 r"(?!(?:[A-Za-z]*\d{0,4}_)+[A-Za-z]*\d{0,4}\b)(?=\w*\d)(?=\w*[A-Za-z])\w{20,}|"
-                 r"[\da-fA-F]{8}(?:-[\da-fA-F]{4}){3}-[\da-fA-F]{12})(?![\w./-])")
+MISPLACED_KEY = (r"(?<![\w./~-])(?:(?!(?:[A-Za-z]*\d{0,4}_)+[A-Za-z]*\d{0,4}\b)(?=\w*\d)(?=\w*[A-Za-z])"
+                 r"\w{20,}|[\da-fA-F]{8}(?:-[\da-fA-F]{4}){3}-[\da-fA-F]{12})(?![\w./-])")
 # Several words, a size, a short word or a word-of-words without digits, a path, a host's name.
 HARMLESS = (r"\s|^([\d.:x]{1,12}|\D{1,15}|(--)?[a-z]{1,12}([-_][a-z]{1,12})*|~?/.*|"
             r"(https?:?/+)?(([a-z\d-]+\.)+[a-z]{2,8}|localhost|\d+(\.\d+){3})(:\d+)?(/v\d)?)$")
@@ -852,9 +850,8 @@ class Service(NamedTuple):
     takes_urls: bool = False  # it fetches inputs itself, from its own storage or from anywhere
     formats: tuple[str, ...] = tuple(SUFFIXES)
 
-OPENAI = Service(DEFAULT_BASE_URL, ("GPT_IMAGE2_API_KEY", "OPENAI_API_KEY"),
-                 ("GPT_IMAGE2_BASE_URL", "OPENAI_BASE_URL"),
-                 lambda *call: openai(*call), lambda *call: openai_values(*call))
+OPENAI = Service(DEFAULT_BASE_URL, ("GPT_IMAGE2_API_KEY", "OPENAI_API_KEY"), ("GPT_IMAGE2_BASE_URL",
+                 "OPENAI_BASE_URL"), lambda *call: openai(*call), lambda *call: openai_values(*call))
 SERVICES = {
     "openai": OPENAI, "azure": OPENAI._replace(base_url="", formats=("png", "jpeg")),
     "runapi": Service("https://runapi.ai", ("RUNAPI_API_KEY", "GPT_IMAGE2_API_KEY"), ("RUNAPI_BASE_URL",),
@@ -992,10 +989,9 @@ OPTIONS = (
 PICTURE_KEYS = ("output", "format", "size", "quality", "compression", "background", "moderation")
 SETTING_KEYS = ("api", "base_url", "model", "timeout", "headers", "proxy", "cacert", "allow_http", "poll_url",
                 "history", "jobs", "max_cost", "price_per_image", *PICTURE_KEYS)
-CONFIG_KEYS: dict[str, tuple[Any, type]] = {
-    **{row.name: (row.default, row.config) for row in OPTIONS if row.config},
-    "headers": ({}, dict), "api_key_command": (None, list), "proxy": ("", str), "cacert": ("", str),
-    "poll_url": ("", str), "history": (True, bool), "price_per_image": (None, float)}
+CONFIG_KEYS = {**{row.name: (row.default, row.config) for row in OPTIONS if row.config}, "cacert": ("", str),
+               "api_key_command": (None, list), "history": (True, bool), "price_per_image": (None, float),
+               "headers": ({}, dict), "proxy": ("", str), "poll_url": ("", str)}
 STRANGERS = {  # what other image tools call it -> what to write here
     "-n -c --count --num --number --num-images --batch-size --samples": "Use --n.",
     "--batch --jobs": "A line of generate --batch FILE can be an edit: give it an image.",
@@ -1116,9 +1112,8 @@ def checked_value(path: str, name: str, value: Any) -> Any:
                **{row.name: row.accepts for row in OPTIONS if row.config}}.get(name, str)
     words = {"quality": NEWER.qualities, "format": (*NEWEST.formats, "jpg")}.get(name, accepts)
     try:
-        if callable(accepts):
-            read = accepts(str(value))
-            value = read if isinstance(value, str) else value  # a number stays as it is written
+        read = accepts(str(value)) if callable(accepts) else value
+        value = read if isinstance(value, str) else value  # a number stays as it is written
         if isinstance(words, tuple) and value not in words:
             raise ValueError(f"cannot be {quoted(value)}, only {', '.join(words)}")
         if name == "size" and value not in ("auto", *SIZE_NAMES) and not split_size(value):
@@ -1237,9 +1232,8 @@ def checked_base_url(setting: Setting, allow_http: bool) -> str:
         ("@" in url, f"the base URL {shown} contains a user name or password", "Pass the key as a setting."),
         (not match or int(match.group(3) or 443) > 65535, f"the base URL {shown!r} is not of the form "
          "https://HOST[:PORT][/PATH]" + " without a query" * bool(query), ""),
-        (url.startswith("http:") and not is_loopback(url) and not allow_http,
-         f"refusing to send the key over plain http to {shown}",
-         "Use https://, or --allow-http for a server on a network you trust."),
+        (url.startswith("http:") and not is_loopback(url) and not allow_http, "refusing to send the key "
+         f"over plain http to {shown}", "Use https://, or --allow-http for a server on a network you trust."),
         failure=lambda message, hint: make(f"{message} (from {setting.source})", hint))
     return url
 
