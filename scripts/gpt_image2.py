@@ -2170,20 +2170,18 @@ def start_curl(request: Request, exchange: Exchange, secrets: Sequence[str]) -> 
         private_file(exchange.file(name), content=text.encode("utf-8")).close()
     if request.purpose == "create":
         private_file(exchange.file("create")).close()
+    room = b" " * 4096  # for how it ended, on a disk that is full by then
     lock = take_lock(exchange.file("lock"), create=True)  # others only test it
     more: dict[str, Any] = {} if lock is None or lock == NO_LOCKS else {
         "pass_fds": (lock,), "preexec_fn": partial(detach_from_tree, lock)}
     try:
         # tempfile's own search for a folder leaves a probe file behind if we are killed.
         with tempfile.TemporaryFile(dir=os.path.dirname(exchange.base)) as config, \
-                private_file(exchange.file("outcome")) as outcome, \
-                private_file(exchange.file("errors")) as errors:
-            room = b" " * 4096  # for how it ended, on a disk that is full by then
-            for file, content in ((outcome, room), (errors, room),
-                                  (config, as_bytes(curl_config(request, exchange)))):
-                file.write(content)
-                file.flush()
-                file.seek(0)  # the child shares the offset
+                private_file(exchange.file("outcome"), content=room) as outcome, \
+                private_file(exchange.file("errors"), content=room) as errors:
+            config.write(as_bytes(curl_config(request, exchange)))
+            for file in (outcome, errors, config):
+                file.seek(0)  # writes it out; the child shares the offset
             return start_child(["curl", "-q", "-K", "-"], secrets, stdin=config, stdout=outcome,
                                stderr=errors, **more)
     finally:
@@ -2565,8 +2563,7 @@ def make_folder(root: str, order: Order, console: Console) -> Folder:
 def write_json(path: str, record: Mapping[str, Any], part: str = "") -> None:
     """Write a file of the journal, whole or not at all. part: its name until then."""
     part = part or path + ".new"
-    with private_file(part) as stream:
-        stream.write(json.dumps(record).encode())
+    with private_file(part, content=json.dumps(record).encode()) as stream:
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(part, path)
@@ -3428,7 +3425,8 @@ def save_image(image: Image, index: int, target: Target, numbers: Iterator[int],
     part = os.path.join(target.folder, f".{os.path.basename(folder.path)}-{index}.part")
     if not (path := folder.saved_before(index)):
         path = save_new(image, part, target, numbers, folder)
-        private_file(folder.file(f"saved-{index}"), content=os.fsencode(path)).close()
+        discard(note := folder.file(f"saved-{index}"))  # it named no image
+        private_file(note, content=os.fsencode(path)).close()
     discard(part)
     with suppress(OSError):  # new names survive a loss of power, where the system can (not on Windows)
         handle = os.open(target.folder, os.O_RDONLY)
