@@ -2990,13 +2990,12 @@ def unpack_file(path: str, limit: int) -> None:
             return
         room = min(limit, MAX_UNPACKED * size + BLOCK)
         with private_file(path + ".plain") as plain:
-            for piece in unpacked((block for _, block in file_blocks(packed, 0, size)), bits):
-                if (room := room - plain.write(piece)) < 0:
-                    break
-    if room < 0:
-        discard(path + ".plain")
-    else:
+            pieces = unpacked((block for _, block in file_blocks(packed, 0, size)), bits)
+            fits = all((room := room - plain.write(piece)) >= 0 for piece in pieces)
+    if fits:
         os.replace(path + ".plain", path)
+    else:
+        discard(path + ".plain")
 
 def read_document(path: str) -> tuple[Any, str, bool]:
     """(JSON with long strings as Spans, "", whether it broke off), or (None, the first characters, False)."""
@@ -3043,26 +3042,22 @@ def parse_json(stream: BinaryIO, ranges: Sequence[tuple[int, int]], broken: bool
         if not broken:
             return load_json(text, revive)
         string = rb'"[^"\\]*(?:\\.[^"\\]*)*"|\{"%s":\[\d+,\d+\]\}' % mark.encode()  # or a long one's place
-        for closed in completed(text, string):
+        closing, last = bytearray(), 0  # what would close it; where its last whole member ends
+        for token in re.finditer(string + rb"|[][{},]", text, re.DOTALL):
+            sign = token.group()
+            closing += {b"{": b"}", b"[": b"]"}.get(sign, b"")
+            if sign in (b"}", b"]"):
+                del closing[-1:]
+            if len(sign) == 1:
+                last = token.start() if sign == b"," else token.end()
+            if not closing:
+                break
+        for closed in (text + closing[::-1], text[:last] + closing[::-1]):
             with suppress(ValueError):
                 return load_json(closed, revive)
         if members := re.findall(rb'("[^"\\]{1,40}")\s*:\s*(' + string + b")", text, re.DOTALL):
             return {"data": [load_json(b"{%s:%s}" % pair, revive) for pair in members]}
     return None
-
-def completed(text: bytes, string: bytes) -> tuple[bytes, bytes]:
-    """JSON that breaks off or continues after its end, closed: all of it, and its whole members only."""
-    closing, last = bytearray(), 0
-    for token in re.finditer(string + rb"|[][{},]", text, re.DOTALL):
-        sign = token.group()
-        closing += {b"{": b"}", b"[": b"]"}.get(sign, b"")
-        if sign in (b"}", b"]"):
-            del closing[-1:]
-        if len(sign) == 1:
-            last = token.start() if sign == b"," else token.end()
-        if not closing:
-            break
-    return text + closing[::-1], text[:last] + closing[::-1]
 
 def load_json(text: bytes, revive: Callable[[dict[str, Any]], Any] | None = None) -> Any:
     """A stranger's JSON made harmless: no half characters, no odd or endless numbers, no endless depth."""
