@@ -4216,8 +4216,8 @@ def make_images(provider: Provider, job: Job, settings: Settings, folder: Folder
         if ready := sum(each["state"] == ANSWERED and not each["at_work"] for each in found):
             console.note(f"finished, but not collected: {ready}; list them with: {own_command('config')}")
     partials = Partials(job, folder, console)
-    deadline = time.monotonic() + settings.timeout.value
-    run = run._replace(deadline=deadline, watch=partials.look, collectable=folder.journaled)
+    run = run._replace(deadline=time.monotonic() + settings.timeout.value, watch=partials.look,
+                       collectable=folder.journaled)
     images = run_provider(provider, folder, run)
     save_images(images[:job.n + SPARE_IMAGES], job, folder, run)
     keep_rest(images, job, folder, run)
@@ -4586,9 +4586,8 @@ def read_batch(options: Namespace, settings: Settings, run: Run) -> list[Order]:
 
 def for_line(number: int, warnings: Sequence[str], run: Run) -> Run:
     """A run for one line, whose console knows the same secrets and says which line it speaks of."""
-    console = Console(Secrets())
-    console.secrets.texts, console.secrets.keys = run.console.secrets.texts, run.console.secrets.keys
-    console.secrets.paths = list(run.console.secrets.paths)
+    console = Console(copy(run.console.secrets))  # they share what they learn, but not the paths
+    console.secrets.paths = list(console.secrets.paths)
     console.label, console.warnings = f"line {number}: ", list(warnings)
     console.quiet = console.as_json = True
     return run._replace(console=console, result=Result())
@@ -4816,8 +4815,8 @@ class Batch:
         seconds = round(time.monotonic() - self.console.started, 1)
         self.console.tell(ok=not exit_code, batch={"jobs": self.total, **self.counts, "not_started": left,
                                                    "cost_usd": round(self.dollars, 4), "elapsed_s": seconds})
-        counts = [f"{number} {name.replace('_', ' ')}" for name, number in self.counts.items() if number]
-        self.console.note(f"{self.total} jobs: {', '.join(counts)}; ${self.dollars:.3f}, {seconds:.0f} s")
+        counts = ", ".join(f"{number} {name}" for name, number in self.counts.items() if number)
+        self.console.note(f"{self.total} jobs: {counts}; ${self.dollars:.3f}, {seconds:.0f} s".replace("_", " "))
         if left:
             self.console.warn(f"{left} not started: {self.stopped}")
         if left or self.counts["failed"]:
@@ -4917,8 +4916,7 @@ def split_shape(options: Namespace) -> None:
     """--size may say what --aspect-ratio and --resolution say."""
     for name, fitting in (("aspect_ratio", "[0-9]+:[0-9]+"), ("resolution", "[124]k")):
         if re.fullmatch(fitting, options.size or "") and not getattr(options, name):
-            setattr(options, name, options.size)
-            options.size = "auto"
+            vars(options).update({name: options.size, "size": "auto"})
 
 def help_for(arguments: list[str]) -> str:
     """The help or version that is wanted, or an empty text. Of a command: usage and options in groups."""
