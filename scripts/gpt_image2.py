@@ -4066,8 +4066,7 @@ def show_gallery(page: str, entries: Sequence[Any], console: Console, unfinished
     except OSError as error:
         console.warn(f"cannot write the gallery {page}: {reason(error)}")
 
-# Fields of the result that a receipt repeats.
-PURCHASE_FACTS = ("elapsed_s", "usage", "cost_usd", "request_id")
+PURCHASE_FACTS = ("elapsed_s", "usage", "cost_usd", "request_id")  # fields of the result, in a receipt too
 
 def receipt_record(order: Order, parameters: Mapping[str, Any], run: Run) -> dict[str, Any]:
     """What a receipt says: the command without its key, what it cost, and the files as they are now."""
@@ -4529,7 +4528,7 @@ def run_batch(options: Namespace, settings: Settings, run: Run, ignore_signals: 
     to_buy = [order for order in orders if woulds[order.line] == "buy"]
     price = checked_price([estimate(order.job, order.settings) for order in to_buy], settings)
     if options.dry_run:
-        tell_batch_outlook(orders, woulds, price, console)
+        tell_outlooks(orders, woulds, price, console)
         return OK
     batch = Batch(settings.jobs.value, page, run)
     made = [order for order in orders if woulds[order.line] == "made_before"]
@@ -4539,8 +4538,7 @@ def run_batch(options: Namespace, settings: Settings, run: Run, ignore_signals: 
         batch.key = ready_to_buy(others, settings, console)
     return batch.run_all(made, others, ignore_signals)
 
-def tell_batch_outlook(orders: Sequence[Order], woulds: Mapping[int, str], price: Price,
-                       console: Console) -> None:
+def tell_outlooks(orders: Sequence[Order], woulds: Mapping[int, str], price: Price, console: Console) -> None:
     """--dry-run of a batch: what would become of each line, and what all that is to be bought would cost."""
     for order in orders:
         job, would = order.job, woulds[order.line]
@@ -4743,9 +4741,8 @@ class Batch:
         try:  # the child: what it prints is its result, and if the parent dies, nobody reads it any more
             for pipe in (reader, *self.running):
                 os.close(pipe)
-            null = os.open(os.devnull, os.O_RDWR)
             for stream in (1, 2):  # whoever reads the parent's streams must not wait for its children
-                os.dup2(null, stream)
+                os.dup2(os.open(os.devnull, os.O_RDWR), stream)
             sys.stdout, sys.stderr = open(writer, "w", encoding="utf-8"), None
             exit_code = buy()
             sys.stdout.flush()
@@ -4815,8 +4812,8 @@ class Batch:
         seconds = round(time.monotonic() - self.console.started, 1)
         self.console.tell(ok=not exit_code, batch={"jobs": self.total, **self.counts, "not_started": left,
                                                    "cost_usd": round(self.dollars, 4), "elapsed_s": seconds})
-        counts = ", ".join(f"{number} {name}" for name, number in self.counts.items() if number)
-        self.console.note(f"{self.total} jobs: {counts}; ${self.dollars:.3f}, {seconds:.0f} s".replace("_", " "))
+        counts = [f"{number} {name.replace('_', ' ')}" for name, number in self.counts.items() if number]
+        self.console.note(f"{self.total} jobs: {', '.join(counts)}; ${self.dollars:.3f}, {seconds:.0f} s")
         if left:
             self.console.warn(f"{left} not started: {self.stopped}")
         if left or self.counts["failed"]:
@@ -4966,8 +4963,7 @@ def exit_code_of(action: Callable[[], int], run: Run) -> int:
     except (Exception, KeyboardInterrupt) as error:
         failure = error if isinstance(error, Failure) else Failure("bug", f"a bug in this program: {error!r}")
         if isinstance(error, KeyboardInterrupt):
-            code = signal_exit_code(error)
-            failure = Failure("interrupted", "stopped; nothing was sent", "", exit_code=code)
+            failure = Failure("interrupted", "stopped; nothing was sent", "", "", signal_exit_code(error))
         run.console.finish(run.result.record(run.console, failure))
         run.console.explain(failure)
         return failure.exit_code
