@@ -4073,8 +4073,8 @@ def receipt_record(order: Order, parameters: Mapping[str, Any], run: Run) -> dic
     job, settings = order.job, order.settings
     saved = [{"path": file.path, "bytes": file.bytes, "mtime_ns": file.mtime_ns, **file.picture._asdict()}
              for file in run.result.saved]
-    return {"schema": SCHEMA, "version": VERSION, "time": time.time(), "command": job.command,
-            "prompt": job.prompt, "model": job.model, "host": host_of(settings.base_url.value), "saved": saved,
+    return {"schema": SCHEMA, "version": VERSION, "time": time.time(), "command": job.command, "saved": saved,
+            "prompt": job.prompt, "model": job.model, "host": host_of(settings.base_url.value),
             "parameters": parameters, "output": order.identity.output, "again": command_of(order),
             **map_texts({name: run.result.facts[name] for name in PURCHASE_FACTS}, run.console.secrets.clean)}
 
