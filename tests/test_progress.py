@@ -24,7 +24,7 @@ THROUGH = (*OWN_TERMINAL, sys.executable, PROGRAM)
 IN_BACKGROUND = (*OWN_TERMINAL, "/bin/sh", "-mc", '"$@" & wait', "sh", sys.executable, PROGRAM)
 
 
-class Terminal(io.StringIO):
+class PseudoTerminal(io.StringIO):
     """Looks like a terminal."""
 
     def isatty(self) -> bool:
@@ -53,7 +53,7 @@ class ProgressTextTest(unittest.TestCase):
     def line(self, seconds: float, columns: int = 80, status: str = "", typical: str = "", foreground: int = 7,
              text: str = "", **state: Any) -> str:
         """The last line after so many seconds, and no line break; all of them without a text, else this text."""
-        stream, clock = Terminal(), [1000.0]
+        stream, clock = PseudoTerminal(), [1000.0]
         with contextlib.redirect_stderr(stream), contextlib.ExitStack() as patches:
             for owner, name, value in ((program.time, "monotonic", lambda: clock[0]),
                                        (os, "get_terminal_size", lambda _: os.terminal_size((columns, 24))),
@@ -121,7 +121,7 @@ class ProgressTextTest(unittest.TestCase):
 
     def test_line_of_a_command_that_went_into_the_background_is_not_erased(self) -> None:
         for place, erased in ((7, 2), (8, 0)):
-            stream, console = Terminal(), program.Console(program.Secrets())
+            stream, console = PseudoTerminal(), program.Console(program.Secrets())
             with contextlib.redirect_stderr(stream), mock.patch.object(program, "environment", lambda _: "xterm"), \
                     mock.patch.multiple(os, get_terminal_size=lambda _: os.terminal_size((80, 24)), getpgrp=lambda: 7,
                                         tcgetpgrp=mock.Mock(side_effect=[7, place])):
