@@ -3606,6 +3606,10 @@ def save_answer(answer: str, target: Target, secrets: Sequence[str]) -> str:
     raise OSError("too many replies are kept there")
 
 # ---- Telling: while it happens, and at the end ---------------------------------------------------
+OUTLOOKS = {"buy": "would buy", "collect": "would collect what is paid", "made_before": "was made before"}
+PURCHASE_FACTS = ("elapsed_s", "usage", "cost_usd", "request_id")  # fields of the result, in a receipt too
+STATES_IN_WORDS = {UNSENT: "not sent yet", RUNNING: "still being made", ANSWERED: "ready to be collected",
+                   LOST: "cut off, perhaps billed"}
 MONEY = {"no": "Nothing was billed.", "maybe": "You may be charged for this image.", "yes": "It was billed."}
 # From the line's start, with what wraps by now; in two steps, as tmux keeps a screen that is erased at once.
 ERASE_LINE = "\r\0337\033[K\033[B\033[J\0338"
@@ -3997,8 +4001,6 @@ def tell_outlook(order: Order, receipt: Receipt | None, run: Run) -> None:
                  f"to {output}", f"price: {price_text(price)}; time: {run.typical}"):
         console.output(console.secrets.clean(line))
 
-OUTLOOKS = {"buy": "would buy", "collect": "would collect what is paid", "made_before": "was made before"}
-
 def free_path(job: Job, console: Console) -> str:
     """Where the first picture is to go; with a warning if another one is there."""
     path = picture_path(job.target, int(job.n > 1), job.parameters.get("output_format", "png"))
@@ -4065,8 +4067,6 @@ def show_gallery(page: str, entries: Sequence[Any], console: Console, unfinished
             write_gallery(page, "Pictures", entries, unfinished)
     except OSError as error:
         console.warn(f"cannot write the gallery {page}: {reason(error)}")
-
-PURCHASE_FACTS = ("elapsed_s", "usage", "cost_usd", "request_id")  # fields of the result, in a receipt too
 
 def receipt_record(order: Order, parameters: Mapping[str, Any], run: Run) -> dict[str, Any]:
     """What a receipt says: the command without its key, what it cost, and the files as they are now."""
@@ -4386,9 +4386,6 @@ def show_settings(settings: Settings, console: Console) -> None:
                        f"{request['output']} ({request['prompt']})")
     console.output("To collect one, run its command again. To give one up: "
                    + own_command("config --forget ID") if pending else "unfinished  none")
-
-STATES_IN_WORDS = {UNSENT: "not sent yet", RUNNING: "still being made", ANSWERED: "ready to be collected",
-                   LOST: "cut off, perhaps billed"}
 
 def forget_requests(wanted: str, console: Console) -> None:
     """Give up the unfinished request with this id, or all that nobody works on: what is under way ends."""
