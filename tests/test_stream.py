@@ -366,7 +366,7 @@ class StreamMemoryTest(StreamCase):
         """Peak memory in MB of the program and curl; a small process between, or this one's size would count."""
         self.server.plan(answer)
         through = (sys.executable, "-c", MEASURE, sys.executable, PROGRAM)
-        result = self.finish(self.start_generate(PROMPT, "-o", "a.png", *arguments, through=through))
+        result = self.finish(self.start_generate(PROMPT, "-o", "a.png", *arguments, through=through), 180)
         self.assertEqual(result.exit_code, 0, result.stderr)
         return int(result.stdout) / (1024 if sys.platform != "darwin" else 1024 * 1024)
 
