@@ -57,7 +57,7 @@ import signal
 import stat
 import time
 import zlib
-from contextlib import nullcontext, redirect_stdout, suppress
+from contextlib import nullcontext, redirect_stderr, redirect_stdout, suppress
 from copy import copy
 from errno import EPERM, EROFS
 from functools import partial
@@ -3465,7 +3465,6 @@ class Partials:
     """Images in the making, saved beside the target while a stream arrives.
     position: how far the growing response has been read. names: the paths given in this run. made: marks of
     all files that this command has made; the file `record` keeps them for a run that collects it."""
-
     def __init__(self, job: Job, folder: Folder, console: Console) -> None:
         self.job, self.console, self.position, self.record = job, console, 0, folder.file("partials")
         self.part = os.path.join(job.target.folder, f".{os.path.basename(folder.path)}-partial.part")
@@ -3618,7 +3617,6 @@ class Console:
     """What a person sees: notes, warnings and progress. Every line goes through here, and shows no secret.
     label: before each line of stderr. warnings: all, for the JSON result. progress_shown: the columns of a
     line that the next one replaces. lost_output: a line of stdout reached nobody. usual: in seconds."""
-
     def __init__(self, secrets: Secrets) -> None:
         self.secrets, self.label = secrets, ""
         self.as_json = self.quiet = self.verbose = self.lost_output = False
@@ -3753,7 +3751,6 @@ ERROR_FIELDS = ("kind", "message", "http_status", "code", "request_id", "billed"
 class Result:
     """What a command has made. facts: fields of the JSON object, filled in on the way. dollars: the sum of
     all costs. is_cut_off: a response broke off, or its transfer ended with a fault."""
-
     def __init__(self) -> None:
         self.saved: list[Saved] = []
         self.facts: dict[str, Any] = dict.fromkeys(
@@ -3900,7 +3897,7 @@ def run_image_command(options: Namespace, run: Run) -> int:
         tell_again(receipt, order.job, run)
     else:
         buy_or_collect(order, ready_to_buy([order], settings, run.console), run, ignore_signals)
-    show_gallery(page, [gallery_entry(order, run.result.record(run.console))], run.console)
+    show_gallery(page, [gallery_entry(order, run.result.record(run.console), run.console)], run.console)
     return OK
 
 def checked_order(options: Namespace, settings: Settings, run: Run) -> Order:
@@ -3966,16 +3963,17 @@ def buy_or_collect(order: Order, key: KeySource, run: Run, ignore_signals: Actio
         run_job(order, key, found, run, ignore_signals)
     return OK
 
-def what_would_be(order: Order, console: Console) -> str:
-    """What a command would do now: buy, collect (or wait for) what was bought, or tell what was made."""
+def what_would_be(order: Order, console: Console, taken: set[str]) -> str:
+    """Whether a command would buy, collect what was bought, or tell what was made. taken: by others here."""
     identity = order.identity
     if order.fresh or made_before(identity, console):
         return "buy" if order.fresh else "made_before"
     for same, others in [same_requests(root, identity, console) for root in journal_roots(console)]:
-        for path in same + others:
+        for path in [each for each in same + others if each not in taken]:
             folder = Folder(path, take_lock(os.path.join(path, "owner")), True)
             release(folder.lock)
             if (path in same) if folder.lock is None else folder.state() == RUNNING or folder.is_paid():
+                taken.add(path)
                 return "collect"
     return "buy"
 
@@ -3985,7 +3983,7 @@ def tell_outlook(order: Order, receipt: Receipt | None, run: Run) -> None:
     hide = partial(redact, secrets=console.secrets.texts)
     check_folder(job.target, job.n, as_text(job.parameters.get("size")))
     refuse_keys(job, console.secrets.keys)
-    would = what_would_be(order, console)
+    would = what_would_be(order, console, set())
     price = checked_price([estimate(job, settings)] if would == "buy" else [], settings)
     request = next(settings.service.provider(job, settings, KeySource("nothing", ""), ""))
     assert isinstance(request, Request)  # every provider begins with one
@@ -4022,27 +4020,29 @@ def recall(receipt: Receipt, job: Job, run: Run) -> None:
     warn_about_differences(job, run)
 
 def command_of(order: Order) -> str:
-    """The command that makes an order's picture, or finds it again."""
+    """The command that makes an order's picture, or finds it again; "" where an input must not be shown."""
     job, settings, runapi = order.job, order.settings, order.settings.api.value == "runapi"
     rows = {(row.runapi if runapi else row.wire): row for row in OPTIONS}
-    words = [quote(shown_input(upload.path)) for upload in job.images]
+    words = [quote(upload.path) for upload in job.images]
     more = {"n": job.n} if job.n > 1 else {}
     for name, value in {**more, **job.parameters}.items():
         if row := rows.get(name):
             words += [row.flag, *([quote(as_text(value))] if row.value else [])]
         else:
             words += ["--param", quote(f"{name}={as_text(value)}")]
-    words += ["--mask", quote(shown_input(job.mask.path))] if job.mask else []
+    words += ["--mask", quote(job.mask.path)] if job.mask else []
     words += ["--model", quote(job.model)] if job.model != DEFAULT_MODEL else []
     for setting in (settings.base_url, settings.api):
         words += [setting.source, quote(setting.value)] if setting.source.startswith("--") else []
     words += ["-o", quote(order.identity.output), *(["--"] if job.prompt.startswith("-") else [])]
-    return own_command(" ".join([job.command, *words, quote(job.prompt)]))
+    is_shown = all(shown_input(upload.path) == upload.path for upload in job.uploads)
+    return own_command(" ".join([job.command, *words, quote(job.prompt)])) if is_shown else ""
 
-def gallery_entry(order: Order, record: Mapping[str, Any]) -> dict[str, Any]:
+def gallery_entry(order: Order, record: Mapping[str, Any], console: Console) -> dict[str, Any]:
     """What the gallery shows of a result."""
+    hide = partial(redact, secrets=console.secrets.texts)
     return {**order.job.parameters, **{name: record[name] for name in ("saved", "elapsed_s", "cost_usd")},
-            "prompt": order.job.prompt, "command": command_of(order), "time": time.time(),
+            "prompt": hide(order.job.prompt), "command": hide(command_of(order)), "time": time.time(),
             "error": json_path(record, "error", "message")}
 
 def checked_page(path: str | None) -> str:
@@ -4050,10 +4050,8 @@ def checked_page(path: str | None) -> str:
     import tempfile
     page = os.path.abspath(os.path.expanduser(path)) if path else ""
     try:
-        if os.path.lexists(page):
-            with plain_file(page, follow=True) as stream:
-                if GENERATOR.encode() not in stream.read(HEAD):
-                    raise OSError("this program did not write what is there")
+        if is_picture_name(page) or (os.path.lexists(page) and GENERATOR.encode() not in content_of(page)):
+            raise OSError("that is not a page of this program")
         if page:
             tempfile.TemporaryFile(dir=os.path.dirname(page)).close()
     except OSError as error:
@@ -4092,6 +4090,8 @@ def catch_signals() -> Action:
         handle()
         raise KeyboardInterrupt(number)
     handle(stop)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, caught)  # of a batch's child
     return handle
 
 def own_inputs(job: Job, settings: Settings, folder: Folder, run: Run) -> Job:
@@ -4186,8 +4186,8 @@ def run_job(order: Order, key: KeySource, folder: Folder, run: Run, ignore_signa
         if isinstance(error, KeyboardInterrupt):
             failure = stop_failure(error, folder)
         keep_folder = add_what_is_known(failure, folder, job, run)
-        failure.billed = billed_in_the_end(folder, failure, bool(run.result.saved))
-        if failure.kind != "stopped" and (failure.kind, failure.billed) != ("interrupted", "no"):
+        kind, failure.billed = failure.kind, billed_in_the_end(folder, failure, bool(run.result.saved))
+        if kind not in ("stopped", "too_expensive") and (kind, failure.billed) != ("interrupted", "no"):
             folder.leave_word({"failure": map_texts(vars(failure), run.console.secrets.clean)})
         if order.fresh and failure.collectable:
             failure.hint = f"From now on without --fresh: {failure.hint}"
@@ -4520,7 +4520,8 @@ def run_batch(options: Namespace, settings: Settings, run: Run, ignore_signals: 
         (options.batch == options.config == "-", "standard input cannot be both config and batch", ""),
         (options.output and is_picture_name(options.output), "with --batch, -o names a folder", ""))
     orders = read_batch(options, settings, run)
-    woulds = {order.line: what_would_be(order, console) for order in orders}
+    taken: set[str] = set()
+    woulds = {order.line: what_would_be(order, console, taken) for order in orders}
     to_buy = [order for order in orders if woulds[order.line] == "buy"]
     price = checked_price([estimate(order.job, order.settings) for order in to_buy], settings)
     if options.dry_run:
@@ -4559,7 +4560,7 @@ def read_batch(options: Namespace, settings: Settings, run: Run) -> list[Order]:
     value, source = settings.output
     name = "batch" if options.batch == "-" else os.path.basename(options.batch)
     stem = os.path.splitext(name)[0]
-    named = stem if stem != name or name == "batch" else name + "-pictures"  # it must not be the file itself
+    named = stem if stem != name or options.batch == "-" else name + "-pictures"  # not the file itself
     folder = options.output or (named if source == "default" or is_picture_name(value) else value)
     for number, line in lines:
         try:
@@ -4572,7 +4573,7 @@ def read_batch(options: Namespace, settings: Settings, run: Run) -> list[Order]:
     for number, message, hint in sorted(faults):
         text = run.console.secrets.clean(f"line {number}: {message}")
         run.console.warnings.append(text)  # for the JSON result
-        run.console.error_line(f"{text}{'' if text.endswith('?') else '.'} {hint}".rstrip())
+        run.console.error_line(f"{text}{'' if text.endswith(('?', '.')) else '.'} {hint}".rstrip())
     if faults or not orders:
         raise usage_failure(f"{len(faults)} of {len(lines)} lines cannot be used; nothing was sent" if faults
                             else f"there is no prompt in {options.batch}")
@@ -4648,10 +4649,8 @@ def named_apart(orders: Sequence[Order]) -> tuple[list[Order], list[tuple[Order,
     from unicodedata import normalize
     first: dict[str, Order] = {}
     clashes = []
-
     def place(order: Order) -> str:  # some file systems see no difference
         return normalize("NFC", order.identity.output).lower()
-
     for order in sorted(orders, key=lambda each: (not each.is_named, each.identity.fingerprint, each.line)):
         fingerprint = order.identity.fingerprint
         if not order.is_named and first.get(place(order), order).identity.fingerprint != fingerprint:
@@ -4665,14 +4664,13 @@ class Batch:
     """Runs orders in forked children, some at a time, and tells each result as it comes.
     running: by the pipe of each, its order, its process and what it has said. stopped: why no other job may
     begin. limited: met a rate limit and is tried once more. counts: of results. entries: of the gallery."""
-
     def __init__(self, jobs: int, page: str, run: Run) -> None:
         from mmap import mmap
         self.jobs, self.page, self.console, self.key = jobs, page, run.console, KeySource("nothing", "")
         self.run = run._replace(calm=memoryview(mmap(-1, 8)).cast("d"))
         self.running: dict[int, tuple[Order, int, bytearray]] = {}
         self.waiting: list[Order] = []
-        self.limited: list[Order] = []
+        self.limited: list[tuple[Order, Mapping[str, Any], int]] = []
         self.entries: list[dict[str, Any]] = []
         self.counts = dict.fromkeys(("bought", "collected", "made_before", "failed"), 0)
         self.total, self.dollars, self.exit_code, self.signal_code = 0, 0.0, OK, OK
@@ -4681,6 +4679,7 @@ class Batch:
     def run_all(self, made: Sequence[Order], others: Sequence[Order], ignore_signals: Action) -> int:
         """Run all orders, first those that were made before; the exit code: the highest of their own."""
         self.total, self.waiting = len(made) + len(others), [*others[::-1]]
+        self.remembers = all(order.settings.history.value and not order.fresh for order in others)
         for order in made:
             run = self.run_of(order)
             if receipt := made_before(order.identity, run.console):
@@ -4691,9 +4690,11 @@ class Batch:
         if self.waiting and not hasattr(os, "fork"):
             self.console.note("there is no fork on this system: one job after the other")
         self.work()
-        if self.limited and not self.stopped:
-            self.waiting, self.limited, self.is_last_round = self.limited, [], True
-            self.work()
+        self.is_last_round = True
+        for each in self.limited if self.stopped else ():
+            self.tell(*each)
+        self.waiting = [] if self.stopped else [order for order, *_ in self.limited]
+        self.work()
         ignore_signals()
         show_gallery(self.page, self.entries, self.console)
         return self.sum_up(self.signal_code or self.exit_code)
@@ -4719,19 +4720,20 @@ class Batch:
     def start(self, order: Order) -> None:
         """Begin one job in a process of its own; without fork, here and now."""
         run = self.run_of(order)
-        buy = partial(exit_code_of, lambda: buy_or_collect(order, self.key, run, catch_signals()), run)
         if not hasattr(os, "fork"):
             import io
-            with redirect_stdout(io.StringIO()) as told:
-                exit_code = buy()
+            with redirect_stdout(io.StringIO()) as told, redirect_stderr(None):
+                exit_code = exit_code_of(lambda: buy_or_collect(order, self.key, run, lambda: None), run)
             self.end(order, told.getvalue().encode(), exit_code)
             if exit_code > 128:
                 self.stopped, self.signal_code = "interrupted", exit_code
             return
+        signals = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
         reader, writer = os.pipe()
         if pid := os.fork():
-            os.close(writer)
             self.running[reader] = (order, pid, bytearray())
+            os.close(writer)
+            signal.pthread_sigmask(signal.SIG_SETMASK, signals)
             return
         exit_code = BUG
         try:  # the child: what it prints is its result, and if the parent dies, nobody reads it any more
@@ -4740,7 +4742,7 @@ class Batch:
             for stream in (1, 2):  # whoever reads the parent's streams must not wait for its children
                 os.dup2(os.open(os.devnull, os.O_RDWR), stream)
             sys.stdout, sys.stderr = open(writer, "w", encoding="utf-8"), None
-            exit_code = buy()
+            exit_code = exit_code_of(lambda: buy_or_collect(order, self.key, run, catch_signals()), run)
             sys.stdout.flush()
         finally:
             os._exit(exit_code)
@@ -4780,10 +4782,11 @@ class Batch:
         """Tell one result, and what it means for the others."""
         error, console = record.get("error"), self.run_of(order).console
         self.console.say("stderr", "", end="")  # the progress line goes
-        if error and error["kind"] == "rate_limit" and not self.is_last_round:
-            self.limited.append(order)
+        is_final = self.is_last_round or self.stopped or record["saved"]
+        if error and error["kind"] == "rate_limit" and not is_final:
+            self.limited.append((order, record, exit_code))
             return
-        if error and (exit_code == SETUP or error["kind"] in ("quota", "too_expensive")):
+        if error and error["kind"] in ("key", "quota", "too_expensive", "config", "curl", "region"):
             self.stopped = self.stopped or error["message"]
         source = "failed" if error else record["source"]
         self.counts[source] += 1
@@ -4794,13 +4797,13 @@ class Batch:
         self.console.tell(job=order.line, **record)
         self.console.list_saved(record)
         if error:
-            texts = {name: error[name] for name in ("kind", "message", "hint", "billed")}
+            texts = {name: error[name] for name in ("kind", "message", "hint", "billed", "request_id")}
             console.explain(Failure(**texts, exit_code=exit_code))
         elif not self.console.is_terminal():
             cost = f", {in_dollars(record)}" if record["cost_usd"] is not None else ""
             self.console.note(f"line {order.line}: {source.replace('_', ' ')}{cost}")
         if self.page:
-            self.entries.append(gallery_entry(order, record))
+            self.entries.append(gallery_entry(order, record, self.console))
 
     def sum_up(self, exit_code: int) -> int:
         """The end of a batch."""
@@ -4812,7 +4815,7 @@ class Batch:
         self.console.note(f"{self.total} jobs: {', '.join(counts)}; ${self.dollars:.3f}, {seconds:.0f} s")
         if left:
             self.console.warn(f"{left} not started: {self.stopped}")
-        if left or self.counts["failed"]:
+        if (left or self.counts["failed"]) and self.remembers:
             self.console.note("Run the same command again for the rest: what is made is not bought again.")
         return exit_code
 
@@ -4861,7 +4864,6 @@ def build_parser(command: str) -> ArgumentParser:
         text, choices, rest = message.partition(" (choose from ")
         text = re.sub(r"(['\"])(.*)\1", lambda word: quoted(word.group(2)), text)
         raise usage_failure(text + choices + rest, "See: " + own_command(f"{command} --help"))
-
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.error = fail  # type: ignore[method-assign]  # one form and exit code for all failures
     parser.add_argument("words", nargs="*")

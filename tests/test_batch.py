@@ -148,6 +148,8 @@ class BatchLinesTest(BatchCase):
         self.assertEqual(found, ["other/cat.png", "work/new/pics/in/two.png", "work/new/pics/one-####.png",
                                  "work/new/pics/sub/four-####.png"])
         self.assertEqual(Path(self.generate("--batch", "prompts").saved[0][0]).parent.name, "prompts-pictures")
+        self.file("batch", "a fox\n")
+        self.assertEqual(Path(self.generate("--batch", "batch").saved[0][0]).parent.name, "batch-pictures")
         self.write_config({"output": str(self.root / "always")})
         self.assertEqual(Path(self.generate("--batch", "prompts").saved[0][0]).parent.name, "always")
 
@@ -252,7 +254,7 @@ class BatchFaultsTest(BatchCase):
                 (["--prompt-file", "lines.txt", "--batch", "lines.txt"], "the prompts are in the lines"),
                 (["--batch", "-", "--config", "-"], "both config and batch"),
                 (["--batch", "lines.txt", "--gallery", "no/page.html"], "cannot write no/page.html"),
-                (["--batch", "lines.txt", "--gallery", "binary"], "did not write what is there")):
+                (["--batch", "lines.txt", "--gallery", "binary"], "that is not a page of this program")):
             with self.subTest(" ".join(words)):
                 result = self.generate(*words, stdin="{}")
                 self.assertEqual((result.exit_code, self.server.posts), (USAGE, []), result)
@@ -289,6 +291,20 @@ class BatchPricesTest(BatchCase):
         self.assertEqual(self.server.posts, [])
         self.assert_succeeded(self.batch(lines[:2], "--max-cost", "0.05"))
         self.assert_succeeded(self.batch(lines, "--max-cost", "0.03"))
+        self.assertEqual(len(self.server.posts), 3)
+
+    @HAS_FORK
+    def test_max_cost_counts_one_unfinished_request_once(self) -> None:
+        self.write_config({"price_per_image": 0.01, "base_url": self.server.url})
+        event = self.held()
+        child = self.start_generate("a fox", "-o", "a.png")
+        self.wait_until(lambda: len(self.server.posts) == 1)
+        self.kill(child)
+        event.set()
+        self.server.default = Answer()
+        lines = [{"prompt": "a fox", "output": name} for name in ("b.png", "c.png", "d.png")]
+        self.assertEqual(self.batch(lines, "--max-cost", "0.015").exit_code, USAGE)
+        self.assert_succeeded(self.batch(lines, "--max-cost", "0.025"))
         self.assertEqual(len(self.server.posts), 3)
 
     def test_unknown_price_under_a_limit(self) -> None:
@@ -349,6 +365,23 @@ class BatchResultsTest(BatchCase):
         first, *others = [post.when for post in self.server.posts]
         self.assertEqual([when for when in others if first + 0.4 < when < first + 1.9], [], "the pause is for all")
 
+    def test_a_part_that_met_a_rate_limit_is_told(self) -> None:
+        limited = Answer(429, headers=(("Retry-After", "0"),))
+        self.server.plan(*[limited] * 5, Answer(401))
+        result = self.batch(["a", "b", "c"], "--jobs", "1", "--json")
+        jobs, _ = self.records(result)
+        self.assertEqual({line: each["error"]["kind"] for line, each in jobs.items()}, {1: "rate_limit", 2: "key"})
+        self.assertEqual(self.counts(result), {"failed": 2, "not_started": 1})
+
+    def test_a_model_that_one_line_may_not_use(self) -> None:
+        self.server.plan(Answer(403))
+        result = self.batch([{"prompt": "a", "model": "gpt-image-9"}, "b"], "--jobs", "1", "--json")
+        self.assertEqual(self.counts(result), {"bought": 1, "failed": 1})
+
+    def test_nothing_is_promised_with_fresh(self) -> None:
+        self.server.plan(Answer(400, check=False))
+        self.assertNotIn("is not bought again", self.batch(["a"], "--fresh").stderr)
+
     @HAS_FORK
     def test_jobs_at_a_time(self) -> None:
         event = self.held()
@@ -365,6 +398,17 @@ class BatchResultsTest(BatchCase):
                                         through=(sys.executable, "-c", FORKLESS, PROGRAM)))
         self.assertEqual((result.exit_code, self.counts(result)), (0, {"bought": 2}), result)
         self.assertEqual(result.stderr.count("no fork"), 1)
+
+    def test_without_fork_a_signal_stops_and_faults_are_told_once(self) -> None:
+        event = threading.Event()
+        self.addCleanup(event.set)
+        self.server.plan(Answer(400, check=False), Answer(), Answer(event=event))
+        child = self.start(["a", "b", "c", "d"], "--json", through=(sys.executable, "-c", FORKLESS, PROGRAM))
+        self.wait_until(lambda: len(self.server.posts) == 3)
+        child.send_signal(signal.SIGINT)
+        result = self.finish(child)
+        self.assertEqual((result.exit_code, self.counts(result)), (130, {"bought": 1, "failed": 2, "not_started": 1}))
+        self.assertEqual(result.stderr.count("line 1: gpt_image2: error"), 1)
 
 
 class GalleryOptionTest(BatchCase):
@@ -417,8 +461,15 @@ class GalleryOptionTest(BatchCase):
         self.assertLess(self.page().index("a bear"), self.page().index("a fox"), "the newest first")
         self.assertEqual(self.run_program("config", "--gallery", "page.html").exit_code, USAGE)
 
+    def test_hides_what_looks_like_a_key_and_inputs_with_a_login(self) -> None:
+        result = self.generate("draw sk" + "-abcdefgh1234567890 here", "--gallery", "page.html", "-o", "a.png")
+        self.assert_succeeded(result)
+        self.assertNotIn("abcdefgh", self.page())
+        self.assertIn("draw *** here", self.page())
+
     def test_never_replaces_what_is_not_its_own(self) -> None:
         self.file("mine.html", "<p>mine")
+        self.assertEqual(self.generate("a fox", "-o", "fox.png", "--gallery", "fox.png").exit_code, USAGE)
         for words in (["generate", "a fox", *self.access()], ["config", "--history"]):
             result = self.run_program(*words, "--gallery", "mine.html", env={"GPT_IMAGE2_API_KEY": KEY})
             self.assertEqual((result.exit_code, self.server.posts), (USAGE, []))
