@@ -2938,7 +2938,7 @@ def wait_for(done: Callable[[], bool], exchange: Exchange, run: Run) -> None:
         with suppress(OSError):
             run.console.received = os.path.getsize(exchange.file("answer"))
         rest(seconds, run)
-        seconds = min(seconds * 1.5, 0.1)
+        seconds = min(seconds * 1.5, 0.04)
         run.watch(exchange)
 
 # ---- Reading answers: a file -> images or a Failure ----------------------------------------------
