@@ -63,6 +63,7 @@ from errno import EPERM, EROFS
 from functools import partial
 from itertools import accumulate, chain, count, groupby
 from math import inf, log
+from operator import add
 from os import environ
 from shlex import quote
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn, Optional
@@ -80,6 +81,7 @@ if TYPE_CHECKING:
     Layer = dict[str, "Setting"]  # one source of settings
     Price = Optional[tuple[float, float]]  # the least and the most, in US dollars; None where it is unknown
     Action = Callable[[], None]
+    Row = list[bytes]  # of a picture, in 8 bits: its red, green, blue and alpha
     Provider = Generator["Request | Wait", "Response", list["Image | Failure"]]
 
 # ---- Limits and defaults -------------------------------------------------------------------------
@@ -97,7 +99,7 @@ TRIES, RATE_LIMIT_TRIES = 3, 5
 POLL_TIMEOUT, POLL_PAUSE, NETWORK_PAUSE, RATE_LIMIT_PAUSE = 60, 3.0, 0.5, 5.0  # seconds; polls of a task
 MAX_PROMPT, MAX_IMAGES, MAX_IMAGE_BYTES = 32_000, 16, 50_000_000  # the first in characters
 SAFE_MASK_BYTES = 4_000_000  # the API reference says 4 MB, the guide 50 MB
-MAX_MASK_PIXELS, MAX_MASK_EDGE = 64_000_000, 65_535  # more is refused: a few bytes may claim any size
+MAX_PNG_EDGE, MAX_DEFLATED = 65_535, 1032  # a few bytes may claim any size; how many times zlib can shrink
 MAX_N, MAX_PARTIALS, SPARE_IMAGES = 10, 3, 3  # some servers send more images than were asked for
 EDGE_STEP, MAX_EDGE, MAX_RATIO, MIN_PIXELS, MAX_PIXELS = 16, 3840, 3, 655_360, 8_294_400
 EDGES = range(EDGE_STEP, MAX_EDGE + 1, EDGE_STEP)  # both must be multiples; 3840x2160 is accepted
@@ -264,7 +266,7 @@ class Upload(NamedTuple):
     checksum: str = ""  # MD5 as base64, where the API wants one
     digest: str = ""  # SHA-256 of the content
     seen: Picture = Picture("", 0, 0)  # the edges as people see them; EXIF may turn the stored pixels
-    origin: str = "file"  # what path is: "file", "url", or "data" for a data: URI
+    origin: str = "file"  # what path is: "file", "url", "data" for a data: URI, or "rectangles"
     name: str = ""  # what messages call it
 
 class Target(NamedTuple):
@@ -285,7 +287,10 @@ class Job(NamedTuple):
     n: int
     target: Target
     keep_partials: bool = False
-    resolution: str = ""  # of a size that gets its shape from the first image
+    resolution: str = ""  # of a size with the first image's shape; "input", "exact": it is that image's own
+    mask_form: str = "alpha"  # bw: white is to change; rectangles: those in the mask's path are
+    feather: int = 0  # of the rectangles' edges, in pixels
+    exact: bool = False  # what the mask does not open stays the input's
 
     @property
     def uploads(self) -> tuple[Upload, ...]:
@@ -412,6 +417,7 @@ class Identity(NamedTuple):
     """What makes two commands the same: what is asked for, and where -o points."""
     fingerprint: str
     output: str
+    edges: tuple[int, ...] = ()  # with --mask-exact: of a picture that was made without it, and can be used
 
     @property
     def receipt(self) -> str:
@@ -423,6 +429,7 @@ class Receipt(NamedTuple):
     """A finished command: its record, and its files, which are as they were saved."""
     record: Mapping[str, Any]
     saved: list[Saved]
+    path: str = ""  # its own, "" from a twin
 
 class Order(NamedTuple):
     """A job with all that decides how it is bought: a command, or a line of a batch."""
@@ -601,7 +608,7 @@ def size_of_ratio(ratio: float, pixels: int) -> str:
     return "%dx%d" % min(distances)[2:]
 
 # ---- Pictures ------------------------------------------------------------------------------------
-# Where each pass of an interlaced PNG begins, across and down, and its steps.
+KEPT_CHUNKS = (b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"pHYs")  # what says how a PNG's colours and pixels look
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 XML_NOISE = re.compile(rb"(?si)<\?.*?\?>|<!--.*?-->|<!doctype(?:[^\[>]|\[[^\]]*\])*>|\A\xef\xbb\xbf")
 
@@ -686,78 +693,128 @@ def has_alpha(path: str, form: str) -> bool:
     return True
 
 def png_chunks(stream: BinaryIO, skip: bool = False) -> Iterator[tuple[bytes, bytes]]:
-    """(name, data) of each chunk; stops where the file stops making sense. skip: leave the data out."""
+    """(name, data) of each chunk, long data in pieces; stops where the file stops making sense.
+    skip: leave the data out. ValueError: a checksum is wrong."""
     stream.seek(8)
     while len(head := stream.read(8)) == 8 and (length := int.from_bytes(head[:4], "big")) <= MAX_IMAGE_BYTES:
-        yield head[4:], b"" if skip else stream.read(length)
-        stream.seek(4 + (length if skip else 0), os.SEEK_CUR)
+        checksum = zlib.crc32(head[4:])
+        for start in range(0, 1 if skip else length or 1, LONG_STRING):
+            yield head[4:], (data := b"" if skip else stream.read(min(LONG_STRING, length - start)))
+            checksum = zlib.crc32(data, checksum)
+        if skip:
+            stream.seek(length + 4, os.SEEK_CUR)
+        elif int.from_bytes(stream.read(4), "big") != checksum:
+            raise ValueError("is a broken PNG: a checksum is wrong")
 
-def mask_fault(stream: BinaryIO) -> str:
-    """Why this PNG cannot serve as a mask, or an empty text. Transparent (alpha 0) marks what is edited."""
-    from struct import unpack
-    chunks: dict[bytes, list[bytes]] = {b"IHDR": [b""], b"tRNS": [b""], b"IDAT": []}
-    for name, content in png_chunks(stream):
-        chunks.get(name, []).append(content)  # others are forgotten
-    header, special, data = chunks[b"IHDR"][-1], chunks[b"tRNS"][-1], chunks[b"IDAT"]
-    width, height, depth, colour, interlaced = unpack(">IIBBxxB", header) if len(header) == 13 else (0,) * 5
-    channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(colour, 0)  # grey, RGB, palette, grey and RGB with alpha
-    if not data or not channels or depth not in ((8, 16) if channels > 1 else (1, 2, 4, 8, 16)):
-        return "is a broken PNG"
-    if colour < 4 and not special:
-        return "has no alpha channel"
-    if width * height > MAX_MASK_PIXELS or max(width, height) > MAX_MASK_EDGE:
-        return "has too many pixels to be checked"
-    step = max(1, channels * depth // 8)
-    if colour >= 4:
-        clear = dict.fromkeys(range(step - depth // 8, step), b"\0")
-    elif colour == 3:  # the clear entries of the palette
-        clear = {0: bytes(index for index, alpha in enumerate(special[:256]) if alpha == 0)}
-    else:  # one colour, two bytes for each of its samples
-        samples = special if depth == 16 else bytes(byte & (1 << depth) - 1 for byte in special[1::2])
-        clear = {offset: samples[offset:offset + 1] for offset in range(step)}
-    try:
-        found = any_clear(data, width, height, interlaced, channels * depth, depth, clear)
-        return "" if found else "is fully opaque, or half: no pixel has alpha 0"
-    except (StopIteration, IndexError):  # broken off, or no such filter
-        return "is a broken PNG"
+class Png:
+    """A PNG that is read row by row (its specification, parts 7 to 11); ValueError says why it cannot be.
+    passes: where each begins, across and down, and its steps. planes: the bytes of a pixel, at least one.
+    tables: the red, green, blue and alpha of each value. clear: a colour without alpha, by planes."""
+    def __init__(self, path: str) -> None:
+        from struct import unpack
+        chunks = dict.fromkeys((b"IHDR", b"PLTE", b"tRNS", *KEPT_CHUNKS), b"")
+        with open(path, "rb") as stream:
+            most = os.fstat(stream.fileno()).st_size * MAX_DEFLATED
+            for name, data in png_chunks(stream):
+                if name in chunks:
+                    chunks[name] += data
+        header, palette, special, *_ = chunks.values()
+        self.path, self.kept = path, {name: chunks[name] for name in KEPT_CHUNKS}
+        self.tables: tuple[bytes, ...] = ()
+        self.width, self.height, depth, colour, *rest = unpack(">IIBBBBB", header.rjust(13, b"\0")[-13:])
+        channels, depths = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(colour, 0), {0: (1, 2, 4, 8, 16), 3: (1, 2, 4, 8)}
+        entries = len(palette) // 3 if colour == 3 else 256
+        is_odd = special and len(special) not in {0: (2,), 2: (6,), 3: range(entries + 1)}.get(colour, ())
+        if (depth not in depths.get(colour, (8, 16)) or not self.width * self.height * entries * channels or is_odd
+                or rest not in ([0, 0, 0], [0, 0, 1])):
+            raise ValueError("is a broken PNG")
+        if self.width * self.height * channels * depth > 8 * most or max(self.width, self.height) > MAX_PNG_EDGE:
+            raise ValueError("claims more pixels than it holds")
+        self.depth, self.colour, self.bits, self.entries = depth, colour, channels * depth, entries
+        self.planes, self.has_alpha = self.bits // 8 or 1, colour >= 4 or bool(special)
+        self.passes = ADAM7 if rest[2] else ((0, 0, 1, 1),)
+        self.clear = special if depth == 16 else special[1::2]
+        if colour == 3:
+            self.tables = (*(palette[plane::3].ljust(256, b"\0") for plane in range(3)), special.ljust(256, b"\xff"))
+        elif not colour and depth <= 8:
+            top = (1 << depth) - 1
+            grey = bytes((value & top) * 255 // top for value in range(256))
+            hidden = self.clear[0] & top if special else -1
+            self.tables = (grey, grey, grey, bytes(255 * (value & top != hidden) for value in range(256)))
 
-def any_clear(data: Iterable[bytes], width: int, height: int, interlaced: int, bits: int, depth: int,
-              clear: Mapping[int, bytes]) -> bool:
-    """Whether any pixel has one of these values at each of these offsets; StopIteration: data are missing."""
-    step, pieces, buffer = max(1, bits // 8), unpacked(data), bytearray()
-    tables = [bytes(value in values for value in range(256)) for values in clear.values()]
-    shifts = range(8 - depth, -1, -depth)  # several pixels may share a byte
-    pixels = [bytes(byte >> shift & (1 << depth) - 1 for shift in shifts) for byte in range(256)]
-    for x, y, step_x, step_y in ADAM7 if interlaced else ((0, 0, 1, 1),):
-        columns = len(range(x, width, step_x))
-        length = (columns * bits + 7) // 8
-        lines = [bytes(length // step)] * len(clear)  # of the row above, one for each offset
-        for _ in range(y, height if columns else 0, step_y):
-            while len(buffer) < 1 + length:
-                buffer += next(pieces)
-            lines = [unfiltered(buffer[0], bytes(buffer[1 + offset:1 + length:step]), above)
-                     for offset, above in zip(clear, lines)]
-            del buffer[:1 + length]
+    def scanlines(self, wanted: int) -> Iterator[bytes]:
+        """The rows of one pass, each with its filter's number in front. No such pass: checks them all."""
+        with open(self.path, "rb") as stream:
+            buffer, pieces = bytearray(), unpacked(data for name, data in png_chunks(stream) if name == b"IDAT")
+            for number, (left, top, across, down) in enumerate(self.passes):
+                length = 1 + (len(range(left, self.width, across)) * self.bits + 7) // 8
+                for _ in range(top, self.height if length > 1 else 0, down):
+                    while len(buffer) < length:
+                        if (piece := next(pieces, None)) is None:
+                            raise ValueError("is a broken PNG: it is cut off")
+                        buffer += piece
+                    if buffer[0] > 4:
+                        raise ValueError("is a broken PNG: unknown filter")
+                    if number == wanted:
+                        yield bytes(buffer[:length])
+                    del buffer[:length]
+
+    def pass_rows(self, number: int, only_alpha: bool) -> Iterator[Row]:
+        """The rows of one pass as planes of 8 bits: red, green, blue, alpha."""
+        last = self.planes - (self.depth // 8 or 1)  # where the alpha channel begins, if there is one
+        offsets = range(last if only_alpha and self.colour >= 4 else 0, self.planes)
+        columns = len(range(self.passes[number][0], self.width, self.passes[number][2]))
+        above: list[bytes] = []
+        for row in self.scanlines(number):
+            filtered = [row[1 + offset::self.planes] for offset in offsets]
+            above = [unfiltered(row[0], line, up) for line, up in
+                     zip(filtered, above or [bytes(len(line)) for line in filtered])]
+            yield self.in_eight_bits(above, columns)
+
+    def in_eight_bits(self, lines: Row, columns: int) -> Row:
+        """Red, green, blue and alpha of a row, from its planes. Of 16 bits, the upper 8 count."""
+        if self.tables:
+            line = lines[0]
+            if self.depth < 8:  # several pixels share a byte
+                shifts, top = range(8 - self.depth, -1, -self.depth), (1 << self.depth) - 1
+                line = bytes(byte >> shift & top for byte in line for shift in shifts)[:columns]
+            if max(line) >= self.entries:
+                raise ValueError("is a broken PNG: its palette lacks a colour")
+            return [line.translate(table) for table in self.tables]
+        upper, alpha = lines[::2] if self.depth == 16 else lines, b"\xff" * columns
+        if self.clear:
             marks = -1
-            for line, table in zip(lines, tables):
-                line = b"".join(pixels[byte] for byte in line)[:columns] if depth < 8 else line
-                marks &= int.from_bytes(line.translate(table), "big")
-            if marks:
-                return True
-    return False
+            for line, value in zip(lines, self.clear):
+                marks &= int.from_bytes(line.translate(bytes(value == each for each in range(256))), "big")
+            alpha = marks.to_bytes(columns, "big").translate(b"\xff\0" + bytes(254))
+        return [*(upper[:3] if len(upper) > 2 else upper[:1] * 3), upper[-1] if self.colour >= 4 else alpha]
+
+    def checked(self) -> Png:
+        """The same, read to its end; faster than its pixels would be, but for those of a palette."""
+        for _ in self.rows() if self.colour == 3 else self.scanlines(-1):
+            pass
+        return self
+
+    def rows(self, only_alpha: bool = False) -> Iterator[Row]:
+        """Its rows from above, as red, green, blue and alpha. Memory holds a few: each pass unpacks on its own."""
+        readers = [self.pass_rows(number, only_alpha) for number in range(len(self.passes))]
+        for y in range(self.height):
+            row = [bytearray(self.width) for _ in range(4)]
+            for (left, top, across, down), reader in zip(self.passes, readers):
+                if y % down == top and left < self.width:
+                    for plane, part in zip(row, next(reader)):
+                        plane[left::across] = part
+            yield [bytes(plane) for plane in row]
 
 def unfiltered(method: int, line: bytes, above: bytes) -> bytes:
-    """One channel of a PNG's row without its filter (PNG, part 9); above: the same of the row above."""
-    if method == 0:
-        return line
-    up = above[0]
-    value = line[0] + (0, 0, up, up // 2, up)[method] & 255
-    others = (0, 0, line[0], value - (value + up) // 2 & 255, 0)[method]
-    if line.count(others, 1) == len(line) - 1 and above.count(up) == len(line):
-        return bytes([value]) * len(line)  # one value under one value, as masks mostly are: no loop
+    """One plane of a PNG's row without its filter; above: the same of the row above."""
+    if method == 0 or (method != 3 and not any(line) and above.count(above[:1]) == len(above)):
+        return line if method < 2 else above  # the second: nothing under one value, as in most masks
+    if method < 3:
+        return bytes(value & 255 for value in (accumulate(line) if method == 1 else map(add, line, above)))
     result, left, corner = bytearray(), 0, 0
     for value, up in zip(line, above):
-        guess = left if method == 1 else up if method == 2 else left + up >> 1
+        guess = left + up >> 1
         if method == 4:
             a, b, c = abs(up - corner), abs(left - corner), abs(left + up - 2 * corner)  # Paeth's distances
             guess = left if a <= b and a <= c else up if b <= c else corner
@@ -765,6 +822,84 @@ def unfiltered(method: int, line: bytes, above: bytes) -> bytes:
         left = value + guess & 255
         result.append(left)
     return bytes(result)
+
+def filtered(method: int, line: bytes, above: bytes) -> bytes:
+    """One plane of a row with the filter 0 to 3: what it differs from nothing, its left, above, or their mean.
+    All bytes at once, as one number: the lower seven bits of each, then the upper one without its carry."""
+    width, (value, left, up) = len(line), (int.from_bytes(each, "big") for each in (line, b"\0" + line[:-1], above))
+    low, high = (int.from_bytes(bytes([bits]) * width, "big") for bits in (0x7f, 0x80))
+    guess = (0, left, up, (left & up) + ((left ^ up) >> 1 & low))[method]
+    return (((value | high) - (guess & low)) ^ (value ^ guess ^ high) & high).to_bytes(width, "big")
+
+def write_png(stream: BinaryIO, width: int, height: int, rows: Iterable[Row], channels: int,
+              kept: Mapping[bytes, bytes]) -> None:
+    """Write rows of planes as a PNG of 8 bits, RGB or RGBA. kept: chunks that stand before its pixels."""
+    def chunk(name: bytes, data: bytes) -> None:
+        checksum = zlib.crc32(name + data).to_bytes(4, "big")
+        stream.write(len(data).to_bytes(4, "big") + name + data + checksum)
+    stream.write(b"\x89PNG\r\n\x1a\n")
+    chunk(b"IHDR", b"".join(edge.to_bytes(4, "big") for edge in (width, height)) + b"\x08%c\0\0\0" % (4 * channels - 10))
+    for name in filter(kept.get, kept):
+        chunk(name, kept[name])
+    packer, above = zlib.compressobj(), [bytes(width)] * channels
+    sizes = bytes(min(value, 256 - value) for value in range(256))
+    for row in rows:
+        choices = [[filtered(method, line, up) for line, up in zip(row, above)] for method in range(4)]
+        costs = [sum(sum(plane.translate(sizes)) for plane in planes) for planes in choices]
+        method, above = costs.index(min(costs)), row[:channels]
+        line = bytearray([method]) * (1 + channels * width)
+        for number, plane in enumerate(choices[method]):
+            line[1 + number::channels] = plane
+        if packed := packer.compress(line):
+            chunk(b"IDAT", packed)
+    chunk(b"IDAT", packer.flush())
+    chunk(b"IEND", b"")
+
+def blended(mask: bytes, kept: Row, made: Row) -> Row:
+    """One row: kept where the mask is opaque, made where it is clear; between, both by their opacity."""
+    opaque, row = int.from_bytes(mask.translate(bytes(255) + b"\xff"), "big"), []
+    for old, new in zip(kept, made):
+        mine, other = int.from_bytes(old, "big"), int.from_bytes(new, "big")
+        row.append(bytearray((other ^ (mine ^ other) & opaque).to_bytes(len(mask), "big")))
+    for x, value in enumerate(mask) if mask.translate(None, b"\0\xff") else ():
+        if 0 < value < 255:
+            mine, other = value * kept[3][x], (255 - value) * made[3][x]
+            total = mine + other or 1
+            for plane, old, new in zip(row, kept, made):
+                plane[x] = (old[x] * mine + new[x] * other + total // 2) // total
+            row[3][x] = (mine + other + 127) // 255
+    return [bytes(plane) for plane in row]
+
+def rectangle_in(text: str, width: int, height: int) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of an X,Y,WIDTH,HEIGHT as in as_rectangle; it may reach beyond the picture."""
+    x, y, across, down = (float(part[:-1]) / 100 * whole if part.endswith("%") else int(part)
+                          for part, whole in zip(text.split(","), (width, height) * 2))
+    return round(x), round(y), round(x + across), round(y + down)
+
+def soft_edges(start: int, end: int, whole: int, feather: int) -> bytes:
+    """A rectangle's alpha along one axis: from 255 outside to 0, inside it; no edge where the picture ends."""
+    def alpha(at: int) -> int:
+        depth = min(at - start if start > 0 else feather, end - 1 - at if end < whole else feather)
+        return max(0, 255 - 255 * (depth + 1) // (feather + 1))
+    return bytes(alpha(at) if start <= at < end else 255 for at in range(whole))
+
+def mask_rows(job: Job, width: int, height: int) -> Iterator[bytes]:
+    """The alpha of a job's mask, row by row, for an image of this size."""
+    mask = job.mask or Upload("")
+    if job.mask_form == "rectangles":
+        boxes = [rectangle_in(text, width, height) for text in mask.path.split()]
+        edges = [(soft_edges(left, right, width, job.feather), soft_edges(top, bottom, height, job.feather))
+                 for left, top, right, bottom in boxes]
+        for y in range(height):
+            row = b"\xff" * width
+            for across, down in [each for each in edges if each[1][y] < 255]:
+                row = bytes(map(min, row, across.translate(bytes(max(down[y], each) for each in range(256)))))
+            yield row
+    for red, green, blue, alpha in Png(mask.path).rows(only_alpha=True) if job.mask_form == "alpha" else ():
+        yield alpha
+    for red, green, blue, alpha in Png(mask.path).rows() if job.mask_form == "bw" else ():
+        yield bytes(255 - (299 * r + 587 * g + 114 * b) * a // 255_000
+                    for r, g, b, a in zip(red, green, blue, alpha))  # as bright as ITU-R 601 says
 
 def unpacked(data: Iterable[bytes], bits: int = 15) -> Iterator[bytes]:
     """The decompressed data, at most 1 MB a piece however well it was packed. bits: zlib's wbits."""
@@ -919,6 +1054,17 @@ def as_parameter(text: str) -> tuple[str, Any]:
     except (ValueError, RecursionError):
         return name, value
 
+def as_rectangle(text: str) -> str:
+    """`X,Y,WIDTH,HEIGHT` without blanks; each in pixels or per cent of the picture."""
+    parts = "".join(text.split()).split(",")
+    if len(parts) != 4 or not all(re.fullmatch(r"(?a)-?\d{1,6}|\d{1,3}(\.\d{1,6})?%", part) for part in parts):
+        raise ValueError(f"must be X,Y,WIDTH,HEIGHT, such as 10,20,300,50%, not {quoted(text)}")
+    if any(part.endswith("%") and float(part[:-1]) > 100 for part in parts):
+        raise ValueError(f"has more than 100 %: {text}")
+    if min(float(part.rstrip("%")) for part in parts[2:]) <= 0:
+        raise ValueError(f"needs a width and a height above 0, not {text}")
+    return ",".join(parts)
+
 PRICES_AND_TIMES = ", ".join(
     f"{quality} (${image_tokens(1024, 1024, quality) * DOLLARS_PER_TOKEN['output']:.3f}, {seconds} s)"
     for quality, seconds in TYPICAL_SECONDS.items()).replace(", high", ",\nhigh")
@@ -937,11 +1083,17 @@ OPTIONS = (
            number(1, MAX_JOBS), "", int, 3),
     Option(EDIT, "--image", "PATH", "another image, 16 in all; can be repeated", PATH, repeatable=True),
     Option(EDIT, "--mask", "PNG", "as large as IMAGE, transparent where it is to change", PATH, wire="mask"),
+    Option(EDIT, "--mask-bw", "PNG", "the same in black and white: what is white changes", PATH),
+    Option(EDIT, "--mask-rect", "X,Y,W,H", "this part changes, in pixels or per cent, such as\n0,0,50%,50%; can be "
+           "repeated", as_rectangle, repeatable=True),
+    Option(EDIT, "--mask-feather", "PIXELS", "with --mask-rect: how wide its soft edge is", number(0, 1000)),
+    Option(EDIT, "--mask-exact", "", "put IMAGE's own pixels back outside the mask"),
     Option(EDIT, "--input-fidelity", "KIND", "low or high; older models only", ("low", "high"),
            wire="input_fidelity"),
     Option(ALL, "--output", "PATH", f"file or folder (default {DEFAULT_OUTPUT})", PATH, "", str,
            DEFAULT_OUTPUT, short="-o"),
-    Option(ALL, "--size", "WIDTHxHEIGHT", "or square, landscape, portrait, auto (default)", lambda text:
+    Option(ALL, "--size", "WIDTHxHEIGHT", "or square, landscape, portrait, auto (default);\nedit: input, the size of "
+           "IMAGE", lambda text:
            as_pair(re.sub(r"^ *([0-9]{3,5})( *px)? *$", r"\1x\1", text)), "size", str, "auto", runapi=""),
     Option(ALL, "--quality", "LEVEL", PRICES_AND_TIMES + " or auto", str.lower, "quality", str, "auto"),
     Option(ALL, "--format", "FORMAT", "png, jpeg or webp (default: as -o ends, else png);\n"
@@ -984,6 +1136,7 @@ OPTIONS = (
     Option(ALL, "--quiet", "", "print only warnings, errors and Saved: lines", short="-q"),
     Option(ALL, "--verbose", "", "also show what is sent (keys are hidden)", short="-v"))
 
+MASKS = ("mask", "mask_bw", "mask_rect")  # only one of them
 # What may stand in a config file: name -> (default, type of its value); first, what a picture is to be like,
 # and all that is a setting: what says where the key is becomes a KeySource.
 PICTURE_KEYS = ("output", "format", "size", "quality", "compression", "background", "moderation")
@@ -1414,7 +1567,8 @@ def fill_options(options: Namespace, settings: Settings, notes: list[str]) -> No
     vars(options).update((name, CONFIG_KEYS[name][0]) for name in missing)
     for name in missing:
         usual, (value, source) = getattr(options, name), settings.values[name]
-        shaped = name == "size" and (options.aspect_ratio or options.resolution)
+        shaped = options.mask_exact and name in ("size", "format") or (
+            name == "size" and (options.aspect_ratio or options.resolution))
         if source == "default" or shaped or (name == "format" and names_format(options.output)):
             continue  # these flags say it
         is_folder = name == "output" and not is_picture_name(value)  # made or not
@@ -1484,6 +1638,8 @@ def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[st
     model, image_format = settings.model.value, chosen_format(options)
     formats, runapi = MODELS.get(re.sub(DATED, "", model), NEWEST).formats, settings.api.value == "runapi"
     size, shaped = SIZE_NAMES.get(options.size, options.size), options.aspect_ratio or options.resolution
+    masks = [row.flag for row in OPTIONS if row.name in MASKS and getattr(options, row.name)]
+    is_own = size == "input"  # the first image's, which is not read yet
     refuse_broken(
         (not prompt.strip(), "the prompt is empty", ""),
         (len(prompt) > MAX_PROMPT, f"the prompt has {len(prompt)} characters; the limit is {MAX_PROMPT}",
@@ -1494,17 +1650,30 @@ def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[st
          "the image to edit is missing", 'Use: edit IMAGE "what to change"'),
         (len(paths) > MAX_IMAGES, f"{len(paths)} images were given; at most {MAX_IMAGES} are allowed", ""),
         (shaped and size != "auto", "use either --size or --aspect-ratio and --resolution, not both", ""),
-        (size != "auto" and not split_size(size), f"{quoted(size)} is not a size: use WIDTHxHEIGHT, "
-         f"{', '.join(SIZE_NAMES)} or auto", "For example --size 1536x1024"))
+        (is_own and (options.command == "generate" or runapi),
+         "--size input needs edit, and an endpoint other than RunAPI", ""),
+        (size != "auto" and not is_own and not split_size(size), f"{quoted(size)} is not a size: use "
+         f"WIDTHxHEIGHT, {', '.join(SIZE_NAMES)} or auto", "For example --size 1536x1024"),
+        (len(masks) > 1, f"use one of {' and '.join(masks)}, not several", ""),
+        (options.mask_feather and not options.mask_rect, "--mask-feather needs --mask-rect", ""),
+        (options.mask_exact and not masks, "--mask-exact needs a mask", "Add --mask, --mask-bw or --mask-rect."),
+        (options.mask_exact and shaped, "--mask-exact keeps the image's shape: leave --aspect-ratio and "
+         "--resolution out", ""),
+        (options.mask_exact and image_format != "png", f"--mask-exact makes PNG, not {image_format}",
+         "Use -o NAME.png"))
     uploads = []  # not read yet
-    for role, path in [("image", path) for path in paths] + [("mask", options.mask)] * bool(options.mask):
+    mask_path = " ".join(options.mask_rect) or options.mask_bw or options.mask
+    for role, path in [("image", path) for path in paths] + [("mask", mask_path)] * bool(masks):
         if not path:
             raise input_failure(f"the name of the {role} is empty: perhaps a variable that is not set")
         origin = next((origin for origin, pattern in ORIGINS.items() if re.match(pattern, path)), "file")
+        origin = "rectangles" if role == "mask" and options.mask_rect else origin
         if origin == "url" and not ORIGIN.match(web_address(path)):
             raise input_failure("an image's URL must look like https://HOST/PATH, without a user name")
-        uploads.append(Upload(path, origin=origin, name=f"{role} {shown_input(path)}"))
-    values = {**vars(options), "mask": None, **settings.service.values(options, size, settings, notes)}
+        name = "--mask-rect" if origin == "rectangles" else f"{role} {shown_input(path)}"
+        uploads.append(Upload(path, origin=origin, name=name))
+    values = {**vars(options), "mask": None, **settings.service.values(
+        options, "auto" if is_own else size, settings, notes)}
     sent = {wire: values[row.name] for row in OPTIONS if (wire := row.runapi if runapi else row.wire)
             and values[row.name] not in (None, row.default) and (runapi or values[row.name] != "auto")}
     target = checked_target(options.output, image_format, options.overwrite)
@@ -1512,9 +1681,11 @@ def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[st
         name = os.path.basename(picture_path(target, int(options.n > 1), image_format))
         notes.append(f"--format {image_format} does not match {target.suffix}: the file will be {name}")
     resolution = (options.resolution or "1k") if shaped and not runapi and values["size"] == "auto" else ""
-    images, mask = tuple(uploads[:len(paths)]), uploads[-1] if options.mask else None
-    return Job(options.command, model, prompt, images, mask, {**sent, **dict(options.param)}, options.n,
-               target, options.keep_partials, resolution)  # --param may say what no check here knows
+    resolution = "input" if is_own else "exact" if options.mask_exact and size == "auto" else resolution
+    images, mask = tuple(uploads[:len(paths)]), uploads[-1] if masks else None
+    form = "rectangles" if options.mask_rect else "bw" if options.mask_bw else "alpha"
+    return Job(options.command, model, prompt, images, mask, {**sent, **dict(options.param)}, options.n, target,
+               options.keep_partials, resolution, form, options.mask_feather or 0, bool(options.mask_exact))
 
 def read_inputs(job: Job, settings: Settings, notes: list[str]) -> Job:
     """The job with what its local files hold, checked (the mask too), and the size that follows from it."""
@@ -1526,27 +1697,70 @@ def read_inputs(job: Job, settings: Settings, notes: list[str]) -> Job:
             raise input_failure(f"cannot read {upload.name}: {reason(error)}") from None
     job = job.with_uploads(uploads)
     first, mask = job.images[0] if job.images else None, job.mask
-    if mask and mask.digest and first:
-        hint = "A mask is a PNG whose transparent pixels (alpha 0) mark the part to change."
-        wanted, found = first.picture, mask.picture
-        if found.format != "png":
-            raise input_failure(f"{mask.name} is {found.format}, it must be PNG", hint)
-        if first.digest and found[1:] != wanted[1:]:
-            turned = "" if first.seen == wanted else "EXIF turns the first image; save that upright first."
-            raise input_failure(f"{mask.name} is {found.width}x{found.height}, the first image is "
-                                f"{wanted.width}x{wanted.height}; both must be the same size", turned)
-        with open(mask.path, "rb") as stream:
-            if problem := mask_fault(stream):
-                raise input_failure(f"{mask.name} {problem}", hint)
-        if mask.bytes >= SAFE_MASK_BYTES:
-            notes.append(f"{mask.name} is larger than 4 MB; some servers refuse that")
     if job.resolution and first and first.digest:
-        size = size_of_shape(job.model, first.seen.width, first.seen.height, job.resolution)
+        of_shape = size_of_shape if job.resolution in RESOLUTIONS else size_of_input
+        size = of_shape(job.model, first.seen.width, first.seen.height, job.resolution, first.name)
         job = job._replace(parameters={"size": size, **job.parameters})
+    if mask and first and first.digest and (mask.digest or mask.origin == "rectangles"):
+        check_mask(job, first, mask, notes)
     path = picture_path(job.target, int(job.n > 1), job.parameters.get("output_format", "png"))
     if job.target.overwrite and os.path.isdir(path):
         raise target_failure(f"{path} is a folder, which --overwrite cannot replace")
     return job
+
+def check_mask(job: Job, first: Upload, mask: Upload, notes: list[str]) -> None:
+    """Refuse a mask that does not fit the first image, or opens nothing; and what cannot be kept exactly."""
+    hint, form = "A mask is a PNG whose transparent pixels (alpha 0) mark the part to change.", job.mask_form
+    turned = "" if first.seen == first.picture else "EXIF turns the first image; save that upright first."
+    wanted, found = (f"{each.width}x{each.height}" for each in (first.picture, mask.picture))
+    is_file, who = form != "rectangles", mask.name
+    refuse_broken(
+        (is_file and mask.picture.format != "png", f"{who} is {mask.picture.format}, it must be PNG", hint),
+        (is_file and found != wanted,
+         f"{who} is {found}, the first image is {wanted}; both must be the same size", turned),
+        (turned and (job.exact or not is_file), f"{first.name} is shown otherwise than stored", turned),
+        (job.exact and first.picture.format != "png", f"--mask-exact needs a PNG; {first.name} is "
+         f"{first.picture.format}", f"Convert it: {convert_command(first.path)}"),
+        (job.exact and job.parameters.get("size", wanted) != wanted,
+         f"--mask-exact needs the size of the image, {wanted}", "Leave --size out."), failure=input_failure)
+    try:
+        if not is_file:
+            check_rectangles(mask.path.split(), first, notes)
+        elif not Png(mask.path).checked().has_alpha and form == "alpha":
+            raise input_failure(f"{who} has no alpha channel", f"{hint} White marks it? Use --mask-bw.")
+        if not any(0 in row for row in mask_rows(job, *first.picture[1:])):
+            why = {"alpha": "is fully opaque, or half: no pixel has alpha 0", "bw": "has no white pixel"}
+            raise input_failure(f"{who} {why.get(form, 'is too small for --mask-feather')}",
+                                hint * (form == "alpha"))
+        who = first.name
+        if job.exact and Png(first.path).checked().depth == 16:
+            notes.append(f"{who} has 16 bits a channel; the result will have 8")
+    except ValueError as fault:
+        raise input_failure(f"{who} {fault}") from None
+    if mask.bytes >= SAFE_MASK_BYTES and form == "alpha":
+        notes.append(f"{who} is larger than 4 MB; some servers refuse that")
+
+def check_rectangles(rectangles: Sequence[str], first: Upload, notes: list[str]) -> None:
+    """Refuse a rectangle outside the first image; say which one is cut at its edge."""
+    _, width, height = first.picture
+    for text in rectangles:
+        left, top, right, bottom = box = rectangle_in(text, width, height)
+        inside = max(0, left), max(0, top), min(width, right), min(height, bottom)
+        if inside[0] >= inside[2] or inside[1] >= inside[3]:
+            raise ValueError(f"{text} covers no pixel of {first.name} ({width}x{height})")
+        if inside != box:
+            notes.append(f"--mask-rect {text} reaches beyond {first.name} ({width}x{height}) and is clipped")
+
+def size_of_input(model: str, width: int, height: int, resolution: str, name: str) -> str:
+    """An image's own size, if the model can make it."""
+    rules = MODELS.get(re.sub(DATED, "", model), NEWER)
+    fault, near = size_fault(width, height) if rules.sizes == "free" else "", nearest_size(width, height)
+    if isinstance(rules.sizes, tuple) and f"{width}x{height}" not in rules.sizes:
+        fault, near = f"{model} makes only {', '.join(rules.sizes)}", size_of_shape(model, width, height)
+    if fault:
+        raise input_failure(f"{name} is {width}x{height}, which cannot be the result's size: {fault}",
+                            f"The nearest is {near}. Scale it (and a mask): {convert_command(name[6:], near)}")
+    return f"{width}x{height}"
 
 def shown_input(path: str) -> str:
     """An input as messages name it: a URL without its query (a login?), a data: URI without its content."""
@@ -1617,7 +1831,6 @@ def data_content(uri: str) -> bytes:
 def read_input(content: bytes, who: str, name: str) -> Picture:
     """The picture of an input. name: of the file to convert, for the hint."""
     import io
-    import shutil
     picture = inspect_picture(stream := io.BytesIO(content))
     if picture and picture.format in FORMATS and picture.width * picture.height:
         if not is_whole(stream, picture):
@@ -1626,12 +1839,17 @@ def read_input(content: bytes, who: str, name: str) -> Picture:
     head = XML_NOISE.sub(b"", content[:HEAD])
     other = next((other for other, mark in OTHER_FORMATS.items() if re.match(b"(?si)" + mark, head)), "")
     found = f" but {other}" if other else " (whatever its name says)"
-    target = quote(os.path.splitext(name)[0] + "-converted.png")
-    tool = "magick" if shutil.which("magick") or os.name != "posix" else "convert"  # Windows' is another
-    command = (f"sips -s format png {quote(name)} --out {target}" if sys.platform == "darwin" else
-               f"{tool} {quote(name + '[0]')} {target}")  # of the first frame
-    hint = "Give the address of the image itself." if other == WEB_PAGE else "Convert it: " + command
+    hint = "Give the address of the image itself." if other == WEB_PAGE else "Convert it: " + convert_command(name)
     raise input_failure(f"{who} is not a PNG, JPEG or WebP image{found}", hint if other else "")
+
+def convert_command(name: str, size: str = "") -> str:
+    """The command that saves an image's first frame as PNG, perhaps with another size."""
+    import shutil
+    target, (width, height) = quote(os.path.splitext(name)[0] + "-converted.png"), split_size(size) or (0, 0)
+    if sys.platform == "darwin":
+        return f"sips -s format png{f' -z {height} {width}' * bool(size)} {quote(name)} --out {target}"
+    tool = "magick" if shutil.which("magick") or os.name != "posix" else "convert"  # Windows' is another
+    return f"{tool} {quote(name + '[0]')}{f' -resize {quote(size)}!' * bool(size)} {target}"
 
 def openai_values(options: Namespace, size: str, settings: Settings, notes: list[str]) -> dict[str, Any]:
     """The size and format that OpenAI's API gets. Options that contradict each other are refused."""
@@ -1672,7 +1890,7 @@ def openai_values(options: Namespace, size: str, settings: Settings, notes: list
         size = f"{width}x{height}"
     return {"size": size, "format": None if image_format == "png" else image_format}
 
-def size_of_shape(model: str, width: int, height: int, resolution: str) -> str:
+def size_of_shape(model: str, width: int, height: int, resolution: str = "1k", name: str = "") -> str:
     """The model's size that comes nearest to a shape and a resolution."""
     rules = MODELS.get(re.sub(DATED, "", model))
     if max(width, height) > MAX_RATIO * min(width, height):
@@ -1685,7 +1903,8 @@ def size_of_shape(model: str, width: int, height: int, resolution: str) -> str:
 def runapi_shape(options: Namespace, size: str, settings: Settings, notes: list[str]) -> dict[str, Any]:
     """The shape that RunAPI gets. Options that it lacks are refused, not silently ignored."""
     missing = [row.flag for row in OPTIONS
-               if row.wire and row.runapi is None and getattr(options, row.name) not in (None, row.default)]
+               if row.runapi is None and (row.wire or row.name in MASKS)
+               and getattr(options, row.name) not in (None, [], row.default)]
     if missing:
         raise usage_failure("RunAPI does not support " + ", ".join(missing), "Use another endpoint.")
     ratio, resolution = options.aspect_ratio, options.resolution
@@ -2278,6 +2497,7 @@ def network_is_closed(url: str) -> bool:
 #   droppable     --fresh may remove the folder          N.answer, N.headers  the response (N.answer.*: of it)
 #   input-K       the Kth input image                    N.outcome, N.errors  how it ended
 #   saved-N       the path of the Nth image              RUN-K.*              as N.*: repeated, not replayed
+#   saved-N-exact the same, with --mask-exact            mask, result         made here; as it came (--mask-exact)
 #   partials      the files of the previews
 # The state of a transfer: UNSENT without N.errors; RUNNING while N.lock is held; ANSWERED when N.outcome or
 # N.errors say how curl ended. Else curl was killed: LOST with N.headers, UNSENT if it had not connected.
@@ -2328,10 +2548,10 @@ class Folder(NamedTuple):
         return [path for path, outcome in ended if outcome.status < 300 and outcome.exit_code != TOO_LARGE
                 and os.path.exists(path) and os.path.getsize(path)]
 
-    def saved_before(self, number: int) -> str:
-        """Where an earlier run saved the Nth image, if that file is still an image."""
-        with suppress(OSError), plain_file(self.file(f"saved-{number}")) as note, \
-                plain_file(path := os.fsdecode(note.read()), follow=True) as picture:
+    def saved_before(self, note: str) -> str:
+        """Where an earlier run saved an image, as its note says, if that file is still an image."""
+        with suppress(OSError), plain_file(note) as stream, \
+                plain_file(path := os.fsdecode(stream.read()), follow=True) as picture:
             return path if inspect_picture(picture) else ""
         return ""
 
@@ -2445,10 +2665,13 @@ def identity_of(job: Job, settings: Settings) -> Identity:
     """What this command shares with its twins only. Files count by content, other inputs by address."""
     import hashlib
     inputs = [upload.digest or upload.path for upload in job.uploads]
-    facts = [1, job.command, settings.api.value, settings.base_url.value, job.model, job.prompt,
-             sorted(job.parameters.items()), job.n, inputs, bool(job.mask), *filter(None, [job.resolution])]
+    chosen = [item for item in sorted(job.parameters.items()) if (item[0], job.resolution) != ("size", "exact")]
+    mask = bool(job.mask) if job.mask_form == "alpha" else [job.mask_form, job.feather]
+    facts = [1, job.command, settings.api.value, settings.base_url.value, job.model, job.prompt, chosen, job.n,
+             inputs, mask, *filter(None, [job.resolution.replace("exact", "")])]
     return Identity(hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24],
-                    os.path.join(os.path.realpath(job.target.folder), job.target.stem + job.target.suffix))
+                    os.path.join(os.path.realpath(job.target.folder), job.target.stem + job.target.suffix),
+                    job.images[0].picture[1:] if job.exact and job.images[0].digest else ())
 
 def requests_in(roots: Iterable[str], console: Console, prefix: str = "") -> list[str]:
     """The folders of unfinished commands; without an owner one is half made or half removed."""
@@ -2570,11 +2793,15 @@ def write_json(path: str, record: Mapping[str, Any], part: str = "") -> None:
 
 def find_receipt(root: str, identity: Identity, console: Console) -> Receipt | None:
     """The receipt of a finished command, if its pictures are still there."""
-    record = read_receipt(os.path.join(receipts_beside(root), identity.receipt), console)
+    path = os.path.join(receipts_beside(root), identity.receipt)
+    record = read_receipt(path, console)
     receipt = checked_receipt(record) if record else None
     if record and not receipt:
         console.warn("a picture that this command made before is gone or was changed")
-    return receipt
+    if receipt and identity.edges and not record.get("exact") and any(
+            file.picture[1:] != identity.edges for file in receipt.saved):
+        return None  # nothing can be put back into it
+    return receipt and receipt._replace(path=path)
 
 def receipts_beside(root: str) -> str:
     """The folder of the receipts that belong to a folder of requests."""
@@ -3403,7 +3630,7 @@ def save_images(images: Sequence[Image | Failure], job: Job, folder: Folder, run
         try:
             if isinstance(image, Failure):
                 raise image
-            run.result.saved.append(save_image(image, index, job.target, numbers, folder))
+            run.result.saved.append(save_image(image, index, job, numbers, folder, run))
         except (OSError, Failure) as error:
             text = f"cannot save an image in {job.target.folder}: {reason(error)}"
             problems.append(error if isinstance(error, Failure) else Failure("save", text, collectable=True))
@@ -3414,17 +3641,18 @@ def save_images(images: Sequence[Image | Failure], job: Job, folder: Folder, run
     if len(images) < job.n:
         run.console.warn(f"only {len(images)} of the {job.n} images came back")
 
-def save_image(image: Image, index: int, target: Target, numbers: Iterator[int], folder: Folder) -> Saved:
+def save_image(image: Image, index: int, job: Job, numbers: Iterator[int], folder: Folder, run: Run) -> Saved:
     """Decode into a temporary file in the target's folder, verify it, then give it its name.
     An earlier run may have been killed at any line of this: what it has finished is found, not done again."""
-    part = os.path.join(target.folder, f".{os.path.basename(folder.path)}-{index}.part")
-    if not (path := folder.saved_before(index)):
-        path = save_new(image, part, target, numbers, folder)
-        discard(note := folder.file(f"saved-{index}"))  # it named no image
+    part = os.path.join(job.target.folder, f".{os.path.basename(folder.path)}-{index}.part")
+    note = folder.file(f"saved-{index}" + "-exact" * job.exact)
+    if not (path := folder.saved_before(note)):
+        path = save_new(image, part, job, numbers, folder, run)
+        discard(note)  # it named no image
         private_file(note, content=os.fsencode(path)).close()
     discard(part)
     with suppress(OSError):  # new names survive a loss of power, where the system can (not on Windows)
-        handle = os.open(target.folder, os.O_RDONLY)
+        handle = os.open(job.target.folder, os.O_RDONLY)
         with suppress(OSError):
             os.fsync(handle)
         os.close(handle)
@@ -3434,32 +3662,54 @@ def save_image(image: Image, index: int, target: Target, numbers: Iterator[int],
     status = os.stat(path)
     return Saved(path, status.st_size, picture, status.st_mtime_ns)
 
-def save_new(image: Image, part: str, target: Target, numbers: Iterator[int], folder: Folder) -> str:
+def save_new(image: Image, part: str, job: Job, numbers: Iterator[int], folder: Folder, run: Run) -> str:
     """The path of the image's new file; the temporary one stays for the caller to remove."""
+    target = job.target
     if os.path.exists(part) and os.stat(part).st_nlink > 1:  # a killed run had given it its name
         for path in (os.path.join(target.folder, name) for name in os.listdir(target.folder)):
             if path != part and os.path.exists(path) and os.path.samefile(path, part):
                 return path
-    others = {folder.saved_before(int(name[6:])) for name in os.listdir(folder.path)
-              if re.fullmatch(r"saved-\d+", name)}  # --overwrite replaces none of this command's own images
+    others = {folder.saved_before(folder.file(name)) for name in os.listdir(folder.path)
+              if name.startswith("saved-")}  # --overwrite replaces none of this command's own images
     try:
-        picture = decode_to(part, image)
+        picture = decode_to(folder.file("result") if job.exact else part, partial(copy_image, image))
+        if job.exact:
+            picture = decode_to(part, partial(copy_kept, folder.file("result"), picture, job, run))
         paths = (picture_path(target, number, picture.format) for number in numbers)
         return next(path for path in paths if give_name(part, path, target.overwrite and path not in others))
     except BaseException:
         discard(part)
         raise
 
-def decode_to(path: str, image: Image) -> Picture:
+def decode_to(path: str, copy_to: Callable[[BinaryIO], None]) -> Picture:
     """Write an image to a new file, down to the disk. The file stays even if it is not an image."""
     discard(path)
     with open(path, "xb") as stream:
-        copy_image(image, stream)
+        copy_to(stream)
         stream.flush()
         os.fsync(stream.fileno())
     if not (picture := picture_in(path)[0]):
         raise Failure("broken_image", "the reply is not an image")
     return picture
+
+def copy_kept(result: str, picture: Picture, job: Job, run: Run, sink: BinaryIO) -> None:
+    """Write a result with the first image's own pixels outside the mask, or as it came where that cannot be."""
+    _, width, height = wanted = job.images[0].picture
+    try:
+        old, new = Png(job.images[0].path), Png(result).checked() if picture == wanted else None
+        if new is None:  # warn_about_differences tells it
+            copy_image(Image(path=result), sink)
+            return
+        def rows(lines: Iterable[Row]) -> Iterator[Row]:
+            for y, row in enumerate(lines):
+                run.console.refresh("putting the image back outside the mask", y / height)
+                yield row
+        lines = map(blended, mask_rows(job, width, height), old.rows(), new.rows())
+        kept = old.kept if old.colour not in (0, 4) else {}  # a profile for grey does not fit
+        write_png(sink, width, height, rows(lines), 4 if old.has_alpha or new.has_alpha else 3, kept)
+    except ValueError as fault:
+        run.console.warn(f"the result {fault}: nothing outside the mask could be put back")
+        copy_image(Image(path=result), sink)
 
 class Partials:
     """Images in the making, saved beside the target while a stream arrives.
@@ -3488,7 +3738,7 @@ class Partials:
         index = data.get("partial_image_index")
         name = f"{target.stem}.partial-{index if type(index) is int else len(self.names)}"
         try:
-            picture = decode_to(self.part, find_images(data)[0])
+            picture = decode_to(self.part, partial(copy_image, find_images(data)[0]))
             path = os.path.join(target.folder, name + SUFFIXES[picture.format][0])
             if len(self.names | {path}) > self.job.n * (most if type(most) is int else MAX_PARTIALS):
                 raise OSError("more arrived than you asked for")
@@ -3587,6 +3837,9 @@ def warn_about_differences(job: Job, run: Run) -> None:
         same = picture.height * seen.width  # 0 for unknown sizes, which count as the same shape
         if not 0.95 * same <= picture.width * seen.height <= 1.05 * same:
             warn(f"{path} is {size}, a different shape from the input; set it with --size")
+        if job.exact and job.images[0].digest and picture != job.images[0].picture:
+            warn(f"outside the mask {path} may differ from the image: as {picture.format} of {size} nothing could "
+                 "be put back")
         if parameters.get("background") == "transparent" and not has_alpha(path, picture.format):
             warn(f"you asked for a transparent background; {path} has no alpha channel")
 
@@ -3894,7 +4147,7 @@ def run_image_command(options: Namespace, run: Run) -> int:
         tell_outlook(order, receipt, run)
         return OK
     if receipt:
-        tell_again(receipt, order.job, run)
+        tell_again(receipt, order, run)
     else:
         buy_or_collect(order, ready_to_buy([order], settings, run.console), run, ignore_signals)
     show_gallery(page, [gallery_entry(order, run.result.record(run.console), run.console)], run.console)
@@ -3957,7 +4210,7 @@ def buy_or_collect(order: Order, key: KeySource, run: Run, ignore_signals: Actio
         if isinstance(found, Folder) and found.journaled and found.lock is None:
             found = wait_for_twin(found, run._replace(collectable=True))
     if isinstance(found, Receipt):
-        tell_again(found, order.job, run)
+        tell_again(found, order, run)
     else:
         run.console.secrets.paths.append(re.escape(found.path) + r"(?:/\d+\.answer)?")
         run_job(order, key, found, run, ignore_signals)
@@ -4006,18 +4259,30 @@ def free_path(job: Job, console: Console) -> str:
         console.warn(f"{path} already exists; saving to a new name instead (--overwrite replaces it)")
     return path
 
-def tell_again(receipt: Receipt, job: Job, run: Run) -> None:
+def tell_again(receipt: Receipt, order: Order, run: Run) -> None:
     """The result of a command that was finished before."""
-    recall(receipt, job, run)
+    recall(receipt, order, run)
     made = local_time(receipt.record["time"])
     run.console.note(f"made before ({made}): nothing was bought now; --fresh buys another take")
     run.console.finish(run.result.record(run.console))
 
-def recall(receipt: Receipt, job: Job, run: Run) -> None:
-    """Fill in a result from what was made before."""
-    run.result.saved = receipt.saved
+def recall(receipt: Receipt, order: Order, run: Run) -> None:
+    """Fill in a result from what was made before. --mask-exact may be asked for only now."""
+    run.result.saved, first = receipt.saved, order.job.images[0] if order.job.exact else Upload("")
     run.result.facts.update({name: receipt.record.get(name) for name in PURCHASE_FACTS}, source="made_before")
-    warn_about_differences(job, run)
+    fits = all(first.picture in (Upload("").picture, file.picture) for file in receipt.saved)  # or is not known
+    if order.job.exact and fits and not receipt.record.get("exact"):
+        folder, run.result.saved = temporary_folder(), []
+        try:
+            job = own_inputs(order.job, order.settings, folder, run)
+            save_images([Image(path=file.path) for file in receipt.saved], job, folder, run)
+        finally:
+            folder.remove()
+        record = {**receipt_record(order, job.parameters, run), "time": receipt.record["time"]}
+        with suppress(OSError):  # or it is done again the next time
+            if receipt.path:
+                write_json(receipt.path, record)
+    warn_about_differences(order.job, run)
 
 def command_of(order: Order) -> str:
     """The command that makes an order's picture, or finds it again; "" where an input must not be shown."""
@@ -4025,12 +4290,20 @@ def command_of(order: Order) -> str:
     rows = {(row.runapi if runapi else row.wire): row for row in OPTIONS}
     words = [quote(upload.path) for upload in job.images]
     more = {"n": job.n} if job.n > 1 else {}
+    shape = {"": [], "exact": [], "input": ["--size", "input"]}.get(job.resolution, ["--resolution", job.resolution])
     for name, value in {**more, **job.parameters}.items():
-        if row := rows.get(name):
+        if name == "size" and job.resolution:  # it follows from the first image
+            words += shape
+        elif row := rows.get(name):
             words += [row.flag, *([quote(as_text(value))] if row.value else [])]
         else:
             words += ["--param", quote(f"{name}={as_text(value)}")]
-    words += ["--mask", quote(job.mask.path)] if job.mask else []
+    if job.mask:
+        name, *paths = {"alpha": ("--mask", job.mask.path), "bw": ("--mask-bw", job.mask.path)}.get(
+            job.mask_form, ("--mask-rect", *job.mask.path.split()))
+        words += [word for path in paths for word in (f"{name}={quote(path)}",)]
+        words += ["--mask-feather", str(job.feather)] if job.feather else []
+        words += ["--mask-exact"] if job.exact else []
     words += ["--model", quote(job.model)] if job.model != DEFAULT_MODEL else []
     for setting in (settings.base_url, settings.api):
         words += [setting.source, quote(setting.value)] if setting.source.startswith("--") else []
@@ -4073,7 +4346,7 @@ def receipt_record(order: Order, parameters: Mapping[str, Any], run: Run) -> dic
              for file in run.result.saved]
     return {"schema": SCHEMA, "version": VERSION, "time": time.time(), "command": job.command, "saved": saved,
             "prompt": job.prompt, "model": job.model, "host": host_of(settings.base_url.value),
-            "parameters": parameters, "output": order.identity.output, "again": command_of(order),
+            "parameters": parameters, "output": order.identity.output, "again": command_of(order), "exact": job.exact,
             **map_texts({name: run.result.facts[name] for name in PURCHASE_FACTS}, run.console.secrets.clean)}
 
 def catch_signals() -> Action:
@@ -4099,23 +4372,37 @@ def own_inputs(job: Job, settings: Settings, folder: Folder, run: Run) -> Job:
     uploads = list(job.uploads)
     try:
         for number, upload in enumerate(uploads):
-            if upload.origin == "url" and settings.service.takes_urls:
-                continue  # RunAPI fetches it itself
+            if upload.origin == "rectangles" or (upload.origin == "url" and settings.service.takes_urls):
+                continue  # made below; RunAPI fetches it itself
             path = folder.file(f"input-{number}")
             if not os.path.exists(path):  # an adopted request may be reading it
                 fetch_upload(upload, path + ".part", settings, run)
                 os.replace(path + ".part", path)
             uploads[number] = upload._replace(path=path, origin="file")
-        notes: list[str] = []
-        job = read_inputs(job.with_uploads(uploads), settings, notes)  # a mask again: what counts is the copy
-        if not all(upload.digest for upload in uploads):
-            tell_planned(job, notes, bool(job.resolution), run)
+        job = job.with_uploads(uploads)
+        if not all(upload.digest for upload in uploads):  # nobody has looked at it yet
+            notes: list[str] = []
+            job = read_inputs(job, settings, notes)
+            tell_planned(job, notes, job.resolution in RESOLUTIONS, run)
+        if job.mask and job.mask_form != "alpha":
+            job = with_made_mask(job, job.mask, folder)
     except (OSError, Failure) as error:
         failure = error if isinstance(error, Failure) else setup_failure(
             f"cannot write {folder.path}: {reason(error)}", "Make room there.")
         failure.collectable = folder.adopted
         raise failure from None
     return job
+
+def with_made_mask(job: Job, mask: Upload, folder: Folder) -> Job:
+    """The job with the mask that the API wants, made from rectangles or from black and white."""
+    path, (_, width, height) = folder.file("mask"), job.images[0].picture
+    if not os.path.exists(path):
+        rows = ([bytes(width)] * 3 + [alpha] for alpha in mask_rows(job, width, height))
+        with private_file(path + ".part") as stream:
+            write_png(stream, width, height, rows, 4, {})
+        os.replace(path + ".part", path)
+    made = mask._replace(path=path, origin="file", picture=Picture("png", width, height), bytes=os.path.getsize(path))
+    return job._replace(mask=made, mask_form="alpha")
 
 def fetch_upload(upload: Upload, path: str, settings: Settings, run: Run) -> None:
     """Write an input to a private file: a copy of what was checked, or what its URL leads to."""
@@ -4683,8 +4970,12 @@ class Batch:
         for order in made:
             run = self.run_of(order)
             if receipt := made_before(order.identity, run.console):
-                recall(receipt, order.job, run)
-                self.tell(order, run.result.record(run.console), OK)
+                failure = None
+                try:
+                    recall(receipt, order, run)
+                except Failure as fault:
+                    failure = fault
+                self.tell(order, run.result.record(run.console, failure), failure.exit_code if failure else OK)
             else:  # removed a moment ago
                 self.waiting.append(order)
         if self.waiting and not hasattr(os, "fork"):

@@ -14,11 +14,13 @@ from typing import Any, Sequence
 import clients_coding_agents
 import clients_gallery
 import clients_hermes
+import clients_masks
 import clients_once
 import clients_openclaw
 import clients_terminal
 
-MODULES = (clients_hermes, clients_openclaw, clients_coding_agents, clients_once, clients_terminal, clients_gallery)
+MODULES = (clients_hermes, clients_openclaw, clients_coding_agents, clients_once, clients_terminal, clients_gallery,
+           clients_masks)
 
 
 class TableResult(unittest.TextTestResult):

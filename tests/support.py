@@ -393,6 +393,21 @@ def plain_png(width: int, height: int, colour: int = 2, value: int = 128, extra:
     return png_file(width, height, row * height, colour, extra=extra)
 
 
+def mask_fault(data: bytes) -> str:
+    """Return what the program finds wrong with a mask for an image of the same size, or nothing."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "mask.png")
+        Path(path).write_bytes(data)
+        picture = program.inspect_picture(io.BytesIO(data)) or program.Picture("png", 0, 0)
+        upload = program.Upload(path, picture, len(data), digest="known", seen=picture, name="mask")
+        job = program.Job("edit", "gpt-image-2", "a fox", (upload,), upload, {}, 1, program.Target("", "", "", False))
+        try:
+            program.check_mask(job, upload, upload, [])
+        except program.Failure as failure:
+            return str(failure.message)
+        return ""
+
+
 def judged(request: Any, outcome: Any, response: Any, attempt: int = 1) -> Any:
     """Return (failure, pause) of one transfer, as the program's driver finds them."""
     response = program.with_meaning(request, response)

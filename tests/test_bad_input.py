@@ -215,7 +215,8 @@ class BadMaskTest(BadInputCase):
         return Bad(name, arguments, f"mask {self.work / name} {message}", hint)
 
     def test_without_alpha(self) -> None:
-        self.refuse(*(self.mask(name, plain_png(64, 48, colour), "has no alpha channel", "alpha 0")
+        palette = [png_chunk(b"PLTE", bytes(768))]
+        self.refuse(*(self.mask(name, plain_png(64, 48, colour, extra=palette), "has no alpha channel", "alpha 0")
                       for name, colour in (("rgb.png", 2), ("grey.png", 0), ("palette.png", 3))))
 
     def test_another_size_than_the_image(self) -> None:

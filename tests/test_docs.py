@@ -12,7 +12,7 @@ import unittest
 from os import environ
 
 from api_server import draw_png, sniff
-from support import KEY, PROGRAM, ProgramCase, mask_png
+from support import KEY, PROGRAM, ProgramCase
 
 PROJECT = PROGRAM.parent.parent
 README, SKILL = ((PROJECT / name).read_text(encoding="utf-8") for name in ("README.md", "SKILL.md"))
@@ -30,8 +30,7 @@ class SkillCommandsRunTest(ProgramCase):
 
     def test_every_command_of_skill_md(self) -> None:
         for name in ("fox.png", "room.png", "chair.jpg"):
-            self.file(name, draw_png(64, 48, 1))
-        self.file("mask.png", mask_png(64, 48))
+            self.file(name, draw_png(1024, 640, 1))
         self.file("prompt.txt", "a poster\nthat says \"hello\"")
         self.file("prompts.txt", "a bear\na cat\na dog\n")
         lines = re.findall(r"^    python3 scripts/gpt_image2\.py (.*)$", BODY, re.MULTILINE)
@@ -42,6 +41,13 @@ class SkillCommandsRunTest(ProgramCase):
                 result = self.run_program(*arguments, *self.access(), env={"GPT_IMAGE2_API_KEY": KEY})
                 self.assert_succeeded(result)
                 self.assertEqual(len(result.saved), 3 if {"--n", "--batch"} & set(arguments) else 1)
+
+    def test_the_mask_of_readme(self) -> None:
+        command, = re.findall(r"(?m)^    gpt-image2 (edit .*--mask-exact.*)$", README)
+        self.file("room.png", draw_png(1024, 640, 1))
+        result = self.run_program(*shlex.split(command), *self.access(), env={"GPT_IMAGE2_API_KEY": KEY})
+        self.assert_succeeded(result)
+        self.assertEqual(result.names, ["sofa.png"])
 
     def test_the_batch_of_readme(self) -> None:
         section = README.partition("## Many pictures")[2].partition("\n## ")[0]
