@@ -609,6 +609,8 @@ def size_of_ratio(ratio: float, pixels: int) -> str:
 
 # ---- Pictures ------------------------------------------------------------------------------------
 KEPT_CHUNKS = (b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"pHYs")  # what says how a PNG's colours and pixels look
+PNG_COLOURS = {0: (1, (1, 2, 4, 8, 16), (2,)), 2: (3, (8, 16), (6,)), 3: (1, (1, 2, 4, 8), ()),
+               4: (2, (8, 16), ()), 6: (4, (8, 16), ())}  # channels, bits of each, lengths of tRNS
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 XML_NOISE = re.compile(rb"(?si)<\?.*?\?>|<!--.*?-->|<!doctype(?:[^\[>]|\[[^\]]*\])*>|\A\xef\xbb\xbf")
 
@@ -719,33 +721,33 @@ class Png:
                 if name in chunks:
                     chunks[name] += data
         header, palette, special, *_ = chunks.values()
-        self.path, self.kept = path, {name: chunks[name] for name in KEPT_CHUNKS}
-        self.tables: tuple[bytes, ...] = ()
+        self.path, self.kept = path, {name: chunks[name] for name in KEPT_CHUNKS if chunks[name]}
         self.width, self.height, depth, colour, *rest = unpack(">IIBBBBB", header.rjust(13, b"\0")[-13:])
-        channels, depths = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(colour, 0), {0: (1, 2, 4, 8, 16), 3: (1, 2, 4, 8)}
+        channels, depths, lengths = PNG_COLOURS.get(colour, (0, (), ()))
         entries = len(palette) // 3 if colour == 3 else 256
-        is_odd = special and len(special) not in {0: (2,), 2: (6,), 3: range(entries + 1)}.get(colour, ())
-        if (depth not in depths.get(colour, (8, 16)) or not self.width * self.height * entries * channels or is_odd
-                or rest not in ([0, 0, 0], [0, 0, 1])):
+        if (depth not in depths or not self.width * self.height * entries or rest not in ([0] * 3, [0, 0, 1])
+                or (special and len(special) not in (range(entries + 1) if colour == 3 else lengths))):
             raise ValueError("is a broken PNG")
-        if self.width * self.height * channels * depth > 8 * most or max(self.width, self.height) > MAX_PNG_EDGE:
+        self.bits = channels * depth
+        if self.width * self.height * self.bits > 8 * most or max(self.width, self.height) > MAX_PNG_EDGE:
             raise ValueError("claims more pixels than it holds")
-        self.depth, self.colour, self.bits, self.entries = depth, colour, channels * depth, entries
+        self.depth, self.colour, self.entries = depth, colour, entries
         self.planes, self.has_alpha = self.bits // 8 or 1, colour >= 4 or bool(special)
         self.passes = ADAM7 if rest[2] else ((0, 0, 1, 1),)
         self.clear = special if depth == 16 else special[1::2]
-        if colour == 3:
-            self.tables = (*(palette[plane::3].ljust(256, b"\0") for plane in range(3)), special.ljust(256, b"\xff"))
-        elif not colour and depth <= 8:
+        self.tables = [palette[plane::3] for plane in range(3)] + [special] if colour == 3 else []
+        if colour == 0 and depth <= 8:
             top = (1 << depth) - 1
             grey = bytes((value & top) * 255 // top for value in range(256))
-            hidden = self.clear[0] & top if special else -1
-            self.tables = (grey, grey, grey, bytes(255 * (value & top != hidden) for value in range(256)))
+            clear = self.clear[0] & top if special else -1
+            self.tables = [grey] * 3 + [bytes(255 * (value & top != clear) for value in range(256))]
+        self.tables = [table.ljust(256, b"\xff") for table in self.tables]
 
     def scanlines(self, wanted: int) -> Iterator[bytes]:
         """The rows of one pass, each with its filter's number in front. No such pass: checks them all."""
         with open(self.path, "rb") as stream:
-            buffer, pieces = bytearray(), unpacked(data for name, data in png_chunks(stream) if name == b"IDAT")
+            pieces = unpacked(data for name, data in png_chunks(stream) if name == b"IDAT")
+            buffer = bytearray()
             for number, (left, top, across, down) in enumerate(self.passes):
                 length = 1 + (len(range(left, self.width, across)) * self.bits + 7) // 8
                 for _ in range(top, self.height if length > 1 else 0, down):
@@ -764,11 +766,10 @@ class Png:
         last = self.planes - (self.depth // 8 or 1)  # where the alpha channel begins, if there is one
         offsets = range(last if only_alpha and self.colour >= 4 else 0, self.planes)
         columns = len(range(self.passes[number][0], self.width, self.passes[number][2]))
-        above: list[bytes] = []
+        above = [bytes((columns * self.bits + 7) // 8 // self.planes) for _ in offsets]
         for row in self.scanlines(number):
-            filtered = [row[1 + offset::self.planes] for offset in offsets]
-            above = [unfiltered(row[0], line, up) for line, up in
-                     zip(filtered, above or [bytes(len(line)) for line in filtered])]
+            planes = [row[1 + offset::self.planes] for offset in offsets]
+            above = [unfiltered(row[0], plane, up) for plane, up in zip(planes, above)]
             yield self.in_eight_bits(above, columns)
 
     def in_eight_bits(self, lines: Row, columns: int) -> Row:
@@ -796,7 +797,7 @@ class Png:
         return self
 
     def rows(self, only_alpha: bool = False) -> Iterator[Row]:
-        """Its rows from above, as red, green, blue and alpha. Memory holds a few: each pass unpacks on its own."""
+        """Its rows from above. Memory holds a few: each pass of an interlaced one unpacks on its own."""
         readers = [self.pass_rows(number, only_alpha) for number in range(len(self.passes))]
         for y in range(self.height):
             row = [bytearray(self.width) for _ in range(4)]
@@ -824,23 +825,23 @@ def unfiltered(method: int, line: bytes, above: bytes) -> bytes:
     return bytes(result)
 
 def filtered(method: int, line: bytes, above: bytes) -> bytes:
-    """One plane of a row with the filter 0 to 3: what it differs from nothing, its left, above, or their mean.
-    All bytes at once, as one number: the lower seven bits of each, then the upper one without its carry."""
-    width, (value, left, up) = len(line), (int.from_bytes(each, "big") for each in (line, b"\0" + line[:-1], above))
-    low, high = (int.from_bytes(bytes([bits]) * width, "big") for bits in (0x7f, 0x80))
+    """One plane of a row with filter 0 to 3: its difference from nothing, its left, above, or their mean.
+    All bytes at once, in one number: the lower seven bits of each, then the upper one without its carry."""
+    texts = line, b"\0" + line[:-1], above, b"\x7f" * len(line), b"\x80" * len(line)
+    value, left, up, low, high = (int.from_bytes(text, "big") for text in texts)
     guess = (0, left, up, (left & up) + ((left ^ up) >> 1 & low))[method]
-    return (((value | high) - (guess & low)) ^ (value ^ guess ^ high) & high).to_bytes(width, "big")
+    return (((value | high) - (guess & low)) ^ (value ^ guess ^ high) & high).to_bytes(len(line), "big")
 
 def write_png(stream: BinaryIO, width: int, height: int, rows: Iterable[Row], channels: int,
               kept: Mapping[bytes, bytes]) -> None:
     """Write rows of planes as a PNG of 8 bits, RGB or RGBA. kept: chunks that stand before its pixels."""
     def chunk(name: bytes, data: bytes) -> None:
-        checksum = zlib.crc32(name + data).to_bytes(4, "big")
-        stream.write(len(data).to_bytes(4, "big") + name + data + checksum)
+        numbers = len(data).to_bytes(4, "big"), zlib.crc32(name + data).to_bytes(4, "big")
+        stream.write(numbers[0] + name + data + numbers[1])
     stream.write(b"\x89PNG\r\n\x1a\n")
-    chunk(b"IHDR", b"".join(edge.to_bytes(4, "big") for edge in (width, height)) + b"\x08%c\0\0\0" % (4 * channels - 10))
-    for name in filter(kept.get, kept):
-        chunk(name, kept[name])
+    edges = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    for name, data in {b"IHDR": edges + bytes((8, 6 if channels == 4 else 2, 0, 0, 0)), **kept}.items():
+        chunk(name, data)
     packer, above = zlib.compressobj(), [bytes(width)] * channels
     sizes = bytes(min(value, 256 - value) for value in range(256))
     for row in rows:
@@ -871,13 +872,13 @@ def blended(mask: bytes, kept: Row, made: Row) -> Row:
     return [bytes(plane) for plane in row]
 
 def rectangle_in(text: str, width: int, height: int) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) of an X,Y,WIDTH,HEIGHT as in as_rectangle; it may reach beyond the picture."""
+    """(left, top, right, bottom) of a text as from as_rectangle; it may reach beyond the picture."""
     x, y, across, down = (float(part[:-1]) / 100 * whole if part.endswith("%") else int(part)
                           for part, whole in zip(text.split(","), (width, height) * 2))
     return round(x), round(y), round(x + across), round(y + down)
 
 def soft_edges(start: int, end: int, whole: int, feather: int) -> bytes:
-    """A rectangle's alpha along one axis: from 255 outside to 0, inside it; no edge where the picture ends."""
+    """A rectangle's alpha along one axis: from 255 to 0 inside it; no edge where the picture ends."""
     def alpha(at: int) -> int:
         depth = min(at - start if start > 0 else feather, end - 1 - at if end < whole else feather)
         return max(0, 255 - 255 * (depth + 1) // (feather + 1))
@@ -1057,7 +1058,7 @@ def as_parameter(text: str) -> tuple[str, Any]:
 def as_rectangle(text: str) -> str:
     """`X,Y,WIDTH,HEIGHT` without blanks; each in pixels or per cent of the picture."""
     parts = "".join(text.split()).split(",")
-    if len(parts) != 4 or not all(re.fullmatch(r"(?a)-?\d{1,6}|\d{1,3}(\.\d{1,6})?%", part) for part in parts):
+    if len(parts) != 4 or not all(re.fullmatch(r"(?a)-?\d{1,6}|\d{1,3}(\.\d+)?%", part) for part in parts):
         raise ValueError(f"must be X,Y,WIDTH,HEIGHT, such as 10,20,300,50%, not {quoted(text)}")
     if any(part.endswith("%") and float(part[:-1]) > 100 for part in parts):
         raise ValueError(f"has more than 100 %: {text}")
@@ -1084,16 +1085,16 @@ OPTIONS = (
     Option(EDIT, "--image", "PATH", "another image, 16 in all; can be repeated", PATH, repeatable=True),
     Option(EDIT, "--mask", "PNG", "as large as IMAGE, transparent where it is to change", PATH, wire="mask"),
     Option(EDIT, "--mask-bw", "PNG", "the same in black and white: what is white changes", PATH),
-    Option(EDIT, "--mask-rect", "X,Y,W,H", "this part changes, in pixels or per cent, such as\n0,0,50%,50%; can be "
-           "repeated", as_rectangle, repeatable=True),
+    Option(EDIT, "--mask-rect", "X,Y,W,H", "what changes, in pixels or per cent of IMAGE, such as\n"
+           "0,0,50%,50%; can be repeated", as_rectangle, repeatable=True),
     Option(EDIT, "--mask-feather", "PIXELS", "with --mask-rect: how wide its soft edge is", number(0, 1000)),
     Option(EDIT, "--mask-exact", "", "put IMAGE's own pixels back outside the mask"),
     Option(EDIT, "--input-fidelity", "KIND", "low or high; older models only", ("low", "high"),
            wire="input_fidelity"),
     Option(ALL, "--output", "PATH", f"file or folder (default {DEFAULT_OUTPUT})", PATH, "", str,
            DEFAULT_OUTPUT, short="-o"),
-    Option(ALL, "--size", "WIDTHxHEIGHT", "or square, landscape, portrait, auto (default);\nedit: input, the size of "
-           "IMAGE", lambda text:
+    Option(ALL, "--size", "WIDTHxHEIGHT", "or square, landscape, portrait, auto (default);\n"
+           "edit: input, the size of IMAGE", lambda text:
            as_pair(re.sub(r"^ *([0-9]{3,5})( *px)? *$", r"\1x\1", text)), "size", str, "auto", runapi=""),
     Option(ALL, "--quality", "LEVEL", PRICES_AND_TIMES + " or auto", str.lower, "quality", str, "auto"),
     Option(ALL, "--format", "FORMAT", "png, jpeg or webp (default: as -o ends, else png);\n"
@@ -1656,11 +1657,11 @@ def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[st
          f"WIDTHxHEIGHT, {', '.join(SIZE_NAMES)} or auto", "For example --size 1536x1024"),
         (len(masks) > 1, f"use one of {' and '.join(masks)}, not several", ""),
         (options.mask_feather and not options.mask_rect, "--mask-feather needs --mask-rect", ""),
-        (options.mask_exact and not masks, "--mask-exact needs a mask", "Add --mask, --mask-bw or --mask-rect."),
-        (options.mask_exact and shaped, "--mask-exact keeps the image's shape: leave --aspect-ratio and "
-         "--resolution out", ""),
-        (options.mask_exact and image_format != "png", f"--mask-exact makes PNG, not {image_format}",
-         "Use -o NAME.png"))
+        (options.mask_exact and not masks, "--mask-exact needs a mask", "For example --mask-rect 0,0,50%,50%"),
+        (options.mask_exact and shaped, "--mask-exact keeps the shape; leave --aspect-ratio and --resolution out",
+         ""),
+        (options.mask_exact and image_format != "png",
+         f"--mask-exact makes PNG, not {image_format}", "Use -o NAME.png"))
     uploads = []  # not read yet
     mask_path = " ".join(options.mask_rect) or options.mask_bw or options.mask
     for role, path in [("image", path) for path in paths] + [("mask", mask_path)] * bool(masks):
@@ -1684,8 +1685,9 @@ def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[st
     resolution = "input" if is_own else "exact" if options.mask_exact and size == "auto" else resolution
     images, mask = tuple(uploads[:len(paths)]), uploads[-1] if masks else None
     form = "rectangles" if options.mask_rect else "bw" if options.mask_bw else "alpha"
-    return Job(options.command, model, prompt, images, mask, {**sent, **dict(options.param)}, options.n, target,
-               options.keep_partials, resolution, form, options.mask_feather or 0, bool(options.mask_exact))
+    return Job(options.command, model, prompt, images, mask, {**sent, **dict(options.param)}, options.n,
+               target, options.keep_partials, resolution, form, options.mask_feather or 0,
+               bool(options.mask_exact))  # --param may say what no check here knows
 
 def read_inputs(job: Job, settings: Settings, notes: list[str]) -> Job:
     """The job with what its local files hold, checked (the mask too), and the size that follows from it."""
@@ -1759,7 +1761,7 @@ def size_of_input(model: str, width: int, height: int, resolution: str, name: st
         fault, near = f"{model} makes only {', '.join(rules.sizes)}", size_of_shape(model, width, height)
     if fault:
         raise input_failure(f"{name} is {width}x{height}, which cannot be the result's size: {fault}",
-                            f"The nearest is {near}. Scale it (and a mask): {convert_command(name[6:], near)}")
+                            f"The nearest is {near}. To scale it: {convert_command(name[6:], near)}")
     return f"{width}x{height}"
 
 def shown_input(path: str) -> str:
@@ -1839,7 +1841,7 @@ def read_input(content: bytes, who: str, name: str) -> Picture:
     head = XML_NOISE.sub(b"", content[:HEAD])
     other = next((other for other, mark in OTHER_FORMATS.items() if re.match(b"(?si)" + mark, head)), "")
     found = f" but {other}" if other else " (whatever its name says)"
-    hint = "Give the address of the image itself." if other == WEB_PAGE else "Convert it: " + convert_command(name)
+    hint = "Give the image's own address." if other == WEB_PAGE else f"Convert it: {convert_command(name)}"
     raise input_failure(f"{who} is not a PNG, JPEG or WebP image{found}", hint if other else "")
 
 def convert_command(name: str, size: str = "") -> str:
@@ -2497,8 +2499,8 @@ def network_is_closed(url: str) -> bool:
 #   droppable     --fresh may remove the folder          N.answer, N.headers  the response (N.answer.*: of it)
 #   input-K       the Kth input image                    N.outcome, N.errors  how it ended
 #   saved-N       the path of the Nth image              RUN-K.*              as N.*: repeated, not replayed
-#   saved-N-exact the same, with --mask-exact            mask, result         made here; as it came (--mask-exact)
-#   partials      the files of the previews
+#   saved-N-exact the same, with --mask-exact            mask                 one that was made here
+#   partials      the files of the previews              result               an image before --mask-exact
 # The state of a transfer: UNSENT without N.errors; RUNNING while N.lock is held; ANSWERED when N.outcome or
 # N.errors say how curl ended. Else curl was killed: LOST with N.headers, UNSENT if it had not connected.
 
@@ -2665,10 +2667,11 @@ def identity_of(job: Job, settings: Settings) -> Identity:
     """What this command shares with its twins only. Files count by content, other inputs by address."""
     import hashlib
     inputs = [upload.digest or upload.path for upload in job.uploads]
-    chosen = [item for item in sorted(job.parameters.items()) if (item[0], job.resolution) != ("size", "exact")]
+    is_exact = job.resolution == "exact"  # what is done here with a picture is no part of what is asked for
+    chosen = [item for item in sorted(job.parameters.items()) if not (is_exact and item[0] == "size")]
     mask = bool(job.mask) if job.mask_form == "alpha" else [job.mask_form, job.feather]
-    facts = [1, job.command, settings.api.value, settings.base_url.value, job.model, job.prompt, chosen, job.n,
-             inputs, mask, *filter(None, [job.resolution.replace("exact", "")])]
+    facts = [1, job.command, settings.api.value, settings.base_url.value, job.model, job.prompt, chosen,
+             job.n, inputs, mask, *filter(None, ["" if is_exact else job.resolution])]
     return Identity(hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24],
                     os.path.join(os.path.realpath(job.target.folder), job.target.stem + job.target.suffix),
                     job.images[0].picture[1:] if job.exact and job.images[0].digest else ())
@@ -3693,7 +3696,7 @@ def decode_to(path: str, copy_to: Callable[[BinaryIO], None]) -> Picture:
     return picture
 
 def copy_kept(result: str, picture: Picture, job: Job, run: Run, sink: BinaryIO) -> None:
-    """Write a result with the first image's own pixels outside the mask, or as it came where that cannot be."""
+    """Write a result with the first image's own pixels outside the mask; as it came where that cannot be."""
     _, width, height = wanted = job.images[0].picture
     try:
         old, new = Png(job.images[0].path), Png(result).checked() if picture == wanted else None
@@ -3838,8 +3841,7 @@ def warn_about_differences(job: Job, run: Run) -> None:
         if not 0.95 * same <= picture.width * seen.height <= 1.05 * same:
             warn(f"{path} is {size}, a different shape from the input; set it with --size")
         if job.exact and job.images[0].digest and picture != job.images[0].picture:
-            warn(f"outside the mask {path} may differ from the image: as {picture.format} of {size} nothing could "
-                 "be put back")
+            warn(f"outside the mask {path} may differ from the image, as it is {picture.format} of {size}")
         if parameters.get("background") == "transparent" and not has_alpha(path, picture.format):
             warn(f"you asked for a transparent background; {path} has no alpha channel")
 
@@ -4270,7 +4272,7 @@ def recall(receipt: Receipt, order: Order, run: Run) -> None:
     """Fill in a result from what was made before. --mask-exact may be asked for only now."""
     run.result.saved, first = receipt.saved, order.job.images[0] if order.job.exact else Upload("")
     run.result.facts.update({name: receipt.record.get(name) for name in PURCHASE_FACTS}, source="made_before")
-    fits = all(first.picture in (Upload("").picture, file.picture) for file in receipt.saved)  # or is not known
+    fits = all(not first.digest or first.picture == file.picture for file in receipt.saved)
     if order.job.exact and fits and not receipt.record.get("exact"):
         folder, run.result.saved = temporary_folder(), []
         try:
@@ -4290,11 +4292,10 @@ def command_of(order: Order) -> str:
     rows = {(row.runapi if runapi else row.wire): row for row in OPTIONS}
     words = [quote(upload.path) for upload in job.images]
     more = {"n": job.n} if job.n > 1 else {}
-    shape = {"": [], "exact": [], "input": ["--size", "input"]}.get(job.resolution, ["--resolution", job.resolution])
-    for name, value in {**more, **job.parameters}.items():
-        if name == "size" and job.resolution:  # it follows from the first image
-            words += shape
-        elif row := rows.get(name):
+    if job.resolution in ("input", "exact"):
+        more["size"] = "input"
+    for name, value in {**job.parameters, **more}.items():
+        if row := rows.get(name):
             words += [row.flag, *([quote(as_text(value))] if row.value else [])]
         else:
             words += ["--param", quote(f"{name}={as_text(value)}")]
@@ -4346,8 +4347,8 @@ def receipt_record(order: Order, parameters: Mapping[str, Any], run: Run) -> dic
              for file in run.result.saved]
     return {"schema": SCHEMA, "version": VERSION, "time": time.time(), "command": job.command, "saved": saved,
             "prompt": job.prompt, "model": job.model, "host": host_of(settings.base_url.value),
-            "parameters": parameters, "output": order.identity.output, "again": command_of(order), "exact": job.exact,
-            **map_texts({name: run.result.facts[name] for name in PURCHASE_FACTS}, run.console.secrets.clean)}
+            "parameters": parameters, "output": order.identity.output, "again": command_of(order),
+            "exact": job.exact, **map_texts({name: run.result.facts[name] for name in PURCHASE_FACTS}, run.console.secrets.clean)}
 
 def catch_signals() -> Action:
     """Let SIGTERM and SIGHUP stop the program like Ctrl-C, but not one that is ignored already (nohup).
@@ -4395,13 +4396,14 @@ def own_inputs(job: Job, settings: Settings, folder: Folder, run: Run) -> Job:
 
 def with_made_mask(job: Job, mask: Upload, folder: Folder) -> Job:
     """The job with the mask that the API wants, made from rectangles or from black and white."""
-    path, (_, width, height) = folder.file("mask"), job.images[0].picture
+    path, picture = folder.file("mask"), job.images[0].picture._replace(format="png")
+    _, width, height = picture
     if not os.path.exists(path):
         rows = ([bytes(width)] * 3 + [alpha] for alpha in mask_rows(job, width, height))
         with private_file(path + ".part") as stream:
             write_png(stream, width, height, rows, 4, {})
         os.replace(path + ".part", path)
-    made = mask._replace(path=path, origin="file", picture=Picture("png", width, height), bytes=os.path.getsize(path))
+    made = mask._replace(path=path, origin="file", picture=picture, bytes=os.path.getsize(path))
     return job._replace(mask=made, mask_form="alpha")
 
 def fetch_upload(upload: Upload, path: str, settings: Settings, run: Run) -> None:
@@ -4970,12 +4972,8 @@ class Batch:
         for order in made:
             run = self.run_of(order)
             if receipt := made_before(order.identity, run.console):
-                failure = None
-                try:
-                    recall(receipt, order, run)
-                except Failure as fault:
-                    failure = fault
-                self.tell(order, run.result.record(run.console, failure), failure.exit_code if failure else OK)
+                recall(receipt, order, run)
+                self.tell(order, run.result.record(run.console), OK)
             else:  # removed a moment ago
                 self.waiting.append(order)
         if self.waiting and not hasattr(os, "fork"):
