@@ -35,11 +35,6 @@ Promised, in this order: a key is never shown; the same command is the same pict
 is run; the caller always learns what was saved, whether money may be gone, and what to do next.
 Not promised: hiding a key from other processes of the same user (they may read this program's memory), or a
 picture of the size that was asked for (relays ignore it; the difference is reported).
-
-Exit codes: 0 all that came back is saved, 1 a bug here, 2 wrong command or local file (nothing sent), 3 no
-usable key, config or curl, or the key was refused, 4 the request was refused, 5 rate limit or quota, 6 no
-usable answer, 7 images came back but could not all be saved, 129 hung up, 130 interrupted, 141 the program
-that reads the result has gone, 143 terminated.
 """
 from __future__ import annotations
 
@@ -135,9 +130,8 @@ MODELS = {"gpt-image-2": ModelRules(QUALITIES, "free"), "gpt-image-2.5-sunburst"
           "gpt-image-1.5": OLDER, "gpt-image-1-mini": OLDER, "chatgpt-image-latest": OLDER}
 
 # ---- Failures ------------------------------------------------------------------------------------
-OK, BUG, USAGE, SETUP, REFUSED, LIMITED, NO_ANSWER, UNSAVED = range(8)
+OK, BUG, USAGE, SETUP, REFUSED, LIMITED, NO_ANSWER, UNSAVED = range(8)  # exit codes, as README has them
 INTERRUPTED, UNREAD = 130, 141  # 128 + the signal's number, like the others
-LOOK_FIRST = "Check the account's usage before you run the command again."
 BUYS_AGAIN = "Running the command again buys a new image."
 
 class Kind(NamedTuple):
@@ -165,8 +159,7 @@ KINDS = {  # before anything is sent, and on the way; then the server refused; t
     "too_large": Kind(REFUSED, "no", "fix", "Make the input images smaller, or save them as JPEG."),
     "redirect": Kind(NO_ANSWER, "no", "fix", "Use the address it points to as --base-url."),
     "forbidden": Kind(SETUP, "no", "ask", "This key may not use this model or endpoint."),
-    "verification": Kind(SETUP, "no", "ask", "Verify your organization at platform.openai.com/settings; "
-                         "it can take 15 minutes to take effect."),
+    "verification": Kind(SETUP, "no", "ask", "Verify it in platform.openai.com/settings; wait 15 minutes."),
     "region": Kind(SETUP, "no", "stop", "The service is not offered in this region."),
     "blocked": Kind(SETUP, "no", "ask", "The server's firewall blocked this computer; try another network."),
     "quota": Kind(LIMITED, "no", "ask", "Add credit or raise your spending limit. Waiting won't help."),
@@ -174,7 +167,8 @@ KINDS = {  # before anything is sent, and on the way; then the server refused; t
     "overloaded": Kind(NO_ANSWER, "no", "later", "Run the same command again in a minute.", True),
     "unavailable": Kind(NO_ANSWER, "no", "later", "No model was reached. Check --model, or try again later."),
     "gateway": Kind(NO_ANSWER, "maybe", "ask", "The gateway gave up: try --stream or a lower --quality."),
-    **dict.fromkeys(("server", "no_image", "broken_image"), Kind(NO_ANSWER, "maybe", "ask", LOOK_FIRST)),
+    **dict.fromkeys(("server", "no_image", "broken_image"), Kind(
+        NO_ANSWER, "maybe", "ask", "Check the account's usage before you run the command again.")),
     "web_page": Kind(NO_ANSWER, "maybe", "fix", "Check --base-url: it should end in /v1."),
     "place": Kind(NO_ANSWER, "yes", "stop", "Tell the people who run the service. " + BUYS_AGAIN),
     # The image exists or is being made: the same command continues from there. The first three are purposes.
@@ -820,14 +814,14 @@ def checked_price(prices: Sequence[Price], settings: Settings) -> Price:
     limit, source = settings.max_cost
     source = source if source.startswith("--") else f"max_cost in {source}"
     known = [price for price in prices if price]
-    price = tuple(round(sum(each), 4) for each in zip(*known)) if known else (0.0, 0.0)
-    if len(known) < len(prices) and limit is None:
-        return None
+    low, high = price = tuple(round(sum(each), 4) for each in zip(*known, (0, 0)))
     if len(known) < len(prices):
+        if limit is None:
+            return None
         raise Failure("too_expensive", f"{source} sets a limit, but what {settings.model.value} costs at "
                       f"{host_of(settings.base_url.value)} is unknown",
                       'Set "price_per_image" in the config, or no limit.')
-    if limit is not None and price[1] > limit:
+    if limit is not None and high > limit:
         raise Failure("too_expensive", f"this costs {price_text(price)}; {source} allows ${limit}")
     return price
 
@@ -929,16 +923,14 @@ OPTIONS = (
     Option(CONFIG, "--init", "", "write a config file that only you can read", alone=True),
     Option(CONFIG, "--force", "", "with --init: overwrite an existing file"),
     Option(CONFIG, "--check", "", "test curl, the key and the endpoint (free)", alone=True),
-    Option(CONFIG, "--history", "[N]", "what was made, and what it cost (default 20)",
-           number(1, 1_000_000), alone=True),
+    Option(CONFIG, "--history", "[N]", "what was made, its cost (default 20)", number(1, 9999), alone=True),
     Option(CONFIG, "--forget", "ID|all", "give up an unfinished request", str.lower, alone=True),
     Option(GENERATE, "--batch", "FILE", "a picture for each line, a prompt or a JSON object", PATH),
     Option(("generate", "config"), "--jobs", "1-16", "with --batch: how many at a time (default 3)",
            number(1, MAX_JOBS), "", int, 3),
     Option(EDIT, "--image", "PATH", "another image, 16 in all; can be repeated", PATH, repeatable=True),
     Option(EDIT, "--mask", "PNG", "as large as IMAGE, transparent where it is to change", PATH, wire="mask"),
-    Option(EDIT, "--input-fidelity", "KIND", "low or high; older models only", ("low", "high"),
-           wire="input_fidelity"),
+    Option(EDIT, "--input-fidelity", "low|high", "older models only", ("low", "high"), wire="input_fidelity"),
     Option(ALL, "--output", "PATH", f"file or folder (default {DEFAULT_OUTPUT})", PATH, "", str,
            DEFAULT_OUTPUT, short="-o"),
     Option(ALL, "--size", "WIDTHxHEIGHT", "or square, landscape, portrait, auto (default)", lambda text:
@@ -953,8 +945,7 @@ OPTIONS = (
     Option(ALL, "--model", "MODEL", f"default {DEFAULT_MODEL}", str, "", str, DEFAULT_MODEL),
     Option(ALL, "--timeout", "SECONDS", f"time limit for the whole request (default {DEFAULT_TIMEOUT})",
            number(1, MAX_TIMEOUT, float), "", float, DEFAULT_TIMEOUT),
-    Option(ALL, "--max-cost", "USD", "send nothing if it may cost more, or nobody knows",
-           number(0.0001, 1_000_000, float), "", float),
+    Option(ALL, "--max-cost", "USD", "refuse a higher/unknown price", number(0.0001, 9999, float), "", float),
     Option(IMAGES, "--aspect-ratio", "W:H", "a shape such as 16:9; the closest allowed size is used",
            lambda text: re.sub(r"(?<=\d)x", ":", as_pair(text)), runapi="aspect_ratio"),
     Option(IMAGES, "--resolution", "1k|2k|4k", "how many pixels that shape gets (default 1k)",
@@ -972,8 +963,7 @@ OPTIONS = (
     Option(IMAGES, "--param", "KEY=VALUE", "any other API parameter, not checked; can be repeated",
            as_parameter, repeatable=True),
     Option(ALL, "--base-url", "URL", f"default {DEFAULT_BASE_URL}", str, "", str, DEFAULT_BASE_URL),
-    Option(ALL, "--api", "NAME", "openai, azure, runapi or codex (default: by the host)",
-           tuple(SERVICES), "", str),
+    Option(ALL, "--api", "NAME", "openai, azure, runapi, codex (default: by host)", tuple(SERVICES), "", str),
     Option(ALL, "--api-key-env", "NAME", "the variable that holds the key", config=str),
     Option(ALL, "--api-key", "KEY", "the key (visible in ps and shell history)", config=str),
     Option(ALL, "--header", "'NAME: VALUE'", "an extra header; can be repeated", as_header, repeatable=True),
@@ -995,18 +985,14 @@ CONFIG_KEYS = {**{row.name: (row.default, row.config) for row in OPTIONS if row.
 STRANGERS = {  # what other image tools call it -> what to write here
     "-n -c --count --num --number --num-images --batch-size --samples": "Use --n.",
     "--batch --jobs": "A line of generate --batch FILE can be an edit: give it an image.",
-    "-f -y --force --yes --clobber --replace": "Use --overwrite.",
+    "-f -y --force --yes --replace": "Use --overwrite.", "--url --endpoint --api-base": "Use --base-url.",
     "--ar --aspect --ratio": "Use --aspect-ratio W:H.", "--output-format": "Use --format.",
-    "-s -w --width --height --dimensions --image-size": "Use --size WIDTHxHEIGHT.",
-    "-k --key --token": "Use --api-key-env NAME.", "--url --endpoint --api-base": "Use --base-url.",
+    "-s -w --width --height --image-size": "Use --size WIDTHxHEIGHT.", "-k --key": "Use --api-key-env NAME.",
     "-p --prompt --text --description": "The prompt needs no option, only quotes.",
-    "-o --out --outfile --output-file --output-dir --outdir --save --file --filename --path":
-        "Use --output PATH.",
-    "-i -m --image --mask --input --input-image --init-image --input-fidelity":
-        "Images go with edit, see edit --help.",
-    "--seed --negative-prompt --negative --no --steps --cfg --cfg-scale --guidance --guidance-scale "
-    "--sampler --style --stylize --strength --chaos --hd --vivid --natural --response-format --user":
-        "The API has no such parameter: leave it out, or say it in the prompt."}
+    "-o --out --outfile --output-file --output-dir --outdir --save --filename": "Use --output PATH.",
+    "-i -m --image --mask --input --input-image --input-fidelity": "Images go with edit, see edit --help.",
+    "--seed --negative-prompt --steps --cfg --cfg-scale --guidance-scale --sampler --style --strength --hd "
+    "--response-format --user": "The API has no such parameter: leave it out, or say it in the prompt."}
 
 # ---- Settings ------------------------------------------------------------------------------------
 STANDARD_INPUT, MAX_CONFIG_BYTES = "standard input", 1_000_000  # the former: as the path of a config
