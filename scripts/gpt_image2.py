@@ -133,6 +133,7 @@ MODELS = {"gpt-image-2": ModelRules(QUALITIES, "free"), "gpt-image-2.5-sunburst"
 OK, BUG, USAGE, SETUP, REFUSED, LIMITED, NO_ANSWER, UNSAVED = range(8)  # exit codes, as README has them
 INTERRUPTED, UNREAD = 130, 141  # 128 + the signal's number, like the others
 BUYS_AGAIN = "Running the command again buys a new image."
+KEPT = "What came is kept. Make room, or choose another -o; then run the same command again at no cost."
 
 class Kind(NamedTuple):
     """What a kind of failure means; a Failure may know better. next: what the caller should do.
@@ -174,12 +175,8 @@ KINDS = {  # before anything is sent, and on the way; then the server refused; t
     # The image exists or is being made: the same command continues from there. The first three are purposes.
     **dict.fromkeys(("poll", "result"), Kind(NO_ANSWER, "maybe", "again")),
     "download": Kind(UNSAVED, "yes", "again"),
-    "disk": Kind(UNSAVED, "maybe", "again", "What arrived is kept. Make room and run the same command again "
-                 "to continue at no cost (--fresh buys a new image)."),
-    "save": Kind(UNSAVED, "yes", "again", "The reply is kept. Make room (or choose another -o), then run "
-                 "the same command again; you won't be charged twice."),
-    "stopped": Kind(INTERRUPTED, "maybe", "again", "Run the same command again (allow 10 minutes) to get the "
-                    "image; you won't be charged twice."),
+    "disk": Kind(UNSAVED, "maybe", "again", KEPT), "save": Kind(UNSAVED, "yes", "again", KEPT),
+    "stopped": Kind(INTERRUPTED, "maybe", "again", "Run the same command again to get the image at no cost."),
     "interrupted": Kind(INTERRUPTED, "no", "again", BUYS_AGAIN),
     "bug": Kind(BUG, "no", "stop", "Please report it.")}
 
@@ -1008,14 +1005,11 @@ ORIGIN = re.compile(r"((?i:https?))://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(\
 LOOPBACK = r"localhost|\[::1\]|127(\.(25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)){3}"  # 127.999.1.1 would be a name
 # What people paste behind a base URL: paths of OpenAI's API reference, read 2026-10-08.
 API_PATH = (r"(?i)(/(chat|completions|responses|models(/[^/]+)?|images|generations|edits|variations|"
-            r"embeddings|audio|speech|transcriptions|moderations|files|batches|realtime|videos|assistants|"
-            r"threads))+$")
+            r"embeddings|audio|moderations|files|batches|realtime|videos))+$")
 
 def environment(name: str) -> str:
     """A variable's value; unset and empty are the same."""
-    with suppress(UnicodeEncodeError):  # no such name can exist here
-        return environ.get(name, "")
-    return ""
+    return environ.get(name, "")
 
 def child_environment(secrets: Sequence[str]) -> dict[str, str]:
     """The environment for a child process: no key in it, C messages, no TLS key log. secrets: keys only."""
@@ -1046,25 +1040,19 @@ def read_config(path: str, warnings: list[str]) -> dict[str, Any]:
         with open(0 if piped else path, "rb", closefd=not piped) as stream:
             status = os.fstat(stream.fileno())
             if not piped and not stat.S_ISREG(status.st_mode) and not stat.S_ISFIFO(status.st_mode):
-                raise ValueError("it is neither a file nor a pipe")
-            text = stream.read(MAX_CONFIG_BYTES + 1)
-        if len(text) > MAX_CONFIG_BYTES:
-            raise ValueError(f"it is larger than {MAX_CONFIG_BYTES // 1_000_000} MB")
+                raise OSError("it is neither a file nor a pipe")
+            text = stream.read(MAX_CONFIG_BYTES)  # of a longer one the rest is missed
         content = json.loads(text.decode("utf-8-sig"), parse_constant=str)  # NaN is not a number here
         if not isinstance(content, dict):
-            raise setup_failure(f"{path} must contain one JSON object, not {TYPE_NAMES[type(content)]}")
+            raise ValueError(f"it must contain one JSON object, not {TYPE_NAMES[type(content)]}")
         if re.search("[\ud800-\udfff]", json.dumps(content, ensure_ascii=False)):
-            raise setup_failure(f"{path} contains an invalid character (a lone surrogate)")
-    except UnicodeDecodeError as error:
-        found = "UTF-16" if error.object[:2] in (b"\xff\xfe", b"\xfe\xff") else "in another encoding"
-        raise setup_failure(f"cannot read config file {path}: it is {found}", "Save it as UTF-8.") from None
-    except json.JSONDecodeError as error:
-        start_over = own_command(f"config --init --force --config {quote(path)}")
-        where = f"line {error.lineno} column {error.colno}"
-        raise setup_failure(f"{path} is not valid JSON: {where}: {error.msg}",
-                            "" if piped else f"Fix that line, or start over with: {start_over}") from None
+            raise ValueError("it contains an invalid character (a lone surrogate)")
+    except UnicodeDecodeError:
+        raise setup_failure(f"cannot read config file {path}: it is not UTF-8", "Save it as UTF-8.") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise setup_failure(f"cannot read config file {path}: {reason(error)}") from None
+        fresh = "" if piped else ", or run: " + own_command(f"config --init --force --config {quote(path)}")
+        raise setup_failure(f"cannot read config file {path}: {reason(error)}",
+                            f"Fix its JSON{fresh}" if isinstance(error, ValueError) else "") from None
     if os.name == "posix" and not piped:
         check_owner(path, status, {name for name in content if content[name]}, warnings)
     for name in [name for name in content if name not in CONFIG_KEYS]:
@@ -1096,14 +1084,13 @@ def checked_value(path: str, name: str, value: Any) -> Any:
         raise setup_failure(f"{path}: {name} must be {TYPE_NAMES[kind]}{more}, not {TYPE_NAMES[found]}")
     accepts = {"price_per_image": number(0, 1_000_000, float),
                **{row.name: row.accepts for row in OPTIONS if row.config}}.get(name, str)
-    words = {"quality": NEWER.qualities, "format": (*NEWEST.formats, "jpg")}.get(name, accepts)
+    words = {"quality": NEWER.qualities, "format": (*NEWEST.formats, "jpg"),
+             "size": ("auto", *SIZE_NAMES, "WIDTHxHEIGHT")}.get(name, accepts)
     try:
         read = accepts(str(value)) if callable(accepts) else value
         value = read if isinstance(value, str) else value  # a number stays as it is written
-        if isinstance(words, tuple) and value not in words:
+        if isinstance(words, tuple) and value not in words and not (name == "size" and split_size(value)):
             raise ValueError(f"cannot be {quoted(value)}, only {', '.join(words)}")
-        if name == "size" and value not in ("auto", *SIZE_NAMES) and not split_size(value):
-            raise ValueError(f"cannot be {quoted(value)}")
     except ValueError as fault:
         raise setup_failure(f"{path}: {name} {fault}") from None
     return value
@@ -1155,12 +1142,9 @@ def key_sources(api: str, layers: Sequence[Layer], host: str, url_from: str, dry
     for name, value, source in named:
         key, by_flag = KeySource(source, host, value), source.startswith("--")
         if name == "api_key_env":
-            shown = value if re.fullmatch(VARIABLE_NAME, value) else ""
-            if by_flag and not environment(variable_name(value)):
-                raise Failure("key", f"{source} names {shown or 'a variable'}, which is not set",
-                              "Set or correct it.")
-            shown = f"${value}" if shown or environment(value) else "a variable"
-            key = KeySource(f"{shown}, named {'by' if by_flag else 'in'} {source}", host, environment(value))
+            found = environment(variable_name(value) if by_flag else value)
+            shown = f"${value}" if found or re.fullmatch(VARIABLE_NAME, value) else "a variable"
+            key = KeySource(f"{shown}, named {'by' if by_flag else 'in'} {source}", host, found)
         elif name == "api_key_command":
             key = KeySource(f"api_key_command in {source}", host, "", tuple(value))
         keys.append(key._replace(host="") if by_flag else key)
@@ -1172,8 +1156,7 @@ def key_sources(api: str, layers: Sequence[Layer], host: str, url_from: str, dry
              "RUNAPI_API_KEY": host_of(environment("RUNAPI_BASE_URL") or SERVICES["runapi"].base_url)}
     variables = filter(environment, SERVICES[api].key_variables)
     keys += [KeySource(f"${name}", hosts[name], environment(name)) for name in variables]
-    is_missing = not any(source.value or source.command for source in keys)
-    return (runapi_tool_key() if is_missing and api == "runapi" else []) or keys
+    return keys or (runapi_tool_key() if api == "runapi" else [])
 
 def fill_template(template: str, base: str, task: str) -> str:
     """A poll_url with {base} and {id} filled in."""
@@ -1181,9 +1164,8 @@ def fill_template(template: str, base: str, task: str) -> str:
 
 def api_of(base_url: str) -> str:
     """The protocol that a host speaks. Codex is never chosen automatically."""
-    host = host_of(base_url).partition(":")[0]
-    is_runapi = f".{host}".endswith(".runapi.ai")
-    return "azure" if host.endswith(AZURE_HOSTS) else "runapi" if is_runapi else "openai"
+    host = "." + host_of(base_url).partition(":")[0]
+    return "azure" if host.endswith(AZURE_HOSTS) else "runapi" if host.endswith(".runapi.ai") else "openai"
 
 def flag_layer(flags: Mapping[str, Any]) -> Layer:
     """The settings given on the command line."""
@@ -1208,13 +1190,11 @@ def checked_base_url(setting: Setting, allow_http: bool) -> str:
     sure = re.search(r"/v\d\w*$|/openai$", cut) or re.search("(?i)/(chat/completions|images/[a-z]+)$", url)
     url = (cut if sure else url) + question + query
     shown = redact(one_line(re.sub(r"(?s)^(.*?//)?.*@", r"\1***@", url).partition("?")[0]), ())
-    host = re.split("[:/]", re.sub("^https?:?/+", "", url))[0]
-    scheme = "http://" if "://" not in url and local_place(host) else "https://"
     # Azure's addresses carry their version as the only query.
     match = re.fullmatch(ORIGIN.pattern + r"(/[^\s\\?#\x00-\x1f\x7f]*)?(\?api-version=[\w.-]+)?", url)
     make = usage_failure if setting.source.startswith("--") else setup_failure  # whose fault it is
     refuse_broken(
-        ("://" not in url, f"the base URL {quoted(shown)} must start with {scheme}", ""),
+        ("://" not in url, f"the base URL {quoted(shown)} must start with https:// (http:// is local)", ""),
         ("@" in url, f"the base URL {shown} contains a user name or password", "Pass the key as a setting."),
         (not match or int(match.group(3) or 443) > 65535, f"the base URL {shown!r} is not of the form "
          "https://HOST[:PORT][/PATH]" + " without a query" * bool(query), ""),
@@ -1296,8 +1276,7 @@ def variable_name(text: str) -> str:
 
 def runapi_tool_key() -> list[KeySource]:
     """The key that RunAPI's official tool has stored, if any."""
-    home = environment("XDG_CONFIG_HOME")
-    home = home if os.path.isabs(home) else os.path.expanduser("~/.config")
+    home = os.path.join(os.path.expanduser("~/.config"), environment("XDG_CONFIG_HOME"))
     path = os.path.join(home, "runapi", "config.json")
     content = read_login(path) if os.path.exists(path) else None
     key = json_path(content, "api_key") or json_path(content, "apiKey")
@@ -1324,9 +1303,6 @@ def codex_login() -> KeySource:
         raise Failure("key", f"there is no ChatGPT sign-in in {path}", hint)
     with suppress(IndexError, ValueError):  # a JSON web token, which is only read, not verified
         claims = json.loads(base64.urlsafe_b64decode(token.split(".")[1] + "=="))  # more of them do no harm
-    expires = json_path(claims, "exp")
-    if isinstance(expires, (int, float)) and expires < time.time():
-        raise Failure("key", "the Codex sign-in has expired", hint)
     claimed = json_path(claims, "https://api.openai.com/auth", "chatgpt_account_id")
     return KeySource(path, "chatgpt.com", token, account=as_text(json_path(tokens, "account_id") or claimed))
 

@@ -407,7 +407,7 @@ class BadConfigFileTest(BadInputCase):
 
     def test_found_file(self) -> None:
         path = self.write_config('{"model": }')
-        self.refuse(Bad("found", ["generate", PROMPT], f"{path} is not valid JSON: line 1 column 11",
+        self.refuse(Bad("found", ["generate", PROMPT], f"{path}: Expecting value: line 1 column 11",
                         exit_code=SETUP, kind="config"))
 
     def test_found_folder(self) -> None:
