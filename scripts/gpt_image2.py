@@ -118,11 +118,10 @@ class ModelRules(NamedTuple):
     """What one model accepts; sizes: "free" (whatever size_fault allows), a list, or None: not checked."""
     qualities: tuple[str, ...]
     sizes: str | tuple[str, ...] | None
-    shutdown: str = ""
     formats: tuple[str, ...] = FORMATS
 
 DATED, QUALITIES = r"-20\d\d-\d\d-\d\d$", ("low", "medium", "high", "auto")  # as in gpt-image-2-2026-04-21
-OLDER = ModelRules(QUALITIES, ("1024x1024", "1536x1024", "1024x1536"), "2026-12-01")
+OLDER = ModelRules(QUALITIES, ("1024x1024", "1536x1024", "1024x1536"))
 NEWER = ModelRules(("low", "medium", "high", "xhigh", "max", "auto"), None)
 NEWEST = NEWER._replace(formats=(*FORMATS, "gif", "svg"))
 MODELS = {"gpt-image-2": ModelRules(QUALITIES, "free"), "gpt-image-2.5-sunburst": NEWER,
@@ -575,20 +574,18 @@ def size_fault(width: int, height: int) -> str:
               f"{MAX_PIXELS:,} pixels, {width}x{height} has {width * height:,}"))
     return "; ".join(text for broken, text in rules if broken)
 
-def nearest_size(width: int, height: int, exact: bool = False) -> str:
-    """The legal size nearest in edges and shape, the larger one on a tie. exact: of the same shape, or ""."""
+def nearest_size(width: int, height: int) -> str:
+    """The legal size nearest in edges and shape, the larger one on a tie."""
     width, height = max(width, 1), max(height, 1)
-    distances = [(round(abs(log(w / width)) + abs(log(h / height)) + abs(log(w / h * height / width)), 3),
-                  -w * h, w, h) for w in EDGES for h in EDGES
-                 if not (exact and w * height != h * width) and not size_fault(w, h)]
-    return "%dx%d" % min(distances)[2:] if distances else ""
+    distances = ((round(abs(log(w / width)) + abs(log(h / height)) + abs(log(w / h * height / width)), 3),
+                  -w * h, w, h) for w in EDGES for h in EDGES if not size_fault(w, h))
+    return "%dx%d" % min(distances)[2:]
 
 def size_of_ratio(ratio: float, pixels: int) -> str:
     """The legal size closest to this ratio whose area is 80 to 105 % of `pixels`."""
-    shape = max(ratio, 1 / ratio)
-    pixels = min(pixels, int(MAX_EDGE * MAX_EDGE / shape))  # a long shape meets the longest edge first
-    distances = [(round(abs(log(w / h / ratio)), 3), abs(log(w * h / pixels)), w, h) for w in EDGES
-                 for h in EDGES if 0.8 * pixels <= w * h <= 1.05 * pixels and not size_fault(w, h)]
+    pixels = min(pixels, int(MAX_EDGE * MAX_EDGE / max(ratio, 1 / ratio)))  # a long shape meets that first
+    distances = ((round(abs(log(w / h / ratio)), 3), abs(log(w * h / pixels)), w, h) for w in EDGES
+                 for h in EDGES if 0.8 * pixels <= w * h <= 1.05 * pixels and not size_fault(w, h))
     return "%dx%d" % min(distances)[2:]
 
 # ---- Pictures ------------------------------------------------------------------------------------
@@ -1395,8 +1392,8 @@ WEB_PAGE = "a web page"
 OTHER_FORMATS = {  # what else people pass, by its first bytes without XML's prolog
     "AVIF": rb".{4}ftyp.{,40}avi[fs]", "HEIC": rb".{4}ftyp(?:he|mif1|msf1)", "GIF": rb"GIF8", "PSD": rb"8BPS",
     "TIFF": rb"II[*+]\0|MM\0[*+]", "BMP": rb"BM.{4}\0{4}", "PDF": rb"%PDF-", "ICO": rb"\0\0\x01\0",
-    "JPEG XL": rb"\xff\x0a|\0{3}\x0cJXL ", "JPEG 2000": rb"\xff\x4f\xff\x51|\0{3}\x0cjP  ",
-    "SVG": rb"\s*<(?:\w+:)?svg[\s>/]", WEB_PAGE: rb"\s*<(?:html|head|body|title|meta|script|link)\b"}
+    "JPEG XL": rb"\xff\x0a|\0{3}\x0cJXL ", "SVG": rb"\s*<(?:\w+:)?svg[\s>/]",
+    WEB_PAGE: rb"\s*<(?:html|head|body|title|meta|script|link)\b"}
 
 def read_words(options: Namespace) -> tuple[str, list[str]]:
     """(prompt, images) that the words of a command mean. Reads what plan must not: files, standard input."""
@@ -1427,13 +1424,10 @@ def read_words(options: Namespace) -> tuple[str, list[str]]:
     if not words and not options.prompt_file:
         raise usage_failure("the prompt is missing", 'Add it in quotes: "a red fox in the snow"')
     source = options.prompt_file or ("-" if words[0] == "-" else "")
-    try:
-        if not source:
-            return os.fsencode(words[0]).decode("utf-8"), paths
-        # Without the line break that editors and echo add.
-        return re.sub(r"\r?\n\Z", "", read_text(source, "the prompt", MAX_PROMPT * 8)), paths
-    except UnicodeError:
-        raise usage_failure("the prompt is not valid UTF-8") from None
+    if not source:
+        return as_bytes(words[0]).decode("utf-8", "surrogateescape"), paths
+    # Without the line break that editors and echo add.
+    return re.sub(r"\r?\n\Z", "", read_text(source, "the prompt", MAX_PROMPT * 8)), paths
 
 def refuse_broken(*rules: tuple[Any, str, str], failure: Callable[..., Failure] = usage_failure) -> None:
     """Refuse the command for the first of the rules that is broken: (whether it is, message, hint)."""
@@ -1448,6 +1442,7 @@ def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[st
     size, shaped = SIZE_NAMES.get(options.size, options.size), options.aspect_ratio or options.resolution
     refuse_broken(
         (not prompt.strip(), "the prompt is empty", ""),
+        (re.search("[\ud800-\udfff]", prompt), "the prompt is not valid UTF-8", ""),
         (len(prompt) > MAX_PROMPT, f"the prompt has {len(prompt)} characters; the limit is {MAX_PROMPT}",
          f"Shorten it by {len(prompt) - MAX_PROMPT} characters."),
         (image_format not in formats,
@@ -1601,9 +1596,7 @@ def openai_values(options: Namespace, size: str, settings: Settings, notes: list
     rules = MODELS.get(re.sub(DATED, "", model))
     if rules is None:
         notes.append(f"unknown model {model}: its size and quality are not checked")
-    elif rules.shutdown:
-        notes.append(f"{model} will be shut down on {rules.shutdown}")
-    if rules and options.quality not in rules.qualities:
+    elif options.quality not in rules.qualities:
         raise usage_failure(
             f"unknown quality {quoted(options.quality)} for {model} (choose {', '.join(rules.qualities)})",
             nearest(options.quality, rules.qualities).strip())
@@ -1628,9 +1621,8 @@ def openai_values(options: Namespace, size: str, settings: Settings, notes: list
         if rules and isinstance(rules.sizes, tuple) and size not in rules.sizes:
             raise usage_failure(f"{model} makes only {', '.join(rules.sizes)} or auto, not {size}")
         if rules and rules.sizes == "free" and (problem := size_fault(width, height)):
-            near, exact = nearest_size(width, height), nearest_size(width, height, exact=True)
-            more = f"; of exactly this shape: --size {exact}" if exact not in ("", near) else ""
-            raise usage_failure(f"{size} is not supported: {problem}", f"Closest: --size {near}{more}")
+            raise usage_failure(f"{size} is not supported: {problem}",
+                                f"Closest: --size {nearest_size(width, height)}")
         size = f"{width}x{height}"
     return {"size": size, "format": None if image_format == "png" else image_format}
 
@@ -1686,16 +1678,16 @@ def names_format(output: str) -> bool:
 
 def checked_target(output: str, image_format: str, overwrite: bool) -> Target:
     """Where to save, from -o: a file, or a folder to save in. cat.v2 is a name without a format."""
-    if output == "-":
-        raise target_failure("--output - is not supported: give a file name")
+    home, hint = os.path.expanduser(output), "Give a full path with -o."
     try:
-        path = os.path.abspath(os.path.expanduser(output))
+        path = os.path.abspath(home)
     except OSError as error:
-        raise target_failure(f"cannot save here: {reason(error)}", "Give a full path with -o.") from None
-    if CONTROL.search(whole_characters(path)):
-        raise target_failure("the output path contains a control character, which would break Saved: lines")
-    if output.startswith("~") and os.path.expanduser(output) == output:
-        raise target_failure(f"cannot save in {output}: there is no home folder", "Give a full path with -o.")
+        raise target_failure(f"cannot save here: {reason(error)}", hint) from None
+    refuse_broken(
+        (output == "-", "--output - is not supported: give a file name", ""),
+        (CONTROL.search(whole_characters(path)), "the output path contains a control character", ""),
+        (home.startswith("~") and home == output, f"cannot save in {output}: there is no home folder", hint),
+        failure=target_failure)
     if output.endswith(("/", os.sep)):
         path = os.path.join(path, os.path.basename(DEFAULT_OUTPUT))
     folder, name = os.path.split(path)

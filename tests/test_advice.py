@@ -478,20 +478,18 @@ class ValuesAsPeopleWriteThemTest(AdviceCase):
                 fields = server.creates[0].fields
                 self.assertEqual({name: fields[name] for name in fields if name not in ("model", "prompt")}, expected)
 
-    def test_every_broken_rule_and_the_exact_shape(self) -> None:
+    def test_every_broken_rule(self) -> None:
         for size, rules, hints in (
                 ("3840x1000", ["multiples of 16", "3 times"], ["--size 3840x1280"]),
                 ("8001x100", ["multiples of 16", "3840", "3 times"], []),
                 ("500x500", ["multiples of 16", "250,000"], []),
-                ("1920x1080", ["multiples of 16"], ["--size 1920x1088", "exactly this shape: --size 2048x1152"]),
-                ("1080x1920", ["multiples of 16"], ["--size 1088x1920", "exactly this shape: --size 1152x2048"]),
+                ("1920x1080", ["multiples of 16"], ["Closest: --size 1920x1088"]),
+                ("1080x1920", ["multiples of 16"], ["Closest: --size 1088x1920"]),
                 ("7680x4320", ["3840", "33,177,600"], ["Closest: --size 3840x2160"])):
             with self.subTest(size):
                 text = self.refused("generate", "a fox", "--size", size)
                 for words in (*rules, *hints):
                     self.assertIn(words, text)
-        self.assertNotIn("exactly", self.refused("generate", "a fox", "--size", "1921x1080"))
-        self.assertNotIn("exactly", self.refused("generate", "a fox", "--size", "7680x4320"))
 
     def test_what_is_proposed_is_taken(self) -> None:
         for size in re.findall(r"--size (\S+x\d+)", self.refused("generate", "a fox", "--size", "1920x1080")):
