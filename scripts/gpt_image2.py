@@ -86,8 +86,7 @@ DEFAULT_TIMEOUT, MAX_TIMEOUT = 600, 1_000_000  # seconds; the official SDK's own
 CONNECT_TIMEOUT, DOWNLOAD_TIMEOUT, HEARTBEAT = 30, 300, 30  # seconds; relays are slow; off a terminal
 MAX_REDIRECTS, MINIMUM_CURL = 3, (7, 68)  # the first of a file
 KEEP_DAYS, KEEP_RECEIPT_DAYS, DAY = 30, 90, 86_400  # unfinished requests; what is known of others; seconds
-# How often a request is tried, and the pause before the next try when the server does not name one. Only what
-# cannot have made an image is tried again; relays cool down for about 5 s after a rate limit.
+# How often a request is tried, and the pause before, unless the server names one; relays cool down for 5 s.
 TRIES, RATE_LIMIT_TRIES = 3, 5
 POLL_TIMEOUT, POLL_PAUSE, NETWORK_PAUSE, RATE_LIMIT_PAUSE = 60, 3.0, 0.5, 5.0  # seconds; polls of a task
 MAX_PROMPT, MAX_IMAGES, MAX_IMAGE_BYTES = 32_000, 16, 50_000_000  # the first in characters
@@ -101,8 +100,8 @@ MAX_JOBS, MAX_BATCH_BYTES, MAX_MESSAGE = 16, 100_000_000, 900  # the last of a l
 MAX_UNPACKED = 100  # times its packed size: a picture as base64 shrinks to three quarters, text to a fiftieth
 MAX_MEMBERS, MAX_DEPTH, MAX_LINES = 100, 64, 1_000_000  # of a list that is shown; an answer's JSON; a stream
 RESOLUTIONS = {"1k": 1024 * 1024, "2k": 2048 * 2048, "4k": MAX_PIXELS}  # pixels; next: RunAPI's SDKs, 2026-10
-RUNAPI_RATIOS = ("1:1", "3:2", "2:3", "4:3", "3:4", "5:4", "4:5", "16:9", "9:16", "2:1", "1:2", "3:1", "1:3",
-                 "21:9", "9:21")
+RUNAPI_RATIOS = {f"{width}:{height}": width / height for a, b in (
+    (1, 1), (3, 2), (4, 3), (5, 4), (16, 9), (2, 1), (3, 1), (21, 9)) for width, height in ((a, b), (b, a))}
 RUNAPI_EDGES = {"1k": (1024, 1536), "2k": (2048, 2560), "4k": (3840, 3840)}  # the longer edge, in pixels
 SIZE_NAMES = {"square": "1024x1024", "landscape": "1536x1024", "portrait": "1024x1536"}
 SUFFIXES = {"png": (".png",), "jpeg": (".jpg", ".jpeg"), "webp": (".webp",), "gif": (".gif",),
@@ -769,8 +768,7 @@ def unpacked(data: Iterable[bytes], bits: int = 15) -> Iterator[bytes]:
         yield unpacker.flush()
 
 # ---- Price: what a job will cost -----------------------------------------------------------------
-# gpt-image-2 at OpenAI's list price, read 2026-08-29 and 2026-10-08. The formula is derived: it gives every
-# published and measured count of tokens, but only for this model.
+# gpt-image-2 at list price, read 2026-10-08. The formula, for it alone, gives all published, measured counts.
 PATCHES = {"low": 16, "medium": 48, "high": 96}  # along the longer edge, by quality
 # Of an input image, as others have measured it (undated); of a prompt: English has 4 to 5, none below 1.
 INPUT_TOKENS, BYTES_PER_TOKEN, PARTIAL_TOKENS = (512, 1457), (8, 1), 100  # the last for each partial image
@@ -907,9 +905,6 @@ def as_parameter(text: str) -> tuple[str, Any]:
     except (ValueError, RecursionError):
         return name, value
 
-PRICES_AND_TIMES = ", ".join(
-    f"{quality} (${image_tokens(1024, 1024, quality) * DOLLARS_PER_TOKEN['output']:.3f}, {seconds} s)"
-    for quality, seconds in TYPICAL_SECONDS.items()).replace(", high", ",\nhigh")
 CONFIG, GENERATE, EDIT, IMAGES = ("config",), ("generate",), ("edit",), ("generate", "edit")
 ALL, PATH = (*IMAGES, *CONFIG), os.fspath  # as it is: a path's bytes need not be UTF-8
 OPTIONS = (
@@ -929,7 +924,8 @@ OPTIONS = (
            DEFAULT_OUTPUT, short="-o"),
     Option(ALL, "--size", "WIDTHxHEIGHT", "or square, landscape, portrait, auto (default)", lambda text:
            as_pair(re.sub(r"^ *([0-9]{3,5})( *px)? *$", r"\1x\1", text)), "size", str, "auto", runapi=""),
-    Option(ALL, "--quality", "LEVEL", PRICES_AND_TIMES + " or auto", str.lower, "quality", str, "auto"),
+    Option(ALL, "--quality", "LEVEL", "low ($0.006, 70 s), medium ($0.053, 120 s),\n"
+           "high ($0.211, 276 s) or auto", str.lower, "quality", str, "auto"),
     Option(ALL, "--format", "FORMAT", "png, jpeg or webp (default: as -o ends, else png);\n"
            "newer models: gif, svg", (*SUFFIXES, "jpg"), "output_format", str),
     Option(ALL, "--compression", "0-100", "for jpeg and webp", number(0, 100), "output_compression", int),
@@ -968,8 +964,7 @@ OPTIONS = (
     Option(ALL, "--quiet", "", "print only warnings, errors and Saved: lines", short="-q"),
     Option(ALL, "--verbose", "", "also show what is sent (keys are hidden)", short="-v"))
 
-# What may stand in a config file: name -> (default, type of its value); first, what a picture is to be like,
-# and all that is a setting: what says where the key is becomes a KeySource.
+# What may stand in a config file, as (default, type of its value). What says where the key is, is no setting.
 PICTURE_KEYS = ("output", "format", "size", "quality", "compression", "background", "moderation")
 SETTING_KEYS = ("api", "base_url", "model", "timeout", "headers", "proxy", "cacert", "allow_http", "poll_url",
                 "history", "jobs", "max_cost", "price_per_image", *PICTURE_KEYS)
@@ -1017,10 +1012,9 @@ def child_environment(secrets: Sequence[str]) -> dict[str, str]:
 
 def config_locations() -> list[str]:
     """Where a config file may be, in the order of search; the first one is where --init writes."""
-    home, join = os.path.expanduser("~"), os.path.join  # there may be none, and XDG demands an absolute path
-    paths = [join(environment("XDG_CONFIG_HOME"), "gpt-image-2", "config.json"),
-             join(home, ".config", "gpt-image-2", "config.json"),
-             join(home, ".gpt-image-2-config.json"), join(home, ".hermes", "gpt-image-2-config.json")]
+    name, own = "gpt-image-2/config.json", environment("XDG_CONFIG_HOME")  # which has to be absolute
+    paths = map(os.path.expanduser, (os.path.join(own, name), os.path.join("~/.config", name),
+                                     "~/.gpt-image-2-config.json", "~/.hermes/gpt-image-2-config.json"))
     return [path for path in paths if os.path.isabs(path) and not CONTROL.search(whole_characters(path))]
 
 def config_path(named: str) -> str:
@@ -1064,10 +1058,8 @@ def check_owner(path: str, status: os.stat_result, names: set[str], warnings: li
     ruling = [name for name in ("api_key_command", "base_url", "headers", "proxy", "cacert") if name in names]
     if ruling and (foreign or status.st_mode & 0o002):
         whose = "belongs to another user" if foreign else "can be changed by every user"
-        fix = f"chown {os.getuid()} {quote(path)} && " if foreign else ""
-        raise setup_failure(f"{path} {whose}, and it sets {', '.join(ruling)}",
-                            f"Read it. Only if it is yours: {fix}chmod 600 {quote(path)} (where that "
-                            f"has no effect: --config - < {quote(path)})")
+        raise setup_failure(f"{path} {whose}, and it sets {', '.join(ruling)}", "Read it. If it is yours: "
+                            f"chmod 600 {quote(path)}, or use --config - < {quote(path)}")
     done = "changed" if foreign or status.st_mode & 0o022 else "read"
     if done == "changed" or (status.st_mode & 0o044 and names & {"api_key", "headers", "proxy"}):
         warnings.append(f"{path} can be {done} by other users; fix it with: chmod 600 {quote(path)}")
@@ -1397,16 +1389,12 @@ OTHER_FORMATS = {  # what else people pass, by its first bytes without XML's pro
 
 def read_words(options: Namespace) -> tuple[str, list[str]]:
     """(prompt, images) that the words of a command mean. Reads what plan must not: files, standard input."""
-    words, paths = options.words, []
+    words, paths, wanted = options.words, [], 0 if options.prompt_file else 1
     if options.command == "edit":  # images come first, as long as a word is left for the prompt
-        if not words and not options.image and not options.prompt_file:
-            raise usage_failure("the image and the prompt are missing", 'Use: edit IMAGE "what to change"')
         others = [at for at, word in enumerate(words) if at and not re.fullmatch(IMAGE_NAME, word)
                   and not os.path.isfile(os.path.expanduser(word))]
-        first = max(0, min([*others, len(words) - (0 if options.prompt_file else 1)]))
+        first = max(0, min([*others, len(words) - wanted]))
         words, paths = words[first:], words[:first] + options.image
-    if options.config == "-" and "-" in (options.prompt_file, *words):
-        raise usage_failure("standard input cannot be both config and prompt", "Use --prompt-file FILE.")
     if words:  # one that is only the name of a file, or a call for help, would be drawn and billed
         path = os.path.expanduser(words[0] if os.path.isfile(words[0]) else re.sub("^@", "", words[0]))
         there, named = os.path.isfile(path), " ".join(map(quote, paths))
@@ -1418,11 +1406,12 @@ def read_words(options: Namespace) -> tuple[str, list[str]]:
             use = f"{options.command} {named} --prompt-file {shown}" if there else f"{options.command} --help"
             raise usage_failure(f"{one_line(path)} is {'a file' if there else 'a command'}, not a prompt",
                                 "Use: " + own_command(" ".join(use.split("  "))))
-    if len(words) > (0 if options.prompt_file else 1):
-        raise usage_failure(f"too many arguments: {quoted(shown_input(words[-1]))}",
-                            "Put the whole prompt in quotes.")
-    if not words and not options.prompt_file:
-        raise usage_failure("the prompt is missing", 'Add it in quotes: "a red fox in the snow"')
+    refuse_broken(
+        (len(words) < wanted, "the prompt is missing", 'Add it in quotes: "a red fox in the snow"'),
+        (len(words) > wanted, f"too many arguments: {quoted(shown_input(''.join(words[-1:])))}",
+         "Put the whole prompt in quotes."),
+        (options.config == "-" and "-" in (options.prompt_file, *words),
+         "standard input cannot be both config and prompt", "Use --prompt-file FILE."))
     source = options.prompt_file or ("-" if words[0] == "-" else "")
     if not source:
         return as_bytes(words[0]).decode("utf-8", "surrogateescape"), paths
@@ -1560,16 +1549,10 @@ def content_of(path: str) -> bytes:
 
 def data_content(uri: str) -> bytes:
     """What is in a data: URI."""
-    from io import BytesIO
-    from urllib.parse import unquote, unquote_to_bytes
+    from urllib.parse import unquote_to_bytes
     head, _, text = uri.partition(",")
-    if not head.lower().endswith(";base64"):
-        return unquote_to_bytes(as_bytes(text))
-    try:
-        copy_image(Image(base64=unquote(text)), sink := BytesIO())
-    except Failure:
-        raise ValueError("its base64 is broken") from None
-    return sink.getvalue()
+    content = unquote_to_bytes(as_bytes(text))
+    return base64.urlsafe_b64decode(content + b"==") if head.lower().endswith(";base64") else content
 
 def read_input(content: bytes, who: str, name: str) -> Picture:
     """The picture of an input. name: of the file to convert, for the hint."""
@@ -1645,8 +1628,7 @@ def runapi_shape(options: Namespace, size: str, settings: Settings, notes: list[
     ratio, resolution = options.aspect_ratio, options.resolution
     if size != "auto":
         width, height = (max(edge, 1) for edge in split_size(size) or (1, 1))
-        shapes = {name: abs(log(width / height * int(name.split(":")[1]) / int(name.split(":")[0])))
-                  for name in RUNAPI_RATIOS}
+        shapes = {name: abs(log(width / height / shape)) for name, shape in RUNAPI_RATIOS.items()}
         ratio, edge = min(shapes, key=lambda name: shapes[name]), max(width, height)
         possible = {name: ends for name, ends in RUNAPI_EDGES.items() if (ratio, name) != ("1:1", "4k")}
         resolution = next((name for name, (low, high) in possible.items() if low <= edge <= high), "")
@@ -1706,22 +1688,19 @@ def check_folder(target: Target, n: int, size: str, write: bool = False) -> None
     while not os.path.lexists(folder):
         folder = os.path.dirname(folder)
     try:
-        if not os.path.isdir(folder):
-            raise NotADirectoryError("it is a file, not a folder")
+        with suppress(FileNotFoundError):  # a name may be free, but too long, or below a file
+            os.lstat(picture_path(target, 999, "jpeg"))
         if write:
             os.makedirs(target.folder, exist_ok=True)
             tempfile.TemporaryFile(dir=target.folder).close()
         elif not os.access(folder, os.W_OK | os.X_OK):
-            raise PermissionError("Permission denied")
-        with suppress(FileNotFoundError):  # a name may be free, but not too long
-            os.lstat(picture_path(target, 999, "jpeg"))
+            raise OSError("Permission denied")
         free, needed = free_bytes(folder), room_needed(n, size)
+        if free < needed:
+            raise OSError(f"{free // 1_000_000} MB are free, {needed // 1_000_000 + 1} MB may be needed")
     except (OSError, ValueError) as error:
         hint += f" {SANDBOX}" if getattr(error, "errno", 0) in (EROFS, EPERM) else ""
         raise target_failure(f"cannot save in {target.folder}: {reason(error)}", hint) from None
-    if free < needed:
-        raise target_failure(f"{target.folder} has only {free // 1_000_000} MB free; "
-                             f"{needed // 1_000_000 + 1} MB may be needed", f"Free some space. {hint}")
 
 def free_bytes(folder: str) -> int:
     """How large a file may become there."""

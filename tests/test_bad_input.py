@@ -155,7 +155,7 @@ class BadInputImageTest(BadInputCase):
             Bad("second missing", ["edit", image, PROMPT, "--image", "none.png"], "none.png: No such file"),
             Bad("below a file", ["edit", image + "/b.png", PROMPT], "b.png: Not a directory"),
             Bad("long name", ["edit", long, PROMPT], "File name too long"),
-            Bad("nothing given", ["edit"], "the image and the prompt are missing", "edit IMAGE", kind="usage"),
+            Bad("nothing given", ["edit"], "the prompt is missing", kind="usage"),
             Bad("empty name", ["edit", "", PROMPT], "name of the image is empty"),
             Bad("address for a prompt", ["edit", "https://relay.invalid/a.png", "--image", image],
                 "the prompt is missing", kind="usage"),

@@ -201,7 +201,7 @@ class UrisAsInputsTest(InputCase):
     def test_broken_data_uris_do_not_show_their_content(self) -> None:
         text = base64.b64encode(random.Random(2).getrandbits(4000).to_bytes(500, "big")).decode()
         rows = (("data:image/png;base64," + text, "whatever its name says"),
-                ("data:image/png;base64,%%%" + text, "base64 is broken"),
+                ("data:image/png;base64,%%%" + text, "is not a PNG"),
                 (data_uri(KINDS["HEIC"] + text.encode()), "but HEIC"), (data_uri(PNG[:-20]), "incomplete"),
                 ("data:image/svg+xml;utf8," + SVG.decode(), "but SVG"), ("data:image/png;base64,", "is not a PNG"))
         for uri, told in rows:
