@@ -35,11 +35,6 @@ Promised, in this order: a key is never shown; the same command is the same pict
 is run; the caller always learns what was saved, whether money may be gone, and what to do next.
 Not promised: hiding a key from other processes of the same user (they may read this program's memory), or a
 picture of the size that was asked for (relays ignore it; the difference is reported).
-
-Exit codes: 0 all that came back is saved, 1 a bug here, 2 wrong command or local file (nothing sent), 3 no
-usable key, config or curl, or the key was refused, 4 the request was refused, 5 rate limit or quota, 6 no
-usable answer, 7 images came back but could not all be saved, 129 hung up, 130 interrupted, 141 the program
-that reads the result has gone, 143 terminated.
 """
 from __future__ import annotations
 
@@ -93,8 +88,7 @@ DEFAULT_TIMEOUT, MAX_TIMEOUT = 600, 1_000_000  # seconds; the official SDK's own
 CONNECT_TIMEOUT, DOWNLOAD_TIMEOUT, HEARTBEAT = 30, 300, 30  # seconds; relays are slow; off a terminal
 MAX_REDIRECTS, MINIMUM_CURL = 3, (7, 68)  # the first of a file
 KEEP_DAYS, KEEP_RECEIPT_DAYS, DAY = 30, 90, 86_400  # unfinished requests; what is known of others; seconds
-# How often a request is tried, and the pause before the next try when the server does not name one. Only what
-# cannot have made an image is tried again; relays cool down for about 5 s after a rate limit.
+# How often a request is tried, and the pause before, unless the server names one; relays cool down for 5 s.
 TRIES, RATE_LIMIT_TRIES = 3, 5
 POLL_TIMEOUT, POLL_PAUSE, NETWORK_PAUSE, RATE_LIMIT_PAUSE = 60, 3.0, 0.5, 5.0  # seconds; polls of a task
 MAX_PROMPT, MAX_IMAGES, MAX_IMAGE_BYTES = 32_000, 16, 50_000_000  # the first in characters
@@ -108,8 +102,8 @@ MAX_JOBS, MAX_BATCH_BYTES, MAX_MESSAGE = 16, 100_000_000, 900  # the last of a l
 MAX_UNPACKED = 100  # times its packed size: a picture as base64 shrinks to three quarters, text to a fiftieth
 MAX_MEMBERS, MAX_DEPTH, MAX_LINES = 100, 64, 1_000_000  # of a list that is shown; an answer's JSON; a stream
 RESOLUTIONS = {"1k": 1024 * 1024, "2k": 2048 * 2048, "4k": MAX_PIXELS}  # pixels; next: RunAPI's SDKs, 2026-10
-RUNAPI_RATIOS = ("1:1", "3:2", "2:3", "4:3", "3:4", "5:4", "4:5", "16:9", "9:16", "2:1", "1:2", "3:1", "1:3",
-                 "21:9", "9:21")
+RUNAPI_RATIOS = {f"{width}:{height}": width / height for a, b in (
+    (1, 1), (3, 2), (4, 3), (5, 4), (16, 9), (2, 1), (3, 1), (21, 9)) for width, height in ((a, b), (b, a))}
 RUNAPI_EDGES = {"1k": (1024, 1536), "2k": (2048, 2560), "4k": (3840, 3840)}  # the longer edge, in pixels
 SIZE_NAMES = {"square": "1024x1024", "landscape": "1536x1024", "portrait": "1024x1536"}
 SUFFIXES = {"png": (".png",), "jpeg": (".jpg", ".jpeg"), "webp": (".webp",), "gif": (".gif",),
@@ -125,11 +119,10 @@ class ModelRules(NamedTuple):
     """What one model accepts; sizes: "free" (whatever size_fault allows), a list, or None: not checked."""
     qualities: tuple[str, ...]
     sizes: str | tuple[str, ...] | None
-    shutdown: str = ""
     formats: tuple[str, ...] = FORMATS
 
 DATED, QUALITIES = r"-20\d\d-\d\d-\d\d$", ("low", "medium", "high", "auto")  # as in gpt-image-2-2026-04-21
-OLDER = ModelRules(QUALITIES, ("1024x1024", "1536x1024", "1024x1536"), "2026-12-01")
+OLDER = ModelRules(QUALITIES, ("1024x1024", "1536x1024", "1024x1536"))
 NEWER = ModelRules(("low", "medium", "high", "xhigh", "max", "auto"), None)
 NEWEST = NEWER._replace(formats=(*FORMATS, "gif", "svg"))
 MODELS = {"gpt-image-2": ModelRules(QUALITIES, "free"), "gpt-image-2.5-sunburst": NEWER,
@@ -137,10 +130,10 @@ MODELS = {"gpt-image-2": ModelRules(QUALITIES, "free"), "gpt-image-2.5-sunburst"
           "gpt-image-1.5": OLDER, "gpt-image-1-mini": OLDER, "chatgpt-image-latest": OLDER}
 
 # ---- Failures ------------------------------------------------------------------------------------
-OK, BUG, USAGE, SETUP, REFUSED, LIMITED, NO_ANSWER, UNSAVED = range(8)
+OK, BUG, USAGE, SETUP, REFUSED, LIMITED, NO_ANSWER, UNSAVED = range(8)  # exit codes, as README has them
 INTERRUPTED, UNREAD = 130, 141  # 128 + the signal's number, like the others
-LOOK_FIRST = "Check the account's usage before you run the command again."
 BUYS_AGAIN = "Running the command again buys a new image."
+KEPT = "What came is kept. Make room, or choose another -o; then run the same command again at no cost."
 
 class Kind(NamedTuple):
     """What a kind of failure means; a Failure may know better. next: what the caller should do.
@@ -167,8 +160,7 @@ KINDS = {  # before anything is sent, and on the way; then the server refused; t
     "too_large": Kind(REFUSED, "no", "fix", "Make the input images smaller, or save them as JPEG."),
     "redirect": Kind(NO_ANSWER, "no", "fix", "Use the address it points to as --base-url."),
     "forbidden": Kind(SETUP, "no", "ask", "This key may not use this model or endpoint."),
-    "verification": Kind(SETUP, "no", "ask", "Verify your organization at platform.openai.com/settings; "
-                         "it can take 15 minutes to take effect."),
+    "verification": Kind(SETUP, "no", "ask", "Verify it in platform.openai.com/settings; wait 15 minutes."),
     "region": Kind(SETUP, "no", "stop", "The service is not offered in this region."),
     "blocked": Kind(SETUP, "no", "ask", "The server's firewall blocked this computer; try another network."),
     "quota": Kind(LIMITED, "no", "ask", "Add credit or raise your spending limit. Waiting won't help."),
@@ -176,18 +168,15 @@ KINDS = {  # before anything is sent, and on the way; then the server refused; t
     "overloaded": Kind(NO_ANSWER, "no", "later", "Run the same command again in a minute.", True),
     "unavailable": Kind(NO_ANSWER, "no", "later", "No model was reached. Check --model, or try again later."),
     "gateway": Kind(NO_ANSWER, "maybe", "ask", "The gateway gave up: try --stream or a lower --quality."),
-    **dict.fromkeys(("server", "no_image", "broken_image"), Kind(NO_ANSWER, "maybe", "ask", LOOK_FIRST)),
+    **dict.fromkeys(("server", "no_image", "broken_image"), Kind(
+        NO_ANSWER, "maybe", "ask", "Check the account's usage before you run the command again.")),
     "web_page": Kind(NO_ANSWER, "maybe", "fix", "Check --base-url: it should end in /v1."),
     "place": Kind(NO_ANSWER, "yes", "stop", "Tell the people who run the service. " + BUYS_AGAIN),
     # The image exists or is being made: the same command continues from there. The first three are purposes.
     **dict.fromkeys(("poll", "result"), Kind(NO_ANSWER, "maybe", "again")),
     "download": Kind(UNSAVED, "yes", "again"),
-    "disk": Kind(UNSAVED, "maybe", "again", "What arrived is kept. Make room and run the same command again "
-                 "to continue at no cost (--fresh buys a new image)."),
-    "save": Kind(UNSAVED, "yes", "again", "The reply is kept. Make room (or choose another -o), then run "
-                 "the same command again; you won't be charged twice."),
-    "stopped": Kind(INTERRUPTED, "maybe", "again", "Run the same command again (allow 10 minutes) to get the "
-                    "image; you won't be charged twice."),
+    "disk": Kind(UNSAVED, "maybe", "again", KEPT), "save": Kind(UNSAVED, "yes", "again", KEPT),
+    "stopped": Kind(INTERRUPTED, "maybe", "again", "Run the same command again to get the image at no cost."),
     "interrupted": Kind(INTERRUPTED, "no", "again", BUYS_AGAIN),
     "bug": Kind(BUG, "no", "stop", "Please report it.")}
 
@@ -591,20 +580,18 @@ def size_fault(width: int, height: int) -> str:
               f"{MAX_PIXELS:,} pixels, {width}x{height} has {width * height:,}"))
     return "; ".join(text for broken, text in rules if broken)
 
-def nearest_size(width: int, height: int, exact: bool = False) -> str:
-    """The legal size nearest in edges and shape, the larger one on a tie. exact: of the same shape, or ""."""
+def nearest_size(width: int, height: int) -> str:
+    """The legal size nearest in edges and shape, the larger one on a tie."""
     width, height = max(width, 1), max(height, 1)
-    distances = [(round(abs(log(w / width)) + abs(log(h / height)) + abs(log(w / h * height / width)), 3),
-                  -w * h, w, h) for w in EDGES for h in EDGES
-                 if not (exact and w * height != h * width) and not size_fault(w, h)]
-    return "%dx%d" % min(distances)[2:] if distances else ""
+    distances = ((round(abs(log(w / width)) + abs(log(h / height)) + abs(log(w / h * height / width)), 3),
+                  -w * h, w, h) for w in EDGES for h in EDGES if not size_fault(w, h))
+    return "%dx%d" % min(distances)[2:]
 
 def size_of_ratio(ratio: float, pixels: int) -> str:
     """The legal size closest to this ratio whose area is 80 to 105 % of `pixels`."""
-    shape = max(ratio, 1 / ratio)
-    pixels = min(pixels, int(MAX_EDGE * MAX_EDGE / shape))  # a long shape meets the longest edge first
-    distances = [(round(abs(log(w / h / ratio)), 3), abs(log(w * h / pixels)), w, h) for w in EDGES
-                 for h in EDGES if 0.8 * pixels <= w * h <= 1.05 * pixels and not size_fault(w, h)]
+    pixels = min(pixels, int(MAX_EDGE * MAX_EDGE / max(ratio, 1 / ratio)))  # a long shape meets that first
+    distances = ((round(abs(log(w / h / ratio)), 3), abs(log(w * h / pixels)), w, h) for w in EDGES
+                 for h in EDGES if 0.8 * pixels <= w * h <= 1.05 * pixels and not size_fault(w, h))
     return "%dx%d" % min(distances)[2:]
 
 # ---- Pictures ------------------------------------------------------------------------------------
@@ -917,8 +904,7 @@ def unpacked(data: Iterable[bytes], bits: int = 15) -> Iterator[bytes]:
         yield unpacker.flush()
 
 # ---- Price: what a job will cost -----------------------------------------------------------------
-# gpt-image-2 at OpenAI's list price, read 2026-08-29 and 2026-10-08. The formula is derived: it gives every
-# published and measured count of tokens, but only for this model.
+# gpt-image-2 at list price, read 2026-10-08. The formula, for it alone, gives all published, measured counts.
 PATCHES = {"low": 16, "medium": 48, "high": 96}  # along the longer edge, by quality
 # Of an input image, as others have measured it (undated); of a prompt: English has 4 to 5, none below 1.
 INPUT_TOKENS, BYTES_PER_TOKEN, PARTIAL_TOKENS = (512, 1457), (8, 1), 100  # the last for each partial image
@@ -956,14 +942,14 @@ def checked_price(prices: Sequence[Price], settings: Settings) -> Price:
     limit, source = settings.max_cost
     source = source if source.startswith("--") else f"max_cost in {source}"
     known = [price for price in prices if price]
-    price = tuple(round(sum(each), 4) for each in zip(*known)) if known else (0.0, 0.0)
-    if len(known) < len(prices) and limit is None:
-        return None
+    low, high = price = tuple(round(sum(each), 4) for each in zip(*known, (0, 0)))
     if len(known) < len(prices):
+        if limit is None:
+            return None
         raise Failure("too_expensive", f"{source} sets a limit, but what {settings.model.value} costs at "
                       f"{host_of(settings.base_url.value)} is unknown",
                       'Set "price_per_image" in the config, or no limit.')
-    if limit is not None and price[1] > limit:
+    if limit is not None and high > limit:
         raise Failure("too_expensive", f"this costs {price_text(price)}; {source} allows ${limit}")
     return price
 
@@ -1066,9 +1052,6 @@ def as_rectangle(text: str) -> str:
         raise ValueError(f"needs a width and a height above 0, not {text}")
     return ",".join(parts)
 
-PRICES_AND_TIMES = ", ".join(
-    f"{quality} (${image_tokens(1024, 1024, quality) * DOLLARS_PER_TOKEN['output']:.3f}, {seconds} s)"
-    for quality, seconds in TYPICAL_SECONDS.items()).replace(", high", ",\nhigh")
 CONFIG, GENERATE, EDIT, IMAGES = ("config",), ("generate",), ("edit",), ("generate", "edit")
 ALL, PATH = (*IMAGES, *CONFIG), os.fspath  # as it is: a path's bytes need not be UTF-8
 OPTIONS = (
@@ -1076,8 +1059,7 @@ OPTIONS = (
     Option(CONFIG, "--init", "", "write a config file that only you can read", alone=True),
     Option(CONFIG, "--force", "", "with --init: overwrite an existing file"),
     Option(CONFIG, "--check", "", "test curl, the key and the endpoint (free)", alone=True),
-    Option(CONFIG, "--history", "[N]", "what was made, and what it cost (default 20)",
-           number(1, 1_000_000), alone=True),
+    Option(CONFIG, "--history", "[N]", "what was made, its cost (default 20)", number(1, 9999), alone=True),
     Option(CONFIG, "--forget", "ID|all", "give up an unfinished request", str.lower, alone=True),
     Option(GENERATE, "--batch", "FILE", "a picture for each line, a prompt or a JSON object", PATH),
     Option(("generate", "config"), "--jobs", "1-16", "with --batch: how many at a time (default 3)",
@@ -1089,14 +1071,14 @@ OPTIONS = (
            "0,0,50%,50%; can be repeated", as_rectangle, repeatable=True),
     Option(EDIT, "--mask-feather", "PIXELS", "with --mask-rect: how wide its soft edge is", number(0, 1000)),
     Option(EDIT, "--mask-exact", "", "put IMAGE's own pixels back outside the mask"),
-    Option(EDIT, "--input-fidelity", "KIND", "low or high; older models only", ("low", "high"),
-           wire="input_fidelity"),
+    Option(EDIT, "--input-fidelity", "low|high", "older models only", ("low", "high"), wire="input_fidelity"),
     Option(ALL, "--output", "PATH", f"file or folder (default {DEFAULT_OUTPUT})", PATH, "", str,
            DEFAULT_OUTPUT, short="-o"),
     Option(ALL, "--size", "WIDTHxHEIGHT", "or square, landscape, portrait, auto (default);\n"
            "edit: input, the size of IMAGE", lambda text:
            as_pair(re.sub(r"^ *([0-9]{3,5})( *px)? *$", r"\1x\1", text)), "size", str, "auto", runapi=""),
-    Option(ALL, "--quality", "LEVEL", PRICES_AND_TIMES + " or auto", str.lower, "quality", str, "auto"),
+    Option(ALL, "--quality", "LEVEL", "low ($0.006, 70 s), medium ($0.053, 120 s),\n"
+           "high ($0.211, 276 s) or auto", str.lower, "quality", str, "auto"),
     Option(ALL, "--format", "FORMAT", "png, jpeg or webp (default: as -o ends, else png);\n"
            "newer models: gif, svg", (*SUFFIXES, "jpg"), "output_format", str),
     Option(ALL, "--compression", "0-100", "for jpeg and webp", number(0, 100), "output_compression", int),
@@ -1106,8 +1088,7 @@ OPTIONS = (
     Option(ALL, "--model", "MODEL", f"default {DEFAULT_MODEL}", str, "", str, DEFAULT_MODEL),
     Option(ALL, "--timeout", "SECONDS", f"time limit for the whole request (default {DEFAULT_TIMEOUT})",
            number(1, MAX_TIMEOUT, float), "", float, DEFAULT_TIMEOUT),
-    Option(ALL, "--max-cost", "USD", "send nothing if it may cost more, or nobody knows",
-           number(0.0001, 1_000_000, float), "", float),
+    Option(ALL, "--max-cost", "USD", "refuse a higher/unknown price", number(0.0001, 9999, float), "", float),
     Option(IMAGES, "--aspect-ratio", "W:H", "a shape such as 16:9; the closest allowed size is used",
            lambda text: re.sub(r"(?<=\d)x", ":", as_pair(text)), runapi="aspect_ratio"),
     Option(IMAGES, "--resolution", "1k|2k|4k", "how many pixels that shape gets (default 1k)",
@@ -1125,8 +1106,7 @@ OPTIONS = (
     Option(IMAGES, "--param", "KEY=VALUE", "any other API parameter, not checked; can be repeated",
            as_parameter, repeatable=True),
     Option(ALL, "--base-url", "URL", f"default {DEFAULT_BASE_URL}", str, "", str, DEFAULT_BASE_URL),
-    Option(ALL, "--api", "NAME", "openai, azure, runapi or codex (default: by the host)",
-           tuple(SERVICES), "", str),
+    Option(ALL, "--api", "NAME", "openai, azure, runapi, codex (default: by host)", tuple(SERVICES), "", str),
     Option(ALL, "--api-key-env", "NAME", "the variable that holds the key", config=str),
     Option(ALL, "--api-key", "KEY", "the key (visible in ps and shell history)", config=str),
     Option(ALL, "--header", "'NAME: VALUE'", "an extra header; can be repeated", as_header, repeatable=True),
@@ -1138,8 +1118,7 @@ OPTIONS = (
     Option(ALL, "--verbose", "", "also show what is sent (keys are hidden)", short="-v"))
 
 MASKS = ("mask", "mask_bw", "mask_rect")  # only one of them
-# What may stand in a config file: name -> (default, type of its value); first, what a picture is to be like,
-# and all that is a setting: what says where the key is becomes a KeySource.
+# What may stand in a config file, as (default, type of its value). What says where the key is, is no setting.
 PICTURE_KEYS = ("output", "format", "size", "quality", "compression", "background", "moderation")
 SETTING_KEYS = ("api", "base_url", "model", "timeout", "headers", "proxy", "cacert", "allow_http", "poll_url",
                 "history", "jobs", "max_cost", "price_per_image", *PICTURE_KEYS)
@@ -1149,18 +1128,14 @@ CONFIG_KEYS = {**{row.name: (row.default, row.config) for row in OPTIONS if row.
 STRANGERS = {  # what other image tools call it -> what to write here
     "-n -c --count --num --number --num-images --batch-size --samples": "Use --n.",
     "--batch --jobs": "A line of generate --batch FILE can be an edit: give it an image.",
-    "-f -y --force --yes --clobber --replace": "Use --overwrite.",
+    "-f -y --force --yes --replace": "Use --overwrite.", "--url --endpoint --api-base": "Use --base-url.",
     "--ar --aspect --ratio": "Use --aspect-ratio W:H.", "--output-format": "Use --format.",
-    "-s -w --width --height --dimensions --image-size": "Use --size WIDTHxHEIGHT.",
-    "-k --key --token": "Use --api-key-env NAME.", "--url --endpoint --api-base": "Use --base-url.",
+    "-s -w --width --height --image-size": "Use --size WIDTHxHEIGHT.", "-k --key": "Use --api-key-env NAME.",
     "-p --prompt --text --description": "The prompt needs no option, only quotes.",
-    "-o --out --outfile --output-file --output-dir --outdir --save --file --filename --path":
-        "Use --output PATH.",
-    "-i -m --image --mask --input --input-image --init-image --input-fidelity":
-        "Images go with edit, see edit --help.",
-    "--seed --negative-prompt --negative --no --steps --cfg --cfg-scale --guidance --guidance-scale "
-    "--sampler --style --stylize --strength --chaos --hd --vivid --natural --response-format --user":
-        "The API has no such parameter: leave it out, or say it in the prompt."}
+    "-o --out --outfile --output-file --output-dir --outdir --save --filename": "Use --output PATH.",
+    "-i -m --image --mask --input --input-image --input-fidelity": "Images go with edit, see edit --help.",
+    "--seed --negative-prompt --steps --cfg --cfg-scale --guidance-scale --sampler --style --strength --hd "
+    "--response-format --user": "The API has no such parameter: leave it out, or say it in the prompt."}
 
 # ---- Settings ------------------------------------------------------------------------------------
 STANDARD_INPUT, MAX_CONFIG_BYTES = "standard input", 1_000_000  # the former: as the path of a config
@@ -1176,14 +1151,11 @@ ORIGIN = re.compile(r"((?i:https?))://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(\
 LOOPBACK = r"localhost|\[::1\]|127(\.(25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)){3}"  # 127.999.1.1 would be a name
 # What people paste behind a base URL: paths of OpenAI's API reference, read 2026-10-08.
 API_PATH = (r"(?i)(/(chat|completions|responses|models(/[^/]+)?|images|generations|edits|variations|"
-            r"embeddings|audio|speech|transcriptions|moderations|files|batches|realtime|videos|assistants|"
-            r"threads))+$")
+            r"embeddings|audio|moderations|files|batches|realtime|videos))+$")
 
 def environment(name: str) -> str:
     """A variable's value; unset and empty are the same."""
-    with suppress(UnicodeEncodeError):  # no such name can exist here
-        return environ.get(name, "")
-    return ""
+    return environ.get(name, "")
 
 def child_environment(secrets: Sequence[str]) -> dict[str, str]:
     """The environment for a child process: no key in it, C messages, no TLS key log. secrets: keys only."""
@@ -1194,10 +1166,9 @@ def child_environment(secrets: Sequence[str]) -> dict[str, str]:
 
 def config_locations() -> list[str]:
     """Where a config file may be, in the order of search; the first one is where --init writes."""
-    home, join = os.path.expanduser("~"), os.path.join  # there may be none, and XDG demands an absolute path
-    paths = [join(environment("XDG_CONFIG_HOME"), "gpt-image-2", "config.json"),
-             join(home, ".config", "gpt-image-2", "config.json"),
-             join(home, ".gpt-image-2-config.json"), join(home, ".hermes", "gpt-image-2-config.json")]
+    name, own = "gpt-image-2/config.json", environment("XDG_CONFIG_HOME")  # which has to be absolute
+    paths = map(os.path.expanduser, (os.path.join(own, name), os.path.join("~/.config", name),
+                                     "~/.gpt-image-2-config.json", "~/.hermes/gpt-image-2-config.json"))
     return [path for path in paths if os.path.isabs(path) and not CONTROL.search(whole_characters(path))]
 
 def config_path(named: str) -> str:
@@ -1214,25 +1185,19 @@ def read_config(path: str, warnings: list[str]) -> dict[str, Any]:
         with open(0 if piped else path, "rb", closefd=not piped) as stream:
             status = os.fstat(stream.fileno())
             if not piped and not stat.S_ISREG(status.st_mode) and not stat.S_ISFIFO(status.st_mode):
-                raise ValueError("it is neither a file nor a pipe")
-            text = stream.read(MAX_CONFIG_BYTES + 1)
-        if len(text) > MAX_CONFIG_BYTES:
-            raise ValueError(f"it is larger than {MAX_CONFIG_BYTES // 1_000_000} MB")
+                raise OSError("it is neither a file nor a pipe")
+            text = stream.read(MAX_CONFIG_BYTES)  # of a longer one the rest is missed
         content = json.loads(text.decode("utf-8-sig"), parse_constant=str)  # NaN is not a number here
         if not isinstance(content, dict):
-            raise setup_failure(f"{path} must contain one JSON object, not {TYPE_NAMES[type(content)]}")
+            raise ValueError(f"it must contain one JSON object, not {TYPE_NAMES[type(content)]}")
         if re.search("[\ud800-\udfff]", json.dumps(content, ensure_ascii=False)):
-            raise setup_failure(f"{path} contains an invalid character (a lone surrogate)")
-    except UnicodeDecodeError as error:
-        found = "UTF-16" if error.object[:2] in (b"\xff\xfe", b"\xfe\xff") else "in another encoding"
-        raise setup_failure(f"cannot read config file {path}: it is {found}", "Save it as UTF-8.") from None
-    except json.JSONDecodeError as error:
-        start_over = own_command(f"config --init --force --config {quote(path)}")
-        where = f"line {error.lineno} column {error.colno}"
-        raise setup_failure(f"{path} is not valid JSON: {where}: {error.msg}",
-                            "" if piped else f"Fix that line, or start over with: {start_over}") from None
+            raise ValueError("it contains an invalid character (a lone surrogate)")
+    except UnicodeDecodeError:
+        raise setup_failure(f"cannot read config file {path}: it is not UTF-8", "Save it as UTF-8.") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise setup_failure(f"cannot read config file {path}: {reason(error)}") from None
+        fresh = "" if piped else ", or run: " + own_command(f"config --init --force --config {quote(path)}")
+        raise setup_failure(f"cannot read config file {path}: {reason(error)}",
+                            f"Fix its JSON{fresh}" if isinstance(error, ValueError) else "") from None
     if os.name == "posix" and not piped:
         check_owner(path, status, {name for name in content if content[name]}, warnings)
     for name in [name for name in content if name not in CONFIG_KEYS]:
@@ -1247,10 +1212,8 @@ def check_owner(path: str, status: os.stat_result, names: set[str], warnings: li
     ruling = [name for name in ("api_key_command", "base_url", "headers", "proxy", "cacert") if name in names]
     if ruling and (foreign or status.st_mode & 0o002):
         whose = "belongs to another user" if foreign else "can be changed by every user"
-        fix = f"chown {os.getuid()} {quote(path)} && " if foreign else ""
-        raise setup_failure(f"{path} {whose}, and it sets {', '.join(ruling)}",
-                            f"Read it. Only if it is yours: {fix}chmod 600 {quote(path)} (where that "
-                            f"has no effect: --config - < {quote(path)})")
+        raise setup_failure(f"{path} {whose}, and it sets {', '.join(ruling)}", "Read it. If it is yours: "
+                            f"chmod 600 {quote(path)}, or use --config - < {quote(path)}")
     done = "changed" if foreign or status.st_mode & 0o022 else "read"
     if done == "changed" or (status.st_mode & 0o044 and names & {"api_key", "headers", "proxy"}):
         warnings.append(f"{path} can be {done} by other users; fix it with: chmod 600 {quote(path)}")
@@ -1264,14 +1227,13 @@ def checked_value(path: str, name: str, value: Any) -> Any:
         raise setup_failure(f"{path}: {name} must be {TYPE_NAMES[kind]}{more}, not {TYPE_NAMES[found]}")
     accepts = {"price_per_image": number(0, 1_000_000, float),
                **{row.name: row.accepts for row in OPTIONS if row.config}}.get(name, str)
-    words = {"quality": NEWER.qualities, "format": (*NEWEST.formats, "jpg")}.get(name, accepts)
+    words = {"quality": NEWER.qualities, "format": (*NEWEST.formats, "jpg"),
+             "size": ("auto", *SIZE_NAMES, "WIDTHxHEIGHT")}.get(name, accepts)
     try:
         read = accepts(str(value)) if callable(accepts) else value
         value = read if isinstance(value, str) else value  # a number stays as it is written
-        if isinstance(words, tuple) and value not in words:
+        if isinstance(words, tuple) and value not in words and not (name == "size" and split_size(value)):
             raise ValueError(f"cannot be {quoted(value)}, only {', '.join(words)}")
-        if name == "size" and value not in ("auto", *SIZE_NAMES) and not split_size(value):
-            raise ValueError(f"cannot be {quoted(value)}")
     except ValueError as fault:
         raise setup_failure(f"{path}: {name} {fault}") from None
     return value
@@ -1323,12 +1285,9 @@ def key_sources(api: str, layers: Sequence[Layer], host: str, url_from: str, dry
     for name, value, source in named:
         key, by_flag = KeySource(source, host, value), source.startswith("--")
         if name == "api_key_env":
-            shown = value if re.fullmatch(VARIABLE_NAME, value) else ""
-            if by_flag and not environment(variable_name(value)):
-                raise Failure("key", f"{source} names {shown or 'a variable'}, which is not set",
-                              "Set or correct it.")
-            shown = f"${value}" if shown or environment(value) else "a variable"
-            key = KeySource(f"{shown}, named {'by' if by_flag else 'in'} {source}", host, environment(value))
+            found = environment(variable_name(value) if by_flag else value)
+            shown = f"${value}" if found or re.fullmatch(VARIABLE_NAME, value) else "a variable"
+            key = KeySource(f"{shown}, named {'by' if by_flag else 'in'} {source}", host, found)
         elif name == "api_key_command":
             key = KeySource(f"api_key_command in {source}", host, "", tuple(value))
         keys.append(key._replace(host="") if by_flag else key)
@@ -1340,8 +1299,7 @@ def key_sources(api: str, layers: Sequence[Layer], host: str, url_from: str, dry
              "RUNAPI_API_KEY": host_of(environment("RUNAPI_BASE_URL") or SERVICES["runapi"].base_url)}
     variables = filter(environment, SERVICES[api].key_variables)
     keys += [KeySource(f"${name}", hosts[name], environment(name)) for name in variables]
-    is_missing = not any(source.value or source.command for source in keys)
-    return (runapi_tool_key() if is_missing and api == "runapi" else []) or keys
+    return keys or (runapi_tool_key() if api == "runapi" else [])
 
 def fill_template(template: str, base: str, task: str) -> str:
     """A poll_url with {base} and {id} filled in."""
@@ -1349,9 +1307,8 @@ def fill_template(template: str, base: str, task: str) -> str:
 
 def api_of(base_url: str) -> str:
     """The protocol that a host speaks. Codex is never chosen automatically."""
-    host = host_of(base_url).partition(":")[0]
-    is_runapi = f".{host}".endswith(".runapi.ai")
-    return "azure" if host.endswith(AZURE_HOSTS) else "runapi" if is_runapi else "openai"
+    host = "." + host_of(base_url).partition(":")[0]
+    return "azure" if host.endswith(AZURE_HOSTS) else "runapi" if host.endswith(".runapi.ai") else "openai"
 
 def flag_layer(flags: Mapping[str, Any]) -> Layer:
     """The settings given on the command line."""
@@ -1376,13 +1333,11 @@ def checked_base_url(setting: Setting, allow_http: bool) -> str:
     sure = re.search(r"/v\d\w*$|/openai$", cut) or re.search("(?i)/(chat/completions|images/[a-z]+)$", url)
     url = (cut if sure else url) + question + query
     shown = redact(one_line(re.sub(r"(?s)^(.*?//)?.*@", r"\1***@", url).partition("?")[0]), ())
-    host = re.split("[:/]", re.sub("^https?:?/+", "", url))[0]
-    scheme = "http://" if "://" not in url and local_place(host) else "https://"
     # Azure's addresses carry their version as the only query.
     match = re.fullmatch(ORIGIN.pattern + r"(/[^\s\\?#\x00-\x1f\x7f]*)?(\?api-version=[\w.-]+)?", url)
     make = usage_failure if setting.source.startswith("--") else setup_failure  # whose fault it is
     refuse_broken(
-        ("://" not in url, f"the base URL {quoted(shown)} must start with {scheme}", ""),
+        ("://" not in url, f"the base URL {quoted(shown)} must start with https:// (http:// is local)", ""),
         ("@" in url, f"the base URL {shown} contains a user name or password", "Pass the key as a setting."),
         (not match or int(match.group(3) or 443) > 65535, f"the base URL {shown!r} is not of the form "
          "https://HOST[:PORT][/PATH]" + " without a query" * bool(query), ""),
@@ -1464,8 +1419,7 @@ def variable_name(text: str) -> str:
 
 def runapi_tool_key() -> list[KeySource]:
     """The key that RunAPI's official tool has stored, if any."""
-    home = environment("XDG_CONFIG_HOME")
-    home = home if os.path.isabs(home) else os.path.expanduser("~/.config")
+    home = os.path.join(os.path.expanduser("~/.config"), environment("XDG_CONFIG_HOME"))
     path = os.path.join(home, "runapi", "config.json")
     content = read_login(path) if os.path.exists(path) else None
     key = json_path(content, "api_key") or json_path(content, "apiKey")
@@ -1492,9 +1446,6 @@ def codex_login() -> KeySource:
         raise Failure("key", f"there is no ChatGPT sign-in in {path}", hint)
     with suppress(IndexError, ValueError):  # a JSON web token, which is only read, not verified
         claims = json.loads(base64.urlsafe_b64decode(token.split(".")[1] + "=="))  # more of them do no harm
-    expires = json_path(claims, "exp")
-    if isinstance(expires, (int, float)) and expires < time.time():
-        raise Failure("key", "the Codex sign-in has expired", hint)
     claimed = json_path(claims, "https://api.openai.com/auth", "chatgpt_account_id")
     return KeySource(path, "chatgpt.com", token, account=as_text(json_path(tokens, "account_id") or claimed))
 
@@ -1588,21 +1539,17 @@ WEB_PAGE = "a web page"
 OTHER_FORMATS = {  # what else people pass, by its first bytes without XML's prolog
     "AVIF": rb".{4}ftyp.{,40}avi[fs]", "HEIC": rb".{4}ftyp(?:he|mif1|msf1)", "GIF": rb"GIF8", "PSD": rb"8BPS",
     "TIFF": rb"II[*+]\0|MM\0[*+]", "BMP": rb"BM.{4}\0{4}", "PDF": rb"%PDF-", "ICO": rb"\0\0\x01\0",
-    "JPEG XL": rb"\xff\x0a|\0{3}\x0cJXL ", "JPEG 2000": rb"\xff\x4f\xff\x51|\0{3}\x0cjP  ",
-    "SVG": rb"\s*<(?:\w+:)?svg[\s>/]", WEB_PAGE: rb"\s*<(?:html|head|body|title|meta|script|link)\b"}
+    "JPEG XL": rb"\xff\x0a|\0{3}\x0cJXL ", "SVG": rb"\s*<(?:\w+:)?svg[\s>/]",
+    WEB_PAGE: rb"\s*<(?:html|head|body|title|meta|script|link)\b"}
 
 def read_words(options: Namespace) -> tuple[str, list[str]]:
     """(prompt, images) that the words of a command mean. Reads what plan must not: files, standard input."""
-    words, paths = options.words, []
+    words, paths, wanted = options.words, [], 0 if options.prompt_file else 1
     if options.command == "edit":  # images come first, as long as a word is left for the prompt
-        if not words and not options.image and not options.prompt_file:
-            raise usage_failure("the image and the prompt are missing", 'Use: edit IMAGE "what to change"')
         others = [at for at, word in enumerate(words) if at and not re.fullmatch(IMAGE_NAME, word)
                   and not os.path.isfile(os.path.expanduser(word))]
-        first = max(0, min([*others, len(words) - (0 if options.prompt_file else 1)]))
+        first = max(0, min([*others, len(words) - wanted]))
         words, paths = words[first:], words[:first] + options.image
-    if options.config == "-" and "-" in (options.prompt_file, *words):
-        raise usage_failure("standard input cannot be both config and prompt", "Use --prompt-file FILE.")
     if words:  # one that is only the name of a file, or a call for help, would be drawn and billed
         path = os.path.expanduser(words[0] if os.path.isfile(words[0]) else re.sub("^@", "", words[0]))
         there, named = os.path.isfile(path), " ".join(map(quote, paths))
@@ -1614,19 +1561,17 @@ def read_words(options: Namespace) -> tuple[str, list[str]]:
             use = f"{options.command} {named} --prompt-file {shown}" if there else f"{options.command} --help"
             raise usage_failure(f"{one_line(path)} is {'a file' if there else 'a command'}, not a prompt",
                                 "Use: " + own_command(" ".join(use.split("  "))))
-    if len(words) > (0 if options.prompt_file else 1):
-        raise usage_failure(f"too many arguments: {quoted(shown_input(words[-1]))}",
-                            "Put the whole prompt in quotes.")
-    if not words and not options.prompt_file:
-        raise usage_failure("the prompt is missing", 'Add it in quotes: "a red fox in the snow"')
+    refuse_broken(
+        (len(words) < wanted, "the prompt is missing", 'Add it in quotes: "a red fox in the snow"'),
+        (len(words) > wanted, f"too many arguments: {quoted(shown_input(''.join(words[-1:])))}",
+         "Put the whole prompt in quotes."),
+        (options.config == "-" and "-" in (options.prompt_file, *words),
+         "standard input cannot be both config and prompt", "Use --prompt-file FILE."))
     source = options.prompt_file or ("-" if words[0] == "-" else "")
-    try:
-        if not source:
-            return os.fsencode(words[0]).decode("utf-8"), paths
-        # Without the line break that editors and echo add.
-        return re.sub(r"\r?\n\Z", "", read_text(source, "the prompt", MAX_PROMPT * 8)), paths
-    except UnicodeError:
-        raise usage_failure("the prompt is not valid UTF-8") from None
+    if not source:
+        return as_bytes(words[0]).decode("utf-8", "surrogateescape"), paths
+    # Without the line break that editors and echo add.
+    return re.sub(r"\r?\n\Z", "", read_text(source, "the prompt", MAX_PROMPT * 8)), paths
 
 def refuse_broken(*rules: tuple[Any, str, str], failure: Callable[..., Failure] = usage_failure) -> None:
     """Refuse the command for the first of the rules that is broken: (whether it is, message, hint)."""
@@ -1643,6 +1588,7 @@ def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[st
     is_own = size == "input"  # the first image's, which is not read yet
     refuse_broken(
         (not prompt.strip(), "the prompt is empty", ""),
+        (re.search("[\ud800-\udfff]", prompt), "the prompt is not valid UTF-8", ""),
         (len(prompt) > MAX_PROMPT, f"the prompt has {len(prompt)} characters; the limit is {MAX_PROMPT}",
          f"Shorten it by {len(prompt) - MAX_PROMPT} characters."),
         (image_format not in formats,
@@ -1819,16 +1765,10 @@ def content_of(path: str) -> bytes:
 
 def data_content(uri: str) -> bytes:
     """What is in a data: URI."""
-    from io import BytesIO
-    from urllib.parse import unquote, unquote_to_bytes
+    from urllib.parse import unquote_to_bytes
     head, _, text = uri.partition(",")
-    if not head.lower().endswith(";base64"):
-        return unquote_to_bytes(as_bytes(text))
-    try:
-        copy_image(Image(base64=unquote(text)), sink := BytesIO())
-    except Failure:
-        raise ValueError("its base64 is broken") from None
-    return sink.getvalue()
+    content = unquote_to_bytes(as_bytes(text))
+    return base64.urlsafe_b64decode(content + b"==") if head.lower().endswith(";base64") else content
 
 def read_input(content: bytes, who: str, name: str) -> Picture:
     """The picture of an input. name: of the file to convert, for the hint."""
@@ -1859,9 +1799,7 @@ def openai_values(options: Namespace, size: str, settings: Settings, notes: list
     rules = MODELS.get(re.sub(DATED, "", model))
     if rules is None:
         notes.append(f"unknown model {model}: its size and quality are not checked")
-    elif rules.shutdown:
-        notes.append(f"{model} will be shut down on {rules.shutdown}")
-    if rules and options.quality not in rules.qualities:
+    elif options.quality not in rules.qualities:
         raise usage_failure(
             f"unknown quality {quoted(options.quality)} for {model} (choose {', '.join(rules.qualities)})",
             nearest(options.quality, rules.qualities).strip())
@@ -1886,9 +1824,8 @@ def openai_values(options: Namespace, size: str, settings: Settings, notes: list
         if rules and isinstance(rules.sizes, tuple) and size not in rules.sizes:
             raise usage_failure(f"{model} makes only {', '.join(rules.sizes)} or auto, not {size}")
         if rules and rules.sizes == "free" and (problem := size_fault(width, height)):
-            near, exact = nearest_size(width, height), nearest_size(width, height, exact=True)
-            more = f"; of exactly this shape: --size {exact}" if exact not in ("", near) else ""
-            raise usage_failure(f"{size} is not supported: {problem}", f"Closest: --size {near}{more}")
+            raise usage_failure(f"{size} is not supported: {problem}",
+                                f"Closest: --size {nearest_size(width, height)}")
         size = f"{width}x{height}"
     return {"size": size, "format": None if image_format == "png" else image_format}
 
@@ -1912,8 +1849,7 @@ def runapi_shape(options: Namespace, size: str, settings: Settings, notes: list[
     ratio, resolution = options.aspect_ratio, options.resolution
     if size != "auto":
         width, height = (max(edge, 1) for edge in split_size(size) or (1, 1))
-        shapes = {name: abs(log(width / height * int(name.split(":")[1]) / int(name.split(":")[0])))
-                  for name in RUNAPI_RATIOS}
+        shapes = {name: abs(log(width / height / shape)) for name, shape in RUNAPI_RATIOS.items()}
         ratio, edge = min(shapes, key=lambda name: shapes[name]), max(width, height)
         possible = {name: ends for name, ends in RUNAPI_EDGES.items() if (ratio, name) != ("1:1", "4k")}
         resolution = next((name for name, (low, high) in possible.items() if low <= edge <= high), "")
@@ -1945,16 +1881,16 @@ def names_format(output: str) -> bool:
 
 def checked_target(output: str, image_format: str, overwrite: bool) -> Target:
     """Where to save, from -o: a file, or a folder to save in. cat.v2 is a name without a format."""
-    if output == "-":
-        raise target_failure("--output - is not supported: give a file name")
+    home, hint = os.path.expanduser(output), "Give a full path with -o."
     try:
-        path = os.path.abspath(os.path.expanduser(output))
+        path = os.path.abspath(home)
     except OSError as error:
-        raise target_failure(f"cannot save here: {reason(error)}", "Give a full path with -o.") from None
-    if CONTROL.search(whole_characters(path)):
-        raise target_failure("the output path contains a control character, which would break Saved: lines")
-    if output.startswith("~") and os.path.expanduser(output) == output:
-        raise target_failure(f"cannot save in {output}: there is no home folder", "Give a full path with -o.")
+        raise target_failure(f"cannot save here: {reason(error)}", hint) from None
+    refuse_broken(
+        (output == "-", "--output - is not supported: give a file name", ""),
+        (CONTROL.search(whole_characters(path)), "the output path contains a control character", ""),
+        (home.startswith("~") and home == output, f"cannot save in {output}: there is no home folder", hint),
+        failure=target_failure)
     if output.endswith(("/", os.sep)):
         path = os.path.join(path, os.path.basename(DEFAULT_OUTPUT))
     folder, name = os.path.split(path)
@@ -1973,22 +1909,19 @@ def check_folder(target: Target, n: int, size: str, write: bool = False) -> None
     while not os.path.lexists(folder):
         folder = os.path.dirname(folder)
     try:
-        if not os.path.isdir(folder):
-            raise NotADirectoryError("it is a file, not a folder")
+        with suppress(FileNotFoundError):  # a name may be free, but too long, or below a file
+            os.lstat(picture_path(target, 999, "jpeg"))
         if write:
             os.makedirs(target.folder, exist_ok=True)
             tempfile.TemporaryFile(dir=target.folder).close()
         elif not os.access(folder, os.W_OK | os.X_OK):
-            raise PermissionError("Permission denied")
-        with suppress(FileNotFoundError):  # a name may be free, but not too long
-            os.lstat(picture_path(target, 999, "jpeg"))
+            raise OSError("Permission denied")
         free, needed = free_bytes(folder), room_needed(n, size)
+        if free < needed:
+            raise OSError(f"{free // 1_000_000} MB are free, {needed // 1_000_000 + 1} MB may be needed")
     except (OSError, ValueError) as error:
         hint += f" {SANDBOX}" if getattr(error, "errno", 0) in (EROFS, EPERM) else ""
         raise target_failure(f"cannot save in {target.folder}: {reason(error)}", hint) from None
-    if free < needed:
-        raise target_failure(f"{target.folder} has only {free // 1_000_000} MB free; "
-                             f"{needed // 1_000_000 + 1} MB may be needed", f"Free some space. {hint}")
 
 def free_bytes(folder: str) -> int:
     """How large a file may become there."""

@@ -291,13 +291,12 @@ class WrongKindOfFileTest(AdviceCase):
 
     def test_encodings(self) -> None:
         content = json.dumps({"base_url": self.server.url, "api_key": KEY, "model": "caf\u00e9"}, ensure_ascii=False)
-        for name, named in (("utf-16", "UTF-16"), ("utf-16-le", ""), ("utf-16-be", ""),
-                            ("latin-1", "another encoding")):
+        for name in ("utf-16", "utf-16-le", "utf-16-be", "latin-1"):
             mark = {"utf-16-le": b"\xff\xfe", "utf-16-be": b"\xfe\xff"}.get(name, b"")
             with self.subTest(name):
                 path = self.file("c.json", mark + content.encode(name))
                 text = self.refused("generate", "a fox", "--config", path, exit_code=SETUP)
-                self.assertIn(named or "UTF-16", text)
+                self.assertIn("it is not UTF-8", text)
                 self.assertIn("Save it as UTF-8", text)
                 self.assertNotIn("codec", text)
 
@@ -479,20 +478,18 @@ class ValuesAsPeopleWriteThemTest(AdviceCase):
                 fields = server.creates[0].fields
                 self.assertEqual({name: fields[name] for name in fields if name not in ("model", "prompt")}, expected)
 
-    def test_every_broken_rule_and_the_exact_shape(self) -> None:
+    def test_every_broken_rule(self) -> None:
         for size, rules, hints in (
                 ("3840x1000", ["multiples of 16", "3 times"], ["--size 3840x1280"]),
                 ("8001x100", ["multiples of 16", "3840", "3 times"], []),
                 ("500x500", ["multiples of 16", "250,000"], []),
-                ("1920x1080", ["multiples of 16"], ["--size 1920x1088", "exactly this shape: --size 2048x1152"]),
-                ("1080x1920", ["multiples of 16"], ["--size 1088x1920", "exactly this shape: --size 1152x2048"]),
+                ("1920x1080", ["multiples of 16"], ["Closest: --size 1920x1088"]),
+                ("1080x1920", ["multiples of 16"], ["Closest: --size 1088x1920"]),
                 ("7680x4320", ["3840", "33,177,600"], ["Closest: --size 3840x2160"])):
             with self.subTest(size):
                 text = self.refused("generate", "a fox", "--size", size)
                 for words in (*rules, *hints):
                     self.assertIn(words, text)
-        self.assertNotIn("exactly", self.refused("generate", "a fox", "--size", "1921x1080"))
-        self.assertNotIn("exactly", self.refused("generate", "a fox", "--size", "7680x4320"))
 
     def test_what_is_proposed_is_taken(self) -> None:
         for size in re.findall(r"--size (\S+x\d+)", self.refused("generate", "a fox", "--size", "1920x1080")):

@@ -155,7 +155,7 @@ class BadInputImageTest(BadInputCase):
             Bad("second missing", ["edit", image, PROMPT, "--image", "none.png"], "none.png: No such file"),
             Bad("below a file", ["edit", image + "/b.png", PROMPT], "b.png: Not a directory"),
             Bad("long name", ["edit", long, PROMPT], "File name too long"),
-            Bad("nothing given", ["edit"], "the image and the prompt are missing", "edit IMAGE", kind="usage"),
+            Bad("nothing given", ["edit"], "the prompt is missing", kind="usage"),
             Bad("empty name", ["edit", "", PROMPT], "name of the image is empty"),
             Bad("address for a prompt", ["edit", "https://relay.invalid/a.png", "--image", image],
                 "the prompt is missing", kind="usage"),
@@ -408,7 +408,7 @@ class BadConfigFileTest(BadInputCase):
 
     def test_found_file(self) -> None:
         path = self.write_config('{"model": }')
-        self.refuse(Bad("found", ["generate", PROMPT], f"{path} is not valid JSON: line 1 column 11",
+        self.refuse(Bad("found", ["generate", PROMPT], f"{path}: Expecting value: line 1 column 11",
                         exit_code=SETUP, kind="config"))
 
     def test_found_folder(self) -> None:

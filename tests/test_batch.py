@@ -248,7 +248,7 @@ class BatchFaultsTest(BatchCase):
                 (["--batch", "lines.txt", "--jobs", "17"], "between 1 and 16"),
                 (["a", "--jobs", "2"], "only with --batch"),
                 (["--batch", "lines.txt", "--jobs", "x"], "needs a whole number"),
-                (["--batch", "lines.txt", "-o", "binary"], "it is a file, not a folder"),
+                (["--batch", "lines.txt", "-o", "binary"], "binary: Not a directory"),
                 (["--batch", "lines.txt", "-o", "x.png"], "-o names a folder"),
                 (["a prompt", "--batch", "lines.txt"], "the prompts are in the lines"),
                 (["--prompt-file", "lines.txt", "--batch", "lines.txt"], "the prompts are in the lines"),

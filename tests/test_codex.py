@@ -194,26 +194,8 @@ class CodexSignInTest(CodexCase):
         path.write_bytes(b'{"tokens": "\xff\xfe"}')
         self.check_failure(self.generate_inside(), SETUP, "key")
 
-    def test_expired(self) -> None:
-        for expires in (int(time.time()) - 5, int(time.time()) - 30 * 24 * HOUR, 1.5, 0):
-            with self.subTest(expires):
-                self.token = web_token({"exp": expires})
-                path = self.sign_in()
-                before = path.read_bytes()
-                error = self.check_failure(self.generate_inside(), SETUP, "key")
-                self.assertIn("expired", error["message"])
-                self.assertIn("run codex", self.tell(error))
-                self.assertEqual((self.server.requests, path.read_bytes()), ([], before))
-
-    def test_not_expired(self) -> None:
-        for claims in ({"exp": int(time.time()) + 600}, {}, {"exp": "soon"}, {"exp": None}, [], "text"):
-            with self.fresh(claims):
-                self.token = self.server.key = web_token(claims)
-                self.sign_in()
-                self.assertEqual(self.generate_inside().exit_code, 0)
-
     def test_token_that_is_no_web_token(self) -> None:
-        for token in ("opaque-token", "a.b.c", "a.!!.c", "..", "a." + "W" * 9 + ".c"):
+        for token in ("opaque-token", "a.b.c", "a.!!.c", "..", "a." + "W" * 9 + ".c", web_token([]), web_token("x")):
             with self.fresh(token):
                 self.server.key = token
                 self.sign_in({"access_token": token})

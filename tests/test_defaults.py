@@ -263,7 +263,7 @@ class KeyChoiceTest(ProgramCase):
         for name in ("NOPE", "my_key", "MY_KEY", "MyKey"):
             result = self.run_inside("generate", "a fox", "--api-key-env", name)
             self.assertEqual((result.exit_code, len(result.errors)), (SETUP, 1), result)
-            self.assertIn(f"names {name}, which is not set", result.stderr)
+            self.assertIn(f"${name}, named by --api-key-env, is not set", result.stderr)
 
     def test_own_address_goes_first_and_the_port_counts(self) -> None:
         other = "http://127.0.0.1:9/v1"

@@ -47,6 +47,11 @@ class TokensTest(unittest.TestCase):
             self.assertEqual(found, list(counts), size)
             self.assertEqual([program.image_tokens(height, width, each) for each in program.PATCHES], found, size)
 
+    def test_the_help_names_prices_and_times(self) -> None:
+        told = program.help_for(["generate", "--help"])
+        for (quality, seconds), dollars in zip(program.TYPICAL_SECONDS.items(), DOLLARS["1024x1024"]):
+            self.assertIn(f"{quality} (${dollars}, {seconds} s)", told)
+
     def test_every_published_price(self) -> None:
         for size, prices in DOLLARS.items():
             width, height = map(int, size.split("x"))

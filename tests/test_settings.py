@@ -463,8 +463,8 @@ class PipedConfigTest(SettingsCase):
 
     def test_faults(self) -> None:
         for arguments, stdin, code, words in (
-                (["generate", PROMPT], "{broken", SETUP, "standard input is not valid JSON"),
-                (["generate", PROMPT], "", SETUP, "standard input is not valid JSON"),
+                (["generate", PROMPT], "{broken", SETUP, "standard input: Expecting property name"),
+                (["generate", PROMPT], "", SETUP, "Fix its JSON"),
                 (["generate", "-"], "{}", USAGE, "both config and prompt"),
                 (["generate", "--prompt-file", "-"], "{}", USAGE, "both config and prompt"),
                 (["config", "--init"], "{}", USAGE, "--init needs a file to write")):
