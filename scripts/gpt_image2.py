@@ -80,6 +80,7 @@ if TYPE_CHECKING:
     Layer = dict[str, "Setting"]  # one source of settings
     Price = Optional[tuple[float, float]]  # the least and the most, in US dollars; None where it is unknown
     Action = Callable[[], None]
+    Exchange = str  # the path that all files of one transfer begin with; the journal lists their suffixes
     Provider = Generator["Request | Wait", "Response", list["Image | Failure"]]
 
 # ---- Limits and defaults -------------------------------------------------------------------------
@@ -2043,14 +2044,6 @@ NO_KEYS = {  # what is not a key -> what is wrong with it; the first that matche
 SANDBOX = ("In a sandbox, ask for access or run outside it (Codex: sandbox_permissions require_escalated; or "
            'sandbox_mode = "workspace-write", and network_access = true under [sandbox_workspace_write]).')
 
-class Exchange(NamedTuple):
-    """The files of one transfer, side by side in the command's folder."""
-    base: str  # for paid steps it ends with a number, for repeatable ones with a name from their run
-
-    def file(self, name: str) -> str:
-        """The path of one of them; the journal's table lists the names."""
-        return f"{self.base}.{name}"
-
 class Outcome(NamedTuple):
     """What curl reported of one transfer."""
     exit_code: int  # negative: ended by that signal
@@ -2087,20 +2080,20 @@ def curl_config(request: Request, exchange: Exchange) -> str:
              ("max-time", f"{request.timeout:.3f}"), ("max-filesize", str(request.most_bytes))]
     lines += [("noproxy", "*")] if is_local else [("proxy", request.proxy)] if request.proxy else []
     lines += [("cacert", os.path.abspath(os.path.expanduser(request.cacert)))] if request.cacert else []
-    lines += [("url", request.url), ("dump-header", exchange.file("headers")), ("header", "Expect:"),
-              ("no-buffer", ""), ("output", exchange.file("answer")), ("header", "Accept-Encoding: identity")]
+    lines += [("url", request.url), ("dump-header", exchange + ".headers"), ("header", "Expect:"),
+              ("no-buffer", ""), ("output", exchange + ".answer"), ("header", "Accept-Encoding: identity")]
     for name, value in request.headers:
         if CONTROL.search(name + value):  # it would start a second header
             raise setup_failure(f"the header {one_line(name)} contains a control character")
         lines.append(("header", f"{name}: {value}"))
     if request.body is not None:
-        lines += [("header", "Content-Type: application/json"), ("data-binary", "@" + exchange.file("body"))]
+        lines += [("header", "Content-Type: application/json"), ("data-binary", "@" + exchange + ".body")]
     elif request.file:
         lines += [("request", request.method), ("data-binary", "@" + request.file)]
         if not any(name.lower() == "content-type" for name, _ in request.headers):
             lines.append(("header", "Content-Type:"))
     for number, part in enumerate(request.form):  # each text from a file too: curl interprets none
-        content = f"<{quote_path(exchange.file(f'field-{number}'))}"
+        content = f"<{quote_path(f'{exchange}.field-{number}')}"
         if part.path:
             name = f"{part.name.rstrip('[]')}-{number}.{part.content_type.split('/')[-1]}"
             content = f'@{quote_path(part.path)};filename="{name}";type={part.content_type}'
@@ -2167,18 +2160,18 @@ def start_curl(request: Request, exchange: Exchange, secrets: Sequence[str]) -> 
         texts["body"] = json.dumps(request.body, ensure_ascii=False, default=lambda file: (
             file.prefix + base64.b64encode(content_of(file.path)).decode("ascii")))  # of a DataUrl
     for name, text in texts.items():
-        private_file(exchange.file(name), content=text.encode("utf-8")).close()
+        private_file(f"{exchange}.{name}", content=text.encode("utf-8")).close()
     if request.purpose == "create":
-        private_file(exchange.file("create")).close()
+        private_file(exchange + ".create").close()
     room = b" " * 4096  # for how it ended, on a disk that is full by then
-    lock = take_lock(exchange.file("lock"), create=True)  # others only test it
+    lock = take_lock(exchange + ".lock", create=True)  # others only test it
     more: dict[str, Any] = {} if lock is None or lock == NO_LOCKS else {
         "pass_fds": (lock,), "preexec_fn": partial(detach_from_tree, lock)}
     try:
         # tempfile's own search for a folder leaves a probe file behind if we are killed.
-        with tempfile.TemporaryFile(dir=os.path.dirname(exchange.base)) as config, \
-                private_file(exchange.file("outcome"), content=room) as outcome, \
-                private_file(exchange.file("errors"), content=room) as errors:
+        with tempfile.TemporaryFile(dir=os.path.dirname(exchange)) as config, \
+                private_file(exchange + ".outcome", content=room) as outcome, \
+                private_file(exchange + ".errors", content=room) as errors:
             config.write(as_bytes(curl_config(request, exchange)))
             for file in (outcome, errors, config):
                 file.seek(0)  # writes it out; the child shares the offset
@@ -2202,15 +2195,15 @@ def stop_curl(child: Popen[bytes] | None, exchange: Exchange) -> None:
     while is_running(child, exchange):
         if child is not None:
             child.terminate()
-        with suppress(OSError, ValueError), plain_file(exchange.file("lock")) as stream:
+        with suppress(OSError, ValueError), plain_file(exchange + ".lock") as stream:
             os.kill(int(stream.read()), signal.SIGTERM)
         time.sleep(0.01)
 
 def read_outcome(exchange: Exchange) -> Outcome:
     """What curl's files say; the exit code is in its error message, so that any process can read it."""
-    fields = content_of(exchange.file("outcome")).decode("ascii", "replace").split()
-    errors = content_of(exchange.file("errors"))[:4000].decode("utf-8", "replace").replace("\r\n", "\n")
-    errors = errors.replace(os.path.dirname(exchange.base) + os.sep, "")  # some curls name it
+    fields = content_of(exchange + ".outcome").decode("ascii", "replace").split()
+    errors = content_of(exchange + ".errors")[:4000].decode("utf-8", "replace").replace("\r\n", "\n")
+    errors = errors.replace(os.path.dirname(exchange) + os.sep, "")  # some curls name it
     exit_code, message = 0 if len(fields) >= 5 else -9, ""
     if match := re.search(r"(?m)^(?:curl: )*\((\d+)\) ?(.*)", errors):  # 7.74: `(23) ...` on a full disk
         exit_code, message = int(match.group(1)), match.group(2)
@@ -2219,8 +2212,8 @@ def read_outcome(exchange: Exchange) -> Outcome:
     if len(fields) < 5:  # half a write-out line or none: a usage error, or curl was killed
         return Outcome(exit_code, 0, 0, exit_code not in (2, 26), message)
     # curl 8.14 does not report a full disk. An unpacked answer is hardly ever shorter than it was.
-    if not exit_code and os.path.exists(exchange.file("answer")) and (
-            float(fields[4]) > os.path.getsize(exchange.file("answer")) * 1.01 + 100):
+    if not exit_code and os.path.exists(exchange + ".answer") and (
+            float(fields[4]) > os.path.getsize(exchange + ".answer") * 1.01 + 100):
         exit_code = 23
     # What was sent has a time and a size; 8.23 gives a time to what was not, 7.x a size to a proxy's CONNECT.
     sent = float(fields[3]) > 0 and (len(fields) < 6 or float(fields[5]) > 0)  # 5: an older version wrote it
@@ -2309,7 +2302,7 @@ class Folder(NamedTuple):
     def transfers(self) -> list[tuple[Exchange, str]]:
         """The transfers that ask for images and were begun, each with its state."""
         steps = sorted(int(name[:-7]) for name in os.listdir(self.path) if re.fullmatch(r"\d+\.create", name))
-        return [(exchange := Exchange(self.file(str(step))), exchange_state(exchange)) for step in steps]
+        return [(exchange := self.file(str(step)), exchange_state(exchange)) for step in steps]
 
     def state(self) -> str:
         """RUNNING while images are being made, else LOST or ANSWERED; UNSENT when nothing was sent."""
@@ -2323,7 +2316,7 @@ class Folder(NamedTuple):
 
     def answers(self) -> list[str]:
         """The files of responses that may hold an image: not refused, not endless."""
-        ended = [(exchange.file("answer"), read_outcome(exchange)) for exchange, state in self.transfers()
+        ended = [(exchange + ".answer", read_outcome(exchange)) for exchange, state in self.transfers()
                  if state in (ANSWERED, LOST)]
         return [path for path, outcome in ended if outcome.status < 300 and outcome.exit_code != TOO_LARGE
                 and os.path.exists(path) and os.path.getsize(path)]
@@ -2627,14 +2620,14 @@ def keep_receipt(folder: Folder, identity: Identity, record: Mapping[str, Any], 
 
 def exchange_state(exchange: Exchange) -> str:
     """The state of a transfer, as the journal's comment says."""
-    if not os.path.exists(exchange.file("errors")):
+    if not os.path.exists(exchange + ".errors"):
         return UNSENT
-    if (lock := take_lock(exchange.file("lock"))) is None:
+    if (lock := take_lock(exchange + ".lock")) is None:
         return RUNNING
     release(lock)
-    if any(content_of(exchange.file(name)).strip() for name in ("outcome", "errors")):  # not only blanks
+    if any(content_of(f"{exchange}.{name}").strip() for name in ("outcome", "errors")):  # not only blanks
         return ANSWERED
-    return LOST if os.path.exists(exchange.file("headers")) else UNSENT
+    return LOST if os.path.exists(exchange + ".headers") else UNSENT
 
 def unfinished_commands(console: Console) -> list[dict[str, Any]]:
     """What `config` shows of every unfinished command, oldest first."""
@@ -2704,7 +2697,7 @@ def run_provider(provider: Provider, folder: Folder, run: Run) -> list[Image | F
                     if item.rules.repeatable and item != previous:  # polling again needs no new files
                         previous, repeats = item, repeats + 1
                     name = f"{run_name}-{repeats}" if item.rules.repeatable else next(paid_steps)
-                    response = send_with_retries(item, Exchange(folder.file(str(name))), run)
+                    response = send_with_retries(item, folder.file(str(name)), run)
             except Failure as failure:
                 item = provider.throw(failure)
             else:
@@ -2731,9 +2724,9 @@ def send_with_retries(request: Request, exchange: Exchange, run: Run) -> Respons
         outcome = read_outcome(exchange)
         response = read_response(request, exchange, outcome)
         if not request.rules.is_file:
-            asked = Folder(os.path.dirname(exchange.base), None, False).transfers()
+            asked = Folder(os.path.dirname(exchange), None, False).transfers()
             started = asked[0][0] if request.rules.repeatable and asked else exchange  # a task is older
-            took = os.stat(exchange.file("outcome")).st_mtime - os.stat(started.file("lock")).st_mtime
+            took = os.stat(exchange + ".outcome").st_mtime - os.stat(started + ".lock").st_mtime
             run.result.facts.update(http_status=response.status or None, elapsed_s=round(max(0.0, took), 1),
                                     request_id=response.headers.get("x-request-id"))
         failure = failure_of(request, outcome, response)
@@ -2887,14 +2880,14 @@ def server_pause(headers: Mapping[str, str], message: str) -> float | None:
 def forget_exchange(exchange: Exchange) -> None:
     """Remove what one try left, so that a stale response is not mistaken for the next try's."""
     for name in ("errors", "outcome", "headers", "answer", "lock"):
-        discard(exchange.file(name))
+        discard(f"{exchange}.{name}")
 
 def send(request: Request, exchange: Exchange, run: Run) -> None:
     """Send one request; the redirects of a file are followed here, and each address is checked first."""
     from urllib.parse import urljoin
     for redirects_left in range(MAX_REDIRECTS, -1, -1):
         run_curl(request, exchange, run)
-        location = read_headers(exchange.file("headers")).get("location")
+        location = read_headers(exchange + ".headers").get("location")
         moved = request.rules.is_file and location and 300 <= read_outcome(exchange).status < 400
         if not moved or request.headers or not redirects_left:
             return
@@ -2911,7 +2904,7 @@ def run_curl(request: Request, exchange: Exchange, run: Run) -> None:
     for line in curl_config(request, exchange).split("\n"):
         run.console.note("  " + re.sub(r'^(header = "[^:]+: ).*', r'\1***"', line), detail=True)
     forget_exchange(exchange)
-    answer, child = exchange.file("answer"), None
+    answer, child = exchange + ".answer", None
     try:
         if request.purpose == "create":
             run.result.facts["source"] = "bought"
@@ -2922,13 +2915,13 @@ def run_curl(request: Request, exchange: Exchange, run: Run) -> None:
         run.watch(exchange)  # what arrived since the last look
         if is_running(child, exchange):
             stop_curl(child, exchange)
-            private_file(exchange.file("errors"), content=b"curl: (%d) stopped\n" % TOO_LARGE).close()
+            private_file(exchange + ".errors", content=b"curl: (%d) stopped\n" % TOO_LARGE).close()
     except KeyboardInterrupt:
         if request.purpose != "create" or not run.collectable:
             stop_curl(child, exchange)
         raise
     except OSError as error:
-        raise setup_failure(f"cannot write {os.path.dirname(exchange.base)}: {reason(error)}",
+        raise setup_failure(f"cannot write {os.path.dirname(exchange)}: {reason(error)}",
                             "Make room there.") from None
 
 def wait_for(done: Callable[[], bool], exchange: Exchange, run: Run) -> None:
@@ -2936,7 +2929,7 @@ def wait_for(done: Callable[[], bool], exchange: Exchange, run: Run) -> None:
     seconds = 0.001
     while not done():
         with suppress(OSError):
-            run.console.received = os.path.getsize(exchange.file("answer"))
+            run.console.received = os.path.getsize(exchange + ".answer")
         rest(seconds, run)
         seconds = min(seconds * 1.5, 0.04)
         run.watch(exchange)
@@ -2944,11 +2937,11 @@ def wait_for(done: Callable[[], bool], exchange: Exchange, run: Run) -> None:
 # ---- Reading answers: a file -> images or a Failure ----------------------------------------------
 def read_response(request: Request, exchange: Exchange, outcome: Outcome) -> Response:
     """The response as data, with what it means; its body stays in the file."""
-    path = exchange.file("answer")
+    path = exchange + ".answer"
     try:
         private_file(path, 0).close()  # curl makes it only with the first byte
         unpack_file(path, request.most_bytes)
-        headers, document = read_headers(exchange.file("headers")), read_document(path)
+        headers, document = read_headers(exchange + ".headers"), read_document(path)
         return with_meaning(request, Response(path, outcome.status, headers, *document, request.url))
     except OSError as error:
         folder = os.path.dirname(path)
@@ -3476,7 +3469,7 @@ class Partials:
     def look(self, exchange: Exchange) -> None:
         """Save what has arrived since the last look."""
         if self.job.parameters.get("partial_images"):
-            with suppress(FileNotFoundError), open(exchange.file("answer"), "rb") as stream:
+            with suppress(FileNotFoundError), open(exchange + ".answer", "rb") as stream:
                 for event in read_events(stream, self.position, growing=True):
                     self.position = event.end
                     if isinstance(event.data, dict) and event.is_preview:
@@ -4131,8 +4124,8 @@ def fetch_upload(upload: Upload, path: str, settings: Settings, run: Run) -> Non
     try:
         request = download(web_address(url), settings, url)._replace(allow_http=True, purpose="input")
         deadline = run.console.started + settings.timeout.value
-        send_with_retries(request, Exchange(path), Run(run.console, Result(), deadline))
-        os.replace(Exchange(path).file("answer"), path)
+        send_with_retries(request, path, Run(run.console, Result(), deadline))
+        os.replace(path + ".answer", path)
         if os.path.getsize(path) < MAX_IMAGE_BYTES:  # read_upload refuses a larger one
             read_input(content_of(path), "it", os.path.basename(name) or "picture")
     except Failure as failure:
@@ -4403,7 +4396,7 @@ def forget_requests(wanted: str, console: Console) -> None:
         record = read_record(folder.file("request.json"), console) or {}
         billed = billed_in_the_end(folder, stop_failure(KeyboardInterrupt(), folder))
         for lock in [name for name in os.listdir(path) if name.endswith(".lock")]:
-            stop_curl(None, Exchange(folder.file(lock[:-5])))
+            stop_curl(None, folder.file(lock[:-5]))
         ends = time.monotonic() + 5  # so that a program that works on it can notice
         while folder.lock is None and os.path.exists(path) and time.monotonic() < ends:
             time.sleep(0.1)
@@ -4483,9 +4476,9 @@ def try_key(settings: Settings, key: str, run: Run, say: Callable[[str], None]) 
     run = run._replace(deadline=time.monotonic() + request.timeout)
     host, folder, note, response = host_of(request.url), temporary_folder(), "", None
     try:
-        response = send_with_retries(request, Exchange(folder.file("1")), run)
+        response = send_with_retries(request, folder.file("1"), run)
         with suppress(Failure):
-            if key and send_with_retries(request._replace(headers=bare), Exchange(folder.file("2")), run):
+            if key and send_with_retries(request._replace(headers=bare), folder.file("2"), run):
                 note = f"{host} answers without the key too: this proves the address, not the key"
     except Failure as failure:
         if failure.http_status not in (404, 405, 501):

@@ -64,7 +64,7 @@ class CurlConfigTest(unittest.TestCase):
     def config(self, **fields: Any) -> list[tuple[str, str]]:
         """Return the options written for a request."""
         request = program.Request(**{"method": "POST", "url": "https://relay.invalid/v1/images/generations", **fields})
-        text = program.curl_config(request, program.Exchange("/tmp/x y/1"))
+        text = program.curl_config(request, "/tmp/x y/1")
         self.assertLess(max(len(line.encode()) for line in text.split("\n")), 100 * 1024)
         return read_config(text)
 

@@ -258,7 +258,7 @@ class MutatedAnswersTest(ProgramCase):
             item = next(steps)
             for _ in range(12):
                 if isinstance(item, program.Request):
-                    config = program.curl_config(item, program.Exchange(self.path))
+                    config = program.curl_config(item, self.path)
                     self.check_request(item, os.fsencode(config))
                     document = program.Response(self.picture, 200, {}) if item.purpose == "download" else response
                     item = steps.send(document)
