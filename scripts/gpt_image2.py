@@ -176,7 +176,7 @@ KINDS = {  # before anything is sent, and on the way; then the server refused; t
     "unavailable": Kind(NO_ANSWER, "no", "later", "No model was reached. Check --model, or try again later."),
     "gateway": Kind(NO_ANSWER, "maybe", "ask", "The gateway gave up: try --stream or a lower --quality."),
     **dict.fromkeys(("server", "no_image", "broken_image"), Kind(NO_ANSWER, "maybe", "ask", LOOK_FIRST)),
-    "web_page": Kind(NO_ANSWER, "maybe", "fix", "Check --base-url: it should end in /v1."),
+    "web_page": Kind(NO_ANSWER, "maybe", "fix", "Check --base-url: it points at a website, not an API."),
     "place": Kind(NO_ANSWER, "yes", "stop", "Tell the people who run the service. " + BUYS_AGAIN),
     # The image exists or is being made: the same command continues from there. The first three are purposes.
     **dict.fromkeys(("poll", "result"), Kind(NO_ANSWER, "maybe", "again")),
@@ -390,10 +390,6 @@ class Image(NamedTuple):
     url: str = ""  # perhaps relative to the answer's own
     base64: Span | str = ""
     path: str = ""
-
-    def is_relative(self) -> bool:
-        """Whether it is an address without a host."""
-        return bool(self.url) and not re.match(r"(?i)https?:", self.url)
 
 class ServerError(NamedTuple):
     """The error inside an answer, whatever its envelope."""
@@ -1806,7 +1802,7 @@ def openai(job: Job, settings: Settings, key: KeySource, token: str) -> Provider
             raise
         files = [file._replace(name=other) if file.name == field else file for file in files]
         response = yield request._replace(form=(*texts, *files))  # a refused one is not billed
-    return (yield from collect_images(request, response, settings, job.n, []))
+    return (yield from collect_images(request, response, settings, job.n))
 
 def api_request(settings: Settings, key: str, method: str, path: str, *more: tuple[str, str]) -> Request:
     """A request to the configured endpoint, with its key, extra headers and more headers."""
@@ -1827,9 +1823,9 @@ def api_request(settings: Settings, key: str, method: str, path: str, *more: tup
                    allow_http=settings.allow_http.value, tasks=bool(settings.poll_url.value))
 
 def collect_images(create: Request, response: Response, settings: Settings, wanted: int,
-                   templates: list[str]) -> Provider:
+                   templates: Sequence[str] = ()) -> Provider:
     """The images of a response, fetched where it only links to them; a Failure stands for one that fails.
-    Its task is polled until it has them. templates: the task's possible URLs; a missing one is removed."""
+    Its task is polled until it has them. templates: the task's possible URLs."""
     from urllib.parse import quote as escaped
     poll = create._replace(method="GET", body=None, form=(), purpose="poll",
                            timeout=min(create.timeout, POLL_TIMEOUT))
@@ -1853,8 +1849,7 @@ def collect_images(create: Request, response: Response, settings: Settings, want
             response = yield poll._replace(url=urls[0])
         except Failure as failure:
             if failure.http_status == 404 and len(urls) > 1:
-                gone = urls.pop(0)
-                templates[:] = [each for each in templates if not gone.startswith(each.partition("{id}")[0])]
+                del urls[0]
             elif failure.http_status and failure.http_status != 429 and failure.http_status < 500:
                 raise  # anything else says nothing about the task
     url = url_on_host(task_field(response.document, ("response_url",)), create.url)
@@ -1870,46 +1865,44 @@ def collect_images(create: Request, response: Response, settings: Settings, want
 
 def url_on_host(url: str, base: str) -> str:
     """The absolute URL if it leads to base's host, else an empty text: a key never follows it elsewhere."""
-    origin = (ORIGIN.match(base) or ["no host"])[0]
-    if url.startswith("/"):
-        url = (origin.partition("//")[0] if url.startswith("//") else origin) + url
-    is_clean = not re.search(r"[\s\\\x00-\x20\x7f-\x9f]", url)
-    return url if is_clean and url.startswith((origin + "/", origin + "?")) else ""
+    address, origin = web_address(url, base), (ORIGIN.match(base) or ["no host"])[0]
+    return address if url and address.startswith((origin + "/", origin + "?")) else ""
 
 def fetch_image(image: Image, response: Response, create: Request,
                 settings: Settings) -> Generator[Request | Wait, Response, Image | Failure]:
     """The image at a URL, fetched without the key, then with it if the endpoint itself asks for it."""
-    from urllib.parse import urljoin
     try:
-        if re.search(r"[\\\x00-\x1f\x7f-\x9f]", image.url):
-            raise ValueError
-        base = (response.url or create.url) if image.is_relative() else ""
-        request = download(web_address(urljoin(base, image.url)), settings)
+        request = download(image.url, settings, base=response.url or create.url)
         try:
             return Image(path=(yield request).path)
         except Failure as failure:
             if failure.http_status not in (401, 403) or not url_on_host(request.url, create.url):
                 raise
         return Image(path=(yield request._replace(headers=create.headers)).path)
-    except ValueError:
-        return Failure("broken_image", f"the address of an image is not a URL: {image.url}")
     except Failure as failure:
         return failure
 
-def web_address(url: str) -> str:
-    """A URL as curl wants it: scheme in lower case, no spaces."""
-    return re.sub("^[^:]*", lambda scheme: scheme.group().lower(), url).replace(" ", "%20")
+def web_address(url: str, base: str = "") -> str:
+    """A URL, joined to its base, as curl wants it: scheme in lower case, no spaces; "" if it is none."""
+    from urllib.parse import urljoin
+    with suppress(ValueError):
+        if not re.search(r"[\\\x00-\x1f\x7f-\x9f]", url):
+            url = urljoin(base, url).replace(" ", "%20")
+            return re.sub("^[^:]*", lambda scheme: scheme.group().lower(), url)
+    return ""
 
-def download(url: str, settings: Settings, named_by: str = "") -> Request:
+def download(url: str, settings: Settings, named_by: str = "", base: str = "") -> Request:
     """A request for a file anywhere, without the key. named_by: the URL that named it, else the endpoint."""
-    check_address(url, named_by or settings.base_url.value)
+    url = checked_address(url, named_by or settings.base_url.value, base)
     return Request("GET", url, purpose="download", timeout=min(DOWNLOAD_TIMEOUT, settings.timeout.value),
         proxy=settings.proxy.value, cacert=settings.cacert.value, allow_http=settings.allow_http.value)
 
-def check_address(url: str, named_by: str) -> None:
-    """Refuse the address of a result for good: trying again cannot fix it."""
-    if fault := address_fault(url, named_by):
+def checked_address(url: str, named_by: str, base: str) -> str:
+    """The web address of a result. One that its server must not name is refused for good."""
+    address = web_address(url, base)
+    if fault := address_fault(address, named_by):
         raise Failure("place", f"the image's address {url} {fault}")
+    return address
 
 def codex(job: Job, settings: Settings, key: KeySource, token: str) -> Provider:
     """The images endpoints behind a ChatGPT sign-in, as the Codex command line uses them: JSON, edits too."""
@@ -1929,7 +1922,7 @@ def codex(job: Job, settings: Settings, key: KeySource, token: str) -> Provider:
                  "blocked": "chatgpt.com refuses some networks, above all data centers; use an API key."}
         failure.hint = hints.get(failure.kind, failure.hint)
         raise
-    return (yield from collect_images(request, response, settings, job.n, []))
+    return (yield from collect_images(request, response, settings, job.n))
 
 def runapi(job: Job, settings: Settings, key: KeySource, token: str) -> Provider:
     """RunAPI: upload; then for each image create a task, wait and fetch it. token: the same in every run."""
@@ -1943,13 +1936,12 @@ def runapi(job: Job, settings: Settings, key: KeySource, token: str) -> Provider
     folder = {"gpt-image-1.5": "gpt_image"}.get(family, re.sub(r"[-.]", "_", family))
     # Two ways to ask for the same, as (path, model): its pages' way, then its SDKs'.
     dialects = [(f"/v1/{action}", f"{job.model}-{long}"), (f"/api/v1/{folder}/{action}", job.model)]
-    templates: list[str] = []
     results: list[Image | Failure] = []
     for take in range(1, job.n + 1):
         try:
             create, response = yield from runapi_create(body, settings, key, f"{token}-{take}", dialects)
-            templates = templates or [create.url + "/{id}", root + "/api/v1/tasks/{id}",
-                                      f"{root}/api/v1/gpt_image_2/{action}/{{id}}"]
+            templates = [create.url + "/{id}", root + "/api/v1/tasks/{id}",
+                         f"{root}/api/v1/gpt_image_2/{action}/{{id}}"]
             results += yield from collect_images(create, response, settings, 1, templates)
         except Failure as failure:
             if failure.collectable or (take == 1 and failure.kind not in ("task_failed", "moderation")):
@@ -1985,25 +1977,19 @@ def runapi_upload(image: Upload, settings: Settings, key: str) -> Generator[Requ
     if image.origin == "url":
         return image.path
     request = api_request(settings, key, "POST", "/api/v1/files")._replace(purpose="upload")
-    mime, name = f"image/{image.picture.format}", f"image.{image.picture.format}"
-    prepare = {"filename": name, "byte_size": image.bytes, "checksum": image.checksum, "content_type": mime}
-    try:
-        response = yield request._replace(url=request.url + "/prepare", body=prepare)
-    except Failure as failure:
-        if failure.http_status not in (404, 405):
-            raise
-        source = {"type": "base64", "data": DataUrl(image.path)}  # the older way: all in one JSON body
-        response = yield request._replace(body={"source": source, "file_name": name})
-    else:
-        url = as_text(json_path(response.document, "upload_url"))
-        headers = json_path(response.document, "headers")
-        pairs = [(name, as_text(item)) for name, item in headers.items()] if isinstance(headers, dict) else []
-        bad = any(header_fault(name, text) for name, text in pairs if name.lower() != "content-type")
-        if bad or re.search(r"[\s\x00-\x20\x7f-\x9f]", url) or address_fault(url, request.url):
-            raise Failure("upload", "the upload reply has no usable address: " + nothing_usable(response))
-        yield request._replace(method="PUT", url=url, headers=tuple(pairs), file=image.path)  # without key
-        signed_id = json_path(response.document, "signed_id")
-        response = yield request._replace(url=request.url + "/confirm", body={"signed_id": signed_id})
+    suffix = image.picture.format
+    prepare = {"filename": f"image.{suffix}", "byte_size": image.bytes, "checksum": image.checksum,
+               "content_type": f"image/{suffix}"}
+    response = yield request._replace(url=request.url + "/prepare", body=prepare)
+    ticket = response.document
+    url, headers = as_text(json_path(ticket, "upload_url")), json_path(ticket, "headers")
+    pairs = [(name, as_text(item)) for name, item in headers.items()] if isinstance(headers, dict) else []
+    bad = any(header_fault(name, text) for name, text in pairs if name.lower() != "content-type")
+    if bad or re.search(r"[\s\x00-\x20\x7f-\x9f]", url) or address_fault(url, request.url):
+        raise Failure("upload", "the upload reply has no usable address: " + nothing_usable(response))
+    yield request._replace(method="PUT", url=url, headers=tuple(pairs), file=image.path)  # without key
+    confirm = {"signed_id": json_path(ticket, "signed_id")}
+    response = yield request._replace(url=request.url + "/confirm", body=confirm)
     url = task_field(response.document, ("url",))
     if not re.match(r"https?://", url):
         raise Failure("upload", "the upload did not return a URL: " + nothing_usable(response))
@@ -2018,16 +2004,13 @@ STOPPED, TOO_LARGE = -1, 63
 # Curl's exit codes: its man page, read 2026-11-01. For others its own message must do. STOPPED: by a signal.
 CURL_KINDS = {**dict.fromkeys((1, 3, 77), "config"), 2: "curl", 23: "disk", 26: "input", 28: "timeout",
               **dict.fromkeys((35, 60), "tls")}  # all others: network
-CURL_FAULTS = {
+CURL_FAULTS = {  # what curl's own message, which follows, does not say as well
     STOPPED: "curl was stopped", 65: "the request would have to be repeated, which could charge you twice",
-    1: "curl does not support this kind of URL", 23: "the reply could not be written to disk",
-    2: "curl rejected its options; it may be too old", 52: "the server closed the connection without a reply",
-    3: "curl rejected the URL", 5: "cannot find the proxy", 18: "the reply was cut off",
-    6: "cannot find the server", 26: "an input file could not be read", 28: "could not connect in time",
-    7: "no server is listening there", 35: "the TLS handshake failed: a wrong port, or a proxy in between",
-    8: "the server there does not speak HTTP", 55: "the connection broke while sending",
-    56: "the connection broke while waiting for the reply", 60: "the server's certificate is not trusted",
-    TOO_LARGE: "the reply is larger than allowed", 77: "the file named as cacert cannot be read"}
+    6: "cannot find the server", 7: "no server is listening there", 8: "the server there does not speak HTTP",
+    18: "the reply was cut off", 23: "the disk is full", 28: "could not connect in time",
+    35: "the TLS handshake failed: a wrong port, or a proxy in between", 55: "the connection broke",
+    56: "the connection broke", 60: "the server's certificate is not trusted",
+    TOO_LARGE: "the reply is larger than allowed"}
 EARLY = (2, 3, 5, 6, 7, 35, 60, 77)  # before any of the request could leave this machine
 HOPELESS = (1, 2, 3, 26, 60, 77)  # the next try would fail in the same way
 QUOTE = r"[\"'`\u2018-\u201f\u00ab\u00bb]"
@@ -2040,7 +2023,7 @@ NO_KEYS = {  # what is not a key -> what is wrong with it; the first that matche
         "is only a placeholder: put the real key there",
     r"(?i:bearer\s.*)|[A-Z_\d]+_KEY=.*": "starts with another word: leave only the key",
     r".*[^\x21-\x7e].*": "contains a space or a character that is not ASCII"}
-# Codex's words, read in 0.169. It sets CODEX_SANDBOX_NETWORK_DISABLED where a command has no network.
+NO_NETWORK = "CODEX_SANDBOX_NETWORK_DISABLED"  # set by Codex for such a command; its words, read in 0.169:
 SANDBOX = ("In a sandbox, ask for access or run outside it (Codex: sandbox_permissions require_escalated; or "
            'sandbox_mode = "workspace-write", and network_access = true under [sandbox_workspace_write]).')
 
@@ -2240,27 +2223,14 @@ def transport_failure(outcome: Outcome, request: Request) -> Failure | None:
     never_sent = not outcome.sent or code in EARLY
     hint = None
     if never_sent and kind in ("network", "timeout"):
-        closed = network_is_closed(request.url)
-        hint = "Nothing was sent" + (f": there is no network here. {SANDBOX}" if closed else (
-            ". Check --base-url, the network and the proxy, then run the same command again."))
+        hint = "Nothing was sent" + (f": there is no network here. {SANDBOX}" if environment(NO_NETWORK) else
+            ". Check --base-url, the network and the proxy, then run the same command again.")
     message = f"{host}: {sentence} (curl {outcome.exit_code}): {outcome.message}".rstrip(": ")
     billed = "no" if never_sent or request.rules.is_free else "maybe"
     kept = kind == "disk" and billed == "maybe"
     return Failure(kind, message, hint, billed, -1 if kept or (never_sent and kind != "disk") else NO_ANSWER,
                    never_sent and code not in HOPELESS, "ask" if billed == "maybe" else "",
                    collectable=kept, http_status=outcome.status)
-
-def network_is_closed(url: str) -> bool:
-    """Whether this machine reaches no other, as in a sandbox. Connecting a datagram socket sends nothing."""
-    import socket
-    closed = bool(environment("CODEX_SANDBOX_NETWORK_DISABLED"))
-    if closed or is_loopback(url):
-        return closed
-    for family, host in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):  # RFC 5737, 3849
-        with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect((host, 9))
-            return False
-    return True
 
 # ---- Journal: unfinished requests survive everything, finished ones are remembered --------------
 # requests/FINGERPRINT-RANDOM: a folder for each command, half removed without owner; .lock guards making and
@@ -2271,7 +2241,7 @@ def network_is_closed(url: str) -> bool:
 #   droppable     --fresh may remove the folder          N.answer, N.headers  the response (N.answer.*: of it)
 #   input-K       the Kth input image                    N.outcome, N.errors  how it ended
 #   saved-N       the path of the Nth image              RUN-K.*              as N.*: repeated, not replayed
-#   partials      the files of the previews
+#   partials      the files of the previews               (K: a checksum of the address)
 # The state of a transfer: UNSENT without N.errors; RUNNING while N.lock is held; ANSWERED when N.outcome or
 # N.errors say how curl ended. Else curl was killed: LOST with N.headers, UNSENT if it had not connected.
 
@@ -2413,10 +2383,9 @@ def make_private(path: str) -> None:
 
 def safe_folder(path: str, console: Console) -> str:
     """A folder of the journal, made if it is missing. OSError when others could tamper with it."""
-    if is_safe(path, console):  # as far as it exists
-        make_private(path)
-    if not is_safe(path, console):
+    if not is_safe(path, console):  # as far as it exists
         raise OSError("others can change it")
+    make_private(path)
     return path
 
 def journal_roots(console: Console) -> list[str]:
@@ -2590,9 +2559,8 @@ def checked_receipt(record: Mapping[str, Any]) -> Receipt | None:
     saved = [Saved(item["path"], item["bytes"], Picture(item["format"], item["width"], item["height"]),
                    item["mtime_ns"]) for item in record["saved"]]
     with suppress(OSError, ValueError):
-        states = [os.stat(file.path) for file in saved]
-        found = [(stat.S_ISREG(each.st_mode), each.st_size, each.st_mtime_ns) for each in states]
-        if saved and found == [(True, file.bytes, file.mtime_ns) for file in saved]:
+        found = [(each.st_size, each.st_mtime_ns) for each in (os.stat(file.path) for file in saved)]
+        if saved and found == [(file.bytes, file.mtime_ns) for file in saved]:
             return Receipt(record, saved)
     return None
 
@@ -2680,12 +2648,12 @@ class Run(NamedTuple):
 
 def run_provider(provider: Provider, folder: Folder, run: Run) -> list[Image | Failure]:
     """Send each Request that the provider yields, hand it the Response, and return its Images."""
-    previous, paid_steps, repeats, response = None, count(1), 0, None
+    paid_steps, response = count(1), None  # those are numbered, so that a replay finds their responses
     run_name = os.urandom(4).hex()  # a killed run's curl may still be about to open its files
     try:
         item = next(provider)
         while True:
-            try:  # paid steps are numbered, so that a replay finds their responses
+            try:
                 if isinstance(item, Wait) and time.monotonic() < run.deadline:  # so 100 % is not true yet
                     run.console.percent = int(item.done) if re.fullmatch(r"\d\d?", item.done) else 0
                     rest(min(item.seconds, run.deadline - time.monotonic()), run, item.status)
@@ -2694,10 +2662,9 @@ def run_provider(provider: Provider, folder: Folder, run: Run) -> list[Image | F
                     raise Failure("timeout", late, "Run the same command again to keep waiting for it; you "
                                   "won't be charged twice.", collectable=True)
                 else:
-                    if item.rules.repeatable and item != previous:  # polling again needs no new files
-                        previous, repeats = item, repeats + 1
-                    name = f"{run_name}-{repeats}" if item.rules.repeatable else next(paid_steps)
-                    response = send_with_retries(item, folder.file(str(name)), run)
+                    place = f"{run_name}-{zlib.crc32(as_bytes(item.url))}"  # polling again needs no new files
+                    name = place if item.rules.repeatable else str(next(paid_steps))
+                    response = send_with_retries(item, folder.file(name), run)
             except Failure as failure:
                 item = provider.throw(failure)
             else:
@@ -2746,11 +2713,9 @@ def send_with_retries(request: Request, exchange: Exchange, run: Run) -> Respons
 
 def tell_extras(request: Request, outcome: Outcome, response: Response, run: Run) -> None:
     """Report what a usable response says besides its images."""
-    run.result.is_cut_off |= response.broken or bool(outcome.exit_code)
-    if response.broken:
+    if response.broken or outcome.exit_code:
+        run.result.is_cut_off = True
         run.console.warn(f"the reply was cut off (curl {outcome.exit_code}) after what is saved")
-    elif outcome.exit_code:
-        run.console.warn(f"the transfer failed (curl {outcome.exit_code}) after the whole reply had arrived")
     if request.rules.is_file:
         return
     if task_status(response.document) not in WAITING:  # or each poll of a task would be added
@@ -2884,19 +2849,13 @@ def forget_exchange(exchange: Exchange) -> None:
 
 def send(request: Request, exchange: Exchange, run: Run) -> None:
     """Send one request; the redirects of a file are followed here, and each address is checked first."""
-    from urllib.parse import urljoin
     for redirects_left in range(MAX_REDIRECTS, -1, -1):
         run_curl(request, exchange, run)
-        location = read_headers(exchange + ".headers").get("location")
+        location = read_headers(exchange + ".headers").get("location", "")
         moved = request.rules.is_file and location and 300 <= read_outcome(exchange).status < 400
         if not moved or request.headers or not redirects_left:
             return
-        try:
-            url = web_address(urljoin(request.url, location))
-        except ValueError:
-            return
-        check_address(url, request.url)
-        request = request._replace(url=url)
+        request = request._replace(url=checked_address(location, request.url, request.url))
 
 def run_curl(request: Request, exchange: Exchange, run: Run) -> None:
     """Run curl on one request and wait for its end. When this program is stopped, a paid request goes on."""
@@ -2971,19 +2930,13 @@ def with_meaning(request: Request, response: Response) -> Response:
 
 def unpack_file(path: str, limit: int) -> None:
     """Unpack a compressed body, whatever its headers say; one that unpacks to far too much stays as it is."""
-    import io
     with open(path, "rb") as packed:
-        start, size = packed.read(LONG_STRING), os.fstat(packed.fileno()).st_size
-        for bits in (0, 31, 15, -15, 0):  # zlib's wbits, until its beginning makes sense; 0: as it is
-            with suppress(zlib.error):
-                head = zlib.decompressobj(bits).decompress(start, HEAD) if bits else start
-                if (head and bits == 31) or READABLE.match(head) or inspect_picture(io.BytesIO(head)):
-                    break
-        if not bits:
-            return
+        size = os.fstat(packed.fileno()).st_size
+        if not re.match(rb"\x1f\x8b|\x78[\x01\x5e\x9c\xda]", packed.read(2)):
+            return  # neither gzip nor deflate, which 32 + 15 tells apart
         room = min(limit, MAX_UNPACKED * size + BLOCK)
         with private_file(path + ".plain") as plain:
-            pieces = unpacked((block for _, block in file_blocks(packed, 0, size)), bits)
+            pieces = unpacked((block for _, block in file_blocks(packed, 0, size)), 47)
             fits = all((room := room - plain.write(piece)) >= 0 for piece in pieces)
     if fits:
         os.replace(path + ".plain", path)
@@ -3158,7 +3111,7 @@ def event_document(stream: BinaryIO) -> tuple[dict[str, Any], bool]:
     """(a stream as one plain response: finished images, else its error, and all events; is it cut off?)."""
     import hashlib
     types: dict[bytes, str] = {}  # of the event that brought an image; one of another type repeats it
-    finished, events, words, usage, error, broken = [], [], "", None, None, False
+    finished, events, usage, error, broken = [], [], None, None, False
     for event in read_events(stream):
         data, broken = event.data if isinstance(event.data, dict) else {}, broken or event.broken
         failed = data.get("error") or json_path(data, "response", "error") or (event.type == "error" and data)
@@ -3169,13 +3122,9 @@ def event_document(stream: BinaryIO) -> tuple[dict[str, Any], bool]:
                 content = (image.path or image.url).encode() or b"".join(digests)
                 if types.setdefault(content, event.type) == event.type:
                     finished.append(image)
-            choices = data.get("choices")  # of a chat
-            piece = json_path(choices[0], "delta", "content") if isinstance(choices, list) and choices else ""
-            words += piece if isinstance(piece, str) else ""
         usage = data.get("usage") or json_path(data, "response", "usage") or usage
         if event.data is not None:
             events.append({"type": event.type} if event.is_preview else event.data)
-    finished = finished or images_in_words(words)
     body = {"error": error} if error and not finished else {"data": finished, "usage": usage}
     return {**body, "events": events}, broken
 
@@ -3202,7 +3151,8 @@ NO_RESULT = "(?i)prompt|input|mask|source_image|init|reference|request|partial|p
 def images_in(document: Any) -> tuple[list[Image], bool]:
     """(the images in a response, whether they stood under unknown names)."""
     waiting = task_status(document) in WAITING
-    images = [image for image in find_images(document) if not waiting or not image.is_relative()]
+    images = [image for image in find_images(document)  # until it is done, a path may be the task's own
+              if not waiting or re.match("(?i)https?:|$", image.url)]
     strays = [] if images or waiting else find_images(document, stray=True)
     return images or strays, bool(strays)
 
@@ -3283,11 +3233,7 @@ def server_error(document: Any) -> ServerError | None:
     if isinstance(error, dict) and any(error.values()):  # some relays always have the member
         message = as_text(error.get("message") or error.get("msg") or error)
         stage = as_text(json_path(error, "moderation_details", "moderation_stage"))
-        inner = json_path(error, "innererror") or json_path(error, "inner_error")  # of Azure
-        terms = (json_path(error, "moderation_details", "categories") or json_path(
-            inner, "content_filter_result") or json_path(inner, "content_filter_results"))
-        if isinstance(terms, dict):
-            terms = [key for key, one in terms.items() if one is True or json_path(one, "filtered") is True]
+        terms = json_path(error, "moderation_details", "categories")
         names = ", ".join(map(as_text, terms)) if isinstance(terms, list) else as_text(terms)
         words = [f"{name}: {text}" for name, text in (("stage", stage), ("categories", names)) if text]
         message += f" ({'; '.join(words)})" if words else ""
@@ -3336,8 +3282,6 @@ def answer_failure(request: Request, response: Response) -> Failure:
         billed, hint = "no", f"The base URL may be missing /v1. Try: --base-url {base}/v1"
     elif "Transparent background is not supported" in error.message:
         hint = "Leave --background out, or try --model gpt-image-2.5-flare."
-    elif kind == "web_page" and re.search(r"/v\d+/(images/\w+|models)$", request.url):
-        hint = "Check --base-url: it points at a website, not an API."
     elif kind == "key" and not any(re.search(SECRET_HEADER, name) for name, _ in request.headers):
         hint = "No key is set: set GPT_IMAGE2_API_KEY, or run: " + own_command("config --init")
     elif KINDS[kind].retryable and seconds > 60:
@@ -4122,14 +4066,14 @@ def fetch_upload(upload: Upload, path: str, settings: Settings, run: Run) -> Non
         private_file(path, content=content).close()
         return
     try:
-        request = download(web_address(url), settings, url)._replace(allow_http=True, purpose="input")
+        request = download(url, settings, url)._replace(allow_http=True, purpose="input")
         deadline = run.console.started + settings.timeout.value
         send_with_retries(request, path, Run(run.console, Result(), deadline))
         os.replace(path + ".answer", path)
         if os.path.getsize(path) < MAX_IMAGE_BYTES:  # read_upload refuses a larger one
             read_input(content_of(path), "it", os.path.basename(name) or "picture")
     except Failure as failure:
-        is_closed = failure.kind == "network" and network_is_closed(url)
+        is_closed = failure.kind == "network" and environment(NO_NETWORK)
         hint = SANDBOX if is_closed else failure.hint if failure.kind == "input" else ""
         raise input_failure(f"cannot fetch image {name}: {failure.message}", hint) from None
 
