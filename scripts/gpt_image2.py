@@ -1794,11 +1794,9 @@ def openai(job: Job, settings: Settings, key: KeySource, token: str) -> Provider
     try:  # text first, as in the official SDK
         response = yield request._replace(form=(*texts, *files)) if files else request._replace(body=body)
     except Failure as failure:  # in 2026 relays refused an edit only because of `image` or `image[]`
-        status, text = failure.http_status, failure.server_text
-        is_its_name = ("Invalid type for 'image" in text or (
-            "'image" in text and failure.code == "duplicate_parameter")) if status == 400 else (
-                status == 422 and failure.kind == "refused" and re.search(r"\bimage\b", text))
-        if not files or not is_its_name:
+        signs = {400: "(Invalid type for|Duplicate parameter:) 'image", 422: r"\bimage\b"}
+        sign = signs.get(failure.http_status) if files and failure.kind == "refused" else None
+        if not sign or not re.search(sign, failure.server_text):
             raise
         files = [file._replace(name=other) if file.name == field else file for file in files]
         response = yield request._replace(form=(*texts, *files))  # a refused one is not billed
@@ -2072,9 +2070,7 @@ def curl_config(request: Request, exchange: Exchange) -> str:
     if request.body is not None:
         lines += [("header", "Content-Type: application/json"), ("data-binary", "@" + exchange + ".body")]
     elif request.file:
-        lines += [("request", request.method), ("data-binary", "@" + request.file)]
-        if not any(name.lower() == "content-type" for name, _ in request.headers):
-            lines.append(("header", "Content-Type:"))
+        lines.append(("upload-file", request.file))  # a PUT
     for number, part in enumerate(request.form):  # each text from a file too: curl interprets none
         content = f"<{quote_path(f'{exchange}.field-{number}')}"
         if part.path:
@@ -2221,10 +2217,9 @@ def transport_failure(outcome: Outcome, request: Request) -> Failure | None:
     if code == 28 and outcome.sent:
         sentence = f"no reply within {request.timeout:g} s"
     never_sent = not outcome.sent or code in EARLY
-    hint = None
-    if never_sent and kind in ("network", "timeout"):
-        hint = "Nothing was sent" + (f": there is no network here. {SANDBOX}" if environment(NO_NETWORK) else
-            ". Check --base-url, the network and the proxy, then run the same command again.")
+    advice = f"there is no network here. {SANDBOX}" if environment(NO_NETWORK) else (
+        "check --base-url, the network and the proxy, then run the same command again.")
+    hint = f"Nothing was sent: {advice}" if never_sent and kind in ("network", "timeout") else None
     message = f"{host}: {sentence} (curl {outcome.exit_code}): {outcome.message}".rstrip(": ")
     billed = "no" if never_sent or request.rules.is_free else "maybe"
     kept = kind == "disk" and billed == "maybe"
@@ -2234,14 +2229,13 @@ def transport_failure(outcome: Outcome, request: Request) -> Failure | None:
 
 # ---- Journal: unfinished requests survive everything, finished ones are remembered --------------
 # requests/FINGERPRINT-RANDOM: a folder for each command, half removed without owner; .lock guards making and
-# adopting. made/FINGERPRINT-OUTPUT.json: the receipt of a finished command; .pruned: when old ones went.
+# adopting. made/FINGERPRINT-OUTPUT.json: the receipt of a finished command.
 #   request.json  the request without a key; its schema  N.create             the Nth paid step is for images
 #   owner         locked by its program; how that ended  N.body, N.field-K    what is sent
-#   receipt       a receipt before it gets its name      N.lock               curl's id; locked while it runs
-#   droppable     --fresh may remove the folder          N.answer, N.headers  the response (N.answer.*: of it)
-#   input-K       the Kth input image                    N.outcome, N.errors  how it ended
-#   saved-N       the path of the Nth image              RUN-K.*              as N.*: repeated, not replayed
-#   partials      the files of the previews               (K: a checksum of the address)
+#   droppable     --fresh may remove the folder          N.lock               curl's id; locked while it runs
+#   input-K       the Kth input image                    N.answer, N.headers  the response (N.answer.*: of it)
+#   saved-N       the path of the Nth image              N.outcome, N.errors  how it ended
+#   partials      the files of the previews              RUN-K.*              as N.*: repeated, not replayed
 # The state of a transfer: UNSENT without N.errors; RUNNING while N.lock is held; ANSWERED when N.outcome or
 # N.errors say how curl ended. Else curl was killed: LOST with N.headers, UNSENT if it had not connected.
 
@@ -2396,8 +2390,7 @@ def read_record(path: str, console: Console) -> dict[str, Any] | None:
     """A request or a receipt, empty if unreadable; None for a newer program's, which is left alone."""
     record: dict[str, Any] = {}
     with suppress(OSError, ValueError, TypeError, RecursionError), plain_file(path) as stream:
-        if not hasattr(os, "getuid") or os.fstat(stream.fileno()).st_uid == os.getuid():
-            record = dict(json.load(stream, parse_constant=str))
+        record = dict(json.load(stream, parse_constant=str))
     if record.get("schema", SCHEMA) == SCHEMA:
         return record
     console.warn(f"{path} was made by a newer version of this program and is left alone")
@@ -2445,8 +2438,7 @@ def open_folder(order: Order, console: Console) -> Folder | Receipt:
         except OSError as error:  # better no image than one that is paid for twice
             if is_known and not order.fresh:
                 text = f"the same request waits in {root}, which is unusable here: {reason(error)}"
-                raise Failure("state", text, "Run it where you started it (outside the sandbox); --fresh "
-                              "buys a new one.") from None
+                raise Failure("state", text, "Run it where you started it; --fresh buys a new one.") from None
     problem = ""
     for path in request_homes():
         try:
@@ -2522,9 +2514,9 @@ def make_folder(root: str, order: Order, console: Console) -> Folder:
         "output": identity.output, "endpoint": settings.base_url.value, "parameters": job.parameters})
     return Folder(path, take_lock(os.path.join(path, "owner"), create=True, strict=True), True)
 
-def write_json(path: str, record: Mapping[str, Any], part: str = "") -> None:
-    """Write a file of the journal, whole or not at all. part: its name until then."""
-    part = part or path + ".new"
+def write_json(path: str, record: Mapping[str, Any]) -> None:
+    """Write a file of the journal, whole or not at all."""
+    part = f"{path}.{os.urandom(4).hex()}"  # of this process alone
     with private_file(part, content=json.dumps(record).encode()) as stream:
         stream.flush()
         os.fsync(stream.fileno())
@@ -2569,20 +2561,19 @@ def is_over(entry: os.DirEntry[str], days: int) -> bool:
     return days * DAY < time.time() - entry.stat(follow_symlinks=False).st_mtime < 10 * 365 * DAY
 
 def keep_receipt(folder: Folder, identity: Identity, record: Mapping[str, Any], console: Console) -> None:
-    """Write a command's receipt; an earlier take's stays, for the history. Once a day, old ones go."""
+    """Write a command's receipt; an earlier take's stays, for the history. Old ones go."""
     made = receipts_beside(os.path.dirname(folder.path))
-    path, mark = os.path.join(made, identity.receipt), os.path.join(made, ".pruned")
+    path = os.path.join(made, identity.receipt)
     if (earlier := read_record(path, console)) is None:
         return
     try:
         safe_folder(made, console)
         if earlier and earlier.get("saved") != record["saved"]:  # else from before a kill
             os.rename(path, f"{path[:-5]}-{os.urandom(4).hex()}.json")
-        write_json(path, record, folder.file("receipt"))
-        if not os.path.exists(mark) or abs(time.time() - os.stat(mark).st_mtime) >= DAY:  # there may be many
+        write_json(path, record)
+        with suppress(FileNotFoundError):  # another program removes the same one
             for entry in [each for each in os.scandir(made) if is_over(each, KEEP_RECEIPT_DAYS)]:
                 discard(entry.path)
-            private_file(mark).close()
     except OSError as error:
         console.warn(f"{made} cannot be written ({reason(error)}): the same command will buy another picture")
 
@@ -2623,8 +2614,7 @@ def signal_exit_code(stop: KeyboardInterrupt) -> int:
 def stop_failure(stop: KeyboardInterrupt, folder: Folder) -> Failure:
     """What a signal leaves behind: something to collect, or nothing."""
     code, state = signal_exit_code(stop), folder.state()
-    causes = {INTERRUPTED: "interrupted", UNREAD: "the program that was reading the result has gone"}
-    cause = causes.get(code, "terminated")
+    cause = {INTERRUPTED: "interrupted", UNREAD: "nobody reads the result"}.get(code, "terminated")
     if state == RUNNING or folder.is_paid():
         effect = "the image is still being made" if state == RUNNING else "the server's reply is kept"
         hint = None if code != INTERRUPTED else (  # a person may have changed their mind
@@ -2646,6 +2636,9 @@ class Run(NamedTuple):
     collectable: bool = False  # whether the same command can collect what this one leaves
     calm: Any = None  # of a batch: one number that its processes share, the time until which none may send
 
+late_failure = partial(Failure, "timeout", collectable=True,  # --timeout ends while something is under way
+                       hint="Run the same command again to keep waiting; nothing is bought twice.")
+
 def run_provider(provider: Provider, folder: Folder, run: Run) -> list[Image | Failure]:
     """Send each Request that the provider yields, hand it the Response, and return its Images."""
     paid_steps, response = count(1), None  # those are numbered, so that a replay finds their responses
@@ -2658,9 +2651,7 @@ def run_provider(provider: Provider, folder: Folder, run: Run) -> list[Image | F
                     run.console.percent = int(item.done) if re.fullmatch(r"\d\d?", item.done) else 0
                     rest(min(item.seconds, run.deadline - time.monotonic()), run, item.status)
                 elif isinstance(item, Wait):  # the next run goes on
-                    late = f"task {item.task} is still {item.status or 'running'} after --timeout"
-                    raise Failure("timeout", late, "Run the same command again to keep waiting for it; you "
-                                  "won't be charged twice.", collectable=True)
+                    raise late_failure(f"task {item.task} is still {item.status or 'busy'} after --timeout")
                 else:
                     place = f"{run_name}-{zlib.crc32(as_bytes(item.url))}"  # polling again needs no new files
                     name = place if item.rules.repeatable else str(next(paid_steps))
@@ -2702,8 +2693,6 @@ def send_with_retries(request: Request, exchange: Exchange, run: Run) -> Respons
             return response
         delay = retry_pause(request, failure, response.headers, next(attempts))
         if delay is None or time.monotonic() + delay > run.deadline:
-            if delay is not None:
-                failure.message += f"; the next try would be in {delay:.0f} s, after --timeout has run out"
             raise failure
         run.console.note(f"{failure.message}; trying again in {delay:.1f} s")
         if run.calm and failure.kind == "rate_limit":
@@ -2752,9 +2741,7 @@ def wait_for_twin(twin: Folder, run: Run) -> Receipt | None:
                     fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 if time.monotonic() > run.deadline:
-                    raise Failure("timeout", "the same command is still at work elsewhere after --timeout",
-                                  "Run the same command again to keep waiting; nothing is bought twice.",
-                                  collectable=True)
+                    raise late_failure("the same command is still at work elsewhere after --timeout")
                 rest(0.1, run)
             with suppress(ValueError, TypeError):  # it was killed before it could say how it ended
                 word = dict(json.load(owner))
@@ -2903,11 +2890,9 @@ def read_response(request: Request, exchange: Exchange, outcome: Outcome) -> Res
         headers, document = read_headers(exchange + ".headers"), read_document(path)
         return with_meaning(request, Response(path, outcome.status, headers, *document, request.url))
     except OSError as error:
-        folder = os.path.dirname(path)
-        if request.rules.is_free:
-            raise setup_failure(f"cannot write {folder}: {reason(error)}", "Make room there.") from None
-        raise Failure("disk", f"cannot write the reply in {os.path.dirname(folder)}: {reason(error)}",
-                      collectable=True) from None
+        kind, folder = "config" if request.rules.is_free else "disk", os.path.dirname(path)
+        raise Failure(kind, f"cannot write the reply in {folder}: {reason(error)}",
+                      collectable=kind == "disk") from None
 
 def with_meaning(request: Request, response: Response) -> Response:
     """The response with what it means. Nothing else judges it: driver and providers read this result.
@@ -3109,22 +3094,18 @@ def events_of(stream: BinaryIO, name: str, ranges: Sequence[tuple[int, int]], en
 
 def event_document(stream: BinaryIO) -> tuple[dict[str, Any], bool]:
     """(a stream as one plain response: finished images, else its error, and all events; is it cut off?)."""
-    import hashlib
-    types: dict[bytes, str] = {}  # of the event that brought an image; one of another type repeats it
-    finished, events, usage, error, broken = [], [], None, None, False
+    found: dict[str, list[Image]] = {}  # by the type of their event: those of another type repeat them
+    events, usage, error, broken = [], None, None, False
     for event in read_events(stream):
         data, broken = event.data if isinstance(event.data, dict) else {}, broken or event.broken
         failed = data.get("error") or json_path(data, "response", "error") or (event.type == "error" and data)
         error = failed or error
         if not failed and not event.is_preview:
-            for image in find_images(event.data):
-                digests = (hashlib.sha256(block).digest() for block in blocks_of(image.base64))
-                content = (image.path or image.url).encode() or b"".join(digests)
-                if types.setdefault(content, event.type) == event.type:
-                    finished.append(image)
+            found.setdefault(event.type, []).extend(find_images(event.data))
         usage = data.get("usage") or json_path(data, "response", "usage") or usage
         if event.data is not None:
             events.append({"type": event.type} if event.is_preview else event.data)
+    finished = max(found.values(), key=len, default=[])
     body = {"error": error} if error and not finished else {"data": finished, "usage": usage}
     return {**body, "events": events}, broken
 
@@ -3158,16 +3139,21 @@ def images_in(document: Any) -> tuple[list[Image], bool]:
 
 def find_images(node: Any, depth: int = 12, name: str = "", stray: bool = False) -> list[Image]:
     """The images in a response. name: of the member that holds node. stray: look under unknown names too."""
+    node = inner_json(node) if name in ("resultJson", "body") else node
     if depth and isinstance(node, list):
         return [image for item in node for image in find_images(item, depth - 1, name, stray)]
     if isinstance(node, Image):
         return [node]
+    if name == "b64_json" and node and isinstance(node, (str, Span)):
+        return [Image(base64=node)]
     if stray and isinstance(node, (str, Span)):  # whatever begins like an image; a link needs its suffix
         words = (node.head if isinstance(node, Span) else node.strip()).replace("\\/", "/")
         if re.match(IMAGE_START, words):
             return [Image(base64=node)]
         links = re.findall(r"(?i)https?://[^\s/<>()\"'\\]+/[^\s<>()\"'\\:]*" + IMAGE_END, words)
         return images_in_words(node) or [Image(url=link) for link in dict.fromkeys(links)]
+    if name in ("content", "text") and isinstance(node, (str, Span)):
+        return images_in_words(node)
     if isinstance(node, Span):
         return [Image(base64=node)] if node.is_image() else []
     if isinstance(node, str):
@@ -3179,15 +3165,7 @@ def find_images(node: Any, depth: int = 12, name: str = "", stray: bool = False)
     if not depth or not isinstance(node, dict):
         return []
     names = [key for key in node if not re.search(NO_RESULT, key)] if stray else IMAGE_KEYS
-    return next(filter(None, (images_under(key, node.get(key), depth - 1, stray) for key in names)), [])
-
-def images_under(key: str, value: Any, depth: int, stray: bool) -> list[Image]:
-    """The images in one member of an object."""
-    if key == "b64_json" and value and isinstance(value, (str, Span)):
-        return [Image(base64=value)]
-    if key in ("content", "text") and isinstance(value, (str, Span)) and not stray:
-        return images_in_words(value)
-    return find_images(inner_json(value) if key in ("resultJson", "body") else value, depth, key, stray)
+    return next(filter(None, (find_images(node.get(key), depth - 1, key, stray) for key in names)), [])
 
 def images_in_words(text: str | Span) -> list[Image]:
     """The images that a text with Markdown shows, in their order; a description may hold brackets."""
@@ -3321,9 +3299,8 @@ def refusal_kind(response: Response, error: ServerError) -> str:
 
 def nothing_usable(response: Response) -> str:
     """What arrived instead of an image, shortened."""
-    import html
     if title := re.search(r"(?i)<title[^>]*>([^<]*)", response.text):
-        return f"a web page titled {html.unescape(title[1]).strip()!r}"
+        return f"a web page titled {title[1].strip()!r}"
     events = json_path(response.document, "events")
     content = as_text(response.document if events is None else events or response.text) or response.text
     if re.search(UNQUOTABLE + "|\ufffd", content[:100]):

@@ -10,7 +10,7 @@ from unittest import mock
 from support import program
 
 # Options that curl 7.68 has; nothing else may ever be written.
-OLD_OPTIONS = {"url", "header", "data-binary", "form", "output", "dump-header", "write-out", "max-time",
+OLD_OPTIONS = {"url", "header", "data-binary", "upload-file", "form", "output", "dump-header", "write-out", "max-time",
                "connect-timeout", "silent", "show-error", "request", "globoff", "no-buffer", "proxy", "noproxy",
                "cacert", "proto", "max-filesize"}
 EVIL = ('"\noutput = "evil"\n', '\\"\nurl = "http://evil.invalid"\n', "\r\noutput=evil", "\\\n\\",
