@@ -1822,8 +1822,7 @@ def api_request(settings: Settings, key: str, method: str, path: str, *more: tup
 
 def collect_images(create: Request, response: Response, settings: Settings, wanted: int,
                    templates: Sequence[str] = ()) -> Provider:
-    """The images of a response, fetched where it only links to them; a Failure stands for one that fails.
-    Its task is polled until it has them. templates: the task's possible URLs."""
+    """The images of a response, once its task has them, or their Failures. templates: the task's URLs."""
     from urllib.parse import quote as escaped
     poll = create._replace(method="GET", body=None, form=(), purpose="poll",
                            timeout=min(create.timeout, POLL_TIMEOUT))
@@ -1913,13 +1912,7 @@ def codex(job: Job, settings: Settings, key: KeySource, token: str) -> Provider:
     path = f"/images/{'edits' if job.images else 'generations'}"
     account = [("ChatGPT-Account-ID", key.account)] if key.account else []
     request = api_request(settings, key.value, "POST", path, *account, ("originator", PROGRAM))
-    try:
-        response = yield request._replace(body=body)
-    except Failure as failure:
-        hints = {"key": "Run codex once to renew its sign-in, then run the same command again.",
-                 "blocked": "chatgpt.com refuses some networks, above all data centers; use an API key."}
-        failure.hint = hints.get(failure.kind, failure.hint)
-        raise
+    response = yield request._replace(body=body)
     return (yield from collect_images(request, response, settings, job.n))
 
 def runapi(job: Job, settings: Settings, key: KeySource, token: str) -> Provider:
@@ -2009,8 +2002,7 @@ CURL_FAULTS = {  # what curl's own message, which follows, does not say as well
     35: "the TLS handshake failed: a wrong port, or a proxy in between", 55: "the connection broke",
     56: "the connection broke", 60: "the server's certificate is not trusted",
     TOO_LARGE: "the reply is larger than allowed"}
-EARLY = (2, 3, 5, 6, 7, 35, 60, 77)  # before any of the request could leave this machine
-HOPELESS = (1, 2, 3, 26, 60, 77)  # the next try would fail in the same way
+EARLY, HOPELESS = (2, 3, 5, 6, 7, 35, 60, 77), (1, 2, 3, 26, 60, 77)  # nothing was sent; nor will be
 QUOTE = r"[\"'`\u2018-\u201f\u00ab\u00bb]"
 NO_KEYS = {  # what is not a key -> what is wrong with it; the first that matches counts
     "": "is empty", r".*[\r\n].*": "contains a line break",
@@ -2390,7 +2382,8 @@ def read_record(path: str, console: Console) -> dict[str, Any] | None:
     """A request or a receipt, empty if unreadable; None for a newer program's, which is left alone."""
     record: dict[str, Any] = {}
     with suppress(OSError, ValueError, TypeError, RecursionError), plain_file(path) as stream:
-        record = dict(json.load(stream, parse_constant=str))
+        if not hasattr(os, "getuid") or os.fstat(stream.fileno()).st_uid == os.getuid():
+            record = dict(json.load(stream, parse_constant=str))
     if record.get("schema", SCHEMA) == SCHEMA:
         return record
     console.warn(f"{path} was made by a newer version of this program and is left alone")
@@ -2524,15 +2517,11 @@ def write_json(path: str, record: Mapping[str, Any]) -> None:
 
 def find_receipt(root: str, identity: Identity, console: Console) -> Receipt | None:
     """The receipt of a finished command, if its pictures are still there."""
-    record = read_receipt(os.path.join(receipts_beside(root), identity.receipt), console)
+    record = read_receipt(os.path.join(os.path.dirname(root), "made", identity.receipt), console)
     receipt = checked_receipt(record) if record else None
     if record and not receipt:
         console.warn("a picture that this command made before is gone or was changed")
     return receipt
-
-def receipts_beside(root: str) -> str:
-    """The folder of the receipts that belong to a folder of requests."""
-    return os.path.join(os.path.dirname(root), "made")
 
 def read_receipt(path: str, console: Console) -> dict[str, Any]:
     """The record in a receipt; empty if it is not there or cannot be used."""
@@ -2562,7 +2551,7 @@ def is_over(entry: os.DirEntry[str], days: int) -> bool:
 
 def keep_receipt(folder: Folder, identity: Identity, record: Mapping[str, Any], console: Console) -> None:
     """Write a command's receipt; an earlier take's stays, for the history. Old ones go."""
-    made = receipts_beside(os.path.dirname(folder.path))
+    made = os.path.join(os.path.dirname(os.path.dirname(folder.path)), "made")
     path = os.path.join(made, identity.receipt)
     if (earlier := read_record(path, console)) is None:
         return
@@ -3260,6 +3249,8 @@ def answer_failure(request: Request, response: Response) -> Failure:
         billed, hint = "no", f"The base URL may be missing /v1. Try: --base-url {base}/v1"
     elif "Transparent background is not supported" in error.message:
         hint = "Leave --background out, or try --model gpt-image-2.5-flare."
+    elif kind == "key" and ("originator", PROGRAM) in request.headers:
+        hint = "Run codex once to renew its sign-in, then run the same command again."
     elif kind == "key" and not any(re.search(SECRET_HEADER, name) for name, _ in request.headers):
         hint = "No key is set: set GPT_IMAGE2_API_KEY, or run: " + own_command("config --init")
     elif KINDS[kind].retryable and seconds > 60:
@@ -4332,8 +4323,8 @@ def forget_requests(wanted: str, console: Console) -> None:
 
 def show_history(most: int, page: str, console: Console) -> None:
     """What was made, the newest last, and what it cost."""
-    folders = filter(os.path.isdir, map(receipts_beside, journal_roots(console)))
-    paths = [os.path.join(folder, name) for folder in folders for name in os.listdir(folder)]
+    walks = (os.walk(os.path.join(os.path.dirname(root), "made")) for root in journal_roots(console))
+    paths = [os.path.join(folder, name) for folder, _, names in chain(*walks) for name in names]
     found = [read_receipt(path, console) for path in paths if path.endswith(".json")]
     records = sorted(filter(None, found), key=lambda record: record["time"])
     since = {"today": time.strftime("%Y-%m-%d"), "30 days": local_time(time.time() - 30 * DAY), "all": ""}
