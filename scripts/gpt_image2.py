@@ -77,6 +77,7 @@ if TYPE_CHECKING:
     Price = Optional[tuple[float, float]]  # the least and the most, in US dollars; None where it is unknown
     Action = Callable[[], None]
     Row = list[bytes]  # of a picture, in 8 bits: its red, green, blue and alpha
+    Exchange = str  # the path that all files of one transfer begin with; the journal lists their suffixes
     Provider = Generator["Request | Wait", "Response", list["Image | Failure"]]
 
 # ---- Limits and defaults -------------------------------------------------------------------------
@@ -170,7 +171,7 @@ KINDS = {  # before anything is sent, and on the way; then the server refused; t
     "gateway": Kind(NO_ANSWER, "maybe", "ask", "The gateway gave up: try --stream or a lower --quality."),
     **dict.fromkeys(("server", "no_image", "broken_image"), Kind(
         NO_ANSWER, "maybe", "ask", "Check the account's usage before you run the command again.")),
-    "web_page": Kind(NO_ANSWER, "maybe", "fix", "Check --base-url: it should end in /v1."),
+    "web_page": Kind(NO_ANSWER, "maybe", "fix", "Check --base-url: it points at a website, not an API."),
     "place": Kind(NO_ANSWER, "yes", "stop", "Tell the people who run the service. " + BUYS_AGAIN),
     # The image exists or is being made: the same command continues from there. The first three are purposes.
     **dict.fromkeys(("poll", "result"), Kind(NO_ANSWER, "maybe", "again")),
@@ -383,10 +384,6 @@ class Image(NamedTuple):
     url: str = ""  # perhaps relative to the answer's own
     base64: Span | str = ""
     path: str = ""
-
-    def is_relative(self) -> bool:
-        """Whether it is an address without a host."""
-        return bool(self.url) and not re.match(r"(?i)https?:", self.url)
 
 class ServerError(NamedTuple):
     """The error inside an answer, whatever its envelope."""
@@ -1951,15 +1948,13 @@ def openai(job: Job, settings: Settings, key: KeySource, token: str) -> Provider
     try:  # text first, as in the official SDK
         response = yield request._replace(form=(*texts, *files)) if files else request._replace(body=body)
     except Failure as failure:  # in 2026 relays refused an edit only because of `image` or `image[]`
-        status, text = failure.http_status, failure.server_text
-        is_its_name = ("Invalid type for 'image" in text or (
-            "'image" in text and failure.code == "duplicate_parameter")) if status == 400 else (
-                status == 422 and failure.kind == "refused" and re.search(r"\bimage\b", text))
-        if not files or not is_its_name:
+        signs = {400: "(Invalid type for|Duplicate parameter:) 'image", 422: r"\bimage\b"}
+        sign = signs.get(failure.http_status) if files and failure.kind == "refused" else None
+        if not sign or not re.search(sign, failure.server_text):
             raise
         files = [file._replace(name=other) if file.name == field else file for file in files]
         response = yield request._replace(form=(*texts, *files))  # a refused one is not billed
-    return (yield from collect_images(request, response, settings, job.n, []))
+    return (yield from collect_images(request, response, settings, job.n))
 
 def api_request(settings: Settings, key: str, method: str, path: str, *more: tuple[str, str]) -> Request:
     """A request to the configured endpoint, with its key, extra headers and more headers."""
@@ -1980,9 +1975,8 @@ def api_request(settings: Settings, key: str, method: str, path: str, *more: tup
                    allow_http=settings.allow_http.value, tasks=bool(settings.poll_url.value))
 
 def collect_images(create: Request, response: Response, settings: Settings, wanted: int,
-                   templates: list[str]) -> Provider:
-    """The images of a response, fetched where it only links to them; a Failure stands for one that fails.
-    Its task is polled until it has them. templates: the task's possible URLs; a missing one is removed."""
+                   templates: Sequence[str] = ()) -> Provider:
+    """The images of a response, once its task has them, or their Failures. templates: the task's URLs."""
     from urllib.parse import quote as escaped
     poll = create._replace(method="GET", body=None, form=(), purpose="poll",
                            timeout=min(create.timeout, POLL_TIMEOUT))
@@ -2006,8 +2000,7 @@ def collect_images(create: Request, response: Response, settings: Settings, want
             response = yield poll._replace(url=urls[0])
         except Failure as failure:
             if failure.http_status == 404 and len(urls) > 1:
-                gone = urls.pop(0)
-                templates[:] = [each for each in templates if not gone.startswith(each.partition("{id}")[0])]
+                del urls[0]
             elif failure.http_status and failure.http_status != 429 and failure.http_status < 500:
                 raise  # anything else says nothing about the task
     url = url_on_host(task_field(response.document, ("response_url",)), create.url)
@@ -2023,46 +2016,44 @@ def collect_images(create: Request, response: Response, settings: Settings, want
 
 def url_on_host(url: str, base: str) -> str:
     """The absolute URL if it leads to base's host, else an empty text: a key never follows it elsewhere."""
-    origin = (ORIGIN.match(base) or ["no host"])[0]
-    if url.startswith("/"):
-        url = (origin.partition("//")[0] if url.startswith("//") else origin) + url
-    is_clean = not re.search(r"[\s\\\x00-\x20\x7f-\x9f]", url)
-    return url if is_clean and url.startswith((origin + "/", origin + "?")) else ""
+    address, origin = web_address(url, base), (ORIGIN.match(base) or ["no host"])[0]
+    return address if url and address.startswith((origin + "/", origin + "?")) else ""
 
 def fetch_image(image: Image, response: Response, create: Request,
                 settings: Settings) -> Generator[Request | Wait, Response, Image | Failure]:
     """The image at a URL, fetched without the key, then with it if the endpoint itself asks for it."""
-    from urllib.parse import urljoin
     try:
-        if re.search(r"[\\\x00-\x1f\x7f-\x9f]", image.url):
-            raise ValueError
-        base = (response.url or create.url) if image.is_relative() else ""
-        request = download(web_address(urljoin(base, image.url)), settings)
+        request = download(image.url, settings, base=response.url or create.url)
         try:
             return Image(path=(yield request).path)
         except Failure as failure:
             if failure.http_status not in (401, 403) or not url_on_host(request.url, create.url):
                 raise
         return Image(path=(yield request._replace(headers=create.headers)).path)
-    except ValueError:
-        return Failure("broken_image", f"the address of an image is not a URL: {image.url}")
     except Failure as failure:
         return failure
 
-def web_address(url: str) -> str:
-    """A URL as curl wants it: scheme in lower case, no spaces."""
-    return re.sub("^[^:]*", lambda scheme: scheme.group().lower(), url).replace(" ", "%20")
+def web_address(url: str, base: str = "") -> str:
+    """A URL, joined to its base, as curl wants it: scheme in lower case, no spaces; "" if it is none."""
+    from urllib.parse import urljoin
+    with suppress(ValueError):
+        if not re.search(r"[\\\x00-\x1f\x7f-\x9f]", url):
+            url = urljoin(base, url).replace(" ", "%20")
+            return re.sub("^[^:]*", lambda scheme: scheme.group().lower(), url)
+    return ""
 
-def download(url: str, settings: Settings, named_by: str = "") -> Request:
+def download(url: str, settings: Settings, named_by: str = "", base: str = "") -> Request:
     """A request for a file anywhere, without the key. named_by: the URL that named it, else the endpoint."""
-    check_address(url, named_by or settings.base_url.value)
+    url = checked_address(url, named_by or settings.base_url.value, base)
     return Request("GET", url, purpose="download", timeout=min(DOWNLOAD_TIMEOUT, settings.timeout.value),
         proxy=settings.proxy.value, cacert=settings.cacert.value, allow_http=settings.allow_http.value)
 
-def check_address(url: str, named_by: str) -> None:
-    """Refuse the address of a result for good: trying again cannot fix it."""
-    if fault := address_fault(url, named_by):
+def checked_address(url: str, named_by: str, base: str) -> str:
+    """The web address of a result. One that its server must not name is refused for good."""
+    address = web_address(url, base)
+    if fault := address_fault(address, named_by):
         raise Failure("place", f"the image's address {url} {fault}")
+    return address
 
 def codex(job: Job, settings: Settings, key: KeySource, token: str) -> Provider:
     """The images endpoints behind a ChatGPT sign-in, as the Codex command line uses them: JSON, edits too."""
@@ -2075,14 +2066,8 @@ def codex(job: Job, settings: Settings, key: KeySource, token: str) -> Provider:
     path = f"/images/{'edits' if job.images else 'generations'}"
     account = [("ChatGPT-Account-ID", key.account)] if key.account else []
     request = api_request(settings, key.value, "POST", path, *account, ("originator", PROGRAM))
-    try:
-        response = yield request._replace(body=body)
-    except Failure as failure:
-        hints = {"key": "Run codex once to renew its sign-in, then run the same command again.",
-                 "blocked": "chatgpt.com refuses some networks, above all data centers; use an API key."}
-        failure.hint = hints.get(failure.kind, failure.hint)
-        raise
-    return (yield from collect_images(request, response, settings, job.n, []))
+    response = yield request._replace(body=body)
+    return (yield from collect_images(request, response, settings, job.n))
 
 def runapi(job: Job, settings: Settings, key: KeySource, token: str) -> Provider:
     """RunAPI: upload; then for each image create a task, wait and fetch it. token: the same in every run."""
@@ -2096,13 +2081,12 @@ def runapi(job: Job, settings: Settings, key: KeySource, token: str) -> Provider
     folder = {"gpt-image-1.5": "gpt_image"}.get(family, re.sub(r"[-.]", "_", family))
     # Two ways to ask for the same, as (path, model): its pages' way, then its SDKs'.
     dialects = [(f"/v1/{action}", f"{job.model}-{long}"), (f"/api/v1/{folder}/{action}", job.model)]
-    templates: list[str] = []
     results: list[Image | Failure] = []
     for take in range(1, job.n + 1):
         try:
             create, response = yield from runapi_create(body, settings, key, f"{token}-{take}", dialects)
-            templates = templates or [create.url + "/{id}", root + "/api/v1/tasks/{id}",
-                                      f"{root}/api/v1/gpt_image_2/{action}/{{id}}"]
+            templates = [create.url + "/{id}", root + "/api/v1/tasks/{id}",
+                         f"{root}/api/v1/gpt_image_2/{action}/{{id}}"]
             results += yield from collect_images(create, response, settings, 1, templates)
         except Failure as failure:
             if failure.collectable or (take == 1 and failure.kind not in ("task_failed", "moderation")):
@@ -2138,25 +2122,19 @@ def runapi_upload(image: Upload, settings: Settings, key: str) -> Generator[Requ
     if image.origin == "url":
         return image.path
     request = api_request(settings, key, "POST", "/api/v1/files")._replace(purpose="upload")
-    mime, name = f"image/{image.picture.format}", f"image.{image.picture.format}"
-    prepare = {"filename": name, "byte_size": image.bytes, "checksum": image.checksum, "content_type": mime}
-    try:
-        response = yield request._replace(url=request.url + "/prepare", body=prepare)
-    except Failure as failure:
-        if failure.http_status not in (404, 405):
-            raise
-        source = {"type": "base64", "data": DataUrl(image.path)}  # the older way: all in one JSON body
-        response = yield request._replace(body={"source": source, "file_name": name})
-    else:
-        url = as_text(json_path(response.document, "upload_url"))
-        headers = json_path(response.document, "headers")
-        pairs = [(name, as_text(item)) for name, item in headers.items()] if isinstance(headers, dict) else []
-        bad = any(header_fault(name, text) for name, text in pairs if name.lower() != "content-type")
-        if bad or re.search(r"[\s\x00-\x20\x7f-\x9f]", url) or address_fault(url, request.url):
-            raise Failure("upload", "the upload reply has no usable address: " + nothing_usable(response))
-        yield request._replace(method="PUT", url=url, headers=tuple(pairs), file=image.path)  # without key
-        signed_id = json_path(response.document, "signed_id")
-        response = yield request._replace(url=request.url + "/confirm", body={"signed_id": signed_id})
+    suffix = image.picture.format
+    prepare = {"filename": f"image.{suffix}", "byte_size": image.bytes, "checksum": image.checksum,
+               "content_type": f"image/{suffix}"}
+    response = yield request._replace(url=request.url + "/prepare", body=prepare)
+    ticket = response.document
+    url, headers = as_text(json_path(ticket, "upload_url")), json_path(ticket, "headers")
+    pairs = [(name, as_text(item)) for name, item in headers.items()] if isinstance(headers, dict) else []
+    bad = any(header_fault(name, text) for name, text in pairs if name.lower() != "content-type")
+    if bad or re.search(r"[\s\x00-\x20\x7f-\x9f]", url) or address_fault(url, request.url):
+        raise Failure("upload", "the upload reply has no usable address: " + nothing_usable(response))
+    yield request._replace(method="PUT", url=url, headers=tuple(pairs), file=image.path)  # without key
+    confirm = {"signed_id": json_path(ticket, "signed_id")}
+    response = yield request._replace(url=request.url + "/confirm", body=confirm)
     url = task_field(response.document, ("url",))
     if not re.match(r"https?://", url):
         raise Failure("upload", "the upload did not return a URL: " + nothing_usable(response))
@@ -2171,18 +2149,14 @@ STOPPED, TOO_LARGE = -1, 63
 # Curl's exit codes: its man page, read 2026-11-01. For others its own message must do. STOPPED: by a signal.
 CURL_KINDS = {**dict.fromkeys((1, 3, 77), "config"), 2: "curl", 23: "disk", 26: "input", 28: "timeout",
               **dict.fromkeys((35, 60), "tls")}  # all others: network
-CURL_FAULTS = {
+CURL_FAULTS = {  # what curl's own message, which follows, does not say as well
     STOPPED: "curl was stopped", 65: "the request would have to be repeated, which could charge you twice",
-    1: "curl does not support this kind of URL", 23: "the reply could not be written to disk",
-    2: "curl rejected its options; it may be too old", 52: "the server closed the connection without a reply",
-    3: "curl rejected the URL", 5: "cannot find the proxy", 18: "the reply was cut off",
-    6: "cannot find the server", 26: "an input file could not be read", 28: "could not connect in time",
-    7: "no server is listening there", 35: "the TLS handshake failed: a wrong port, or a proxy in between",
-    8: "the server there does not speak HTTP", 55: "the connection broke while sending",
-    56: "the connection broke while waiting for the reply", 60: "the server's certificate is not trusted",
-    TOO_LARGE: "the reply is larger than allowed", 77: "the file named as cacert cannot be read"}
-EARLY = (2, 3, 5, 6, 7, 35, 60, 77)  # before any of the request could leave this machine
-HOPELESS = (1, 2, 3, 26, 60, 77)  # the next try would fail in the same way
+    6: "cannot find the server", 7: "no server is listening there", 8: "the server there does not speak HTTP",
+    18: "the reply was cut off", 23: "the disk is full", 28: "could not connect in time",
+    35: "the TLS handshake failed: a wrong port, or a proxy in between", 55: "the connection broke",
+    56: "the connection broke", 60: "the server's certificate is not trusted",
+    TOO_LARGE: "the reply is larger than allowed"}
+EARLY, HOPELESS = (2, 3, 5, 6, 7, 35, 60, 77), (1, 2, 3, 26, 60, 77)  # nothing was sent; nor will be
 QUOTE = r"[\"'`\u2018-\u201f\u00ab\u00bb]"
 NO_KEYS = {  # what is not a key -> what is wrong with it; the first that matches counts
     "": "is empty", r".*[\r\n].*": "contains a line break",
@@ -2193,17 +2167,9 @@ NO_KEYS = {  # what is not a key -> what is wrong with it; the first that matche
         "is only a placeholder: put the real key there",
     r"(?i:bearer\s.*)|[A-Z_\d]+_KEY=.*": "starts with another word: leave only the key",
     r".*[^\x21-\x7e].*": "contains a space or a character that is not ASCII"}
-# Codex's words, read in 0.169. It sets CODEX_SANDBOX_NETWORK_DISABLED where a command has no network.
+NO_NETWORK = "CODEX_SANDBOX_NETWORK_DISABLED"  # set by Codex for such a command; its words, read in 0.169:
 SANDBOX = ("In a sandbox, ask for access or run outside it (Codex: sandbox_permissions require_escalated; or "
            'sandbox_mode = "workspace-write", and network_access = true under [sandbox_workspace_write]).')
-
-class Exchange(NamedTuple):
-    """The files of one transfer, side by side in the command's folder."""
-    base: str  # for paid steps it ends with a number, for repeatable ones with a name from their run
-
-    def file(self, name: str) -> str:
-        """The path of one of them; the journal's table lists the names."""
-        return f"{self.base}.{name}"
 
 class Outcome(NamedTuple):
     """What curl reported of one transfer."""
@@ -2241,20 +2207,18 @@ def curl_config(request: Request, exchange: Exchange) -> str:
              ("max-time", f"{request.timeout:.3f}"), ("max-filesize", str(request.most_bytes))]
     lines += [("noproxy", "*")] if is_local else [("proxy", request.proxy)] if request.proxy else []
     lines += [("cacert", os.path.abspath(os.path.expanduser(request.cacert)))] if request.cacert else []
-    lines += [("url", request.url), ("dump-header", exchange.file("headers")), ("header", "Expect:"),
-              ("no-buffer", ""), ("output", exchange.file("answer")), ("header", "Accept-Encoding: identity")]
+    lines += [("url", request.url), ("dump-header", exchange + ".headers"), ("header", "Expect:"),
+              ("no-buffer", ""), ("output", exchange + ".answer"), ("header", "Accept-Encoding: identity")]
     for name, value in request.headers:
         if CONTROL.search(name + value):  # it would start a second header
             raise setup_failure(f"the header {one_line(name)} contains a control character")
         lines.append(("header", f"{name}: {value}"))
     if request.body is not None:
-        lines += [("header", "Content-Type: application/json"), ("data-binary", "@" + exchange.file("body"))]
+        lines += [("header", "Content-Type: application/json"), ("data-binary", "@" + exchange + ".body")]
     elif request.file:
-        lines += [("request", request.method), ("data-binary", "@" + request.file)]
-        if not any(name.lower() == "content-type" for name, _ in request.headers):
-            lines.append(("header", "Content-Type:"))
+        lines.append(("upload-file", request.file))  # a PUT
     for number, part in enumerate(request.form):  # each text from a file too: curl interprets none
-        content = f"<{quote_path(exchange.file(f'field-{number}'))}"
+        content = f"<{quote_path(f'{exchange}.field-{number}')}"
         if part.path:
             name = f"{part.name.rstrip('[]')}-{number}.{part.content_type.split('/')[-1]}"
             content = f'@{quote_path(part.path)};filename="{name}";type={part.content_type}'
@@ -2321,18 +2285,18 @@ def start_curl(request: Request, exchange: Exchange, secrets: Sequence[str]) -> 
         texts["body"] = json.dumps(request.body, ensure_ascii=False, default=lambda file: (
             file.prefix + base64.b64encode(content_of(file.path)).decode("ascii")))  # of a DataUrl
     for name, text in texts.items():
-        private_file(exchange.file(name), content=text.encode("utf-8")).close()
+        private_file(f"{exchange}.{name}", content=text.encode("utf-8")).close()
     if request.purpose == "create":
-        private_file(exchange.file("create")).close()
+        private_file(exchange + ".create").close()
     room = b" " * 4096  # for how it ended, on a disk that is full by then
-    lock = take_lock(exchange.file("lock"), create=True)  # others only test it
+    lock = take_lock(exchange + ".lock", create=True)  # others only test it
     more: dict[str, Any] = {} if lock is None or lock == NO_LOCKS else {
         "pass_fds": (lock,), "preexec_fn": partial(detach_from_tree, lock)}
     try:
         # tempfile's own search for a folder leaves a probe file behind if we are killed.
-        with tempfile.TemporaryFile(dir=os.path.dirname(exchange.base)) as config, \
-                private_file(exchange.file("outcome"), content=room) as outcome, \
-                private_file(exchange.file("errors"), content=room) as errors:
+        with tempfile.TemporaryFile(dir=os.path.dirname(exchange)) as config, \
+                private_file(exchange + ".outcome", content=room) as outcome, \
+                private_file(exchange + ".errors", content=room) as errors:
             config.write(as_bytes(curl_config(request, exchange)))
             for file in (outcome, errors, config):
                 file.seek(0)  # writes it out; the child shares the offset
@@ -2356,15 +2320,15 @@ def stop_curl(child: Popen[bytes] | None, exchange: Exchange) -> None:
     while is_running(child, exchange):
         if child is not None:
             child.terminate()
-        with suppress(OSError, ValueError), plain_file(exchange.file("lock")) as stream:
+        with suppress(OSError, ValueError), plain_file(exchange + ".lock") as stream:
             os.kill(int(stream.read()), signal.SIGTERM)
         time.sleep(0.01)
 
 def read_outcome(exchange: Exchange) -> Outcome:
     """What curl's files say; the exit code is in its error message, so that any process can read it."""
-    fields = content_of(exchange.file("outcome")).decode("ascii", "replace").split()
-    errors = content_of(exchange.file("errors"))[:4000].decode("utf-8", "replace").replace("\r\n", "\n")
-    errors = errors.replace(os.path.dirname(exchange.base) + os.sep, "")  # some curls name it
+    fields = content_of(exchange + ".outcome").decode("ascii", "replace").split()
+    errors = content_of(exchange + ".errors")[:4000].decode("utf-8", "replace").replace("\r\n", "\n")
+    errors = errors.replace(os.path.dirname(exchange) + os.sep, "")  # some curls name it
     exit_code, message = 0 if len(fields) >= 5 else -9, ""
     if match := re.search(r"(?m)^(?:curl: )*\((\d+)\) ?(.*)", errors):  # 7.74: `(23) ...` on a full disk
         exit_code, message = int(match.group(1)), match.group(2)
@@ -2373,8 +2337,8 @@ def read_outcome(exchange: Exchange) -> Outcome:
     if len(fields) < 5:  # half a write-out line or none: a usage error, or curl was killed
         return Outcome(exit_code, 0, 0, exit_code not in (2, 26), message)
     # curl 8.14 does not report a full disk. An unpacked answer is hardly ever shorter than it was.
-    if not exit_code and os.path.exists(exchange.file("answer")) and (
-            float(fields[4]) > os.path.getsize(exchange.file("answer")) * 1.01 + 100):
+    if not exit_code and os.path.exists(exchange + ".answer") and (
+            float(fields[4]) > os.path.getsize(exchange + ".answer") * 1.01 + 100):
         exit_code = 23
     # What was sent has a time and a size; 8.23 gives a time to what was not, 7.x a size to a proxy's CONNECT.
     sent = float(fields[3]) > 0 and (len(fields) < 6 or float(fields[5]) > 0)  # 5: an older version wrote it
@@ -2399,11 +2363,9 @@ def transport_failure(outcome: Outcome, request: Request) -> Failure | None:
     if code == 28 and outcome.sent:
         sentence = f"no reply within {request.timeout:g} s"
     never_sent = not outcome.sent or code in EARLY
-    hint = None
-    if never_sent and kind in ("network", "timeout"):
-        closed = network_is_closed(request.url)
-        hint = "Nothing was sent" + (f": there is no network here. {SANDBOX}" if closed else (
-            ". Check --base-url, the network and the proxy, then run the same command again."))
+    advice = f"there is no network here. {SANDBOX}" if environment(NO_NETWORK) else (
+        "check --base-url, the network and the proxy, then run the same command again.")
+    hint = f"Nothing was sent: {advice}" if never_sent and kind in ("network", "timeout") else None
     message = f"{host}: {sentence} (curl {outcome.exit_code}): {outcome.message}".rstrip(": ")
     billed = "no" if never_sent or request.rules.is_free else "maybe"
     kept = kind == "disk" and billed == "maybe"
@@ -2411,29 +2373,16 @@ def transport_failure(outcome: Outcome, request: Request) -> Failure | None:
                    never_sent and code not in HOPELESS, "ask" if billed == "maybe" else "",
                    collectable=kept, http_status=outcome.status)
 
-def network_is_closed(url: str) -> bool:
-    """Whether this machine reaches no other, as in a sandbox. Connecting a datagram socket sends nothing."""
-    import socket
-    closed = bool(environment("CODEX_SANDBOX_NETWORK_DISABLED"))
-    if closed or is_loopback(url):
-        return closed
-    for family, host in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):  # RFC 5737, 3849
-        with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect((host, 9))
-            return False
-    return True
-
 # ---- Journal: unfinished requests survive everything, finished ones are remembered --------------
 # requests/FINGERPRINT-RANDOM: a folder for each command, half removed without owner; .lock guards making and
-# adopting. made/FINGERPRINT-OUTPUT.json: the receipt of a finished command; .pruned: when old ones went.
+# adopting. made/FINGERPRINT-OUTPUT.json: the receipt of a finished command.
 #   request.json  the request without a key; its schema  N.create             the Nth paid step is for images
 #   owner         locked by its program; how that ended  N.body, N.field-K    what is sent
-#   receipt       a receipt before it gets its name      N.lock               curl's id; locked while it runs
-#   droppable     --fresh may remove the folder          N.answer, N.headers  the response (N.answer.*: of it)
-#   input-K       the Kth input image                    N.outcome, N.errors  how it ended
-#   saved-N       the path of the Nth image              RUN-K.*              as N.*: repeated, not replayed
-#   saved-N-exact the same, with --mask-exact            mask                 one that was made here
-#   partials      the files of the previews              result               an image before --mask-exact
+#   droppable     --fresh may remove the folder          N.lock               curl's id; locked while it runs
+#   input-K       the Kth input image                    N.answer, N.headers  the response (N.answer.*: of it)
+#   saved-N       the path of the Nth image              N.outcome, N.errors  how it ended
+#   saved-N-exact the same, with --mask-exact            RUN-K.*              as N.*: repeated, not replayed
+#   partials      the files of the previews              mask, result         made here; before --mask-exact
 # The state of a transfer: UNSENT without N.errors; RUNNING while N.lock is held; ANSWERED when N.outcome or
 # N.errors say how curl ended. Else curl was killed: LOST with N.headers, UNSENT if it had not connected.
 
@@ -2464,7 +2413,7 @@ class Folder(NamedTuple):
     def transfers(self) -> list[tuple[Exchange, str]]:
         """The transfers that ask for images and were begun, each with its state."""
         steps = sorted(int(name[:-7]) for name in os.listdir(self.path) if re.fullmatch(r"\d+\.create", name))
-        return [(exchange := Exchange(self.file(str(step))), exchange_state(exchange)) for step in steps]
+        return [(exchange := self.file(str(step)), exchange_state(exchange)) for step in steps]
 
     def state(self) -> str:
         """RUNNING while images are being made, else LOST or ANSWERED; UNSENT when nothing was sent."""
@@ -2478,7 +2427,7 @@ class Folder(NamedTuple):
 
     def answers(self) -> list[str]:
         """The files of responses that may hold an image: not refused, not endless."""
-        ended = [(exchange.file("answer"), read_outcome(exchange)) for exchange, state in self.transfers()
+        ended = [(exchange + ".answer", read_outcome(exchange)) for exchange, state in self.transfers()
                  if state in (ANSWERED, LOST)]
         return [path for path, outcome in ended if outcome.status < 300 and outcome.exit_code != TOO_LARGE
                 and os.path.exists(path) and os.path.getsize(path)]
@@ -2575,10 +2524,9 @@ def make_private(path: str) -> None:
 
 def safe_folder(path: str, console: Console) -> str:
     """A folder of the journal, made if it is missing. OSError when others could tamper with it."""
-    if is_safe(path, console):  # as far as it exists
-        make_private(path)
-    if not is_safe(path, console):
+    if not is_safe(path, console):  # as far as it exists
         raise OSError("others can change it")
+    make_private(path)
     return path
 
 def journal_roots(console: Console) -> list[str]:
@@ -2642,8 +2590,7 @@ def open_folder(order: Order, console: Console) -> Folder | Receipt:
         except OSError as error:  # better no image than one that is paid for twice
             if is_known and not order.fresh:
                 text = f"the same request waits in {root}, which is unusable here: {reason(error)}"
-                raise Failure("state", text, "Run it where you started it (outside the sandbox); --fresh "
-                              "buys a new one.") from None
+                raise Failure("state", text, "Run it where you started it; --fresh buys a new one.") from None
     problem = ""
     for path in request_homes():
         try:
@@ -2719,9 +2666,9 @@ def make_folder(root: str, order: Order, console: Console) -> Folder:
         "output": identity.output, "endpoint": settings.base_url.value, "parameters": job.parameters})
     return Folder(path, take_lock(os.path.join(path, "owner"), create=True, strict=True), True)
 
-def write_json(path: str, record: Mapping[str, Any], part: str = "") -> None:
-    """Write a file of the journal, whole or not at all. part: its name until then."""
-    part = part or path + ".new"
+def write_json(path: str, record: Mapping[str, Any]) -> None:
+    """Write a file of the journal, whole or not at all."""
+    part = f"{path}.{os.urandom(4).hex()}"  # of this process alone
     with private_file(part, content=json.dumps(record).encode()) as stream:
         stream.flush()
         os.fsync(stream.fileno())
@@ -2729,7 +2676,7 @@ def write_json(path: str, record: Mapping[str, Any], part: str = "") -> None:
 
 def find_receipt(root: str, identity: Identity, console: Console) -> Receipt | None:
     """The receipt of a finished command, if its pictures are still there."""
-    path = os.path.join(receipts_beside(root), identity.receipt)
+    path = os.path.join(os.path.dirname(root), "made", identity.receipt)
     record = read_receipt(path, console)
     receipt = checked_receipt(record) if record else None
     if record and not receipt:
@@ -2738,10 +2685,6 @@ def find_receipt(root: str, identity: Identity, console: Console) -> Receipt | N
             file.picture[1:] != identity.edges for file in receipt.saved):
         return None  # nothing can be put back into it
     return receipt and receipt._replace(path=path)
-
-def receipts_beside(root: str) -> str:
-    """The folder of the receipts that belong to a folder of requests."""
-    return os.path.join(os.path.dirname(root), "made")
 
 def read_receipt(path: str, console: Console) -> dict[str, Any]:
     """The record in a receipt; empty if it is not there or cannot be used."""
@@ -2760,9 +2703,8 @@ def checked_receipt(record: Mapping[str, Any]) -> Receipt | None:
     saved = [Saved(item["path"], item["bytes"], Picture(item["format"], item["width"], item["height"]),
                    item["mtime_ns"]) for item in record["saved"]]
     with suppress(OSError, ValueError):
-        states = [os.stat(file.path) for file in saved]
-        found = [(stat.S_ISREG(each.st_mode), each.st_size, each.st_mtime_ns) for each in states]
-        if saved and found == [(True, file.bytes, file.mtime_ns) for file in saved]:
+        found = [(each.st_size, each.st_mtime_ns) for each in (os.stat(file.path) for file in saved)]
+        if saved and found == [(file.bytes, file.mtime_ns) for file in saved]:
             return Receipt(record, saved)
     return None
 
@@ -2771,33 +2713,32 @@ def is_over(entry: os.DirEntry[str], days: int) -> bool:
     return days * DAY < time.time() - entry.stat(follow_symlinks=False).st_mtime < 10 * 365 * DAY
 
 def keep_receipt(folder: Folder, identity: Identity, record: Mapping[str, Any], console: Console) -> None:
-    """Write a command's receipt; an earlier take's stays, for the history. Once a day, old ones go."""
-    made = receipts_beside(os.path.dirname(folder.path))
-    path, mark = os.path.join(made, identity.receipt), os.path.join(made, ".pruned")
+    """Write a command's receipt; an earlier take's stays, for the history. Old ones go."""
+    made = os.path.join(os.path.dirname(os.path.dirname(folder.path)), "made")
+    path = os.path.join(made, identity.receipt)
     if (earlier := read_record(path, console)) is None:
         return
     try:
         safe_folder(made, console)
         if earlier and earlier.get("saved") != record["saved"]:  # else from before a kill
             os.rename(path, f"{path[:-5]}-{os.urandom(4).hex()}.json")
-        write_json(path, record, folder.file("receipt"))
-        if not os.path.exists(mark) or abs(time.time() - os.stat(mark).st_mtime) >= DAY:  # there may be many
+        write_json(path, record)
+        with suppress(FileNotFoundError):  # another program removes the same one
             for entry in [each for each in os.scandir(made) if is_over(each, KEEP_RECEIPT_DAYS)]:
                 discard(entry.path)
-            private_file(mark).close()
     except OSError as error:
         console.warn(f"{made} cannot be written ({reason(error)}): the same command will buy another picture")
 
 def exchange_state(exchange: Exchange) -> str:
     """The state of a transfer, as the journal's comment says."""
-    if not os.path.exists(exchange.file("errors")):
+    if not os.path.exists(exchange + ".errors"):
         return UNSENT
-    if (lock := take_lock(exchange.file("lock"))) is None:
+    if (lock := take_lock(exchange + ".lock")) is None:
         return RUNNING
     release(lock)
-    if any(content_of(exchange.file(name)).strip() for name in ("outcome", "errors")):  # not only blanks
+    if any(content_of(f"{exchange}.{name}").strip() for name in ("outcome", "errors")):  # not only blanks
         return ANSWERED
-    return LOST if os.path.exists(exchange.file("headers")) else UNSENT
+    return LOST if os.path.exists(exchange + ".headers") else UNSENT
 
 def unfinished_commands(console: Console) -> list[dict[str, Any]]:
     """What `config` shows of every unfinished command, oldest first."""
@@ -2825,8 +2766,7 @@ def signal_exit_code(stop: KeyboardInterrupt) -> int:
 def stop_failure(stop: KeyboardInterrupt, folder: Folder) -> Failure:
     """What a signal leaves behind: something to collect, or nothing."""
     code, state = signal_exit_code(stop), folder.state()
-    causes = {INTERRUPTED: "interrupted", UNREAD: "the program that was reading the result has gone"}
-    cause = causes.get(code, "terminated")
+    cause = {INTERRUPTED: "interrupted", UNREAD: "nobody reads the result"}.get(code, "terminated")
     if state == RUNNING or folder.is_paid():
         effect = "the image is still being made" if state == RUNNING else "the server's reply is kept"
         hint = None if code != INTERRUPTED else (  # a person may have changed their mind
@@ -2848,26 +2788,26 @@ class Run(NamedTuple):
     collectable: bool = False  # whether the same command can collect what this one leaves
     calm: Any = None  # of a batch: one number that its processes share, the time until which none may send
 
+late_failure = partial(Failure, "timeout", collectable=True,  # --timeout ends while something is under way
+                       hint="Run the same command again to keep waiting; nothing is bought twice.")
+
 def run_provider(provider: Provider, folder: Folder, run: Run) -> list[Image | Failure]:
     """Send each Request that the provider yields, hand it the Response, and return its Images."""
-    previous, paid_steps, repeats, response = None, count(1), 0, None
+    paid_steps, response = count(1), None  # those are numbered, so that a replay finds their responses
     run_name = os.urandom(4).hex()  # a killed run's curl may still be about to open its files
     try:
         item = next(provider)
         while True:
-            try:  # paid steps are numbered, so that a replay finds their responses
+            try:
                 if isinstance(item, Wait) and time.monotonic() < run.deadline:  # so 100 % is not true yet
                     run.console.percent = int(item.done) if re.fullmatch(r"\d\d?", item.done) else 0
                     rest(min(item.seconds, run.deadline - time.monotonic()), run, item.status)
                 elif isinstance(item, Wait):  # the next run goes on
-                    late = f"task {item.task} is still {item.status or 'running'} after --timeout"
-                    raise Failure("timeout", late, "Run the same command again to keep waiting for it; you "
-                                  "won't be charged twice.", collectable=True)
+                    raise late_failure(f"task {item.task} is still {item.status or 'busy'} after --timeout")
                 else:
-                    if item.rules.repeatable and item != previous:  # polling again needs no new files
-                        previous, repeats = item, repeats + 1
-                    name = f"{run_name}-{repeats}" if item.rules.repeatable else next(paid_steps)
-                    response = send_with_retries(item, Exchange(folder.file(str(name))), run)
+                    place = f"{run_name}-{zlib.crc32(as_bytes(item.url))}"  # polling again needs no new files
+                    name = place if item.rules.repeatable else str(next(paid_steps))
+                    response = send_with_retries(item, folder.file(name), run)
             except Failure as failure:
                 item = provider.throw(failure)
             else:
@@ -2894,9 +2834,9 @@ def send_with_retries(request: Request, exchange: Exchange, run: Run) -> Respons
         outcome = read_outcome(exchange)
         response = read_response(request, exchange, outcome)
         if not request.rules.is_file:
-            asked = Folder(os.path.dirname(exchange.base), None, False).transfers()
+            asked = Folder(os.path.dirname(exchange), None, False).transfers()
             started = asked[0][0] if request.rules.repeatable and asked else exchange  # a task is older
-            took = os.stat(exchange.file("outcome")).st_mtime - os.stat(started.file("lock")).st_mtime
+            took = os.stat(exchange + ".outcome").st_mtime - os.stat(started + ".lock").st_mtime
             run.result.facts.update(http_status=response.status or None, elapsed_s=round(max(0.0, took), 1),
                                     request_id=response.headers.get("x-request-id"))
         failure = failure_of(request, outcome, response)
@@ -2905,8 +2845,6 @@ def send_with_retries(request: Request, exchange: Exchange, run: Run) -> Respons
             return response
         delay = retry_pause(request, failure, response.headers, next(attempts))
         if delay is None or time.monotonic() + delay > run.deadline:
-            if delay is not None:
-                failure.message += f"; the next try would be in {delay:.0f} s, after --timeout has run out"
             raise failure
         run.console.note(f"{failure.message}; trying again in {delay:.1f} s")
         if run.calm and failure.kind == "rate_limit":
@@ -2916,11 +2854,9 @@ def send_with_retries(request: Request, exchange: Exchange, run: Run) -> Respons
 
 def tell_extras(request: Request, outcome: Outcome, response: Response, run: Run) -> None:
     """Report what a usable response says besides its images."""
-    run.result.is_cut_off |= response.broken or bool(outcome.exit_code)
-    if response.broken:
+    if response.broken or outcome.exit_code:
+        run.result.is_cut_off = True
         run.console.warn(f"the reply was cut off (curl {outcome.exit_code}) after what is saved")
-    elif outcome.exit_code:
-        run.console.warn(f"the transfer failed (curl {outcome.exit_code}) after the whole reply had arrived")
     if request.rules.is_file:
         return
     if task_status(response.document) not in WAITING:  # or each poll of a task would be added
@@ -2957,9 +2893,7 @@ def wait_for_twin(twin: Folder, run: Run) -> Receipt | None:
                     fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 if time.monotonic() > run.deadline:
-                    raise Failure("timeout", "the same command is still at work elsewhere after --timeout",
-                                  "Run the same command again to keep waiting; nothing is bought twice.",
-                                  collectable=True)
+                    raise late_failure("the same command is still at work elsewhere after --timeout")
                 rest(0.1, run)
             with suppress(ValueError, TypeError):  # it was killed before it could say how it ended
                 word = dict(json.load(owner))
@@ -3050,23 +2984,17 @@ def server_pause(headers: Mapping[str, str], message: str) -> float | None:
 def forget_exchange(exchange: Exchange) -> None:
     """Remove what one try left, so that a stale response is not mistaken for the next try's."""
     for name in ("errors", "outcome", "headers", "answer", "lock"):
-        discard(exchange.file(name))
+        discard(f"{exchange}.{name}")
 
 def send(request: Request, exchange: Exchange, run: Run) -> None:
     """Send one request; the redirects of a file are followed here, and each address is checked first."""
-    from urllib.parse import urljoin
     for redirects_left in range(MAX_REDIRECTS, -1, -1):
         run_curl(request, exchange, run)
-        location = read_headers(exchange.file("headers")).get("location")
+        location = read_headers(exchange + ".headers").get("location", "")
         moved = request.rules.is_file and location and 300 <= read_outcome(exchange).status < 400
         if not moved or request.headers or not redirects_left:
             return
-        try:
-            url = web_address(urljoin(request.url, location))
-        except ValueError:
-            return
-        check_address(url, request.url)
-        request = request._replace(url=url)
+        request = request._replace(url=checked_address(location, request.url, request.url))
 
 def run_curl(request: Request, exchange: Exchange, run: Run) -> None:
     """Run curl on one request and wait for its end. When this program is stopped, a paid request goes on."""
@@ -3074,7 +3002,7 @@ def run_curl(request: Request, exchange: Exchange, run: Run) -> None:
     for line in curl_config(request, exchange).split("\n"):
         run.console.note("  " + re.sub(r'^(header = "[^:]+: ).*', r'\1***"', line), detail=True)
     forget_exchange(exchange)
-    answer, child = exchange.file("answer"), None
+    answer, child = exchange + ".answer", None
     try:
         if request.purpose == "create":
             run.result.facts["source"] = "bought"
@@ -3085,13 +3013,13 @@ def run_curl(request: Request, exchange: Exchange, run: Run) -> None:
         run.watch(exchange)  # what arrived since the last look
         if is_running(child, exchange):
             stop_curl(child, exchange)
-            private_file(exchange.file("errors"), content=b"curl: (%d) stopped\n" % TOO_LARGE).close()
+            private_file(exchange + ".errors", content=b"curl: (%d) stopped\n" % TOO_LARGE).close()
     except KeyboardInterrupt:
         if request.purpose != "create" or not run.collectable:
             stop_curl(child, exchange)
         raise
     except OSError as error:
-        raise setup_failure(f"cannot write {os.path.dirname(exchange.base)}: {reason(error)}",
+        raise setup_failure(f"cannot write {os.path.dirname(exchange)}: {reason(error)}",
                             "Make room there.") from None
 
 def wait_for(done: Callable[[], bool], exchange: Exchange, run: Run) -> None:
@@ -3099,7 +3027,7 @@ def wait_for(done: Callable[[], bool], exchange: Exchange, run: Run) -> None:
     seconds = 0.001
     while not done():
         with suppress(OSError):
-            run.console.received = os.path.getsize(exchange.file("answer"))
+            run.console.received = os.path.getsize(exchange + ".answer")
         rest(seconds, run)
         seconds = min(seconds * 1.5, 0.04)
         run.watch(exchange)
@@ -3107,18 +3035,16 @@ def wait_for(done: Callable[[], bool], exchange: Exchange, run: Run) -> None:
 # ---- Reading answers: a file -> images or a Failure ----------------------------------------------
 def read_response(request: Request, exchange: Exchange, outcome: Outcome) -> Response:
     """The response as data, with what it means; its body stays in the file."""
-    path = exchange.file("answer")
+    path = exchange + ".answer"
     try:
         private_file(path, 0).close()  # curl makes it only with the first byte
         unpack_file(path, request.most_bytes)
-        headers, document = read_headers(exchange.file("headers")), read_document(path)
+        headers, document = read_headers(exchange + ".headers"), read_document(path)
         return with_meaning(request, Response(path, outcome.status, headers, *document, request.url))
     except OSError as error:
-        folder = os.path.dirname(path)
-        if request.rules.is_free:
-            raise setup_failure(f"cannot write {folder}: {reason(error)}", "Make room there.") from None
-        raise Failure("disk", f"cannot write the reply in {os.path.dirname(folder)}: {reason(error)}",
-                      collectable=True) from None
+        kind, folder = "config" if request.rules.is_free else "disk", os.path.dirname(path)
+        raise Failure(kind, f"cannot write the reply in {folder}: {reason(error)}",
+                      collectable=kind == "disk") from None
 
 def with_meaning(request: Request, response: Response) -> Response:
     """The response with what it means. Nothing else judges it: driver and providers read this result.
@@ -3141,19 +3067,13 @@ def with_meaning(request: Request, response: Response) -> Response:
 
 def unpack_file(path: str, limit: int) -> None:
     """Unpack a compressed body, whatever its headers say; one that unpacks to far too much stays as it is."""
-    import io
     with open(path, "rb") as packed:
-        start, size = packed.read(LONG_STRING), os.fstat(packed.fileno()).st_size
-        for bits in (0, 31, 15, -15, 0):  # zlib's wbits, until its beginning makes sense; 0: as it is
-            with suppress(zlib.error):
-                head = zlib.decompressobj(bits).decompress(start, HEAD) if bits else start
-                if (head and bits == 31) or READABLE.match(head) or inspect_picture(io.BytesIO(head)):
-                    break
-        if not bits:
-            return
+        size = os.fstat(packed.fileno()).st_size
+        if not re.match(rb"\x1f\x8b|\x78[\x01\x5e\x9c\xda]", packed.read(2)):
+            return  # neither gzip nor deflate, which 32 + 15 tells apart
         room = min(limit, MAX_UNPACKED * size + BLOCK)
         with private_file(path + ".plain") as plain:
-            pieces = unpacked((block for _, block in file_blocks(packed, 0, size)), bits)
+            pieces = unpacked((block for _, block in file_blocks(packed, 0, size)), 47)
             fits = all((room := room - plain.write(piece)) >= 0 for piece in pieces)
     if fits:
         os.replace(path + ".plain", path)
@@ -3326,26 +3246,18 @@ def events_of(stream: BinaryIO, name: str, ranges: Sequence[tuple[int, int]], en
 
 def event_document(stream: BinaryIO) -> tuple[dict[str, Any], bool]:
     """(a stream as one plain response: finished images, else its error, and all events; is it cut off?)."""
-    import hashlib
-    types: dict[bytes, str] = {}  # of the event that brought an image; one of another type repeats it
-    finished, events, words, usage, error, broken = [], [], "", None, None, False
+    found: dict[str, list[Image]] = {}  # by the type of their event: those of another type repeat them
+    events, usage, error, broken = [], None, None, False
     for event in read_events(stream):
         data, broken = event.data if isinstance(event.data, dict) else {}, broken or event.broken
         failed = data.get("error") or json_path(data, "response", "error") or (event.type == "error" and data)
         error = failed or error
         if not failed and not event.is_preview:
-            for image in find_images(event.data):
-                digests = (hashlib.sha256(block).digest() for block in blocks_of(image.base64))
-                content = (image.path or image.url).encode() or b"".join(digests)
-                if types.setdefault(content, event.type) == event.type:
-                    finished.append(image)
-            choices = data.get("choices")  # of a chat
-            piece = json_path(choices[0], "delta", "content") if isinstance(choices, list) and choices else ""
-            words += piece if isinstance(piece, str) else ""
+            found.setdefault(event.type, []).extend(find_images(event.data))
         usage = data.get("usage") or json_path(data, "response", "usage") or usage
         if event.data is not None:
             events.append({"type": event.type} if event.is_preview else event.data)
-    finished = finished or images_in_words(words)
+    finished = max(found.values(), key=len, default=[])
     body = {"error": error} if error and not finished else {"data": finished, "usage": usage}
     return {**body, "events": events}, broken
 
@@ -3372,22 +3284,28 @@ NO_RESULT = "(?i)prompt|input|mask|source_image|init|reference|request|partial|p
 def images_in(document: Any) -> tuple[list[Image], bool]:
     """(the images in a response, whether they stood under unknown names)."""
     waiting = task_status(document) in WAITING
-    images = [image for image in find_images(document) if not waiting or not image.is_relative()]
+    images = [image for image in find_images(document)  # until it is done, a path may be the task's own
+              if not waiting or re.match("(?i)https?:|$", image.url)]
     strays = [] if images or waiting else find_images(document, stray=True)
     return images or strays, bool(strays)
 
 def find_images(node: Any, depth: int = 12, name: str = "", stray: bool = False) -> list[Image]:
     """The images in a response. name: of the member that holds node. stray: look under unknown names too."""
+    node = inner_json(node) if name in ("resultJson", "body") else node
     if depth and isinstance(node, list):
         return [image for item in node for image in find_images(item, depth - 1, name, stray)]
     if isinstance(node, Image):
         return [node]
+    if name == "b64_json" and node and isinstance(node, (str, Span)):
+        return [Image(base64=node)]
     if stray and isinstance(node, (str, Span)):  # whatever begins like an image; a link needs its suffix
         words = (node.head if isinstance(node, Span) else node.strip()).replace("\\/", "/")
         if re.match(IMAGE_START, words):
             return [Image(base64=node)]
         links = re.findall(r"(?i)https?://[^\s/<>()\"'\\]+/[^\s<>()\"'\\:]*" + IMAGE_END, words)
         return images_in_words(node) or [Image(url=link) for link in dict.fromkeys(links)]
+    if name in ("content", "text") and isinstance(node, (str, Span)):
+        return images_in_words(node)
     if isinstance(node, Span):
         return [Image(base64=node)] if node.is_image() else []
     if isinstance(node, str):
@@ -3399,15 +3317,7 @@ def find_images(node: Any, depth: int = 12, name: str = "", stray: bool = False)
     if not depth or not isinstance(node, dict):
         return []
     names = [key for key in node if not re.search(NO_RESULT, key)] if stray else IMAGE_KEYS
-    return next(filter(None, (images_under(key, node.get(key), depth - 1, stray) for key in names)), [])
-
-def images_under(key: str, value: Any, depth: int, stray: bool) -> list[Image]:
-    """The images in one member of an object."""
-    if key == "b64_json" and value and isinstance(value, (str, Span)):
-        return [Image(base64=value)]
-    if key in ("content", "text") and isinstance(value, (str, Span)) and not stray:
-        return images_in_words(value)
-    return find_images(inner_json(value) if key in ("resultJson", "body") else value, depth, key, stray)
+    return next(filter(None, (find_images(node.get(key), depth - 1, key, stray) for key in names)), [])
 
 def images_in_words(text: str | Span) -> list[Image]:
     """The images that a text with Markdown shows, in their order; a description may hold brackets."""
@@ -3453,11 +3363,7 @@ def server_error(document: Any) -> ServerError | None:
     if isinstance(error, dict) and any(error.values()):  # some relays always have the member
         message = as_text(error.get("message") or error.get("msg") or error)
         stage = as_text(json_path(error, "moderation_details", "moderation_stage"))
-        inner = json_path(error, "innererror") or json_path(error, "inner_error")  # of Azure
-        terms = (json_path(error, "moderation_details", "categories") or json_path(
-            inner, "content_filter_result") or json_path(inner, "content_filter_results"))
-        if isinstance(terms, dict):
-            terms = [key for key, one in terms.items() if one is True or json_path(one, "filtered") is True]
+        terms = json_path(error, "moderation_details", "categories")
         names = ", ".join(map(as_text, terms)) if isinstance(terms, list) else as_text(terms)
         words = [f"{name}: {text}" for name, text in (("stage", stage), ("categories", names)) if text]
         message += f" ({'; '.join(words)})" if words else ""
@@ -3506,8 +3412,8 @@ def answer_failure(request: Request, response: Response) -> Failure:
         billed, hint = "no", f"The base URL may be missing /v1. Try: --base-url {base}/v1"
     elif "Transparent background is not supported" in error.message:
         hint = "Leave --background out, or try --model gpt-image-2.5-flare."
-    elif kind == "web_page" and re.search(r"/v\d+/(images/\w+|models)$", request.url):
-        hint = "Check --base-url: it points at a website, not an API."
+    elif kind == "key" and ("originator", PROGRAM) in request.headers:
+        hint = "Run codex once to renew its sign-in, then run the same command again."
     elif kind == "key" and not any(re.search(SECRET_HEADER, name) for name, _ in request.headers):
         hint = "No key is set: set GPT_IMAGE2_API_KEY, or run: " + own_command("config --init")
     elif KINDS[kind].retryable and seconds > 60:
@@ -3547,9 +3453,8 @@ def refusal_kind(response: Response, error: ServerError) -> str:
 
 def nothing_usable(response: Response) -> str:
     """What arrived instead of an image, shortened."""
-    import html
     if title := re.search(r"(?i)<title[^>]*>([^<]*)", response.text):
-        return f"a web page titled {html.unescape(title[1]).strip()!r}"
+        return f"a web page titled {title[1].strip()!r}"
     events = json_path(response.document, "events")
     content = as_text(response.document if events is None else events or response.text) or response.text
     if re.search(UNQUOTABLE + "|\ufffd", content[:100]):
@@ -3662,7 +3567,7 @@ class Partials:
     def look(self, exchange: Exchange) -> None:
         """Save what has arrived since the last look."""
         if self.job.parameters.get("partial_images"):
-            with suppress(FileNotFoundError), open(exchange.file("answer"), "rb") as stream:
+            with suppress(FileNotFoundError), open(exchange + ".answer", "rb") as stream:
                 for event in read_events(stream, self.position, growing=True):
                     self.position = event.end
                     if isinstance(event.data, dict) and event.is_preview:
@@ -4224,7 +4129,7 @@ def command_of(order: Order) -> str:
     job, settings, runapi = order.job, order.settings, order.settings.api.value == "runapi"
     rows = {(row.runapi if runapi else row.wire): row for row in OPTIONS}
     words = [quote(upload.path) for upload in job.images]
-    more = {"n": job.n} if job.n > 1 else {}
+    more: dict[str, Any] = {"n": job.n} if job.n > 1 else {}
     if job.resolution in ("input", "exact"):
         more["size"] = "input"
     for name, value in {**job.parameters, **more}.items():
@@ -4351,14 +4256,14 @@ def fetch_upload(upload: Upload, path: str, settings: Settings, run: Run) -> Non
         private_file(path, content=content).close()
         return
     try:
-        request = download(web_address(url), settings, url)._replace(allow_http=True, purpose="input")
+        request = download(url, settings, url)._replace(allow_http=True, purpose="input")
         deadline = run.console.started + settings.timeout.value
-        send_with_retries(request, Exchange(path), Run(run.console, Result(), deadline))
-        os.replace(Exchange(path).file("answer"), path)
+        send_with_retries(request, path, Run(run.console, Result(), deadline))
+        os.replace(path + ".answer", path)
         if os.path.getsize(path) < MAX_IMAGE_BYTES:  # read_upload refuses a larger one
             read_input(content_of(path), "it", os.path.basename(name) or "picture")
     except Failure as failure:
-        is_closed = failure.kind == "network" and network_is_closed(url)
+        is_closed = failure.kind == "network" and environment(NO_NETWORK)
         hint = SANDBOX if is_closed else failure.hint if failure.kind == "input" else ""
         raise input_failure(f"cannot fetch image {name}: {failure.message}", hint) from None
 
@@ -4625,7 +4530,7 @@ def forget_requests(wanted: str, console: Console) -> None:
         record = read_record(folder.file("request.json"), console) or {}
         billed = billed_in_the_end(folder, stop_failure(KeyboardInterrupt(), folder))
         for lock in [name for name in os.listdir(path) if name.endswith(".lock")]:
-            stop_curl(None, Exchange(folder.file(lock[:-5])))
+            stop_curl(None, folder.file(lock[:-5]))
         ends = time.monotonic() + 5  # so that a program that works on it can notice
         while folder.lock is None and os.path.exists(path) and time.monotonic() < ends:
             time.sleep(0.1)
@@ -4640,8 +4545,8 @@ def forget_requests(wanted: str, console: Console) -> None:
 
 def show_history(most: int, page: str, console: Console) -> None:
     """What was made, the newest last, and what it cost."""
-    folders = filter(os.path.isdir, map(receipts_beside, journal_roots(console)))
-    paths = [os.path.join(folder, name) for folder in folders for name in os.listdir(folder)]
+    walks = (os.walk(os.path.join(os.path.dirname(root), "made")) for root in journal_roots(console))
+    paths = [os.path.join(folder, name) for folder, _, names in chain(*walks) for name in names]
     found = [read_receipt(path, console) for path in paths if path.endswith(".json")]
     records = sorted(filter(None, found), key=lambda record: record["time"])
     since = {"today": time.strftime("%Y-%m-%d"), "30 days": local_time(time.time() - 30 * DAY), "all": ""}
@@ -4705,9 +4610,9 @@ def try_key(settings: Settings, key: str, run: Run, say: Callable[[str], None]) 
     run = run._replace(deadline=time.monotonic() + request.timeout)
     host, folder, note, response = host_of(request.url), temporary_folder(), "", None
     try:
-        response = send_with_retries(request, Exchange(folder.file("1")), run)
+        response = send_with_retries(request, folder.file("1"), run)
         with suppress(Failure):
-            if key and send_with_retries(request._replace(headers=bare), Exchange(folder.file("2")), run):
+            if key and send_with_retries(request._replace(headers=bare), folder.file("2"), run):
                 note = f"{host} answers without the key too: this proves the address, not the key"
     except Failure as failure:
         if failure.http_status not in (404, 405, 501):

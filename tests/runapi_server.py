@@ -110,7 +110,7 @@ def kind_of(method: str, path: str) -> str:
         return "file"
     if path.startswith("/storage/"):
         return "put" if method == "PUT" else ""
-    posts = {"/api/v1/files/prepare": "prepare", "/api/v1/files/confirm": "confirm", "/api/v1/files": "inline"}
+    posts = {"/api/v1/files/prepare": "prepare", "/api/v1/files/confirm": "confirm"}
     gets = {"/api/v1/me": "me", "/v1/models": "me"}
     if method == "POST" and CREATE_PATH.fullmatch(path):
         return "create"
@@ -189,7 +189,6 @@ class RunApiServer(LoopbackServer):
             self.dialects = {"page", "sdk"}
             self.absent = 404  # what a dialect that is switched off answers
             self.models = {"page": ("long",), "sdk": ("short",)}
-            self.uploading = {"prepare", "inline"}
             self.polls, self.seconds = 1, 0.0  # a task is done after so many looks and so much time
             self.pause = "20"  # retry-after-ms of an answer about a running task
             self.poll_at = {"create", "tasks"}  # places where a task may be looked at
@@ -201,7 +200,7 @@ class RunApiServer(LoopbackServer):
             self.reshape: Callable[[dict[str, Any]], dict[str, Any]] = dict  # of every answer about a task
 
     def plan(self, kind: str, *orders: Order) -> None:
-        """Queue orders for the next requests of one kind: create, poll, prepare, put, confirm, inline, file, me."""
+        """Queue orders for the next requests of one kind: create, poll, prepare, put, confirm, file, me."""
         self._plans[kind].extend(orders)
 
     def plan_nothing(self) -> None:
@@ -338,8 +337,6 @@ class RunApiServer(LoopbackServer):
     def answer_prepare(self, request: Received) -> Reply:
         """Promise a place for a file."""
         fields = request.fields
-        if "prepare" not in self.uploading:
-            raise Declined(404)
         needed = {"filename", "byte_size", "checksum"}
         if not needed <= set(fields) <= {*needed, "content_type"}:
             raise invalid("filename", "filename, byte_size and checksum are required, and nothing else is known")
@@ -371,23 +368,6 @@ class RunApiServer(LoopbackServer):
         if set(request.fields) != {"signed_id"} or ticket is None or not ticket["used"]:
             raise invalid("signed_id", "is unknown, or nothing was uploaded")
         return self.stored(ticket["filename"], ticket["data"])
-
-    def answer_inline(self, request: Received) -> Reply:
-        """Take a file in one JSON body."""
-        source = request.fields.get("source")
-        if "inline" not in self.uploading:
-            raise Declined(404)
-        if not set(request.fields) <= {"source", "file_name"} or not isinstance(source, dict):
-            raise invalid("source", "is required")
-        if source.get("type") == "url" and re.match(r"https?://", str(source.get("url"))):
-            return self.stored(str(request.fields.get("file_name")), b"")
-        try:
-            if source.get("type") != "base64" or set(source) != {"type", "data"}:
-                raise ValueError("another type")
-            data = base64.b64decode(source["data"], validate=True)
-        except ValueError:
-            raise invalid("source", "must be plain base64 or a URL") from None
-        return self.stored(str(request.fields.get("file_name")), data)
 
     def stored(self, name: str, data: bytes) -> Reply:
         """Keep a file for an hour."""

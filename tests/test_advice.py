@@ -330,7 +330,7 @@ class WrongKindOfFileTest(AdviceCase):
         base = str(self.work / "requests" / "x" / "1")
         self.file("requests/x/1.outcome", "000 000 0 0.0 0\n")
         self.file("requests/x/1.errors", f"curl: (26) Failed to open {base}.body\n")
-        self.assertEqual(program.read_outcome(program.Exchange(base)).message, "Failed to open 1.body")
+        self.assertEqual(program.read_outcome(base).message, "Failed to open 1.body")
 
 
 class SandboxTest(AdviceCase):
@@ -356,22 +356,6 @@ class SandboxTest(AdviceCase):
         url = self.dead().replace("/v1", "/a.png")
         self.assertIn("sandbox", self.refused("edit", url, "a hat", env={"CODEX_SANDBOX_NETWORK_DISABLED": "1"}))
         self.assertNotIn("sandbox", self.refused("edit", url, "a hat"))
-
-    def hint_of_an_unsent_request(self) -> str:
-        """What to do when curl could not connect."""
-        request = program.Request("GET", "https://relay.invalid/v1")
-        return str(program.transport_failure(program.Outcome(7, 0, 0, False, ""), request).hint)
-
-    def test_no_way_out_of_this_machine(self) -> None:
-        with mock.patch("socket.socket.connect", side_effect=OSError(101, "Network is unreachable")):
-            self.assertTrue(program.network_is_closed("https://relay.invalid/v1"))
-            self.assertFalse(program.network_is_closed("http://127.0.0.1:9/v1"))
-            self.assertIn("sandbox", self.hint_of_an_unsent_request())
-        with mock.patch("socket.socket", side_effect=PermissionError(1, "Operation not permitted")):
-            self.assertTrue(program.network_is_closed("https://relay.invalid/v1"))
-        with mock.patch("socket.socket.connect"):
-            self.assertFalse(program.network_is_closed("https://relay.invalid/v1"))
-            self.assertIn("--base-url", self.hint_of_an_unsent_request())
 
     def test_an_ordinary_dead_server_is_none(self) -> None:
         result = self.try_command("generate", "a fox", "--base-url", self.dead())

@@ -10,7 +10,7 @@ from unittest import mock
 from support import program
 
 # Options that curl 7.68 has; nothing else may ever be written.
-OLD_OPTIONS = {"url", "header", "data-binary", "form", "output", "dump-header", "write-out", "max-time",
+OLD_OPTIONS = {"url", "header", "data-binary", "upload-file", "form", "output", "dump-header", "write-out", "max-time",
                "connect-timeout", "silent", "show-error", "request", "globoff", "no-buffer", "proxy", "noproxy",
                "cacert", "proto", "max-filesize"}
 EVIL = ('"\noutput = "evil"\n', '\\"\nurl = "http://evil.invalid"\n', "\r\noutput=evil", "\\\n\\",
@@ -64,7 +64,7 @@ class CurlConfigTest(unittest.TestCase):
     def config(self, **fields: Any) -> list[tuple[str, str]]:
         """Return the options written for a request."""
         request = program.Request(**{"method": "POST", "url": "https://relay.invalid/v1/images/generations", **fields})
-        text = program.curl_config(request, program.Exchange("/tmp/x y/1"))
+        text = program.curl_config(request, "/tmp/x y/1")
         self.assertLess(max(len(line.encode()) for line in text.split("\n")), 100 * 1024)
         return read_config(text)
 

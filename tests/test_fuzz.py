@@ -152,11 +152,10 @@ def as_events(draw: random.Random, data: bytes) -> bytes:
 
 
 def pack(draw: random.Random, data: bytes) -> bytes:
-    """Compress it in one of the three ways; sometimes to a bomb, sometimes broken."""
+    """Compress it in one of the two ways; sometimes to a bomb, sometimes broken."""
     if draw.random() < 0.05:
         data += b" " * 3_000_000
-    raw = zlib.compressobj(9, zlib.DEFLATED, -15)
-    packed = draw.choice((gzip.compress(data), zlib.compress(data), raw.compress(data) + raw.flush()))
+    packed = draw.choice((gzip.compress(data), zlib.compress(data)))
     return draw.choice((packed, packed, packed, packed[:-5], flip(draw, packed), packed + packed))
 
 
@@ -258,7 +257,7 @@ class MutatedAnswersTest(ProgramCase):
             item = next(steps)
             for _ in range(12):
                 if isinstance(item, program.Request):
-                    config = program.curl_config(item, program.Exchange(self.path))
+                    config = program.curl_config(item, self.path)
                     self.check_request(item, os.fsencode(config))
                     document = program.Response(self.picture, 200, {}) if item.purpose == "download" else response
                     item = steps.send(document)

@@ -156,15 +156,15 @@ class CurlFilesTest(unittest.TestCase):
             (b"", b"curl: option -K: is unknown\ncurl: (2) x", (2, 0, 0, False)))
         for number, (outcome, errors, expected) in enumerate(table):
             with self.subTest(errors):
-                exchange = program.Exchange(os.path.join(self.folder, str(number)))
-                Path(exchange.file("outcome")).write_bytes(outcome)
-                Path(exchange.file("errors")).write_bytes(errors)
+                exchange = os.path.join(self.folder, str(number))
+                Path(exchange + ".outcome").write_bytes(outcome)
+                Path(exchange + ".errors").write_bytes(errors)
                 self.assertEqual(program.read_outcome(exchange)[:4], expected)
 
     def test_killed_curl(self) -> None:
-        exchange = program.Exchange(os.path.join(self.folder, "k"))
+        exchange = os.path.join(self.folder, "k")
         for kind in ("outcome", "errors"):
-            Path(exchange.file(kind)).touch()
+            Path(f"{exchange}.{kind}").touch()
         outcome = program.read_outcome(exchange)
         self.assertLess(outcome.exit_code, 0)
         self.assertTrue(outcome.sent)

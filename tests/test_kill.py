@@ -27,7 +27,6 @@ FIRST, LAST = "Transport", "Commands"
 NOT_KILLED = {  # functions of these sections, and why no kill there could prove anything
     program.json_skeleton: "computes from bytes that are read already, hundreds of lines for one answer",
     program.find_images: "computes from the parsed answer",
-    program.images_under: "the same",
     program.read_headers: "computes from one small file that nobody writes any more",
 }
 KILLS = 145  # evenly spread over all lines; LONG=1 takes every line, which takes a while on two cores

@@ -270,14 +270,14 @@ class RecordedOutcomesTest(unittest.TestCase):
         """(scenario, version, curl's exit code, what is read)."""
         found, scenario = [], ""
         with tempfile.TemporaryDirectory() as folder:
-            exchange = program.Exchange(os.path.join(folder, "1"))
+            exchange = os.path.join(folder, "1")
             for line in RECORDED.strip().splitlines():
                 if line.startswith("# "):
                     scenario = line[2:]
                     continue
                 version, code, outcome, errors = line.split("|", 3)
-                Path(exchange.file("outcome")).write_text(outcome + "\n" if outcome else "")
-                Path(exchange.file("errors")).write_text(errors.replace(" // ", "\n") + "\n" if errors else "")
+                Path(exchange + ".outcome").write_text(outcome + "\n" if outcome else "")
+                Path(exchange + ".errors").write_text(errors.replace(" // ", "\n") + "\n" if errors else "")
                 found.append((scenario, version, int(code), program.read_outcome(exchange)))
         return found
 
@@ -307,12 +307,12 @@ class RecordedOutcomesTest(unittest.TestCase):
 
     def test_older_and_broken_lines_do_not_crash(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            exchange = program.Exchange(os.path.join(folder, "1"))
+            exchange = os.path.join(folder, "1")
             for line, sent in (("000 000 0 0.002 0", True), ("000 000 0 0.000 0", False), ("000 000 7 0.000 0", True),
                                ("200 000 10 0.1 5 99 1 2", True), ("200 00", True), ("", True)):
                 with self.subTest(line):
-                    Path(exchange.file("outcome")).write_text(line)
-                    Path(exchange.file("errors")).write_text("")
+                    Path(exchange + ".outcome").write_text(line)
+                    Path(exchange + ".errors").write_text("")
                     outcome = program.read_outcome(exchange)
                     self.assertEqual((outcome.sent, outcome.exit_code), (sent, 0 if len(line.split()) > 4 else -9))
 

@@ -268,22 +268,16 @@ class RefusalRunsTest(ProgramCase):
                 self.assertEqual(len(self.server.posts), 1)
 
     def test_moderation_tells_stage_and_categories(self) -> None:
-        openai = {"code": "moderation_blocked", "message": "Rejected by the safety system.", "moderation_details": {
+        error = {"code": "moderation_blocked", "message": "Rejected by the safety system.", "moderation_details": {
             "moderation_stage": "output", "categories": ["sexual", "violence"]}}
-        azure = {"code": "contentFilter", "message": "Filtered.", "innererror": {"content_filter_result": {
-            "sexual": {"filtered": True}, "violence": {"filtered": True}, "hate": {"filtered": False}}}}
-        flags = {"code": "moderation_blocked", "message": "No.", "moderation_details": {
-            "categories": {"sexual": True, "violence": True, "hate": False}}}
-        for error, stage in ((openai, "stage: output"), (azure, ""), (flags, "")):
-            for options in (("--json",), ()):
-                with self.fresh(error["code"], options=options):
-                    self.server.plan(Answer(status=400, body=json.dumps({"error": error}).encode()))
-                    result = self.generate_inside("a fox", *options)
-                    self.assertEqual(result.exit_code, 4)
-                    text = result.json["error"]["message"] if options else result.stderr
-                    self.assertIn("sexual, violence", text)
-                    self.assertIn(stage, text)
-                    self.assertNotIn("hate", text)
+        for options in (("--json",), ()):
+            with self.fresh(options=options):
+                self.server.plan(Answer(status=400, body=json.dumps({"error": error}).encode()))
+                result = self.generate_inside("a fox", *options)
+                self.assertEqual(result.exit_code, 4)
+                text = result.json["error"]["message"] if options else result.stderr
+                self.assertIn("sexual, violence", text)
+                self.assertIn("stage: output", text)
 
     def test_odd_details_do_not_crash(self) -> None:
         for details in (None, [], "x", {"categories": 7}, {"categories": [1, None, {"a": 2}], "moderation_stage": []},

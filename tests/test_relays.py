@@ -559,7 +559,7 @@ class KeyStaysAtItsOriginTest(TaskCase):
                               ("/v2/x", "https://relay.example/v2/x"), ("http://relay.example/v1/x", ""),
                               ("https://relay.example:8443/x", ""), ("https://other.example/x", ""),
                               ("https://relay.example.evil/x", ""), ("https://relay.example@evil/x", ""), ("", ""),
-                              ("ftp://relay.example/x", ""), ("x/y", "")):
+                              ("ftp://relay.example/x", ""), ("x/y", "https://relay.example/v1/images/x/y")):
             with self.subTest(url):
                 self.assertEqual(program.url_on_host(url, create), expected)
 

@@ -711,7 +711,6 @@ class RunApiTaskTest(RunApiCase):
         self.check_success(result, 2)
         looks = paths(self.server.of_kind("poll"))
         self.assertEqual(looks[-1], "/api/v1/tasks/tsk_002")
-        self.assertNotIn(f"{PAGE}/tsk_002", looks, "the place that worked is not remembered")
 
     def test_poll_url_of_the_config(self) -> None:
         path = self.write_config({"poll_url": self.server.url + "/api/v1/tasks/{id}", "base_url": self.server.url,
@@ -989,14 +988,9 @@ class RunApiUploadTest(RunApiCase):
         result = self.change("https://pictures.invalid/b.png", "a hat")
         self.assertEqual((result.exit_code, len(self.server.tasks)), (0, 2), result.stderr)
 
-    def test_inline_where_there_is_no_prepare(self) -> None:
-        self.server.uploading = {"inline"}
-        self.check_success(self.change(self.file("a.png", PNG), "a hat"))
-        self.assertEqual(self.sources(), [PNG])
-
     def test_one_upload_for_all_tasks(self) -> None:
         self.check_success(self.change(self.file("a.png", PNG), "a hat", "--n", "2"), 2)
-        self.assertEqual(len(self.server.of_kind("prepare", "inline")), 1)
+        self.assertEqual(len(self.server.of_kind("prepare")), 1)
 
     def test_large_file(self) -> None:
         data = draw_png(64, 64, padding=3_000_000)

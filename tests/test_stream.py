@@ -258,7 +258,7 @@ class KilledStreamTest(StreamCase):
         os.kill(int(next(self.world.requests.rglob("1.lock")).read_text()), signal.SIGKILL)
         result = self.finish(child)
         self.assertEqual(self.saved_file(result).read_bytes(), SMALL)
-        self.assertIn("after the whole reply", result.stderr)
+        self.assertIn("after what is saved", result.stderr)
 
     def test_after_the_stream_has_ended(self) -> None:
         self.kill_with_a_partial(stream(whole(), trickle=0.08))

@@ -61,9 +61,10 @@ class UrlOriginTest(unittest.TestCase):
         for url, found in (("/tasks/1", "https://relay.invalid/tasks/1"),
                            ("https://relay.invalid/t", "https://relay.invalid/t"), ("https://relay.invalid:443/t", ""),
                            ("https://relay.invalid.evil.invalid/t", ""), ("//evil.invalid/t", ""),
-                           ("//relay.invalid/t", "https://relay.invalid/t"), ("///t", ""),
+                           ("//relay.invalid/t", "https://relay.invalid/t"), ("///t", "https://relay.invalid/t"),
                            ("http://relay.invalid/t", ""),
-                           ("https://relay.invalid@evil.invalid/t", ""), ("/a b", ""), ("/a\nb", ""), ("", "")):
+                           ("https://relay.invalid@evil.invalid/t", ""), ("/a\nb", ""), ("", ""),
+                           ("/a b", "https://relay.invalid/a%20b")):
             with self.subTest(url):
                 self.assertEqual(program.url_on_host(url, base), found)
 
