@@ -3719,16 +3719,12 @@ class Console:
         if self.as_json:
             self.say("stdout", json.dumps({"schema": 1, "ok": True, "warnings": self.warnings, **facts}))
 
-    def finish(self, record: Mapping[str, Any]) -> None:
-        """Show the result of a command. record: as from Result.record."""
-        self.tell(**record)
-        if record["http_status"] and record["ok"] and not self.quiet:
+    def finish(self, record: Mapping[str, Any], **line: int) -> None:
+        """Show the result of a command, or of a line of a batch. record: as from Result.record."""
+        self.tell(**line, **record)
+        if record["http_status"] and record["ok"] and not self.quiet and not line:
             self.output(f"HTTP {record['http_status']} in {record['elapsed_s']:.1f} s")
-        self.list_saved(record)
-
-    def list_saved(self, record: Mapping[str, Any]) -> None:
-        """The lines that agents read."""
-        for saved in record["saved"]:
+        for saved in record["saved"]:  # the lines that agents read
             self.output(f"Saved: {saved['path']} ({max(1, round(saved['bytes'] / 1024))} KB)")
         for saved in record["saved"] if environment("OPENCLAW_SHELL") else ():
             self.output(f"MEDIA:{saved['path']}")
@@ -3818,19 +3814,24 @@ addEventListener("DOMContentLoaded", () => {
   }, 5000);
 });"""
 
-def write_gallery(page: str, title: str, entries: Sequence[Mapping[str, Any]], unfinished: int = 0) -> None:
-    """Write the page, whole, in one step. OSError where it cannot be."""
+def write_gallery(page: str, entries: Sequence[Any], console: Console, missing: int = 0) -> None:
+    """Write the page, if there is to be one, whole, in one step; a problem is only a warning now."""
     part = os.path.join(os.path.dirname(page), f".{os.urandom(4).hex()}.part")
     try:
-        with open(part, "xb") as stream:
-            stream.writelines(text.encode() for text in gallery_page(page, title, entries, unfinished))
-        os.replace(part, page)
+        if page:
+            with open(part, "xb") as stream:
+                stream.writelines(text.encode() for text in gallery_page(page, entries, missing))
+            os.replace(part, page)
+    except (OSError, ValueError) as error:  # the latter where a picture is on another drive
+        console.warn(f"cannot write the gallery {page}: {reason(error)}")
     finally:
         discard(part)
 
-def gallery_page(page: str, title: str, entries: Sequence[Mapping[str, Any]], missing: int) -> Iterator[str]:
+def gallery_page(page: str, entries: Sequence[Mapping[str, Any]], missing: int) -> Iterator[str]:
     """The page in pieces. Outside texts are escaped; besides, nothing can run but what two digests name."""
     from hashlib import sha256
+    from urllib.parse import quote as escaped
+    folder = os.path.dirname(os.path.abspath(page))
     style, script = (base64.b64encode(sha256(text.encode()).digest()).decode()
                      for text in (GALLERY_STYLE, GALLERY_SCRIPT))
     images = sum(len(entry.get("saved") or ()) for entry in entries)
@@ -3841,9 +3842,9 @@ def gallery_page(page: str, title: str, entries: Sequence[Mapping[str, Any]], mi
     yield (f'<!DOCTYPE html>\n<html lang="en" data-unfinished="{missing or ""}"><meta charset="utf-8">\n'
            f'<meta {GENERATOR}>\n<meta name="viewport" content="width=device-width">\n'
            '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src \'self\' file:'
-           f"; style-src 'sha256-{style}'; script-src 'sha256-{script}'\">\n<title>{as_html(title)}</title>\n"
+           f"; style-src 'sha256-{style}'; script-src 'sha256-{script}'\">\n<title>Pictures</title>\n"
            f"<style>{GALLERY_STYLE}</style>\n<script>{GALLERY_SCRIPT}</script>\n"
-           f"<main><h1>{as_html(title)}</h1><p>{', '.join(filter(None, told))}</p><ul>\n")
+           f"<main><h1>Pictures</h1><p>{', '.join(filter(None, told))}</p><ul>\n")
     for number, entry in enumerate(entries):  # a card for each picture of a request, and one for its fault
         prompt, command, error = (as_html(entry.get(name)) for name in ("prompt", "command", "error"))
         files, quality, seconds, made = map(entry.get, ("saved", "quality", "elapsed_s", "time"))
@@ -3851,8 +3852,9 @@ def gallery_page(page: str, title: str, entries: Sequence[Mapping[str, Any]], mi
         cost = entry.get("cost_usd") and in_dollars(entry) + several
         copy = f'<code>{command}</code><button class="copy">Copy the command</button>' if command else ""
         for file in (files or []) + [{}] * bool(error):
-            link = picture_link(file["path"], os.path.dirname(os.path.abspath(page))) if file else ""
-            name = f'<a href="{link}">{as_html(one_line(os.path.basename(file["path"])))}</a>' if file else ""
+            path = file.get("path", "")
+            link = escaped(as_bytes(os.path.relpath(path, folder).replace(os.sep, "/"))) if file else ""
+            name = f'<a href="{link}">{as_html(one_line(os.path.basename(path)))}</a>' if file else ""
             image = f'<img src="{link}" alt="{prompt or link}" loading="lazy" decoding="async">'
             size = f"{file['width']} × {file['height']}" if file.get("width") else as_text(entry.get("size"))
             facts = size, quality and f"{quality}\xa0quality", seconds and f"{as_text(seconds)}\xa0s", cost
@@ -3863,14 +3865,6 @@ def gallery_page(page: str, title: str, entries: Sequence[Mapping[str, Any]], mi
     yield ('</ul></main><dialog aria-label="One picture"><nav><span></span><button class="ArrowLeft">Previous'
            '</button><button class="ArrowRight" autofocus>Next</button><button class="close">Close</button>'
            '</nav><figure class="close" aria-live="polite"></figure><section></section></dialog>\n')
-
-def picture_link(path: str, folder: str) -> str:
-    """The address of a picture for a page in this folder: relative, unless it is on another drive."""
-    from urllib.parse import quote as escaped
-    try:
-        return escaped(as_bytes(os.path.relpath(path, folder).replace(os.sep, "/")))
-    except ValueError:
-        return "file:///" + escaped(as_bytes(path.replace(os.sep, "/")), safe="/:")
 
 def as_html(text: Any) -> str:
     """An outside text for the page."""
@@ -3893,11 +3887,10 @@ def run_image_command(options: Namespace, run: Run) -> int:
     if options.dry_run:
         tell_outlook(order, receipt, run)
         return OK
-    if receipt:
-        tell_again(receipt, order.job, run)
-    else:
-        buy_or_collect(order, ready_to_buy([order], settings, run.console), run, ignore_signals)
-    show_gallery(page, [gallery_entry(order, run.result.record(run.console), run.console)], run.console)
+    key = KeySource("nothing", "") if receipt else ready_to_buy([order], settings, run.console)
+    buy_or_collect(order, receipt, key, run, ignore_signals)
+    entry = gallery_entry(order, run.result.record(run.console), run.console)
+    write_gallery(page, [entry], run.console)
     return OK
 
 def checked_order(options: Namespace, settings: Settings, run: Run) -> Order:
@@ -3948,16 +3941,16 @@ def ready_to_buy(orders: Sequence[Order], settings: Settings, console: Console) 
         refuse_keys(job, console.secrets.keys)
     return key
 
-def buy_or_collect(order: Order, key: KeySource, run: Run, ignore_signals: Action) -> int:
-    """Run a job, or wait for the run of the same command that is at work, and tell its result."""
+def buy_or_collect(order: Order, found: Receipt | Folder | None, key: KeySource, run: Run,
+                   ignore_signals: Action) -> int:
+    """Tell what was made before; else run a job, or wait for the run of the same command that is at work."""
     run = run._replace(deadline=time.monotonic() + order.settings.timeout.value)
-    found: Folder | Receipt | None = None
     while found is None:
         found = open_folder(order, run.console)
         if isinstance(found, Folder) and found.journaled and found.lock is None:
             found = wait_for_twin(found, run._replace(collectable=True))
     if isinstance(found, Receipt):
-        tell_again(found, order.job, run)
+        run.console.finish(recall(found, order.job, run))
     else:
         run.console.secrets.paths.append(re.escape(found.path) + r"(?:/\d+\.answer)?")
         run_job(order, key, found, run, ignore_signals)
@@ -4006,18 +3999,14 @@ def free_path(job: Job, console: Console) -> str:
         console.warn(f"{path} already exists; saving to a new name instead (--overwrite replaces it)")
     return path
 
-def tell_again(receipt: Receipt, job: Job, run: Run) -> None:
+def recall(receipt: Receipt, job: Job, run: Run) -> Mapping[str, Any]:
     """The result of a command that was finished before."""
-    recall(receipt, job, run)
-    made = local_time(receipt.record["time"])
-    run.console.note(f"made before ({made}): nothing was bought now; --fresh buys another take")
-    run.console.finish(run.result.record(run.console))
-
-def recall(receipt: Receipt, job: Job, run: Run) -> None:
-    """Fill in a result from what was made before."""
     run.result.saved = receipt.saved
     run.result.facts.update({name: receipt.record.get(name) for name in PURCHASE_FACTS}, source="made_before")
     warn_about_differences(job, run)
+    made = local_time(receipt.record["time"])
+    run.console.note(f"made before ({made}): nothing was bought now; --fresh buys another take")
+    return run.result.record(run.console)
 
 def command_of(order: Order) -> str:
     """The command that makes an order's picture, or finds it again; "" where an input must not be shown."""
@@ -4057,14 +4046,6 @@ def checked_page(path: str | None) -> str:
     except OSError as error:
         raise target_failure(f"cannot write {path}: {reason(error)}", "Name another file.") from None
     return page
-
-def show_gallery(page: str, entries: Sequence[Any], console: Console, unfinished: int = 0) -> None:
-    """Write the page, if there is to be one; a problem is only a warning now."""
-    try:
-        if page:
-            write_gallery(page, "Pictures", entries, unfinished)
-    except OSError as error:
-        console.warn(f"cannot write the gallery {page}: {reason(error)}")
 
 def receipt_record(order: Order, parameters: Mapping[str, Any], run: Run) -> dict[str, Any]:
     """What a receipt says: the command without its key, what it cost, and the files as they are now."""
@@ -4427,8 +4408,8 @@ def show_history(most: int, page: str, console: Console) -> None:
     hide = partial(redact, secrets=console.secrets.texts)
     shown = [{**each, "prompt": hide(each["prompt"]), "parameters": map_texts(each.get("parameters"), hide)}
              for each in records[-most:]]
-    show_gallery(page, [{**(each["parameters"] or {}), **each, "command": hide(as_text(each.get("again")))}
-                        for each in shown[::-1]], console)
+    write_gallery(page, [{**(each["parameters"] or {}), **each, "command": hide(as_text(each.get("again")))}
+                         for each in shown[::-1]], console)
     console.tell(history=shown, sums=sums)
     for record in shown:
         seconds = as_text(record.get("elapsed_s"))
@@ -4683,8 +4664,7 @@ class Batch:
         for order in made:
             run = self.run_of(order)
             if receipt := made_before(order.identity, run.console):
-                recall(receipt, order.job, run)
-                self.tell(order, run.result.record(run.console), OK)
+                self.tell(order, recall(receipt, order.job, run), OK)
             else:  # removed a moment ago
                 self.waiting.append(order)
         if self.waiting and not hasattr(os, "fork"):
@@ -4696,7 +4676,7 @@ class Batch:
         self.waiting = [] if self.stopped else [order for order, *_ in self.limited]
         self.work()
         ignore_signals()
-        show_gallery(self.page, self.entries, self.console)
+        write_gallery(self.page, self.entries, self.console)
         return self.sum_up(self.signal_code or self.exit_code)
 
     def work(self) -> None:
@@ -4720,10 +4700,11 @@ class Batch:
     def start(self, order: Order) -> None:
         """Begin one job in a process of its own; without fork, here and now."""
         run = self.run_of(order)
+        action = partial(buy_or_collect, order, None, self.key, run)
         if not hasattr(os, "fork"):
             import io
             with redirect_stdout(io.StringIO()) as told, redirect_stderr(None):
-                exit_code = exit_code_of(lambda: buy_or_collect(order, self.key, run, lambda: None), run)
+                exit_code = exit_code_of(lambda: action(lambda: None), run)
             self.end(order, told.getvalue().encode(), exit_code)
             if exit_code > 128:
                 self.stopped, self.signal_code = "interrupted", exit_code
@@ -4742,7 +4723,7 @@ class Batch:
             for stream in (1, 2):  # whoever reads the parent's streams must not wait for its children
                 os.dup2(os.open(os.devnull, os.O_RDWR), stream)
             sys.stdout, sys.stderr = open(writer, "w", encoding="utf-8"), None
-            exit_code = exit_code_of(lambda: buy_or_collect(order, self.key, run, catch_signals()), run)
+            exit_code = exit_code_of(lambda: action(catch_signals()), run)
             sys.stdout.flush()
         finally:
             os._exit(exit_code)
@@ -4762,7 +4743,7 @@ class Batch:
         began = time.monotonic()
         if len(self.entries) > self.shown and began > self.page_due:  # a large page takes time
             self.shown = len(self.entries)
-            show_gallery(self.page, self.entries, self.console, self.total - self.shown)
+            write_gallery(self.page, self.entries, self.console, self.total - self.shown)
             self.page_due = began + 20 * (time.monotonic() - began)
         done = sum(self.counts.values())
         self.console.refresh(f"{done} of {self.total}, {len(self.running)} under way, "
@@ -4794,8 +4775,7 @@ class Batch:
         self.dollars += record["cost_usd"] or 0.0 if source in ("bought", "failed") else 0.0
         for warning in record["warnings"]:
             console.warn(warning)
-        self.console.tell(job=order.line, **record)
-        self.console.list_saved(record)
+        self.console.finish(record, job=order.line)
         if error:
             texts = {name: error[name] for name in ("kind", "message", "hint", "billed", "request_id")}
             console.explain(Failure(**texts, exit_code=exit_code))
