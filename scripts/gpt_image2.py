@@ -3906,7 +3906,10 @@ def checked_order(options: Namespace, settings: Settings, run: Run) -> Order:
     return Order(job, settings, identity_of(job, settings), requested, options.fresh)
 
 def for_order(order: Order, run: Run) -> Run:
-    """The run, which knows what an order's files are called and how long one takes."""
+    """The run, for a line of a batch a new one, which knows an order's files and how long one takes."""
+    if order.line:
+        run = for_line(order.line, order.warnings, run)
+        run.result.facts.update(model=order.job.model, requested=order.requested)
     target, console = order.job.target, run.console
     own = re.escape(os.path.join(target.folder, target.stem))
     console.secrets.paths.append(own + r"(?:\.partial-\d+|-\d+)?\.\w+")
@@ -4199,22 +4202,18 @@ def make_images(provider: Provider, job: Job, settings: Settings, folder: Folder
                        collectable=folder.journaled)
     images = run_provider(provider, folder, run)
     save_images(images[:job.n + SPARE_IMAGES], job, folder, run)
-    keep_rest(images, job, folder, run)
+    is_short, answers = len(images) < job.n and run.result.is_cut_off, folder.answers()
+    if answers and (is_short or len(images) > job.n + SPARE_IMAGES):
+        try:
+            kept = "was saved to " + save_answer(answers[-1], job.target, console.secrets.texts)
+        except OSError as error:  # the images are saved, and must be reported
+            kept = f"could not be saved: {reason(error)}"
+        console.warn(f"images requested: {job.n}, received: {len(images)}; the whole reply {kept}")
     partials.remove()
     warn_about_differences(job, run)
     if run.result.facts["source"] == "collected":
         dollars = run.result.facts["cost_usd"]
         console.note("collected: already paid" + (f", about ${dollars:.3f}" if dollars is not None else ""))
-
-def keep_rest(images: Sequence[Image | Failure], job: Job, folder: Folder, run: Run) -> None:
-    """Keep a reply that holds many more images than requested, or broke off before all had come."""
-    answers = folder.answers()
-    if answers and (len(images) > job.n + SPARE_IMAGES or (len(images) < job.n and run.result.is_cut_off)):
-        try:
-            kept = "was saved to " + save_answer(answers[-1], job.target, run.console.secrets.texts)
-        except OSError as error:  # the images are saved, and must be reported
-            kept = f"could not be saved: {reason(error)}"
-        run.console.warn(f"images requested: {job.n}, received: {len(images)}; the whole reply {kept}")
 
 # Nothing that arrived is saved. Up to so many bytes the message says it all: a page's title, short JSON.
 UNREAD_KINDS = {"no_image": MAX_MESSAGE // 2, "web_page": LONG_STRING, "broken_image": 0, "place": 0,
@@ -4360,10 +4359,8 @@ def show_settings(settings: Settings, console: Console) -> None:
     console.output(f"config file {file}")
     for request in pending:
         state = "at work" if request["at_work"] else STATES_IN_WORDS[request["state"]]
-        age, units = request["age_s"], (("day", DAY), ("hour", 3600), ("minute", 60))
-        ago = next((f"{age // size:.0f} {unit}{'s' * (age >= 2 * size)} ago" for unit, size in units
-                    if age >= size), "just now")
-        console.output(f"unfinished  {request['id']}  {ago}, {state}: "
+        begun = local_time(time.time() - request["age_s"])
+        console.output(f"unfinished  {request['id']}  {begun}, {state}: "
                        f"{request['output']} ({request['prompt']})")
     console.output("To collect one, run its command again. To give one up: "
                    + own_command("config --forget ID") if pending else "unfinished  none")
@@ -4404,8 +4401,14 @@ def show_history(most: int, page: str, console: Console) -> None:
     found = [read_receipt(path, console) for path in paths if path.endswith(".json")]
     records = sorted(filter(None, found), key=lambda record: record["time"])
     since = {"today": time.strftime("%Y-%m-%d"), "30 days": local_time(time.time() - 30 * DAY), "all": ""}
-    sums = {name: cost_since(records, start) for name, start in since.items()}
+    sums: dict[str, Any] = {}
     hide = partial(redact, secrets=console.secrets.texts)
+    for name, start in since.items():
+        counted = [record for record in records if local_time(record["time"]) >= start]
+        known = [record for record in counted if isinstance(record.get("cost_usd"), (int, float))]
+        pictures, priced = (sum(len(record["saved"]) for record in some) for some in (counted, known))
+        cost = round(sum(record["cost_usd"] for record in known), 4)
+        sums[name] = {"pictures": pictures, "cost_usd": cost, "unknown": pictures - priced}
     shown = [{**each, "prompt": hide(each["prompt"]), "parameters": map_texts(each.get("parameters"), hide)}
              for each in records[-most:]]
     write_gallery(page, [{**(each["parameters"] or {}), **each, "command": hide(as_text(each.get("again")))}
@@ -4432,14 +4435,6 @@ def in_dollars(record: Mapping[str, Any]) -> str:
     """What something cost."""
     cost = record.get("cost_usd")
     return f"${cost:.3f}" if isinstance(cost, (int, float)) else "?"
-
-def cost_since(records: Sequence[Mapping[str, Any]], start: str) -> dict[str, Any]:
-    """The sum over what was made since this local time."""
-    counted = [record for record in records if local_time(record["time"]) >= start]
-    known = [record for record in counted if isinstance(record.get("cost_usd"), (int, float))]
-    pictures, priced = (sum(len(record["saved"]) for record in some) for some in (counted, known))
-    cost = round(sum(record["cost_usd"] for record in known), 4)
-    return {"pictures": pictures, "cost_usd": cost, "unknown": pictures - priced}
 
 def check_setup(settings: Settings, run: Run) -> None:
     """Everything that can be proved without spending money."""
@@ -4660,9 +4655,8 @@ class Batch:
     def run_all(self, made: Sequence[Order], others: Sequence[Order], ignore_signals: Action) -> int:
         """Run all orders, first those that were made before; the exit code: the highest of their own."""
         self.total, self.waiting = len(made) + len(others), [*others[::-1]]
-        self.remembers = all(order.settings.history.value and not order.fresh for order in others)
         for order in made:
-            run = self.run_of(order)
+            run = for_order(order, self.run)
             if receipt := made_before(order.identity, run.console):
                 self.tell(order, recall(receipt, order.job, run), OK)
             else:  # removed a moment ago
@@ -4677,7 +4671,18 @@ class Batch:
         self.work()
         ignore_signals()
         write_gallery(self.page, self.entries, self.console)
-        return self.sum_up(self.signal_code or self.exit_code)
+        exit_code, left = self.signal_code or self.exit_code, self.total - sum(self.counts.values())
+        seconds = round(time.monotonic() - self.console.started, 1)
+        self.console.tell(ok=not exit_code, batch={"jobs": self.total, **self.counts, "not_started": left,
+                                                   "cost_usd": round(self.dollars, 4), "elapsed_s": seconds})
+        counts = [f"{number} {name.replace('_', ' ')}" for name, number in self.counts.items() if number]
+        self.console.note(f"{self.total} jobs: {', '.join(counts)}; ${self.dollars:.3f}, {seconds:.0f} s")
+        if left:
+            self.console.warn(f"{left} not started: {self.stopped}")
+        remembers = all(order.settings.history.value and not order.fresh for order in others)
+        if (left or self.counts["failed"]) and remembers:
+            self.console.note("Run the same command again for the rest: what is made is not bought again.")
+        return exit_code
 
     def work(self) -> None:
         """Until nothing runs and nothing may begin."""
@@ -4691,15 +4696,9 @@ class Batch:
                 for _, pid, _ in self.running.values():
                     os.kill(pid, signal.SIGTERM)
 
-    def run_of(self, order: Order) -> Run:
-        """A run for this order alone."""
-        run = for_order(order, for_line(order.line, order.warnings, self.run))
-        run.result.facts.update(model=order.job.model, requested=order.requested)
-        return run
-
     def start(self, order: Order) -> None:
         """Begin one job in a process of its own; without fork, here and now."""
-        run = self.run_of(order)
+        run = for_order(order, self.run)
         action = partial(buy_or_collect, order, None, self.key, run)
         if not hasattr(os, "fork"):
             import io
@@ -4754,14 +4753,14 @@ class Batch:
         try:
             record = json.loads(text)
         except ValueError:
-            run, exit_code = self.run_of(order), NO_ANSWER
+            run, exit_code = for_order(order, self.run), NO_ANSWER
             failure = Failure("stopped", "the job's process died", exit_code=exit_code, collectable=True)
             record = run.result.record(run.console, failure)
         self.tell(order, record, exit_code)
 
     def tell(self, order: Order, record: Mapping[str, Any], exit_code: int) -> None:
         """Tell one result, and what it means for the others."""
-        error, console = record.get("error"), self.run_of(order).console
+        error, console = record.get("error"), for_order(order, self.run).console
         self.console.say("stderr", "", end="")  # the progress line goes
         is_final = self.is_last_round or self.stopped or record["saved"]
         if error and error["kind"] == "rate_limit" and not is_final:
@@ -4784,20 +4783,6 @@ class Batch:
             self.console.note(f"line {order.line}: {source.replace('_', ' ')}{cost}")
         if self.page:
             self.entries.append(gallery_entry(order, record, self.console))
-
-    def sum_up(self, exit_code: int) -> int:
-        """The end of a batch."""
-        left = self.total - sum(self.counts.values())
-        seconds = round(time.monotonic() - self.console.started, 1)
-        self.console.tell(ok=not exit_code, batch={"jobs": self.total, **self.counts, "not_started": left,
-                                                   "cost_usd": round(self.dollars, 4), "elapsed_s": seconds})
-        counts = [f"{number} {name.replace('_', ' ')}" for name, number in self.counts.items() if number]
-        self.console.note(f"{self.total} jobs: {', '.join(counts)}; ${self.dollars:.3f}, {seconds:.0f} s")
-        if left:
-            self.console.warn(f"{left} not started: {self.stopped}")
-        if (left or self.counts["failed"]) and self.remembers:
-            self.console.note("Run the same command again for the rest: what is made is not bought again.")
-        return exit_code
 
 # ---- Parser --------------------------------------------------------------------------------------
 HELP = """Generate and edit images with gpt-image-2.
@@ -4922,17 +4907,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     guard_process()
-    run = Run(console_for(arguments), Result())
+    misplaced = re.findall(MISPLACED_KEY, "\n".join(arguments))  # first: nothing may show a secret
+    console = Console(Secrets([*misplaced, *map(environment, KEY_VARIABLES)]))
+    console.as_json = "--json" in arguments
+    named = [os.path.splitext(word)[0] for word in arguments if os.path.lexists(word)]
+    console.secrets.paths = [re.escape(stem) + r"(?:-converted)?(?![\w-])" for stem in named
+                             if re.search(KEY_LIKE, stem)]
     if help_text := help_for(arguments):
-        run.console.say("stdout", help_text.rstrip())
+        console.say("stdout", help_text.rstrip())
         return OK
-    return exit_code_of(partial(run_command, arguments, run), run)
 
-def run_command(arguments: list[str], run: Run) -> int:
-    """Read the command line and do what it says; the exit code."""
-    options = parse(arguments)
-    run.console.as_json, run.console.quiet, run.console.verbose = options.json, options.quiet, options.verbose
-    return int(options.run(options, run))
+    def command() -> int:
+        options = parse(arguments)
+        console.as_json, console.quiet, console.verbose = options.json, options.quiet, options.verbose
+        return int(options.run(options, run))
+    return exit_code_of(command, run := Run(console, Result()))
 
 def exit_code_of(action: Callable[[], int], run: Run) -> int:
     """The exit code of an action. The only place that turns failures into exit codes, and tells them."""
@@ -4953,16 +4942,6 @@ def leave(exit_code: int) -> NoReturn:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
     sys.exit(exit_code)
-
-def console_for(arguments: Sequence[str]) -> Console:
-    """The console, which knows the secrets in arguments and environment before anything is read."""
-    misplaced = re.findall(MISPLACED_KEY, "\n".join(arguments))
-    console = Console(Secrets([*misplaced, *map(environment, KEY_VARIABLES)]))
-    console.as_json = "--json" in arguments
-    named = [os.path.splitext(word)[0] for word in arguments if os.path.lexists(word)]
-    console.secrets.paths = [re.escape(stem) + r"(?:-converted)?(?![\w-])" for stem in named
-                             if re.search(KEY_LIKE, stem)]
-    return console
 
 if __name__ == "__main__":
     leave(main())
