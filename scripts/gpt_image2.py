@@ -65,6 +65,7 @@ from itertools import accumulate, chain, count, groupby
 from math import inf, log
 from os import environ
 from shlex import quote
+from types import SimpleNamespace as Namespace
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn, Optional
 
 try:
@@ -72,9 +73,8 @@ try:
 except ImportError:  # Windows: answers are kept, but unfinished requests look like running ones
     fcntl = None  # type: ignore[assignment]
 
-# Slow modules, such as argparse, are imported where they are used: --help would take twice the time.
+# Slow modules are imported where they are used, and argparse not at all: it would take half of the time.
 if TYPE_CHECKING:
-    from argparse import ArgumentParser, Namespace
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
     from subprocess import Popen
     Layer = dict[str, "Setting"]  # one source of settings
@@ -4249,7 +4249,10 @@ def billed_in_the_end(folder: Folder, failure: Failure, saved: bool = False) -> 
 def run_config_command(options: Namespace, run: Run) -> int:
     """config: --show (the default), --init, --check, --history or --forget."""
     stray = [name for name in ("force", "jobs", *PICTURE_KEYS) if getattr(options, name) is not None]
+    alone = [row.flag for row in OPTIONS if row.alone and getattr(options, row.name) is not None]
     refuse_broken(
+        (len(alone) > 1, " is not allowed with ".join(alone[:2]), ""),
+        (options.words, f"config takes no arguments, got {quoted(''.join(options.words[:1]))}", ""),
         (stray and not options.init, f"--{(stray or [''])[0]} only works with --init", ""),
         (options.gallery and not options.history, "--gallery only works with --history", ""))
     if options.init:
@@ -4601,10 +4604,7 @@ def line_value(name: str, value: Any, command: str) -> Any:
         return [read_value(row, as_text(item)) for item in (value if isinstance(value, list) else [value])]
     if isinstance(value, (dict, list)) or isinstance(value, bool) != (not row.value):
         raise usage_failure(f"{name} cannot be {TYPE_NAMES[type(value)]}")
-    value = read_value(row, as_text(value)) if row.value else value
-    if isinstance(row.accepts, tuple) and row.value and value not in row.accepts:
-        raise usage_failure(f"{name} cannot be {quoted(value)}, only {', '.join(row.accepts)}")
-    return value
+    return read_value(row, as_text(value)) if row.value else value
 
 def file_stem(prompt: str) -> str:
     """A name from a prompt's first words, in any script, that every file system takes."""
@@ -4798,6 +4798,7 @@ HELP = """Generate and edit images with gpt-image-2.
 
 Each has its own --help. --version shows the version."""
 
+WORD = r"(?s)(?!-).*|-|.* .*|-[\d.]+"  # what cannot be an option
 SYNOPSIS = {"generate": """gpt_image2 generate PROMPT [options]
 
   gpt_image2 generate "a red fox in the snow" --quality low -o fox.png
@@ -4814,62 +4815,53 @@ gpt_image2 config --history [N] [--gallery PAGE.html] | --forget ID|all"""}
 
 def read_value(row: Option, text: str) -> Any:
     """The value of an option on the command line. An empty one is a variable that was not set."""
+    words = row.accepts if isinstance(row.accepts, tuple) else ()
     try:
-        value = text.lower() if isinstance(row.accepts, tuple) or not text else row.accepts(text)
+        value = row.accepts(text) if text and callable(row.accepts) else text.lower()
     except ValueError as fault:
         raise usage_failure(f"{row.flag} {fault}") from None
     stray = row.accepts is not PATH and re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False))
-    refuse_broken((not text, f"{row.flag} is empty", ""), (stray, f"{row.flag} is not valid UTF-8", ""))
+    refuse_broken(
+        (not text, f"{row.flag} is empty or missing", ""), (stray, f"{row.flag} is not valid UTF-8", ""),
+        (words and value not in words, f"{row.flag} cannot be {quoted(text)}, only {', '.join(words)}", ""))
     return value
 
-def build_parser(command: str) -> ArgumentParser:
-    """The parser of one command. What a config file may set too is None if it is not given."""
-    from argparse import ArgumentParser
-    def fail(message: str) -> NoReturn:
-        text, choices, rest = message.partition(" (choose from ")
-        text = re.sub(r"(['\"])(.*)\1", lambda word: quoted(word.group(2)), text)
-        raise usage_failure(text + choices + rest, "See: " + own_command(f"{command} --help"))
-    parser = ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.error = fail  # type: ignore[method-assign]  # one form and exit code for all failures
-    parser.add_argument("words", nargs="*")
-    one_of = parser.add_mutually_exclusive_group()
-    for row in OPTIONS:
-        flags, group = filter(None, (row.short, row.flag)), one_of if row.alone else parser
-        default = [] if row.repeatable else None if row.config else row.default
-        if command not in row.commands:
-            parser.set_defaults(**{row.name: default})
-        elif not row.value:
-            group.add_argument(*flags, action="store_true", default=None)
-        else:
-            more: dict[str, Any] = {"nargs": "?", "const": 20} if row.value.startswith("[") else {}
-            group.add_argument(*flags, action="append" if row.repeatable else "store", default=default,
-                               type=partial(read_value, row),
-                               choices=row.accepts if isinstance(row.accepts, tuple) else None, **more)
-    parser.set_defaults(run=run_config_command if command == "config" else run_image_command)
-    return parser
-
 def parse(arguments: list[str]) -> Namespace:
-    """The command line; words may stand anywhere among the options, and after -- they are never options."""
+    """The command line; words may stand anywhere among the options, and after -- they are never options.
+    What a config file may set too is None if it is not given."""
     cut = arguments.index("--") if "--" in arguments else len(arguments)
-    command = arguments[0] if arguments else ""
+    command, rest = "".join(arguments[:1]), arguments[1:cut][::-1]
     if command not in SYNOPSIS:
         unknown = f"unknown command {quoted(command)}.{nearest(command, SYNOPSIS)}"
         missing = not command or command.startswith("-")
         raise usage_failure("no command given: use generate, edit or config" if missing else unknown,
                             "See: " + own_command("--help"))
-    parser = build_parser(command)
-    options, left = parser.parse_known_args(arguments[1:cut])
-    unknown = next((word for word in left if word.startswith("-") and word != "-"), "").split("=")[0]
-    if unknown:
-        plain = unknown.lower().replace("_", "-")
-        advice = next((f" {advice}" for names, advice in STRANGERS.items() if plain in names.split()),
-                      nearest(plain, (row.flag for row in OPTIONS if command in row.commands), 0.75))
-        shown = unknown if re.search(HARMLESS, unknown) else unknown[:2]
-        raise usage_failure(f"unknown option {shown}.{advice}", "See: " + own_command(f"{command} --help"))
+    rows = {flag: row for row in OPTIONS if command in row.commands for flag in (row.short, row.flag) if flag}
+    options = Namespace(command=command, words=[], **{
+        row.name: [] if row.repeatable else None if row.config else row.default for row in OPTIONS})
+    while rest:
+        word = rest.pop()
+        flag, equals, value = word.partition("=")
+        if flag not in rows and word[:2] in rows:  # -n3, or several letters: -qv
+            flag, equals, value = word[:2], "-", word[2:]
+        if not (row := rows.get(flag)) and re.fullmatch(WORD, word):
+            options.words.append(word)
+        elif not row:
+            plain, shown = flag.lower().replace("_", "-"), flag if re.search(HARMLESS, flag) else flag[:2]
+            more = next((f" {advice}" for names, advice in STRANGERS.items() if plain in names.split()),
+                        nearest(plain, rows, 0.75))
+            raise usage_failure(f"unknown option {shown}.{more}", "See: " + own_command(f"{command} --help"))
+        elif not row.value:
+            setattr(options, row.name, True)
+            rest += [equals + value] if equals else []
+        else:
+            if not equals:
+                follows = rest and re.fullmatch(WORD, rest[-1])
+                value = rest.pop() if follows else "20" if row.name == "history" else ""
+            found = read_value(row, value)
+            setattr(options, row.name, [*getattr(options, row.name), found] if row.repeatable else found)
     split_shape(options)
-    options.command, options.words = command, options.words + left + arguments[cut + 1:]
-    if command == "config" and options.words:
-        raise usage_failure(f"config takes no arguments, got {quoted(options.words[0])}")
+    options.words += arguments[cut + 1:]
     return options
 
 def split_shape(options: Namespace) -> None:
@@ -4920,7 +4912,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def command() -> int:
         options = parse(arguments)
         console.as_json, console.quiet, console.verbose = options.json, options.quiet, options.verbose
-        return int(options.run(options, run))
+        return (run_config_command if options.command == "config" else run_image_command)(options, run)
     return exit_code_of(command, run := Run(console, Result()))
 
 def exit_code_of(action: Callable[[], int], run: Run) -> int:
