@@ -3885,7 +3885,10 @@ def run_image_command(options: Namespace, run: Run) -> int:
     receipt = None if order.fresh else made_before(order.identity, run.console)
     page = checked_page(options.gallery)
     if options.dry_run:
-        tell_outlook(order, receipt, run)
+        would = what_would_be(order, run.console, set())
+        checked_price([estimate(order.job, settings)] if would == "buy" else [], settings)
+        output = receipt.saved[0].path if receipt else free_path(order.job, run.console)
+        tell_outlook(order, would, output, run)
         return OK
     key = KeySource("nothing", "") if receipt else ready_to_buy([order], settings, run.console)
     buy_or_collect(order, receipt, key, run, ignore_signals)
@@ -3973,26 +3976,25 @@ def what_would_be(order: Order, console: Console, taken: set[str]) -> str:
                 return "collect"
     return "buy"
 
-def tell_outlook(order: Order, receipt: Receipt | None, run: Run) -> None:
-    """--dry-run: what the command would do, from what is known without key, network or a change on disk."""
+def tell_outlook(order: Order, would: str, output: str, run: Run) -> None:
+    """--dry-run: what becomes of an order, from what is known without key, network or a change on disk."""
     job, settings, console = order.job, order.settings, run.console
     hide = partial(redact, secrets=console.secrets.texts)
     check_folder(job.target, job.n, as_text(job.parameters.get("size")))
     refuse_keys(job, console.secrets.keys)
-    would = what_would_be(order, console, set())
-    price = checked_price([estimate(job, settings)] if would == "buy" else [], settings)
+    price = estimate(job, settings) if would == "buy" else (0.0, 0.0)
     request = next(settings.service.provider(job, settings, KeySource("nothing", ""), ""))
     assert isinstance(request, Request)  # every provider begins with one
-    output = receipt.saved[0].path if receipt else free_path(job, console)
     files = [{"path": shown_input(upload.path), "bytes": upload.bytes} for upload in job.uploads]
-    console.tell(would=would, method=request.method, url=request.url, model=job.model, files=files,
-                 prompt=hide(job.prompt), parameters=map_texts(job.parameters, hide), typical=run.typical,
-                 output=output, estimate_usd=price)
+    console.tell(**{"job": order.line} if order.line else {}, would=would, method=request.method,
+                 url=request.url, model=job.model, files=files, prompt=hide(job.prompt), output=output,
+                 parameters=map_texts(job.parameters, hide), typical=run.typical or None, estimate_usd=price)
     sent = [f"{name} {as_text(value)}" for name, value in job.parameters.items()]
-    for line in (f"{OUTLOOKS[would]}: {request.method} {request.url}, {', '.join([job.model, *sent])}",
-                 *(f"with {each.name}" + f" ({max(1, round(each.bytes / 1024))} KB)" * bool(each.bytes)
-                   for each in job.uploads),
-                 f"to {output}", f"price: {price_text(price)}; time: {run.typical}"):
+    lines = [f"{OUTLOOKS[would]}: {request.method} {request.url}, {', '.join([job.model, *sent])}",
+             *(f"with {each.name}" + f" ({max(1, round(each.bytes / 1024))} KB)" * bool(each.bytes)
+               for each in job.uploads), f"to {output}", f"price: {price_text(price)}; time: {run.typical}"]
+    own = [f"line {order.line}: {OUTLOOKS[would]}, to {output}, price: {price_text(price)}"]
+    for line in own if order.line else lines:
         console.output(console.secrets.clean(line))
 
 def free_path(job: Job, console: Console) -> str:
@@ -4221,13 +4223,12 @@ UNREAD_KINDS = {"no_image": MAX_MESSAGE // 2, "web_page": LONG_STRING, "broken_i
 
 def add_what_is_known(failure: Failure, folder: Folder, job: Job, run: Run) -> bool:
     """Add to the failure where the reply is kept; return whether the folder has to stay."""
-    keep_folder, kind, unread = failure.collectable, failure.kind, []
+    keep_folder, kind = failure.collectable, failure.kind
+    unread = [path for path in folder.answers() if os.path.getsize(path) > UNREAD_KINDS.get(kind, inf)]
     if keep_folder and not folder.journaled:
         failure.hint = f"What arrived is kept in {folder.path}"
-    elif kind in UNREAD_KINDS and not keep_folder and (failure.billed != "yes" or kind == "place"):
-        unread = [path for path in folder.answers() if os.path.getsize(path) > UNREAD_KINDS[kind]]
-    if unread:  # a person may find its image
-        try:
+    elif unread and not keep_folder and (failure.billed != "yes" or kind == "place"):
+        try:  # a person may find its image
             kept = save_answer(unread[-1], job.target, run.console.secrets.texts)
         except OSError:
             kept, keep_folder = unread[-1], True
@@ -4372,9 +4373,7 @@ def forget_requests(wanted: str, console: Console) -> None:
     """Give up the unfinished request with this id, or all that nobody works on: what is under way ends."""
     chosen = [path for path in requests_in(journal_roots(console), console) if wanted in (path[-8:], "all")]
     if not chosen and wanted != "all":
-        shown = wanted if re.fullmatch("[0-9a-f]{8}", wanted) else quoted(wanted)
-        raise usage_failure(f"there is no unfinished request {shown}",
-                            "List them with: " + own_command("config"))
+        raise usage_failure("no unfinished request has this id", "List them with: " + own_command("config"))
     forgotten = []
     for path in chosen:
         folder = Folder(path, take_lock(os.path.join(path, "owner")), True)
@@ -4503,8 +4502,12 @@ def run_batch(options: Namespace, settings: Settings, run: Run, ignore_signals: 
     woulds = {order.line: what_would_be(order, console, taken) for order in orders}
     to_buy = [order for order in orders if woulds[order.line] == "buy"]
     price = checked_price([estimate(order.job, order.settings) for order in to_buy], settings)
+    for order in orders if options.dry_run else ():
+        output = picture_path(order.job.target, int(order.job.n > 1), order.requested["format"])
+        tell_outlook(order, woulds[order.line], output, run)
     if options.dry_run:
-        tell_outlooks(orders, woulds, price, console)
+        console.tell(batch={"jobs": len(orders), "to_buy": len(to_buy), "estimate_usd": price})
+        console.output(f"{len(orders)} jobs, {len(to_buy)} of them to buy; price: {price_text(price)}")
         return OK
     batch = Batch(settings.jobs.value, page, run)
     made = [order for order in orders if woulds[order.line] == "made_before"]
@@ -4513,21 +4516,6 @@ def run_batch(options: Namespace, settings: Settings, run: Run, ignore_signals: 
         console.note(f"{len(orders)} jobs, {len(to_buy)} of them to buy, price: {price_text(price)}")
         batch.key = ready_to_buy(others, settings, console)
     return batch.run_all(made, others, ignore_signals)
-
-def tell_outlooks(orders: Sequence[Order], woulds: Mapping[int, str], price: Price, console: Console) -> None:
-    """--dry-run of a batch: what would become of each line, and what all that is to be bought would cost."""
-    for order in orders:
-        job, would = order.job, woulds[order.line]
-        check_folder(job.target, job.n, as_text(job.parameters.get("size")))
-        refuse_keys(job, console.secrets.keys)
-        own = estimate(job, order.settings) if would == "buy" else (0.0, 0.0)
-        output = picture_path(job.target, int(job.n > 1), job.parameters.get("output_format", "png"))
-        console.tell(job=order.line, would=would, output=output, estimate_usd=own)
-        text = f"line {order.line}: {OUTLOOKS[would]}, to {output}, price: {price_text(own)}"
-        console.output(console.secrets.clean(text))
-    to_buy = list(woulds.values()).count("buy")
-    console.tell(batch={"jobs": len(orders), "to_buy": to_buy, "estimate_usd": price})
-    console.output(f"{len(orders)} jobs, {to_buy} of them to buy; price: {price_text(price)}")
 
 def read_batch(options: Namespace, settings: Settings, run: Run) -> list[Order]:
     """One order for each line. All faults are told with their lines; then nothing is sent."""
