@@ -3956,7 +3956,12 @@ def buy_or_collect(order: Order, found: Receipt | Folder | None, key: KeySource,
         if isinstance(found, Folder) and found.journaled and found.lock is None:
             found = wait_for_twin(found, run._replace(collectable=True))
     if isinstance(found, Receipt):
-        run.console.finish(recall(found, order.job, run))
+        facts = {name: found.record.get(name) for name in PURCHASE_FACTS}
+        run.result.saved, made = found.saved, local_time(found.record["time"])
+        run.result.facts.update(facts, source="made_before")
+        warn_about_differences(order.job, run)
+        run.console.note(f"made before ({made}): nothing was bought now; --fresh buys another take")
+        run.console.finish(run.result.record(run.console))
     else:
         run.console.secrets.paths.append(re.escape(found.path) + r"(?:/\d+\.answer)?")
         run_job(order, key, found, run, ignore_signals)
@@ -4003,15 +4008,6 @@ def free_path(job: Job, console: Console) -> str:
     if os.path.lexists(path) and not job.target.overwrite:
         console.warn(f"{path} already exists; saving to a new name instead (--overwrite replaces it)")
     return path
-
-def recall(receipt: Receipt, job: Job, run: Run) -> Mapping[str, Any]:
-    """The result of a command that was finished before."""
-    run.result.saved = receipt.saved
-    run.result.facts.update({name: receipt.record.get(name) for name in PURCHASE_FACTS}, source="made_before")
-    warn_about_differences(job, run)
-    made = local_time(receipt.record["time"])
-    run.console.note(f"made before ({made}): nothing was bought now; --fresh buys another take")
-    return run.result.record(run.console)
 
 def command_of(order: Order) -> str:
     """The command that makes an order's picture, or finds it again; "" where an input must not be shown."""
@@ -4509,13 +4505,12 @@ def run_batch(options: Namespace, settings: Settings, run: Run, ignore_signals: 
         console.tell(batch={"jobs": len(orders), "to_buy": len(to_buy), "estimate_usd": price})
         console.output(f"{len(orders)} jobs, {len(to_buy)} of them to buy; price: {price_text(price)}")
         return OK
-    batch = Batch(settings.jobs.value, page, run)
-    made = [order for order in orders if woulds[order.line] == "made_before"]
-    others = [order for order in orders if woulds[order.line] != "made_before"]
-    if others:
+    made = {line for line, would in woulds.items() if would == "made_before"}
+    batch = Batch(settings.jobs.value, made, page, run)
+    if others := [order for order in orders if order.line not in made]:
         console.note(f"{len(orders)} jobs, {len(to_buy)} of them to buy, price: {price_text(price)}")
         batch.key = ready_to_buy(others, settings, console)
-    return batch.run_all(made, others, ignore_signals)
+    return batch.run_all(orders, ignore_signals)
 
 def read_batch(options: Namespace, settings: Settings, run: Run) -> list[Order]:
     """One order for each line. All faults are told with their lines; then nothing is sent."""
@@ -4626,11 +4621,13 @@ def named_apart(orders: Sequence[Order]) -> tuple[list[Order], list[tuple[Order,
 
 class Batch:
     """Runs orders in forked children, some at a time, and tells each result as it comes.
-    running: by the pipe of each, its order, its process and what it has said. stopped: why no other job may
-    begin. limited: met a rate limit and is tried once more. counts: of results. entries: of the gallery."""
-    def __init__(self, jobs: int, page: str, run: Run) -> None:
+    made: lines whose pictures are there. running: by the pipe of each, its order, its process and what it has
+    said. stopped: why no other job may begin. limited: met a rate limit and is tried once more. counts: of
+    results. entries: of the gallery."""
+    def __init__(self, jobs: int, made: set[int], page: str, run: Run) -> None:
         from mmap import mmap
-        self.jobs, self.page, self.console, self.key = jobs, page, run.console, KeySource("nothing", "")
+        self.jobs, self.made, self.page, self.console = jobs, made, page, run.console
+        self.key = KeySource("nothing", "")
         self.run = run._replace(calm=memoryview(mmap(-1, 8)).cast("d"))
         self.running: dict[int, tuple[Order, int, bytearray]] = {}
         self.waiting: list[Order] = []
@@ -4640,22 +4637,16 @@ class Batch:
         self.total, self.dollars, self.exit_code, self.signal_code = 0, 0.0, OK, OK
         self.stopped, self.is_last_round, self.shown, self.page_due = "", False, 0, 0.0
 
-    def run_all(self, made: Sequence[Order], others: Sequence[Order], ignore_signals: Action) -> int:
+    def run_all(self, orders: Sequence[Order], ignore_signals: Action) -> int:
         """Run all orders, first those that were made before; the exit code: the highest of their own."""
-        self.total, self.waiting = len(made) + len(others), [*others[::-1]]
-        for order in made:
-            run = for_order(order, self.run)
-            if receipt := made_before(order.identity, run.console):
-                self.tell(order, recall(receipt, order.job, run), OK)
-            else:  # removed a moment ago
-                self.waiting.append(order)
-        if self.waiting and not hasattr(os, "fork"):
+        self.total, self.waiting = len(orders), sorted(  # the last comes first
+            orders, key=lambda order: (order.line in self.made, -order.line))
+        if not hasattr(os, "fork"):
             self.console.note("there is no fork on this system: one job after the other")
         self.work()
-        self.is_last_round = True
+        self.is_last_round, self.waiting = True, [order for order, *_ in self.limited]
         for each in self.limited if self.stopped else ():
             self.tell(*each)
-        self.waiting = [] if self.stopped else [order for order, *_ in self.limited]
         self.work()
         ignore_signals()
         write_gallery(self.page, self.entries, self.console)
@@ -4667,7 +4658,7 @@ class Batch:
         self.console.note(f"{self.total} jobs: {', '.join(counts)}; ${self.dollars:.3f}, {seconds:.0f} s")
         if left:
             self.console.warn(f"{left} not started: {self.stopped}")
-        remembers = all(order.settings.history.value and not order.fresh for order in others)
+        remembers = all(order.settings.history.value and not order.fresh for order in orders)
         if (left or self.counts["failed"]) and remembers:
             self.console.note("Run the same command again for the rest: what is made is not bought again.")
         return exit_code
@@ -4685,14 +4676,15 @@ class Batch:
                     os.kill(pid, signal.SIGTERM)
 
     def start(self, order: Order) -> None:
-        """Begin one job in a process of its own; without fork, here and now."""
+        """Begin one job in a process of its own; without fork or if it is made, all of it here and now."""
         run = for_order(order, self.run)
-        action = partial(buy_or_collect, order, None, self.key, run)
-        if not hasattr(os, "fork"):
+        found = made_before(order.identity, run.console) if order.line in self.made else None
+        action = partial(buy_or_collect, order, found, self.key, run)
+        if found or not hasattr(os, "fork"):
             import io
             with redirect_stdout(io.StringIO()) as told, redirect_stderr(None):
                 exit_code = exit_code_of(lambda: action(lambda: None), run)
-            self.end(order, told.getvalue().encode(), exit_code)
+            self.tell(order, json.loads(told.getvalue()), exit_code)
             if exit_code > 128:
                 self.stopped, self.signal_code = "interrupted", exit_code
             return
@@ -4726,7 +4718,14 @@ class Batch:
                 continue
             os.close(pipe)
             del self.running[pipe]
-            self.end(order, bytes(text), os.waitpid(pid, 0)[1] >> 8)
+            exit_code = os.waitpid(pid, 0)[1] >> 8
+            try:
+                record = json.loads(text)
+            except ValueError:  # killed
+                run, exit_code = for_order(order, self.run), NO_ANSWER
+                failure = Failure("stopped", "the job's process died", exit_code=exit_code, collectable=True)
+                record = run.result.record(run.console, failure)
+            self.tell(order, record, exit_code)
         began = time.monotonic()
         if len(self.entries) > self.shown and began > self.page_due:  # a large page takes time
             self.shown = len(self.entries)
@@ -4735,16 +4734,6 @@ class Batch:
         done = sum(self.counts.values())
         self.console.refresh(f"{done} of {self.total}, {len(self.running)} under way, "
                              f"{self.counts['failed']} failed, ${self.dollars:.2f}", done / self.total)
-
-    def end(self, order: Order, text: bytes, exit_code: int) -> None:
-        """The result of a job, whole, or a failure if its process died."""
-        try:
-            record = json.loads(text)
-        except ValueError:
-            run, exit_code = for_order(order, self.run), NO_ANSWER
-            failure = Failure("stopped", "the job's process died", exit_code=exit_code, collectable=True)
-            record = run.result.record(run.console, failure)
-        self.tell(order, record, exit_code)
 
     def tell(self, order: Order, record: Mapping[str, Any], exit_code: int) -> None:
         """Tell one result, and what it means for the others."""
