@@ -3462,14 +3462,12 @@ def decode_to(path: str, image: Image) -> Picture:
     return picture
 
 class Partials:
-    """Images in the making, saved beside the target while a stream arrives.
-    position: how far the growing response has been read. names: the paths given in this run. made: marks of
-    all files that this command has made; the file `record` keeps them for a run that collects it."""
+    """Images in the making, saved beside the target while a stream arrives. position: how far it has been
+    read. made: marks of all files that this command has made; `record` keeps them for a run that collects."""
     def __init__(self, job: Job, folder: Folder, console: Console) -> None:
         self.job, self.console, self.position, self.record = job, console, 0, folder.file("partials")
         self.part = os.path.join(job.target.folder, f".{os.path.basename(folder.path)}-partial.part")
         self.made: list[str] = []
-        self.names: set[str] = set()
         with suppress(OSError), plain_file(self.record) as stream:
             self.made = [os.fsdecode(line) for line in stream.read().splitlines()]
 
@@ -3485,14 +3483,13 @@ class Partials:
     def publish(self, data: Mapping[str, Any]) -> None:
         """One partial image, in place of an older one of this command; a problem is only a warning."""
         target, most = self.job.target, self.job.parameters["partial_images"]
-        index = data.get("partial_image_index")
-        name = f"{target.stem}.partial-{index if type(index) is int else len(self.names)}"
+        index, others = data.get("partial_image_index"), {mark.split(" ", 5)[-1] for mark in self.made}
+        name = f"{target.stem}.partial-{index if type(index) is int else len(others)}"
         try:
             picture = decode_to(self.part, find_images(data)[0])
             path = os.path.join(target.folder, name + SUFFIXES[picture.format][0])
-            if len(self.names | {path}) > self.job.n * (most if type(most) is int else MAX_PARTIALS):
+            if len(others | {path}) > self.job.n * (most if type(most) is int else MAX_PARTIALS):
                 raise OSError("more arrived than you asked for")
-            self.names.add(path)
             self.made.append(file_mark(self.part, path))
             private_file(self.record, os.O_APPEND, os.fsencode(self.made[-1] + "\n")).close()  # never emptied
             if give_name(self.part, path, os.path.lexists(path) and file_mark(path, path) in self.made):
@@ -3615,11 +3612,10 @@ ERASE_LINE = "\r\0337\033[K\033[B\033[J\0338"
 
 class Console:
     """What a person sees: notes, warnings and progress. Every line goes through here, and shows no secret.
-    label: before each line of stderr. warnings: all, for the JSON result. progress_shown: the columns of a
-    line that the next one replaces. lost_output: a line of stdout reached nobody. usual: in seconds."""
+    label: before each line of stderr. progress_shown: columns that the next line clears. usual: seconds."""
     def __init__(self, secrets: Secrets) -> None:
         self.secrets, self.label = secrets, ""
-        self.as_json = self.quiet = self.verbose = self.lost_output = False
+        self.as_json = self.quiet = self.verbose = False
         self.progress_shown = self.usual = self.received = self.percent = 0
         self.warnings: list[str] = []
         self.started = self.last_sign = time.monotonic()
@@ -3639,7 +3635,6 @@ class Console:
                 sink.buffer.write(as_bytes(text + end))
                 sink.flush()
         except (OSError, ValueError):
-            self.lost_output |= stream == "stdout"
             setattr(sys, stream, open(os.devnull, "w"))  # or Python complains again at its exit
 
     def output(self, text: str) -> None:
@@ -4048,26 +4043,14 @@ def checked_page(path: str | None) -> str:
         raise target_failure(f"cannot write {path}: {reason(error)}", "Name another file.") from None
     return page
 
-def receipt_record(order: Order, parameters: Mapping[str, Any], run: Run) -> dict[str, Any]:
-    """What a receipt says: the command without its key, what it cost, and the files as they are now."""
-    job, settings = order.job, order.settings
-    saved = [{"path": file.path, "bytes": file.bytes, "mtime_ns": file.mtime_ns, **file.picture._asdict()}
-             for file in run.result.saved]
-    return {"schema": SCHEMA, "version": VERSION, "time": time.time(), "command": job.command, "saved": saved,
-            "prompt": job.prompt, "model": job.model, "host": host_of(settings.base_url.value),
-            "parameters": parameters, "output": order.identity.output, "again": command_of(order),
-            **map_texts({name: run.result.facts[name] for name in PURCHASE_FACTS}, run.console.secrets.clean)}
-
 def catch_signals() -> Action:
     """Let SIGTERM and SIGHUP stop the program like Ctrl-C, but not one that is ignored already (nohup).
     Returns a function that ignores them all from then on; call it when only a short cleanup is left."""
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     caught = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
-
     def handle(handler: Any = signal.SIG_IGN) -> None:
         for number in caught:
             signal.signal(number, handler)
-
     def stop(number: int, frame: Any) -> None:
         handle()
         raise KeyboardInterrupt(number)
@@ -4153,7 +4136,13 @@ def run_job(order: Order, key: KeySource, folder: Folder, run: Run, ignore_signa
         job = own_inputs(job, settings, folder, run)
         provider = settings.service.provider(job, settings, key, os.path.basename(folder.path))
         make_images(provider, job, settings, folder, run)
-        made = receipt_record(order, job.parameters, run)
+        saved = [{"path": file.path, "bytes": file.bytes, "mtime_ns": file.mtime_ns, **file.picture._asdict()}
+                 for file in run.result.saved]
+        paid = map_texts({name: run.result.facts[name] for name in PURCHASE_FACTS}, run.console.secrets.clean)
+        made = {"schema": SCHEMA, "version": VERSION, "time": time.time(), "command": job.command,
+                "saved": saved, "prompt": job.prompt, "model": job.model,
+                "host": host_of(settings.base_url.value), "parameters": job.parameters,
+                "output": order.identity.output, "again": command_of(order), **paid}
         folder.leave_word({"made": made})
         if settings.history.value and folder.journaled:
             keep_receipt(folder, order.identity, made, run.console)
@@ -4355,8 +4344,7 @@ def show_settings(settings: Settings, console: Console) -> None:
                  config_file=settings.config_path or None)
     for name, row in rows.items():
         console.output(f"{name:<11} {row.value or '-'}  ({row.source})")
-    file = settings.config_path or "none; looked for " + ", ".join(config_locations())
-    console.output(f"config file {file}")
+    console.output(f"config file {settings.config_path or 'none of ' + ', '.join(config_locations())}")
     for request in pending:
         state = "at work" if request["at_work"] else STATES_IN_WORDS[request["state"]]
         begun = local_time(time.time() - request["age_s"])
@@ -4620,10 +4608,9 @@ def named_apart(orders: Sequence[Order]) -> tuple[list[Order], list[tuple[Order,
     return sorted(first.values(), key=lambda order: order.line), clashes
 
 class Batch:
-    """Runs orders in forked children, some at a time, and tells each result as it comes.
-    made: lines whose pictures are there. running: by the pipe of each, its order, its process and what it has
-    said. stopped: why no other job may begin. limited: met a rate limit and is tried once more. counts: of
-    results. entries: of the gallery."""
+    """Runs orders in forked children, some at a time, and tells each result. made: lines whose pictures are
+    there. running: by the pipe of each, its order, its process and what it has said. stopped: why no other
+    job may begin. limited: met a rate limit and is tried once more. entries: of the gallery."""
     def __init__(self, jobs: int, made: set[int], page: str, run: Run) -> None:
         from mmap import mmap
         self.jobs, self.made, self.page, self.console = jobs, made, page, run.console
@@ -4766,12 +4753,8 @@ HELP = """Generate and edit images with gpt-image-2.
 
   gpt_image2 generate "a red fox in the snow" -o fox.png
   gpt_image2 edit fox.png "give the fox a hat" -o hat.png
-  gpt_image2 config --check
-
-  generate PROMPT                     make an image
-  edit IMAGE PROMPT                   edit an image, or combine several
-  config [--show | --init | --check]  show, create or test your settings
-  config --history | --forget ID      what was made; give up what is unfinished
+  gpt_image2 config [--init | --check]       show, create or test your settings
+  gpt_image2 config --history | --forget ID  what was made; give up a request
 
 Each has its own --help. --version shows the version."""
 
@@ -4804,8 +4787,7 @@ def read_value(row: Option, text: str) -> Any:
     return value
 
 def parse(arguments: list[str]) -> Namespace:
-    """The command line; words may stand anywhere among the options, and after -- they are never options.
-    What a config file may set too is None if it is not given."""
+    """The command line; words may stand anywhere among the options, and after -- they are never options."""
     cut = arguments.index("--") if "--" in arguments else len(arguments)
     command, rest = "".join(arguments[:1]), arguments[1:cut][::-1]
     if command not in SYNOPSIS:
@@ -4885,7 +4867,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if help_text := help_for(arguments):
         console.say("stdout", help_text.rstrip())
         return OK
-
     def command() -> int:
         options = parse(arguments)
         console.as_json, console.quiet, console.verbose = options.json, options.quiet, options.verbose
