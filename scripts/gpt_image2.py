@@ -61,6 +61,7 @@ from math import inf, log
 from operator import add
 from os import environ
 from shlex import quote
+from types import SimpleNamespace as Namespace
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn, Optional
 
 try:
@@ -68,9 +69,8 @@ try:
 except ImportError:  # Windows: answers are kept, but unfinished requests look like running ones
     fcntl = None  # type: ignore[assignment]
 
-# Slow modules, such as argparse, are imported where they are used: --help would take twice the time.
+# Slow modules are imported where they are used, and argparse not at all: it would take half of the time.
 if TYPE_CHECKING:
-    from argparse import ArgumentParser, Namespace
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
     from subprocess import Popen
     Layer = dict[str, "Setting"]  # one source of settings
@@ -398,6 +398,10 @@ class Saved(NamedTuple):
     bytes: int
     picture: Picture
     mtime_ns: int
+
+    def record(self) -> dict[str, Any]:
+        """The same in a receipt."""
+        return {"path": self.path, "bytes": self.bytes, "mtime_ns": self.mtime_ns, **self.picture._asdict()}
 
 class Identity(NamedTuple):
     """What makes two commands the same: what is asked for, and where -o points."""
@@ -3553,14 +3557,12 @@ def copy_kept(result: str, picture: Picture, job: Job, run: Run, sink: BinaryIO)
         copy_image(Image(path=result), sink)
 
 class Partials:
-    """Images in the making, saved beside the target while a stream arrives.
-    position: how far the growing response has been read. names: the paths given in this run. made: marks of
-    all files that this command has made; the file `record` keeps them for a run that collects it."""
+    """Images in the making, saved beside the target while a stream arrives. position: how far it has been
+    read. made: marks of all files that this command has made; `record` keeps them for a run that collects."""
     def __init__(self, job: Job, folder: Folder, console: Console) -> None:
         self.job, self.console, self.position, self.record = job, console, 0, folder.file("partials")
         self.part = os.path.join(job.target.folder, f".{os.path.basename(folder.path)}-partial.part")
         self.made: list[str] = []
-        self.names: set[str] = set()
         with suppress(OSError), plain_file(self.record) as stream:
             self.made = [os.fsdecode(line) for line in stream.read().splitlines()]
 
@@ -3576,14 +3578,13 @@ class Partials:
     def publish(self, data: Mapping[str, Any]) -> None:
         """One partial image, in place of an older one of this command; a problem is only a warning."""
         target, most = self.job.target, self.job.parameters["partial_images"]
-        index = data.get("partial_image_index")
-        name = f"{target.stem}.partial-{index if type(index) is int else len(self.names)}"
+        index, others = data.get("partial_image_index"), {mark.split(" ", 5)[-1] for mark in self.made}
+        name = f"{target.stem}.partial-{index if type(index) is int else len(others)}"
         try:
             picture = decode_to(self.part, partial(copy_image, find_images(data)[0]))
             path = os.path.join(target.folder, name + SUFFIXES[picture.format][0])
-            if len(self.names | {path}) > self.job.n * (most if type(most) is int else MAX_PARTIALS):
+            if len(others | {path}) > self.job.n * (most if type(most) is int else MAX_PARTIALS):
                 raise OSError("more arrived than you asked for")
-            self.names.add(path)
             self.made.append(file_mark(self.part, path))
             private_file(self.record, os.O_APPEND, os.fsencode(self.made[-1] + "\n")).close()  # never emptied
             if give_name(self.part, path, os.path.lexists(path) and file_mark(path, path) in self.made):
@@ -3708,11 +3709,10 @@ ERASE_LINE = "\r\0337\033[K\033[B\033[J\0338"
 
 class Console:
     """What a person sees: notes, warnings and progress. Every line goes through here, and shows no secret.
-    label: before each line of stderr. warnings: all, for the JSON result. progress_shown: the columns of a
-    line that the next one replaces. lost_output: a line of stdout reached nobody. usual: in seconds."""
+    label: before each line of stderr. progress_shown: columns that the next line clears. usual: seconds."""
     def __init__(self, secrets: Secrets) -> None:
         self.secrets, self.label = secrets, ""
-        self.as_json = self.quiet = self.verbose = self.lost_output = False
+        self.as_json = self.quiet = self.verbose = False
         self.progress_shown = self.usual = self.received = self.percent = 0
         self.warnings: list[str] = []
         self.started = self.last_sign = time.monotonic()
@@ -3732,7 +3732,6 @@ class Console:
                 sink.buffer.write(as_bytes(text + end))
                 sink.flush()
         except (OSError, ValueError):
-            self.lost_output |= stream == "stdout"
             setattr(sys, stream, open(os.devnull, "w"))  # or Python complains again at its exit
 
     def output(self, text: str) -> None:
@@ -3812,16 +3811,12 @@ class Console:
         if self.as_json:
             self.say("stdout", json.dumps({"schema": 1, "ok": True, "warnings": self.warnings, **facts}))
 
-    def finish(self, record: Mapping[str, Any]) -> None:
-        """Show the result of a command. record: as from Result.record."""
-        self.tell(**record)
-        if record["http_status"] and record["ok"] and not self.quiet:
+    def finish(self, record: Mapping[str, Any], **line: int) -> None:
+        """Show the result of a command, or of a line of a batch. record: as from Result.record."""
+        self.tell(**line, **record)
+        if record["http_status"] and record["ok"] and not self.quiet and not line:
             self.output(f"HTTP {record['http_status']} in {record['elapsed_s']:.1f} s")
-        self.list_saved(record)
-
-    def list_saved(self, record: Mapping[str, Any]) -> None:
-        """The lines that agents read."""
-        for saved in record["saved"]:
+        for saved in record["saved"]:  # the lines that agents read
             self.output(f"Saved: {saved['path']} ({max(1, round(saved['bytes'] / 1024))} KB)")
         for saved in record["saved"] if environment("OPENCLAW_SHELL") else ():
             self.output(f"MEDIA:{saved['path']}")
@@ -3911,19 +3906,24 @@ addEventListener("DOMContentLoaded", () => {
   }, 5000);
 });"""
 
-def write_gallery(page: str, title: str, entries: Sequence[Mapping[str, Any]], unfinished: int = 0) -> None:
-    """Write the page, whole, in one step. OSError where it cannot be."""
+def write_gallery(page: str, entries: Sequence[Any], console: Console, missing: int = 0) -> None:
+    """Write the page, if there is to be one, whole, in one step; a problem is only a warning now."""
     part = os.path.join(os.path.dirname(page), f".{os.urandom(4).hex()}.part")
     try:
-        with open(part, "xb") as stream:
-            stream.writelines(text.encode() for text in gallery_page(page, title, entries, unfinished))
-        os.replace(part, page)
+        if page:
+            with open(part, "xb") as stream:
+                stream.writelines(text.encode() for text in gallery_page(page, entries, missing))
+            os.replace(part, page)
+    except (OSError, ValueError) as error:  # the latter where a picture is on another drive
+        console.warn(f"cannot write the gallery {page}: {reason(error)}")
     finally:
         discard(part)
 
-def gallery_page(page: str, title: str, entries: Sequence[Mapping[str, Any]], missing: int) -> Iterator[str]:
+def gallery_page(page: str, entries: Sequence[Mapping[str, Any]], missing: int) -> Iterator[str]:
     """The page in pieces. Outside texts are escaped; besides, nothing can run but what two digests name."""
     from hashlib import sha256
+    from urllib.parse import quote as escaped
+    folder = os.path.dirname(os.path.abspath(page))
     style, script = (base64.b64encode(sha256(text.encode()).digest()).decode()
                      for text in (GALLERY_STYLE, GALLERY_SCRIPT))
     images = sum(len(entry.get("saved") or ()) for entry in entries)
@@ -3934,9 +3934,9 @@ def gallery_page(page: str, title: str, entries: Sequence[Mapping[str, Any]], mi
     yield (f'<!DOCTYPE html>\n<html lang="en" data-unfinished="{missing or ""}"><meta charset="utf-8">\n'
            f'<meta {GENERATOR}>\n<meta name="viewport" content="width=device-width">\n'
            '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src \'self\' file:'
-           f"; style-src 'sha256-{style}'; script-src 'sha256-{script}'\">\n<title>{as_html(title)}</title>\n"
+           f"; style-src 'sha256-{style}'; script-src 'sha256-{script}'\">\n<title>Pictures</title>\n"
            f"<style>{GALLERY_STYLE}</style>\n<script>{GALLERY_SCRIPT}</script>\n"
-           f"<main><h1>{as_html(title)}</h1><p>{', '.join(filter(None, told))}</p><ul>\n")
+           f"<main><h1>Pictures</h1><p>{', '.join(filter(None, told))}</p><ul>\n")
     for number, entry in enumerate(entries):  # a card for each picture of a request, and one for its fault
         prompt, command, error = (as_html(entry.get(name)) for name in ("prompt", "command", "error"))
         files, quality, seconds, made = map(entry.get, ("saved", "quality", "elapsed_s", "time"))
@@ -3944,8 +3944,9 @@ def gallery_page(page: str, title: str, entries: Sequence[Mapping[str, Any]], mi
         cost = entry.get("cost_usd") and in_dollars(entry) + several
         copy = f'<code>{command}</code><button class="copy">Copy the command</button>' if command else ""
         for file in (files or []) + [{}] * bool(error):
-            link = picture_link(file["path"], os.path.dirname(os.path.abspath(page))) if file else ""
-            name = f'<a href="{link}">{as_html(one_line(os.path.basename(file["path"])))}</a>' if file else ""
+            path = file.get("path", "")
+            link = escaped(as_bytes(os.path.relpath(path, folder).replace(os.sep, "/"))) if file else ""
+            name = f'<a href="{link}">{as_html(one_line(os.path.basename(path)))}</a>' if file else ""
             image = f'<img src="{link}" alt="{prompt or link}" loading="lazy" decoding="async">'
             size = f"{file['width']} × {file['height']}" if file.get("width") else as_text(entry.get("size"))
             facts = size, quality and f"{quality}\xa0quality", seconds and f"{as_text(seconds)}\xa0s", cost
@@ -3956,14 +3957,6 @@ def gallery_page(page: str, title: str, entries: Sequence[Mapping[str, Any]], mi
     yield ('</ul></main><dialog aria-label="One picture"><nav><span></span><button class="ArrowLeft">Previous'
            '</button><button class="ArrowRight" autofocus>Next</button><button class="close">Close</button>'
            '</nav><figure class="close" aria-live="polite"></figure><section></section></dialog>\n')
-
-def picture_link(path: str, folder: str) -> str:
-    """The address of a picture for a page in this folder: relative, unless it is on another drive."""
-    from urllib.parse import quote as escaped
-    try:
-        return escaped(as_bytes(os.path.relpath(path, folder).replace(os.sep, "/")))
-    except ValueError:
-        return "file:///" + escaped(as_bytes(path.replace(os.sep, "/")), safe="/:")
 
 def as_html(text: Any) -> str:
     """An outside text for the page."""
@@ -3984,13 +3977,15 @@ def run_image_command(options: Namespace, run: Run) -> int:
     receipt = None if order.fresh else made_before(order.identity, run.console)
     page = checked_page(options.gallery)
     if options.dry_run:
-        tell_outlook(order, receipt, run)
+        would = what_would_be(order, run.console, set())
+        checked_price([estimate(order.job, settings)] if would == "buy" else [], settings)
+        output = receipt.saved[0].path if receipt else free_path(order.job, run.console)
+        tell_outlook(order, would, output, run)
         return OK
-    if receipt:
-        tell_again(receipt, order, run)
-    else:
-        buy_or_collect(order, ready_to_buy([order], settings, run.console), run, ignore_signals)
-    show_gallery(page, [gallery_entry(order, run.result.record(run.console), run.console)], run.console)
+    key = KeySource("nothing", "") if receipt else ready_to_buy([order], settings, run.console)
+    buy_or_collect(order, receipt, key, run, ignore_signals)
+    entry = gallery_entry(order, run.result.record(run.console), run.console)
+    write_gallery(page, [entry], run.console)
     return OK
 
 def checked_order(options: Namespace, settings: Settings, run: Run) -> Order:
@@ -4006,7 +4001,10 @@ def checked_order(options: Namespace, settings: Settings, run: Run) -> Order:
     return Order(job, settings, identity_of(job, settings), requested, options.fresh)
 
 def for_order(order: Order, run: Run) -> Run:
-    """The run, which knows what an order's files are called and how long one takes."""
+    """The run, for a line of a batch a new one, which knows an order's files and how long one takes."""
+    if order.line:
+        run = for_line(order.line, order.warnings, run)
+        run.result.facts.update(model=order.job.model, requested=order.requested)
     target, console = order.job.target, run.console
     own = re.escape(os.path.join(target.folder, target.stem))
     console.secrets.paths.append(own + r"(?:\.partial-\d+|-\d+)?\.\w+")
@@ -4041,16 +4039,19 @@ def ready_to_buy(orders: Sequence[Order], settings: Settings, console: Console) 
         refuse_keys(job, console.secrets.keys)
     return key
 
-def buy_or_collect(order: Order, key: KeySource, run: Run, ignore_signals: Action) -> int:
-    """Run a job, or wait for the run of the same command that is at work, and tell its result."""
+def buy_or_collect(order: Order, found: Receipt | Folder | None, key: KeySource, run: Run,
+                   ignore_signals: Action) -> int:
+    """Tell what was made before; else run a job, or wait for the run of the same command that is at work."""
     run = run._replace(deadline=time.monotonic() + order.settings.timeout.value)
-    found: Folder | Receipt | None = None
     while found is None:
         found = open_folder(order, run.console)
         if isinstance(found, Folder) and found.journaled and found.lock is None:
             found = wait_for_twin(found, run._replace(collectable=True))
     if isinstance(found, Receipt):
-        tell_again(found, order, run)
+        recall(found, order, run)
+        made = local_time(found.record["time"])
+        run.console.note(f"made before ({made}): nothing was bought now; --fresh buys another take")
+        run.console.finish(run.result.record(run.console))
     else:
         run.console.secrets.paths.append(re.escape(found.path) + r"(?:/\d+\.answer)?")
         run_job(order, key, found, run, ignore_signals)
@@ -4070,26 +4071,25 @@ def what_would_be(order: Order, console: Console, taken: set[str]) -> str:
                 return "collect"
     return "buy"
 
-def tell_outlook(order: Order, receipt: Receipt | None, run: Run) -> None:
-    """--dry-run: what the command would do, from what is known without key, network or a change on disk."""
+def tell_outlook(order: Order, would: str, output: str, run: Run) -> None:
+    """--dry-run: what becomes of an order, from what is known without key, network or a change on disk."""
     job, settings, console = order.job, order.settings, run.console
     hide = partial(redact, secrets=console.secrets.texts)
     check_folder(job.target, job.n, as_text(job.parameters.get("size")))
     refuse_keys(job, console.secrets.keys)
-    would = what_would_be(order, console, set())
-    price = checked_price([estimate(job, settings)] if would == "buy" else [], settings)
+    price = estimate(job, settings) if would == "buy" else (0.0, 0.0)
     request = next(settings.service.provider(job, settings, KeySource("nothing", ""), ""))
     assert isinstance(request, Request)  # every provider begins with one
-    output = receipt.saved[0].path if receipt else free_path(job, console)
     files = [{"path": shown_input(upload.path), "bytes": upload.bytes} for upload in job.uploads]
-    console.tell(would=would, method=request.method, url=request.url, model=job.model, files=files,
-                 prompt=hide(job.prompt), parameters=map_texts(job.parameters, hide), typical=run.typical,
-                 output=output, estimate_usd=price)
+    console.tell(**{"job": order.line} if order.line else {}, would=would, method=request.method,
+                 url=request.url, model=job.model, files=files, prompt=hide(job.prompt), output=output,
+                 parameters=map_texts(job.parameters, hide), typical=run.typical or None, estimate_usd=price)
     sent = [f"{name} {as_text(value)}" for name, value in job.parameters.items()]
-    for line in (f"{OUTLOOKS[would]}: {request.method} {request.url}, {', '.join([job.model, *sent])}",
-                 *(f"with {each.name}" + f" ({max(1, round(each.bytes / 1024))} KB)" * bool(each.bytes)
-                   for each in job.uploads),
-                 f"to {output}", f"price: {price_text(price)}; time: {run.typical}"):
+    lines = [f"{OUTLOOKS[would]}: {request.method} {request.url}, {', '.join([job.model, *sent])}",
+             *(f"with {each.name}" + f" ({max(1, round(each.bytes / 1024))} KB)" * bool(each.bytes)
+               for each in job.uploads), f"to {output}", f"price: {price_text(price)}; time: {run.typical}"]
+    own = [f"line {order.line}: {OUTLOOKS[would]}, to {output}, price: {price_text(price)}"]
+    for line in own if order.line else lines:
         console.output(console.secrets.clean(line))
 
 def free_path(job: Job, console: Console) -> str:
@@ -4098,13 +4098,6 @@ def free_path(job: Job, console: Console) -> str:
     if os.path.lexists(path) and not job.target.overwrite:
         console.warn(f"{path} already exists; saving to a new name instead (--overwrite replaces it)")
     return path
-
-def tell_again(receipt: Receipt, order: Order, run: Run) -> None:
-    """The result of a command that was finished before."""
-    recall(receipt, order, run)
-    made = local_time(receipt.record["time"])
-    run.console.note(f"made before ({made}): nothing was bought now; --fresh buys another take")
-    run.console.finish(run.result.record(run.console))
 
 def recall(receipt: Receipt, order: Order, run: Run) -> None:
     """Fill in a result from what was made before. --mask-exact may be asked for only now."""
@@ -4118,7 +4111,7 @@ def recall(receipt: Receipt, order: Order, run: Run) -> None:
             save_images([Image(path=file.path) for file in receipt.saved], job, folder, run)
         finally:
             folder.remove()
-        record = {**receipt_record(order, job.parameters, run), "time": receipt.record["time"]}
+        record = {**receipt.record, "exact": True, "saved": [file.record() for file in run.result.saved]}
         with suppress(OSError):  # or it is done again the next time
             if receipt.path:
                 write_json(receipt.path, record)
@@ -4170,34 +4163,14 @@ def checked_page(path: str | None) -> str:
         raise target_failure(f"cannot write {path}: {reason(error)}", "Name another file.") from None
     return page
 
-def show_gallery(page: str, entries: Sequence[Any], console: Console, unfinished: int = 0) -> None:
-    """Write the page, if there is to be one; a problem is only a warning now."""
-    try:
-        if page:
-            write_gallery(page, "Pictures", entries, unfinished)
-    except OSError as error:
-        console.warn(f"cannot write the gallery {page}: {reason(error)}")
-
-def receipt_record(order: Order, parameters: Mapping[str, Any], run: Run) -> dict[str, Any]:
-    """What a receipt says: the command without its key, what it cost, and the files as they are now."""
-    job, settings = order.job, order.settings
-    saved = [{"path": file.path, "bytes": file.bytes, "mtime_ns": file.mtime_ns, **file.picture._asdict()}
-             for file in run.result.saved]
-    return {"schema": SCHEMA, "version": VERSION, "time": time.time(), "command": job.command, "saved": saved,
-            "prompt": job.prompt, "model": job.model, "host": host_of(settings.base_url.value),
-            "parameters": parameters, "output": order.identity.output, "again": command_of(order),
-            "exact": job.exact, **map_texts({name: run.result.facts[name] for name in PURCHASE_FACTS}, run.console.secrets.clean)}
-
 def catch_signals() -> Action:
     """Let SIGTERM and SIGHUP stop the program like Ctrl-C, but not one that is ignored already (nohup).
     Returns a function that ignores them all from then on; call it when only a short cleanup is left."""
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     caught = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
-
     def handle(handler: Any = signal.SIG_IGN) -> None:
         for number in caught:
             signal.signal(number, handler)
-
     def stop(number: int, frame: Any) -> None:
         handle()
         raise KeyboardInterrupt(number)
@@ -4298,7 +4271,12 @@ def run_job(order: Order, key: KeySource, folder: Folder, run: Run, ignore_signa
         job = own_inputs(job, settings, folder, run)
         provider = settings.service.provider(job, settings, key, os.path.basename(folder.path))
         make_images(provider, job, settings, folder, run)
-        made = receipt_record(order, job.parameters, run)
+        saved = [file.record() for file in run.result.saved]
+        paid = map_texts({name: run.result.facts[name] for name in PURCHASE_FACTS}, run.console.secrets.clean)
+        made = {"schema": SCHEMA, "version": VERSION, "time": time.time(), "command": job.command,
+                "saved": saved, "prompt": job.prompt, "model": job.model,
+                "host": host_of(settings.base_url.value), "parameters": job.parameters,
+                "output": order.identity.output, "again": command_of(order), "exact": job.exact, **paid}
         folder.leave_word({"made": made})
         if settings.history.value and folder.journaled:
             keep_receipt(folder, order.identity, made, run.console)
@@ -4345,22 +4323,18 @@ def make_images(provider: Provider, job: Job, settings: Settings, folder: Folder
                        collectable=folder.journaled)
     images = run_provider(provider, folder, run)
     save_images(images[:job.n + SPARE_IMAGES], job, folder, run)
-    keep_rest(images, job, folder, run)
+    is_short, answers = len(images) < job.n and run.result.is_cut_off, folder.answers()
+    if answers and (is_short or len(images) > job.n + SPARE_IMAGES):
+        try:
+            kept = "was saved to " + save_answer(answers[-1], job.target, console.secrets.texts)
+        except OSError as error:  # the images are saved, and must be reported
+            kept = f"could not be saved: {reason(error)}"
+        console.warn(f"images requested: {job.n}, received: {len(images)}; the whole reply {kept}")
     partials.remove()
     warn_about_differences(job, run)
     if run.result.facts["source"] == "collected":
         dollars = run.result.facts["cost_usd"]
         console.note("collected: already paid" + (f", about ${dollars:.3f}" if dollars is not None else ""))
-
-def keep_rest(images: Sequence[Image | Failure], job: Job, folder: Folder, run: Run) -> None:
-    """Keep a reply that holds many more images than requested, or broke off before all had come."""
-    answers = folder.answers()
-    if answers and (len(images) > job.n + SPARE_IMAGES or (len(images) < job.n and run.result.is_cut_off)):
-        try:
-            kept = "was saved to " + save_answer(answers[-1], job.target, run.console.secrets.texts)
-        except OSError as error:  # the images are saved, and must be reported
-            kept = f"could not be saved: {reason(error)}"
-        run.console.warn(f"images requested: {job.n}, received: {len(images)}; the whole reply {kept}")
 
 # Nothing that arrived is saved. Up to so many bytes the message says it all: a page's title, short JSON.
 UNREAD_KINDS = {"no_image": MAX_MESSAGE // 2, "web_page": LONG_STRING, "broken_image": 0, "place": 0,
@@ -4368,13 +4342,12 @@ UNREAD_KINDS = {"no_image": MAX_MESSAGE // 2, "web_page": LONG_STRING, "broken_i
 
 def add_what_is_known(failure: Failure, folder: Folder, job: Job, run: Run) -> bool:
     """Add to the failure where the reply is kept; return whether the folder has to stay."""
-    keep_folder, kind, unread = failure.collectable, failure.kind, []
+    keep_folder, kind = failure.collectable, failure.kind
+    unread = [path for path in folder.answers() if os.path.getsize(path) > UNREAD_KINDS.get(kind, inf)]
     if keep_folder and not folder.journaled:
         failure.hint = f"What arrived is kept in {folder.path}"
-    elif kind in UNREAD_KINDS and not keep_folder and (failure.billed != "yes" or kind == "place"):
-        unread = [path for path in folder.answers() if os.path.getsize(path) > UNREAD_KINDS[kind]]
-    if unread:  # a person may find its image
-        try:
+    elif unread and not keep_folder and (failure.billed != "yes" or kind == "place"):
+        try:  # a person may find its image
             kept = save_answer(unread[-1], job.target, run.console.secrets.texts)
         except OSError:
             kept, keep_folder = unread[-1], True
@@ -4396,7 +4369,10 @@ def billed_in_the_end(folder: Folder, failure: Failure, saved: bool = False) -> 
 def run_config_command(options: Namespace, run: Run) -> int:
     """config: --show (the default), --init, --check, --history or --forget."""
     stray = [name for name in ("force", "jobs", *PICTURE_KEYS) if getattr(options, name) is not None]
+    alone = [row.flag for row in OPTIONS if row.alone and getattr(options, row.name) is not None]
     refuse_broken(
+        (len(alone) > 1, " is not allowed with ".join(alone[:2]), ""),
+        (options.words, f"config takes no arguments, got {quoted(''.join(options.words[:1]))}", ""),
         (stray and not options.init, f"--{(stray or [''])[0]} only works with --init", ""),
         (options.gallery and not options.history, "--gallery only works with --history", ""))
     if options.init:
@@ -4502,14 +4478,11 @@ def show_settings(settings: Settings, console: Console) -> None:
                  config_file=settings.config_path or None)
     for name, row in rows.items():
         console.output(f"{name:<11} {row.value or '-'}  ({row.source})")
-    file = settings.config_path or "none; looked for " + ", ".join(config_locations())
-    console.output(f"config file {file}")
+    console.output(f"config file {settings.config_path or 'none of ' + ', '.join(config_locations())}")
     for request in pending:
         state = "at work" if request["at_work"] else STATES_IN_WORDS[request["state"]]
-        age, units = request["age_s"], (("day", DAY), ("hour", 3600), ("minute", 60))
-        ago = next((f"{age // size:.0f} {unit}{'s' * (age >= 2 * size)} ago" for unit, size in units
-                    if age >= size), "just now")
-        console.output(f"unfinished  {request['id']}  {ago}, {state}: "
+        begun = local_time(time.time() - request["age_s"])
+        console.output(f"unfinished  {request['id']}  {begun}, {state}: "
                        f"{request['output']} ({request['prompt']})")
     console.output("To collect one, run its command again. To give one up: "
                    + own_command("config --forget ID") if pending else "unfinished  none")
@@ -4518,9 +4491,7 @@ def forget_requests(wanted: str, console: Console) -> None:
     """Give up the unfinished request with this id, or all that nobody works on: what is under way ends."""
     chosen = [path for path in requests_in(journal_roots(console), console) if wanted in (path[-8:], "all")]
     if not chosen and wanted != "all":
-        shown = wanted if re.fullmatch("[0-9a-f]{8}", wanted) else quoted(wanted)
-        raise usage_failure(f"there is no unfinished request {shown}",
-                            "List them with: " + own_command("config"))
+        raise usage_failure("no unfinished request has this id", "List them with: " + own_command("config"))
     forgotten = []
     for path in chosen:
         folder = Folder(path, take_lock(os.path.join(path, "owner")), True)
@@ -4550,12 +4521,18 @@ def show_history(most: int, page: str, console: Console) -> None:
     found = [read_receipt(path, console) for path in paths if path.endswith(".json")]
     records = sorted(filter(None, found), key=lambda record: record["time"])
     since = {"today": time.strftime("%Y-%m-%d"), "30 days": local_time(time.time() - 30 * DAY), "all": ""}
-    sums = {name: cost_since(records, start) for name, start in since.items()}
+    sums: dict[str, Any] = {}
     hide = partial(redact, secrets=console.secrets.texts)
+    for name, start in since.items():
+        counted = [record for record in records if local_time(record["time"]) >= start]
+        known = [record for record in counted if isinstance(record.get("cost_usd"), (int, float))]
+        pictures, priced = (sum(len(record["saved"]) for record in some) for some in (counted, known))
+        cost = round(sum(record["cost_usd"] for record in known), 4)
+        sums[name] = {"pictures": pictures, "cost_usd": cost, "unknown": pictures - priced}
     shown = [{**each, "prompt": hide(each["prompt"]), "parameters": map_texts(each.get("parameters"), hide)}
              for each in records[-most:]]
-    show_gallery(page, [{**(each["parameters"] or {}), **each, "command": hide(as_text(each.get("again")))}
-                        for each in shown[::-1]], console)
+    write_gallery(page, [{**(each["parameters"] or {}), **each, "command": hide(as_text(each.get("again")))}
+                         for each in shown[::-1]], console)
     console.tell(history=shown, sums=sums)
     for record in shown:
         seconds = as_text(record.get("elapsed_s"))
@@ -4578,14 +4555,6 @@ def in_dollars(record: Mapping[str, Any]) -> str:
     """What something cost."""
     cost = record.get("cost_usd")
     return f"${cost:.3f}" if isinstance(cost, (int, float)) else "?"
-
-def cost_since(records: Sequence[Mapping[str, Any]], start: str) -> dict[str, Any]:
-    """The sum over what was made since this local time."""
-    counted = [record for record in records if local_time(record["time"]) >= start]
-    known = [record for record in counted if isinstance(record.get("cost_usd"), (int, float))]
-    pictures, priced = (sum(len(record["saved"]) for record in some) for some in (counted, known))
-    cost = round(sum(record["cost_usd"] for record in known), 4)
-    return {"pictures": pictures, "cost_usd": cost, "unknown": pictures - priced}
 
 def check_setup(settings: Settings, run: Run) -> None:
     """Everything that can be proved without spending money."""
@@ -4651,31 +4620,19 @@ def run_batch(options: Namespace, settings: Settings, run: Run, ignore_signals: 
     woulds = {order.line: what_would_be(order, console, taken) for order in orders}
     to_buy = [order for order in orders if woulds[order.line] == "buy"]
     price = checked_price([estimate(order.job, order.settings) for order in to_buy], settings)
+    for order in orders if options.dry_run else ():
+        output = picture_path(order.job.target, int(order.job.n > 1), order.requested["format"])
+        tell_outlook(order, woulds[order.line], output, run)
     if options.dry_run:
-        tell_outlooks(orders, woulds, price, console)
+        console.tell(batch={"jobs": len(orders), "to_buy": len(to_buy), "estimate_usd": price})
+        console.output(f"{len(orders)} jobs, {len(to_buy)} of them to buy; price: {price_text(price)}")
         return OK
-    batch = Batch(settings.jobs.value, page, run)
-    made = [order for order in orders if woulds[order.line] == "made_before"]
-    others = [order for order in orders if woulds[order.line] != "made_before"]
-    if others:
+    made = {line for line, would in woulds.items() if would == "made_before"}
+    batch = Batch(settings.jobs.value, made, page, run)
+    if others := [order for order in orders if order.line not in made]:
         console.note(f"{len(orders)} jobs, {len(to_buy)} of them to buy, price: {price_text(price)}")
         batch.key = ready_to_buy(others, settings, console)
-    return batch.run_all(made, others, ignore_signals)
-
-def tell_outlooks(orders: Sequence[Order], woulds: Mapping[int, str], price: Price, console: Console) -> None:
-    """--dry-run of a batch: what would become of each line, and what all that is to be bought would cost."""
-    for order in orders:
-        job, would = order.job, woulds[order.line]
-        check_folder(job.target, job.n, as_text(job.parameters.get("size")))
-        refuse_keys(job, console.secrets.keys)
-        own = estimate(job, order.settings) if would == "buy" else (0.0, 0.0)
-        output = picture_path(job.target, int(job.n > 1), job.parameters.get("output_format", "png"))
-        console.tell(job=order.line, would=would, output=output, estimate_usd=own)
-        text = f"line {order.line}: {OUTLOOKS[would]}, to {output}, price: {price_text(own)}"
-        console.output(console.secrets.clean(text))
-    to_buy = list(woulds.values()).count("buy")
-    console.tell(batch={"jobs": len(orders), "to_buy": to_buy, "estimate_usd": price})
-    console.output(f"{len(orders)} jobs, {to_buy} of them to buy; price: {price_text(price)}")
+    return batch.run_all(orders, ignore_signals)
 
 def read_batch(options: Namespace, settings: Settings, run: Run) -> list[Order]:
     """One order for each line. All faults are told with their lines; then nothing is sent."""
@@ -4752,10 +4709,7 @@ def line_value(name: str, value: Any, command: str) -> Any:
         return [read_value(row, as_text(item)) for item in (value if isinstance(value, list) else [value])]
     if isinstance(value, (dict, list)) or isinstance(value, bool) != (not row.value):
         raise usage_failure(f"{name} cannot be {TYPE_NAMES[type(value)]}")
-    value = read_value(row, as_text(value)) if row.value else value
-    if isinstance(row.accepts, tuple) and row.value and value not in row.accepts:
-        raise usage_failure(f"{name} cannot be {quoted(value)}, only {', '.join(row.accepts)}")
-    return value
+    return read_value(row, as_text(value)) if row.value else value
 
 def file_stem(prompt: str) -> str:
     """A name from a prompt's first words, in any script, that every file system takes."""
@@ -4788,12 +4742,13 @@ def named_apart(orders: Sequence[Order]) -> tuple[list[Order], list[tuple[Order,
     return sorted(first.values(), key=lambda order: order.line), clashes
 
 class Batch:
-    """Runs orders in forked children, some at a time, and tells each result as it comes.
-    running: by the pipe of each, its order, its process and what it has said. stopped: why no other job may
-    begin. limited: met a rate limit and is tried once more. counts: of results. entries: of the gallery."""
-    def __init__(self, jobs: int, page: str, run: Run) -> None:
+    """Runs orders in forked children, some at a time, and tells each result. made: lines whose pictures are
+    there. running: by the pipe of each, its order, its process and what it has said. stopped: why no other
+    job may begin. limited: met a rate limit and is tried once more. entries: of the gallery."""
+    def __init__(self, jobs: int, made: set[int], page: str, run: Run) -> None:
         from mmap import mmap
-        self.jobs, self.page, self.console, self.key = jobs, page, run.console, KeySource("nothing", "")
+        self.jobs, self.made, self.page, self.console = jobs, made, page, run.console
+        self.key = KeySource("nothing", "")
         self.run = run._replace(calm=memoryview(mmap(-1, 8)).cast("d"))
         self.running: dict[int, tuple[Order, int, bytearray]] = {}
         self.waiting: list[Order] = []
@@ -4803,28 +4758,31 @@ class Batch:
         self.total, self.dollars, self.exit_code, self.signal_code = 0, 0.0, OK, OK
         self.stopped, self.is_last_round, self.shown, self.page_due = "", False, 0, 0.0
 
-    def run_all(self, made: Sequence[Order], others: Sequence[Order], ignore_signals: Action) -> int:
+    def run_all(self, orders: Sequence[Order], ignore_signals: Action) -> int:
         """Run all orders, first those that were made before; the exit code: the highest of their own."""
-        self.total, self.waiting = len(made) + len(others), [*others[::-1]]
-        self.remembers = all(order.settings.history.value and not order.fresh for order in others)
-        for order in made:
-            run = self.run_of(order)
-            if receipt := made_before(order.identity, run.console):
-                recall(receipt, order, run)
-                self.tell(order, run.result.record(run.console), OK)
-            else:  # removed a moment ago
-                self.waiting.append(order)
-        if self.waiting and not hasattr(os, "fork"):
+        self.total, self.waiting = len(orders), sorted(  # the last comes first
+            orders, key=lambda order: (order.line in self.made, -order.line))
+        if not hasattr(os, "fork"):
             self.console.note("there is no fork on this system: one job after the other")
         self.work()
-        self.is_last_round = True
+        self.is_last_round, self.waiting = True, [order for order, *_ in self.limited]
         for each in self.limited if self.stopped else ():
             self.tell(*each)
-        self.waiting = [] if self.stopped else [order for order, *_ in self.limited]
         self.work()
         ignore_signals()
-        show_gallery(self.page, self.entries, self.console)
-        return self.sum_up(self.signal_code or self.exit_code)
+        write_gallery(self.page, self.entries, self.console)
+        exit_code, left = self.signal_code or self.exit_code, self.total - sum(self.counts.values())
+        seconds = round(time.monotonic() - self.console.started, 1)
+        self.console.tell(ok=not exit_code, batch={"jobs": self.total, **self.counts, "not_started": left,
+                                                   "cost_usd": round(self.dollars, 4), "elapsed_s": seconds})
+        counts = [f"{number} {name.replace('_', ' ')}" for name, number in self.counts.items() if number]
+        self.console.note(f"{self.total} jobs: {', '.join(counts)}; ${self.dollars:.3f}, {seconds:.0f} s")
+        if left:
+            self.console.warn(f"{left} not started: {self.stopped}")
+        remembers = all(order.settings.history.value and not order.fresh for order in orders)
+        if (left or self.counts["failed"]) and remembers:
+            self.console.note("Run the same command again for the rest: what is made is not bought again.")
+        return exit_code
 
     def work(self) -> None:
         """Until nothing runs and nothing may begin."""
@@ -4838,20 +4796,16 @@ class Batch:
                 for _, pid, _ in self.running.values():
                     os.kill(pid, signal.SIGTERM)
 
-    def run_of(self, order: Order) -> Run:
-        """A run for this order alone."""
-        run = for_order(order, for_line(order.line, order.warnings, self.run))
-        run.result.facts.update(model=order.job.model, requested=order.requested)
-        return run
-
     def start(self, order: Order) -> None:
-        """Begin one job in a process of its own; without fork, here and now."""
-        run = self.run_of(order)
-        if not hasattr(os, "fork"):
+        """Begin one job in a process of its own; without fork or if it is made, all of it here and now."""
+        run = for_order(order, self.run)
+        found = made_before(order.identity, run.console) if order.line in self.made else None
+        action = partial(buy_or_collect, order, found, self.key, run)
+        if found or not hasattr(os, "fork"):
             import io
             with redirect_stdout(io.StringIO()) as told, redirect_stderr(None):
-                exit_code = exit_code_of(lambda: buy_or_collect(order, self.key, run, lambda: None), run)
-            self.end(order, told.getvalue().encode(), exit_code)
+                exit_code = exit_code_of(lambda: action(lambda: None), run)
+            self.tell(order, json.loads(told.getvalue()), exit_code)
             if exit_code > 128:
                 self.stopped, self.signal_code = "interrupted", exit_code
             return
@@ -4869,7 +4823,7 @@ class Batch:
             for stream in (1, 2):  # whoever reads the parent's streams must not wait for its children
                 os.dup2(os.open(os.devnull, os.O_RDWR), stream)
             sys.stdout, sys.stderr = open(writer, "w", encoding="utf-8"), None
-            exit_code = exit_code_of(lambda: buy_or_collect(order, self.key, run, catch_signals()), run)
+            exit_code = exit_code_of(lambda: action(catch_signals()), run)
             sys.stdout.flush()
         finally:
             os._exit(exit_code)
@@ -4885,29 +4839,26 @@ class Batch:
                 continue
             os.close(pipe)
             del self.running[pipe]
-            self.end(order, bytes(text), os.waitpid(pid, 0)[1] >> 8)
+            exit_code = os.waitpid(pid, 0)[1] >> 8
+            try:
+                record = json.loads(text)
+            except ValueError:  # killed
+                run, exit_code = for_order(order, self.run), NO_ANSWER
+                failure = Failure("stopped", "the job's process died", exit_code=exit_code, collectable=True)
+                record = run.result.record(run.console, failure)
+            self.tell(order, record, exit_code)
         began = time.monotonic()
         if len(self.entries) > self.shown and began > self.page_due:  # a large page takes time
             self.shown = len(self.entries)
-            show_gallery(self.page, self.entries, self.console, self.total - self.shown)
+            write_gallery(self.page, self.entries, self.console, self.total - self.shown)
             self.page_due = began + 20 * (time.monotonic() - began)
         done = sum(self.counts.values())
         self.console.refresh(f"{done} of {self.total}, {len(self.running)} under way, "
                              f"{self.counts['failed']} failed, ${self.dollars:.2f}", done / self.total)
 
-    def end(self, order: Order, text: bytes, exit_code: int) -> None:
-        """The result of a job, whole, or a failure if its process died."""
-        try:
-            record = json.loads(text)
-        except ValueError:
-            run, exit_code = self.run_of(order), NO_ANSWER
-            failure = Failure("stopped", "the job's process died", exit_code=exit_code, collectable=True)
-            record = run.result.record(run.console, failure)
-        self.tell(order, record, exit_code)
-
     def tell(self, order: Order, record: Mapping[str, Any], exit_code: int) -> None:
         """Tell one result, and what it means for the others."""
-        error, console = record.get("error"), self.run_of(order).console
+        error, console = record.get("error"), for_order(order, self.run).console
         self.console.say("stderr", "", end="")  # the progress line goes
         is_final = self.is_last_round or self.stopped or record["saved"]
         if error and error["kind"] == "rate_limit" and not is_final:
@@ -4921,8 +4872,7 @@ class Batch:
         self.dollars += record["cost_usd"] or 0.0 if source in ("bought", "failed") else 0.0
         for warning in record["warnings"]:
             console.warn(warning)
-        self.console.tell(job=order.line, **record)
-        self.console.list_saved(record)
+        self.console.finish(record, job=order.line)
         if error:
             texts = {name: error[name] for name in ("kind", "message", "hint", "billed", "request_id")}
             console.explain(Failure(**texts, exit_code=exit_code))
@@ -4932,34 +4882,17 @@ class Batch:
         if self.page:
             self.entries.append(gallery_entry(order, record, self.console))
 
-    def sum_up(self, exit_code: int) -> int:
-        """The end of a batch."""
-        left = self.total - sum(self.counts.values())
-        seconds = round(time.monotonic() - self.console.started, 1)
-        self.console.tell(ok=not exit_code, batch={"jobs": self.total, **self.counts, "not_started": left,
-                                                   "cost_usd": round(self.dollars, 4), "elapsed_s": seconds})
-        counts = [f"{number} {name.replace('_', ' ')}" for name, number in self.counts.items() if number]
-        self.console.note(f"{self.total} jobs: {', '.join(counts)}; ${self.dollars:.3f}, {seconds:.0f} s")
-        if left:
-            self.console.warn(f"{left} not started: {self.stopped}")
-        if (left or self.counts["failed"]) and self.remembers:
-            self.console.note("Run the same command again for the rest: what is made is not bought again.")
-        return exit_code
-
 # ---- Parser --------------------------------------------------------------------------------------
 HELP = """Generate and edit images with gpt-image-2.
 
   gpt_image2 generate "a red fox in the snow" -o fox.png
   gpt_image2 edit fox.png "give the fox a hat" -o hat.png
-  gpt_image2 config --check
-
-  generate PROMPT                     make an image
-  edit IMAGE PROMPT                   edit an image, or combine several
-  config [--show | --init | --check]  show, create or test your settings
-  config --history | --forget ID      what was made; give up what is unfinished
+  gpt_image2 config [--init | --check]       show, create or test your settings
+  gpt_image2 config --history | --forget ID  what was made; give up a request
 
 Each has its own --help. --version shows the version."""
 
+WORD = r"(?s)(?!-).*|-|.* .*|-[\d.]+"  # what cannot be an option
 SYNOPSIS = {"generate": """gpt_image2 generate PROMPT [options]
 
   gpt_image2 generate "a red fox in the snow" --quality low -o fox.png
@@ -4976,62 +4909,52 @@ gpt_image2 config --history [N] [--gallery PAGE.html] | --forget ID|all"""}
 
 def read_value(row: Option, text: str) -> Any:
     """The value of an option on the command line. An empty one is a variable that was not set."""
+    words = row.accepts if isinstance(row.accepts, tuple) else ()
     try:
-        value = text.lower() if isinstance(row.accepts, tuple) or not text else row.accepts(text)
+        value = row.accepts(text) if text and callable(row.accepts) else text.lower()
     except ValueError as fault:
         raise usage_failure(f"{row.flag} {fault}") from None
     stray = row.accepts is not PATH and re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False))
-    refuse_broken((not text, f"{row.flag} is empty", ""), (stray, f"{row.flag} is not valid UTF-8", ""))
+    refuse_broken(
+        (not text, f"{row.flag} is empty or missing", ""), (stray, f"{row.flag} is not valid UTF-8", ""),
+        (words and value not in words, f"{row.flag} cannot be {quoted(text)}, only {', '.join(words)}", ""))
     return value
-
-def build_parser(command: str) -> ArgumentParser:
-    """The parser of one command. What a config file may set too is None if it is not given."""
-    from argparse import ArgumentParser
-    def fail(message: str) -> NoReturn:
-        text, choices, rest = message.partition(" (choose from ")
-        text = re.sub(r"(['\"])(.*)\1", lambda word: quoted(word.group(2)), text)
-        raise usage_failure(text + choices + rest, "See: " + own_command(f"{command} --help"))
-    parser = ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.error = fail  # type: ignore[method-assign]  # one form and exit code for all failures
-    parser.add_argument("words", nargs="*")
-    one_of = parser.add_mutually_exclusive_group()
-    for row in OPTIONS:
-        flags, group = filter(None, (row.short, row.flag)), one_of if row.alone else parser
-        default = [] if row.repeatable else None if row.config else row.default
-        if command not in row.commands:
-            parser.set_defaults(**{row.name: default})
-        elif not row.value:
-            group.add_argument(*flags, action="store_true", default=None)
-        else:
-            more: dict[str, Any] = {"nargs": "?", "const": 20} if row.value.startswith("[") else {}
-            group.add_argument(*flags, action="append" if row.repeatable else "store", default=default,
-                               type=partial(read_value, row),
-                               choices=row.accepts if isinstance(row.accepts, tuple) else None, **more)
-    parser.set_defaults(run=run_config_command if command == "config" else run_image_command)
-    return parser
 
 def parse(arguments: list[str]) -> Namespace:
     """The command line; words may stand anywhere among the options, and after -- they are never options."""
     cut = arguments.index("--") if "--" in arguments else len(arguments)
-    command = arguments[0] if arguments else ""
+    command, rest = "".join(arguments[:1]), arguments[1:cut][::-1]
     if command not in SYNOPSIS:
         unknown = f"unknown command {quoted(command)}.{nearest(command, SYNOPSIS)}"
         missing = not command or command.startswith("-")
         raise usage_failure("no command given: use generate, edit or config" if missing else unknown,
                             "See: " + own_command("--help"))
-    parser = build_parser(command)
-    options, left = parser.parse_known_args(arguments[1:cut])
-    unknown = next((word for word in left if word.startswith("-") and word != "-"), "").split("=")[0]
-    if unknown:
-        plain = unknown.lower().replace("_", "-")
-        advice = next((f" {advice}" for names, advice in STRANGERS.items() if plain in names.split()),
-                      nearest(plain, (row.flag for row in OPTIONS if command in row.commands), 0.75))
-        shown = unknown if re.search(HARMLESS, unknown) else unknown[:2]
-        raise usage_failure(f"unknown option {shown}.{advice}", "See: " + own_command(f"{command} --help"))
+    rows = {flag: row for row in OPTIONS if command in row.commands for flag in (row.short, row.flag) if flag}
+    options = Namespace(command=command, words=[], **{
+        row.name: [] if row.repeatable else None if row.config else row.default for row in OPTIONS})
+    while rest:
+        word = rest.pop()
+        flag, equals, value = word.partition("=")
+        if flag not in rows and word[:2] in rows:  # -n3, or several letters: -qv
+            flag, equals, value = word[:2], "-", word[2:]
+        if not (row := rows.get(flag)) and re.fullmatch(WORD, word):
+            options.words.append(word)
+        elif not row:
+            plain, shown = flag.lower().replace("_", "-"), flag if re.search(HARMLESS, flag) else flag[:2]
+            more = next((f" {advice}" for names, advice in STRANGERS.items() if plain in names.split()),
+                        nearest(plain, rows, 0.75))
+            raise usage_failure(f"unknown option {shown}.{more}", "See: " + own_command(f"{command} --help"))
+        elif not row.value:
+            setattr(options, row.name, True)
+            rest += [equals + value] if equals else []
+        else:
+            if not equals:
+                follows = rest and re.fullmatch(WORD, rest[-1])
+                value = rest.pop() if follows else "20" if row.name == "history" else ""
+            found = read_value(row, value)
+            setattr(options, row.name, [*getattr(options, row.name), found] if row.repeatable else found)
     split_shape(options)
-    options.command, options.words = command, options.words + left + arguments[cut + 1:]
-    if command == "config" and options.words:
-        raise usage_failure(f"config takes no arguments, got {quoted(options.words[0])}")
+    options.words += arguments[cut + 1:]
     return options
 
 def split_shape(options: Namespace) -> None:
@@ -5069,17 +4992,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     guard_process()
-    run = Run(console_for(arguments), Result())
+    misplaced = re.findall(MISPLACED_KEY, "\n".join(arguments))  # first: nothing may show a secret
+    console = Console(Secrets([*misplaced, *map(environment, KEY_VARIABLES)]))
+    console.as_json = "--json" in arguments
+    named = [os.path.splitext(word)[0] for word in arguments if os.path.lexists(word)]
+    console.secrets.paths = [re.escape(stem) + r"(?:-converted)?(?![\w-])" for stem in named
+                             if re.search(KEY_LIKE, stem)]
     if help_text := help_for(arguments):
-        run.console.say("stdout", help_text.rstrip())
+        console.say("stdout", help_text.rstrip())
         return OK
-    return exit_code_of(partial(run_command, arguments, run), run)
-
-def run_command(arguments: list[str], run: Run) -> int:
-    """Read the command line and do what it says; the exit code."""
-    options = parse(arguments)
-    run.console.as_json, run.console.quiet, run.console.verbose = options.json, options.quiet, options.verbose
-    return int(options.run(options, run))
+    def command() -> int:
+        options = parse(arguments)
+        console.as_json, console.quiet, console.verbose = options.json, options.quiet, options.verbose
+        return (run_config_command if options.command == "config" else run_image_command)(options, run)
+    return exit_code_of(command, run := Run(console, Result()))
 
 def exit_code_of(action: Callable[[], int], run: Run) -> int:
     """The exit code of an action. The only place that turns failures into exit codes, and tells them."""
@@ -5100,16 +5026,6 @@ def leave(exit_code: int) -> NoReturn:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
     sys.exit(exit_code)
-
-def console_for(arguments: Sequence[str]) -> Console:
-    """The console, which knows the secrets in arguments and environment before anything is read."""
-    misplaced = re.findall(MISPLACED_KEY, "\n".join(arguments))
-    console = Console(Secrets([*misplaced, *map(environment, KEY_VARIABLES)]))
-    console.as_json = "--json" in arguments
-    named = [os.path.splitext(word)[0] for word in arguments if os.path.lexists(word)]
-    console.secrets.paths = [re.escape(stem) + r"(?:-converted)?(?![\w-])" for stem in named
-                             if re.search(KEY_LIKE, stem)]
-    return console
 
 if __name__ == "__main__":
     leave(main())

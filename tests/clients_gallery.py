@@ -89,7 +89,7 @@ class ChromiumCase(ClientCase):
 
     def write(self, entries: Sequence[Any], unfinished: int = 0) -> None:
         """Write the page."""
-        program.write_gallery(str(self.page), "Foxes", entries, unfinished)
+        program.write_gallery(str(self.page), entries, program.Console(program.Secrets()), unfinished)
 
     def foxes(self, number: int = 3) -> list[dict[str, Any]]:
         """Return entries with pictures that exist."""
@@ -264,7 +264,8 @@ class GalleryIsWatchedTest(ChromiumCase):
         """Write the page and what it will become."""
         every = self.foxes(60)
         for name, number in (("second", 55), ("third", 58), ("last", 60)):
-            program.write_gallery(str(self.work / f"{name}.html"), "Foxes", every[:number], 60 - number)
+            program.write_gallery(str(self.work / f"{name}.html"), every[:number],
+                                  program.Console(program.Secrets()), 60 - number)
         super().write(entries, unfinished)
 
 

@@ -534,7 +534,7 @@ class ForgetTest(OnceCase):
         world = self.trial("unknown")
         result = self.config(world, "--forget", "9000eebc")
         self.assertEqual((result.exit_code, len(result.errors)), (USAGE, 1))
-        self.assertIn("9000eebc", result.stderr)
+        self.assertIn("no unfinished request has this id", result.stderr)
         self.assertIn("config", result.stderr)
         self.assertEqual(self.config(world, "--forget").exit_code, USAGE)
         self.assertEqual(self.config(world, "--forget", "all").exit_code, 0)
@@ -550,28 +550,31 @@ class ForgetTest(OnceCase):
         ended = finish(child)
         self.assertEqual((ended.exit_code, ended.json["error"]["billed"]), (NO_ANSWER, "maybe"), ended)
 
-    def set_age(self, folder: Path, seconds: float) -> None:
-        """Make a request older."""
+    def set_age(self, folder: Path, seconds: float) -> str:
+        """Make a request older and return when it began, as people write it."""
+        began = (time.time() - seconds) // 60 * 60 + 30  # far from the next minute
         record = json.loads((folder / "request.json").read_text())
-        (folder / "request.json").write_text(json.dumps({**record, "time": time.time() - seconds}))
+        (folder / "request.json").write_text(json.dumps({**record, "time": began}))
+        return time.strftime("%Y-%m-%d %H:%M", time.localtime(began))
 
     def test_config_lists_what_is_unfinished(self) -> None:
         world = self.abandoned("listed")
         folder = next(world.requests.glob("[!.]*"))
+        times = []
         for name, hours in (("b" * 24 + "-12345678", 1), ("a" * 24 + "-87654321", 49)):
             other = world.requests / name
             shutil.copytree(str(folder), str(other), ignore=shutil.ignore_patterns("1.*"))
             other.chmod(0o700)
-            self.set_age(other, 3600 * hours + 60)
-        self.set_age(folder, 190)
+            times.append(self.set_age(other, 3600 * hours + 60))
+        times.append(self.set_age(folder, 190))
         lines = [line for line in self.config(world).stdout.split("\n") if line.startswith("unfinished")]
         what = f"{world.work / 'out.png'} ({world.prompt})"
-        self.assertEqual(lines, [f"unfinished  87654321  2 days ago, not sent yet: {what}",
-                                 f"unfinished  12345678  1 hour ago, not sent yet: {what}",
-                                 f"unfinished  {folder.name[-8:]}  3 minutes ago, still being made: {what}"])
+        self.assertEqual(lines, [f"unfinished  87654321  {times[1]}, not sent yet: {what}",
+                                 f"unfinished  12345678  {times[0]}, not sent yet: {what}",
+                                 f"unfinished  {folder.name[-8:]}  {times[2]}, still being made: {what}"])
         self.answer.set()
         self.assert_no_orphans()
-        self.assertIn("3 minutes ago, ready to be collected", self.config(world).stdout)
+        self.assertIn(f"{times[2]}, ready to be collected", self.config(world).stdout)
 
     def test_terminal_is_told_of_pictures_that_wait(self) -> None:
         world = self.abandoned("waiting")
