@@ -5,6 +5,21 @@ PREFIX ?= /usr/local
 override PREFIX := $(patsubst ~/%,$(HOME)/%,$(PREFIX))
 VENV   := .venv
 NAME   := gpt-image2
+ROOT    = $(DESTDIR)$(PREFIX)
+
+# What runs the installed program. As a module it is compiled once, not at each start. The folder of this file goes from
+# the path, as it may hold somebody else's json.py.
+define LAUNCHER
+#!/usr/bin/env python3
+import os
+import sys
+safe = getattr(sys.flags, "safe_path", sys.flags.isolated)
+here = os.path.dirname(os.path.realpath(__file__))
+sys.path[:0 if safe else 1] = [os.path.join(os.path.dirname(here), "lib", "gpt-image2")]
+from gpt_image2 import leave, main
+leave(main())
+endef
+export LAUNCHER
 
 help:           ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -46,11 +61,22 @@ test-systems:   ## the fast tests in Debian's oldest and newest systems, with th
 	@sh tests/systems.sh
 
 install:        ## install as PREFIX/bin/gpt-image2 (PREFIX=/usr/local, DESTDIR for packagers)
-	install -d "$(DESTDIR)$(PREFIX)/bin"
-	install -m 755 scripts/gpt_image2.py "$(DESTDIR)$(PREFIX)/bin/$(NAME)"
+	install -d "$(ROOT)/bin" "$(ROOT)/lib/$(NAME)" "$(ROOT)/share/bash-completion/completions" \
+		"$(ROOT)/share/zsh/site-functions" "$(ROOT)/share/fish/vendor_completions.d"
+	install -m 644 scripts/gpt_image2.py "$(ROOT)/lib/$(NAME)/gpt_image2.py"
+	$(PYTHON) -m compileall -q "$(ROOT)/lib/$(NAME)"
+	printf '%s\n' "$$LAUNCHER" > "$(ROOT)/bin/$(NAME)"
+	chmod 755 "$(ROOT)/bin/$(NAME)"
+	$(PYTHON) "$(ROOT)/bin/$(NAME)" config --completion bash > "$(ROOT)/share/bash-completion/completions/$(NAME)"
+	$(PYTHON) "$(ROOT)/bin/$(NAME)" config --completion zsh > "$(ROOT)/share/zsh/site-functions/_$(NAME)"
+	$(PYTHON) "$(ROOT)/bin/$(NAME)" config --completion fish > "$(ROOT)/share/fish/vendor_completions.d/$(NAME).fish"
+	@case ":$$PATH:$(DESTDIR)" in *":$(PREFIX)/bin:"|*":$(PREFIX)/bin:"*:) ;; \
+		*:) echo 'Installed. $(PREFIX)/bin is not in your PATH; add it: export PATH="$(PREFIX)/bin:$$PATH"' ;; esac
 
 uninstall:      ## remove what install put there
-	rm -f "$(DESTDIR)$(PREFIX)/bin/$(NAME)"
+	rm -rf "$(ROOT)/bin/$(NAME)" "$(ROOT)/lib/$(NAME)" "$(ROOT)/share/bash-completion/completions/$(NAME)" \
+		"$(ROOT)/share/zsh/site-functions/_$(NAME)" "$(ROOT)/share/fish/vendor_completions.d/$(NAME).fish"
+	@echo "Your settings stay in ~/.config/gpt-image-2, unfinished requests and receipts in ~/.local/state/gpt-image-2."
 
 clean:          ## remove what the other targets made
 	rm -rf $(VENV) .clients .chroots .mypy_cache .ruff_cache
