@@ -19,22 +19,20 @@ Failure thrown in; it yields a Wait before it polls again; it returns an Image, 
 for each image. With the same Job it yields the same paid requests in the same order.
 
 One paid request: run_image_command reads Settings and builds the Job (free, may refuse). made_before looks
-for its receipt: then it is only told again. find_key finds the key. open_folder makes
-requests/FINGERPRINT-RANDOM, or takes over an unfinished one; while the same command is at work elsewhere,
-wait_for_twin waits for its result. run_provider asks the provider for a Request; start_curl writes N.body,
-N.create and N.lock and lets curl go on alone, which writes N.answer, N.headers, N.outcome, N.errors.
-read_response says what the answer means, failure_of what is wrong with it, retry_pause when it may be sent
-again. The provider yields the next Request (poll, download) or returns Images; save_images saves them,
-keep_receipt notes them in made/, Console.finish reports them, and the folder is removed. Killed anywhere, the
-same command finds the folder by its fingerprint and replays the provider: answered paid steps are only read.
+for its receipt: then it is only told again. find_key finds the key. open_folder makes a folder, or takes over
+an unfinished one; while the same command is at work elsewhere, wait_for_twin waits for its result.
+run_provider asks the provider for a Request; start_curl lets curl go on alone, which writes its answer there.
+read_response says what it means, failure_of what is wrong with it, retry_pause when it may be sent again. The
+provider yields the next Request (poll, download) or returns Images; save_images saves them, keep_receipt
+notes them, Console.finish reports them, and the folder is removed. Killed anywhere, the same command finds
+the folder by its fingerprint and replays the provider: answered paid steps are only read.
 
 Conventions: checked_x returns the value or raises, check_x only raises, x_fault returns a text or "",
 x_failure makes a Failure, read_x reads a file.
 
 Promised, in this order: a key is never shown; the same command is the same picture, bought once, whenever it
-is run; the caller always learns what was saved, whether money may be gone, and what to do next.
-Not promised: hiding a key from other processes of the same user (they may read this program's memory), or a
-picture of the size that was asked for (relays ignore it; the difference is reported).
+is run; the caller always learns what was saved, whether money may be gone, and what to do next. What is not
+promised is in README.
 """
 from __future__ import annotations
 
@@ -107,9 +105,8 @@ RUNAPI_RATIOS = {f"{width}:{height}": width / height for a, b in (
     (1, 1), (3, 2), (4, 3), (5, 4), (16, 9), (2, 1), (3, 1), (21, 9)) for width, height in ((a, b), (b, a))}
 RUNAPI_EDGES = {"1k": (1024, 1536), "2k": (2048, 2560), "4k": (3840, 3840)}  # the longer edge, in pixels
 SIZE_NAMES = {"square": "1024x1024", "landscape": "1536x1024", "portrait": "1024x1536"}
-SUFFIXES = {"png": (".png",), "jpeg": (".jpg", ".jpeg"), "webp": (".webp",), "gif": (".gif",),
-            "svg": (".svg",), "tiff": (".tif", ".tiff"),  # no model makes this one or the next
-            **{name: ("." + name,) for name in ("avif", "bmp", "heic", "heif", "ico", "jxl", "pdf", "psd")}}
+SUFFIXES = {"jpeg": (".jpg", ".jpeg"), "tiff": (".tif", ".tiff"), **{name: ("." + name,) for name in (
+    "png", "webp", "gif", "svg", "avif", "bmp", "heic", "heif", "ico", "jxl", "pdf", "psd")}}
 FORMATS, TYPICAL_SECONDS = ("png", "jpeg", "webp"), {"low": 70, "medium": 120, "high": 276}
 # Bytes. A longer string stays in the file when an answer is parsed, its head is looked at; the rest must fit.
 LONG_STRING, HEAD, MAX_SKELETON, BLOCK = 64 * 1024, 4000, 8 * 1024 * 1024, 1024 * 1024
@@ -1104,8 +1101,7 @@ OPTIONS = (
     Option(IMAGES, "--partial-images", "0-3", "with --stream: save previews as NAME.partial-K.EXT",
            number(0, MAX_PARTIALS), wire="partial_images"),
     Option(IMAGES, "--keep-partials", "", "keep the previews when the final image is saved"),
-    Option(IMAGES, "--param", "KEY=VALUE", "any other API parameter, not checked; can be repeated",
-           as_parameter, repeatable=True),
+    Option(IMAGES, "--param", "KEY=VALUE", "any other parameter, not checked", as_parameter, repeatable=True),
     Option(ALL, "--base-url", "URL", f"default {DEFAULT_BASE_URL}", str, "", str, DEFAULT_BASE_URL),
     Option(ALL, "--api", "NAME", "openai, azure, runapi, codex (default: by host)", tuple(SERVICES), "", str),
     Option(ALL, "--api-key-env", "NAME", "the variable that holds the key", config=str),
@@ -1174,10 +1170,7 @@ def config_locations() -> list[str]:
 
 def config_path(named: str) -> str:
     """The full path of the file that --config names; `-` is standard input."""
-    path = STANDARD_INPUT if named == "-" else os.path.abspath(os.path.expanduser(named)) if named else ""
-    if CONTROL.search(whole_characters(path)):
-        raise usage_failure("the config file's path contains a control character")
-    return path
+    return STANDARD_INPUT if named == "-" else os.path.abspath(os.path.expanduser(named)) if named else ""
 
 def read_config(path: str, warnings: list[str]) -> dict[str, Any]:
     """The checked content of a config file."""
@@ -1201,9 +1194,8 @@ def read_config(path: str, warnings: list[str]) -> dict[str, Any]:
                             f"Fix its JSON{fresh}" if isinstance(error, ValueError) else "") from None
     if os.name == "posix" and not piped:
         check_owner(path, status, {name for name in content if content[name]}, warnings)
-    for name in [name for name in content if name not in CONFIG_KEYS]:
-        found = nearest(name, CONFIG_KEYS)
-        warnings.append(f"{path}: unknown setting {repr(name) if found else quoted(name)} is ignored.{found}")
+    warnings += [f"{path}: unknown setting {quoted(name)} is ignored.{nearest(name, CONFIG_KEYS)}"
+                 for name in content if name not in CONFIG_KEYS]
     return {name: checked_value(path, name, value) for name, value in content.items()
             if name in CONFIG_KEYS and value not in (None, "", [])}
 
@@ -1224,8 +1216,8 @@ def checked_value(path: str, name: str, value: Any) -> Any:
     kind, found = CONFIG_KEYS[name][1], type(value)  # True is not a number, although bool is an int
     items = value if found is list else value.values() if found is dict else ()
     if (found is not kind and (found, kind) != (int, float)) or any(type(item) is not str for item in items):
-        more = " of strings" if kind is list else " with strings as values" if kind is dict else ""
-        raise setup_failure(f"{path}: {name} must be {TYPE_NAMES[kind]}{more}, not {TYPE_NAMES[found]}")
+        wanted = TYPE_NAMES[kind] + " of strings" * (kind in (list, dict))
+        raise setup_failure(f"{path}: {name} must be {wanted}, not {TYPE_NAMES[found]}")
     accepts = {"price_per_image": number(0, 1_000_000, float),
                **{row.name: row.accepts for row in OPTIONS if row.config}}.get(name, str)
     words = {"quality": NEWER.qualities, "format": (*NEWEST.formats, "jpg"),
@@ -1467,9 +1459,8 @@ def choose_key(settings: Settings) -> KeySource | None:
                       f"(from {settings.base_url.source})", f"To use {host}, set GPT_IMAGE2_API_KEY and "
                       "GPT_IMAGE2_BASE_URL, or put its key and base_url into one config file.")
     other = f"name its variable as api_key_env in {file}" if file else "run: " + own_command("config --init")
-    usual = "it" if unset else "GPT_IMAGE2_API_KEY (agents may hide OPENAI_API_KEY)"
     raise Failure("key", f"no API key for {host_of(base_url)}" + (f": {unset}, is not set" if unset else ""),
-                  f"Set {usual}, or {other}")
+                  f"Set {'it' if unset else 'GPT_IMAGE2_API_KEY (agents hide OPENAI_API_KEY)'} or {other}")
 
 class Secrets:
     """What must never be shown, as far as it is known by now."""
@@ -1495,8 +1486,7 @@ def read_settings(options: Namespace, console: Console) -> Settings:
     secrets = console.secrets
     if options.api_key:
         secrets.texts.append(options.api_key)
-        console.warn("other users can see --api-key in ps, and it stays in the shell's history; better: "
-                     "--api-key-env NAME or a config file")
+        console.warn("--api-key shows in ps and shell history; better: --api-key-env NAME, or a config file")
     settings = load_settings({**vars(options), "headers": dict(options.header)})
     secrets.add_keys(*(pasted(source.value) for source in settings.keys))
     parameters = re.findall(r"[?&]([^=&]+)=([^&]+)", settings.poll_url.value)
@@ -1625,9 +1615,6 @@ def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[st
     sent = {wire: values[row.name] for row in OPTIONS if (wire := row.runapi if runapi else row.wire)
             and values[row.name] not in (None, row.default) and (runapi or values[row.name] != "auto")}
     target = checked_target(options.output, image_format, options.overwrite)
-    if target.suffix.lower() not in SUFFIXES[image_format] and names_format(options.output):
-        name = os.path.basename(picture_path(target, int(options.n > 1), image_format))
-        notes.append(f"--format {image_format} does not match {target.suffix}: the file will be {name}")
     resolution = (options.resolution or "1k") if shaped and not runapi and values["size"] == "auto" else ""
     resolution = "input" if is_own else "exact" if options.mask_exact and size == "auto" else resolution
     images, mask = tuple(uploads[:len(paths)]), uploads[-1] if masks else None
@@ -1852,12 +1839,10 @@ def runapi_shape(options: Namespace, size: str, settings: Settings, notes: list[
         width, height = (max(edge, 1) for edge in split_size(size) or (1, 1))
         shapes = {name: abs(log(width / height / shape)) for name, shape in RUNAPI_RATIOS.items()}
         ratio, edge = min(shapes, key=lambda name: shapes[name]), max(width, height)
-        possible = {name: ends for name, ends in RUNAPI_EDGES.items() if (ratio, name) != ("1:1", "4k")}
-        resolution = next((name for name, (low, high) in possible.items() if low <= edge <= high), "")
+        resolution = next((name for name, (low, high) in RUNAPI_EDGES.items() if low <= edge <= high), "")
         if shapes[ratio] > 1e-9 or not resolution:  # a pixel size needs both, exactly
-            near = min(possible, key=lambda name: abs(log(edge / possible[name][0])))
             raise usage_failure(f"RunAPI cannot make {size}",
-                                f"Closest: --aspect-ratio {ratio} --resolution {near}")
+                                f"Use --aspect-ratio {ratio} --resolution {resolution or '1k'}")
     refuse_broken(
         (ratio not in (None, "auto", *RUNAPI_RATIOS),
          f"RunAPI does not support the ratio {quoted(ratio or '')}, only {', '.join(RUNAPI_RATIOS)}", ""),

@@ -573,12 +573,12 @@ class RunApiParametersTest(RunApiCase):
                 self.assertIn(word, error["message"] + error["hint"])
                 self.assertEqual(self.server.requests, [])
 
-    def test_the_nearest_that_a_refusal_names_is_accepted(self) -> None:
+    def test_what_a_refusal_names_is_accepted(self) -> None:
         for size in ("640x640", "1920x1088", "2880x2880", "4000x4000", "100x300", "1000x1400", "3000x3000", "3800x200"):
             with self.subTest(size):
                 hint = self.make("--size", size).json["error"]["hint"]
                 self.assertIn("--aspect-ratio", hint)
-                words = hint.split("Closest: ")[1].split()
+                words = hint.split("Use ")[1].split()
                 self.check_success(self.make(*words))
 
     def test_refused_on_an_edit(self) -> None:
