@@ -2010,7 +2010,7 @@ NO_KEYS = {  # what is not a key -> what is wrong with it; the first that matche
         "is only a placeholder: put the real key there",
     r"(?i:bearer\s.*)|[A-Z_\d]+_KEY=.*": "starts with another word: leave only the key",
     r".*[^\x21-\x7e].*": "contains a space or a character that is not ASCII"}
-NO_NETWORK = "CODEX_SANDBOX_NETWORK_DISABLED"  # set by Codex for such a command; its words, read in 0.169:
+NO_NETWORK = "CODEX_SANDBOX_NETWORK_DISABLED"  # set by Codex where there is none; SANDBOX: its words, 0.169
 SANDBOX = ("In a sandbox, ask for access or run outside it (Codex: sandbox_permissions require_escalated; or "
            'sandbox_mode = "workspace-write", and network_access = true under [sandbox_workspace_write]).')
 
