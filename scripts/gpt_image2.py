@@ -2010,7 +2010,7 @@ NO_KEYS = {  # what is not a key -> what is wrong with it; the first that matche
         "is only a placeholder: put the real key there",
     r"(?i:bearer\s.*)|[A-Z_\d]+_KEY=.*": "starts with another word: leave only the key",
     r".*[^\x21-\x7e].*": "contains a space or a character that is not ASCII"}
-NO_NETWORK = "CODEX_SANDBOX_NETWORK_DISABLED"  # set by Codex where there is none; SANDBOX: its words, 0.169
+# Codex's words, read in 0.169. It sets CODEX_SANDBOX_NETWORK_DISABLED where a command has no network.
 SANDBOX = ("In a sandbox, ask for access or run outside it (Codex: sandbox_permissions require_escalated; or "
            'sandbox_mode = "workspace-write", and network_access = true under [sandbox_workspace_write]).')
 
@@ -2202,7 +2202,7 @@ def transport_failure(outcome: Outcome, request: Request) -> Failure | None:
     if code == 28 and outcome.sent:
         sentence = f"no reply within {request.timeout:g} s"
     never_sent = not outcome.sent or code in EARLY
-    advice = f"there is no network here. {SANDBOX}" if environment(NO_NETWORK) else (
+    advice = f"there is no network here. {SANDBOX}" if environment("CODEX_SANDBOX_NETWORK_DISABLED") else (
         "check --base-url, the network and the proxy, then run the same command again.")
     hint = f"Nothing was sent: {advice}" if never_sent and kind in ("network", "timeout") else None
     message = f"{host}: {sentence} (curl {outcome.exit_code}): {outcome.message}".rstrip(": ")
@@ -4026,7 +4026,7 @@ def fetch_upload(upload: Upload, path: str, settings: Settings, run: Run) -> Non
         if os.path.getsize(path) < MAX_IMAGE_BYTES:  # read_upload refuses a larger one
             read_input(content_of(path), "it", os.path.basename(name) or "picture")
     except Failure as failure:
-        is_closed = failure.kind == "network" and environment(NO_NETWORK)
+        is_closed = failure.kind == "network" and environment("CODEX_SANDBOX_NETWORK_DISABLED")
         hint = SANDBOX if is_closed else failure.hint if failure.kind == "input" else ""
         raise input_failure(f"cannot fetch image {name}: {failure.message}", hint) from None
 
