@@ -2130,8 +2130,7 @@ def runapi_upload(image: Upload, settings: Settings, key: str) -> Generator[Requ
     return url
 
 # ---- Transport: how to send ----------------------------------------------------------------------
-# The only part that knows curl. The key travels in a file without a name that is curl's standard input;
-# prompts and bodies travel in files of a private folder, where the response arrives too.
+# The key travels in a nameless file, curl's standard input; prompts and bodies in files of a private folder.
 WRITE_OUT = "%{http_code} %{http_connect} %{size_upload} %{time_pretransfer} %{size_download} %{size_request}"
 NO_LINK, BINARY = getattr(os, "O_NOFOLLOW", 0), getattr(os, "O_BINARY", 0)  # Windows: links need rights
 STOPPED, TOO_LARGE = -1, 63
@@ -2142,21 +2141,19 @@ CURL_FAULTS = {  # what curl's own message, which follows, does not say as well
     STOPPED: "curl was stopped", 65: "the request would have to be repeated, which could charge you twice",
     6: "cannot find the server", 7: "no server is listening there", 8: "the server there does not speak HTTP",
     18: "the reply was cut off", 23: "the disk is full", 28: "could not connect in time",
-    35: "the TLS handshake failed: a wrong port, or a proxy in between", 55: "the connection broke",
-    56: "the connection broke", 60: "the server's certificate is not trusted",
-    TOO_LARGE: "the reply is larger than allowed"}
-EARLY, HOPELESS = (2, 3, 5, 6, 7, 35, 60, 77), (1, 2, 3, 26, 60, 77)  # nothing was sent; nor will be
-QUOTE = r"[\"'`\u2018-\u201f\u00ab\u00bb]"
+    35: "the TLS handshake failed: a wrong port, or a proxy in between", 56: "the connection broke",
+    60: "the server's certificate is not trusted", TOO_LARGE: "the reply is larger than allowed"}
+EARLY, HOPELESS = (2, 3, 5, 6, 7, 35, 60, 77), (1, 2, 3, 26, 60, 77)  # nothing had left; it will fail again
 NO_KEYS = {  # what is not a key -> what is wrong with it; the first that matches counts
     "": "is empty", r".*[\r\n].*": "contains a line break",
-    rf"{QUOTE}.*|.*{QUOTE}": "is in quotes: remove them",
+    r"[\"'`\u2018-\u201f\u00ab\u00bb].*|.*[\"'`\u2018-\u201f\u00ab\u00bb]": "is in quotes: remove them",
     r".*(\.\.\.|\u2026|\*\*\*).*|<.*>|\[.*\]|\$?\{.*\}|\$?[A-Z0-9]+(_[A-Z0-9]+)*_KEY|%\w+%|(?i:"
     r"(.*[-_ ])?(your|insert|replace|change)[-_ ]?(([a-z0-9]+[-_ ])*(api)?(key|token|secret|here)|me|this)|"
     r".*(key|token)[-_ ]here|(my[-_ ]?)?api[-_ ]?key|([srp]k-)?(proj-)?[x-]*xxx[x-]*|[srp]k-(proj-)?)":
         "is only a placeholder: put the real key there",
     r"(?i:bearer\s.*)|[A-Z_\d]+_KEY=.*": "starts with another word: leave only the key",
     r".*[^\x21-\x7e].*": "contains a space or a character that is not ASCII"}
-NO_NETWORK = "CODEX_SANDBOX_NETWORK_DISABLED"  # set by Codex for such a command; its words, read in 0.169:
+# Codex's words, read in 0.169. It sets CODEX_SANDBOX_NETWORK_DISABLED where a command has no network.
 SANDBOX = ("In a sandbox, ask for access or run outside it (Codex: sandbox_permissions require_escalated; or "
            'sandbox_mode = "workspace-write", and network_access = true under [sandbox_workspace_write]).')
 
@@ -2198,10 +2195,7 @@ def curl_config(request: Request, exchange: Exchange) -> str:
     lines += [("cacert", os.path.abspath(os.path.expanduser(request.cacert)))] if request.cacert else []
     lines += [("url", request.url), ("dump-header", exchange + ".headers"), ("header", "Expect:"),
               ("no-buffer", ""), ("output", exchange + ".answer"), ("header", "Accept-Encoding: identity")]
-    for name, value in request.headers:
-        if CONTROL.search(name + value):  # it would start a second header
-            raise setup_failure(f"the header {one_line(name)} contains a control character")
-        lines.append(("header", f"{name}: {value}"))
+    lines += [("header", CONTROL.sub(" ", ": ".join(pair))) for pair in request.headers]  # one line each
     if request.body is not None:
         lines += [("header", "Content-Type: application/json"), ("data-binary", "@" + exchange + ".body")]
     elif request.file:
@@ -2282,7 +2276,6 @@ def start_curl(request: Request, exchange: Exchange, secrets: Sequence[str]) -> 
     more: dict[str, Any] = {} if lock is None or lock == NO_LOCKS else {
         "pass_fds": (lock,), "preexec_fn": partial(detach_from_tree, lock)}
     try:
-        # tempfile's own search for a folder leaves a probe file behind if we are killed.
         with tempfile.TemporaryFile(dir=os.path.dirname(exchange)) as config, \
                 private_file(exchange + ".outcome", content=room) as outcome, \
                 private_file(exchange + ".errors", content=room) as errors:
@@ -2352,7 +2345,7 @@ def transport_failure(outcome: Outcome, request: Request) -> Failure | None:
     if code == 28 and outcome.sent:
         sentence = f"no reply within {request.timeout:g} s"
     never_sent = not outcome.sent or code in EARLY
-    advice = f"there is no network here. {SANDBOX}" if environment(NO_NETWORK) else (
+    advice = f"there is no network here. {SANDBOX}" if environment("CODEX_SANDBOX_NETWORK_DISABLED") else (
         "check --base-url, the network and the proxy, then run the same command again.")
     hint = f"Nothing was sent: {advice}" if never_sent and kind in ("network", "timeout") else None
     message = f"{host}: {sentence} (curl {outcome.exit_code}): {outcome.message}".rstrip(": ")
@@ -2864,7 +2857,6 @@ def tell_extras(request: Request, outcome: Outcome, response: Response, run: Run
         if dollars is not None:  # RunAPI bills each of several tasks
             run.result.dollars += dollars
             run.result.facts["cost_usd"] = round(run.result.dollars, 4)
-        if run.result.dollars:
             run.console.note(f"cost: about ${run.result.dollars:.3f}")
     if response.stray:
         run.console.warn(f"the image was under an unknown name: {as_text(response.document)}")
@@ -2888,9 +2880,6 @@ def wait_for_twin(twin: Folder, run: Run) -> Receipt | None:
                 word = dict(json.load(owner))
     except FileNotFoundError:
         rest(0.1, run)
-    except KeyboardInterrupt as stop:
-        raise Failure("stopped", "stopped; the same command still makes the image elsewhere",
-                      exit_code=signal_exit_code(stop)) from None
     with suppress(KeyError, TypeError):  # there is none; or a newer program's is of another form
         raise Failure(**word["failure"])
     return checked_receipt(word["made"]) if "made" in word else None
@@ -3008,8 +2997,7 @@ def run_curl(request: Request, exchange: Exchange, run: Run) -> None:
             stop_curl(child, exchange)
         raise
     except OSError as error:
-        raise setup_failure(f"cannot write {os.path.dirname(exchange)}: {reason(error)}",
-                            "Make room there.") from None
+        raise setup_failure(f"cannot write {exchange}: {reason(error)}", "Make room there.") from None
 
 def wait_for(done: Callable[[], bool], exchange: Exchange, run: Run) -> None:
     """Wait for the end of a transfer, with signs of life."""
@@ -3032,12 +3020,10 @@ def read_response(request: Request, exchange: Exchange, outcome: Outcome) -> Res
         return with_meaning(request, Response(path, outcome.status, headers, *document, request.url))
     except OSError as error:
         kind, folder = "config" if request.rules.is_free else "disk", os.path.dirname(path)
-        raise Failure(kind, f"cannot write the reply in {folder}: {reason(error)}",
-                      collectable=kind == "disk") from None
+        raise Failure(kind, f"cannot write {folder}: {reason(error)}", collectable=kind == "disk") from None
 
 def with_meaning(request: Request, response: Response) -> Response:
-    """The response with what it means. Nothing else judges it: driver and providers read this result.
-    pending: a task was made. linked: the images are elsewhere. broken: a file that is not a whole image."""
+    """The response with what it means; nothing else judges it. broken: a file that is not a whole image."""
     is_good, document, purpose = 200 <= response.status < 300, response.document, request.purpose
     response = response._replace(error=server_error(document))
     if request.rules.is_file:
@@ -3066,8 +3052,6 @@ def unpack_file(path: str, limit: int) -> None:
             fits = all((room := room - plain.write(piece)) >= 0 for piece in pieces)
     if fits:
         os.replace(path + ".plain", path)
-    else:
-        discard(path + ".plain")
 
 def read_document(path: str) -> tuple[Any, str, bool]:
     """(JSON with long strings as Spans, "", whether it broke off), or (None, the first characters, False)."""
@@ -3235,18 +3219,20 @@ def events_of(stream: BinaryIO, name: str, ranges: Sequence[tuple[int, int]], en
 
 def event_document(stream: BinaryIO) -> tuple[dict[str, Any], bool]:
     """(a stream as one plain response: finished images, else its error, and all events; is it cut off?)."""
-    found: dict[str, list[Image]] = {}  # by the type of their event: those of another type repeat them
-    events, usage, error, broken = [], None, None, False
+    types: dict[str, str] = {}  # of the event that brought an image; one of another type repeats it
+    finished, events, usage, error, broken = [], [], None, None, False
     for event in read_events(stream):
         data, broken = event.data if isinstance(event.data, dict) else {}, broken or event.broken
         failed = data.get("error") or json_path(data, "response", "error") or (event.type == "error" and data)
         error = failed or error
         if not failed and not event.is_preview:
-            found.setdefault(event.type, []).extend(find_images(event.data))
+            for image in find_images(event.data):
+                content = image.path or image.url or str([*map(zlib.crc32, blocks_of(image.base64))])
+                if types.setdefault(content, event.type) == event.type:
+                    finished.append(image)
         usage = data.get("usage") or json_path(data, "response", "usage") or usage
         if event.data is not None:
             events.append({"type": event.type} if event.is_preview else event.data)
-    finished = max(found.values(), key=len, default=[])
     body = {"error": error} if error and not finished else {"data": finished, "usage": usage}
     return {**body, "events": events}, broken
 
@@ -3271,10 +3257,9 @@ READABLE = re.compile(rb"(\xef\xbb\xbf)?\s*([{\[<]|(event|data|id|retry)?:)")  #
 NO_RESULT = "(?i)prompt|input|mask|source_image|init|reference|request|partial|preview|thumb|avatar|logo|icon"
 
 def images_in(document: Any) -> tuple[list[Image], bool]:
-    """(the images in a response, whether they stood under unknown names)."""
+    """(the images in a response, whether they stood under unknown names). A path may be a waiting task's."""
     waiting = task_status(document) in WAITING
-    images = [image for image in find_images(document)  # until it is done, a path may be the task's own
-              if not waiting or re.match("(?i)https?:|$", image.url)]
+    images = [image for image in find_images(document) if not waiting or re.match("(?i)http|$", image.url)]
     strays = [] if images or waiting else find_images(document, stray=True)
     return images or strays, bool(strays)
 
@@ -4221,7 +4206,7 @@ def fetch_upload(upload: Upload, path: str, settings: Settings, run: Run) -> Non
         if os.path.getsize(path) < MAX_IMAGE_BYTES:  # read_upload refuses a larger one
             read_input(content_of(path), "it", os.path.basename(name) or "picture")
     except Failure as failure:
-        is_closed = failure.kind == "network" and environment(NO_NETWORK)
+        is_closed = failure.kind == "network" and environment("CODEX_SANDBOX_NETWORK_DISABLED")
         hint = SANDBOX if is_closed else failure.hint if failure.kind == "input" else ""
         raise input_failure(f"cannot fetch image {name}: {failure.message}", hint) from None
 

@@ -404,7 +404,7 @@ class ErrorEnvelopesTest(WrongAnswerCase):
             Wrong("503", refusal(503, "The server is overloaded.", "server_is_overloaded", "service_unavailable_error",
                                  LATER), NO_ANSWER, "overloaded", retryable=True),
             Wrong("502", Answer(status=502, body=page, content_type="text/html"), NO_ANSWER, "gateway", "maybe",
-                  message="504 Gateway & Time-out"),
+                  message="504 Gateway"),
             Wrong("504", Answer(status=504, body=page, content_type="text/html"), NO_ANSWER, "gateway", "maybe"),
             Wrong("520", Answer(status=520, body=page, content_type="text/html"), NO_ANSWER, "server", "maybe"),
             Wrong("524", Answer(status=524, body=b"error code: 524"), NO_ANSWER, "gateway", "maybe"),
