@@ -3807,8 +3807,7 @@ class Console:
 ERROR_FIELDS = ("kind", "message", "http_status", "code", "request_id", "billed", "retryable", "next", "hint")
 
 class Result:
-    """What a command has made. facts: fields of the JSON object, filled in on the way. dollars: the sum of
-    all costs. is_cut_off: a response broke off, or its transfer ended with a fault."""
+    """What a command has made. dollars: all it cost. is_cut_off: a response, or its transfer, broke off."""
     def __init__(self) -> None:
         self.saved: list[Saved] = []
         self.facts: dict[str, Any] = dict.fromkeys(
@@ -3851,8 +3850,7 @@ figure { display: grid; place-content: center; } figure img { max-width: 100%; m
   figure { grid-area: 1 / 1 / 3; } section { overflow: auto; } }"""
 GALLERY_SCRIPT = """let links, box, at;
 function show() {  // what the address names: so it stays open over a reload, and "back" closes it
-  at = links.findIndex(link => link.hash === location.hash);
-  if (at < 0) return box.close();
+  at = links.findIndex(link => link.hash === location.hash); if (at < 0) return box.close();
   const [link, ...texts] = links[at].parentNode.cloneNode(true).children, [bar, figure, about] = box.children;
   bar.firstChild.textContent = `${at + 1} of ${links.length}`; figure.replaceChildren(...link.childNodes);
   about.replaceChildren(...texts); if (!box.open) box.showModal();
@@ -3954,8 +3952,7 @@ def run_image_command(options: Namespace, run: Run) -> int:
         return OK
     key = KeySource("nothing", "") if receipt else ready_to_buy([order], settings, run.console)
     buy_or_collect(order, receipt, key, run, ignore_signals)
-    entry = gallery_entry(order, run.result.record(run.console), run.console)
-    write_gallery(page, [entry], run.console)
+    write_gallery(page, [gallery_entry(order, run.result.record(run.console), run.console)], run.console)
     return OK
 
 def checked_order(options: Namespace, settings: Settings, run: Run) -> Order:
@@ -3994,8 +3991,7 @@ def tell_planned(job: Job, notes: Sequence[str], shaped: bool, run: Run) -> None
     """Say what the caller may not expect of a job, and its size. shaped: whether that was computed."""
     for note in notes:
         run.console.warn(note)
-    size = job.parameters.get("size", "auto")
-    run.result.facts["requested"]["size"] = size
+    size = run.result.facts["requested"]["size"] = job.parameters.get("size", "auto")
     if shaped and size != "auto":
         run.console.note(f"--size {size} was computed from --aspect-ratio and --resolution")
 
@@ -4090,12 +4086,10 @@ def recall(receipt: Receipt, order: Order, run: Run) -> None:
 def command_of(order: Order) -> str:
     """The command that makes an order's picture, or finds it again; "" where an input must not be shown."""
     job, settings, runapi = order.job, order.settings, order.settings.api.value == "runapi"
-    rows = {(row.runapi if runapi else row.wire): row for row in OPTIONS}
+    rows = {(runapi and row.runapi) or row.wire: row for row in OPTIONS}
     words = [quote(upload.path) for upload in job.images]
-    more: dict[str, Any] = {"n": job.n} if job.n > 1 else {}
-    if job.resolution in ("input", "exact"):
-        more["size"] = "input"
-    for name, value in {**job.parameters, **more}.items():
+    own_size = {"size": "input"} if job.resolution in ("input", "exact") else {}
+    for name, value in {**({"n": job.n} if job.n > 1 else {}), **job.parameters, **own_size}.items():
         if row := rows.get(name):
             words += [row.flag, *([quote(as_text(value))] if row.value else [])]
         else:
@@ -4244,9 +4238,9 @@ def run_job(order: Order, key: KeySource, folder: Folder, run: Run, ignore_signa
         saved = [file.record() for file in run.result.saved]
         paid = map_texts({name: run.result.facts[name] for name in PURCHASE_FACTS}, run.console.secrets.clean)
         made = {"schema": SCHEMA, "version": VERSION, "time": time.time(), "command": job.command,
-                "saved": saved, "prompt": job.prompt, "model": job.model,
-                "host": host_of(settings.base_url.value), "parameters": job.parameters,
-                "output": order.identity.output, "again": command_of(order), "exact": job.exact, **paid}
+                "prompt": job.prompt, "model": job.model, "host": host_of(settings.base_url.value),
+                "parameters": job.parameters, "output": order.identity.output, "saved": saved,
+                "again": command_of(order), "exact": job.exact, **paid}
         folder.leave_word({"made": made})
         if settings.history.value and folder.journaled:
             keep_receipt(folder, order.identity, made, run.console)
@@ -4281,10 +4275,9 @@ def make_images(provider: Provider, job: Job, settings: Settings, folder: Folder
     else:
         free_path(job, console)
         price = checked_price([estimate(job, settings)], settings)
-        is_notable = price and price[1] > NOTABLE_COST and console.is_terminal()
-        costs = f", {price_text(price)}" if is_notable else ""
+        cost = f", {price_text(price)}" if price and price[1] > NOTABLE_COST and console.is_terminal() else ""
         console.note(f"{'Editing' if job.images else 'Generating'} with {job.model} at "
-                     f"{host_of(settings.base_url.value)}, typically {run.typical}{costs}")
+                     f"{host_of(settings.base_url.value)}, typically {run.typical}{cost}")
         found = unfinished_commands(console) if console.is_terminal() else []
         if ready := sum(each["state"] == ANSWERED and not each["at_work"] for each in found):
             console.note(f"finished, but not collected: {ready}; list them with: {own_command('config')}")
@@ -4451,8 +4444,7 @@ def show_settings(settings: Settings, console: Console) -> None:
     console.output(f"config file {settings.config_path or 'none of ' + ', '.join(config_locations())}")
     for request in pending:
         state = "at work" if request["at_work"] else STATES_IN_WORDS[request["state"]]
-        begun = local_time(time.time() - request["age_s"])
-        console.output(f"unfinished  {request['id']}  {begun}, {state}: "
+        console.output(f"unfinished  {request['id']}  {local_time(time.time() - request['age_s'])}, {state}: "
                        f"{request['output']} ({request['prompt']})")
     console.output("To collect one, run its command again. To give one up: "
                    + own_command("config --forget ID") if pending else "unfinished  none")
@@ -4504,12 +4496,11 @@ def show_history(most: int, page: str, console: Console) -> None:
     write_gallery(page, [{**(each["parameters"] or {}), **each, "command": hide(as_text(each.get("again")))}
                          for each in shown[::-1]], console)
     console.tell(history=shown, sums=sums)
-    for record in shown:
-        seconds = as_text(record.get("elapsed_s"))
-        facts = f"{local_time(record['time'])}  {in_dollars(record):>7}  {seconds:>5} s"
-        for file in record["saved"]:
+    for each in shown:
+        facts = f"{local_time(each['time'])}  {in_dollars(each):>7}  {as_text(each.get('elapsed_s')):>5} s"
+        for file in each["saved"]:
             size = f"{file['width']}x{file['height']}"
-            console.output(f"{facts}  {size:<9}  {file['path']}  {one_line(record['prompt'], 60)}")
+            console.output(f"{facts}  {size:<9}  {file['path']}  {one_line(each['prompt'], 60)}")
     for name, total in sums.items():
         number = f"{total['pictures']} picture{'s' * (total['pictures'] != 1)}"
         unknown = f", {total['unknown']} of them of unknown cost" if total["unknown"] else ""
@@ -4560,9 +4551,8 @@ def try_key(settings: Settings, key: str, run: Run, say: Callable[[str], None]) 
         note += f". {failure.hint}" if failure.kind == "not_found" else ""
     finally:
         folder.remove()
-    if note and run.console.as_json:
-        run.console.warn(note)
-    elif note:
+    if note:
+        run.console.warnings.append(run.console.secrets.clean(note))  # for the JSON result
         say(f"note  {note}")
     elif response:
         say(f"ok    {host} {'accepts the key' if key else 'answers'} (HTTP {response.status})")
@@ -4597,12 +4587,11 @@ def run_batch(options: Namespace, settings: Settings, run: Run, ignore_signals: 
         console.tell(batch={"jobs": len(orders), "to_buy": len(to_buy), "estimate_usd": price})
         console.output(f"{len(orders)} jobs, {len(to_buy)} of them to buy; price: {price_text(price)}")
         return OK
+    console.note(f"{len(orders)} jobs, {len(to_buy)} of them to buy, price: {price_text(price)}")
     made = {line for line, would in woulds.items() if would == "made_before"}
-    batch = Batch(settings.jobs.value, made, page, run)
-    if others := [order for order in orders if order.line not in made]:
-        console.note(f"{len(orders)} jobs, {len(to_buy)} of them to buy, price: {price_text(price)}")
-        batch.key = ready_to_buy(others, settings, console)
-    return batch.run_all(orders, ignore_signals)
+    others = [order for order in orders if order.line not in made]
+    key = ready_to_buy(others, settings, console) if others else KeySource("nothing", "")
+    return Batch(settings.jobs.value, key, made, page, run).run_all(orders, ignore_signals)
 
 def read_batch(options: Namespace, settings: Settings, run: Run) -> list[Order]:
     """One order for each line. All faults are told with their lines; then nothing is sent."""
@@ -4612,9 +4601,8 @@ def read_batch(options: Namespace, settings: Settings, run: Run) -> list[Order]:
     lines = [(number, line.strip()) for number, line in enumerate(re.split("\r\n?|\n", text), 1)
              if not re.match(r"\s*(#|\Z)", line)]
     value, source = settings.output
-    name = "batch" if options.batch == "-" else os.path.basename(options.batch)
-    stem = os.path.splitext(name)[0]
-    named = stem if stem != name or options.batch == "-" else name + "-pictures"  # not the file itself
+    name, end = os.path.splitext("batch.txt" if options.batch == "-" else os.path.basename(options.batch))
+    named = name if end else name + "-pictures"  # not the file itself
     folder = options.output or (named if source == "default" or is_picture_name(value) else value)
     for number, line in lines:
         try:
@@ -4715,27 +4703,23 @@ class Batch:
     """Runs orders in forked children, some at a time, and tells each result. made: lines whose pictures are
     there. running: by the pipe of each, its order, its process and what it has said. stopped: why no other
     job may begin. limited: met a rate limit and is tried once more. entries: of the gallery."""
-    def __init__(self, jobs: int, made: set[int], page: str, run: Run) -> None:
+    def __init__(self, jobs: int, key: KeySource, made: set[int], page: str, run: Run) -> None:
         from mmap import mmap
-        self.jobs, self.made, self.page, self.console = jobs, made, page, run.console
-        self.key = KeySource("nothing", "")
+        self.jobs, self.key, self.made, self.page, self.console = jobs, key, made, page, run.console
         self.run = run._replace(calm=memoryview(mmap(-1, 8)).cast("d"))
         self.running: dict[int, tuple[Order, int, bytearray]] = {}
-        self.waiting: list[Order] = []
         self.limited: list[tuple[Order, Mapping[str, Any], int]] = []
         self.entries: list[dict[str, Any]] = []
         self.counts = dict.fromkeys(("bought", "collected", "made_before", "failed"), 0)
-        self.total, self.dollars, self.exit_code, self.signal_code = 0, 0.0, OK, OK
-        self.stopped, self.is_last_round, self.shown, self.page_due = "", False, 0, 0.0
+        self.dollars, self.exit_code, self.signal_code = 0.0, OK, OK
+        self.stopped, self.is_last, self.shown, self.page_due = "", False, 0, 0.0
 
     def run_all(self, orders: Sequence[Order], ignore_signals: Action) -> int:
         """Run all orders, first those that were made before; the exit code: the highest of their own."""
         self.total, self.waiting = len(orders), sorted(  # the last comes first
             orders, key=lambda order: (order.line in self.made, -order.line))
-        if not hasattr(os, "fork"):
-            self.console.note("there is no fork on this system: one job after the other")
         self.work()
-        self.is_last_round, self.waiting = True, [order for order, *_ in self.limited]
+        self.is_last, self.waiting = True, [order for order, *_ in self.limited]
         for each in self.limited if self.stopped else ():
             self.tell(*each)
         self.work()
@@ -4830,8 +4814,7 @@ class Batch:
         """Tell one result, and what it means for the others."""
         error, console = record.get("error"), for_order(order, self.run).console
         self.console.say("stderr", "", end="")  # the progress line goes
-        is_final = self.is_last_round or self.stopped or record["saved"]
-        if error and error["kind"] == "rate_limit" and not is_final:
+        if error and error["kind"] == "rate_limit" and not (self.is_last or self.stopped or record["saved"]):
             self.limited.append((order, record, exit_code))
             return
         if error and error["kind"] in ("key", "quota", "too_expensive", "config", "curl", "region"):
@@ -4949,8 +4932,7 @@ def help_for(arguments: list[str]) -> str:
 
 # ---- main ----------------------------------------------------------------------------------------
 def guard_process() -> None:
-    """Open closed standard streams on the null device: a lock in their place would vanish with a child's.
-    Write no core file: it would hold the key; curl inherits this."""
+    """Open closed standard streams, whose place a lock could take. No core file: it would hold the key."""
     while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(handle)
@@ -4965,9 +4947,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     misplaced = re.findall(MISPLACED_KEY, "\n".join(arguments))  # first: nothing may show a secret
     console = Console(Secrets([*misplaced, *map(environment, KEY_VARIABLES)]))
     console.as_json = "--json" in arguments
-    named = [os.path.splitext(word)[0] for word in arguments if os.path.lexists(word)]
-    console.secrets.paths = [re.escape(stem) + r"(?:-converted)?(?![\w-])" for stem in named
-                             if re.search(KEY_LIKE, stem)]
+    console.secrets.paths = [re.escape(stem) + r"(?:-converted)?(?![\w-])" for word in arguments if (
+        os.path.lexists(word) and re.search(KEY_LIKE, stem := os.path.splitext(word)[0]))]
     if help_text := help_for(arguments):
         console.say("stdout", help_text.rstrip())
         return OK

@@ -4,6 +4,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import sys
 import unittest
 from os import environ
@@ -254,6 +255,16 @@ class PlanTest(ProgramCase):
         _, job = self.plan("edit", self.fox, "a hat", "--mask", self.mask, "--aspect-ratio", "auto", "-o", place)
         self.assertEqual((job.parameters, job.resolution), ({"output_format": "webp"}, "1k"))
         self.assertFalse((self.work / "new").exists())
+
+    def test_the_command_of_a_job_means_the_same(self) -> None:
+        for api in ("openai", "runapi"):
+            words = ["generate", "a fox", "--n", "2", "--aspect-ratio", "3:2", "--resolution", "2k"]
+            settings, job = self.plan(*words, api=api)
+            identity = program.identity_of(job, settings)
+            with mock.patch.object(sys, "argv", ["gpt-image2"]):
+                told = program.command_of(program.Order(job, settings, identity, {}, False))
+            settings, job = self.plan(*shlex.split(told)[1:], api=api)
+            self.assertEqual(program.identity_of(job, settings), identity, told)
 
     def test_the_watch_sees_what_it_looks_for(self) -> None:
         if not hasattr(sys, "addaudithook"):
