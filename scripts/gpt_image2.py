@@ -881,8 +881,7 @@ def mask_rows(job: Job, width: int, height: int) -> Iterator[bytes]:
             for across, down in [each for each in edges if each[1][y] < 255]:
                 row = bytes(map(min, row, across.translate(bytes(max(down[y], each) for each in range(256)))))
             yield row
-    for red, green, blue, alpha in Png(mask.path).rows(only_alpha=True) if job.mask_form == "alpha" else ():
-        yield alpha
+    yield from (row[3] for row in Png(mask.path).rows(only_alpha=True)) if job.mask_form == "alpha" else ()
     for red, green, blue, alpha in Png(mask.path).rows() if job.mask_form == "bw" else ():
         yield bytes(255 - (299 * r + 587 * g + 114 * b) * a // 255_000
                     for r, g, b, a in zip(red, green, blue, alpha))  # as bright as ITU-R 601 says
@@ -1594,9 +1593,8 @@ def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[st
          f"WIDTHxHEIGHT, {', '.join(SIZE_NAMES)} or auto", "For example --size 1536x1024"),
         (len(masks) > 1, f"use one of {' and '.join(masks)}, not several", ""),
         (options.mask_feather and not options.mask_rect, "--mask-feather needs --mask-rect", ""),
-        (options.mask_exact and not masks, "--mask-exact needs a mask", "For example --mask-rect 0,0,50%,50%"),
-        (options.mask_exact and shaped, "--mask-exact keeps the shape; leave --aspect-ratio and --resolution out",
-         ""),
+        (options.mask_exact and not masks, "--mask-exact needs a mask", "Such as --mask-rect 0,0,50%,50%"),
+        (options.mask_exact and shaped, "--mask-exact keeps the shape and resolution of the image", ""),
         (options.mask_exact and image_format != "png",
          f"--mask-exact makes PNG, not {image_format}", "Use -o NAME.png"))
     uploads = []  # not read yet

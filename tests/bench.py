@@ -163,17 +163,18 @@ def masks(folder: str, environment: dict[str, str]) -> None:
     """--mask-exact, against the same edit without it."""
     print("\nMasks that hold (--mask-exact with a soft edge; image and result of the slowest kind)")
     for width, height, aim in ((1024, 1024, 3), (3840, 2160, 30)):
-        image, made = os.path.join(folder, "image.png"), noise_png(width, height)
+        image, masked = (os.path.join(folder, name) for name in ("image.png", "masked.png"))
+        made = noise_png(width, height)
         with open(image, "wb") as stream:
             stream.write(made)
         with ApiServer("test-key") as server:
             server.default = Answer(image=made)
-            plain = [sys.executable, PROGRAM, "edit", image, "a fox", "--mask-rect", "25%,25%,50%,50%", "--mask-feather",
-                     "16", "--base-url", server.url, "--fresh", "--overwrite", "-o", os.path.join(folder, "masked.png")]
+            plain = [sys.executable, PROGRAM, "edit", image, "a fox", "--mask-rect", "25%,25%,50%,50%",
+                     "--mask-feather", "16", "--base-url", server.url, "--fresh", "--overwrite", "-o", masked]
             took = [cpu([*plain, *more], environment) for more in ((), ("--mask-exact",))]
             show(f"{width}x{height}", took[1] - took[0], "s of CPU", f"aim: below {aim}")
-        show("the saved file, against the one that came", os.path.getsize(os.path.join(folder, "masked.png")) / len(made),
-             "times", "aim: below 1.30")
+        show("the saved file, against the one that came", os.path.getsize(masked) / len(made), "times",
+             "aim: below 1.30")
 
 
 def main() -> int:

@@ -35,8 +35,7 @@ def pillow_pixels(image: Any) -> bytes:
     """Return the same as Pillow reads them."""
     if image.mode.startswith("I"):  # 16 bits of grey, of which the upper eight count
         key = image.info.get("transparency")
-        values = [value for value in image.getdata()]
-        return b"".join(bytes((value >> 8,) * 3 + (0 if value == key else 255,)) for value in values)
+        return b"".join(bytes((value >> 8,) * 3 + (0 if value == key else 255,)) for value in image.getdata())
     return bytes(image.convert("RGBA").tobytes())
 
 

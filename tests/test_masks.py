@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, List, Tuple
 
 from api_server import Answer, draw_jpeg, draw_png, draw_webp, png_chunk
-from support import CHANNELS, KEY, PROGRAM, ProgramCase, Result, mask_png, plain_png, png_file, program
+from support import CHANNELS, KEY, ProgramCase, Result, mask_png, plain_png, png_file, program
 from test_pictures import ADAM7
 
 Pixel = Tuple[int, ...]  # red, green, blue, alpha
@@ -150,11 +150,11 @@ class PngReaderTest(PngCase):
             self.assertLess(len(self.written(decode(data), 3 if alpha is None else 4)), 1.3 * len(data) + 500)
 
     def test_broken(self) -> None:
-        whole = random_png(random.Random(1), 8, 8, 3, 4, False, True)
         short = [png_chunk(b"PLTE", bytes(6))]
         cases = {
             "a checksum": plain_png(8, 8)[:40] + b"\0" + plain_png(8, 8)[41:],
-            "cut off": png_file(8, 8, bytes(50)), "no data": png_file(8, 8, b""), "zlib": plain_png(9, 9).replace(b"\x78\x01", b"\0\0"),
+            "cut off": png_file(8, 8, bytes(50)), "no data": png_file(8, 8, b""),
+            "zlib": plain_png(9, 9).replace(b"\x78\x01", b"\0\0"),
             "filter": png_file(1, 1, b"\5\0\0\0\0"), "palette": png_file(2, 1, b"\0\0\2", 3, extra=short),
             "no palette": png_file(2, 1, b"\0\0\1", 3), "odd palette": png_file(2, 1, b"\0\0\1", 3,
                                                                                 extra=[png_chunk(b"PLTE", bytes(5))]),
@@ -315,9 +315,9 @@ class MaskCase(ProgramCase):
         """Return the pixels of a saved picture."""
         return decode((self.work / name).read_bytes())
 
-    def assert_kept(self, rows: Rows, mask: list[bytes], content: bytes | None = None, made: bytes | None = None) -> None:
+    def assert_kept(self, rows: Rows, mask: list[bytes], content: bytes | None = None) -> None:
         """Check a result pixel by pixel: the image's where the mask is opaque, the answer's where it is clear."""
-        old, new = decode(content or self.content), decode(made or self.made)
+        old, new = decode(content or self.content), decode(self.made)
         for y, x in itertools.product(range(HEIGHT), range(WIDTH)):
             if mask[y][x] in (0, 255):
                 self.assertEqual(rows[y][x], (old if mask[y][x] else new)[y][x], (x, y, mask[y][x]))
@@ -367,7 +367,8 @@ class MadeMaskTest(MaskCase):
 
     def test_colours_and_clear_parts_of_a_black_and_white_mask(self) -> None:
         row = bytes((255, 255, 255, 255, 0, 0, 0, 255, 255, 255, 255, 0, 0, 255, 0, 255)) * (WIDTH // 4)
-        self.assert_succeeded(self.change("--mask-bw", self.file("bw.png", png_file(WIDTH, HEIGHT, (b"\0" + row) * HEIGHT))))
+        data = png_file(WIDTH, HEIGHT, (b"\0" + row) * HEIGHT)
+        self.assert_succeeded(self.change("--mask-bw", self.file("bw.png", data)))
         self.assertEqual(self.sent_mask(), [bytes((0, 255, 255, 255 - 149)) * (WIDTH // 4)] * HEIGHT)
 
     def test_palette_of_one_bit(self) -> None:
@@ -415,7 +416,7 @@ class RefusedMaskTest(MaskCase):
         self.refused("--mask-feather needs --mask-rect", "--mask", mask, "--mask-feather", "2")
         self.refused("--mask-exact needs a mask", "--mask-exact")
         self.refused("--mask-exact makes PNG", "--mask", mask, "--mask-exact", "-o", "a.jpg")
-        self.refused("leave --aspect-ratio", "--mask", mask, "--mask-exact", "--aspect-ratio", "1:1")
+        self.refused("keeps the shape", "--mask", mask, "--mask-exact", "--aspect-ratio", "1:1")
         self.refused("needs the size of the image", "--mask", mask, "--mask-exact", "--size", "64x64")
         result = self.edit(self.image, "a hat", "--api", "runapi", "--mask-rect", "0,0,9,9")
         self.assertIn("RunAPI does not support --mask-rect", result.stderr)
@@ -495,8 +496,8 @@ class ExactTest(MaskCase):
             with self.subTest(f"{colour} {depth} {interlaced}"):
                 content = random_png(draw, WIDTH, HEIGHT, colour, depth, interlaced, special=interlaced)
                 self.forget()
-                result = self.run_inside("edit", self.file("b.png", content), "a hat", *FLARE, *self.access(), *self.KEEP,
-                                         "--overwrite", "-o", "out.png", env={"GPT_IMAGE2_API_KEY": KEY})
+                result = self.run_inside("edit", self.file("b.png", content), "a hat", *FLARE, *self.access(),
+                                         *self.KEEP, "--overwrite", "-o", "out.png", env={"GPT_IMAGE2_API_KEY": KEY})
                 self.assert_succeeded(result)
                 self.assert_kept(self.picture("out.png"), self.LEFT, content)
 
