@@ -205,10 +205,14 @@ input_failure = partial(Failure, "input")  # an image or a mask cannot be used
 target_failure = partial(Failure, "target")  # nothing can be saved where -o points to
 setup_failure = partial(Failure, "config")  # settings, or what they name, are missing or unusable
 
+def own_name() -> str:
+    """What this program is called: as somebody typed it."""
+    folder, name = os.path.split(sys.argv[0] or PROGRAM)
+    return name if folder in environment("PATH").split(os.pathsep) else sys.argv[0] or name
+
 def own_command(words: str) -> str:
     """The shell command that runs this program with these arguments, spelled as it was started this time."""
-    name = sys.argv[0] or PROGRAM
-    return f"{'python3 ' if name.endswith('.py') else ''}{quote(name)} {words}"
+    return f"{'python3 ' if own_name().endswith('.py') else ''}{quote(own_name())} {words}"
 
 # ---- Data ----------------------------------------------------------------------------------------
 class Setting(NamedTuple):
@@ -1049,15 +1053,17 @@ def as_rectangle(text: str) -> str:
         raise ValueError(f"needs a width and a height above 0, not {text}")
     return ",".join(parts)
 
+SHELLS = ("bash", "zsh", "fish")
 CONFIG, GENERATE, EDIT, IMAGES = ("config",), ("generate",), ("edit",), ("generate", "edit")
 ALL, PATH = (*IMAGES, *CONFIG), os.fspath  # as it is: a path's bytes need not be UTF-8
 OPTIONS = (
     Option(CONFIG, "--show", "", "every setting and where it comes from (default)", alone=True),
     Option(CONFIG, "--init", "", "write a config file that only you can read", alone=True),
-    Option(CONFIG, "--force", "", "with --init: overwrite an existing file"),
+    Option(CONFIG, "--force", "", "with --init: overwrite an existing file", short="-f"),
     Option(CONFIG, "--check", "", "test curl, the key and the endpoint (free)", alone=True),
     Option(CONFIG, "--history", "[N]", "what was made, its cost (default 20)", number(1, 9999), alone=True),
     Option(CONFIG, "--forget", "ID|all", "give up an unfinished request", str.lower, alone=True),
+    Option(CONFIG, "--completion", "SHELL", "what bash, zsh or fish completes commands with", SHELLS, alone=True),
     Option(GENERATE, "--batch", "FILE", "a picture for each line, a prompt or a JSON object", PATH),
     Option(("generate", "config"), "--jobs", "1-16", "with --batch: how many at a time (default 3)",
            number(1, MAX_JOBS), "", int, 3),
@@ -1093,7 +1099,7 @@ OPTIONS = (
     Option(IMAGES, "--n", "1-10", "how many images: NAME-1.png, NAME-2.png, ...", number(1, MAX_N), "n",
            default=1, runapi="", short="-n"),
     Option(IMAGES, "--prompt-file", "FILE", "read the prompt from FILE; a PROMPT of - reads stdin", PATH),
-    Option(IMAGES, "--overwrite", "", "replace existing files (default: pick a free name)"),
+    Option(IMAGES, "--overwrite", "", "replace existing files (default: a free name)", short="-f"),
     Option(IMAGES, "--fresh", "", "buy another take, although this command has its image"),
     Option(IMAGES, "--dry-run", "", "show what would be sent, saved and paid; send nothing"),
     Option(IMAGES, "--stream", "", "stream the reply; helps if a gateway times out", wire="stream"),
@@ -1109,6 +1115,8 @@ OPTIONS = (
     Option(ALL, "--allow-http", "", "send the key unencrypted to another machine", str, "", bool, False),
     Option(ALL, "--config", "PATH", "read the settings from this file; - means stdin", PATH),
     Option(ALL, "--gallery", "PAGE.html", "also write a page to look at the pictures", PATH),
+    Option(IMAGES, "--preview", "", "show the picture, in a terminal that can"),
+    Option(IMAGES, "--open", "", "open the picture in the system's viewer"),
     Option(ALL, "--json", "", "print the result as one JSON object"),
     Option(ALL, "--quiet", "", "print only warnings, errors and Saved: lines", short="-q"),
     Option(ALL, "--verbose", "", "also show what is sent (keys are hidden)", short="-v"))
@@ -1122,9 +1130,9 @@ CONFIG_KEYS = {**{row.name: (row.default, row.config) for row in OPTIONS if row.
                "api_key_command": (None, list), "history": (True, bool), "price_per_image": (None, float),
                "headers": ({}, dict), "proxy": ("", str), "poll_url": ("", str)}
 STRANGERS = {  # what other image tools call it -> what to write here
-    "-n -c --count --num --number --num-images --batch-size --samples": "Use --n.",
+    "-c --count --num --number --num-images --batch-size --samples": "Use -n.",
     "--batch --jobs": "A line of generate --batch FILE can be an edit: give it an image.",
-    "-f -y --force --yes --replace": "Use --overwrite.", "--url --endpoint --api-base": "Use --base-url.",
+    "-y --force --yes --replace": "Use --overwrite.", "--url --endpoint --api-base": "Use --base-url.",
     "--ar --aspect --ratio": "Use --aspect-ratio W:H.", "--output-format": "Use --format.",
     "-s -w --width --height --image-size": "Use --size WIDTHxHEIGHT.", "-k --key": "Use --api-key-env NAME.",
     "-p --prompt --text --description": "The prompt needs no option, only quotes.",
@@ -1637,7 +1645,7 @@ def read_inputs(job: Job, settings: Settings, notes: list[str]) -> Job:
         job = job._replace(parameters={"size": size, **job.parameters})
     if mask and first and first.digest and (mask.digest or mask.origin == "rectangles"):
         check_mask(job, first, mask, notes)
-    path = picture_path(job.target, int(job.n > 1), job.parameters.get("output_format", "png"))
+    path = first_path(job)
     if job.target.overwrite and os.path.isdir(path):
         raise target_failure(f"{path} is a folder, which --overwrite cannot replace")
     return job
@@ -1885,6 +1893,10 @@ def picture_path(target: Target, number: int, image_format: str) -> str:
     """The path for one picture: number 0, alone, is the bare name. The suffix follows the real format."""
     suffix = target.suffix if target.suffix.lower() in SUFFIXES[image_format] else SUFFIXES[image_format][0]
     return os.path.join(target.folder, target.stem + (f"-{number}" if number else "") + suffix)
+
+def first_path(job: Job) -> str:
+    """Where a job's first picture is to go."""
+    return picture_path(job.target, int(job.n > 1), job.parameters.get("output_format", "png"))
 
 def check_folder(target: Target, n: int, size: str, write: bool = False) -> None:
     """Whether pictures can be saved there, before one is paid for. write: make the folder and try it."""
@@ -3672,6 +3684,7 @@ PURCHASE_FACTS = ("elapsed_s", "usage", "cost_usd", "request_id")  # fields of t
 STATES_IN_WORDS = {UNSENT: "not sent yet", RUNNING: "still being made", ANSWERED: "ready to be collected",
                    LOST: "cut off, perhaps billed"}
 MONEY = {"no": "Nothing was billed.", "maybe": "You may be charged for this image.", "yes": "It was billed."}
+COLOURS = {"error:": "\033[1;31m", "warning:": "\033[1;33m", "Saved:": "\033[1;32m", "": "\033[0m"}
 # From the line's start, with what wraps by now; in two steps, as tmux keeps a screen that is erased at once.
 ERASE_LINE = "\r\0337\033[K\033[B\033[J\0338"
 
@@ -3685,8 +3698,12 @@ class Console:
         self.warnings: list[str] = []
         self.started = self.last_sign = time.monotonic()
 
-    def say(self, stream: str, text: str, end: str = "\n") -> None:
-        """Write to sys.stdout or sys.stderr at once. A reader that went away must not cost an image."""
+    def say(self, stream: str, text: str, end: str = "\n", mark: str = "") -> None:
+        """Write to sys.stdout or sys.stderr at once. A reader that went away must not cost an image.
+        mark: a word of COLOURS to stand before the text, in its colour on a terminal that has any."""
+        if mark:
+            plain = not self.is_terminal(stream) or environment("TERM") in ("", "dumb") or environment("NO_COLOR")
+            text = f"{mark if plain else COLOURS[mark] + mark + COLOURS['']} {text}"
         if self.progress_shown:
             blanks, self.progress_shown = "\r" + " " * self.progress_shown + "\r", 0
             self.say("stderr", blanks if environment("TERM") in ("", "dumb") else ERASE_LINE, end="")
@@ -3702,14 +3719,16 @@ class Console:
         except (OSError, ValueError):
             setattr(sys, stream, open(os.devnull, "w"))  # or Python complains again at its exit
 
-    def output(self, text: str) -> None:
+    def output(self, text: str, mark: str = "") -> None:
         """One line on standard output, for people."""
         if not self.as_json:
-            self.say("stdout", text)
+            self.say("stdout", text, mark=mark)
 
-    def error_line(self, text: str, indent: str = "") -> None:
+    def error_line(self, text: str, before: str = "", mark: str = "") -> None:
         """One line on standard error."""
-        self.say("stderr", indent + self.label + self.secrets.clean(text))
+        if before + self.label and mark:
+            self.say("stderr", before + self.label, end="")
+        self.say("stderr", ("" if mark else before + self.label) + self.secrets.clean(text), mark=mark)
 
     def note(self, text: str, detail: bool = False) -> None:
         """What is good to know while it happens. detail: only -v shows it."""
@@ -3721,7 +3740,7 @@ class Console:
         text = self.secrets.clean(text)
         if text not in self.warnings:
             self.warnings.append(text)
-            self.error_line(f"warning: {text}")
+            self.error_line(text, mark="warning:")
 
     def is_unread(self) -> bool:
         """Whether --json's reader has closed stdout. Without --json a person may still want the file."""
@@ -3731,9 +3750,10 @@ class Console:
             return self.as_json and bool(poll.poll(0))
         return False
 
-    def is_terminal(self) -> bool:
+    def is_terminal(self, stream: str = "stderr") -> bool:
         """Whether a person sees what this says."""
-        return sys.stderr is not None and sys.stderr.isatty()
+        sink = getattr(sys, stream)
+        return sink is not None and bool(sink.isatty())
 
     def progress(self, typical: str, status: str = "") -> None:
         """How far one picture is: by the bytes or the task's own word, else by the usual time."""
@@ -3777,15 +3797,22 @@ class Console:
     def tell(self, **facts: Any) -> None:
         """A JSON object on standard output, with --json."""
         if self.as_json:
-            self.say("stdout", json.dumps({"schema": 1, "ok": True, "warnings": self.warnings, **facts}))
+            record = {"schema": 1, "ok": True, "warnings": self.warnings, **facts}
+            self.say("stdout", json.dumps(record, indent=2 if self.is_terminal("stdout") else None))
 
     def finish(self, record: Mapping[str, Any], **line: int) -> None:
         """Show the result of a command, or of a line of a batch. record: as from Result.record."""
         self.tell(**line, **record)
-        if record["http_status"] and record["ok"] and not self.quiet and not line:
+        is_seen, cost = self.is_terminal("stdout"), record["cost_usd"]
+        if record["http_status"] and record["ok"] and not self.quiet and not line and not is_seen:
             self.output(f"HTTP {record['http_status']} in {record['elapsed_s']:.1f} s")
-        for saved in record["saved"]:  # the lines that agents read
-            self.output(f"Saved: {saved['path']} ({max(1, round(saved['bytes'] / 1024))} KB)")
+        facts = [f"{record['elapsed_s']:.0f} s" if record["elapsed_s"] else "", f"about ${cost:.3f}" if cost else ""]
+        for saved in record["saved"]:
+            text = f"{saved['path']} ({max(1, round(saved['bytes'] / 1024))} KB)"  # the line that agents read
+            if is_seen:
+                told = f"{saved['width']}x{saved['height']}", f"{saved['bytes'] / 1e6:.1f} MB", *facts
+                text = f"{saved['path']}  {', '.join(filter(None, told))}"
+            self.output(text, "Saved:")
         for saved in record["saved"] if environment("OPENCLAW_SHELL") else ():
             self.output(f"MEDIA:{saved['path']}")
 
@@ -3798,7 +3825,8 @@ class Console:
         money = "" if failure.billed == "no" else " " + MONEY[failure.billed]
         end = "" if failure.message.endswith(("?", "!", ".")) else "."
         ids = f" ({failure.request_id})" if failure.request_id else ""
-        self.error_line(f"{PROGRAM}: error: {failure.message}{ids}{end}{money}")
+        name = os.path.splitext(os.path.basename(sys.argv[0]))[0] or PROGRAM
+        self.error_line(f"{failure.message}{ids}{end}{money}", f"{name}: ", "error:")
         if failure.hint:
             self.error_line(failure.hint, "  ")
 
@@ -3823,6 +3851,41 @@ class Result:
             unknown = {name: None for name in ("http_status", "code", "request_id") if not error[name]}
             record["error"] = map_texts({**error, **unknown}, console.secrets.clean)
         return record
+
+def show_picture(saved: Saved, options: Namespace, console: Console) -> None:
+    """--open and --preview, as far as this terminal and this system can; nothing where they cannot."""
+    from subprocess import DEVNULL
+    if options.open and sys.platform == "win32":
+        os.startfile(saved.path)
+    elif options.open and (sys.platform == "darwin" or any(map(environment, ("DISPLAY", "WAYLAND_DISPLAY")))):
+        viewer = "open" if sys.platform == "darwin" else "xdg-open"
+        with suppress(Failure):
+            start_child([viewer, saved.path], console.secrets.keys, stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL)
+    if options.preview and not console.as_json and console.is_terminal("stdout"):
+        console.say("stdout", preview(saved), end="")
+
+def preview(saved: Saved) -> str:
+    """The codes that show a picture: iTerm2's, or kitty's, which takes PNG alone; "" elsewhere. tmux tells
+    what terminal it is in, and whether it passes them on; it does not see how far they move the cursor."""
+    kind, (form, width, height) = " ".join(map(environment, ("TERM", "TERM_PROGRAM"))), saved.picture
+    if is_tmux := "tmux" in kind:
+        asked = ["tmux", "display", "-p", "#{client_termtype} #{client_termname} #{s/off//:allow-passthrough}"]
+        with suppress(Failure):
+            kind = child_output(asked, (), "curl", 5).decode("utf-8", "replace")
+    is_iterm = re.search("(?i)iterm|wezterm", kind)
+    if not is_iterm and not (form == "png" and re.search("kitty|ghostty", kind)):
+        return ""
+    with open(saved.path, "rb") as stream:
+        text = base64.b64encode(stream.read()).decode()
+    columns = min(os.get_terminal_size(sys.stdout.fileno()).columns - 1, 44 * width // max(1, height))
+    rows = -(-columns * height // max(1, 2 * width)) + 1  # a character is about twice as high as wide
+    parts = [text[at:at + 4096] for at in range(0, len(text), 4096)]
+    pieces = [f"\033]1337;File=inline=1;width={columns}:{text}\a"] if is_iterm else [
+        f"\033_G{'' if number else f'a=T,f=100,q=2,C=1,c={columns},'}m={int(number < len(parts) - 1)};{part}\033\\"
+        for number, part in enumerate(parts)]
+    if is_tmux:
+        pieces = ["\033Ptmux;" + piece.replace("\033", "\033\033") + "\033\\" for piece in pieces]
+    return "".join(pieces) + "\n" if is_iterm else "\n" * rows + f"\033[{rows}A" + "".join(pieces) + f"\033[{rows}B"
 
 # ---- Gallery: a page to look at pictures ---------------------------------------------------------
 GENERATOR = f'name="generator" content="{PROGRAM}"'  # how a page of this program is known
@@ -3945,17 +4008,19 @@ def run_image_command(options: Namespace, run: Run) -> int:
     if options.dry_run:
         would = what_would_be(order, run.console, set())
         checked_price([estimate(order.job, settings)] if would == "buy" else [], settings)
-        output = receipt.saved[0].path if receipt else free_path(order.job, run.console)
-        tell_outlook(order, would, output, run)
+        tell_outlook(order, would, receipt.saved[0].path if receipt else first_path(order.job), run)
         return OK
     key = KeySource("nothing", "") if receipt else ready_to_buy([order], settings, run.console)
     buy_or_collect(order, receipt, key, run, ignore_signals)
+    for saved in run.result.saved:
+        show_picture(saved, options, run.console)
     write_gallery(page, [gallery_entry(order, run.result.record(run.console), run.console)], run.console)
     return OK
 
 def checked_order(options: Namespace, settings: Settings, run: Run) -> Order:
     """What a command asks for, after all checks that need only words, settings and local files."""
     notes: list[str] = []
+    is_named = options.output is not None
     fill_options(options, settings, notes)
     if options.output != "-" and os.path.isdir(os.path.expanduser(options.output)):
         options.output = os.path.join(options.output, "")  # plan knows a folder by its last character
@@ -3963,7 +4028,7 @@ def checked_order(options: Namespace, settings: Settings, run: Run) -> Order:
     run.result.facts.update(model=settings.model.value, requested=requested)
     job = read_inputs(plan(options, settings, *read_words(options), notes), settings, notes)
     tell_planned(job, notes, bool(options.aspect_ratio or options.resolution), run)
-    return Order(job, settings, identity_of(job, settings), requested, options.fresh)
+    return Order(job, settings, identity_of(job, settings), requested, options.fresh, is_named=is_named)
 
 def for_order(order: Order, run: Run) -> Run:
     """The run, for a line of a batch a new one, which knows an order's files and how long one takes."""
@@ -4055,13 +4120,6 @@ def tell_outlook(order: Order, would: str, output: str, run: Run) -> None:
     own = [f"line {order.line}: {OUTLOOKS[would]}, to {output}, price: {price_text(price)}"]
     for line in own if order.line else lines:
         console.output(console.secrets.clean(line))
-
-def free_path(job: Job, console: Console) -> str:
-    """Where the first picture is to go; with a warning if another one is there."""
-    path = picture_path(job.target, int(job.n > 1), job.parameters.get("output_format", "png"))
-    if os.path.lexists(path) and not job.target.overwrite:
-        console.warn(f"{path} already exists; saving to a new name instead (--overwrite replaces it)")
-    return path
 
 def recall(receipt: Receipt, order: Order, run: Run) -> None:
     """Fill in a result from what was made before. --mask-exact may be asked for only now."""
@@ -4232,7 +4290,10 @@ def run_job(order: Order, key: KeySource, folder: Folder, run: Run, ignore_signa
     try:
         job = own_inputs(job, settings, folder, run)
         provider = settings.service.provider(job, settings, key, os.path.basename(folder.path))
+        taken = first_path(job) if os.path.lexists(first_path(job)) and not job.target.overwrite else ""
         make_images(provider, job, settings, folder, run)
+        if taken not in ("", path := run.result.saved[0].path) and order.is_named:
+            run.console.warn(f"{taken} already exists; saved as {path} (--overwrite replaces it)")
         saved = [file.record() for file in run.result.saved]
         paid = map_texts({name: run.result.facts[name] for name in PURCHASE_FACTS}, run.console.secrets.clean)
         made = {"schema": SCHEMA, "version": VERSION, "time": time.time(), "command": job.command,
@@ -4271,7 +4332,6 @@ def make_images(provider: Provider, job: Job, settings: Settings, folder: Folder
         run.result.facts["source"] = "collected"
         console.note("continuing the unfinished request from before at no charge (--fresh buys a new image)")
     else:
-        free_path(job, console)
         price = checked_price([estimate(job, settings)], settings)
         cost = f", {price_text(price)}" if price and price[1] > NOTABLE_COST and console.is_terminal() else ""
         console.note(f"{'Editing' if job.images else 'Generating'} with {job.model} at "
@@ -4342,6 +4402,8 @@ def run_config_command(options: Namespace, run: Run) -> int:
         check_setup(read_settings(options, run.console), run)
     elif options.history:
         show_history(options.history, checked_page(options.gallery), run.console)
+    elif options.completion:
+        run.console.output(completion(options.completion))
     elif options.forget:
         forget_requests(options.forget, run.console)
     else:
@@ -4564,7 +4626,7 @@ def try_key(settings: Settings, key: str, run: Run, say: Callable[[str], None]) 
 # ---- Batch: many jobs in one command -------------------------------------------------------------
 # What a line may say besides its prompt; everything else is the same for all lines.
 LINE_KEYS = {row.name: row for row in OPTIONS if row.name in (*PICTURE_KEYS, "model")
-             or (row.commands in (EDIT, IMAGES) and row.name != "dry_run")}
+             or (row.commands in (EDIT, IMAGES) and row.name not in ("dry_run", "preview", "open"))}
 
 def run_batch(options: Namespace, settings: Settings, run: Run, ignore_signals: Action) -> int:
     """generate --batch: every line is checked before the first is sent."""
@@ -4579,8 +4641,7 @@ def run_batch(options: Namespace, settings: Settings, run: Run, ignore_signals: 
     to_buy = [order for order in orders if woulds[order.line] == "buy"]
     price = checked_price([estimate(order.job, order.settings) for order in to_buy], settings)
     for order in orders if options.dry_run else ():
-        output = picture_path(order.job.target, int(order.job.n > 1), order.requested["format"])
-        tell_outlook(order, woulds[order.line], output, run)
+        tell_outlook(order, woulds[order.line], first_path(order.job), run)
     if options.dry_run:
         console.tell(batch={"jobs": len(orders), "to_buy": len(to_buy), "estimate_usd": price})
         console.output(f"{len(orders)} jobs, {len(to_buy)} of them to buy; price: {price_text(price)}")
@@ -4857,6 +4918,42 @@ SYNOPSIS = {"generate": """gpt_image2 generate PROMPT [options]
                          a file: or data: URI""",
             "config": """gpt_image2 config [--show | --init [--force] | --check] [options]
 gpt_image2 config --history [N] [--gallery PAGE.html] | --forget ID|all"""}
+
+# How shells complete: the script around the choices, how words are chosen, and how files are.
+COMPLETIONS = {
+    "bash": ("""_gpt_image2() {
+  local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]} command= each
+  for each in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do [[ $each == @(generate|edit|config) ]] && command=$each; done
+CHOICES
+}
+complete -o default -F _gpt_image2 gpt-image2""", 'COMPREPLY=($(compgen -W "%s" -- "$word"))', "COMPREPLY=()"),
+    "zsh": ("""#compdef gpt-image2
+_gpt_image2() {
+  local word=$PREFIX before=$words[CURRENT-1] command=${words[(r)(generate|edit|config)]}
+CHOICES
+}
+_gpt_image2""", "compadd -- %s", "_files")}
+
+def completion(shell: str) -> str:
+    """The script with which a shell completes commands, options, their words and the names of files."""
+    words = {row.flag: " ".join(row.accepts) for row in OPTIONS if isinstance(row.accepts, tuple)}
+    words.update({"--quality": " ".join(QUALITIES), "--size": " ".join((*SIZE_NAMES, "auto", "input"))})
+    if shell == "fish":
+        lines = ["complete -c gpt-image2 -n __fish_use_subcommand -fa 'generate edit config'"]
+        for row in OPTIONS:
+            value = f" -xa '{words[row.flag]}'" if row.flag in words else " -r" * bool(row.value)
+            lines.append(f"complete -c gpt-image2 -n '__fish_seen_subcommand_from {' '.join(row.commands)}'"
+                         f" -l {row.flag[2:]}{' -s ' * bool(row.short) + row.short[1:]}{value}"
+                         f" -d {quote(row.help.partition(chr(10))[0])}")
+        return "\n".join(lines)
+    script, choose, files = COMPLETIONS[shell]
+    lines = ["  case $before in", *(
+        f"    {'|'.join(filter(None, (row.short, row.flag)))}) "
+        f"{choose % words[row.flag] if row.flag in words else files}; return;;" for row in OPTIONS if row.value)]
+    lines += ["  esac", "  case $command:$word in", *(
+        f"    {command}:-*) {choose % ' '.join(row.flag for row in OPTIONS if command in row.commands)};;"
+        for command in SYNOPSIS), f"    :*) {choose % ' '.join((*SYNOPSIS, 'help'))};;", f"    *) {files};;", "  esac"]
+    return script.replace("CHOICES", "\n".join(lines))
 
 def read_value(row: Option, text: str) -> Any:
     """The value of an option on the command line. An empty one is a variable that was not set."""
