@@ -54,7 +54,7 @@ from contextlib import nullcontext, redirect_stderr, redirect_stdout, suppress
 from copy import copy
 from errno import EPERM, EROFS
 from functools import partial
-from itertools import accumulate, chain, count, groupby
+from itertools import accumulate, chain, count
 from math import inf, log
 from operator import add
 from os import environ
@@ -1063,10 +1063,11 @@ OPTIONS = (
     Option(CONFIG, "--check", "", "test curl, the key and the endpoint (free)", alone=True),
     Option(CONFIG, "--history", "[N]", "what was made, its cost (default 20)", number(1, 9999), alone=True),
     Option(CONFIG, "--forget", "ID|all", "give up an unfinished request", str.lower, alone=True),
-    Option(CONFIG, "--completion", "SHELL", "what bash, zsh or fish completes commands with", SHELLS, alone=True),
+    Option(CONFIG, "--completion", "SHELL", "a script for bash, zsh or fish", SHELLS, alone=True),
     Option(GENERATE, "--batch", "FILE", "a picture for each line, a prompt or a JSON object", PATH),
     Option(("generate", "config"), "--jobs", "1-16", "with --batch: how many at a time (default 3)",
            number(1, MAX_JOBS), "", int, 3),
+    Option(ALL, "--gallery", "PAGE.html", "also write a page to look at the pictures", PATH),
     Option(EDIT, "--image", "PATH", "another image, 16 in all; can be repeated", PATH, repeatable=True),
     Option(EDIT, "--mask", "PNG", "as large as IMAGE, transparent where it is to change", PATH, wire="mask"),
     Option(EDIT, "--mask-bw", "PNG", "the same in black and white: what is white changes", PATH),
@@ -1080,8 +1081,14 @@ OPTIONS = (
     Option(ALL, "--size", "WIDTHxHEIGHT", "or square, landscape, portrait, auto (default);\n"
            "edit: input, the size of IMAGE", lambda text:
            as_pair(re.sub(r"^ *([0-9]{3,5})( *px)? *$", r"\1x\1", text)), "size", str, "auto", runapi=""),
+    Option(IMAGES, "--aspect-ratio", "W:H", "a shape such as 16:9; the closest allowed size is used",
+           lambda text: re.sub(r"(?<=\d)x", ":", as_pair(text)), runapi="aspect_ratio"),
+    Option(IMAGES, "--resolution", "1k|2k|4k", "how many pixels that shape gets (default 1k)",
+           tuple(RESOLUTIONS), runapi="output_resolution"),
     Option(ALL, "--quality", "LEVEL", "low ($0.006, 70 s), medium ($0.053, 120 s),\n"
            "high ($0.211, 276 s) or auto", str.lower, "quality", str, "auto"),
+    Option(IMAGES, "--n", "1-10", "how many images: NAME-1.png, NAME-2.png, ...", number(1, MAX_N), "n",
+           default=1, runapi="", short="-n"),
     Option(ALL, "--format", "FORMAT", "png, jpeg or webp (default: as -o ends, else png);\n"
            "newer models: gif, svg", (*SUFFIXES, "jpg"), "output_format", str),
     Option(ALL, "--compression", "0-100", "for jpeg and webp", number(0, 100), "output_compression", int),
@@ -1089,19 +1096,13 @@ OPTIONS = (
            ("auto", "opaque", "transparent"), "background", str),
     Option(ALL, "--moderation", "LEVEL", "low or auto (default)", ("auto", "low"), "moderation", str),
     Option(ALL, "--model", "MODEL", f"default {DEFAULT_MODEL}", str, "", str, DEFAULT_MODEL),
-    Option(ALL, "--timeout", "SECONDS", f"time limit for the whole request (default {DEFAULT_TIMEOUT})",
-           number(1, MAX_TIMEOUT, float), "", float, DEFAULT_TIMEOUT),
-    Option(ALL, "--max-cost", "USD", "refuse a higher/unknown price", number(0.0001, 9999, float), "", float),
-    Option(IMAGES, "--aspect-ratio", "W:H", "a shape such as 16:9; the closest allowed size is used",
-           lambda text: re.sub(r"(?<=\d)x", ":", as_pair(text)), runapi="aspect_ratio"),
-    Option(IMAGES, "--resolution", "1k|2k|4k", "how many pixels that shape gets (default 1k)",
-           tuple(RESOLUTIONS), runapi="output_resolution"),
-    Option(IMAGES, "--n", "1-10", "how many images: NAME-1.png, NAME-2.png, ...", number(1, MAX_N), "n",
-           default=1, runapi="", short="-n"),
     Option(IMAGES, "--prompt-file", "FILE", "read the prompt from FILE; a PROMPT of - reads stdin", PATH),
+    Option(ALL, "--max-cost", "USD", "refuse a higher/unknown price", number(0.0001, 9999, float), "", float),
+    Option(IMAGES, "--dry-run", "", "show what would be sent, saved and paid; send nothing"),
     Option(IMAGES, "--overwrite", "", "replace existing files (default: a free name)", short="-f"),
     Option(IMAGES, "--fresh", "", "buy another take, although this command has its image"),
-    Option(IMAGES, "--dry-run", "", "show what would be sent, saved and paid; send nothing"),
+    Option(ALL, "--timeout", "SECONDS", f"time limit for the whole request (default {DEFAULT_TIMEOUT})",
+           number(1, MAX_TIMEOUT, float), "", float, DEFAULT_TIMEOUT),
     Option(IMAGES, "--stream", "", "stream the reply; helps if a gateway times out", wire="stream"),
     Option(IMAGES, "--partial-images", "0-3", "with --stream: save previews as NAME.partial-K.EXT",
            number(0, MAX_PARTIALS), wire="partial_images"),
@@ -1114,7 +1115,6 @@ OPTIONS = (
     Option(ALL, "--header", "'NAME: VALUE'", "an extra header; can be repeated", as_header, repeatable=True),
     Option(ALL, "--allow-http", "", "send the key unencrypted to another machine", str, "", bool, False),
     Option(ALL, "--config", "PATH", "read the settings from this file; - means stdin", PATH),
-    Option(ALL, "--gallery", "PAGE.html", "also write a page to look at the pictures", PATH),
     Option(IMAGES, "--preview", "", "show the picture, in a terminal that can"),
     Option(IMAGES, "--open", "", "open the picture in the system's viewer"),
     Option(ALL, "--json", "", "print the result as one JSON object"),
@@ -1542,7 +1542,9 @@ OTHER_FORMATS = {  # what else people pass, by its first bytes without XML's pro
 
 def read_words(options: Namespace) -> tuple[str, list[str]]:
     """(prompt, images) that the words of a command mean. Reads what plan must not: files, standard input."""
-    words, paths, wanted = options.words, [], 0 if options.prompt_file else 1
+    words, paths, wanted = list(options.words), [], 0 if options.prompt_file else 1
+    if not words and wanted and sys.stdin and stat.S_ISFIFO(os.fstat(sys.stdin.fileno()).st_mode):
+        words = ["-"]  # somebody pipes the prompt in
     if options.command == "edit":  # images come first, as long as a word is left for the prompt
         others = [at for at, word in enumerate(words) if at and not re.fullmatch(IMAGE_NAME, word)
                   and not os.path.isfile(os.path.expanduser(word))]
@@ -1568,6 +1570,8 @@ def read_words(options: Namespace) -> tuple[str, list[str]]:
     source = options.prompt_file or ("-" if words[0] == "-" else "")
     if not source:
         return as_bytes(words[0]).decode("utf-8", "surrogateescape"), paths
+    if source == "-" and sys.stdin and sys.stdin.isatty():
+        print("Type the prompt; end it with Ctrl-D.", file=sys.stderr)
     # Without the line break that editors and echo add.
     return re.sub(r"\r?\n\Z", "", read_text(source, "the prompt", MAX_PROMPT * 8)), paths
 
@@ -2270,8 +2274,9 @@ def read_key(source: KeySource, secrets: Sequence[str]) -> str:
             raise Failure("key", f"the key from {source.source} {fault}", "")
     return key
 
-def start_curl(request: Request, exchange: Exchange, secrets: Sequence[str]) -> Popen[bytes]:
-    """Start curl on one request; it writes everything to files, and its end releases the exchange's lock."""
+def start_curl(request: Request, exchange: Exchange, secrets: Sequence[str], end: int) -> Popen[bytes]:
+    """Start curl on one request; it writes everything to files, and its end releases the exchange's lock.
+    end: a descriptor that closes with it too."""
     import tempfile
     texts = {f"field-{number}": part.text for number, part in enumerate(request.form) if not part.path}
     if request.body is not None:
@@ -2284,7 +2289,7 @@ def start_curl(request: Request, exchange: Exchange, secrets: Sequence[str]) -> 
     room = b" " * 4096  # for how it ended, on a disk that is full by then
     lock = take_lock(exchange + ".lock", create=True)  # others only test it
     more: dict[str, Any] = {} if lock is None or lock == NO_LOCKS else {
-        "pass_fds": (lock,), "preexec_fn": partial(detach_from_tree, lock)}
+        "pass_fds": (lock, end), "preexec_fn": partial(detach_from_tree, lock)}
     try:
         with tempfile.TemporaryFile(dir=os.path.dirname(exchange)) as config, \
                 private_file(exchange + ".outcome", content=room) as outcome, \
@@ -2831,10 +2836,14 @@ def send_with_retries(request: Request, exchange: Exchange, run: Run) -> Respons
             took = os.stat(exchange + ".outcome").st_mtime - os.stat(started + ".lock").st_mtime
             run.result.facts.update(http_status=response.status or None, elapsed_s=round(max(0.0, took), 1),
                                     request_id=response.headers.get("x-request-id"))
+        identity = response.headers.get("x-request-id", "no request id")
+        run.console.note(f"HTTP {response.status}, {identity}", detail=True)
         failure = failure_of(request, outcome, response)
         if failure is None:
             tell_extras(request, outcome, response, run)
             return response
+        if failure.kind == "curl":
+            check_curl(run.console.secrets.keys)  # is it too old?
         delay = retry_pause(request, failure, response.headers, next(attempts))
         if delay is None or time.monotonic() + delay > run.deadline:
             raise failure
@@ -2863,6 +2872,7 @@ def tell_extras(request: Request, outcome: Outcome, response: Response, run: Run
             prices = [DOLLARS_PER_TOKEN[key] * each for key, each in tokens.items() if isinstance(each, int)]
             dollars = round(sum(prices), 4) if len(prices) == len(tokens) else None
         if usage is not None:
+            run.console.note(f"usage: {as_text(usage)}", detail=True)
             run.result.facts.update(usage=usage, cost_usd=dollars)
         if dollars is not None:  # RunAPI bills each of several tasks
             run.result.dollars += dollars
@@ -2894,11 +2904,14 @@ def wait_for_twin(twin: Folder, run: Run) -> Receipt | None:
         raise Failure(**word["failure"])
     return checked_receipt(word["made"]) if "made" in word else None
 
-def rest(seconds: float, run: Run, status: str = "") -> None:
-    """Sleep in small steps, with signs of life. All waiting for a server happens here."""
+def rest(seconds: float, run: Run, status: str = "", end: int = -1) -> None:
+    """Sleep in small steps, with signs of life, until end can be read. All waiting for a server is here."""
     ends = time.monotonic() + seconds
-    while time.monotonic() < ends:
-        time.sleep(min(0.5, max(0.0, ends - time.monotonic())))
+    while (left := min(0.5, ends - time.monotonic())) > 0:
+        if os.name != "posix":  # select knows only sockets there
+            time.sleep(left)
+        elif select.select([end] if end >= 0 else [], [], [], left)[0]:
+            return
         run.console.progress(run.typical, status)
         if run.collectable and run.console.is_unread():  # nobody reads the result; the transfer continues
             raise KeyboardInterrupt(signal.SIGPIPE)
@@ -2986,18 +2999,25 @@ def send(request: Request, exchange: Exchange, run: Run) -> None:
 
 def run_curl(request: Request, exchange: Exchange, run: Run) -> None:
     """Run curl on one request and wait for its end. When this program is stopped, a paid request goes on."""
-    run.console.note(f"{request.method} {request.url}", detail=True)
-    for line in curl_config(request, exchange).split("\n"):
-        run.console.note("  " + re.sub(r'^(header = "[^:]+: ).*', r'\1***"', line), detail=True)
+    texts = [f"{part.name}: {part.text or part.content_type}" for part in request.form]
+    body = json.dumps(request.body, ensure_ascii=False, default=lambda file: LONG_TEXT)  # of a DataUrl
+    for line in (f"{request.method} {request.url}",
+                 *(f"  {name}: {'***' if re.search(SECRET_HEADER, name) else value}"
+                   for name, value in request.headers), *["  " + body] * bool(request.body), *texts):
+        run.console.note(line, detail=True)
     forget_exchange(exchange)
     answer, child = exchange + ".answer", None
+    reader, writer = os.pipe()  # curl inherits its other end, so that its end wakes this program
     try:
         if request.purpose == "create":
             run.result.facts["source"] = "bought"
-        child = start_curl(request, exchange, run.console.secrets.keys)
+        try:
+            child = start_curl(request, exchange, run.console.secrets.keys, writer)
+        finally:
+            os.close(writer)
         # Too much: curl before 8.4 checks only what a Content-Length announces.
         wait_for(lambda: not is_running(child, exchange) or (
-            os.path.exists(answer) and os.path.getsize(answer) > request.most_bytes), exchange, run)
+            os.path.exists(answer) and os.path.getsize(answer) > request.most_bytes), exchange, run, reader)
         run.watch(exchange)  # what arrived since the last look
         if is_running(child, exchange):
             stop_curl(child, exchange)
@@ -3008,15 +3028,15 @@ def run_curl(request: Request, exchange: Exchange, run: Run) -> None:
         raise
     except OSError as error:
         raise setup_failure(f"cannot write {exchange}: {reason(error)}", "Make room there.") from None
+    finally:
+        os.close(reader)
 
-def wait_for(done: Callable[[], bool], exchange: Exchange, run: Run) -> None:
-    """Wait for the end of a transfer, with signs of life."""
-    seconds = 0.001
+def wait_for(done: Callable[[], bool], exchange: Exchange, run: Run, end: int = -1) -> None:
+    """Wait for the end of a transfer, with signs of life. end: what can be read then, if it is known."""
     while not done():
         with suppress(OSError):
             run.console.received = os.path.getsize(exchange + ".answer")
-        rest(seconds, run)
-        seconds = min(seconds * 1.5, 0.04)
+        rest(0.1 if end < 0 else 0.5, run, end=end)
         run.watch(exchange)
 
 # ---- Reading answers: a file -> images or a Failure ----------------------------------------------
@@ -3702,8 +3722,9 @@ class Console:
         """Write to sys.stdout or sys.stderr at once. A reader that went away must not cost an image.
         mark: a word of COLOURS to stand before the text, in its colour on a terminal that has any."""
         if mark:
-            plain = not self.is_terminal(stream) or environment("TERM") in ("", "dumb") or environment("NO_COLOR")
-            text = f"{mark if plain else COLOURS[mark] + mark + COLOURS['']} {text}"
+            has_colours = self.is_terminal(stream) and environment("TERM") not in ("", "dumb")
+            is_plain = not has_colours or any(map(environment, ("NO_COLOR",)))
+            text = f"{mark if is_plain else COLOURS[mark] + mark + COLOURS['']} {text}"
         if self.progress_shown:
             blanks, self.progress_shown = "\r" + " " * self.progress_shown + "\r", 0
             self.say("stderr", blanks if environment("TERM") in ("", "dumb") else ERASE_LINE, end="")
@@ -3806,7 +3827,7 @@ class Console:
         is_seen, cost = self.is_terminal("stdout"), record["cost_usd"]
         if record["http_status"] and record["ok"] and not self.quiet and not line and not is_seen:
             self.output(f"HTTP {record['http_status']} in {record['elapsed_s']:.1f} s")
-        facts = [f"{record['elapsed_s']:.0f} s" if record["elapsed_s"] else "", f"about ${cost:.3f}" if cost else ""]
+        facts = f"{record['elapsed_s'] or 0:.0f} s", f"about ${cost:.3f}" if cost is not None else ""
         for saved in record["saved"]:
             text = f"{saved['path']} ({max(1, round(saved['bytes'] / 1024))} KB)"  # the line that agents read
             if is_seen:
@@ -3860,7 +3881,8 @@ def show_picture(saved: Saved, options: Namespace, console: Console) -> None:
     elif options.open and (sys.platform == "darwin" or any(map(environment, ("DISPLAY", "WAYLAND_DISPLAY")))):
         viewer = "open" if sys.platform == "darwin" else "xdg-open"
         with suppress(Failure):
-            start_child([viewer, saved.path], console.secrets.keys, stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL)
+            streams = dict.fromkeys(("stdin", "stdout", "stderr"), DEVNULL)
+            start_child([viewer, saved.path], console.secrets.keys, **streams)
     if options.preview and not console.as_json and console.is_terminal("stdout"):
         console.say("stdout", preview(saved), end="")
 
@@ -3869,9 +3891,9 @@ def preview(saved: Saved) -> str:
     what terminal it is in, and whether it passes them on; it does not see how far they move the cursor."""
     kind, (form, width, height) = " ".join(map(environment, ("TERM", "TERM_PROGRAM"))), saved.picture
     if is_tmux := "tmux" in kind:
-        asked = ["tmux", "display", "-p", "#{client_termtype} #{client_termname} #{s/off//:allow-passthrough}"]
+        asked = "#{?#{==:#{allow-passthrough},off},,#{client_termtype} #{client_termname}}"
         with suppress(Failure):
-            kind = child_output(asked, (), "curl", 5).decode("utf-8", "replace")
+            kind = child_output(["tmux", "display", "-p", asked], (), "curl", 5).decode("utf-8", "replace")
     is_iterm = re.search("(?i)iterm|wezterm", kind)
     if not is_iterm and not (form == "png" and re.search("kitty|ghostty", kind)):
         return ""
@@ -3879,13 +3901,16 @@ def preview(saved: Saved) -> str:
         text = base64.b64encode(stream.read()).decode()
     columns = min(os.get_terminal_size(sys.stdout.fileno()).columns - 1, 44 * width // max(1, height))
     rows = -(-columns * height // max(1, 2 * width)) + 1  # a character is about twice as high as wide
-    parts = [text[at:at + 4096] for at in range(0, len(text), 4096)]
-    pieces = [f"\033]1337;File=inline=1;width={columns}:{text}\a"] if is_iterm else [
-        f"\033_G{'' if number else f'a=T,f=100,q=2,C=1,c={columns},'}m={int(number < len(parts) - 1)};{part}\033\\"
-        for number, part in enumerate(parts)]
+    if is_iterm:
+        codes = [f"\033]1337;File=inline=1;width={columns}:{text}\a"]
+    else:
+        parts = [text[at:at + 4096] for at in range(0, len(text), 4096)]
+        codes = [f"\033_Ga=T,f=100,q=2,C=1,c={columns},m=1;\033\\",
+                 *(f"\033_Gm=1;{part}\033\\" for part in parts), "\033_Gm=0;\033\\"]
     if is_tmux:
-        pieces = ["\033Ptmux;" + piece.replace("\033", "\033\033") + "\033\\" for piece in pieces]
-    return "".join(pieces) + "\n" if is_iterm else "\n" * rows + f"\033[{rows}A" + "".join(pieces) + f"\033[{rows}B"
+        codes = ["\033Ptmux;" + code.replace("\033", "\033\033") + "\033\\" for code in codes]
+    room, back = ("", "\n") if is_iterm else ("\n" * rows + f"\033[{rows}A", f"\033[{rows}B")
+    return room + "".join(codes) + back
 
 # ---- Gallery: a page to look at pictures ---------------------------------------------------------
 GENERATOR = f'name="generator" content="{PROGRAM}"'  # how a page of this program is known
@@ -4062,7 +4087,6 @@ def ready_to_buy(orders: Sequence[Order], settings: Settings, console: Console) 
     """The key, after a test of all that must work before anything is sent; no job may contain a key."""
     for job, *_ in orders:
         check_folder(job.target, job.n, as_text(job.parameters.get("size")), write=True)
-    console.note(check_curl(console.secrets.keys), detail=True)
     key = find_key(settings, console)
     for job, *_ in orders:
         refuse_keys(job, console.secrets.keys)
@@ -4499,8 +4523,9 @@ def show_settings(settings: Settings, console: Console) -> None:
     pending = map_texts(unfinished_commands(console), clean)
     console.tell(settings={name: row._asdict() for name, row in rows.items()}, pending=pending,
                  config_file=settings.config_path or None)
-    for name, row in rows.items():
-        console.output(f"{name:<11} {row.value or '-'}  ({row.source})")
+    first = ["base_url", *(name for name in rows if name.startswith("api_key")), "model"]
+    for name in [*first, *(name for name in rows if console.verbose and name not in first)]:
+        console.output(f"{name:<11} {rows[name].value or '-'}  ({rows[name].source})")
     console.output(f"config file {settings.config_path or 'none of ' + ', '.join(config_locations())}")
     for request in pending:
         state = "at work" if request["at_work"] else STATES_IN_WORDS[request["state"]]
@@ -4899,12 +4924,19 @@ HELP = """Generate and edit images with gpt-image-2.
 
   gpt_image2 generate "a red fox in the snow" -o fox.png
   gpt_image2 edit fox.png "give the fox a hat" -o hat.png
-  gpt_image2 config [--init | --check]       show, create or test your settings
-  gpt_image2 config --history | --forget ID  what was made; give up a request
+  gpt_image2 config --check         test the key and the connection, for free
 
-Each has its own --help. --version shows the version."""
+  generate  make an image from a text
+  edit      change an image, or combine several
+  config    your settings; what was made, and what is unfinished
 
-WORD = r"(?s)(?!-).*|-|.* .*|-[\d.]+"  # what cannot be an option
+An image takes 1 to 5 minutes and costs about $0.006 (low quality), $0.05
+(medium) or $0.21 (high). Each command has its own help: help COMMAND."""
+HEADINGS = {"--show": "What to do", "--batch": "Many pictures", "--image": "Images and masks",
+            "--output": "The picture", "--max-cost": "Money and files", "--stream": "Gateways and parameters",
+            "--base-url": "Endpoint and key", "--preview": "Output"}  # in the help, before these options
+
+WORD = r"(?s)(?!-).*|-|.* .*|-[\d.,%]+"  # what cannot be an option
 SYNOPSIS = {"generate": """gpt_image2 generate PROMPT [options]
 
   gpt_image2 generate "a red fox in the snow" --quality low -o fox.png
@@ -4917,22 +4949,25 @@ SYNOPSIS = {"generate": """gpt_image2 generate PROMPT [options]
   IMAGE                  PNG, JPEG or WebP below 50 MB: a file, an http(s) URL,
                          a file: or data: URI""",
             "config": """gpt_image2 config [--show | --init [--force] | --check] [options]
-gpt_image2 config --history [N] [--gallery PAGE.html] | --forget ID|all"""}
+gpt_image2 config --history [N] [--gallery PAGE.html] | --forget ID|all
+gpt_image2 config --completion bash|zsh|fish"""}
 
-# How shells complete: the script around the choices, how words are chosen, and how files are.
+# How shells complete: a script around the cases, how it offers words, and how files.
 COMPLETIONS = {
     "bash": ("""_gpt_image2() {
-  local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]} command= each
-  for each in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do [[ $each == @(generate|edit|config) ]] && command=$each; done
-CHOICES
+  local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]} command each
+  for each in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
+    [[ $each == @(generate|edit|config) ]] && command=$each
+  done
+CASES
 }
-complete -o default -F _gpt_image2 gpt-image2""", 'COMPREPLY=($(compgen -W "%s" -- "$word"))', "COMPREPLY=()"),
+complete -o default -F _gpt_image2 gpt-image2""", 'COMPREPLY=($(compgen -W "{}" -- "$word"))', "COMPREPLY=()"),
     "zsh": ("""#compdef gpt-image2
 _gpt_image2() {
   local word=$PREFIX before=$words[CURRENT-1] command=${words[(r)(generate|edit|config)]}
-CHOICES
+CASES
 }
-_gpt_image2""", "compadd -- %s", "_files")}
+_gpt_image2""", "compadd -- {}", "_files")}
 
 def completion(shell: str) -> str:
     """The script with which a shell completes commands, options, their words and the names of files."""
@@ -4941,19 +4976,20 @@ def completion(shell: str) -> str:
     if shell == "fish":
         lines = ["complete -c gpt-image2 -n __fish_use_subcommand -fa 'generate edit config'"]
         for row in OPTIONS:
-            value = f" -xa '{words[row.flag]}'" if row.flag in words else " -r" * bool(row.value)
-            lines.append(f"complete -c gpt-image2 -n '__fish_seen_subcommand_from {' '.join(row.commands)}'"
-                         f" -l {row.flag[2:]}{' -s ' * bool(row.short) + row.short[1:]}{value}"
-                         f" -d {quote(row.help.partition(chr(10))[0])}")
+            names = f"-l {row.flag[2:]}" + f" -s {row.short[1:]}" * bool(row.short)
+            value = f"-xa '{words[row.flag]}'" if row.flag in words else "-r" * bool(row.value)
+            lines.append(f"complete -c gpt-image2 -n '__fish_seen_subcommand_from {' '.join(row.commands)}' "
+                         f"{names} {value} -d {quote(row.help.partition(chr(10))[0])}")
         return "\n".join(lines)
-    script, choose, files = COMPLETIONS[shell]
-    lines = ["  case $before in", *(
-        f"    {'|'.join(filter(None, (row.short, row.flag)))}) "
-        f"{choose % words[row.flag] if row.flag in words else files}; return;;" for row in OPTIONS if row.value)]
-    lines += ["  esac", "  case $command:$word in", *(
-        f"    {command}:-*) {choose % ' '.join(row.flag for row in OPTIONS if command in row.commands)};;"
-        for command in SYNOPSIS), f"    :*) {choose % ' '.join((*SYNOPSIS, 'help'))};;", f"    *) {files};;", "  esac"]
-    return script.replace("CHOICES", "\n".join(lines))
+    script, offer, files = COMPLETIONS[shell]
+    cases = [f"    {'|'.join(filter(None, (row.short, row.flag)))}) "
+             + (offer.format(words[row.flag]) if row.flag in words else files) + "; return;;"
+             for row in OPTIONS if row.value]
+    flags = {command: " ".join(row.flag for row in OPTIONS if command in row.commands) for command in SYNOPSIS}
+    lines = ["  case $before in", *cases, "  esac", "  case $command:$word in",
+             *(f"    {command}:-*) {offer.format(flags[command])};;" for command in flags),
+             f"    :*) {offer.format(' '.join((*flags, 'help')))};;", f"    *) {files};;", "  esac"]
+    return script.replace("CASES", "\n".join(lines))
 
 def read_value(row: Option, text: str) -> Any:
     """The value of an option on the command line. An empty one is a variable that was not set."""
@@ -4971,7 +5007,10 @@ def read_value(row: Option, text: str) -> Any:
 def parse(arguments: list[str]) -> Namespace:
     """The command line; words may stand anywhere among the options, and after -- they are never options."""
     cut = arguments.index("--") if "--" in arguments else len(arguments)
-    command, rest = "".join(arguments[:1]), arguments[1:cut][::-1]
+    takes_value = {flag for row in OPTIONS if row.value for flag in (row.short, row.flag)}
+    at = next((at for at, word in enumerate(arguments[:cut]) if re.fullmatch(WORD, word) and not (
+        at and arguments[at - 1] in takes_value)), cut)  # options may come before the command
+    command, rest = "".join(arguments[at:at + 1]), (arguments[:at] + arguments[at + 1:cut])[::-1]
     if command not in SYNOPSIS:
         unknown = f"unknown command {quoted(command)}.{nearest(command, SYNOPSIS)}"
         missing = not command or command.startswith("-")
@@ -5014,13 +5053,16 @@ def split_shape(options: Namespace) -> None:
 def help_for(arguments: list[str]) -> str:
     """The help or version that is wanted, or an empty text. Of a command: usage and options in groups."""
     words = arguments[:arguments.index("--")] if "--" in arguments else arguments
-    if not {"-h", "--help"} & set(words) and "help" not in words[:2]:
-        return f"{PROGRAM} {VERSION}" if words[:1] in (["--version"], ["-V"], ["version"]) else ""
-    topic = next((word for word in words[:2] if word in SYNOPSIS), "")
+    if "--version" in words or words[:1] in (["-V"], ["version"]):
+        return f"{os.path.splitext(os.path.basename(own_name()))[0]} {VERSION}"
+    if words and not {"-h", "--help"} & set(words) and "help" not in words[:2]:
+        return ""
+    topic, heading, shown = next((word for word in words if word in SYNOPSIS), ""), "", ""
     text = SYNOPSIS.get(topic, HELP)
-    for _, group in groupby((row for row in OPTIONS if topic in row.commands), lambda row: row.commands):
-        text += "\n"
-        for row in group:
+    for row in OPTIONS:
+        heading = HEADINGS.get(row.flag, heading)
+        if topic in row.commands:
+            text, shown = text + f"\n\n{heading}:" * (heading != shown), heading
             names = (row.short + ", " if row.short else "") + row.flag + " " + row.value
             text += f"\n  {names:22} " + row.help.replace("\n", "\n" + " " * 25)
     return text.replace(PROGRAM + " ", own_command(""))
@@ -5045,8 +5087,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     console.secrets.paths = [re.escape(stem) + r"(?:-converted)?(?![\w-])" for word in arguments if (
         os.path.lexists(word) and re.search(KEY_LIKE, stem := os.path.splitext(word)[0]))]
     if help_text := help_for(arguments):
-        console.say("stdout", help_text.rstrip())
-        return OK
+        console.say("stdout" if arguments else "stderr", help_text.rstrip())
+        return OK if arguments else USAGE
     def command() -> int:
         options = parse(arguments)
         console.as_json, console.quiet, console.verbose = options.json, options.quiet, options.verbose
