@@ -30,9 +30,7 @@ the folder by its fingerprint and replays the provider: answered paid steps are 
 Conventions: checked_x returns the value or raises, check_x only raises, x_fault returns a text or "",
 x_failure makes a Failure, read_x reads a file.
 
-Promised, in this order: a key is never shown; the same command is the same picture, bought once, whenever it
-is run; the caller always learns what was saved, whether money may be gone, and what to do next. What is not
-promised is in README.
+What is promised, and what is not, is in README.
 """
 from __future__ import annotations
 
@@ -94,7 +92,7 @@ MAX_N, MAX_PARTIALS, SPARE_IMAGES = 10, 3, 3  # some servers send more images th
 EDGE_STEP, MAX_EDGE, MAX_RATIO, MIN_PIXELS, MAX_PIXELS = 16, 3840, 3, 655_360, 8_294_400
 EDGES = range(EDGE_STEP, MAX_EDGE + 1, EDGE_STEP)  # both must be multiples; 3840x2160 is accepted
 MAX_DOWNLOAD_BYTES, MAX_ANSWER_BYTES = 200_000_000, 500_000_000  # a 4K PNG is below 50 MB; ten as base64
-MAX_JOBS, MAX_BATCH_BYTES, MAX_MESSAGE = 16, 100_000_000, 900  # the last of a line; servers send whole pages
+NOTABLE_COST, MAX_JOBS, MAX_BATCH_BYTES, MAX_MESSAGE = 0.05, 16, 100_000_000, 900  # US dollars; of a line
 MAX_UNPACKED = 100  # times its packed size: a picture as base64 shrinks to three quarters, text to a fiftieth
 MAX_MEMBERS, MAX_DEPTH, MAX_LINES = 100, 64, 1_000_000  # of a list that is shown; an answer's JSON; a stream
 RESOLUTIONS = {"1k": 1024 * 1024, "2k": 2048 * 2048, "4k": MAX_PIXELS}  # pixels; next: RunAPI's SDKs, 2026-10
@@ -107,7 +105,6 @@ SUFFIXES = {"jpeg": (".jpg", ".jpeg"), "tiff": (".tif", ".tiff"), **{name: ("." 
 FORMATS, TYPICAL_SECONDS = ("png", "jpeg", "webp"), {"low": 70, "medium": 120, "high": 276}
 # Bytes. A longer string stays in the file when an answer is parsed, its head is looked at; the rest must fit.
 LONG_STRING, HEAD, MAX_SKELETON, BLOCK = 64 * 1024, 4000, 8 * 1024 * 1024, 1024 * 1024
-NOTABLE_COST = 0.05  # US dollars; a person is told before
 DOLLARS_PER_TOKEN = {"text": 5e-6, "image": 8e-6, "output": 30e-6}  # list price, read 2026-10-08
 
 class ModelRules(NamedTuple):
@@ -807,9 +804,8 @@ def checked_price(prices: Sequence[Price], settings: Settings) -> Price:
     if len(known) < len(prices):
         if limit is None:
             return None
-        raise Failure("too_expensive", f"{source} sets a limit, but what {settings.model.value} costs at "
-                      f"{host_of(settings.base_url.value)} is unknown",
-                      'Set "price_per_image" in the config, or no limit.')
+        raise Failure("too_expensive", f"{source} sets a limit, but the price of {settings.model.value} at "
+                      f"{host_of(settings.base_url.value)} is unknown", 'Set price_per_image in the config.')
     if limit is not None and high > limit:
         raise Failure("too_expensive", f"this costs {price_text(price)}; {source} allows ${limit}")
     return price
@@ -968,12 +964,11 @@ CONFIG_KEYS = {**{row.name: (row.default, row.config) for row in OPTIONS if row.
                "api_key_command": (None, list), "history": (True, bool), "price_per_image": (None, float),
                "headers": ({}, dict), "proxy": ("", str), "poll_url": ("", str)}
 STRANGERS = {  # what other image tools call it -> what to write here
-    "-n -c --count --num --number --num-images --batch-size --samples": "Use --n.",
+    "-c --count --num-images --batch-size": "Use --n.", "--ar --aspect --ratio": "Use --aspect-ratio W:H.",
     "--batch --jobs": "A line of generate --batch FILE can be an edit: give it an image.",
     "-f -y --force --yes --replace": "Use --overwrite.", "--url --endpoint --api-base": "Use --base-url.",
-    "--ar --aspect --ratio": "Use --aspect-ratio W:H.", "--output-format": "Use --format.",
     "-s -w --width --height --image-size": "Use --size WIDTHxHEIGHT.", "-k --key": "Use --api-key-env NAME.",
-    "-p --prompt --text --description": "The prompt needs no option, only quotes.",
+    "-p --prompt --text": "The prompt needs no option, only quotes.", "--output-format": "Use --format.",
     "-o --out --outfile --output-file --output-dir --outdir --save --filename": "Use --output PATH.",
     "-i -m --image --mask --input --input-image --input-fidelity": "Images go with edit, see edit --help.",
     "--seed --negative-prompt --steps --cfg --cfg-scale --guidance-scale --sampler --style --strength --hd "
@@ -992,8 +987,7 @@ VARIABLE_NAME = r"[A-Z]{1,12}\d?(_[A-Z]{1,12}\d?)+|[A-Za-z]{1,15}(_[A-Za-z]{1,15
 ORIGIN = re.compile(r"((?i:https?))://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(\d{1,5}))?(?=[/?]|\Z)")
 LOOPBACK = r"localhost|\[::1\]|127(\.(25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)){3}"  # 127.999.1.1 would be a name
 # What people paste behind a base URL: paths of OpenAI's API reference, read 2026-10-08.
-API_PATH = (r"(?i)(/(chat|completions|responses|models(/[^/]+)?|images|generations|edits|variations|"
-            r"embeddings|audio|moderations|files|batches|realtime|videos))+$")
+API_PATH = r"(?i)(/(chat|completions|responses|models(/[^/]+)?|images|generations|edits|embeddings|audio))+$"
 
 def environment(name: str) -> str:
     """A variable's value; unset and empty are the same."""
@@ -1023,8 +1017,6 @@ def read_config(path: str, warnings: list[str]) -> dict[str, Any]:
     try:
         with open(0 if piped else path, "rb", closefd=not piped) as stream:
             status = os.fstat(stream.fileno())
-            if not piped and not stat.S_ISREG(status.st_mode) and not stat.S_ISFIFO(status.st_mode):
-                raise OSError("it is neither a file nor a pipe")
             text = stream.read(MAX_CONFIG_BYTES)  # of a longer one the rest is missed
         content = json.loads(text.decode("utf-8-sig"), parse_constant=str)  # NaN is not a number here
         if not isinstance(content, dict):
@@ -1118,9 +1110,8 @@ def key_sources(api: str, layers: Sequence[Layer], host: str, url_from: str, dry
     """Every source of the key, the first that counts in front. Keys of flags may go anywhere, those of a file
     to its host, our variable anywhere but where only a vendor's leads, a vendor's to the host beside it."""
     keys = []
-    named = [(name, *layer[name]) for layer in reversed(layers)
-             for name in ("api_key", "api_key_env", "api_key_command") if name in layer]
-    for name, value, source in named:
+    for name, (value, source) in [(name, layer[name]) for layer in reversed(layers)
+                                  for name in ("api_key", "api_key_env", "api_key_command") if name in layer]:
         key, by_flag = KeySource(source, host, value), source.startswith("--")
         if name == "api_key_env":
             found = environment(variable_name(value) if by_flag else value)
@@ -1232,9 +1223,8 @@ def merged_headers(layers: Sequence[Layer], host: str, base_url: str, warnings: 
     warnings += [f"the headers in {each.source} belong to another host and are not sent"
                  for each in given if each not in sent]
     merged = {name.lower(): (name, value) for each in sent for name, value in each.value.items()}
-    for name, value in merged.values():
-        if fault := header_fault(name, value):
-            raise setup_failure(fault)
+    if faults := [fault for pair in merged.values() if (fault := header_fault(*pair))]:
+        raise setup_failure(faults[0])
     return Setting(dict(merged.values()), ", ".join(each.source for each in sent) or "default")
 
 def header_fault(name: str, value: str) -> str:
@@ -1370,12 +1360,10 @@ def fill_options(options: Namespace, settings: Settings, notes: list[str]) -> No
 ORIGINS = {"url": r"(?i)https?://", "data": r"(?i)data:[^,\s]*,"}
 IMAGE_NAME = (r"(?is)https?://\S+|file:\S+|data:[^,\s]*,.*|"  # as a prompt it is a mistake
               r"\S+\.(?:png|jpe?g|webp|gif|svg|tiff?|avif|hei[cf]|bmp|psd)")
-WEB_PAGE = "a web page"
 OTHER_FORMATS = {  # what else people pass, by its first bytes without XML's prolog
-    "AVIF": rb".{4}ftyp.{,40}avi[fs]", "HEIC": rb".{4}ftyp(?:he|mif1|msf1)", "GIF": rb"GIF8", "PSD": rb"8BPS",
-    "TIFF": rb"II[*+]\0|MM\0[*+]", "BMP": rb"BM.{4}\0{4}", "PDF": rb"%PDF-", "ICO": rb"\0\0\x01\0",
-    "JPEG XL": rb"\xff\x0a|\0{3}\x0cJXL ", "SVG": rb"\s*<(?:\w+:)?svg[\s>/]",
-    WEB_PAGE: rb"\s*<(?:html|head|body|title|meta|script|link)\b"}
+    "AVIF": rb".{4}ftyp.{,40}avi[fs]", "HEIC": rb".{4}ftyp(?:he|mif1|msf1)", "BMP": rb"BM.{4}\0{4}",
+    "TIFF": rb"II[*+]\0|MM\0[*+]", "GIF": rb"GIF8", "PDF": rb"%PDF-", "JPEG XL": rb"\xff\x0a|\0{3}\x0cJXL ",
+    "SVG": rb"\s*<(?:\w+:)?svg[\s>/]", "a web page": rb"\s*<(?:html|head|body|title|meta|script|link)\b"}
 
 def read_words(options: Namespace) -> tuple[str, list[str]]:
     """(prompt, images) that the words of a command mean. Reads what plan must not: files, standard input."""
@@ -1417,7 +1405,8 @@ def refuse_broken(*rules: tuple[Any, str, str], failure: Callable[..., Failure] 
 def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[str], notes: list[str]) -> Job:
     """The job that is asked for, checked as far as words and settings decide. Neither reads nor writes."""
     model, image_format = settings.model.value, chosen_format(options)
-    formats, runapi = MODELS.get(re.sub(DATED, "", model), NEWEST).formats, settings.api.value == "runapi"
+    possible, runapi = MODELS.get(re.sub(DATED, "", model), NEWEST).formats, settings.api.value == "runapi"
+    formats = [each for each in possible if each in settings.service.formats]
     size, shaped = SIZE_NAMES.get(options.size, options.size), options.aspect_ratio or options.resolution
     refuse_broken(
         (not prompt.strip(), "the prompt is empty", ""),
@@ -1426,8 +1415,7 @@ def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[st
          f"Shorten it by {len(prompt) - MAX_PROMPT} characters."),
         (image_format not in formats,
          f"{model} does not make {image_format}, only {', '.join(formats)}", "Use -o NAME.png"),
-        (options.command == "edit" and not paths,
-         "the image to edit is missing", 'Use: edit IMAGE "what to change"'),
+        (options.command == "edit" and not paths, "the image to edit is missing", "Use: edit IMAGE PROMPT"),
         (len(paths) > MAX_IMAGES, f"{len(paths)} images were given; at most {MAX_IMAGES} are allowed", ""),
         (shaped and size != "auto", "use either --size or --aspect-ratio and --resolution, not both", ""),
         (size != "auto" and not split_size(size), f"{quoted(size)} is not a size: use WIDTHxHEIGHT, "
@@ -1444,6 +1432,9 @@ def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[st
     sent = {wire: values[row.name] for row in OPTIONS if (wire := row.runapi if runapi else row.wire)
             and values[row.name] not in (None, row.default) and (runapi or values[row.name] != "auto")}
     target = checked_target(options.output, image_format, options.overwrite)
+    if target.suffix.lower() not in SUFFIXES[image_format] and names_format(options.output):
+        name = os.path.basename(picture_path(target, int(options.n > 1), image_format))
+        notes.append(f"--format {image_format} does not match {target.suffix}: the file will be {name}")
     resolution = (options.resolution or "1k") if shaped and not runapi and values["size"] == "auto" else ""
     images, mask = tuple(uploads[:len(paths)]), uploads[-1] if options.mask else None
     return Job(options.command, model, prompt, images, mask, {**sent, **dict(options.param)}, options.n,
@@ -1510,9 +1501,7 @@ def read_upload(upload: Upload, md5: bool = False) -> Upload:
     uri = re.match(r"(?i)file:(?://(?:localhost)?(?=/))?(?:/(?=[a-z]:))?(?!//)", path)
     if uri and not os.path.lexists(path):
         from urllib.parse import unquote_to_bytes
-        raw = path[uri.end():]
-        plain = os.fsdecode(unquote_to_bytes(as_bytes(raw)))
-        path = next(filter(os.path.lexists, (plain, raw)), plain)  # many forget to write %20
+        path = os.fsdecode(unquote_to_bytes(as_bytes(path[uri.end():])))
     path = os.path.abspath(path if os.path.lexists(path) else os.path.expanduser(path))
     if re.search(UNQUOTABLE, path):
         raise input_failure(f"{one_line(who)} has a control character in its name; curl cannot take it")
@@ -1557,7 +1546,7 @@ def read_input(content: bytes, who: str, name: str) -> Picture:
     tool = "magick" if shutil.which("magick") or os.name != "posix" else "convert"  # Windows' is another
     command = (f"sips -s format png {quote(name)} --out {target}" if sys.platform == "darwin" else
                f"{tool} {quote(name + '[0]')} {target}")  # of the first frame
-    hint = "Give the address of the image itself." if other == WEB_PAGE else "Convert it: " + command
+    hint = "Give the address of the image itself." if other == "a web page" else "Convert it: " + command
     raise input_failure(f"{who} is not a PNG, JPEG or WebP image{found}", hint if other else "")
 
 def openai_values(options: Namespace, size: str, settings: Settings, notes: list[str]) -> dict[str, Any]:
@@ -1567,13 +1556,9 @@ def openai_values(options: Namespace, size: str, settings: Settings, notes: list
     if rules is None:
         notes.append(f"unknown model {model}: its size and quality are not checked")
     elif options.quality not in rules.qualities:
-        raise usage_failure(
-            f"unknown quality {quoted(options.quality)} for {model} (choose {', '.join(rules.qualities)})",
-            nearest(options.quality, rules.qualities).strip())
+        raise usage_failure(f"quality {quoted(options.quality)}: {model} has {', '.join(rules.qualities)}")
     match = re.fullmatch(r"([1-9]\d{0,3}):([1-9]\d{0,3})", options.aspect_ratio or "")
     refuse_broken(
-        (image_format not in settings.service.formats,
-         f"{settings.api.value} makes {' and '.join(settings.service.formats)}, not {image_format}", ""),
         (options.partial_images and not options.stream, "--partial-images needs --stream", ""),
         (options.compression is not None and image_format not in ("jpeg", "webp"),
          f"--compression needs --format jpeg or webp: {image_format.upper()} is always lossless", ""),
