@@ -82,8 +82,7 @@ DEFAULT_TIMEOUT, MAX_TIMEOUT = 600, 1_000_000  # seconds; the official SDK's own
 CONNECT_TIMEOUT, DOWNLOAD_TIMEOUT, HEARTBEAT = 30, 300, 30  # seconds; relays are slow; off a terminal
 MAX_REDIRECTS, MINIMUM_CURL = 3, (7, 68)  # the first of a file
 KEEP_DAYS, KEEP_RECEIPT_DAYS, DAY = 30, 90, 86_400  # unfinished requests; what is known of others; seconds
-# How often a request is tried, and the pause before, unless the server names one; relays cool down for 5 s.
-TRIES, RATE_LIMIT_TRIES = 3, 5
+TRIES, RATE_LIMIT_TRIES = 3, 5  # of what cannot have made an image; below: relays cool down for about 5 s
 POLL_TIMEOUT, POLL_PAUSE, NETWORK_PAUSE, RATE_LIMIT_PAUSE = 60, 3.0, 0.5, 5.0  # seconds; polls of a task
 MAX_PROMPT, MAX_IMAGES, MAX_IMAGE_BYTES = 32_000, 16, 50_000_000  # the first in characters
 SAFE_MASK_BYTES = 4_000_000  # the API reference says 4 MB, the guide 50 MB
@@ -837,7 +836,6 @@ SERVICES = {
                       lambda *call: runapi(*call), lambda *call: runapi_shape(*call), "/api/v1/me", True),
     "codex": Service("https://chatgpt.com/backend-api/codex", (), (), lambda *call: codex(*call),
                      OPENAI.values, free_check="")}
-# The variables that are read as keys: none of them reaches a child process.
 KEY_VARIABLES = tuple(dict.fromkeys(name for service in SERVICES.values() for name in service.key_variables))
 
 # ---- Options -------------------------------------------------------------------------------------
@@ -1097,12 +1095,12 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
         raise setup_failure(f"poll_url must point to {host}, the host of the key (from {poll_url.source})")
     file_host = host_of(address or SERVICES[content.get("api") or "openai"].base_url)  # for its secrets
     keys = key_sources(api.value, layers, file_host, base_url.source, flags.get("dry_run"))
-    headers = merged_headers(layers, file_host, base_url.value, warnings)
     values.update((name, from_flags[name]) for name in PICTURE_KEYS if name in from_flags)  # a flag wins
     if not may_go(file_host, base_url.value):
         values["price_per_image"] = Setting(None, "default")  # it is another host's
     limits = [layer["max_cost"] for layer in layers if "max_cost" in layer] if explicit else []
     values["max_cost"] = min(limits, key=lambda limit: limit.value, default=values["max_cost"])
+    headers = merged_headers(layers, file_host, base_url.value, warnings)
     values.update(api=api, base_url=base_url, headers=headers)
     return Settings({name: values[name] for name in SETTING_KEYS}, tuple(keys), path, tuple(warnings))
 
@@ -1162,7 +1160,6 @@ def checked_base_url(setting: Setting, allow_http: bool) -> str:
     sure = re.search(r"/v\d\w*$|/openai$", cut) or re.search("(?i)/(chat/completions|images/[a-z]+)$", url)
     url = (cut if sure else url) + question + query
     shown = redact(one_line(re.sub(r"(?s)^(.*?//)?.*@", r"\1***@", url).partition("?")[0]), ())
-    # Azure's addresses carry their version as the only query.
     match = re.fullmatch(ORIGIN.pattern + r"(/[^\s\\?#\x00-\x1f\x7f]*)?(\?api-version=[\w.-]+)?", url)
     make = usage_failure if setting.source.startswith("--") else setup_failure  # whose fault it is
     refuse_broken(
@@ -1180,8 +1177,7 @@ def is_loopback(url: str) -> bool:
     return bool((match := ORIGIN.match(url)) and re.fullmatch(LOOPBACK, match.group(2), re.IGNORECASE))
 
 def address_fault(url: str, named_by: str) -> str:
-    """Why a URL that the server at named_by chose is refused: only this machine may reach it. Else "".
-    Judged by the host alone: a name can lead anywhere, and companies have relays in private networks."""
+    """Why a URL that the server at named_by chose is refused, by its host: only this machine may reach it."""
     match, author = ORIGIN.match(url), ORIGIN.match(named_by)
     if not match or not author:
         return "is not of the form https://HOST/PATH"
@@ -1247,8 +1243,7 @@ def variable_name(text: str) -> str:
 
 def runapi_tool_key() -> list[KeySource]:
     """The key that RunAPI's official tool has stored, if any."""
-    home = os.path.join(os.path.expanduser("~/.config"), environment("XDG_CONFIG_HOME"))
-    path = os.path.join(home, "runapi", "config.json")
+    path = os.path.join(os.path.expanduser("~/.config"), environment("XDG_CONFIG_HOME"), "runapi/config.json")
     content = read_login(path) if os.path.exists(path) else None
     key = json_path(content, "api_key") or json_path(content, "apiKey")
     base_url = json_path(content, "base_url") or json_path(content, "baseUrl") or SERVICES["runapi"].base_url
@@ -1357,7 +1352,6 @@ def fill_options(options: Namespace, settings: Settings, notes: list[str]) -> No
             notes.append(f"{name} {as_text(value)} (from {source}) is left out: {failure.message}")
 
 # ---- Job: what is asked for, checked while it is still free --------------------------------------
-ORIGINS = {"url": r"(?i)https?://", "data": r"(?i)data:[^,\s]*,"}
 IMAGE_NAME = (r"(?is)https?://\S+|file:\S+|data:[^,\s]*,.*|"  # as a prompt it is a mistake
               r"\S+\.(?:png|jpe?g|webp|gif|svg|tiff?|avif|hei[cf]|bmp|psd)")
 OTHER_FORMATS = {  # what else people pass, by its first bytes without XML's prolog
@@ -1424,7 +1418,8 @@ def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[st
     for role, path in [("image", path) for path in paths] + [("mask", options.mask)] * bool(options.mask):
         if not path:
             raise input_failure(f"the name of the {role} is empty: perhaps a variable that is not set")
-        origin = next((origin for origin, pattern in ORIGINS.items() if re.match(pattern, path)), "file")
+        is_data, is_url = re.match(r"(?i)data:[^,\s]*,", path), re.match("(?i)https?://", path)
+        origin = "data" if is_data else "url" if is_url else "file"
         if origin == "url" and not ORIGIN.match(web_address(path)):
             raise input_failure("an image's URL must look like https://HOST/PATH, without a user name")
         uploads.append(Upload(path, origin=origin, name=f"{role} {shown_input(path)}"))
@@ -1572,13 +1567,12 @@ def openai_values(options: Namespace, size: str, settings: Settings, notes: list
         width, height = map(int, match.groups()) if match else (1, 1)
         size = size_of_shape(model, width, height, options.resolution or "1k")
     elif size != "auto":
-        width, height = split_size(size) or (0, 0)
+        edges = split_size(size) or (0, 0)
         if rules and isinstance(rules.sizes, tuple) and size not in rules.sizes:
             raise usage_failure(f"{model} makes only {', '.join(rules.sizes)} or auto, not {size}")
-        if rules and rules.sizes == "free" and (problem := size_fault(width, height)):
-            raise usage_failure(f"{size} is not supported: {problem}",
-                                f"Closest: --size {nearest_size(width, height)}")
-        size = f"{width}x{height}"
+        if rules and rules.sizes == "free" and (problem := size_fault(*edges)):
+            raise usage_failure(f"{size} is not supported: {problem}", f"Use --size {nearest_size(*edges)}")
+        size = "%dx%d" % edges
     return {"size": size, "format": None if image_format == "png" else image_format}
 
 def size_of_shape(model: str, width: int, height: int, resolution: str) -> str:
@@ -1595,8 +1589,6 @@ def runapi_shape(options: Namespace, size: str, settings: Settings, notes: list[
     """The shape that RunAPI gets. Options that it lacks are refused, not silently ignored."""
     missing = [row.flag for row in OPTIONS
                if row.wire and row.runapi is None and getattr(options, row.name) not in (None, row.default)]
-    if missing:
-        raise usage_failure("RunAPI does not support " + ", ".join(missing), "Use another endpoint.")
     ratio, resolution = options.aspect_ratio, options.resolution
     if size != "auto":
         width, height = (max(edge, 1) for edge in split_size(size) or (1, 1))
@@ -1607,12 +1599,12 @@ def runapi_shape(options: Namespace, size: str, settings: Settings, notes: list[
             raise usage_failure(f"RunAPI cannot make {size}",
                                 f"Use --aspect-ratio {ratio} --resolution {resolution or '1k'}")
     refuse_broken(
+        (missing, f"RunAPI does not support {', '.join(missing)}", "Use another endpoint."),
         (ratio not in (None, "auto", *RUNAPI_RATIOS),
          f"RunAPI does not support the ratio {quoted(ratio or '')}, only {', '.join(RUNAPI_RATIOS)}", ""),
         (resolution in ("2k", "4k") and ratio in (None, "auto"),
          f"RunAPI makes {resolution} only with a ratio", "Add for example --aspect-ratio 16:9"),
-        (ratio == "1:1" and resolution == "4k",
-         "RunAPI makes 1:1 at 2k at most", "Use --resolution 2k, or another ratio."))
+        (ratio == "1:1" and resolution == "4k", "RunAPI makes 1:1 at 2k at most", "Use --resolution 2k."))
     return {"aspect_ratio": ratio, "resolution": resolution}
 
 def chosen_format(options: Namespace) -> str:
