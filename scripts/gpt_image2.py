@@ -65,7 +65,7 @@ try:
 except ImportError:  # Windows: answers are kept, but unfinished requests look like running ones
     fcntl = None  # type: ignore[assignment]
 
-# Slow modules are imported where they are used, and argparse not at all: it would take half of the time.
+# Slow modules are imported where they are used, and argparse not at all.
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
     from subprocess import Popen
@@ -4854,8 +4854,7 @@ def parse(arguments: list[str]) -> Namespace:
     command, rest = "".join(arguments[:1]), arguments[1:cut][::-1]
     if command not in SYNOPSIS:
         unknown = f"unknown command {quoted(command)}.{nearest(command, SYNOPSIS)}"
-        missing = not command or command.startswith("-")
-        raise usage_failure("no command given: use generate, edit or config" if missing else unknown,
+        raise usage_failure(unknown if command[:1].isalpha() else "no command: use generate, edit or config",
                             "See: " + own_command("--help"))
     rows = {flag: row for row in OPTIONS if command in row.commands for flag in (row.short, row.flag) if flag}
     options = Namespace(command=command, words=[], **{
