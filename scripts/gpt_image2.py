@@ -30,9 +30,7 @@ the folder by its fingerprint and replays the provider: answered paid steps are 
 Conventions: checked_x returns the value or raises, check_x only raises, x_fault returns a text or "",
 x_failure makes a Failure, read_x reads a file.
 
-Promised, in this order: a key is never shown; the same command is the same picture, bought once, whenever it
-is run; the caller always learns what was saved, whether money may be gone, and what to do next. What is not
-promised is in README.
+What is promised, and what is not, is in README.
 """
 from __future__ import annotations
 
@@ -67,7 +65,7 @@ try:
 except ImportError:  # Windows: answers are kept, but unfinished requests look like running ones
     fcntl = None  # type: ignore[assignment]
 
-# Slow modules are imported where they are used, and argparse not at all: it would take half of the time.
+# Slow modules are imported where they are used, and argparse not at all.
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
     from subprocess import Popen
@@ -87,8 +85,7 @@ DEFAULT_TIMEOUT, MAX_TIMEOUT = 600, 1_000_000  # seconds; the official SDK's own
 CONNECT_TIMEOUT, DOWNLOAD_TIMEOUT, HEARTBEAT = 30, 300, 30  # seconds; relays are slow; off a terminal
 MAX_REDIRECTS, MINIMUM_CURL = 3, (7, 68)  # the first of a file
 KEEP_DAYS, KEEP_RECEIPT_DAYS, DAY = 30, 90, 86_400  # unfinished requests; what is known of others; seconds
-# How often a request is tried, and the pause before, unless the server names one; relays cool down for 5 s.
-TRIES, RATE_LIMIT_TRIES = 3, 5
+TRIES, RATE_LIMIT_TRIES = 3, 5  # of what cannot have made an image; below: relays cool down for about 5 s
 POLL_TIMEOUT, POLL_PAUSE, NETWORK_PAUSE, RATE_LIMIT_PAUSE = 60, 3.0, 0.5, 5.0  # seconds; polls of a task
 MAX_PROMPT, MAX_IMAGES, MAX_IMAGE_BYTES = 32_000, 16, 50_000_000  # the first in characters
 SAFE_MASK_BYTES = 4_000_000  # the API reference says 4 MB, the guide 50 MB
@@ -97,7 +94,7 @@ MAX_N, MAX_PARTIALS, SPARE_IMAGES = 10, 3, 3  # some servers send more images th
 EDGE_STEP, MAX_EDGE, MAX_RATIO, MIN_PIXELS, MAX_PIXELS = 16, 3840, 3, 655_360, 8_294_400
 EDGES = range(EDGE_STEP, MAX_EDGE + 1, EDGE_STEP)  # both must be multiples; 3840x2160 is accepted
 MAX_DOWNLOAD_BYTES, MAX_ANSWER_BYTES = 200_000_000, 500_000_000  # a 4K PNG is below 50 MB; ten as base64
-MAX_JOBS, MAX_BATCH_BYTES, MAX_MESSAGE = 16, 100_000_000, 900  # the last of a line; servers send whole pages
+NOTABLE_COST, MAX_JOBS, MAX_BATCH_BYTES, MAX_MESSAGE = 0.05, 16, 100_000_000, 900  # US dollars; of a line
 MAX_UNPACKED = 100  # times its packed size: a picture as base64 shrinks to three quarters, text to a fiftieth
 MAX_MEMBERS, MAX_DEPTH, MAX_LINES = 100, 64, 1_000_000  # of a list that is shown; an answer's JSON; a stream
 RESOLUTIONS = {"1k": 1024 * 1024, "2k": 2048 * 2048, "4k": MAX_PIXELS}  # pixels; next: RunAPI's SDKs, 2026-10
@@ -110,7 +107,6 @@ SUFFIXES = {"jpeg": (".jpg", ".jpeg"), "tiff": (".tif", ".tiff"), **{name: ("." 
 FORMATS, TYPICAL_SECONDS = ("png", "jpeg", "webp"), {"low": 70, "medium": 120, "high": 276}
 # Bytes. A longer string stays in the file when an answer is parsed, its head is looked at; the rest must fit.
 LONG_STRING, HEAD, MAX_SKELETON, BLOCK = 64 * 1024, 4000, 8 * 1024 * 1024, 1024 * 1024
-NOTABLE_COST = 0.05  # US dollars; a person is told before
 DOLLARS_PER_TOKEN = {"text": 5e-6, "image": 8e-6, "output": 30e-6}  # list price, read 2026-10-08
 
 class ModelRules(NamedTuple):
@@ -947,9 +943,8 @@ def checked_price(prices: Sequence[Price], settings: Settings) -> Price:
     if len(known) < len(prices):
         if limit is None:
             return None
-        raise Failure("too_expensive", f"{source} sets a limit, but what {settings.model.value} costs at "
-                      f"{host_of(settings.base_url.value)} is unknown",
-                      'Set "price_per_image" in the config, or no limit.')
+        raise Failure("too_expensive", f"{source} sets a limit, but the price of {settings.model.value} at "
+                      f"{host_of(settings.base_url.value)} is unknown", 'Set price_per_image in the config.')
     if limit is not None and high > limit:
         raise Failure("too_expensive", f"this costs {price_text(price)}; {source} allows ${limit}")
     return price
@@ -981,7 +976,6 @@ SERVICES = {
                       lambda *call: runapi(*call), lambda *call: runapi_shape(*call), "/api/v1/me", True),
     "codex": Service("https://chatgpt.com/backend-api/codex", (), (), lambda *call: codex(*call),
                      OPENAI.values, free_check="")}
-# The variables that are read as keys: none of them reaches a child process.
 KEY_VARIABLES = tuple(dict.fromkeys(name for service in SERVICES.values() for name in service.key_variables))
 
 # ---- Options -------------------------------------------------------------------------------------
@@ -1130,12 +1124,11 @@ CONFIG_KEYS = {**{row.name: (row.default, row.config) for row in OPTIONS if row.
                "api_key_command": (None, list), "history": (True, bool), "price_per_image": (None, float),
                "headers": ({}, dict), "proxy": ("", str), "poll_url": ("", str)}
 STRANGERS = {  # what other image tools call it -> what to write here
-    "-c --count --num --number --num-images --batch-size --samples": "Use -n.",
+    "-c --count --num-images --batch-size": "Use -n.", "--ar --aspect --ratio": "Use --aspect-ratio W:H.",
     "--batch --jobs": "A line of generate --batch FILE can be an edit: give it an image.",
     "-y --force --yes --replace": "Use --overwrite.", "--url --endpoint --api-base": "Use --base-url.",
-    "--ar --aspect --ratio": "Use --aspect-ratio W:H.", "--output-format": "Use --format.",
     "-s -w --width --height --image-size": "Use --size WIDTHxHEIGHT.", "-k --key": "Use --api-key-env NAME.",
-    "-p --prompt --text --description": "The prompt needs no option, only quotes.",
+    "-p --prompt --text": "The prompt needs no option, only quotes.", "--output-format": "Use --format.",
     "-o --out --outfile --output-file --output-dir --outdir --save --filename": "Use --output PATH.",
     "-i -m --image --mask --input --input-image --input-fidelity": "Images go with edit, see edit --help.",
     "--seed --negative-prompt --steps --cfg --cfg-scale --guidance-scale --sampler --style --strength --hd "
@@ -1154,8 +1147,7 @@ VARIABLE_NAME = r"[A-Z]{1,12}\d?(_[A-Z]{1,12}\d?)+|[A-Za-z]{1,15}(_[A-Za-z]{1,15
 ORIGIN = re.compile(r"((?i:https?))://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(\d{1,5}))?(?=[/?]|\Z)")
 LOOPBACK = r"localhost|\[::1\]|127(\.(25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)){3}"  # 127.999.1.1 would be a name
 # What people paste behind a base URL: paths of OpenAI's API reference, read 2026-10-08.
-API_PATH = (r"(?i)(/(chat|completions|responses|models(/[^/]+)?|images|generations|edits|variations|"
-            r"embeddings|audio|moderations|files|batches|realtime|videos))+$")
+API_PATH = r"(?i)(/(chat|completions|responses|models(/[^/]+)?|images|generations|edits|embeddings|audio))+$"
 
 def environment(name: str) -> str:
     """A variable's value; unset and empty are the same."""
@@ -1185,8 +1177,6 @@ def read_config(path: str, warnings: list[str]) -> dict[str, Any]:
     try:
         with open(0 if piped else path, "rb", closefd=not piped) as stream:
             status = os.fstat(stream.fileno())
-            if not piped and not stat.S_ISREG(status.st_mode) and not stat.S_ISFIFO(status.st_mode):
-                raise OSError("it is neither a file nor a pipe")
             text = stream.read(MAX_CONFIG_BYTES)  # of a longer one the rest is missed
         content = json.loads(text.decode("utf-8-sig"), parse_constant=str)  # NaN is not a number here
         if not isinstance(content, dict):
@@ -1267,12 +1257,12 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
         raise setup_failure(f"poll_url must point to {host}, the host of the key (from {poll_url.source})")
     file_host = host_of(address or SERVICES[content.get("api") or "openai"].base_url)  # for its secrets
     keys = key_sources(api.value, layers, file_host, base_url.source, flags.get("dry_run"))
-    headers = merged_headers(layers, file_host, base_url.value, warnings)
     values.update((name, from_flags[name]) for name in PICTURE_KEYS if name in from_flags)  # a flag wins
     if not may_go(file_host, base_url.value):
         values["price_per_image"] = Setting(None, "default")  # it is another host's
     limits = [layer["max_cost"] for layer in layers if "max_cost" in layer] if explicit else []
     values["max_cost"] = min(limits, key=lambda limit: limit.value, default=values["max_cost"])
+    headers = merged_headers(layers, file_host, base_url.value, warnings)
     values.update(api=api, base_url=base_url, headers=headers)
     return Settings({name: values[name] for name in SETTING_KEYS}, tuple(keys), path, tuple(warnings))
 
@@ -1280,9 +1270,8 @@ def key_sources(api: str, layers: Sequence[Layer], host: str, url_from: str, dry
     """Every source of the key, the first that counts in front. Keys of flags may go anywhere, those of a file
     to its host, our variable anywhere but where only a vendor's leads, a vendor's to the host beside it."""
     keys = []
-    named = [(name, *layer[name]) for layer in reversed(layers)
-             for name in ("api_key", "api_key_env", "api_key_command") if name in layer]
-    for name, value, source in named:
+    for name, (value, source) in [(name, layer[name]) for layer in reversed(layers)
+                                  for name in ("api_key", "api_key_env", "api_key_command") if name in layer]:
         key, by_flag = KeySource(source, host, value), source.startswith("--")
         if name == "api_key_env":
             found = environment(variable_name(value) if by_flag else value)
@@ -1333,7 +1322,6 @@ def checked_base_url(setting: Setting, allow_http: bool) -> str:
     sure = re.search(r"/v\d\w*$|/openai$", cut) or re.search("(?i)/(chat/completions|images/[a-z]+)$", url)
     url = (cut if sure else url) + question + query
     shown = redact(one_line(re.sub(r"(?s)^(.*?//)?.*@", r"\1***@", url).partition("?")[0]), ())
-    # Azure's addresses carry their version as the only query.
     match = re.fullmatch(ORIGIN.pattern + r"(/[^\s\\?#\x00-\x1f\x7f]*)?(\?api-version=[\w.-]+)?", url)
     make = usage_failure if setting.source.startswith("--") else setup_failure  # whose fault it is
     refuse_broken(
@@ -1351,8 +1339,7 @@ def is_loopback(url: str) -> bool:
     return bool((match := ORIGIN.match(url)) and re.fullmatch(LOOPBACK, match.group(2), re.IGNORECASE))
 
 def address_fault(url: str, named_by: str) -> str:
-    """Why a URL that the server at named_by chose is refused: only this machine may reach it. Else "".
-    Judged by the host alone: a name can lead anywhere, and companies have relays in private networks."""
+    """Why a URL that the server at named_by chose is refused, by its host: only this machine may reach it."""
     match, author = ORIGIN.match(url), ORIGIN.match(named_by)
     if not match or not author:
         return "is not of the form https://HOST/PATH"
@@ -1394,9 +1381,8 @@ def merged_headers(layers: Sequence[Layer], host: str, base_url: str, warnings: 
     warnings += [f"the headers in {each.source} belong to another host and are not sent"
                  for each in given if each not in sent]
     merged = {name.lower(): (name, value) for each in sent for name, value in each.value.items()}
-    for name, value in merged.values():
-        if fault := header_fault(name, value):
-            raise setup_failure(fault)
+    if faults := [fault for pair in merged.values() if (fault := header_fault(*pair))]:
+        raise setup_failure(faults[0])
     return Setting(dict(merged.values()), ", ".join(each.source for each in sent) or "default")
 
 def header_fault(name: str, value: str) -> str:
@@ -1419,8 +1405,7 @@ def variable_name(text: str) -> str:
 
 def runapi_tool_key() -> list[KeySource]:
     """The key that RunAPI's official tool has stored, if any."""
-    home = os.path.join(os.path.expanduser("~/.config"), environment("XDG_CONFIG_HOME"))
-    path = os.path.join(home, "runapi", "config.json")
+    path = os.path.join(os.path.expanduser("~/.config"), environment("XDG_CONFIG_HOME"), "runapi/config.json")
     content = read_login(path) if os.path.exists(path) else None
     key = json_path(content, "api_key") or json_path(content, "apiKey")
     base_url = json_path(content, "base_url") or json_path(content, "baseUrl") or SERVICES["runapi"].base_url
@@ -1530,15 +1515,12 @@ def fill_options(options: Namespace, settings: Settings, notes: list[str]) -> No
             notes.append(f"{name} {as_text(value)} (from {source}) is left out: {failure.message}")
 
 # ---- Job: what is asked for, checked while it is still free --------------------------------------
-ORIGINS = {"url": r"(?i)https?://", "data": r"(?i)data:[^,\s]*,"}
 IMAGE_NAME = (r"(?is)https?://\S+|file:\S+|data:[^,\s]*,.*|"  # as a prompt it is a mistake
               r"\S+\.(?:png|jpe?g|webp|gif|svg|tiff?|avif|hei[cf]|bmp|psd)")
-WEB_PAGE = "a web page"
 OTHER_FORMATS = {  # what else people pass, by its first bytes without XML's prolog
-    "AVIF": rb".{4}ftyp.{,40}avi[fs]", "HEIC": rb".{4}ftyp(?:he|mif1|msf1)", "GIF": rb"GIF8", "PSD": rb"8BPS",
-    "TIFF": rb"II[*+]\0|MM\0[*+]", "BMP": rb"BM.{4}\0{4}", "PDF": rb"%PDF-", "ICO": rb"\0\0\x01\0",
-    "JPEG XL": rb"\xff\x0a|\0{3}\x0cJXL ", "SVG": rb"\s*<(?:\w+:)?svg[\s>/]",
-    WEB_PAGE: rb"\s*<(?:html|head|body|title|meta|script|link)\b"}
+    "AVIF": rb".{4}ftyp.{,40}avi[fs]", "HEIC": rb".{4}ftyp(?:he|mif1|msf1)", "BMP": rb"BM.{4}\0{4}",
+    "TIFF": rb"II[*+]\0|MM\0[*+]", "GIF": rb"GIF8", "PDF": rb"%PDF-", "JPEG XL": rb"\xff\x0a|\0{3}\x0cJXL ",
+    "SVG": rb"\s*<(?:\w+:)?svg[\s>/]", "a web page": rb"\s*<(?:html|head|body|title|meta|script|link)\b"}
 
 def read_words(options: Namespace) -> tuple[str, list[str]]:
     """(prompt, images) that the words of a command mean. Reads what plan must not: files, standard input."""
@@ -1584,7 +1566,8 @@ def refuse_broken(*rules: tuple[Any, str, str], failure: Callable[..., Failure] 
 def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[str], notes: list[str]) -> Job:
     """The job that is asked for, checked as far as words and settings decide. Neither reads nor writes."""
     model, image_format = settings.model.value, chosen_format(options)
-    formats, runapi = MODELS.get(re.sub(DATED, "", model), NEWEST).formats, settings.api.value == "runapi"
+    possible, runapi = MODELS.get(re.sub(DATED, "", model), NEWEST).formats, settings.api.value == "runapi"
+    formats = [each for each in possible if each in settings.service.formats]
     size, shaped = SIZE_NAMES.get(options.size, options.size), options.aspect_ratio or options.resolution
     masks = [row.flag for row in OPTIONS if row.name in MASKS and getattr(options, row.name)]
     is_own = size == "input"  # the first image's, which is not read yet
@@ -1595,8 +1578,7 @@ def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[st
          f"Shorten it by {len(prompt) - MAX_PROMPT} characters."),
         (image_format not in formats,
          f"{model} does not make {image_format}, only {', '.join(formats)}", "Use -o NAME.png"),
-        (options.command == "edit" and not paths,
-         "the image to edit is missing", 'Use: edit IMAGE "what to change"'),
+        (options.command == "edit" and not paths, "the image to edit is missing", "Use: edit IMAGE PROMPT"),
         (len(paths) > MAX_IMAGES, f"{len(paths)} images were given; at most {MAX_IMAGES} are allowed", ""),
         (shaped and size != "auto", "use either --size or --aspect-ratio and --resolution, not both", ""),
         (is_own and (options.command == "generate" or runapi),
@@ -1614,7 +1596,8 @@ def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[st
     for role, path in [("image", path) for path in paths] + [("mask", mask_path)] * bool(masks):
         if not path:
             raise input_failure(f"the name of the {role} is empty: perhaps a variable that is not set")
-        origin = next((origin for origin, pattern in ORIGINS.items() if re.match(pattern, path)), "file")
+        is_data, is_url = re.match(r"(?i)data:[^,\s]*,", path), re.match("(?i)https?://", path)
+        origin = "data" if is_data else "url" if is_url else "file"
         origin = "rectangles" if role == "mask" and options.mask_rect else origin
         if origin == "url" and not ORIGIN.match(web_address(path)):
             raise input_failure("an image's URL must look like https://HOST/PATH, without a user name")
@@ -1625,6 +1608,9 @@ def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[st
     sent = {wire: values[row.name] for row in OPTIONS if (wire := row.runapi if runapi else row.wire)
             and values[row.name] not in (None, row.default) and (runapi or values[row.name] != "auto")}
     target = checked_target(options.output, image_format, options.overwrite)
+    if target.suffix.lower() not in SUFFIXES[image_format] and names_format(options.output):
+        name = os.path.basename(picture_path(target, int(options.n > 1), image_format))
+        notes.append(f"--format {image_format} does not match {target.suffix}: the file will be {name}")
     resolution = (options.resolution or "1k") if shaped and not runapi and values["size"] == "auto" else ""
     resolution = "input" if is_own else "exact" if options.mask_exact and size == "auto" else resolution
     images, mask = tuple(uploads[:len(paths)]), uploads[-1] if masks else None
@@ -1737,9 +1723,7 @@ def read_upload(upload: Upload, md5: bool = False) -> Upload:
     uri = re.match(r"(?i)file:(?://(?:localhost)?(?=/))?(?:/(?=[a-z]:))?(?!//)", path)
     if uri and not os.path.lexists(path):
         from urllib.parse import unquote_to_bytes
-        raw = path[uri.end():]
-        plain = os.fsdecode(unquote_to_bytes(as_bytes(raw)))
-        path = next(filter(os.path.lexists, (plain, raw)), plain)  # many forget to write %20
+        path = os.fsdecode(unquote_to_bytes(as_bytes(path[uri.end():])))
     path = os.path.abspath(path if os.path.lexists(path) else os.path.expanduser(path))
     if re.search(UNQUOTABLE, path):
         raise input_failure(f"{one_line(who)} has a control character in its name; curl cannot take it")
@@ -1779,7 +1763,7 @@ def read_input(content: bytes, who: str, name: str) -> Picture:
     head = XML_NOISE.sub(b"", content[:HEAD])
     other = next((other for other, mark in OTHER_FORMATS.items() if re.match(b"(?si)" + mark, head)), "")
     found = f" but {other}" if other else " (whatever its name says)"
-    hint = "Give the image's own address." if other == WEB_PAGE else f"Convert it: {convert_command(name)}"
+    hint = "Give its own address." if other == "a web page" else f"Convert it: {convert_command(name)}"
     raise input_failure(f"{who} is not a PNG, JPEG or WebP image{found}", hint if other else "")
 
 def convert_command(name: str, size: str = "") -> str:
@@ -1798,13 +1782,9 @@ def openai_values(options: Namespace, size: str, settings: Settings, notes: list
     if rules is None:
         notes.append(f"unknown model {model}: its size and quality are not checked")
     elif options.quality not in rules.qualities:
-        raise usage_failure(
-            f"unknown quality {quoted(options.quality)} for {model} (choose {', '.join(rules.qualities)})",
-            nearest(options.quality, rules.qualities).strip())
+        raise usage_failure(f"quality {quoted(options.quality)}: {model} has {', '.join(rules.qualities)}")
     match = re.fullmatch(r"([1-9]\d{0,3}):([1-9]\d{0,3})", options.aspect_ratio or "")
     refuse_broken(
-        (image_format not in settings.service.formats,
-         f"{settings.api.value} makes {' and '.join(settings.service.formats)}, not {image_format}", ""),
         (options.partial_images and not options.stream, "--partial-images needs --stream", ""),
         (options.compression is not None and image_format not in ("jpeg", "webp"),
          f"--compression needs --format jpeg or webp: {image_format.upper()} is always lossless", ""),
@@ -1818,13 +1798,12 @@ def openai_values(options: Namespace, size: str, settings: Settings, notes: list
         width, height = map(int, match.groups()) if match else (1, 1)
         size = size_of_shape(model, width, height, options.resolution or "1k")
     elif size != "auto":
-        width, height = split_size(size) or (0, 0)
+        edges = split_size(size) or (0, 0)
         if rules and isinstance(rules.sizes, tuple) and size not in rules.sizes:
             raise usage_failure(f"{model} makes only {', '.join(rules.sizes)} or auto, not {size}")
-        if rules and rules.sizes == "free" and (problem := size_fault(width, height)):
-            raise usage_failure(f"{size} is not supported: {problem}",
-                                f"Closest: --size {nearest_size(width, height)}")
-        size = f"{width}x{height}"
+        if rules and rules.sizes == "free" and (problem := size_fault(*edges)):
+            raise usage_failure(f"{size} is not supported: {problem}", f"Use --size {nearest_size(*edges)}")
+        size = "%dx%d" % edges
     return {"size": size, "format": None if image_format == "png" else image_format}
 
 def size_of_shape(model: str, width: int, height: int, resolution: str = "1k", name: str = "") -> str:
@@ -1842,8 +1821,6 @@ def runapi_shape(options: Namespace, size: str, settings: Settings, notes: list[
     missing = [row.flag for row in OPTIONS
                if row.runapi is None and (row.wire or row.name in MASKS)
                and getattr(options, row.name) not in (None, [], row.default)]
-    if missing:
-        raise usage_failure("RunAPI does not support " + ", ".join(missing), "Use another endpoint.")
     ratio, resolution = options.aspect_ratio, options.resolution
     if size != "auto":
         width, height = (max(edge, 1) for edge in split_size(size) or (1, 1))
@@ -1854,12 +1831,12 @@ def runapi_shape(options: Namespace, size: str, settings: Settings, notes: list[
             raise usage_failure(f"RunAPI cannot make {size}",
                                 f"Use --aspect-ratio {ratio} --resolution {resolution or '1k'}")
     refuse_broken(
+        (missing, f"RunAPI does not support {', '.join(missing)}", "Use another endpoint."),
         (ratio not in (None, "auto", *RUNAPI_RATIOS),
          f"RunAPI does not support the ratio {quoted(ratio or '')}, only {', '.join(RUNAPI_RATIOS)}", ""),
         (resolution in ("2k", "4k") and ratio in (None, "auto"),
          f"RunAPI makes {resolution} only with a ratio", "Add for example --aspect-ratio 16:9"),
-        (ratio == "1:1" and resolution == "4k",
-         "RunAPI makes 1:1 at 2k at most", "Use --resolution 2k, or another ratio."))
+        (ratio == "1:1" and resolution == "4k", "RunAPI makes 1:1 at 2k at most", "Use --resolution 2k."))
     return {"aspect_ratio": ratio, "resolution": resolution}
 
 def chosen_format(options: Namespace) -> str:
@@ -5013,8 +4990,7 @@ def parse(arguments: list[str]) -> Namespace:
     command, rest = "".join(arguments[at:at + 1]), (arguments[:at] + arguments[at + 1:cut])[::-1]
     if command not in SYNOPSIS:
         unknown = f"unknown command {quoted(command)}.{nearest(command, SYNOPSIS)}"
-        missing = not command or command.startswith("-")
-        raise usage_failure("no command given: use generate, edit or config" if missing else unknown,
+        raise usage_failure(unknown if command[:1].isalpha() else "no command: use generate, edit or config",
                             "See: " + own_command("--help"))
     rows = {flag: row for row in OPTIONS if command in row.commands for flag in (row.short, row.flag) if flag}
     options = Namespace(command=command, words=[], **{

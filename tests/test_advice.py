@@ -467,9 +467,9 @@ class ValuesAsPeopleWriteThemTest(AdviceCase):
                 ("3840x1000", ["multiples of 16", "3 times"], ["--size 3840x1280"]),
                 ("8001x100", ["multiples of 16", "3840", "3 times"], []),
                 ("500x500", ["multiples of 16", "250,000"], []),
-                ("1920x1080", ["multiples of 16"], ["Closest: --size 1920x1088"]),
-                ("1080x1920", ["multiples of 16"], ["Closest: --size 1088x1920"]),
-                ("7680x4320", ["3840", "33,177,600"], ["Closest: --size 3840x2160"])):
+                ("1920x1080", ["multiples of 16"], ["Use --size 1920x1088"]),
+                ("1080x1920", ["multiples of 16"], ["Use --size 1088x1920"]),
+                ("7680x4320", ["3840", "33,177,600"], ["Use --size 3840x2160"])):
             with self.subTest(size):
                 text = self.refused("generate", "a fox", "--size", size)
                 for words in (*rules, *hints):

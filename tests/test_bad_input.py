@@ -298,9 +298,9 @@ class BadParameterTest(BadInputCase):
     def test_choices(self) -> None:
         self.refuse(
             Bad("quality", ["generate", PROMPT, "--quality", "ultra"], "low, medium, high"),
-            Bad("quality typo", ["generate", PROMPT, "--quality", "hihg"], "hihg", "high"),
+            Bad("quality typo", ["generate", PROMPT, "--quality", "hihg"], "'hihg': gpt-image-2 has low, medium, high"),
             Bad("dall-e's quality", ["generate", PROMPT, "--quality", "hd"], "low, medium, high"),
-            Bad("newer model's quality", ["generate", PROMPT, "--quality", "max"], "unknown quality"),
+            Bad("newer model's quality", ["generate", PROMPT, "--quality", "max"], "quality 'max'"),
             Bad("format", ["generate", PROMPT, "--format", "tiff"], "tiff"),
             Bad("gif", ["generate", PROMPT, "--format", "gif"], "gif"),
             Bad("background", ["generate", PROMPT, "--background", "red"], "red"),

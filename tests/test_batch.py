@@ -212,7 +212,7 @@ class BatchFaultsTest(BatchCase):
             '{"prompt": "x", "mask": "no.png"}': "mask needs an image",
             '{"prompt": "x", "n": true}': "n cannot be true", '{"prompt": "x", "n": 99}': "must be between 1 and 10",
             '{"prompt": "x", "overwrite": "yes"}': "overwrite cannot",
-            '{"prompt": "x", "quality": "best"}': "unknown quality 'best'", '{"prompt": 7}': "must be a text",
+            '{"prompt": "x", "quality": "best"}': "quality 'best'", '{"prompt": 7}': "must be a text",
             '{"prompt": "x", "background": "pink"}': "background cannot be 'pink'", "help": "not a prompt",
             '{"prompt": "x", "base_url": "http://a"}': "unknown key",
             '{"prompt": "x", "dry_run": true}': "unknown key",

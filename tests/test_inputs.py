@@ -29,8 +29,8 @@ SVG = (b'<?xml version="1.0"?>\n<!-- a fox -->\n<!DOCTYPE svg>\n'
 GIF = b"GIF89a" + struct.pack("<HH", 64, 48) + b"\0\0\0!\xf9\4\1\0\0\0\0,\0\0\0\0\1\0\1\0\0\2\2D\1\0;"
 KINDS = {  # the first bytes as the formats' specifications have them
     "HEIC": b"\0\0\0\x24ftypheic\0\0\0\0mif1heic", "AVIF": b"\0\0\0\x1cftypavif\0\0\0\0mif1avif", "GIF": GIF,
-    "TIFF": b"II*\0\x08\0\0\0", "PSD": b"8BPS\0\1" + bytes(20), "BMP": b"BM\x46\0\0\0\0\0\0\0\x36\0\0\0",
-    "ICO": b"\0\0\1\0\1\0\x10\x10", "PDF": b"%PDF-1.7\n", "JPEG XL": b"\xff\x0a" + bytes(20),
+    "TIFF": b"II*\0\x08\0\0\0", "BMP": b"BM\x46\0\0\0\0\0\0\0\x36\0\0\0",
+    "PDF": b"%PDF-1.7\n", "JPEG XL": b"\xff\x0a" + bytes(20),
     "SVG": SVG}
 OTHER_FORMS = {"HEIC": b"\0\0\0\x18ftypmif1\0\0\0\0heic", "AVIF": b"\0\0\0\x20ftypmif1\0\0\0\0mif1avifmiaf",
                "TIFF": b"MM\0*\0\0\0\x08", "JPEG XL": b"\0\0\0\x0cJXL \r\n\x87\n",
@@ -173,7 +173,7 @@ class UrisAsInputsTest(InputCase):
     def test_file_uris(self) -> None:
         odd = self.file("a b%20c#é.png", PNG)
         upper = self.file("plain.png", PNG)
-        for uri in (Path(odd).as_uri(), "file://" + odd, upper.replace("/", "file:///", 1),
+        for uri in (Path(odd).as_uri(), "file://" + self.file("a b#é.png", PNG), upper.replace("/", "file:///", 1),
                     upper.replace("/", "file://localhost/", 1), "file:" + upper, "FILE://" + upper, "file:plain.png"):
             with self.subTest(uri):
                 self.assertEqual(self.sent(uri, PROMPT), [PNG])

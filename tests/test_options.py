@@ -280,7 +280,7 @@ class PlanTest(ProgramCase):
                                (("a fox", "--size", "16:9", "--aspect-ratio", "1:1"), "use either --size"),
                                (("a fox", "--aspect-ratio", "9:1"), "3 times"),
                                (("a fox", "--aspect-ratio", "wide"), "like 16:9"),
-                               (("a fox", "--quality", "best"), "unknown quality"),
+                               (("a fox", "--quality", "best"), "quality 'best'"),
                                (("a fox", "--compression", "5"), "--compression needs"),
                                (("a fox", "-o", "a.gif"), "does not make gif"),
                                (("a fox", "-o", "-"), "give a file name")):
