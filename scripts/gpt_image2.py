@@ -1751,7 +1751,7 @@ def read_input(content: bytes, who: str, name: str) -> Picture:
     head = XML_NOISE.sub(b"", content[:HEAD])
     other = next((other for other, mark in OTHER_FORMATS.items() if re.match(b"(?si)" + mark, head)), "")
     found = f" but {other}" if other else " (whatever its name says)"
-    hint = "Give the image's own address." if other == "a web page" else f"Convert it: {convert_command(name)}"
+    hint = "Give its own address." if other == "a web page" else f"Convert it: {convert_command(name)}"
     raise input_failure(f"{who} is not a PNG, JPEG or WebP image{found}", hint if other else "")
 
 def convert_command(name: str, size: str = "") -> str:
@@ -2670,9 +2670,9 @@ def is_over(entry: os.DirEntry[str], days: int) -> bool:
     return days * DAY < time.time() - entry.stat(follow_symlinks=False).st_mtime < 10 * 365 * DAY
 
 def keep_receipt(folder: Folder, identity: Identity, record: Mapping[str, Any], console: Console) -> None:
-    """Write a command's receipt; an earlier take's stays, for the history. Old ones go."""
+    """Write a command's receipt; an earlier take's stays, for the history. Once a day, old ones go."""
     made = os.path.join(os.path.dirname(os.path.dirname(folder.path)), "made")
-    path = os.path.join(made, identity.receipt)
+    path, mark = os.path.join(made, identity.receipt), os.path.join(made, ".pruned")
     if (earlier := read_record(path, console)) is None:
         return
     try:
@@ -2680,9 +2680,11 @@ def keep_receipt(folder: Folder, identity: Identity, record: Mapping[str, Any], 
         if earlier and earlier.get("saved") != record["saved"]:  # else from before a kill
             os.rename(path, f"{path[:-5]}-{os.urandom(4).hex()}.json")
         write_json(path, record)
-        with suppress(FileNotFoundError):  # another program removes the same one
-            for entry in [each for each in os.scandir(made) if is_over(each, KEEP_RECEIPT_DAYS)]:
-                discard(entry.path)
+        if not os.path.exists(mark) or abs(time.time() - os.stat(mark).st_mtime) >= DAY:  # there may be many
+            with suppress(FileNotFoundError):  # another program removes the same one
+                for entry in [each for each in os.scandir(made) if is_over(each, KEEP_RECEIPT_DAYS)]:
+                    discard(entry.path)
+            private_file(mark).close()
     except OSError as error:
         console.warn(f"{made} cannot be written ({reason(error)}): the same command will buy another picture")
 
