@@ -2687,9 +2687,9 @@ def is_over(entry: os.DirEntry[str], days: int) -> bool:
     return days * DAY < time.time() - entry.stat(follow_symlinks=False).st_mtime < 10 * 365 * DAY
 
 def keep_receipt(folder: Folder, identity: Identity, record: Mapping[str, Any], console: Console) -> None:
-    """Write a command's receipt; an earlier take's stays, for the history. Old ones go."""
+    """Write a command's receipt; an earlier take's stays, for the history. Once a day, old ones go."""
     made = os.path.join(os.path.dirname(os.path.dirname(folder.path)), "made")
-    path = os.path.join(made, identity.receipt)
+    path, mark = os.path.join(made, identity.receipt), os.path.join(made, ".pruned")
     if (earlier := read_record(path, console)) is None:
         return
     try:
@@ -2697,9 +2697,11 @@ def keep_receipt(folder: Folder, identity: Identity, record: Mapping[str, Any], 
         if earlier and earlier.get("saved") != record["saved"]:  # else from before a kill
             os.rename(path, f"{path[:-5]}-{os.urandom(4).hex()}.json")
         write_json(path, record)
-        with suppress(FileNotFoundError):  # another program removes the same one
-            for entry in [each for each in os.scandir(made) if is_over(each, KEEP_RECEIPT_DAYS)]:
-                discard(entry.path)
+        if not os.path.exists(mark) or abs(time.time() - os.stat(mark).st_mtime) >= DAY:  # there may be many
+            with suppress(FileNotFoundError):  # another program removes the same one
+                for entry in [each for each in os.scandir(made) if is_over(each, KEEP_RECEIPT_DAYS)]:
+                    discard(entry.path)
+            private_file(mark).close()
     except OSError as error:
         console.warn(f"{made} cannot be written ({reason(error)}): the same command will buy another picture")
 

@@ -401,13 +401,16 @@ class MadeBeforeTest(OnceCase):
             self.assertEqual((world.run("--json").json["source"], world.posts()), ("made_before", 1), seconds)
             self.assertIn("out.png", self.config(world, "--history").stdout)
 
-    def test_forgotten_after_90_days(self) -> None:
+    def test_forgotten_after_90_days_and_looked_for_once_a_day(self) -> None:
         world = self.trial("old")
         world.run()
         (path,) = world.receipts.glob("*.json")
         os.utime(str(path), (time.time() - 91 * 86400,) * 2)
         world.run("-o", "second.png")
-        self.assertEqual((path.exists(), len(self.receipts(world))), (False, 1))
+        self.assertTrue(path.exists(), "today's look was before")
+        os.utime(str(world.receipts / ".pruned"), (time.time() - 2 * 86400,) * 2)
+        world.run("-o", "third.png")
+        self.assertEqual((path.exists(), len(self.receipts(world))), (False, 2))
 
     def test_wrong_clock_forgets_nothing(self) -> None:
         self.server.plan(Answer(delay=0.3))
