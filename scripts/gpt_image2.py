@@ -4940,7 +4940,8 @@ COMPLETIONS = {
   done
 CASES
 }
-complete -o default -F _gpt_image2 gpt-image2""", 'COMPREPLY=($(compgen -W "{}" -- "$word"))', "COMPREPLY=()"),
+complete -o default -F _gpt_image2 gpt-image2""",
+             'COMPREPLY=($(compgen -W "{}" -- "$word"))', "COMPREPLY=()"),
     "zsh": ("""#compdef gpt-image2
 _gpt_image2() {
   local word=$PREFIX before=$words[CURRENT-1] command=${words[(r)(generate|edit|config)]}
@@ -4964,7 +4965,7 @@ def completion(shell: str) -> str:
     cases = [f"    {'|'.join(filter(None, (row.short, row.flag)))}) "
              + (offer.format(words[row.flag]) if row.flag in words else files) + "; return;;"
              for row in OPTIONS if row.value]
-    flags = {command: " ".join(row.flag for row in OPTIONS if command in row.commands) for command in SYNOPSIS}
+    flags = {each: " ".join(row.flag for row in OPTIONS if each in row.commands) for each in SYNOPSIS}
     lines = ["  case $before in", *cases, "  esac", "  case $command:$word in",
              *(f"    {command}:-*) {offer.format(flags[command])};;" for command in flags),
              f"    :*) {offer.format(' '.join((*flags, 'help')))};;", f"    *) {files};;", "  esac"]
