@@ -1356,7 +1356,7 @@ OTHER_FORMATS = {  # what else people pass, by its first bytes without XML's pro
     "SVG": rb"\s*<(?:\w+:)?svg[\s>/]", "a web page": rb"\s*<(?:html|head|body|title|meta|script|link)\b"}
 
 def read_words(options: Namespace) -> tuple[str, list[str]]:
-    """(prompt, images) of a command's words. Reads files and standard input; a last line break is left out."""
+    """(prompt, images) of a command's words. Reads files and standard input, without a last line break."""
     words, paths, wanted = options.words, [], 0 if options.prompt_file else 1
     if options.command == "edit":  # images come first, as long as a word is left for the prompt
         others = [at for at, word in enumerate(words) if at and not re.fullmatch(IMAGE_NAME, word)
