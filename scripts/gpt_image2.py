@@ -1645,13 +1645,14 @@ def check_folder(target: Target, n: int, size: str, write: bool = False) -> None
     while not os.path.lexists(folder):
         folder = os.path.dirname(folder)
     try:
-        with suppress(FileNotFoundError):  # a name may be free, but too long, or below a file
-            os.lstat(picture_path(target, 999, "jpeg"))
+        os.stat(os.path.join(folder, ""))  # fails if it is no folder
         if write:
             os.makedirs(target.folder, exist_ok=True)
             tempfile.TemporaryFile(dir=target.folder).close()
         elif not os.access(folder, os.W_OK | os.X_OK):
             raise OSError("Permission denied")
+        with suppress(FileNotFoundError):  # a name may be free, but not too long
+            os.lstat(picture_path(target, 999, "jpeg"))
         free, needed = free_bytes(folder), room_needed(n, size)
         if free < needed:
             raise OSError(f"{free // 1_000_000} MB are free, {needed // 1_000_000 + 1} MB may be needed")
