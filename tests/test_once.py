@@ -659,7 +659,7 @@ class KilledAtTheEndTest(OnceCase):
         return world
 
     def test_same_command_tells_it(self) -> None:
-        for function in ("receipt_record", "keep_receipt", "is_over", "Console.finish", "Folder.remove"):
+        for function in ("command_of", "keep_receipt", "is_over", "Console.finish", "Folder.remove"):
             with self.fresh(function):
                 world = self.killed_at(function, function)
                 for source in ("collected", "made_before"):
@@ -669,7 +669,7 @@ class KilledAtTheEndTest(OnceCase):
                 self.assertEqual(len(self.receipts(world)), 1)
 
     def test_same_request_with_another_output_goes_there(self) -> None:
-        world = self.killed_at("elsewhere", "receipt_record")
+        world = self.killed_at("elsewhere", "command_of")
         result = world.run("-o", "other.png")
         self.assertEqual((result.exit_code, result.names, world.posts()), (0, ["other.png"], 1), result)
         self.assertEqual((world.work / "other.png").read_bytes(), (world.work / "out.png").read_bytes())
