@@ -28,9 +28,7 @@ notes them, Console.finish reports them, and the folder is removed. Killed anywh
 the folder by its fingerprint and replays the provider: answered paid steps are only read.
 
 Conventions: checked_x returns the value or raises, check_x only raises, x_fault returns a text or "",
-x_failure makes a Failure, read_x reads a file.
-
-What is promised, and what is not, is in README.
+x_failure makes a Failure, read_x reads a file. What is promised, and what is not, is in README.
 """
 from __future__ import annotations
 
@@ -1141,8 +1139,7 @@ AZURE_HOSTS = (".openai.azure.com", ".services.ai.azure.com", ".cognitiveservice
 NEEDED_VARIABLES = r"(?i)(.*_)?(path|home|proxy|ca_bundle|cert_file|cert_dir|tmpdir|temp|tmp|systemroot)"
 TYPE_NAMES = {dict: "an object", list: "a list", str: "a string", bool: "true or false", int: "a number",
               float: "a number", type(None): "null"}  # JSON's types as people call them
-# As people write them; a key does not look like that.
-VARIABLE_NAME = r"[A-Z]{1,12}\d?(_[A-Z]{1,12}\d?)+|[A-Za-z]{1,15}(_[A-Za-z]{1,15}){0,4}"
+VARIABLE_NAME = r"[A-Z]{1,12}\d?(_[A-Z]{1,12}\d?)+|[A-Za-z]{1,15}(_[A-Za-z]{1,15}){0,4}"  # unlike a key
 # Scheme, host and port, up to the path. User names, blanks and backslashes are read differently elsewhere.
 ORIGIN = re.compile(r"((?i:https?))://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(\d{1,5}))?(?=[/?]|\Z)")
 LOOPBACK = r"localhost|\[::1\]|127(\.(25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)){3}"  # 127.999.1.1 would be a name
@@ -1436,22 +1433,21 @@ def codex_login() -> KeySource:
 
 def choose_key(settings: Settings) -> KeySource | None:
     """The first key that may go to the configured host; none is needed on this machine."""
-    base_url, file = settings.base_url.value, settings.config_path
+    base_url, file, host = settings.base_url.value, settings.config_path, host_of(settings.base_url.value)
     keys = [source for source in settings.keys if source.value or source.command]
     fitting = [source for source in keys if may_go(source.host, base_url)]
-    own = [source for source in fitting if source.host == host_of(base_url)]  # to this machine any may go
+    own = [source for source in fitting if source.host == host]  # to this machine any may go
     chosen = next(iter(own if own and fitting[0].host else fitting), None)
     before = settings.keys[:settings.keys.index(chosen)] if chosen else settings.keys
     unset = next((source.source for source in before if source not in keys), "")  # somebody counts on it
     if not unset and (chosen or is_loopback(base_url)):
         return chosen
     if keys and not unset:
-        first, host = keys[0], host_of(base_url)
-        raise Failure("key", f"the key from {first.source} is for {first.host}, so it is not sent to {host} "
+        raise Failure("key", f"the key from {keys[0].source} is for {keys[0].host} and is not sent to {host} "
                       f"(from {settings.base_url.source})", f"To use {host}, set GPT_IMAGE2_API_KEY and "
                       "GPT_IMAGE2_BASE_URL, or put its key and base_url into one config file.")
     other = f"name its variable as api_key_env in {file}" if file else "run: " + own_command("config --init")
-    raise Failure("key", f"no API key for {host_of(base_url)}" + (f": {unset}, is not set" if unset else ""),
+    raise Failure("key", f"no API key for {host}" + (f": {unset}, is not set" if unset else ""),
                   f"Set {'it' if unset else 'GPT_IMAGE2_API_KEY (agents hide OPENAI_API_KEY)'} or {other}")
 
 class Secrets:
@@ -1523,7 +1519,7 @@ OTHER_FORMATS = {  # what else people pass, by its first bytes without XML's pro
     "SVG": rb"\s*<(?:\w+:)?svg[\s>/]", "a web page": rb"\s*<(?:html|head|body|title|meta|script|link)\b"}
 
 def read_words(options: Namespace) -> tuple[str, list[str]]:
-    """(prompt, images) that the words of a command mean. Reads what plan must not: files, standard input."""
+    """(prompt, images) of a command's words. Reads files and standard input, without a last line break."""
     words, paths, wanted = list(options.words), [], 0 if options.prompt_file else 1
     if not words and wanted and sys.stdin and stat.S_ISFIFO(os.fstat(sys.stdin.fileno()).st_mode):
         words = ["-"]  # somebody pipes the prompt in
@@ -1554,7 +1550,6 @@ def read_words(options: Namespace) -> tuple[str, list[str]]:
         return as_bytes(words[0]).decode("utf-8", "surrogateescape"), paths
     if source == "-" and sys.stdin and sys.stdin.isatty():
         print("Type the prompt; end it with Ctrl-D.", file=sys.stderr)
-    # Without the line break that editors and echo add.
     return re.sub(r"\r?\n\Z", "", read_text(source, "the prompt", MAX_PROMPT * 8)), paths
 
 def refuse_broken(*rules: tuple[Any, str, str], failure: Callable[..., Failure] = usage_failure) -> None:
@@ -1886,13 +1881,14 @@ def check_folder(target: Target, n: int, size: str, write: bool = False) -> None
     while not os.path.lexists(folder):
         folder = os.path.dirname(folder)
     try:
-        with suppress(FileNotFoundError):  # a name may be free, but too long, or below a file
-            os.lstat(picture_path(target, 999, "jpeg"))
+        os.stat(os.path.join(folder, ""))  # fails if it is no folder
         if write:
             os.makedirs(target.folder, exist_ok=True)
             tempfile.TemporaryFile(dir=target.folder).close()
         elif not os.access(folder, os.W_OK | os.X_OK):
             raise OSError("Permission denied")
+        with suppress(FileNotFoundError):  # a name may be free, but not too long
+            os.lstat(picture_path(target, 999, "jpeg"))
         free, needed = free_bytes(folder), room_needed(n, size)
         if free < needed:
             raise OSError(f"{free // 1_000_000} MB are free, {needed // 1_000_000 + 1} MB may be needed")
