@@ -3806,7 +3806,8 @@ class Console:
         for saved in record["saved"]:
             text = f"{saved['path']} ({max(1, round(saved['bytes'] / 1024))} KB)"  # the line that agents read
             if is_seen:
-                told = f"{saved['width']}x{saved['height']}", f"{saved['bytes'] / 1e6:.1f} MB", *facts
+                size = f"{saved['bytes'] / 1e6:.1f} MB" if saved["bytes"] > 99_999 else f"{saved['bytes']} bytes"
+                told = f"{saved['width']}x{saved['height']}", size, *facts
                 text = f"{saved['path']}  {', '.join(filter(None, told))}"
             self.output(text, "Saved:")
         for saved in record["saved"] if environment("OPENCLAW_SHELL") else ():
@@ -3862,30 +3863,34 @@ def show_picture(saved: Saved, options: Namespace, console: Console) -> None:
         console.say("stdout", preview(saved), end="")
 
 def preview(saved: Saved) -> str:
-    """The codes that show a picture: iTerm2's, or kitty's, which takes PNG alone; "" elsewhere. tmux tells
-    what terminal it is in, and whether it passes them on; it does not see how far they move the cursor."""
+    """The codes that show a picture: iTerm2's, or kitty's, which takes PNG alone; "" elsewhere.
+    tmux says what terminal it is in, whether it passes them on, and where the cursor is there."""
     kind, (form, width, height) = " ".join(map(environment, ("TERM", "TERM_PROGRAM"))), saved.picture
+    columns, lines = os.get_terminal_size(sys.stdout.fileno())
+    left = top = cursor = 0
     if is_tmux := "tmux" in kind:
-        asked = "#{?#{==:#{allow-passthrough},off},,#{client_termtype} #{client_termname}}"
-        with suppress(Failure):
-            kind = child_output(["tmux", "display", "-p", asked], (), "curl", 5).decode("utf-8", "replace")
+        asked = ("#{pane_left} #{pane_top} #{cursor_y} #{?#{==:#{allow-passthrough},off},,#{client_termtype} "
+                 "#{client_termname}}")
+        with suppress(Failure, ValueError):
+            numbers = child_output(["tmux", "display", "-p", asked], (), "curl", 5).decode("utf-8", "replace")
+            left, top, cursor = map(int, numbers.split()[:3])
+            kind = numbers
     is_iterm = re.search("(?i)iterm|wezterm", kind)
     if not is_iterm and not (form == "png" and re.search("kitty|ghostty", kind)):
         return ""
     with open(saved.path, "rb") as stream:
         text = base64.b64encode(stream.read()).decode()
-    columns = min(os.get_terminal_size(sys.stdout.fileno()).columns - 1, 44 * width // max(1, height))
-    rows = -(-columns * height // max(1, 2 * width)) + 1  # a character is about twice as high as wide
-    if is_iterm:
-        codes = [f"\033]1337;File=inline=1;width={columns}:{text}\a"]
-    else:
-        parts = [text[at:at + 4096] for at in range(0, len(text), 4096)]
-        codes = [f"\033_Ga=T,f=100,q=2,C=1,c={columns},m=1;\033\\",
-                 *(f"\033_Gm=1;{part}\033\\" for part in parts), "\033_Gm=0;\033\\"]
+    columns = max(1, min(columns - 1, 44 * width // max(1, height)))
+    rows = min(lines - 1, -(-columns * height // max(1, 2 * width)) + 1)  # letters are twice as high as wide
+    parts = [text[at:at + 4096] for at in range(0, len(text), 4096)]
+    codes = [f"\033]1337;File=inline=1;width={columns}:{text}\a"] if is_iterm else [
+        f"\033_Ga=T,f=100,q=2,C=1,c={columns},m=1;\033\\",
+        *(f"\033_Gm=1;{part}\033\\" for part in parts), "\033_Gm=0;\033\\"]
+    place = f"\033[{top + min(cursor, lines - 1 - rows) + 1};{left + 1}H" if is_tmux else ""
+    codes[-1] = f"\0337{place}{codes[-1]}\0338"  # only now it is shown
     if is_tmux:
         codes = ["\033Ptmux;" + code.replace("\033", "\033\033") + "\033\\" for code in codes]
-    room, back = ("", "\n") if is_iterm else ("\n" * rows + f"\033[{rows}A", f"\033[{rows}B")
-    return room + "".join(codes) + back
+    return "\n" * rows + f"\033[{rows}A" + "".join(codes) + f"\033[{rows}B"
 
 # ---- Gallery: a page to look at pictures ---------------------------------------------------------
 GENERATOR = f'name="generator" content="{PROGRAM}"'  # how a page of this program is known
