@@ -3806,8 +3806,8 @@ class Console:
         for saved in record["saved"]:
             text = f"{saved['path']} ({max(1, round(saved['bytes'] / 1024))} KB)"  # the line that agents read
             if is_seen:
-                size = f"{saved['bytes'] / 1e6:.1f} MB" if saved["bytes"] > 99_999 else f"{saved['bytes']} bytes"
-                told = f"{saved['width']}x{saved['height']}", size, *facts
+                size = max(0.1, saved["bytes"] / 1e6)
+                told = f"{saved['width']}x{saved['height']}", f"{size:.1f} MB", *facts
                 text = f"{saved['path']}  {', '.join(filter(None, told))}"
             self.output(text, "Saved:")
         for saved in record["saved"] if environment("OPENCLAW_SHELL") else ():
