@@ -136,32 +136,42 @@ class Kind(NamedTuple):
     next: str
     hint: str = ""
     retryable: bool = False  # the same request may be sent again: it made no image
+    says: str = ""  # to people, before what the server said
 
 KINDS = {  # before anything is sent, and on the way; then the server refused; then no usable response
     **dict.fromkeys(("usage", "input", "target"), Kind(USAGE, "no", "fix")),
     "too_expensive": Kind(USAGE, "no", "ask", "Lower --quality, --size or --n, or raise --max-cost."),
     **dict.fromkeys(("config", "curl"), Kind(SETUP, "no", "fix")), "state": Kind(SETUP, "no", "ask"),
-    "key": Kind(SETUP, "no", "ask", "config --show says where the key comes from; config --check tests it."),
+    "key": Kind(SETUP, "no", "ask", "config --show says where the key comes from; config --check tests it.",
+                says="the server did not accept the key"),
     **dict.fromkeys(("network", "task_failed"), Kind(NO_ANSWER, "maybe", "ask", BUYS_AGAIN)),
     "tls": Kind(NO_ANSWER, "no", "fix", 'If your network has its own CA, set "cacert" in the config.'),
-    "timeout": Kind(NO_ANSWER, "maybe", "ask", "Raise --timeout, or lower --quality or --size."),
+    "timeout": Kind(NO_ANSWER, "maybe", "ask", "Raise --timeout, or lower --quality or --size; this buys again."),
     "upload": Kind(NO_ANSWER, "no", "again", "Run the same command again; you were not charged."),
     "moderation": Kind(REFUSED, "no", "fix", "Change the prompt; the same words will be refused again."),
     "refused": Kind(REFUSED, "no", "fix", "Fix what the message names, then run the command again."),
-    "not_found": Kind(REFUSED, "no", "fix", "Check --base-url (is /v1 missing or there twice?) and --model."),
-    "too_large": Kind(REFUSED, "no", "fix", "Make the input images smaller, or save them as JPEG."),
+    "not_found": Kind(REFUSED, "no", "fix", "Check --base-url (is /v1 missing or there twice?) and --model.",
+                      says="there is no such address or model"),
+    "too_large": Kind(REFUSED, "no", "fix", "Make the input images smaller, or save them as JPEG.",
+                      says="the images are too large for the server"),
     "redirect": Kind(NO_ANSWER, "no", "fix", "Use the address it points to as --base-url."),
     "forbidden": Kind(SETUP, "no", "ask", "This key may not use this model or endpoint."),
-    "verification": Kind(SETUP, "no", "ask", "Verify it in platform.openai.com/settings; wait 15 minutes."),
+    "verification": Kind(SETUP, "no", "ask", "Verify it in platform.openai.com/settings; wait 15 minutes.",
+                         says="your organization is not verified"),
     "region": Kind(SETUP, "no", "stop", "The service is not offered in this region."),
     "blocked": Kind(SETUP, "no", "ask", "The server's firewall blocked this computer; try another network."),
-    "quota": Kind(LIMITED, "no", "ask", "Add credit or raise your spending limit. Waiting won't help."),
-    "rate_limit": Kind(LIMITED, "no", "later", "Wait a minute, then run the same command again.", True),
-    "overloaded": Kind(NO_ANSWER, "no", "later", "Run the same command again in a minute.", True),
+    "quota": Kind(LIMITED, "no", "ask", "Add credit or raise your spending limit. Waiting won't help.",
+                  says="the credit is used up, or a spending limit is reached"),
+    "rate_limit": Kind(LIMITED, "no", "later", "Wait a minute, then run the same command again.", True,
+                       "too many requests for now"),
+    "overloaded": Kind(NO_ANSWER, "no", "later", "Run the same command again in a minute.", True,
+                       "the service is overloaded"),
     "unavailable": Kind(NO_ANSWER, "no", "later", "No model was reached. Check --model, or try again later."),
-    "gateway": Kind(NO_ANSWER, "maybe", "ask", "The gateway gave up: try --stream or a lower --quality."),
+    "gateway": Kind(NO_ANSWER, "maybe", "ask", "Try --stream or a lower --quality; this buys a new image.",
+                    says="the gateway gave up waiting for the image"),
     **dict.fromkeys(("server", "no_image", "broken_image"), Kind(
-        NO_ANSWER, "maybe", "ask", "Check the account's usage before you run the command again.")),
+        NO_ANSWER, "maybe", "ask", "Check the account's usage first: another run buys a new image.",
+        says="no usable image came back")),
     "web_page": Kind(NO_ANSWER, "maybe", "fix", "Check --base-url: it points at a website, not an API."),
     "place": Kind(NO_ANSWER, "yes", "stop", "Tell the people who run the service. " + BUYS_AGAIN),
     # The image exists or is being made: the same command continues from there. The first three are purposes.
@@ -3820,10 +3830,12 @@ class Console:
             for line in traceback.format_exc().split("\n"):
                 self.error_line(line, "  ")
         money = "" if failure.billed == "no" else " " + MONEY[failure.billed]
-        end = "" if failure.message.endswith(("?", "!", ".")) else "."
         ids = f" ({failure.request_id})" if failure.request_id else ""
+        says, text = KINDS[failure.kind].says * bool(failure.http_status), failure.message + ids
+        text += "" if text.endswith(("?", "!", ".")) else "."
+        text = f"{says}.{money} Details: {text}" if says else text + money
         name = os.path.splitext(os.path.basename(sys.argv[0]))[0] or PROGRAM
-        self.error_line(f"{failure.message}{ids}{end}{money}", f"{name}: ", "error:")
+        self.error_line(text, f"{name}: ", "error:")
         if failure.hint:
             self.error_line(failure.hint, "  ")
 
