@@ -146,7 +146,7 @@ KINDS = {  # before anything is sent, and on the way; then the server refused; t
                 says="the server did not accept the key"),
     **dict.fromkeys(("network", "task_failed"), Kind(NO_ANSWER, "maybe", "ask", BUYS_AGAIN)),
     "tls": Kind(NO_ANSWER, "no", "fix", 'If your network has its own CA, set "cacert" in the config.'),
-    "timeout": Kind(NO_ANSWER, "maybe", "ask", "Raise --timeout, or lower --quality or --size; this buys again."),
+    "timeout": Kind(NO_ANSWER, "maybe", "ask", "Raise --timeout, or lower --quality; this buys a new image."),
     "upload": Kind(NO_ANSWER, "no", "again", "Run the same command again; you were not charged."),
     "moderation": Kind(REFUSED, "no", "fix", "Change the prompt; the same words will be refused again."),
     "refused": Kind(REFUSED, "no", "fix", "Fix what the message names, then run the command again."),
@@ -4308,7 +4308,7 @@ def run_job(order: Order, key: KeySource, folder: Folder, run: Run, ignore_signa
         provider = settings.service.provider(job, settings, key, os.path.basename(folder.path))
         taken = first_path(job) if os.path.lexists(first_path(job)) and not job.target.overwrite else ""
         make_images(provider, job, settings, folder, run)
-        if taken not in ("", path := run.result.saved[0].path) and order.is_named:
+        if taken not in ("", path := run.result.saved[0].path) and order.is_named and not folder.adopted:
             run.console.warn(f"{taken} already exists; saved as {path} (--overwrite replaces it)")
         saved = [file.record() for file in run.result.saved]
         paid = map_texts({name: run.result.facts[name] for name in PURCHASE_FACTS}, run.console.secrets.clean)
