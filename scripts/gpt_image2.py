@@ -2831,6 +2831,8 @@ def send_with_retries(request: Request, exchange: Exchange, run: Run) -> Respons
             check_curl(run.console.secrets.keys)  # is it too old?
         delay = retry_pause(request, failure, response.headers, next(attempts))
         if delay is None or time.monotonic() + delay > run.deadline:
+            late = f"; the next try would be in {delay:.0f} s, after --timeout has run out" if delay else ""
+            failure.message += late
             raise failure
         run.console.note(f"{failure.message}; trying again in {delay:.1f} s")
         if run.calm and failure.kind == "rate_limit":
@@ -4160,8 +4162,12 @@ def command_of(order: Order) -> str:
     job, settings, runapi = order.job, order.settings, order.settings.api.value == "runapi"
     rows = {(runapi and row.runapi) or row.wire: row for row in OPTIONS}
     words = [quote(upload.path) for upload in job.images]
-    own_size = {"size": "input"} if job.resolution in ("input", "exact") else {}
-    for name, value in {**({"n": job.n} if job.n > 1 else {}), **job.parameters, **own_size}.items():
+    parameters = {"n": job.n, **job.parameters} if job.n > 1 else dict(job.parameters)
+    if job.resolution in ("input", "exact"):  # --mask-exact says it
+        parameters.update(size="input" if job.resolution == "input" else None)
+    for name, value in parameters.items():
+        if value is None:
+            continue
         if row := rows.get(name):
             words += [row.flag, *([quote(as_text(value))] if row.value else [])]
         else:
