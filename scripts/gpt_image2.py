@@ -1531,8 +1531,10 @@ OTHER_FORMATS = {  # what else people pass, by its first bytes without XML's pro
 def read_words(options: Namespace) -> tuple[str, list[str]]:
     """(prompt, images) of a command's words. Reads files and standard input, without a last line break."""
     words, paths, wanted = list(options.words), [], 0 if options.prompt_file else 1
-    if not words and wanted and sys.stdin and stat.S_ISFIFO(os.fstat(sys.stdin.fileno()).st_mode):
-        words = ["-"]  # somebody pipes the prompt in
+    with suppress(AttributeError, OSError, ValueError):  # closed, or Windows
+        kind = os.fstat(sys.stdin.fileno()).st_mode if not words and wanted else 0
+        if (stat.S_ISFIFO(kind) or stat.S_ISREG(kind)) and select.select([sys.stdin], [], [], 5)[0]:
+            words = ["-"]  # somebody pipes the prompt in; a pipe of an agent's may stay open and empty
     if options.command == "edit":  # images come first, as long as a word is left for the prompt
         others = [at for at, word in enumerate(words) if at and not re.fullmatch(IMAGE_NAME, word)
                   and not os.path.isfile(os.path.expanduser(word))]
