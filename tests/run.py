@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 # These wait a lot: each of their classes runs as a process of its own, before the others.
-LONG_MODULES = ("test_runapi", "test_kill", "test_relays", "test_faults", "test_stream")
+LONG_MODULES = ("test_runapi", "test_kill", "test_relays", "test_faults", "test_stream", "test_masks")
 
 
 def run_module(name: str) -> tuple[str, str]:
