@@ -63,8 +63,7 @@ try:
 except ImportError:  # Windows: answers are kept, but unfinished requests look like running ones
     fcntl = None  # type: ignore[assignment]
 
-# Slow modules are imported where they are used, and argparse not at all.
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # slow modules are imported where they are used, and argparse not at all
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
     from subprocess import Popen
     Layer = dict[str, "Setting"]  # one source of settings
@@ -179,8 +178,7 @@ KINDS = {  # before anything is sent, and on the way; then the server refused; t
     "download": Kind(UNSAVED, "yes", "again"),
     "disk": Kind(UNSAVED, "maybe", "again", KEPT), "save": Kind(UNSAVED, "yes", "again", KEPT),
     "stopped": Kind(INTERRUPTED, "maybe", "again", "Run the same command again to get the image at no cost."),
-    "interrupted": Kind(INTERRUPTED, "no", "again", BUYS_AGAIN),
-    "bug": Kind(BUG, "no", "stop", "Please report it.")}
+    "interrupted": Kind(INTERRUPTED, "no", "again", BUYS_AGAIN), "bug": Kind(BUG, "no", "stop", "Report it.")}
 
 class Failure(Exception):
     """The only expected exception: what happened, whether money may be gone, and what to do next.
@@ -204,10 +202,9 @@ class Failure(Exception):
         """What the caller should do, as in KINDS."""
         return "again" if self.collectable else self.next_step
 
-usage_failure = partial(Failure, "usage")  # the command is wrong
-input_failure = partial(Failure, "input")  # an image or a mask cannot be used
-target_failure = partial(Failure, "target")  # nothing can be saved where -o points to
-setup_failure = partial(Failure, "config")  # settings, or what they name, are missing or unusable
+# The command is wrong; an image cannot be used; nothing can be saved where -o points to; settings are wrong.
+usage_failure, input_failure, target_failure, setup_failure = (
+    partial(Failure, kind) for kind in ("usage", "input", "target", "config"))
 
 def own_name() -> str:
     """What this program is called: as somebody typed it."""
@@ -524,7 +521,8 @@ def quoted(text: str) -> str:
 
 def reason(error: BaseException) -> str:
     """What went wrong, without the path that the caller names anyway."""
-    return getattr(error, "strerror", None) or str(error)
+    own = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else getattr(error, "strerror", None)
+    return own or str(error)
 
 def as_text(value: Any) -> str:
     """A JSON value as text for a message."""
@@ -1047,12 +1045,10 @@ def as_parameter(text: str) -> tuple[str, Any]:
 def as_rectangle(text: str) -> str:
     """`X,Y,WIDTH,HEIGHT` without blanks; each in pixels or per cent of the picture."""
     parts = "".join(text.split()).split(",")
-    if len(parts) != 4 or not all(re.fullmatch(r"(?a)-?\d{1,6}|\d{1,3}(\.\d+)?%", part) for part in parts):
+    form = r"(?a)-?\d{1,6}|\d{1,2}(\.\d+)?%|100(\.0+)?%"
+    if len(parts) != 4 or not all(re.fullmatch(form, part) for part in parts) or min(
+            float(part.rstrip("%")) for part in parts[2:]) <= 0:
         raise ValueError(f"must be X,Y,WIDTH,HEIGHT, such as 10,20,300,50%, not {quoted(text)}")
-    if any(part.endswith("%") and float(part[:-1]) > 100 for part in parts):
-        raise ValueError(f"has more than 100 %: {text}")
-    if min(float(part.rstrip("%")) for part in parts[2:]) <= 0:
-        raise ValueError(f"needs a width and a height above 0, not {text}")
     return ",".join(parts)
 
 SHELLS = ("bash", "zsh", "fish")
@@ -1067,8 +1063,7 @@ OPTIONS = (
     Option(CONFIG, "--forget", "ID|all", "give up an unfinished request", str.lower, alone=True),
     Option(CONFIG, "--completion", "SHELL", "a script for bash, zsh or fish", SHELLS, alone=True),
     Option(GENERATE, "--batch", "FILE", "a picture for each line, a prompt or a JSON object", PATH),
-    Option(("generate", "config"), "--jobs", "1-16", "with --batch: how many at a time (default 3)",
-           number(1, MAX_JOBS), "", int, 3),
+    Option((*GENERATE, *CONFIG), "--jobs", "1-16", "how many at a time (3)", number(1, MAX_JOBS), "", int, 3),
     Option(ALL, "--gallery", "PAGE.html", "also write a page to look at the pictures", PATH),
     Option(EDIT, "--image", "PATH", "another image, 16 in all; can be repeated", PATH, repeatable=True),
     Option(EDIT, "--mask", "PNG", "as large as IMAGE, transparent where it is to change", PATH, wire="mask"),
@@ -1089,8 +1084,7 @@ OPTIONS = (
            tuple(RESOLUTIONS), runapi="output_resolution"),
     Option(ALL, "--quality", "LEVEL", "low ($0.006, 70 s), medium ($0.053, 120 s),\n"
            "high ($0.211, 276 s) or auto", str.lower, "quality", str, "auto"),
-    Option(IMAGES, "--n", "1-10", "how many images: NAME-1.png, NAME-2.png, ...", number(1, MAX_N), "n",
-           default=1, runapi="", short="-n"),
+    Option(IMAGES, "--n", "1-10", "how many images", number(1, MAX_N), "n", default=1, runapi="", short="-n"),
     Option(ALL, "--format", "FORMAT", "png, jpeg or webp (default: as -o ends, else png);\n"
            "newer models: gif, svg", (*SUFFIXES, "jpg"), "output_format", str),
     Option(ALL, "--compression", "0-100", "for jpeg and webp", number(0, 100), "output_compression", int),
@@ -1106,8 +1100,7 @@ OPTIONS = (
     Option(ALL, "--timeout", "SECONDS", f"time limit for the whole request (default {DEFAULT_TIMEOUT})",
            number(1, MAX_TIMEOUT, float), "", float, DEFAULT_TIMEOUT),
     Option(IMAGES, "--stream", "", "stream the reply; helps if a gateway times out", wire="stream"),
-    Option(IMAGES, "--partial-images", "0-3", "with --stream: save previews as NAME.partial-K.EXT",
-           number(0, MAX_PARTIALS), wire="partial_images"),
+    Option(IMAGES, "--partial-images", "0-3", "streamed previews", number(0, MAX_PARTIALS), "partial_images"),
     Option(IMAGES, "--keep-partials", "", "keep the previews when the final image is saved"),
     Option(IMAGES, "--param", "KEY=VALUE", "any other parameter, not checked", as_parameter, repeatable=True),
     Option(ALL, "--base-url", "URL", f"default {DEFAULT_BASE_URL}", str, "", str, DEFAULT_BASE_URL),
@@ -1190,12 +1183,10 @@ def read_config(path: str, warnings: list[str]) -> dict[str, Any]:
             raise ValueError(f"it must contain one JSON object, not {TYPE_NAMES[type(content)]}")
         if re.search("[\ud800-\udfff]", json.dumps(content, ensure_ascii=False)):
             raise ValueError("it contains an invalid character (a lone surrogate)")
-    except UnicodeDecodeError:
-        raise setup_failure(f"cannot read config file {path}: it is not UTF-8", "Save it as UTF-8.") from None
     except (OSError, ValueError, RecursionError) as error:
         fresh = "" if piped else ", or run: " + own_command(f"config --init --force --config {quote(path)}")
         raise setup_failure(f"cannot read config file {path}: {reason(error)}",
-                            f"Fix its JSON{fresh}" if isinstance(error, ValueError) else "") from None
+                            f"Fix it{fresh}" if isinstance(error, ValueError) else "") from None
     if os.name == "posix" and not piped:
         check_owner(path, status, {name for name in content if content[name]}, warnings)
     warnings += [f"{path}: unknown setting {quoted(name)} is ignored.{nearest(name, CONFIG_KEYS)}"
@@ -1555,8 +1546,7 @@ def read_words(options: Namespace) -> tuple[str, list[str]]:
         (len(words) < wanted, "the prompt is missing", 'Add it in quotes: "a red fox in the snow"'),
         (len(words) > wanted, f"too many arguments: {quoted(shown_input(''.join(words[-1:])))}",
          "Put the whole prompt in quotes."),
-        (options.config == "-" and "-" in (options.prompt_file, *words),
-         "standard input cannot be both config and prompt", "Use --prompt-file FILE."))
+        (options.config == "-" and "-" in (options.prompt_file, *words), "both config and prompt are -", ""))
     source = options.prompt_file or ("-" if words[0] == "-" else "")
     if not source:
         return as_bytes(words[0]).decode("utf-8", "surrogateescape"), paths
@@ -1581,31 +1571,26 @@ def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[st
     refuse_broken(
         (not prompt.strip(), "the prompt is empty", ""),
         (re.search("[\ud800-\udfff]", prompt), "the prompt is not valid UTF-8", ""),
-        (len(prompt) > MAX_PROMPT, f"the prompt has {len(prompt)} characters; the limit is {MAX_PROMPT}",
-         f"Shorten it by {len(prompt) - MAX_PROMPT} characters."),
-        (image_format not in formats,
-         f"{model} does not make {image_format}, only {', '.join(formats)}", "Use -o NAME.png"),
+        (len(prompt) > MAX_PROMPT, f"the prompt has {len(prompt)} characters; the limit is {MAX_PROMPT}", ""),
+        (image_format not in formats, f"{model} does not make {image_format}, only {', '.join(formats)}", ""),
         (options.command == "edit" and not paths, "the image to edit is missing", "Use: edit IMAGE PROMPT"),
         (len(paths) > MAX_IMAGES, f"{len(paths)} images were given; at most {MAX_IMAGES} are allowed", ""),
         (shaped and size != "auto", "use either --size or --aspect-ratio and --resolution, not both", ""),
-        (is_own and (options.command == "generate" or runapi),
-         "--size input needs edit, and an endpoint other than RunAPI", ""),
-        (size != "auto" and not is_own and not split_size(size), f"{quoted(size)} is not a size: use "
+        (is_own and (options.command == "generate" or runapi), "--size input needs edit, not RunAPI", ""),
+        (size not in ("auto", "input") and not split_size(size), f"{quoted(size)} is not a size: use "
          f"WIDTHxHEIGHT, {', '.join(SIZE_NAMES)} or auto", "For example --size 1536x1024"),
         (len(masks) > 1, f"use one of {' and '.join(masks)}, not several", ""),
         (options.mask_feather and not options.mask_rect, "--mask-feather needs --mask-rect", ""),
         (options.mask_exact and not masks, "--mask-exact needs a mask", "Such as --mask-rect 0,0,50%,50%"),
         (options.mask_exact and shaped, "--mask-exact keeps the shape and resolution of the image", ""),
-        (options.mask_exact and image_format != "png",
-         f"--mask-exact makes PNG, not {image_format}", "Use -o NAME.png"))
+        (options.mask_exact and image_format != "png", "--mask-exact makes PNG only", "Use -o NAME.png"))
     uploads = []  # not read yet
     mask_path = " ".join(options.mask_rect) or options.mask_bw or options.mask
     for role, path in [("image", path) for path in paths] + [("mask", mask_path)] * bool(masks):
         if not path:
             raise input_failure(f"the name of the {role} is empty: perhaps a variable that is not set")
-        is_data, is_url = re.match(r"(?i)data:[^,\s]*,", path), re.match("(?i)https?://", path)
-        origin = "data" if is_data else "url" if is_url else "file"
-        origin = "rectangles" if role == "mask" and options.mask_rect else origin
+        origin = ("rectangles" if role == "mask" and options.mask_rect else "url" if re.match(
+            "(?i)https?://", path) else "data" if re.match(r"(?i)data:[^,\s]*,", path) else "file")
         if origin == "url" and not ORIGIN.match(web_address(path)):
             raise input_failure("an image's URL must look like https://HOST/PATH, without a user name")
         name = "--mask-rect" if origin == "rectangles" else f"{role} {shown_input(path)}"
@@ -1615,9 +1600,6 @@ def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[st
     sent = {wire: values[row.name] for row in OPTIONS if (wire := row.runapi if runapi else row.wire)
             and values[row.name] not in (None, row.default) and (runapi or values[row.name] != "auto")}
     target = checked_target(options.output, image_format, options.overwrite)
-    if target.suffix.lower() not in SUFFIXES[image_format] and names_format(options.output):
-        name = os.path.basename(picture_path(target, int(options.n > 1), image_format))
-        notes.append(f"--format {image_format} does not match {target.suffix}: the file will be {name}")
     resolution = (options.resolution or "1k") if shaped and not runapi and values["size"] == "auto" else ""
     resolution = "input" if is_own else "exact" if options.mask_exact and size == "auto" else resolution
     images, mask = tuple(uploads[:len(paths)]), uploads[-1] if masks else None
@@ -1714,10 +1696,8 @@ def read_text(source: str, what: str, most: int) -> str:
         with nullcontext(sys.stdin.buffer) if source == "-" else open(path, "rb") as stream:
             content = stream.read(most)
         return content.decode("utf-8-sig", "ignore" if len(content) == most else "strict")
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise usage_failure(f"cannot read {what} from {source}: {reason(error)}") from None
-    except UnicodeDecodeError:
-        raise usage_failure(f"{what} in {source} is not UTF-8 text", "Save it as UTF-8.") from None
 
 def read_upload(upload: Upload, md5: bool = False) -> Upload:
     """The input with what its file holds. md5: RunAPI's storage checks the transfer with it, no security."""
@@ -1795,12 +1775,10 @@ def openai_values(options: Namespace, size: str, settings: Settings, notes: list
         (options.partial_images and not options.stream, "--partial-images needs --stream", ""),
         (options.compression is not None and image_format not in ("jpeg", "webp"),
          f"--compression needs --format jpeg or webp: {image_format.upper()} is always lossless", ""),
-        (options.background == "transparent" and image_format == "jpeg",
-         "--background transparent needs --format png or webp: JPEG has no transparency", ""),
+        (options.background == "transparent" and image_format == "jpeg", "JPEG cannot be transparent", ""),
         (options.input_fidelity and rules is MODELS[DEFAULT_MODEL],
          f"{model} always uses high input fidelity; remove --input-fidelity", ""),
-        (options.aspect_ratio not in (None, "auto") and not match,
-         f"--aspect-ratio is written like 16:9, not {quoted(options.aspect_ratio or '')}", ""))
+        (options.aspect_ratio not in (None, "auto") and not match, "an --aspect-ratio is like 16:9", ""))
     if match or (options.command == "generate" and (options.aspect_ratio or options.resolution)):
         width, height = map(int, match.groups()) if match else (1, 1)
         size = size_of_shape(model, width, height, options.resolution or "1k")
@@ -1825,8 +1803,7 @@ def size_of_shape(model: str, width: int, height: int, resolution: str = "1k", n
 
 def runapi_shape(options: Namespace, size: str, settings: Settings, notes: list[str]) -> dict[str, Any]:
     """The shape that RunAPI gets. Options that it lacks are refused, not silently ignored."""
-    missing = [row.flag for row in OPTIONS
-               if row.runapi is None and (row.wire or row.name in MASKS)
+    missing = [row.flag for row in OPTIONS if row.runapi is None and (row.wire or row.name in MASKS)
                and getattr(options, row.name) not in (None, [], row.default)]
     ratio, resolution = options.aspect_ratio, options.resolution
     if size != "auto":
@@ -1839,10 +1816,8 @@ def runapi_shape(options: Namespace, size: str, settings: Settings, notes: list[
                                 f"Use --aspect-ratio {ratio} --resolution {resolution or '1k'}")
     refuse_broken(
         (missing, f"RunAPI does not support {', '.join(missing)}", "Use another endpoint."),
-        (ratio not in (None, "auto", *RUNAPI_RATIOS),
-         f"RunAPI does not support the ratio {quoted(ratio or '')}, only {', '.join(RUNAPI_RATIOS)}", ""),
-        (resolution in ("2k", "4k") and ratio in (None, "auto"),
-         f"RunAPI makes {resolution} only with a ratio", "Add for example --aspect-ratio 16:9"),
+        (ratio not in (None, "auto", *RUNAPI_RATIOS), f"RunAPI has only {', '.join(RUNAPI_RATIOS)}", ""),
+        (resolution in ("2k", "4k") and ratio in (None, "auto"), "RunAPI needs --aspect-ratio for that", ""),
         (ratio == "1:1" and resolution == "4k", "RunAPI makes 1:1 at 2k at most", "Use --resolution 2k."))
     return {"aspect_ratio": ratio, "resolution": resolution}
 

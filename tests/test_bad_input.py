@@ -130,7 +130,7 @@ class BadPromptTest(BadInputCase):
     def test_too_long(self) -> None:
         long = "\N{FOX FACE}" * 32001
         self.refuse(
-            Bad("argument", ["generate", "x" * 32001], "32001 characters; the limit is 32000", "by 1"),
+            Bad("argument", ["generate", "x" * 32001], "32001 characters; the limit is 32000"),
             Bad("file", ["generate", "--prompt-file", self.file("p.txt", long)], "32001 characters"),
             Bad("input", ["generate", "-"], "32001 characters", stdin=long),
             Bad("endless file", ["generate", "--prompt-file", "/dev/zero"], "the limit is 32000"),

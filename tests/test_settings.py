@@ -464,7 +464,7 @@ class PipedConfigTest(SettingsCase):
     def test_faults(self) -> None:
         for arguments, stdin, code, words in (
                 (["generate", PROMPT], "{broken", SETUP, "standard input: Expecting property name"),
-                (["generate", PROMPT], "", SETUP, "Fix its JSON"),
+                (["generate", PROMPT], "", SETUP, "Fix it"),
                 (["generate", "-"], "{}", USAGE, "both config and prompt"),
                 (["generate", "--prompt-file", "-"], "{}", USAGE, "both config and prompt"),
                 (["config", "--init"], "{}", USAGE, "--init needs a file to write")):
