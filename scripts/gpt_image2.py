@@ -1998,11 +1998,10 @@ def fetch_image(image: Image, response: Response, create: Request,
 
 def web_address(url: str, base: str = "") -> str:
     """A URL, joined to its base, as curl wants it: scheme in lower case, no spaces; "" if it is none."""
-    from urllib.parse import urljoin
+    from urllib.parse import urljoin, urlsplit
     with suppress(ValueError):
         if not re.search(r"[\\\x00-\x1f\x7f-\x9f]", url):
-            url = urljoin(base, url).replace(" ", "%20")
-            return re.sub("^[^:]*", lambda scheme: scheme.group().lower(), url)
+            return urlsplit(urljoin(base, url).replace(" ", "%20")).geturl()
     return ""
 
 def download(url: str, settings: Settings, named_by: str = "", base: str = "") -> Request:
@@ -2020,12 +2019,10 @@ def checked_address(url: str, named_by: str, base: str) -> str:
 
 def codex(job: Job, settings: Settings, key: KeySource, token: str) -> Provider:
     """The images endpoints behind a ChatGPT sign-in, as the Codex command line uses them: JSON, edits too."""
-    body = {"model": job.model, "prompt": job.prompt, **job.parameters}
-    files = [DataUrl(upload.path, f"data:image/{upload.picture.format};base64,") for upload in job.uploads]
-    if job.images:
-        body["images"] = [{"image_url": file} for file in files[:len(job.images)]]
-    if job.mask:
-        body["mask"] = {"image_url": files[-1]}
+    files = [{"image_url": DataUrl(upload.path, f"data:image/{upload.picture.format};base64,")}
+             for upload in job.uploads]
+    body = {"model": job.model, "prompt": job.prompt, **job.parameters, **({"mask": files.pop()} if job.mask
+            else {}), **({"images": files} if files else {})}
     path = f"/images/{'edits' if job.images else 'generations'}"
     account = [("ChatGPT-Account-ID", key.account)] if key.account else []
     request = api_request(settings, key.value, "POST", path, *account, ("originator", PROGRAM))
@@ -2183,16 +2180,13 @@ def curl_config(request: Request, exchange: Exchange) -> str:
     return "".join(f"{name} = {quote_config(value)}\n" if value else f"{name}\n" for name, value in lines)
 
 def start_child(argv: Sequence[str], secrets: Sequence[str], **streams: Any) -> Popen[bytes]:
-    """Start a program: no shell, no key in its environment, private files, no Ctrl-C from a terminal."""
+    """Start a program: no shell, no key in its environment, no Ctrl-C from a terminal."""
     import subprocess
-    umask = os.umask(0o077)
     try:
         return subprocess.Popen(argv, env=child_environment(secrets), start_new_session=True, **streams)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         raise Failure("curl", f"cannot run {quoted(argv[0])}: {reason(error)}",
                       "Install curl 7.68 or newer." if argv[0] == "curl" else "") from None
-    finally:
-        os.umask(umask)
 
 def child_output(argv: Sequence[str], secrets: Sequence[str], kind: str, timeout: float) -> bytes:
     """A finished program's standard output; a non-zero exit is a failure that names only the program."""
@@ -2264,6 +2258,7 @@ def start_curl(request: Request, exchange: Exchange, secrets: Sequence[str], end
 
 def detach_from_tree(lock: int) -> None:
     """Fork and exit before curl starts, so that init adopts it: some agents kill a whole process tree."""
+    os.umask(0o077)  # of all that curl writes
     if os.fork():
         os._exit(0)
     os.write(lock, b"%d" % os.getpid())  # in the lock file, true as long as the lock is held
@@ -2362,10 +2357,9 @@ class Folder(NamedTuple):
 
     def leave_word(self, word: Mapping[str, Any]) -> None:
         """Say how the command ended, for its twins: they read it with the lock, even in a removed file."""
-        if self.lock is not None and self.lock != NO_LOCKS:
-            with suppress(OSError):
-                os.ftruncate(self.lock, 0)
-                os.pwrite(self.lock, json.dumps(word).encode(), 0)
+        with suppress(OSError):
+            os.ftruncate(lock := NO_LOCKS if self.lock is None else self.lock, 0)  # an error without locks
+            os.pwrite(lock, json.dumps(word).encode(), 0)
 
     def transfers(self) -> list[tuple[Exchange, str]]:
         """The transfers that ask for images and were begun, each with its state."""
@@ -2626,9 +2620,7 @@ def make_folder(root: str, order: Order, console: Console) -> Folder:
 def write_json(path: str, record: Mapping[str, Any]) -> None:
     """Write a file of the journal, whole or not at all."""
     part = f"{path}.{os.urandom(4).hex()}"  # of this process alone
-    with private_file(part, content=json.dumps(record).encode()) as stream:
-        stream.flush()
-        os.fsync(stream.fileno())
+    private_file(part, content=json.dumps(record).encode()).close()
     os.replace(part, path)
 
 def find_receipt(root: str, identity: Identity, console: Console) -> Receipt | None:
@@ -2703,10 +2695,9 @@ def unfinished_commands(console: Console) -> list[dict[str, Any]]:
     """What `config` shows of every unfinished command, oldest first."""
     found = []
     for path in requests_in(journal_roots(console), console):
-        with suppress(OSError, OverflowError):  # just removed; a broken time
+        with suppress(OSError):  # it was just removed
             if record := read_record(os.path.join(path, "request.json"), console):
-                times = (record.get("time"), os.stat(path).st_mtime)
-                age = max(0, round(time.time() - next(at for at in times if isinstance(at, (int, float)))))
+                age = max(0, round(time.time() - os.stat(os.path.join(path, "request.json")).st_mtime))
                 folder = Folder(path, take_lock(os.path.join(path, "owner")), True)
                 found.append({"age_s": age, "state": folder.state(), "at_work": folder.lock is None,
                               **told_request(path, record)})
@@ -2798,8 +2789,7 @@ def send_with_retries(request: Request, exchange: Exchange, run: Run) -> Respons
             took = os.stat(exchange + ".outcome").st_mtime - os.stat(started + ".lock").st_mtime
             run.result.facts.update(http_status=response.status or None, elapsed_s=round(max(0.0, took), 1),
                                     request_id=response.headers.get("x-request-id"))
-        identity = response.headers.get("x-request-id", "no request id")
-        run.console.note(f"HTTP {response.status}, {identity}", detail=True)
+        run.console.note(f"HTTP {response.status}, {response.headers.get('x-request-id', '-')}", detail=True)
         failure = failure_of(request, outcome, response)
         if failure is None:
             tell_extras(request, outcome, response, run)
@@ -2975,10 +2965,8 @@ def run_curl(request: Request, exchange: Exchange, run: Run) -> None:
     try:
         if request.purpose == "create":
             run.result.facts["source"] = "bought"
-        try:
+        with open(writer, "wb"):  # and closed here
             child = start_curl(request, exchange, run.console.secrets.keys, writer)
-        finally:
-            os.close(writer)
         # Too much: curl before 8.4 checks only what a Content-Length announces.
         wait_for(lambda: not is_running(child, exchange) or (
             os.path.exists(answer) and os.path.getsize(answer) > request.most_bytes), exchange, run, reader)
@@ -3175,10 +3163,8 @@ class Event(NamedTuple):
 
 def read_events(stream: BinaryIO, begin: int = 0, growing: bool = False) -> Iterator[Event]:
     """The events in a file; while it grows, only the complete ones."""
-    stream.seek(0)
-    mark = b"\r" if re.search(rb"\r[^\n]", stream.read(HEAD)) else b"\n"
     name, ranges, start, size = "", [], begin, os.fstat(stream.fileno()).st_size
-    ends = (position + 1 for position in occurrences(stream, mark, begin, size))
+    ends = (position + 1 for position in occurrences(stream, b"\n", begin, size))
     for end, _ in zip(chain(ends, () if growing else (size,)), range(MAX_LINES)):
         stream.seek(start)
         line = stream.read(min(end - start, 80))
@@ -3314,6 +3300,7 @@ def task_field(document: Any, names: Sequence[str]) -> str:
     return next((str(value) for value in values if value and type(value) in (str, int)), "")
 
 task_id = partial(task_field, names=("task_id", "taskId", "id", "request_id"))  # of a response
+error_code = partial(task_field, names=("code", "error_code", "errorCode", "failCode"))  # beside its message
 
 def task_status(document: Any) -> str:
     """Its status, in lower case."""
@@ -3329,12 +3316,9 @@ def server_error(document: Any) -> ServerError | None:
     error = json_path(document, "error") or json_path(document, "data", "error")
     code, state, details = error_code(document), task_status(document), json_path(document, "errors")
     if isinstance(error, dict) and any(error.values()):  # some relays always have the member
-        message = as_text(error.get("message") or error.get("msg") or error)
+        words = re.sub('[][{}"]', "", as_text(json_path(error, "moderation_details")))  # stage, categories
+        message = as_text(error.get("message") or error.get("msg") or error) + f" ({words})" * bool(words)
         stage = as_text(json_path(error, "moderation_details", "moderation_stage"))
-        terms = json_path(error, "moderation_details", "categories")
-        names = ", ".join(map(as_text, terms)) if isinstance(terms, list) else as_text(terms)
-        words = [f"{name}: {text}" for name, text in (("stage", stage), ("categories", names)) if text]
-        message += f" ({'; '.join(words)})" if words else ""
         return ServerError(message, as_text(error.get("code")) or code, as_text(error.get("type")), stage)
     text = "" if isinstance(error, dict) else as_text(error)
     text += f": {as_text(details)}" if isinstance(details, dict) else ""
@@ -3342,11 +3326,6 @@ def server_error(document: Any) -> ServerError | None:
     message = text or task_field(document, ("failMsg", "errorMessage", "message", "msg", "detail"))
     is_error = text or state in FAILED or (message and re.fullmatch(r"[45]\d\d", code))
     return ServerError(message or f"the task ended as {state}", code) if is_error else None
-
-def error_code(document: Any) -> str:
-    """The code beside an error's message; one that says that all is well does not count."""
-    code = task_field(document, ("code", "error_code", "errorCode", "failCode"))
-    return "" if re.fullmatch(r"(?i)0|2\d\d|ok|success", code) else code
 
 MODERATION_CODES = ("moderation_blocked", "content_policy_violation", "contentfilter", "content_filter")
 MODERATION_WORDS = ("safety system", "safety_violations", "moderation", "content policy")
@@ -3460,11 +3439,6 @@ def save_image(image: Image, index: int, job: Job, numbers: Iterator[int], folde
         discard(note)  # it named no image
         private_file(note, content=os.fsencode(path)).close()
     discard(part)
-    with suppress(OSError):  # new names survive a loss of power, where the system can (not on Windows)
-        handle = os.open(job.target.folder, os.O_RDONLY)
-        with suppress(OSError):
-            os.fsync(handle)
-        os.close(handle)
     picture, is_whole = picture_in(path)
     if picture is None or not is_whole:
         raise Failure("broken_image", f"the image is incomplete; what arrived is in {path}", billed="yes")
