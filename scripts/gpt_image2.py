@@ -4005,20 +4005,16 @@ def for_order(order: Order, run: Run) -> Run:
     if order.line:
         run = for_line(order.line, order.warnings, run)
         run.result.facts.update(model=order.job.model, requested=order.requested)
-    target, console = order.job.target, run.console
-    own = re.escape(os.path.join(target.folder, target.stem))
-    console.secrets.paths.append(own + r"(?:\.partial-\d+|-\d+)?\.\w+")
-    run.result.flat = order.settings.price_per_image.value
-    console.usual = usual_seconds(order.job, order.settings, console.is_terminal())
-    return run._replace(typical=f"{console.usual} s" if console.usual else "70 to 280 s")
-
-def usual_seconds(job: Job, settings: Settings, is_exact: bool) -> int:
-    """How long it takes, 0 if unknown. is_exact: with its size, by the tokens, and its n where one by one."""
+    job, settings = order.job, order.settings
+    own = re.escape(os.path.join(job.target.folder, job.target.stem))
+    run.console.secrets.paths.append(own + r"(?:\.partial-\d+|-\d+)?\.\w+")
+    run.result.flat = settings.price_per_image.value
     quality, edges = as_text(job.parameters.get("quality")), split_size(as_text(job.parameters.get("size")))
     seconds, tokens = TYPICAL_SECONDS.get(quality, 0), partial(image_tokens, quality=quality)
     size = tokens(*edges) / tokens(1024, 1024) if seconds and edges and all(edges) else 1
     one_by_one = job.n if settings.api.value == "runapi" else 1
-    return round(seconds * max(1, size) * one_by_one / 10) * 10 if is_exact else seconds
+    run.console.usual = round(seconds * max(1, size) * one_by_one / 10) * 10
+    return run._replace(typical=f"{run.console.usual} s" if seconds else "70 to 280 s")
 
 def tell_planned(job: Job, notes: Sequence[str], shaped: bool, run: Run) -> None:
     """Say what the caller may not expect of a job, and its size. shaped: whether that was computed."""
@@ -4030,11 +4026,10 @@ def tell_planned(job: Job, notes: Sequence[str], shaped: bool, run: Run) -> None
 
 def ready_to_buy(orders: Sequence[Order], settings: Settings, console: Console) -> KeySource:
     """The key, after a test of all that must work before anything is sent; no job may contain a key."""
-    for job, *_ in orders:
-        check_folder(job.target, job.n, as_text(job.parameters.get("size")), write=True)
     key = find_key(settings, console)
     for job, *_ in orders:
         refuse_keys(job, console.secrets.keys)
+        check_folder(job.target, job.n, as_text(job.parameters.get("size")), write=True)
     return key
 
 def buy_or_collect(order: Order, found: Receipt | Folder | None, key: KeySource, run: Run,
@@ -4083,11 +4078,12 @@ def tell_outlook(order: Order, would: str, output: str, run: Run) -> None:
                  url=request.url, model=job.model, files=files, prompt=hide(job.prompt), output=output,
                  parameters=map_texts(job.parameters, hide), typical=run.typical or None, estimate_usd=price)
     sent = [f"{name} {as_text(value)}" for name, value in job.parameters.items()]
-    lines = [f"{OUTLOOKS[would]}: {request.method} {request.url}, {', '.join([job.model, *sent])}",
-             *(f"with {each.name}" + f" ({max(1, round(each.bytes / 1024))} KB)" * bool(each.bytes)
-               for each in job.uploads), f"to {output}", f"price: {price_text(price)}; time: {run.typical}"]
-    own = [f"line {order.line}: {OUTLOOKS[would]}, to {output}, price: {price_text(price)}"]
-    for line in own if order.line else lines:
+    cost = price_text(price)
+    lines = [f"line {order.line}: {OUTLOOKS[would]}, to {output}, price: {cost}"] if order.line else [
+        f"{OUTLOOKS[would]}: {request.method} {request.url}, {', '.join([job.model, *sent])}",
+        *(f"with {each.name}" + f" ({max(1, round(each.bytes / 1024))} KB)" * bool(each.bytes)
+          for each in job.uploads), f"to {output}", f"price: {cost}; time: {run.typical}"]
+    for line in lines:
         console.output(console.secrets.clean(line))
 
 def recall(receipt: Receipt, order: Order, run: Run) -> None:
@@ -4157,8 +4153,7 @@ def checked_page(path: str | None) -> str:
     return page
 
 def catch_signals() -> Action:
-    """Let SIGTERM and SIGHUP stop the program like Ctrl-C, but not one that is ignored already (nohup).
-    Returns a function that ignores them all from then on; call it when only a short cleanup is left."""
+    """SIGTERM and SIGHUP act like Ctrl-C, unless ignored (nohup). What this returns ignores all from then."""
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     caught = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
     def handle(handler: Any = signal.SIG_IGN) -> None:
@@ -4229,8 +4224,7 @@ def fetch_upload(upload: Upload, path: str, settings: Settings, run: Run) -> Non
         if os.path.getsize(path) < MAX_IMAGE_BYTES:  # read_upload refuses a larger one
             read_input(content_of(path), "it", os.path.basename(name) or "picture")
     except Failure as failure:
-        is_closed = failure.kind == "network" and environment("CODEX_SANDBOX_NETWORK_DISABLED")
-        hint = SANDBOX if is_closed else failure.hint if failure.kind == "input" else ""
+        hint = failure.hint if failure.kind == "input" or SANDBOX in failure.hint else ""
         raise input_failure(f"cannot fetch image {name}: {failure.message}", hint) from None
 
 def find_key(settings: Settings, console: Console) -> KeySource:
@@ -4282,8 +4276,8 @@ def run_job(order: Order, key: KeySource, folder: Folder, run: Run, ignore_signa
     except (Exception, KeyboardInterrupt) as error:
         ignore_signals()  # first: a second signal must not hide what ended the job
         failure = error if isinstance(error, Failure) else Failure(
-            "bug", f"a bug in this program: {error!r}", "What arrived is kept. Run the same command again to "
-            "read it at no cost (--fresh buys a new image).", collectable=True)
+            "bug", f"a bug in this program: {error!r}",
+            "What arrived is kept. Run the same command again to read it at no cost.", collectable=True)
         if isinstance(error, KeyboardInterrupt):
             failure = stop_failure(error, folder)
         keep_folder = add_what_is_known(failure, folder, job, run)
@@ -4393,9 +4387,6 @@ def write_template(options: Namespace, run: Run) -> None:
         (path == STANDARD_INPUT, "--init needs a file to write", "Name it with --config FILE."),
         (os.path.lexists(path) and not options.force, f"{path} already exists",
          "To replace it (and the key in it): " + own_command(again)))
-    hidden = [other for other in config_locations() if os.path.lexists(other) and other != path]
-    if hidden and not options.config:
-        console.warn(f"{hidden[0]} is ignored from now on")
     content = template(options)
     name = "" if options.api_key_env or console.as_json else content.get("api_key_env", "")
     asks = name and not environment(name) and console.is_terminal() and sys.stdin and sys.stdin.isatty()
@@ -4424,8 +4415,7 @@ def template(options: Namespace) -> dict[str, Any]:
     if options.api_key_env or usual:
         content["api_key_env"] = variable_name(options.api_key_env or usual)
     if options.output:  # the file is read wherever the program is started
-        end = os.sep if options.output.endswith(("/", os.sep)) else ""
-        content["output"] = os.path.abspath(os.path.expanduser(options.output)) + end
+        content["output"] = os.path.join(os.getcwd(), os.path.expanduser(options.output))
     return content
 
 def ask_for_key(base_url: str, usual: str, path: str, console: Console) -> dict[str, str]:
@@ -4542,9 +4532,7 @@ def show_history(most: int, page: str, console: Console) -> None:
 
 def local_time(seconds: float) -> str:
     """A time as people here write it."""
-    with suppress(OverflowError, ValueError, OSError):
-        return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
-    return "?"
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 def in_dollars(record: Mapping[str, Any]) -> str:
     """What something cost."""
@@ -4643,9 +4631,7 @@ def read_batch(options: Namespace, settings: Settings, run: Run) -> list[Order]:
         except Failure as failure:
             faults.append((number, failure.message, failure.hint))
     orders, clashes = named_apart(orders)
-    faults += [(other.line, f"line {one.line} saves another picture in {one.identity.output}", "")
-               for one, other in clashes]
-    for number, message, hint in sorted(faults):
+    for number, message, hint in (faults := sorted(faults + clashes)):
         text = run.console.secrets.clean(f"line {number}: {message}")
         run.console.warnings.append(text)  # for the JSON result
         run.console.error_line(f"{text}{'' if text.endswith(('?', '.')) else '.'} {hint}".rstrip())
@@ -4716,8 +4702,8 @@ def renamed(order: Order, stem: str) -> Order:
     job = order.job._replace(target=order.job.target._replace(stem=stem, suffix=suffix))
     return order._replace(job=job, identity=identity_of(job, order.settings))
 
-def named_apart(orders: Sequence[Order]) -> tuple[list[Order], list[tuple[Order, Order]]]:
-    """(the orders, equal ones only once; the pairs of different ones that name the same file)."""
+def named_apart(orders: Sequence[Order]) -> tuple[list[Order], list[tuple[int, str, str]]]:
+    """(the orders, equal ones only once; the faults where different ones name the same file)."""
     from unicodedata import normalize
     first: dict[str, Order] = {}
     clashes = []
@@ -4729,13 +4715,13 @@ def named_apart(orders: Sequence[Order]) -> tuple[list[Order], list[tuple[Order,
             order = renamed(order, order.job.target.stem + fingerprint[4:12])  # equal four digits
         other = first.setdefault(place(order), order)
         if other.identity.fingerprint != fingerprint:
-            clashes.append((other, order) if other.line < order.line else (order, other))
+            one, two = sorted((other, order), key=lambda each: each.line)
+            clashes.append((two.line, f"line {one.line} saves another picture in {one.identity.output}", ""))
     return sorted(first.values(), key=lambda order: order.line), clashes
 
 class Batch:
-    """Runs orders in forked children, some at a time, and tells each result. made: lines whose pictures are
-    there. running: by the pipe of each, its order, its process and what it has said. stopped: why no other
-    job may begin. limited: met a rate limit and is tried once more. entries: of the gallery."""
+    """Runs orders in forked children and tells each result. running: by the pipe of each, its order, process
+    and words so far. stopped: why no other job may begin. limited: met a rate limit, is tried once more."""
     def __init__(self, jobs: int, key: KeySource, made: set[int], page: str, run: Run) -> None:
         from mmap import mmap
         self.jobs, self.key, self.made, self.page, self.console = jobs, key, made, page, run.console
@@ -4751,11 +4737,19 @@ class Batch:
         """Run all orders, first those that were made before; the exit code: the highest of their own."""
         self.total, self.waiting = len(orders), sorted(  # the last comes first
             orders, key=lambda order: (order.line in self.made, -order.line))
-        self.work()
-        self.is_last, self.waiting = True, [order for order, *_ in self.limited]
-        for each in self.limited if self.stopped else ():
+        while self.running or (self.waiting and not self.stopped):
+            try:
+                while self.waiting and len(self.running) < self.jobs and not self.stopped:
+                    self.start(self.waiting.pop())
+                self.listen()
+            except KeyboardInterrupt as stop:  # what they have begun can be collected
+                self.stopped, self.signal_code = self.stopped or "interrupted", signal_exit_code(stop)
+                for _, pid, _ in self.running.values():
+                    os.kill(pid, signal.SIGTERM)
+            if not (self.running or self.waiting or self.stopped or self.is_last):
+                self.is_last, self.waiting = True, [order for order, *_ in self.limited]
+        for each in self.limited if self.stopped and not self.is_last else ():
             self.tell(*each)
-        self.work()
         ignore_signals()
         write_gallery(self.page, self.entries, self.console)
         exit_code, left = self.signal_code or self.exit_code, self.total - sum(self.counts.values())
@@ -4770,18 +4764,6 @@ class Batch:
         if (left or self.counts["failed"]) and remembers:
             self.console.note("Run the same command again for the rest: what is made is not bought again.")
         return exit_code
-
-    def work(self) -> None:
-        """Until nothing runs and nothing may begin."""
-        while self.running or (self.waiting and not self.stopped):
-            try:
-                while self.waiting and len(self.running) < self.jobs and not self.stopped:
-                    self.start(self.waiting.pop())
-                self.listen()
-            except KeyboardInterrupt as stop:  # what they have begun can be collected
-                self.stopped, self.signal_code = self.stopped or "interrupted", signal_exit_code(stop)
-                for _, pid, _ in self.running.values():
-                    os.kill(pid, signal.SIGTERM)
 
     def start(self, order: Order) -> None:
         """Begin one job in a process of its own; without fork or if it is made, all of it here and now."""
@@ -5017,19 +4999,15 @@ def help_for(arguments: list[str]) -> str:
     return text.replace(PROGRAM + " ", own_command(""))
 
 # ---- main ----------------------------------------------------------------------------------------
-def guard_process() -> None:
-    """Open closed standard streams, whose place a lock could take. No core file: it would hold the key."""
-    while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass
-    os.close(handle)
-    with suppress(ImportError, OSError, ValueError):  # Windows has no such limit
-        import resource
-        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    guard_process()
+    while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass  # a lock could take the place of a standard stream that is closed
+    os.close(handle)
+    with suppress(ImportError, OSError, ValueError):  # no core file: it would hold the key; not on Windows
+        import resource
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     misplaced = re.findall(MISPLACED_KEY, "\n".join(arguments))  # first: nothing may show a secret
     console = Console(Secrets([*misplaced, *map(environment, KEY_VARIABLES)]))
     console.as_json = "--json" in arguments

@@ -173,7 +173,7 @@ class DryRunTest(PriceCase):
         self.assertEqual(tuple(told[name] for name in names),
                          ("buy", "POST", "https://api.openai.com/v1/images/edits", "gpt-image-2", "a hat",
                           {"quality": "high", "n": 2, "output_format": "webp"}))
-        self.assertEqual((told["output"], told["typical"]), (str(self.work / "hat-1.webp"), "276 s"))
+        self.assertEqual((told["output"], told["typical"]), (str(self.work / "hat-1.webp"), "280 s"))
         self.assertEqual([Path(file["path"]).name for file in told["files"]], ["in.png"])
         text = self.run_program("generate", "a fox", "--quality", "low", "--size", "square", "--dry-run").stdout
         self.assertEqual(text.split("\n"), [

@@ -138,18 +138,19 @@ class ProgressTextTest(unittest.TestCase):
 class UsualTimeTest(unittest.TestCase):
     """Against which time the bar fills."""
 
-    def usual(self, is_exact: bool = True, n: int = 1, api: str = "openai", **parameters: str) -> int:
+    def usual(self, n: int = 1, api: str = "openai", **parameters: str) -> int:
         """Of a job with these parameters."""
-        job, settings = mock.Mock(parameters=parameters, n=n), mock.Mock()
-        settings.api.value = api
-        seconds: int = program.usual_seconds(job, settings, is_exact)
+        order = mock.Mock(line=0)
+        order.job = mock.Mock(parameters=parameters, n=n, target=program.Target("/x", "fox", ".png", False))
+        order.settings.api.value = api
+        run = program.Run(program.Console(program.Secrets()), program.Result())
+        seconds: int = program.for_order(order, run).console.usual
         return seconds
 
     def test_larger_pictures_take_longer(self) -> None:
         for size, seconds in (("auto", 280), ("1024x1024", 280), ("1536x1024", 280), ("2048x2048", 560),
                               ("3840x2160", 520), ("0x0", 280), ("99999x1", 280)):
             self.assertEqual(self.usual(quality="high", size=size), seconds, size)
-            self.assertEqual(self.usual(False, quality="high", size=size), 276, size)
 
     def test_runapi_makes_one_after_another(self) -> None:
         self.assertEqual([self.usual(n=3, api=api, quality="low") for api in ("openai", "runapi")], [70, 210])
@@ -261,7 +262,7 @@ class OddTerminalTest(ProgressCase):
         self.server.default = Answer(delay=1.5)
         result = self.generate("a fox", "--quality", "high", "--size", "3840x2160")
         self.assertNotRegex(result.stderr, r"[\r\x1b]|of about")
-        self.assertIn("typically 276 s\n", result.stderr)
+        self.assertIn("typically 520 s\n", result.stderr)
 
 
 class BytesOnTerminalTest(ProgressCase):
