@@ -19,13 +19,12 @@ Failure thrown in; it yields a Wait before it polls again; it returns an Image, 
 for each image. With the same Job it yields the same paid requests in the same order.
 
 One paid request: run_image_command reads Settings and builds the Job (free, may refuse). made_before looks
-for its receipt: then it is only told again. find_key finds the key. open_folder makes a folder, or takes over
-an unfinished one; while the same command is at work elsewhere, wait_for_twin waits for its result.
-run_provider asks the provider for a Request; start_curl lets curl go on alone, which writes its answer there.
-read_response says what it means, failure_of what is wrong with it, retry_pause when it may be sent again. The
-provider yields the next Request (poll, download) or returns Images; save_images saves them, keep_receipt
-notes them, Console.finish reports them, and the folder is removed. Killed anywhere, the same command finds
-the folder by its fingerprint and replays the provider: answered paid steps are only read.
+for its receipt, find_key for the key. open_folder makes a folder, or takes over an unfinished one, or
+wait_for_twin waits for the same command elsewhere. run_provider asks the provider for a Request; start_curl
+lets curl write its answer there, alone. read_response says what it means, failure_of what is wrong with it,
+retry_pause when it may be sent again. The provider yields the next Request (poll, download) or returns
+Images; save_images saves them, keep_receipt notes them, Console.finish tells, and the folder is removed.
+Killed anywhere, the same command replays the provider in its folder: answered paid steps are only read.
 
 Conventions: checked_x returns the value or raises, check_x only raises, x_fault returns a text or "",
 x_failure makes a Failure, read_x reads a file. What is promised, and what is not, is in README.
@@ -46,7 +45,7 @@ import signal
 import stat
 import time
 import zlib
-from contextlib import nullcontext, redirect_stderr, redirect_stdout, suppress
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from copy import copy
 from errno import EPERM, EROFS
 from functools import partial
@@ -80,14 +79,12 @@ AZURE_CLASSIC_VERSION = "2025-04-01-preview"  # Azure's image documentation, rea
 DEFAULT_BASE_URL, DEFAULT_OUTPUT = "https://api.openai.com/v1", "~/gpt-image2-output.png"
 DEFAULT_TIMEOUT, MAX_TIMEOUT = 600, 1_000_000  # seconds; the official SDK's own; more overflows in curl
 CONNECT_TIMEOUT, DOWNLOAD_TIMEOUT, HEARTBEAT = 30, 300, 30  # seconds; relays are slow; off a terminal
-MAX_REDIRECTS, MINIMUM_CURL = 3, (7, 68)  # the first of a file
 KEEP_DAYS, KEEP_RECEIPT_DAYS, DAY = 30, 90, 86_400  # unfinished requests; what is known of others; seconds
 TRIES, RATE_LIMIT_TRIES = 3, 5  # of what cannot have made an image; below: relays cool down for about 5 s
 POLL_TIMEOUT, POLL_PAUSE, NETWORK_PAUSE, RATE_LIMIT_PAUSE = 60, 3.0, 0.5, 5.0  # seconds; polls of a task
-MAX_PROMPT, MAX_IMAGES, MAX_IMAGE_BYTES = 32_000, 16, 50_000_000  # the first in characters
-SAFE_MASK_BYTES = 4_000_000  # the API reference says 4 MB, the guide 50 MB
+MAX_PROMPT, MAX_IMAGES, MAX_IMAGE_BYTES, SAFE_MASK_BYTES = 32_000, 16, 50_000_000, 4_000_000  # characters
 MAX_PNG_EDGE, MAX_DEFLATED = 65_535, 1032  # a few bytes may claim any size; how many times zlib can shrink
-MAX_N, MAX_PARTIALS, SPARE_IMAGES = 10, 3, 3  # some servers send more images than were asked for
+MAX_N, MAX_PARTIALS, SPARE_IMAGES, MAX_REDIRECTS, MINIMUM_CURL = 10, 3, 3, 3, (7, 68)  # redirects of a file
 EDGE_STEP, MAX_EDGE, MAX_RATIO, MIN_PIXELS, MAX_PIXELS = 16, 3840, 3, 655_360, 8_294_400
 EDGES = range(EDGE_STEP, MAX_EDGE + 1, EDGE_STEP)  # both must be multiples; 3840x2160 is accepted
 MAX_DOWNLOAD_BYTES, MAX_ANSWER_BYTES = 200_000_000, 500_000_000  # a 4K PNG is below 50 MB; ten as base64
@@ -439,11 +436,10 @@ class Order(NamedTuple):
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\udc80-\udc9f]")
 UNQUOTABLE, LONG_TEXT = r"[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f]", "(a long text)"
 SHORTEST_KEY, CUT_MARK = 8, "\u2026"  # what is shorter may be an ordinary word; ends a text that was cut
-# For UTF-8, a character for each byte. CUT: how a text ends that was cut, perhaps inside an escape. ESCAPE:
-# escapes of URLs, HTML and JSON, and what is invisible between two letters. LETTER: one of these, or a byte.
+# For UTF-8, a character for each byte. CUT: how a text ends that was cut. LETTER: an ESCAPE, or a byte.
 CUT = re.compile(r"(?:[ux][\da-f]{0,3}|%[\da-f]?|&#?x?[\da-f]{0,6}|[\xc2-\xf4][\x80-\xbf]{0,2})?"
                  r"(?:\xe2\x80\xa6|\.{3}|\Z)")
-ESCAPE = re.compile(r"(?=[\\%&\x00-\x08\x0b\x0c\x0e-\x1f\x7f\xc2\xe2\xef])(?:"  # skips fast what is not one
+ESCAPE = re.compile(r"(?=[\\%&\x00-\x08\x0b\x0c\x0e-\x1f\x7f\xc2\xe2\xef])(?:"  # or what is invisible
                     r"\\{1,8}(?:x([\da-fA-F]{2})|u([\da-fA-F]{4}))?|%(?:25){0,4}([\da-fA-F]{2})|"
                     r"&#(?:[xX]0{0,4}([2-7][\da-fA-F])|0{0,4}(\d{2,3}));|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|"
                     r"\xc2\xad|\xe2\x80[\x8b-\x8f\xaa-\xae]|\xe2\x81[\xa0-\xaf]|\xef\xbb\xbf)")
@@ -501,10 +497,9 @@ def one_line(text: str, limit: int = 300) -> str:
 
 def as_bytes(text: str) -> bytes:
     """Text with file names as the system spells them; UTF-8 if its encoding lacks a character."""
-    try:
+    with suppress(UnicodeEncodeError):
         return os.fsencode(text)
-    except UnicodeEncodeError:
-        return utf8(text)
+    return utf8(text)
 
 def utf8(text: str) -> bytes:
     """The text in UTF-8, stray bytes as they are; half a character becomes `?`."""
@@ -949,8 +944,7 @@ def checked_price(prices: Sequence[Price], settings: Settings) -> Price:
     if len(known) < len(prices):
         if limit is None:
             return None
-        raise Failure("too_expensive", f"{source} sets a limit, but the price of {settings.model.value} at "
-                      f"{host_of(settings.base_url.value)} is unknown", 'Set price_per_image in the config.')
+        raise Failure("too_expensive", f"{source}: the price is unknown", "Set price_per_image in a config.")
     if limit is not None and high > limit:
         raise Failure("too_expensive", f"this costs {price_text(price)}; {source} allows ${limit}")
     return price
@@ -1037,10 +1031,9 @@ def as_parameter(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise ValueError(f"must look like key=value, not {quoted(text)}")
-    try:
+    with suppress(ValueError, RecursionError):
         return name, json.loads(value, parse_constant=str)
-    except (ValueError, RecursionError):
-        return name, value
+    return name, value
 
 def as_rectangle(text: str) -> str:
     """`X,Y,WIDTH,HEIGHT` without blanks; each in pixels or per cent of the picture."""
@@ -1051,7 +1044,6 @@ def as_rectangle(text: str) -> str:
         raise ValueError(f"must be X,Y,WIDTH,HEIGHT, such as 10,20,300,50%, not {quoted(text)}")
     return ",".join(parts)
 
-SHELLS = ("bash", "zsh", "fish")
 CONFIG, GENERATE, EDIT, IMAGES = ("config",), ("generate",), ("edit",), ("generate", "edit")
 ALL, PATH = (*IMAGES, *CONFIG), os.fspath  # as it is: a path's bytes need not be UTF-8
 OPTIONS = (
@@ -1061,15 +1053,14 @@ OPTIONS = (
     Option(CONFIG, "--check", "", "test curl, the key and the endpoint (free)", alone=True),
     Option(CONFIG, "--history", "[N]", "what was made, its cost (default 20)", number(1, 9999), alone=True),
     Option(CONFIG, "--forget", "ID|all", "give up an unfinished request", str.lower, alone=True),
-    Option(CONFIG, "--completion", "SHELL", "a script for bash, zsh or fish", SHELLS, alone=True),
+    Option(CONFIG, "--completion", "SHELL", "for bash, zsh or fish", ("bash", "zsh", "fish"), alone=True),
     Option(GENERATE, "--batch", "FILE", "a picture for each line, a prompt or a JSON object", PATH),
     Option((*GENERATE, *CONFIG), "--jobs", "1-16", "how many at a time (3)", number(1, MAX_JOBS), "", int, 3),
     Option(ALL, "--gallery", "PAGE.html", "also write a page to look at the pictures", PATH),
     Option(EDIT, "--image", "PATH", "another image, 16 in all; can be repeated", PATH, repeatable=True),
     Option(EDIT, "--mask", "PNG", "as large as IMAGE, transparent where it is to change", PATH, wire="mask"),
     Option(EDIT, "--mask-bw", "PNG", "the same in black and white: what is white changes", PATH),
-    Option(EDIT, "--mask-rect", "X,Y,W,H", "what changes, in pixels or per cent of IMAGE, such as\n"
-           "0,0,50%,50%; can be repeated", as_rectangle, repeatable=True),
+    Option(EDIT, "--mask-rect", "X,Y,W,H", "may change (px or %); repeatable", as_rectangle, repeatable=True),
     Option(EDIT, "--mask-feather", "PIXELS", "with --mask-rect: how wide its soft edge is", number(0, 1000)),
     Option(EDIT, "--mask-exact", "", "put IMAGE's own pixels back outside the mask"),
     Option(EDIT, "--input-fidelity", "low|high", "older models only", ("low", "high"), wire="input_fidelity"),
@@ -1445,8 +1436,7 @@ def choose_key(settings: Settings) -> KeySource | None:
         return chosen
     if keys and not unset:
         raise Failure("key", f"the key from {keys[0].source} is for {keys[0].host} and is not sent to {host} "
-                      f"(from {settings.base_url.source})", f"To use {host}, set GPT_IMAGE2_API_KEY and "
-                      "GPT_IMAGE2_BASE_URL, or put its key and base_url into one config file.")
+                      f"(from {settings.base_url.source})", "Set GPT_IMAGE2_API_KEY and GPT_IMAGE2_BASE_URL.")
     other = f"name its variable as api_key_env in {file}" if file else "run: " + own_command("config --init")
     raise Failure("key", f"no API key for {host}" + (f": {unset}, is not set" if unset else ""),
                   f"Set {'it' if unset else 'GPT_IMAGE2_API_KEY (agents hide OPENAI_API_KEY)'} or {other}")
@@ -1501,7 +1491,8 @@ def fill_options(options: Namespace, settings: Settings, notes: list[str]) -> No
         usual, (value, source) = getattr(options, name), settings.values[name]
         shaped = options.mask_exact and name in ("size", "format") or (
             name == "size" and (options.aspect_ratio or options.resolution))
-        if source == "default" or shaped or (name == "format" and names_format(options.output)):
+        named = os.path.basename(options.output) != os.path.basename(DEFAULT_OUTPUT)
+        if source == "default" or shaped or (name == "format" and named and is_picture_name(options.output)):
             continue  # these flags say it
         is_folder = name == "output" and not is_picture_name(value)  # made or not
         setattr(options, name, os.path.join(value, "") if is_folder else value)
@@ -1602,11 +1593,10 @@ def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[st
     target = checked_target(options.output, image_format, options.overwrite)
     resolution = (options.resolution or "1k") if shaped and not runapi and values["size"] == "auto" else ""
     resolution = "input" if is_own else "exact" if options.mask_exact and size == "auto" else resolution
-    images, mask = tuple(uploads[:len(paths)]), uploads[-1] if masks else None
     form = "rectangles" if options.mask_rect else "bw" if options.mask_bw else "alpha"
-    return Job(options.command, model, prompt, images, mask, {**sent, **dict(options.param)}, options.n,
-               target, options.keep_partials, resolution, form, options.mask_feather or 0,
-               bool(options.mask_exact))  # --param may say what no check here knows
+    return Job(options.command, model, prompt, tuple(uploads[:len(paths)]), uploads[-1] if masks else None,
+               {**sent, **dict(options.param)}, options.n, target, options.keep_partials, resolution, form,
+               options.mask_feather or 0, bool(options.mask_exact))  # --param may say what no check knows
 
 def read_inputs(job: Job, settings: Settings, notes: list[str]) -> Job:
     """The job with what its local files hold, checked (the mask too), and the size that follows from it."""
@@ -1690,10 +1680,8 @@ def shown_input(path: str) -> str:
 def read_text(source: str, what: str, most: int) -> str:
     """The text of a file, or of standard input for `-`; more bytes are too many anyway, and left out."""
     try:
-        if source == "-" and sys.stdin is None:
-            raise OSError("it is closed")
-        path = os.path.expanduser(source)
-        with nullcontext(sys.stdin.buffer) if source == "-" else open(path, "rb") as stream:
+        piped = source == "-"
+        with open(0 if piped else os.path.expanduser(source), "rb", closefd=not piped) as stream:
             content = stream.read(most)
         return content.decode("utf-8-sig", "ignore" if len(content) == most else "strict")
     except (OSError, UnicodeDecodeError) as error:
@@ -1776,8 +1764,7 @@ def openai_values(options: Namespace, size: str, settings: Settings, notes: list
         (options.compression is not None and image_format not in ("jpeg", "webp"),
          f"--compression needs --format jpeg or webp: {image_format.upper()} is always lossless", ""),
         (options.background == "transparent" and image_format == "jpeg", "JPEG cannot be transparent", ""),
-        (options.input_fidelity and rules is MODELS[DEFAULT_MODEL],
-         f"{model} always uses high input fidelity; remove --input-fidelity", ""),
+        (options.input_fidelity and rules is MODELS[DEFAULT_MODEL], f"{model} has no --input-fidelity", ""),
         (options.aspect_ratio not in (None, "auto") and not match, "an --aspect-ratio is like 16:9", ""))
     if match or (options.command == "generate" and (options.aspect_ratio or options.resolution)):
         width, height = map(int, match.groups()) if match else (1, 1)
@@ -1829,10 +1816,6 @@ def chosen_format(options: Namespace) -> str:
 def is_picture_name(path: str) -> bool:
     """Whether a path ends like that of a picture."""
     return os.path.splitext(path)[1].lower() in sum(SUFFIXES.values(), ())
-
-def names_format(output: str) -> bool:
-    """Whether somebody has chosen a format by the name of a file."""
-    return is_picture_name(output) and os.path.basename(output) != os.path.basename(DEFAULT_OUTPUT)
 
 def checked_target(output: str, image_format: str, overwrite: bool) -> Target:
     """Where to save, from -o: a file, or a folder to save in. cat.v2 is a name without a format."""
