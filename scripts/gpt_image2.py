@@ -2123,18 +2123,16 @@ CURL_KINDS = {**dict.fromkeys((1, 3, 77), "config"), 2: "curl", 23: "disk", 26: 
               **dict.fromkeys((35, 60), "tls")}  # all others: network
 CURL_FAULTS = {  # what curl's own message, which follows, does not say as well
     STOPPED: "curl was stopped", 65: "the request would have to be repeated, which could charge you twice",
-    6: "cannot find the server", 7: "no server is listening there", 8: "the server there does not speak HTTP",
-    18: "the reply was cut off", 23: "the disk is full", 28: "could not connect in time",
-    35: "the TLS handshake failed: a wrong port, or a proxy in between", 56: "the connection broke",
+    7: "no server is listening there", 8: "the server there does not speak HTTP", 23: "the disk is full",
+    28: "could not connect in time", 35: "the TLS handshake failed: a wrong port, or a proxy in between",
     60: "the server's certificate is not trusted", TOO_LARGE: "the reply is larger than allowed"}
 EARLY, HOPELESS = (2, 3, 5, 6, 7, 35, 60, 77), (1, 2, 3, 26, 60, 77)  # nothing had left; it will fail again
 NO_KEYS = {  # what is not a key -> what is wrong with it; the first that matches counts
     "": "is empty", r".*[\r\n].*": "contains a line break",
     r"[\"'`\u2018-\u201f\u00ab\u00bb].*|.*[\"'`\u2018-\u201f\u00ab\u00bb]": "is in quotes: remove them",
     r".*(\.\.\.|\u2026|\*\*\*).*|<.*>|\[.*\]|\$?\{.*\}|\$?[A-Z0-9]+(_[A-Z0-9]+)*_KEY|%\w+%|(?i:"
-    r"(.*[-_ ])?(your|insert|replace|change)[-_ ]?(([a-z0-9]+[-_ ])*(api)?(key|token|secret|here)|me|this)|"
-    r".*(key|token)[-_ ]here|(my[-_ ]?)?api[-_ ]?key|([srp]k-)?(proj-)?[x-]*xxx[x-]*|[srp]k-(proj-)?)":
-        "is only a placeholder: put the real key there",
+    r"([srp]k-)?(proj-)?[x-]*|(my[-_ ]?)?api[-_ ]?key|(.*[-_ ])?(your|insert|paste|replace|change)[-_ ]?"
+    r"(.*[-_ ])?((api)?key|token|secret|here|me|this))": "is only a placeholder: put the real key there",
     r"(?i:bearer\s.*)|[A-Z_\d]+_KEY=.*": "starts with another word: leave only the key",
     r".*[^\x21-\x7e].*": "contains a space or a character that is not ASCII"}
 # Codex's words, read in 0.169. It sets CODEX_SANDBOX_NETWORK_DISABLED where a command has no network.
@@ -2925,14 +2923,13 @@ def retry_pause(request: Request, failure: Failure, headers: Mapping[str, str], 
     first = 2 * NETWORK_PAUSE if rules.repeatable else RATE_LIMIT_PAUSE if status else NETWORK_PAUSE
     return first * 2.0 ** (attempt - 1) if delay is None else delay
 
-# A pause in words: 20s, 7h12m0s, 51.84 seconds, 1 hour and 5 minutes, a minute; and what stands before it.
+# A pause in words: 20s, 7h12m0s, 51.84 seconds, 1 hour and 5 minutes; and what stands before it.
 UNITS = {"ms": 0.001, "mil": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
-AMOUNT = (r"(\d+(?:\.\d+)?|\ban?(?=\s))\s{0,3}(ms|mil|[smhd])"
+AMOUNT = (r"(\d+(?:\.\d+)?)\s{0,3}(ms|mil|[smhd])"
           r"(?:liseconds?|ec(?:ond)?s?|in(?:ute)?s?|(?:ou)?rs?|ays?)?(?![a-z])")
 DURATION = rf"((?:{AMOUNT}(?:,?\s{{1,3}}(?:and\s{{1,3}})?)?)+)"
-PAUSE_WORDS = (r"\b(?:again|retry(?:.?(?:after|delay))?|wait|resets?|available|cool.?down)(?![a-z])\W{1,5}"
-               r"(?:[a-z]{1,9}\W{1,3}){0,3}?" + DURATION, r"\b(?:in|after)\s{1,3}" + DURATION,
-               r"\bretry.?after\W{1,4}(\d+(?:\.\d+)?)(?![\w:/-])")
+PAUSE_WORDS = (r"\b(?:again|retry(?:delay)?|wait|cool.?down)\W{1,5}(?:[a-z]{1,9}\W{1,3}){0,3}?" + DURATION,
+               r"(?:\bin|after)\W{1,4}" + DURATION)
 
 def server_pause(headers: Mapping[str, str], message: str) -> float | None:
     """The pause that a server asks for, in seconds: in two headers, or in words of its message."""
@@ -2940,8 +2937,8 @@ def server_pause(headers: Mapping[str, str], message: str) -> float | None:
     places = (f"in {headers.get('retry-after-ms')}ms", f"in {text}" if text else message, f"in {text}s")
     for words, place in ((words, place) for place in places for words in PAUSE_WORDS):
         if match := re.search(words, place, re.IGNORECASE):
-            parts = re.findall(AMOUNT, match.group(1), re.IGNORECASE) or [(match.group(1), "s")]
-            return sum(float(re.sub(r"(?i)an?", "1", number)) * UNITS[unit.lower()] for number, unit in parts)
+            parts = re.findall(AMOUNT, match.group(1), re.IGNORECASE)
+            return sum(float(number) * UNITS[unit.lower()] for number, unit in parts)
     from email.utils import mktime_tz, parsedate_tz
     with suppress(ValueError, OverflowError, TypeError, IndexError):  # which one depends on Python's version
         return max(0.0, mktime_tz(parsedate_tz(text)) - time.time())  # type: ignore[arg-type]
