@@ -20,7 +20,7 @@ SPELLINGS = (
     ("Please wait 2 minutes", 120), ("wait for at least 30 secs", 30), ("Try again in 1 minute.", 60),
     ("RETRY AFTER 1 HOUR AND 5 MINUTES", 3900), ("resets in 1h 2m 3s", 3723),
     ("resets in 6 hours, 3 mins", 21780), ("retryDelay: 34s", 34),
-    ("available again in 2 days", 172800), ("Cool-down: 500 milliseconds", 0.5), ("after 10 sec", 10),
+    ("available again in 2 days", 172800), ("Cool-down: 500 ms", 0.5), ("after 10 sec", 10),
     ("Limit: 5 requests in 60s. Please try again in 12s.", 12))
 NO_PAUSE = ("", "Rate limit reached", "try again later", "try again in a few minutes", "retry after 2026-11-01",
             "edits of 3 models after 5 media", "waited 30s", "in 2 stages", "again at 12:30", "retry after 10:30")
