@@ -3889,27 +3889,26 @@ def preview(saved: Saved) -> str:
 
 # ---- Gallery: a page to look at pictures ---------------------------------------------------------
 GENERATOR = f'name="generator" content="{PROGRAM}"'  # how a page of this program is known
-GALLERY_STYLE = """:root { color-scheme: light dark; } :root:has(dialog[open]) { overflow: hidden; }
-* { box-sizing: border-box; margin: 0; overflow-wrap: anywhere; } a, button { color: inherit; }
+STYLE = """:root { color-scheme: light dark; } :root:has(dialog[open]) { overflow: hidden; }
+* { box-sizing: border-box; margin: 0; overflow-wrap: anywhere; } b { color: light-dark(#a23a24, #f0967f); }
 body, dialog { font: 1rem/1.45 system-ui, sans-serif; color: light-dark(#21201c, #ebe8e1);
   background: light-dark(#fbfaf7, #171715); } .open, figure, code { background: light-dark(#eeebe4, #252422) }
 body { max-width: 100rem; margin: auto; padding: clamp(1rem, 4vw, 4rem); } h1 + p { margin: .5rem 0 2rem; }
 h1 + p, .facts, code, nav { color: light-dark(#686459, #a39e93); font-size: .875rem; } nav span { flex: 1; }
 ul { display: grid; grid-template-columns: repeat(auto-fill, minmax(clamp(8.5rem, 17vw, 16rem), 1fr));
   gap: 1.75rem 1.25rem; padding: 0; list-style: none; } li .file, li code, li button { display: none; }
-.open, code { display: block; border-radius: .5rem; } .open:not(:has(img)), figure { padding: 1rem; }
-.open { aspect-ratio: 1; overflow: hidden; text-decoration: none; } b { color: light-dark(#a23a24, #f0967f); }
-.open img { width: 100%; height: 100%; object-fit: contain; } .prompt { margin: .625rem 0 .25rem; }
+.open, code, button { display: block; border-radius: .5rem; } .open:not(:has(img)), figure { padding: 1rem; }
+.open { aspect-ratio: 1; overflow: hidden; text-decoration: none; } .prompt { margin: .625rem 0 .25rem; }
+.open img { width: 100%; height: 100%; object-fit: contain; } figure { display: grid; place-content: center; }
 li .prompt { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 2; overflow: hidden; }
-.prompt, figure { white-space: pre-line; } code { white-space: pre-wrap; margin: 1rem 0; padding: .75rem; }
-button { font: .875rem system-ui; background: none; border: 1px solid; border-radius: .5rem; padding: .7rem; }
+code { white-space: pre-wrap; margin: 1rem 0; padding: .75rem; } a, button { color: inherit; }
+button { font: inherit; background: none; border: 1px solid; padding: .7rem; } nav, section { padding: 1rem; }
+nav { display: flex; align-items: center; gap: .5rem; } figure img { max-width: 100%; max-height: 88vh; }
 dialog { width: 100%; height: 100%; max-width: none; max-height: none; border: 0; padding: 0; }
-dialog[open] { display: grid; grid: auto minmax(50vh, auto) 1fr / minmax(0, 1fr); } h1 { line-height: 1.15; }
-nav { display: flex; align-items: center; gap: .5rem; } nav, section { padding: 1rem; }
-figure { display: grid; place-content: center; } figure img { max-width: 100%; max-height: 88vh; }
+dialog[open] { display: grid; grid: auto minmax(50vh, auto) 1fr / minmax(0, 1fr); }
 @media (min-width: 50rem) { dialog[open] { grid: auto minmax(0, 1fr) / minmax(0, 1fr) 24rem; }
-  figure { grid-area: 1 / 1 / 3; } section { overflow: auto; } }"""
-GALLERY_SCRIPT = """let links, box, at;
+  figure { grid-area: 1 / 1 / 3; } section { overflow: auto; } } .prompt, figure { white-space: pre-line; }"""
+SCRIPT = """let at, box = document.querySelector("dialog"), links = [...document.querySelectorAll(".open")];
 function show() {  // what the address names: so it stays open over a reload, and "back" closes it
   at = links.findIndex(link => link.hash === location.hash); if (at < 0) return box.close();
   const [link, ...texts] = links[at].parentNode.cloneNode(true).children, [bar, figure, about] = box.children;
@@ -3923,17 +3922,15 @@ function copy(button) {  // navigator.clipboard is missing in some browsers for 
 const step = by => location.replace(links.at((at + by) % links.length).hash);
 const actions = {ArrowLeft: () => step(-1), ArrowRight: () => step(1), close: () => box.close(), copy};
 onclick = ({target}) => actions[target.className]?.(target);
-onkeydown = e => { if (box?.open && !e.altKey && !e.ctrlKey && !e.metaKey) actions[e.key]?.(); };
+onkeydown = e => { if (box.open && !e.altKey && !e.ctrlKey && !e.metaKey) actions[e.key]?.(); };
 addEventListener("error", ({target}) => target.replaceWith?.("This picture is gone."), true);
-addEventListener("DOMContentLoaded", () => {
-  links = [...document.querySelectorAll(".open")]; box = document.querySelector("dialog");
-  box.onclose = () => { links[at]?.focus(); history.replaceState(null, "", location.href.split("#")[0]); };
-  onhashchange = show; show(); links.find(link => link.href === history.state)?.focus({preventScroll: true});
-  if (document.documentElement.dataset.unfinished) setInterval(() => {
-    if (document.hidden || String(getSelection())) return;
-    history.replaceState(document.activeElement.href, ""); location.reload();
-  }, 5000);
-});"""
+for (const i of [...document.images]) if (i.complete && !i.naturalWidth) i.dispatchEvent(new Event("error"));
+box.onclose = () => { links[at]?.focus(); history.replaceState(null, "", location.href.split("#")[0]); };
+onhashchange = show; show(); links.find(link => link.href === history.state)?.focus({preventScroll: true});
+if (document.documentElement.dataset.unfinished) setInterval(() => {
+  if (document.hidden || String(getSelection())) return;
+  history.replaceState(document.activeElement.href, ""); location.reload();
+}, 5000);"""
 
 def write_gallery(page: str, entries: Sequence[Any], console: Console, missing: int = 0) -> None:
     """Write the page, if there is to be one, whole, in one step; a problem is only a warning now."""
@@ -3954,7 +3951,7 @@ def gallery_page(page: str, entries: Sequence[Mapping[str, Any]], missing: int) 
     from urllib.parse import quote as escaped
     folder = os.path.dirname(os.path.abspath(page))
     style, script = (base64.b64encode(sha256(text.encode()).digest()).decode()
-                     for text in (GALLERY_STYLE, GALLERY_SCRIPT))
+                     for text in (STYLE, SCRIPT))
     images = sum(len(entry.get("saved") or ()) for entry in entries)
     failed = sum(bool(entry.get("error")) for entry in entries)
     costs = [entry["cost_usd"] for entry in entries if isinstance(entry.get("cost_usd"), (int, float))]
@@ -3964,8 +3961,7 @@ def gallery_page(page: str, entries: Sequence[Mapping[str, Any]], missing: int) 
            f'<meta {GENERATOR}>\n<meta name="viewport" content="width=device-width">\n'
            '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src \'self\' file:'
            f"; style-src 'sha256-{style}'; script-src 'sha256-{script}'\">\n<title>Pictures</title>\n"
-           f"<style>{GALLERY_STYLE}</style>\n<script>{GALLERY_SCRIPT}</script>\n"
-           f"<main><h1>Pictures</h1><p>{', '.join(filter(None, told))}</p><ul>\n")
+           f"<style>{STYLE}</style><main><h1>Pictures</h1><p>{', '.join(filter(None, told))}</p><ul>\n")
     for number, entry in enumerate(entries):  # a card for each picture of a request, and one for its fault
         prompt, command, error = (as_html(entry.get(name)) for name in ("prompt", "command", "error"))
         files, quality, seconds, made = map(entry.get, ("saved", "quality", "elapsed_s", "time"))
@@ -3985,7 +3981,8 @@ def gallery_page(page: str, entries: Sequence[Mapping[str, Any]], missing: int) 
                    f'{name} {local_time(made) if made else ""}</p>{copy}</li>\n')
     yield ('</ul></main><dialog aria-label="One picture"><nav><span></span><button class="ArrowLeft">Previous'
            '</button><button class="ArrowRight" autofocus>Next</button><button class="close">Close</button>'
-           '</nav><figure class="close" aria-live="polite"></figure><section></section></dialog>\n')
+           '</nav><figure class="close" aria-live="polite"></figure><section></section></dialog>\n'
+           f"<script>{SCRIPT}</script>\n")
 
 def as_html(text: Any) -> str:
     """An outside text for the page."""
@@ -3999,8 +3996,7 @@ def run_image_command(options: Namespace, run: Run) -> int:
     ignore_signals = catch_signals()
     if options.batch:
         return run_batch(options, settings, run, ignore_signals)
-    if options.jobs:
-        raise usage_failure("--jobs works only with --batch")
+    refuse_broken((options.jobs, "--jobs works only with --batch", ""))
     order = checked_order(options, settings, run)
     run = for_order(order, run)
     receipt = None if order.fresh else made_before(order.identity, run.console)
@@ -4141,16 +4137,13 @@ def command_of(order: Order) -> str:
     words = [quote(upload.path) for upload in job.images]
     own_size = {"size": "input"} if job.resolution in ("input", "exact") else {}
     for name, value in {**({"n": job.n} if job.n > 1 else {}), **job.parameters, **own_size}.items():
-        if row := rows.get(name):
-            words += [row.flag, *([quote(as_text(value))] if row.value else [])]
-        else:
-            words += ["--param", quote(f"{name}={as_text(value)}")]
+        row, text = rows.get(name), as_text(value)
+        words += [row.flag] + [quote(text)] * bool(row.value) if row else ["--param", quote(f"{name}={text}")]
     if job.mask:
         name, *paths = {"alpha": ("--mask", job.mask.path), "bw": ("--mask-bw", job.mask.path)}.get(
             job.mask_form, ("--mask-rect", *job.mask.path.split()))
-        words += [word for path in paths for word in (f"{name}={quote(path)}",)]
-        words += ["--mask-feather", str(job.feather)] if job.feather else []
-        words += ["--mask-exact"] if job.exact else []
+        words += [f"{name}={quote(path)}" for path in paths]
+        words += ["--mask-feather", str(job.feather)] * bool(job.feather) + ["--mask-exact"] * job.exact
     words += ["--model", quote(job.model)] if job.model != DEFAULT_MODEL else []
     for setting in (settings.base_url, settings.api):
         words += [setting.source, quote(setting.value)] if setting.source.startswith("--") else []
@@ -4266,8 +4259,7 @@ def refuse_keys(job: Job, keys: Sequence[str]) -> None:
     text = json.dumps([job.prompt, job.model, *job.parameters.items()], ensure_ascii=False)
     text = utf8(text).decode("latin-1")
     known = [key for key in keys if len(key) >= SHORTEST_KEY and not key.isalpha()]  # it may be a word
-    if blanked(text, known, "*") != text:
-        raise usage_failure("the prompt or an option contains a known key or password", "Nothing was sent.")
+    refuse_broken((blanked(text, known, "*") != text, "the prompt or an option contains a known key", ""))
 
 # How a job ended              can be collected   folder stays   billed                    --fresh may drop it
 # everything is saved           -                  no             -                         -
@@ -4339,10 +4331,9 @@ def make_images(provider: Provider, job: Job, settings: Settings, folder: Folder
     save_images(images[:job.n + SPARE_IMAGES], job, folder, run)
     is_short, answers = len(images) < job.n and run.result.is_cut_off, folder.answers()
     if answers and (is_short or len(images) > job.n + SPARE_IMAGES):
-        try:
+        kept = "could not be saved"
+        with suppress(OSError):  # the images are saved, and must be reported
             kept = "was saved to " + save_answer(answers[-1], job.target, console.secrets.texts)
-        except OSError as error:  # the images are saved, and must be reported
-            kept = f"could not be saved: {reason(error)}"
         console.warn(f"images requested: {job.n}, received: {len(images)}; the whole reply {kept}")
     partials.remove()
     warn_about_differences(job, run)
@@ -4467,8 +4458,7 @@ def write_config(path: str, content: Mapping[str, Any], force: bool) -> None:
         with suppress(FileNotFoundError), plain_file(path, follow=True) as old:
             if re.search(rb'"(api_key|headers)"', text := old.read(MAX_CONFIG_BYTES)):
                 private_file(path + ".bak", content=text).close()
-        if not give_name(part, path, force):
-            raise usage_failure(f"{path} already exists")
+        refuse_broken((not give_name(part, path, force), f"{path} already exists", ""))
     except OSError as error:
         raise usage_failure(f"cannot write {path}: {reason(error)}") from None
     finally:
@@ -4488,8 +4478,7 @@ def show_settings(settings: Settings, console: Console) -> None:
     pending = map_texts(unfinished_commands(console), clean)
     console.tell(settings={name: row._asdict() for name, row in rows.items()}, pending=pending,
                  config_file=settings.config_path or None)
-    first = ["base_url", *(name for name in rows if name.startswith("api_key")), "model"]
-    for name in [*first, *(name for name in rows if console.verbose and name not in first)]:
+    for name in [name for name in rows if console.verbose or re.match("base_url$|api_key|model$", name)]:
         console.output(f"{name:<11} {rows[name].value or '-'}  ({rows[name].source})")
     console.output(f"config file {settings.config_path or 'none of ' + ', '.join(config_locations())}")
     for request in pending:
@@ -4552,9 +4541,8 @@ def show_history(most: int, page: str, console: Console) -> None:
             size = f"{file['width']}x{file['height']}"
             console.output(f"{facts}  {size:<9}  {file['path']}  {one_line(each['prompt'], 60)}")
     for name, total in sums.items():
-        number = f"{total['pictures']} picture{'s' * (total['pictures'] != 1)}"
         unknown = f", {total['unknown']} of them of unknown cost" if total["unknown"] else ""
-        console.output(f"{name}: {in_dollars(total)} for {number}{unknown}")
+        console.output(f"{name}: {in_dollars(total)}, pictures: {total['pictures']}{unknown}")
 
 def local_time(seconds: float) -> str:
     """A time as people here write it."""
@@ -4643,8 +4631,7 @@ def run_batch(options: Namespace, settings: Settings, run: Run, ignore_signals: 
 def read_batch(options: Namespace, settings: Settings, run: Run) -> list[Order]:
     """One order for each line. All faults are told with their lines; then nothing is sent."""
     text, orders, faults = read_text(options.batch, "the batch", MAX_BATCH_BYTES), [], []
-    if len(text) * 4 >= MAX_BATCH_BYTES:
-        raise usage_failure("the batch is too long: make several of it")
+    refuse_broken((len(text) * 4 >= MAX_BATCH_BYTES, "the batch is too long: make several of it", ""))
     lines = [(number, line.strip()) for number, line in enumerate(re.split("\r\n?|\n", text), 1)
              if not re.match(r"\s*(#|\Z)", line)]
     value, source = settings.output
@@ -4661,9 +4648,8 @@ def read_batch(options: Namespace, settings: Settings, run: Run) -> list[Order]:
         text = run.console.secrets.clean(f"line {number}: {message}")
         run.console.warnings.append(text)  # for the JSON result
         run.console.error_line(f"{text}{'' if text.endswith(('?', '.')) else '.'} {hint}".rstrip())
-    if faults or not orders:
-        raise usage_failure(f"{len(faults)} of {len(lines)} lines cannot be used; nothing was sent" if faults
-                            else f"there is no prompt in {options.batch}")
+    refuse_broken((faults, f"{len(faults)} of {len(lines)} lines cannot be used; nothing was sent", ""),
+                  (not orders, f"there is no prompt in {options.batch}", ""))
     return orders
 
 def for_line(number: int, warnings: Sequence[str], run: Run) -> Run:
@@ -4704,8 +4690,7 @@ def line_value(name: str, value: Any, command: str) -> Any:
     row = LINE_KEYS.get(name)
     if row is None:
         raise usage_failure(f"unknown key {quoted(name)}.{nearest(name, [*LINE_KEYS, 'prompt'])}")
-    if command not in row.commands:
-        raise usage_failure(f"{name} needs an image")
+    refuse_broken((command not in row.commands, f"{name} needs an image", ""))
     if row.repeatable and isinstance(value, dict):
         return list(value.items())
     if row.repeatable:
