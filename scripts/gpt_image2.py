@@ -38,6 +38,7 @@ if __name__ == "__main__" and not sys.flags.isolated and not getattr(sys.flags, 
     sys.path.pop(0)  # the folder of this file, which may hold somebody else's shlex.py or json.py
 
 import base64
+import io
 import json
 import os
 import re
@@ -57,6 +58,7 @@ from os import environ
 from shlex import quote
 from types import SimpleNamespace as Namespace
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn, Optional
+from unicodedata import category, normalize
 
 try:
     import fcntl
@@ -1749,7 +1751,6 @@ def data_content(uri: str) -> bytes:
 
 def read_input(content: bytes, who: str, name: str) -> Picture:
     """The picture of an input. name: of the file to convert, for the hint."""
-    import io
     picture = inspect_picture(stream := io.BytesIO(content))
     if picture and picture.format in FORMATS and picture.width * picture.height:
         if not is_whole(stream, picture):
@@ -4037,9 +4038,8 @@ def for_order(order: Order, run: Run) -> Run:
     run.result.flat = settings.price_per_image.value
     quality, edges = as_text(job.parameters.get("quality")), split_size(as_text(job.parameters.get("size")))
     seconds, tokens = TYPICAL_SECONDS.get(quality, 0), partial(image_tokens, quality=quality)
-    size = tokens(*edges) / tokens(1024, 1024) if seconds and edges and all(edges) else 1
-    one_by_one = job.n if settings.api.value == "runapi" else 1
-    run.console.usual = round(seconds * max(1, size) * one_by_one / 10) * 10
+    size = max(1, tokens(*edges) / tokens(1024, 1024)) if seconds and edges and all(edges) else 1
+    run.console.usual = int(round(seconds * size * (job.n if settings.api.value == "runapi" else 1), -1))
     return run._replace(typical=f"{run.console.usual} s" if seconds else "70 to 280 s")
 
 def tell_planned(job: Job, notes: Sequence[str], shaped: bool, run: Run) -> None:
@@ -4491,8 +4491,7 @@ def show_settings(settings: Settings, console: Console) -> None:
 def forget_requests(wanted: str, console: Console) -> None:
     """Give up the unfinished request with this id, or all that nobody works on: what is under way ends."""
     chosen = [path for path in requests_in(journal_roots(console), console) if wanted in (path[-8:], "all")]
-    if not chosen and wanted != "all":
-        raise usage_failure("no unfinished request has this id", "List them with: " + own_command("config"))
+    refuse_broken((not chosen and wanted != "all", "no request has this id", "See: " + own_command("config")))
     forgotten = []
     for path in chosen:
         folder = Folder(path, take_lock(os.path.join(path, "owner")), True)
@@ -4701,7 +4700,6 @@ def line_value(name: str, value: Any, command: str) -> Any:
 
 def file_stem(prompt: str) -> str:
     """A name from a prompt's first words, in any script, that every file system takes."""
-    from unicodedata import category, normalize
     letters = (sign if category(sign)[0] in "LMN" else " " for sign in normalize("NFC", prompt[:300].lower()))
     name = "-".join("".join(letters).split())
     short = utf8(name)[:50].decode("utf-8", "ignore")
@@ -4715,7 +4713,6 @@ def renamed(order: Order, stem: str) -> Order:
 
 def named_apart(orders: Sequence[Order]) -> tuple[list[Order], list[tuple[int, str, str]]]:
     """(the orders, equal ones only once; the faults where different ones name the same file)."""
-    from unicodedata import normalize
     first: dict[str, Order] = {}
     clashes = []
     def place(order: Order) -> str:  # some file systems see no difference
@@ -4782,7 +4779,6 @@ class Batch:
         found = made_before(order.identity, run.console) if order.line in self.made else None
         action = partial(buy_or_collect, order, found, self.key, run)
         if found or not hasattr(os, "fork"):
-            import io
             with redirect_stdout(io.StringIO()) as told, redirect_stderr(None):
                 exit_code = exit_code_of(lambda: action(lambda: None), run)
             self.tell(order, json.loads(told.getvalue()), exit_code)

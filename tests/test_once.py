@@ -537,7 +537,7 @@ class ForgetTest(OnceCase):
         world = self.trial("unknown")
         result = self.config(world, "--forget", "9000eebc")
         self.assertEqual((result.exit_code, len(result.errors)), (USAGE, 1))
-        self.assertIn("no unfinished request has this id", result.stderr)
+        self.assertIn("no request has this id", result.stderr)
         self.assertIn("config", result.stderr)
         self.assertEqual(self.config(world, "--forget").exit_code, USAGE)
         self.assertEqual(self.config(world, "--forget", "all").exit_code, 0)
