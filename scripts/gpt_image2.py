@@ -4545,7 +4545,7 @@ def show_history(most: int, page: str, console: Console) -> None:
 
 def local_time(seconds: float) -> str:
     """A time as people here write it."""
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(max(0, min(seconds, 3e10))))  # a clock may jump
 
 def in_dollars(record: Mapping[str, Any]) -> str:
     """What something cost."""
@@ -4622,10 +4622,9 @@ def run_batch(options: Namespace, settings: Settings, run: Run, ignore_signals: 
         console.output(f"{len(orders)} jobs, {len(to_buy)} of them to buy; price: {price_text(price)}")
         return OK
     console.note(f"{len(orders)} jobs, {len(to_buy)} of them to buy, price: {price_text(price)}")
-    made = {line for line, would in woulds.items() if would == "made_before"}
-    others = [order for order in orders if order.line not in made]
+    others = [order for order in orders if woulds[order.line] != "made_before"]
     key = ready_to_buy(others, settings, console) if others else KeySource("nothing", "")
-    return Batch(settings.jobs.value, key, made, page, run).run_all(orders, ignore_signals)
+    return Batch(settings.jobs.value, key, woulds, page, run).run_all(orders, ignore_signals)
 
 def read_batch(options: Namespace, settings: Settings, run: Run) -> list[Order]:
     """One order for each line. All faults are told with their lines; then nothing is sent."""
@@ -4730,9 +4729,9 @@ def named_apart(orders: Sequence[Order]) -> tuple[list[Order], list[tuple[int, s
 class Batch:
     """Runs orders in forked children and tells each result. running: by the pipe of each, its order, process
     and words so far. stopped: why no other job may begin. limited: met a rate limit, is tried once more."""
-    def __init__(self, jobs: int, key: KeySource, made: set[int], page: str, run: Run) -> None:
+    def __init__(self, jobs: int, key: KeySource, woulds: Mapping[int, str], page: str, run: Run) -> None:
         from mmap import mmap
-        self.jobs, self.key, self.made, self.page, self.console = jobs, key, made, page, run.console
+        self.jobs, self.key, self.woulds, self.page, self.console = jobs, key, woulds, page, run.console
         self.run = run._replace(calm=memoryview(mmap(-1, 8)).cast("d"))
         self.running: dict[int, tuple[Order, int, bytearray]] = {}
         self.limited: list[tuple[Order, Mapping[str, Any], int]] = []
@@ -4744,7 +4743,7 @@ class Batch:
     def run_all(self, orders: Sequence[Order], ignore_signals: Action) -> int:
         """Run all orders, first those that were made before; the exit code: the highest of their own."""
         self.total, self.waiting = len(orders), sorted(  # the last comes first
-            orders, key=lambda order: (order.line in self.made, -order.line))
+            orders, key=lambda order: (self.woulds[order.line] == "made_before", -order.line))
         while self.running or (self.waiting and not self.stopped):
             try:
                 while self.waiting and len(self.running) < self.jobs and not self.stopped:
@@ -4776,7 +4775,7 @@ class Batch:
     def start(self, order: Order) -> None:
         """Begin one job in a process of its own; without fork or if it is made, all of it here and now."""
         run = for_order(order, self.run)
-        found = made_before(order.identity, run.console) if order.line in self.made else None
+        found = made_before(order.identity, run.console) if self.woulds[order.line] == "made_before" else None
         action = partial(buy_or_collect, order, found, self.key, run)
         if found or not hasattr(os, "fork"):
             with redirect_stdout(io.StringIO()) as told, redirect_stderr(None):
