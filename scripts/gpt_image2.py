@@ -37,6 +37,7 @@ if __name__ == "__main__" and not sys.flags.isolated and not getattr(sys.flags, 
     sys.path.pop(0)  # the folder of this file, which may hold somebody else's shlex.py or json.py
 
 import base64
+import io
 import json
 import os
 import re
@@ -56,6 +57,7 @@ from os import environ
 from shlex import quote
 from types import SimpleNamespace as Namespace
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn, Optional
+from unicodedata import category, normalize
 
 try:
     import fcntl
@@ -1729,7 +1731,6 @@ def data_content(uri: str) -> bytes:
 
 def read_input(content: bytes, who: str, name: str) -> Picture:
     """The picture of an input. name: of the file to convert, for the hint."""
-    import io
     picture = inspect_picture(stream := io.BytesIO(content))
     if picture and picture.format in FORMATS and picture.width * picture.height:
         if not is_whole(stream, picture):
@@ -3830,27 +3831,26 @@ def preview(saved: Saved) -> str:
 
 # ---- Gallery: a page to look at pictures ---------------------------------------------------------
 GENERATOR = f'name="generator" content="{PROGRAM}"'  # how a page of this program is known
-GALLERY_STYLE = """:root { color-scheme: light dark; } :root:has(dialog[open]) { overflow: hidden; }
-* { box-sizing: border-box; margin: 0; overflow-wrap: anywhere; } a, button { color: inherit; }
+STYLE = """:root { color-scheme: light dark; } :root:has(dialog[open]) { overflow: hidden; }
+* { box-sizing: border-box; margin: 0; overflow-wrap: anywhere; } b { color: light-dark(#a23a24, #f0967f); }
 body, dialog { font: 1rem/1.45 system-ui, sans-serif; color: light-dark(#21201c, #ebe8e1);
   background: light-dark(#fbfaf7, #171715); } .open, figure, code { background: light-dark(#eeebe4, #252422) }
 body { max-width: 100rem; margin: auto; padding: clamp(1rem, 4vw, 4rem); } h1 + p { margin: .5rem 0 2rem; }
 h1 + p, .facts, code, nav { color: light-dark(#686459, #a39e93); font-size: .875rem; } nav span { flex: 1; }
 ul { display: grid; grid-template-columns: repeat(auto-fill, minmax(clamp(8.5rem, 17vw, 16rem), 1fr));
   gap: 1.75rem 1.25rem; padding: 0; list-style: none; } li .file, li code, li button { display: none; }
-.open, code { display: block; border-radius: .5rem; } .open:not(:has(img)), figure { padding: 1rem; }
-.open { aspect-ratio: 1; overflow: hidden; text-decoration: none; } b { color: light-dark(#a23a24, #f0967f); }
-.open img { width: 100%; height: 100%; object-fit: contain; } .prompt { margin: .625rem 0 .25rem; }
+.open, code, button { display: block; border-radius: .5rem; } .open:not(:has(img)), figure { padding: 1rem; }
+.open { aspect-ratio: 1; overflow: hidden; text-decoration: none; } .prompt { margin: .625rem 0 .25rem; }
+.open img { width: 100%; height: 100%; object-fit: contain; } figure { display: grid; place-content: center; }
 li .prompt { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 2; overflow: hidden; }
-.prompt, figure { white-space: pre-line; } code { white-space: pre-wrap; margin: 1rem 0; padding: .75rem; }
-button { font: .875rem system-ui; background: none; border: 1px solid; border-radius: .5rem; padding: .7rem; }
+code { white-space: pre-wrap; margin: 1rem 0; padding: .75rem; } a, button { color: inherit; }
+button { font: inherit; background: none; border: 1px solid; padding: .7rem; } nav, section { padding: 1rem; }
+nav { display: flex; align-items: center; gap: .5rem; } figure img { max-width: 100%; max-height: 88vh; }
 dialog { width: 100%; height: 100%; max-width: none; max-height: none; border: 0; padding: 0; }
-dialog[open] { display: grid; grid: auto minmax(50vh, auto) 1fr / minmax(0, 1fr); } h1 { line-height: 1.15; }
-nav { display: flex; align-items: center; gap: .5rem; } nav, section { padding: 1rem; }
-figure { display: grid; place-content: center; } figure img { max-width: 100%; max-height: 88vh; }
+dialog[open] { display: grid; grid: auto minmax(50vh, auto) 1fr / minmax(0, 1fr); }
 @media (min-width: 50rem) { dialog[open] { grid: auto minmax(0, 1fr) / minmax(0, 1fr) 24rem; }
-  figure { grid-area: 1 / 1 / 3; } section { overflow: auto; } }"""
-GALLERY_SCRIPT = """let links, box, at;
+  figure { grid-area: 1 / 1 / 3; } section { overflow: auto; } } .prompt, figure { white-space: pre-line; }"""
+SCRIPT = """let at, box = document.querySelector("dialog"), links = [...document.querySelectorAll(".open")];
 function show() {  // what the address names: so it stays open over a reload, and "back" closes it
   at = links.findIndex(link => link.hash === location.hash); if (at < 0) return box.close();
   const [link, ...texts] = links[at].parentNode.cloneNode(true).children, [bar, figure, about] = box.children;
@@ -3864,17 +3864,15 @@ function copy(button) {  // navigator.clipboard is missing in some browsers for 
 const step = by => location.replace(links.at((at + by) % links.length).hash);
 const actions = {ArrowLeft: () => step(-1), ArrowRight: () => step(1), close: () => box.close(), copy};
 onclick = ({target}) => actions[target.className]?.(target);
-onkeydown = e => { if (box?.open && !e.altKey && !e.ctrlKey && !e.metaKey) actions[e.key]?.(); };
+onkeydown = e => { if (box.open && !e.altKey && !e.ctrlKey && !e.metaKey) actions[e.key]?.(); };
 addEventListener("error", ({target}) => target.replaceWith?.("This picture is gone."), true);
-addEventListener("DOMContentLoaded", () => {
-  links = [...document.querySelectorAll(".open")]; box = document.querySelector("dialog");
-  box.onclose = () => { links[at]?.focus(); history.replaceState(null, "", location.href.split("#")[0]); };
-  onhashchange = show; show(); links.find(link => link.href === history.state)?.focus({preventScroll: true});
-  if (document.documentElement.dataset.unfinished) setInterval(() => {
-    if (document.hidden || String(getSelection())) return;
-    history.replaceState(document.activeElement.href, ""); location.reload();
-  }, 5000);
-});"""
+for (const i of [...document.images]) if (i.complete && !i.naturalWidth) i.dispatchEvent(new Event("error"));
+box.onclose = () => { links[at]?.focus(); history.replaceState(null, "", location.href.split("#")[0]); };
+onhashchange = show; show(); links.find(link => link.href === history.state)?.focus({preventScroll: true});
+if (document.documentElement.dataset.unfinished) setInterval(() => {
+  if (document.hidden || String(getSelection())) return;
+  history.replaceState(document.activeElement.href, ""); location.reload();
+}, 5000);"""
 
 def write_gallery(page: str, entries: Sequence[Any], console: Console, missing: int = 0) -> None:
     """Write the page, if there is to be one, whole, in one step; a problem is only a warning now."""
@@ -3895,7 +3893,7 @@ def gallery_page(page: str, entries: Sequence[Mapping[str, Any]], missing: int) 
     from urllib.parse import quote as escaped
     folder = os.path.dirname(os.path.abspath(page))
     style, script = (base64.b64encode(sha256(text.encode()).digest()).decode()
-                     for text in (GALLERY_STYLE, GALLERY_SCRIPT))
+                     for text in (STYLE, SCRIPT))
     images = sum(len(entry.get("saved") or ()) for entry in entries)
     failed = sum(bool(entry.get("error")) for entry in entries)
     costs = [entry["cost_usd"] for entry in entries if isinstance(entry.get("cost_usd"), (int, float))]
@@ -3905,8 +3903,7 @@ def gallery_page(page: str, entries: Sequence[Mapping[str, Any]], missing: int) 
            f'<meta {GENERATOR}>\n<meta name="viewport" content="width=device-width">\n'
            '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src \'self\' file:'
            f"; style-src 'sha256-{style}'; script-src 'sha256-{script}'\">\n<title>Pictures</title>\n"
-           f"<style>{GALLERY_STYLE}</style>\n<script>{GALLERY_SCRIPT}</script>\n"
-           f"<main><h1>Pictures</h1><p>{', '.join(filter(None, told))}</p><ul>\n")
+           f"<style>{STYLE}</style><main><h1>Pictures</h1><p>{', '.join(filter(None, told))}</p><ul>\n")
     for number, entry in enumerate(entries):  # a card for each picture of a request, and one for its fault
         prompt, command, error = (as_html(entry.get(name)) for name in ("prompt", "command", "error"))
         files, quality, seconds, made = map(entry.get, ("saved", "quality", "elapsed_s", "time"))
@@ -3926,7 +3923,8 @@ def gallery_page(page: str, entries: Sequence[Mapping[str, Any]], missing: int) 
                    f'{name} {local_time(made) if made else ""}</p>{copy}</li>\n')
     yield ('</ul></main><dialog aria-label="One picture"><nav><span></span><button class="ArrowLeft">Previous'
            '</button><button class="ArrowRight" autofocus>Next</button><button class="close">Close</button>'
-           '</nav><figure class="close" aria-live="polite"></figure><section></section></dialog>\n')
+           '</nav><figure class="close" aria-live="polite"></figure><section></section></dialog>\n'
+           f"<script>{SCRIPT}</script>\n")
 
 def as_html(text: Any) -> str:
     """An outside text for the page."""
@@ -3940,8 +3938,7 @@ def run_image_command(options: Namespace, run: Run) -> int:
     ignore_signals = catch_signals()
     if options.batch:
         return run_batch(options, settings, run, ignore_signals)
-    if options.jobs:
-        raise usage_failure("--jobs works only with --batch")
+    refuse_broken((options.jobs, "--jobs works only with --batch", ""))
     order = checked_order(options, settings, run)
     run = for_order(order, run)
     receipt = None if order.fresh else made_before(order.identity, run.console)
@@ -3982,9 +3979,8 @@ def for_order(order: Order, run: Run) -> Run:
     run.result.flat = settings.price_per_image.value
     quality, edges = as_text(job.parameters.get("quality")), split_size(as_text(job.parameters.get("size")))
     seconds, tokens = TYPICAL_SECONDS.get(quality, 0), partial(image_tokens, quality=quality)
-    size = tokens(*edges) / tokens(1024, 1024) if seconds and edges and all(edges) else 1
-    one_by_one = job.n if settings.api.value == "runapi" else 1
-    run.console.usual = round(seconds * max(1, size) * one_by_one / 10) * 10
+    size = max(1, tokens(*edges) / tokens(1024, 1024)) if seconds and edges and all(edges) else 1
+    run.console.usual = int(round(seconds * size * (job.n if settings.api.value == "runapi" else 1), -1))
     return run._replace(typical=f"{run.console.usual} s" if seconds else "70 to 280 s")
 
 def tell_planned(job: Job, notes: Sequence[str], shaped: bool, run: Run) -> None:
@@ -4080,22 +4076,16 @@ def command_of(order: Order) -> str:
     job, settings, runapi = order.job, order.settings, order.settings.api.value == "runapi"
     rows = {(runapi and row.runapi) or row.wire: row for row in OPTIONS}
     words = [quote(upload.path) for upload in job.images]
-    parameters = {"n": job.n, **job.parameters} if job.n > 1 else dict(job.parameters)
-    if job.resolution in ("input", "exact"):  # --mask-exact says it
-        parameters.update(size="input" if job.resolution == "input" else None)
-    for name, value in parameters.items():
-        if value is None:
-            continue
-        if row := rows.get(name):
-            words += [row.flag, *([quote(as_text(value))] if row.value else [])]
-        else:
-            words += ["--param", quote(f"{name}={as_text(value)}")]
+    own_size = {"input": {"size": "input"}, "exact": {"size": None}}.get(job.resolution, {})  # of the first image
+    for name, value in {**({"n": job.n} if job.n > 1 else {}), **job.parameters, **own_size}.items():
+        row, text = rows.get(name), as_text(value)
+        named = [row.flag] + [quote(text)] * bool(row.value) if row else ["--param", quote(f"{name}={text}")]
+        words += named if value is not None else []
     if job.mask:
         name, *paths = {"alpha": ("--mask", job.mask.path), "bw": ("--mask-bw", job.mask.path)}.get(
             job.mask_form, ("--mask-rect", *job.mask.path.split()))
-        words += [word for path in paths for word in (f"{name}={quote(path)}",)]
-        words += ["--mask-feather", str(job.feather)] if job.feather else []
-        words += ["--mask-exact"] if job.exact else []
+        words += [f"{name}={quote(path)}" for path in paths]
+        words += ["--mask-feather", str(job.feather)] * bool(job.feather) + ["--mask-exact"] * job.exact
     words += ["--model", quote(job.model)] if job.model != DEFAULT_MODEL else []
     for setting in (settings.base_url, settings.api):
         words += [setting.source, quote(setting.value)] if setting.source.startswith("--") else []
@@ -4211,8 +4201,7 @@ def refuse_keys(job: Job, keys: Sequence[str]) -> None:
     text = json.dumps([job.prompt, job.model, *job.parameters.items()], ensure_ascii=False)
     text = utf8(text).decode("latin-1")
     known = [key for key in keys if len(key) >= SHORTEST_KEY and not key.isalpha()]  # it may be a word
-    if blanked(text, known, "*") != text:
-        raise usage_failure("the prompt or an option contains a known key or password", "Nothing was sent.")
+    refuse_broken((blanked(text, known, "*") != text, "the prompt or an option contains a known key", ""))
 
 # How a job ended              can be collected   folder stays   billed                    --fresh may drop it
 # everything is saved           -                  no             -                         -
@@ -4284,10 +4273,9 @@ def make_images(provider: Provider, job: Job, settings: Settings, folder: Folder
     save_images(images[:job.n + SPARE_IMAGES], job, folder, run)
     is_short, answers = len(images) < job.n and run.result.is_cut_off, folder.answers()
     if answers and (is_short or len(images) > job.n + SPARE_IMAGES):
-        try:
+        kept = "could not be saved"
+        with suppress(OSError):  # the images are saved, and must be reported
             kept = "was saved to " + save_answer(answers[-1], job.target, console.secrets.texts)
-        except OSError as error:  # the images are saved, and must be reported
-            kept = f"could not be saved: {reason(error)}"
         console.warn(f"images requested: {job.n}, received: {len(images)}; the whole reply {kept}")
     partials.remove()
     warn_about_differences(job, run)
@@ -4412,8 +4400,7 @@ def write_config(path: str, content: Mapping[str, Any], force: bool) -> None:
         with suppress(FileNotFoundError), plain_file(path, follow=True) as old:
             if re.search(rb'"(api_key|headers)"', text := old.read(MAX_CONFIG_BYTES)):
                 private_file(path + ".bak", content=text).close()
-        if not give_name(part, path, force):
-            raise usage_failure(f"{path} already exists")
+        refuse_broken((not give_name(part, path, force), f"{path} already exists", ""))
     except OSError as error:
         raise usage_failure(f"cannot write {path}: {reason(error)}") from None
     finally:
@@ -4433,8 +4420,7 @@ def show_settings(settings: Settings, console: Console) -> None:
     pending = map_texts(unfinished_commands(console), clean)
     console.tell(settings={name: row._asdict() for name, row in rows.items()}, pending=pending,
                  config_file=settings.config_path or None)
-    first = ["base_url", *(name for name in rows if name.startswith("api_key")), "model"]
-    for name in [*first, *(name for name in rows if console.verbose and name not in first)]:
+    for name in [name for name in rows if console.verbose or re.match("base_url$|api_key|model$", name)]:
         console.output(f"{name:<11} {rows[name].value or '-'}  ({rows[name].source})")
     console.output(f"config file {settings.config_path or 'none of ' + ', '.join(config_locations())}")
     for request in pending:
@@ -4447,8 +4433,7 @@ def show_settings(settings: Settings, console: Console) -> None:
 def forget_requests(wanted: str, console: Console) -> None:
     """Give up the unfinished request with this id, or all that nobody works on: what is under way ends."""
     chosen = [path for path in requests_in(journal_roots(console), console) if wanted in (path[-8:], "all")]
-    if not chosen and wanted != "all":
-        raise usage_failure("no unfinished request has this id", "List them with: " + own_command("config"))
+    refuse_broken((not chosen and wanted != "all", "no request has this id", "See: " + own_command("config")))
     forgotten = []
     for path in chosen:
         folder = Folder(path, take_lock(os.path.join(path, "owner")), True)
@@ -4497,13 +4482,12 @@ def show_history(most: int, page: str, console: Console) -> None:
             size = f"{file['width']}x{file['height']}"
             console.output(f"{facts}  {size:<9}  {file['path']}  {one_line(each['prompt'], 60)}")
     for name, total in sums.items():
-        number = f"{total['pictures']} picture{'s' * (total['pictures'] != 1)}"
         unknown = f", {total['unknown']} of them of unknown cost" if total["unknown"] else ""
-        console.output(f"{name}: {in_dollars(total)} for {number}{unknown}")
+        console.output(f"{name}: {in_dollars(total)}, pictures: {total['pictures']}{unknown}")
 
 def local_time(seconds: float) -> str:
     """A time as people here write it."""
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(max(0, min(seconds, 3e10))))  # a clock may jump
 
 def in_dollars(record: Mapping[str, Any]) -> str:
     """What something cost."""
@@ -4580,16 +4564,14 @@ def run_batch(options: Namespace, settings: Settings, run: Run, ignore_signals: 
         console.output(f"{len(orders)} jobs, {len(to_buy)} of them to buy; price: {price_text(price)}")
         return OK
     console.note(f"{len(orders)} jobs, {len(to_buy)} of them to buy, price: {price_text(price)}")
-    made = {line for line, would in woulds.items() if would == "made_before"}
-    others = [order for order in orders if order.line not in made]
+    others = [order for order in orders if woulds[order.line] != "made_before"]
     key = ready_to_buy(others, settings, console) if others else KeySource("nothing", "")
-    return Batch(settings.jobs.value, key, made, page, run).run_all(orders, ignore_signals)
+    return Batch(settings.jobs.value, key, woulds, page, run).run_all(orders, ignore_signals)
 
 def read_batch(options: Namespace, settings: Settings, run: Run) -> list[Order]:
     """One order for each line. All faults are told with their lines; then nothing is sent."""
     text, orders, faults = read_text(options.batch, "the batch", MAX_BATCH_BYTES), [], []
-    if len(text) * 4 >= MAX_BATCH_BYTES:
-        raise usage_failure("the batch is too long: make several of it")
+    refuse_broken((len(text) * 4 >= MAX_BATCH_BYTES, "the batch is too long: make several of it", ""))
     lines = [(number, line.strip()) for number, line in enumerate(re.split("\r\n?|\n", text), 1)
              if not re.match(r"\s*(#|\Z)", line)]
     value, source = settings.output
@@ -4606,9 +4588,8 @@ def read_batch(options: Namespace, settings: Settings, run: Run) -> list[Order]:
         text = run.console.secrets.clean(f"line {number}: {message}")
         run.console.warnings.append(text)  # for the JSON result
         run.console.error_line(f"{text}{'' if text.endswith(('?', '.')) else '.'} {hint}".rstrip())
-    if faults or not orders:
-        raise usage_failure(f"{len(faults)} of {len(lines)} lines cannot be used; nothing was sent" if faults
-                            else f"there is no prompt in {options.batch}")
+    refuse_broken((faults, f"{len(faults)} of {len(lines)} lines cannot be used; nothing was sent", ""),
+                  (not orders, f"there is no prompt in {options.batch}", ""))
     return orders
 
 def for_line(number: int, warnings: Sequence[str], run: Run) -> Run:
@@ -4649,8 +4630,7 @@ def line_value(name: str, value: Any, command: str) -> Any:
     row = LINE_KEYS.get(name)
     if row is None:
         raise usage_failure(f"unknown key {quoted(name)}.{nearest(name, [*LINE_KEYS, 'prompt'])}")
-    if command not in row.commands:
-        raise usage_failure(f"{name} needs an image")
+    refuse_broken((command not in row.commands, f"{name} needs an image", ""))
     if row.repeatable and isinstance(value, dict):
         return list(value.items())
     if row.repeatable:
@@ -4661,7 +4641,6 @@ def line_value(name: str, value: Any, command: str) -> Any:
 
 def file_stem(prompt: str) -> str:
     """A name from a prompt's first words, in any script, that every file system takes."""
-    from unicodedata import category, normalize
     letters = (sign if category(sign)[0] in "LMN" else " " for sign in normalize("NFC", prompt[:300].lower()))
     name = "-".join("".join(letters).split())
     short = utf8(name)[:50].decode("utf-8", "ignore")
@@ -4675,7 +4654,6 @@ def renamed(order: Order, stem: str) -> Order:
 
 def named_apart(orders: Sequence[Order]) -> tuple[list[Order], list[tuple[int, str, str]]]:
     """(the orders, equal ones only once; the faults where different ones name the same file)."""
-    from unicodedata import normalize
     first: dict[str, Order] = {}
     clashes = []
     def place(order: Order) -> str:  # some file systems see no difference
@@ -4693,9 +4671,9 @@ def named_apart(orders: Sequence[Order]) -> tuple[list[Order], list[tuple[int, s
 class Batch:
     """Runs orders in forked children and tells each result. running: by the pipe of each, its order, process
     and words so far. stopped: why no other job may begin. limited: met a rate limit, is tried once more."""
-    def __init__(self, jobs: int, key: KeySource, made: set[int], page: str, run: Run) -> None:
+    def __init__(self, jobs: int, key: KeySource, woulds: Mapping[int, str], page: str, run: Run) -> None:
         from mmap import mmap
-        self.jobs, self.key, self.made, self.page, self.console = jobs, key, made, page, run.console
+        self.jobs, self.key, self.woulds, self.page, self.console = jobs, key, woulds, page, run.console
         self.run = run._replace(calm=memoryview(mmap(-1, 8)).cast("d"))
         self.running: dict[int, tuple[Order, int, bytearray]] = {}
         self.limited: list[tuple[Order, Mapping[str, Any], int]] = []
@@ -4707,7 +4685,7 @@ class Batch:
     def run_all(self, orders: Sequence[Order], ignore_signals: Action) -> int:
         """Run all orders, first those that were made before; the exit code: the highest of their own."""
         self.total, self.waiting = len(orders), sorted(  # the last comes first
-            orders, key=lambda order: (order.line in self.made, -order.line))
+            orders, key=lambda order: (self.woulds[order.line] == "made_before", -order.line))
         while self.running or (self.waiting and not self.stopped):
             try:
                 while self.waiting and len(self.running) < self.jobs and not self.stopped:
@@ -4739,10 +4717,9 @@ class Batch:
     def start(self, order: Order) -> None:
         """Begin one job in a process of its own; without fork or if it is made, all of it here and now."""
         run = for_order(order, self.run)
-        found = made_before(order.identity, run.console) if order.line in self.made else None
+        found = made_before(order.identity, run.console) if self.woulds[order.line] == "made_before" else None
         action = partial(buy_or_collect, order, found, self.key, run)
         if found or not hasattr(os, "fork"):
-            import io
             with redirect_stdout(io.StringIO()) as told, redirect_stderr(None):
                 exit_code = exit_code_of(lambda: action(lambda: None), run)
             self.tell(order, json.loads(told.getvalue()), exit_code)

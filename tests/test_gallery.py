@@ -150,7 +150,7 @@ class NothingLeavesThePageTest(GalleryCase):
             self.assertEqual([name for name in about if re.match("srcset|style|action|on", name)], [])
             for name in {"src", "href"} & set(about):
                 self.assertNotRegex(about[name], r"^(?!file:)[a-z]+:|^//", tag)
-        own = program.GALLERY_STYLE + program.GALLERY_SCRIPT
+        own = program.STYLE + program.SCRIPT
         self.assertNotRegex(own, r"https?:|url\(|import|fetch|XMLHttp|innerHTML|eval|</")
 
     def test_only_its_own_style_and_script_may_run(self) -> None:
@@ -260,7 +260,7 @@ class WhatThePageSaysTest(GalleryCase):
     def test_it_reloads_only_while_something_is_to_come(self) -> None:
         for unfinished, mark in ((0, ""), (3, "3")):
             self.assertEqual(self.parsed(unfinished=unfinished).all("html")[0]["data-unfinished"], mark)
-        self.assertEqual(len(re.findall(r"location\.reload", program.GALLERY_SCRIPT)), 1)
+        self.assertEqual(len(re.findall(r"location\.reload", program.SCRIPT)), 1)
         self.assertNotIn('http-equiv="refresh"', self.text([], 3))
 
 

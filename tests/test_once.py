@@ -537,7 +537,7 @@ class ForgetTest(OnceCase):
         world = self.trial("unknown")
         result = self.config(world, "--forget", "9000eebc")
         self.assertEqual((result.exit_code, len(result.errors)), (USAGE, 1))
-        self.assertIn("no unfinished request has this id", result.stderr)
+        self.assertIn("no request has this id", result.stderr)
         self.assertIn("config", result.stderr)
         self.assertEqual(self.config(world, "--forget").exit_code, USAGE)
         self.assertEqual(self.config(world, "--forget", "all").exit_code, 0)
@@ -610,7 +610,7 @@ class HistoryTest(OnceCase):
         self.assertIn("$0.250", lines[0])
         self.assertIn("?", lines[1])
         self.assertEqual([line.split(":")[0] for line in lines[3:]], ["today", "30 days", "all"])
-        self.assertIn("for 3 pictures, 1 of them of unknown cost", lines[5])
+        self.assertIn("pictures: 3, 1 of them of unknown cost", lines[5])
         told = self.config(world, "--history", "1", "--json").json
         self.assertEqual([each["output"] for each in told["history"]], [str(world.work / "2.png")])
         cost = told["history"][0]["cost_usd"]
@@ -629,7 +629,7 @@ class HistoryTest(OnceCase):
 
     def test_nothing_yet_and_bad_numbers(self) -> None:
         world = self.trial("none")
-        self.assertIn("all: $0.000 for 0 pictures", self.config(world, "--history").stdout)
+        self.assertIn("all: $0.000, pictures: 0", self.config(world, "--history").stdout)
         for number in ("0", "-1", "x", "1.5"):
             result = self.config(world, "--history", number)
             self.assertEqual((result.exit_code, len(result.errors)), (USAGE, 1), result)
