@@ -40,7 +40,7 @@ test-clients:   ## the real Hermes, OpenClaw, Codex, Claude Code and validators;
 demo:           ## make and edit an image against a server on this machine, no key needed
 	@$(PYTHON) tests/demo.py
 
-bench:          ## start-up time, speed and memory, as ratios measured in one run
+bench:          ## speed and memory beside curl, a shell pipeline and the vendor's SDK; ROUNDS=1 for a short look
 	@$(PYTHON) tests/bench.py
 
 lint: $(VENV)/done ## ruff, mypy --strict and vermin, in a private virtual environment
