@@ -204,7 +204,7 @@ setup_failure = partial(Failure, "config")  # settings, or what they name, are m
 def own_name() -> str:
     """What this program is called: as somebody typed it."""
     folder, name = os.path.split(sys.argv[0] or PROGRAM)
-    return name if folder in environment("PATH").split(os.pathsep) else sys.argv[0] or name
+    return name if folder in os.get_exec_path() else sys.argv[0] or name
 
 def own_command(words: str) -> str:
     """The shell command that runs this program with these arguments, spelled as it was started this time."""
@@ -1525,8 +1525,10 @@ OTHER_FORMATS = {  # what else people pass, by its first bytes without XML's pro
 def read_words(options: Namespace) -> tuple[str, list[str]]:
     """(prompt, images) that the words of a command mean. Reads what plan must not: files, standard input."""
     words, paths, wanted = list(options.words), [], 0 if options.prompt_file else 1
-    if not words and wanted and sys.stdin and stat.S_ISFIFO(os.fstat(sys.stdin.fileno()).st_mode):
-        words = ["-"]  # somebody pipes the prompt in
+    if not words and wanted:
+        with suppress(AttributeError, OSError, ValueError):  # somebody pipes the prompt in
+            piped = os.fstat(sys.stdin.fileno())
+            words = ["-"] * (stat.S_ISFIFO(piped.st_mode) or piped.st_size > 0)
     if options.command == "edit":  # images come first, as long as a word is left for the prompt
         others = [at for at, word in enumerate(words) if at and not re.fullmatch(IMAGE_NAME, word)
                   and not os.path.isfile(os.path.expanduser(word))]
@@ -1878,6 +1880,11 @@ def picture_path(target: Target, number: int, image_format: str) -> str:
 def first_path(job: Job) -> str:
     """Where a job's first picture is to go."""
     return picture_path(job.target, int(job.n > 1), job.parameters.get("output_format", "png"))
+
+def taken_path(order: Order) -> str:
+    """Where the first picture cannot go, as another file is there; "" if the caller named none."""
+    path = first_path(order.job)
+    return path if order.is_named and os.path.lexists(path) and not order.job.target.overwrite else ""
 
 def check_folder(target: Target, n: int, size: str, write: bool = False) -> None:
     """Whether pictures can be saved there, before one is paid for. write: make the folder and try it."""
@@ -2265,8 +2272,9 @@ def start_curl(request: Request, exchange: Exchange, secrets: Sequence[str], end
         private_file(exchange + ".create").close()
     room = b" " * 4096  # for how it ended, on a disk that is full by then
     lock = take_lock(exchange + ".lock", create=True)  # others only test it
-    more: dict[str, Any] = {} if lock is None or lock == NO_LOCKS else {
-        "pass_fds": (lock, end), "preexec_fn": partial(detach_from_tree, lock)}
+    more: dict[str, Any] = {"pass_fds": (end,)} if fcntl else {}
+    if lock is not None and lock != NO_LOCKS:
+        more = {"pass_fds": (lock, end), "preexec_fn": partial(detach_from_tree, lock)}
     try:
         with tempfile.TemporaryFile(dir=os.path.dirname(exchange)) as config, \
                 private_file(exchange + ".outcome", content=room) as outcome, \
@@ -2821,8 +2829,8 @@ def send_with_retries(request: Request, exchange: Exchange, run: Run) -> Respons
         if failure is None:
             tell_extras(request, outcome, response, run)
             return response
-        if failure.kind == "curl":
-            check_curl(run.console.secrets.keys)  # is it too old?
+        if failure.kind == "curl" or outcome.exit_code < 0:
+            check_curl(run.console.secrets.keys)  # is it too old, or none?
         delay = retry_pause(request, failure, response.headers, next(attempts))
         if delay is None or time.monotonic() + delay > run.deadline:
             raise failure
@@ -3699,11 +3707,10 @@ class Console:
 
     def say(self, stream: str, text: str, end: str = "\n", mark: str = "") -> None:
         """Write to sys.stdout or sys.stderr at once. A reader that went away must not cost an image.
-        mark: a word of COLOURS to stand before the text, in its colour on a terminal that has any."""
-        if mark:
-            has_colours = self.is_terminal(stream) and environment("TERM") not in ("", "dumb")
-            is_plain = not has_colours or any(map(environment, ("NO_COLOR",)))
-            text = f"{mark if is_plain else COLOURS[mark] + mark + COLOURS['']} {text}"
+        mark: a word of COLOURS in the text, in its colour on a terminal that has any."""
+        has_colours = self.is_terminal(stream) and environment("TERM") not in ("", "dumb")
+        if mark and has_colours and not any(map(environment, ("NO_COLOR",))):
+            text = text.replace(mark, COLOURS[mark] + mark + COLOURS[""], 1)
         if self.progress_shown:
             blanks, self.progress_shown = "\r" + " " * self.progress_shown + "\r", 0
             self.say("stderr", blanks if environment("TERM") in ("", "dumb") else ERASE_LINE, end="")
@@ -3724,11 +3731,9 @@ class Console:
         if not self.as_json:
             self.say("stdout", text, mark=mark)
 
-    def error_line(self, text: str, before: str = "", mark: str = "") -> None:
+    def error_line(self, text: str, indent: str = "", mark: str = "") -> None:
         """One line on standard error."""
-        if before + self.label and mark:
-            self.say("stderr", before + self.label, end="")
-        self.say("stderr", ("" if mark else before + self.label) + self.secrets.clean(text), mark=mark)
+        self.say("stderr", indent + self.label + self.secrets.clean(text), mark=mark)
 
     def note(self, text: str, detail: bool = False) -> None:
         """What is good to know while it happens. detail: only -v shows it."""
@@ -3740,7 +3745,7 @@ class Console:
         text = self.secrets.clean(text)
         if text not in self.warnings:
             self.warnings.append(text)
-            self.error_line(text, mark="warning:")
+            self.error_line(f"warning: {text}", mark="warning:")
 
     def is_unread(self) -> bool:
         """Whether --json's reader has closed stdout. Without --json a person may still want the file."""
@@ -3808,11 +3813,13 @@ class Console:
             self.output(f"HTTP {record['http_status']} in {record['elapsed_s']:.1f} s")
         facts = f"{record['elapsed_s'] or 0:.0f} s", f"about ${cost:.3f}" if cost is not None else ""
         for saved in record["saved"]:
-            text = f"{saved['path']} ({max(1, round(saved['bytes'] / 1024))} KB)"  # the line that agents read
+            size, edges = f"{max(1, round(saved['bytes'] / 1024))} KB", f"{saved['width']}x{saved['height']}"
+            text = f"{saved['path']} ({size})"  # the line that agents read
             if is_seen:
-                told = f"{saved['width']}x{saved['height']}", f"{saved['bytes'] / 1e6:.1f} MB", *facts
+                size = f"{saved['bytes'] / 1e6:.1f} MB" if saved["bytes"] > 50_000 else size
+                told = edges * (saved["width"] > 0), size, *facts  # an SVG may not say how large it is
                 text = f"{saved['path']}  {', '.join(filter(None, told))}"
-            self.output(text, "Saved:")
+            self.output("Saved: " + text, "Saved:")
         for saved in record["saved"] if environment("OPENCLAW_SHELL") else ():
             self.output(f"MEDIA:{saved['path']}")
 
@@ -3826,7 +3833,7 @@ class Console:
         end = "" if failure.message.endswith(("?", "!", ".")) else "."
         ids = f" ({failure.request_id})" if failure.request_id else ""
         name = os.path.splitext(os.path.basename(sys.argv[0]))[0] or PROGRAM
-        self.error_line(f"{failure.message}{ids}{end}{money}", f"{name}: ", "error:")
+        self.error_line(f"{name}: error: {failure.message}{ids}{end}{money}", mark="error:")
         if failure.hint:
             self.error_line(failure.hint, "  ")
 
@@ -3878,7 +3885,8 @@ def preview(saved: Saved) -> str:
         return ""
     with open(saved.path, "rb") as stream:
         text = base64.b64encode(stream.read()).decode()
-    columns = min(os.get_terminal_size(sys.stdout.fileno()).columns - 1, 44 * width // max(1, height))
+    space = os.get_terminal_size(sys.stdout.fileno()).columns or 80
+    columns = max(1, min(space - 1, 44 * width // max(1, height)))
     rows = -(-columns * height // max(1, 2 * width)) + 1  # a character is about twice as high as wide
     if is_iterm:
         codes = [f"\033]1337;File=inline=1;width={columns}:{text}\a"]
@@ -4012,6 +4020,8 @@ def run_image_command(options: Namespace, run: Run) -> int:
     if options.dry_run:
         would = what_would_be(order, run.console, set())
         checked_price([estimate(order.job, settings)] if would == "buy" else [], settings)
+        if would == "buy" and (taken := taken_path(order)):
+            run.console.warn(f"{taken} already exists; saving to a new name (--overwrite replaces it)")
         tell_outlook(order, would, receipt.saved[0].path if receipt else first_path(order.job), run)
         return OK
     key = KeySource("nothing", "") if receipt else ready_to_buy([order], settings, run.console)
@@ -4293,9 +4303,9 @@ def run_job(order: Order, key: KeySource, folder: Folder, run: Run, ignore_signa
     try:
         job = own_inputs(job, settings, folder, run)
         provider = settings.service.provider(job, settings, key, os.path.basename(folder.path))
-        taken = first_path(job) if os.path.lexists(first_path(job)) and not job.target.overwrite else ""
+        taken = taken_path(order)
         make_images(provider, job, settings, folder, run)
-        if taken not in ("", path := run.result.saved[0].path) and order.is_named:
+        if taken not in ("", path := run.result.saved[0].path):
             run.console.warn(f"{taken} already exists; saved as {path} (--overwrite replaces it)")
         saved = [file.record() for file in run.result.saved]
         paid = map_texts({name: run.result.facts[name] for name in PURCHASE_FACTS}, run.console.secrets.clean)
@@ -4406,7 +4416,8 @@ def run_config_command(options: Namespace, run: Run) -> int:
     elif options.history:
         show_history(options.history, checked_page(options.gallery), run.console)
     elif options.completion:
-        run.console.output(completion(options.completion))
+        run.console.output(script := completion(options.completion))
+        run.console.tell(completion=script)
     elif options.forget:
         forget_requests(options.forget, run.console)
     else:
@@ -4934,7 +4945,7 @@ gpt_image2 config --completion bash|zsh|fish"""}
 # How shells complete: a script around the cases, how it offers words, and how files.
 COMPLETIONS = {
     "bash": ("""_gpt_image2() {
-  local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]} command each
+  local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]} command= each
   for each in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
     [[ $each == @(generate|edit|config) ]] && command=$each
   done
@@ -5032,9 +5043,9 @@ def split_shape(options: Namespace) -> None:
 def help_for(arguments: list[str]) -> str:
     """The help or version that is wanted, or an empty text. Of a command: usage and options in groups."""
     words = arguments[:arguments.index("--")] if "--" in arguments else arguments
-    if "--version" in words or words[:1] in (["-V"], ["version"]):
+    if {"-V", "--version"} & set(words) or words[:1] == ["version"]:
         return f"{os.path.splitext(os.path.basename(own_name()))[0]} {VERSION}"
-    if words and not {"-h", "--help"} & set(words) and "help" not in words[:2]:
+    if arguments and not {"-h", "--help"} & set(words) and "help" not in words[:2]:
         return ""
     topic, heading, shown = next((word for word in words if word in SYNOPSIS), ""), "", ""
     text = SYNOPSIS.get(topic, HELP)

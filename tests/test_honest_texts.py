@@ -32,7 +32,7 @@ class LoginInAddressTest(ProgramCase):
                 with self.subTest(scheme + login):
                     path = self.write_config({"proxy": f"{scheme}{login}@127.0.0.1:9", "base_url": REMOTE,
                                               "api_key": KEY})
-                    for words in (["config"], ["config", "--json"]):
+                    for words in (["config", "-v"], ["config", "--json"]):
                         result = self.run_inside(*words, "--config", path)
                         self.assertIn("127.0.0.1:9", result.stdout)
                         self.assertNotIn(f"{login}@", result.stdout + result.stderr)
@@ -80,13 +80,11 @@ class TypoTest(ProgramCase):
             self.assertIn(repr(words[-1]), self.said(*words))
 
     def test_addresses(self) -> None:
-        for url, hint in (("localhost:8080", "http:// "), ("localhost:8080/v1", "http:// "),
-                          ("127.0.0.1:8080/v1", "http:// "), ("relay.example/v1", "https:// "),
-                          ("https//relay.example/v1", "https:// "), ("https:/relay.example/v1", "https:// "),
-                          ("http:/localhost:1/v1", "http:// ")):
+        for url in ("localhost:8080", "localhost:8080/v1", "127.0.0.1:8080/v1", "relay.example/v1",
+                    "https//relay.example/v1", "https:/relay.example/v1", "http:/localhost:1/v1"):
             said = self.said("generate", PROMPT, "--base-url", url)
             self.assertIn(repr(url.replace("//", "/")), said)
-            self.assertIn("must start with " + hint.strip(), said)
+            self.assertIn("must start with https:// (http:// is local)", said)
         said = self.said("generate", PROMPT, "--base-url", "https://relay.example/v1?key=fake1234")
         self.assertRegex(said, "without a query")
         self.assertNotIn("fake1234", said)
