@@ -263,8 +263,8 @@ class ResultOnTerminalTest(TerminalCase):
         command = ("generate", "a fox", "-n", "2", "-o", "x.png")
         for more in ((), (), ("-q",)):
             seen = self.seen(*command, *more, NO_COLOR="1")
-            line = r"Saved: \S+-[12]\.png  \d+x\d+, \d\.\d MB, \d+ s, about \$\d\.\d{3}\n"
-            self.assertRegex(seen.stdout, rf"\A({line}){{2}}\Z")
+            shown = r"Saved: \S+-[12]\.png  \d+x\d+, \d\.\d MB, \d+ s, about \$\d\.\d{3}\n"
+            self.assertRegex(seen.stdout, rf"\A({shown}){{2}}\Z")
         self.only_post()
 
     def test_json_is_indented(self) -> None:
