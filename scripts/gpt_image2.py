@@ -208,7 +208,7 @@ usage_failure, input_failure, target_failure, setup_failure = (
 def own_name() -> str:
     """What this program is called: as somebody typed it."""
     folder, name = os.path.split(sys.argv[0] or PROGRAM)
-    return name if folder in environment("PATH").split(os.pathsep) else sys.argv[0] or name
+    return name if folder in os.get_exec_path() else sys.argv[0] or name
 
 def own_command(words: str) -> str:
     """The shell command that runs this program with these arguments, spelled as it was started this time."""
@@ -1516,9 +1516,9 @@ def read_words(options: Namespace) -> tuple[str, list[str]]:
     """(prompt, images) of a command's words. Reads files and standard input, without a last line break."""
     words, paths, wanted = list(options.words), [], 0 if options.prompt_file else 1
     with suppress(AttributeError, OSError, ValueError):  # closed, or Windows
-        kind = os.fstat(sys.stdin.fileno()).st_mode if not words and wanted else 0
-        if (stat.S_ISFIFO(kind) or stat.S_ISREG(kind)) and select.select([sys.stdin], [], [], 5)[0]:
-            words = ["-"]  # somebody pipes the prompt in; a pipe of an agent's may stay open and empty
+        piped = os.fstat(sys.stdin.fileno()) if not words and wanted else os.stat(os.devnull)
+        if stat.S_ISFIFO(piped.st_mode) or (stat.S_ISREG(piped.st_mode) and piped.st_size):
+            words = ["-"] if select.select([sys.stdin], [], [], 5)[0] else words  # an agent's may stay empty
     if options.command == "edit":  # images come first, as long as a word is left for the prompt
         others = [at for at, word in enumerate(words) if at and not re.fullmatch(IMAGE_NAME, word)
                   and not os.path.isfile(os.path.expanduser(word))]
@@ -1844,6 +1844,11 @@ def picture_path(target: Target, number: int, image_format: str) -> str:
 def first_path(job: Job) -> str:
     """Where a job's first picture is to go."""
     return picture_path(job.target, int(job.n > 1), job.parameters.get("output_format", "png"))
+
+def taken_path(order: Order) -> str:
+    """Where the first picture cannot go, as another file is there; "" if the caller named none."""
+    path = first_path(order.job)
+    return path if order.is_named and os.path.lexists(path) and not order.job.target.overwrite else ""
 
 def check_folder(target: Target, n: int, size: str, write: bool = False) -> None:
     """Whether pictures can be saved there, before one is paid for. write: make the folder and try it."""
@@ -2223,8 +2228,9 @@ def start_curl(request: Request, exchange: Exchange, secrets: Sequence[str], end
         private_file(exchange + ".create").close()
     room = b" " * 4096  # for how it ended, on a disk that is full by then
     lock = take_lock(exchange + ".lock", create=True)  # others only test it
-    more: dict[str, Any] = {} if lock is None or lock == NO_LOCKS else {
-        "pass_fds": (lock, end), "preexec_fn": partial(detach_from_tree, lock)}
+    more: dict[str, Any] = {"pass_fds": (end,)} if fcntl else {}
+    if lock is not None and lock != NO_LOCKS:
+        more = {"pass_fds": (lock, end), "preexec_fn": partial(detach_from_tree, lock)}
     try:
         with tempfile.TemporaryFile(dir=os.path.dirname(exchange)) as config, \
                 private_file(exchange + ".outcome", content=room) as outcome, \
@@ -2773,8 +2779,8 @@ def send_with_retries(request: Request, exchange: Exchange, run: Run) -> Respons
         if failure is None:
             tell_extras(request, outcome, response, run)
             return response
-        if failure.kind == "curl":
-            check_curl(run.console.secrets.keys)  # is it too old?
+        if failure.kind == "curl" or outcome.exit_code < 0:
+            check_curl(run.console.secrets.keys)  # is it too old, or none?
         delay = retry_pause(request, failure, response.headers, next(attempts))
         if delay is None or time.monotonic() + delay > run.deadline:
             late = f"; the next try would be in {delay:.0f} s, after --timeout has run out" if delay else ""
@@ -3347,8 +3353,9 @@ def answer_failure(request: Request, response: Response) -> Failure:
     if request.rules.is_free or (kind == "task_failed" and request.free_failures):
         billed, next_step = "no", "again" if kind == "task_failed" else ""
     message = f"HTTP {response.status} from {host_of(request.url)}: {error.message.strip().rstrip('.')}"
-    return Failure(kind, message, hint, billed, next_step=next_step, code=error.code, server_text=error.message,
-                   http_status=response.status, request_id=response.headers.get("x-request-id", ""))
+    return Failure(kind, message, hint, billed, next_step=next_step, http_status=response.status,
+                   code=error.code, server_text=error.message,
+                   request_id=response.headers.get("x-request-id", ""))
 
 def refusal_kind(response: Response, error: ServerError) -> str:
     """The kind of failure that a response is: codes and words first, the HTTP status last."""
@@ -3630,11 +3637,10 @@ class Console:
 
     def say(self, stream: str, text: str, end: str = "\n", mark: str = "") -> None:
         """Write to sys.stdout or sys.stderr at once. A reader that went away must not cost an image.
-        mark: a word of COLOURS to stand before the text, in its colour on a terminal that has any."""
-        if mark:
-            has_colours = self.is_terminal(stream) and environment("TERM") not in ("", "dumb")
-            is_plain = not has_colours or any(map(environment, ("NO_COLOR",)))
-            text = f"{mark if is_plain else COLOURS[mark] + mark + COLOURS['']} {text}"
+        mark: a word of COLOURS in the text, in its colour on a terminal that has any."""
+        has_colours = self.is_terminal(stream) and environment("TERM") not in ("", "dumb")
+        if mark and has_colours and not any(map(environment, ("NO_COLOR",))):
+            text = text.replace(mark, COLOURS[mark] + mark + COLOURS[""], 1)
         if self.progress_shown:
             blanks, self.progress_shown = "\r" + " " * self.progress_shown + "\r", 0
             self.say("stderr", blanks if environment("TERM") in ("", "dumb") else ERASE_LINE, end="")
@@ -3655,11 +3661,9 @@ class Console:
         if not self.as_json:
             self.say("stdout", text, mark=mark)
 
-    def error_line(self, text: str, before: str = "", mark: str = "") -> None:
+    def error_line(self, text: str, indent: str = "", mark: str = "") -> None:
         """One line on standard error."""
-        if before + self.label and mark:
-            self.say("stderr", before + self.label, end="")
-        self.say("stderr", ("" if mark else before + self.label) + self.secrets.clean(text), mark=mark)
+        self.say("stderr", indent + self.label + self.secrets.clean(text), mark=mark)
 
     def note(self, text: str, detail: bool = False) -> None:
         """What is good to know while it happens. detail: only -v shows it."""
@@ -3671,7 +3675,7 @@ class Console:
         text = self.secrets.clean(text)
         if text not in self.warnings:
             self.warnings.append(text)
-            self.error_line(text, mark="warning:")
+            self.error_line(f"warning: {text}", mark="warning:")
 
     def is_unread(self) -> bool:
         """Whether --json's reader has closed stdout. Without --json a person may still want the file."""
@@ -3739,12 +3743,13 @@ class Console:
             self.output(f"HTTP {record['http_status']} in {record['elapsed_s']:.1f} s")
         facts = f"{record['elapsed_s'] or 0:.0f} s", f"about ${cost:.3f}" if cost is not None else ""
         for saved in record["saved"]:
-            text = f"{saved['path']} ({max(1, round(saved['bytes'] / 1024))} KB)"  # the line that agents read
+            size, edges = f"{max(1, round(saved['bytes'] / 1024))} KB", f"{saved['width']}x{saved['height']}"
+            text = f"{saved['path']} ({size})"  # the line that agents read
             if is_seen:
-                size = max(0.1, saved["bytes"] / 1e6)
-                told = f"{saved['width']}x{saved['height']}", f"{size:.1f} MB", *facts
+                size = f"{saved['bytes'] / 1e6:.1f} MB" if saved["bytes"] > 50_000 else size
+                told = edges * (saved["width"] > 0), size, *facts  # an SVG may not say how large it is
                 text = f"{saved['path']}  {', '.join(filter(None, told))}"
-            self.output(text, "Saved:")
+            self.output("Saved: " + text, "Saved:")
         for saved in record["saved"] if environment("OPENCLAW_SHELL") else ():
             self.output(f"MEDIA:{saved['path']}")
 
@@ -3760,7 +3765,7 @@ class Console:
         text += "" if text.endswith(("?", "!", ".")) else "."
         text = f"{says}.{money} Details: {text}" if says else text + money
         name = os.path.splitext(os.path.basename(sys.argv[0]))[0] or PROGRAM
-        self.error_line(text, f"{name}: ", "error:")
+        self.error_line(f"{name}: error: {text}", mark="error:")
         if failure.hint:
             self.error_line(failure.hint, "  ")
 
@@ -3803,15 +3808,14 @@ def preview(saved: Saved) -> str:
     """The codes that show a picture: iTerm2's, or kitty's, which takes PNG alone; "" elsewhere.
     tmux says what terminal it is in, whether it passes them on, and where the cursor is there."""
     kind, (form, width, height) = " ".join(map(environment, ("TERM", "TERM_PROGRAM"))), saved.picture
-    columns, lines = os.get_terminal_size(sys.stdout.fileno())
+    columns, lines = (edge or 80 for edge in os.get_terminal_size(sys.stdout.fileno()))
     left = top = cursor = 0
     if is_tmux := "tmux" in kind:
-        asked = ("#{pane_left} #{pane_top} #{cursor_y} #{?#{==:#{allow-passthrough},off},,#{client_termtype} "
-                 "#{client_termname}}")
+        names = "#{?#{==:#{allow-passthrough},off},,#{client_termtype} #{client_termname}}"
+        asked = ["tmux", "display", "-p", "#{pane_left} #{pane_top} #{cursor_y} " + names]
         with suppress(Failure, ValueError):
-            numbers = child_output(["tmux", "display", "-p", asked], (), "curl", 5).decode("utf-8", "replace")
-            left, top, cursor = map(int, numbers.split()[:3])
-            kind = numbers
+            told = child_output(asked, (), "curl", 5).decode("utf-8", "replace")
+            (left, top, cursor), kind = map(int, told.split()[:3]), told
     is_iterm = re.search("(?i)iterm|wezterm", kind)
     if not is_iterm and not (form == "png" and re.search("kitty|ghostty", kind)):
         return ""
@@ -3946,6 +3950,8 @@ def run_image_command(options: Namespace, run: Run) -> int:
     if options.dry_run:
         would = what_would_be(order, run.console, set())
         checked_price([estimate(order.job, settings)] if would == "buy" else [], settings)
+        if would == "buy" and (taken := taken_path(order)):
+            run.console.warn(f"{taken} already exists; saving to a new name (--overwrite replaces it)")
         tell_outlook(order, would, receipt.saved[0].path if receipt else first_path(order.job), run)
         return OK
     key = KeySource("nothing", "") if receipt else ready_to_buy([order], settings, run.console)
@@ -4076,8 +4082,10 @@ def command_of(order: Order) -> str:
     job, settings, runapi = order.job, order.settings, order.settings.api.value == "runapi"
     rows = {(runapi and row.runapi) or row.wire: row for row in OPTIONS}
     words = [quote(upload.path) for upload in job.images]
-    own_size = {"input": {"size": "input"}, "exact": {"size": None}}.get(job.resolution, {})  # of the first image
-    for name, value in {**({"n": job.n} if job.n > 1 else {}), **job.parameters, **own_size}.items():
+    sizes = {"input": "input", "exact": None}  # of the first image; --mask-exact says it
+    asked = {"n": job.n, **job.parameters} if job.n > 1 else dict(job.parameters)
+    asked.update({"size": sizes[job.resolution]} if job.resolution in sizes else {})
+    for name, value in asked.items():
         row, text = rows.get(name), as_text(value)
         named = [row.flag] + [quote(text)] * bool(row.value) if row else ["--param", quote(f"{name}={text}")]
         words += named if value is not None else []
@@ -4217,9 +4225,9 @@ def run_job(order: Order, key: KeySource, folder: Folder, run: Run, ignore_signa
     try:
         job = own_inputs(job, settings, folder, run)
         provider = settings.service.provider(job, settings, key, os.path.basename(folder.path))
-        taken = first_path(job) if os.path.lexists(first_path(job)) and not job.target.overwrite else ""
+        taken = taken_path(order)
         make_images(provider, job, settings, folder, run)
-        if taken not in ("", path := run.result.saved[0].path) and order.is_named and not folder.adopted:
+        if taken not in ("", path := run.result.saved[0].path) and not folder.adopted:
             run.console.warn(f"{taken} already exists; saved as {path} (--overwrite replaces it)")
         saved = [file.record() for file in run.result.saved]
         paid = map_texts({name: run.result.facts[name] for name in PURCHASE_FACTS}, run.console.secrets.clean)
@@ -4329,7 +4337,8 @@ def run_config_command(options: Namespace, run: Run) -> int:
     elif options.history:
         show_history(options.history, checked_page(options.gallery), run.console)
     elif options.completion:
-        run.console.output(completion(options.completion))
+        run.console.output(script := completion(options.completion))
+        run.console.tell(completion=script)
     elif options.forget:
         forget_requests(options.forget, run.console)
     else:
@@ -4834,7 +4843,7 @@ gpt_image2 config --completion bash|zsh|fish"""}
 # How shells complete: a script around the cases, how it offers words, and how files.
 COMPLETIONS = {
     "bash": ("""_gpt_image2() {
-  local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]} command each
+  local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]} command= each
   for each in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
     [[ $each == @(generate|edit|config) ]] && command=$each
   done
@@ -4932,9 +4941,9 @@ def split_shape(options: Namespace) -> None:
 def help_for(arguments: list[str]) -> str:
     """The help or version that is wanted, or an empty text. Of a command: usage and options in groups."""
     words = arguments[:arguments.index("--")] if "--" in arguments else arguments
-    if "--version" in words or words[:1] in (["-V"], ["version"]):
+    if {"-V", "--version"} & set(words) or words[:1] == ["version"]:
         return f"{os.path.splitext(os.path.basename(own_name()))[0]} {VERSION}"
-    if words and not {"-h", "--help"} & set(words) and "help" not in words[:2]:
+    if arguments and not {"-h", "--help"} & set(words) and "help" not in words[:2]:
         return ""
     topic, heading, shown = next((word for word in words if word in SYNOPSIS), ""), "", ""
     text = SYNOPSIS.get(topic, HELP)

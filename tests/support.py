@@ -106,13 +106,15 @@ class World:
             "LANG": "C.UTF-8", "NO_PROXY": "*", "PYTHONDONTWRITEBYTECODE": "1", **(extra or {})}
         return {name: value for name, value in variables.items() if value is not None}
 
-    def launch(self, *command: Argument | Path, env: Environment | None = None, stdin: Argument | None = None,
+    def launch(self, *command: Argument | Path, env: Environment | None = None, stdin: Argument | int | None = None,
                cwd: Path | None = None, **options: Any) -> subprocess.Popen[bytes]:
         """Start any command in this world and return at once."""
         with tempfile.TemporaryFile() as source:
-            source.write(stdin.encode() if isinstance(stdin, str) else stdin or b"")
-            source.seek(0)
-            streams = {"stdin": source, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+            if not isinstance(stdin, int):  # else a descriptor
+                source.write(stdin.encode() if isinstance(stdin, str) else stdin or b"")
+                source.seek(0)
+            streams = {"stdin": stdin if isinstance(stdin, int) else source, "stdout": subprocess.PIPE,
+                       "stderr": subprocess.PIPE, **options}
             return subprocess.Popen([each if isinstance(each, bytes) else str(each) for each in command],
                                     cwd=str(cwd or self.work), env=self.environment(env), **streams)
 
@@ -250,6 +252,7 @@ class ProgramCase(unittest.TestCase):
         os.chdir(str(self.work))
         try:
             with mock.patch.dict(environ, self.environment(env), clear=True), \
+                    mock.patch.object(sys, "argv", [str(PROGRAM)]), \
                     mock.patch.object(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode()), "utf-8")):
                 yield
         finally:

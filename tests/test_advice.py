@@ -376,7 +376,7 @@ class StrangersTest(AdviceCase):
     """Options of other tools get the option that is meant; only near words are guessed."""
 
     def test_known_strangers(self) -> None:
-        table = {"--n.": ("--count", "--num-images", "--batch-size"), "--overwrite.": ("--force", "-f", "-y"),
+        table = {"Use -n.": ("--count", "--num-images", "--batch-size"), "--overwrite.": ("--force", "-y"),
                  "--size WIDTHxHEIGHT": ("--width", "--height"), "needs no option": ("--prompt", "-p"),
                  "no such parameter": ("--seed", "--negative-prompt", "--negative_prompt", "--style", "--steps",
                                        "--response-format"),
@@ -393,7 +393,7 @@ class StrangersTest(AdviceCase):
                         self.assertNotIn("Did you mean", text)
 
     def test_no_wild_guess(self) -> None:
-        for option in ("--open", "--list", "--no-such-thing", "--zip"):
+        for option in ("--again", "--list", "--no-such-thing", "--zip"):
             self.assertNotIn("Did you mean", self.refused("generate", "a fox", option))
         for option, meant in (("--ouput", "--output"), ("--qualty", "--quality"), ("--aspect_ratio", "--aspect-ratio"),
                               ("--SIZE", "--size"), ("--overwite", "--overwrite")):

@@ -510,8 +510,9 @@ class BadCurlTest(BadInputCase):
 
     def test_unusable(self) -> None:
         rows = []
-        for name, script, message in (("old", "echo 'curl 7.67.0 (x86_64-pc-linux-gnu) libcurl/7.67.0'", "7.67.0"),
-                                      ("older", "echo 'curl 6.5.1'", "6.5.1"), ("silent", "exit 0", "curl"),
+        rejects = '[ "$2" = --version ] && echo "%s" || { echo "curl: (2) no such option" >&2; exit 2; }'
+        for name, script, message in (("old", rejects % "curl 7.67.0 (x86_64-pc-linux-gnu) libcurl/7.67.0", "7.67.0"),
+                                      ("older", rejects % "curl 6.5.1", "6.5.1"), ("silent", "exit 0", "curl"),
                                       ("failing", "exit 127", "curl"), ("other", "echo something else", "curl")):
             self.shell_script("curl", script + "\n", self.root / name)
             rows.append(Bad(name, ["generate", PROMPT], message, "", SETUP, "curl", {"PATH": str(self.root / name)}))

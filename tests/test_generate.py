@@ -354,7 +354,8 @@ class HumanOutputTest(ProgramCase):
         result = self.generate(PROMPT, "-v", "--quality", "low")
         self.saved_file(result)
         self.assertIn(f"{self.server.url}/images/generations", result.stderr)
-        self.assertRegex(result.stderr, r"curl \d+\.\d+")
+        self.assertRegex(result.stderr,
+                         r'(?m)^Authorization: \*\*\*\n\{"model": .*"prompt": .*\}\nHTTP 200, req_test_\d+$')
         self.assertNotIn(KEY, result.stdout + result.stderr)
 
     def test_cost(self) -> None:

@@ -32,7 +32,7 @@ class LoginInAddressTest(ProgramCase):
                 with self.subTest(scheme + login):
                     path = self.write_config({"proxy": f"{scheme}{login}@127.0.0.1:9", "base_url": REMOTE,
                                               "api_key": KEY})
-                    for words in (["config"], ["config", "--json"]):
+                    for words in (["config", "-v"], ["config", "--json"]):
                         result = self.run_inside(*words, "--config", path)
                         self.assertIn("127.0.0.1:9", result.stdout)
                         self.assertNotIn(f"{login}@", result.stdout + result.stderr)

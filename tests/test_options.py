@@ -26,8 +26,11 @@ class OptionsTableTest(unittest.TestCase):
     """The table itself."""
 
     def test_no_option_stands_twice(self) -> None:
-        flags = [name for row in program.OPTIONS for name in (row.flag, row.short) if name]
-        self.assertEqual(len(flags), len(set(flags)))
+        for command in ("generate", "edit", "config"):  # -f is the --force of config and the --overwrite of others
+            flags = [name for row in program.OPTIONS if command in row.commands
+                     for name in (row.flag, row.short) if name]
+            self.assertEqual(len(flags), len(set(flags)))
+        self.assertEqual(len(program.OPTIONS), len({row.flag for row in program.OPTIONS}))
 
     def test_what_has_a_wire_name_has_one_of_its_own(self) -> None:
         for names in ([row.wire for row in program.OPTIONS if row.wire],

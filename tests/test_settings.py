@@ -429,7 +429,7 @@ class ConfigShowTest(SettingsCase):
     def test_secrets_in_other_settings(self) -> None:
         self.write_config({"base_url": REMOTE, "proxy": "http://me:proxy-password@proxy.invalid:8080",
                            "headers": {"api-key": "header-secret", "X-Note": "note-secret"}})
-        for form in ("--json", "--show"):
+        for form in ("--json", "-v"):
             result = self.run_inside("config", form)
             for secret in ("proxy-password", "header-secret", "note-secret"):
                 self.assertNotIn(secret, result.stdout + result.stderr)
