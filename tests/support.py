@@ -249,7 +249,7 @@ class ProgramCase(unittest.TestCase):
         folder, real_input = os.getcwd(), os.dup(0)
         os.chdir(str(self.work))
         try:
-            with tempfile.TemporaryFile() as source:
+            with tempfile.NamedTemporaryFile() as source:
                 source.write(stdin.encode())
                 source.seek(0)
                 os.dup2(source.fileno(), 0)
