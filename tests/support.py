@@ -248,14 +248,20 @@ class ProgramCase(unittest.TestCase):
     def inside(self, env: Environment | None, stdin: str) -> Iterator[None]:
         """Make this process look like the child: environment, folders and input; put everything back afterwards."""
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-        folder = os.getcwd()
+        folder, real_input = os.getcwd(), os.dup(0)
         os.chdir(str(self.work))
         try:
+            with tempfile.NamedTemporaryFile() as source:
+                source.write(stdin.encode())
+                source.seek(0)
+                os.dup2(source.fileno(), 0)
             with mock.patch.dict(environ, self.environment(env), clear=True), \
                     mock.patch.object(sys, "argv", [str(PROGRAM)]), \
-                    mock.patch.object(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode()), "utf-8")):
+                    open(0, encoding="utf-8", closefd=False) as stream, mock.patch.object(sys, "stdin", stream):
                 yield
         finally:
+            os.dup2(real_input, 0)
+            os.close(real_input)
             os.chdir(folder)
             for number, handler in handlers.items():
                 signal.signal(number, handler)
