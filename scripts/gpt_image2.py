@@ -3973,8 +3973,8 @@ def checked_order(options: Namespace, settings: Settings, run: Run) -> Order:
         options.output = os.path.join(options.output, "")  # plan knows a folder by its last character
     requested = {"size": options.size, "format": chosen_format(options), "quality": options.quality}
     run.result.facts.update(model=settings.model.value, requested=requested)
-    job = read_inputs(plan(options, settings, *read_words(options), notes), settings, notes)
-    tell_planned(job, notes, bool(options.aspect_ratio or options.resolution), run)
+    job = plan(options, settings, *read_words(options), notes)
+    job = with_inputs_read(job, settings, notes, bool(options.aspect_ratio or options.resolution), run)
     return Order(job, settings, identity_of(job, settings), requested, options.fresh, is_named=is_named)
 
 def for_order(order: Order, run: Run) -> Run:
@@ -3992,13 +3992,15 @@ def for_order(order: Order, run: Run) -> Run:
     run.console.usual = int(round(seconds * size * (job.n if settings.api.value == "runapi" else 1), -1))
     return run._replace(typical=f"{run.console.usual} s" if seconds else "70 to 280 s")
 
-def tell_planned(job: Job, notes: Sequence[str], shaped: bool, run: Run) -> None:
-    """Say what the caller may not expect of a job, and its size. shaped: whether that was computed."""
+def with_inputs_read(job: Job, settings: Settings, notes: list[str], shaped: bool, run: Run) -> Job:
+    """The job when its inputs are known. Says what may surprise, and a size that was computed (shaped)."""
+    job = read_inputs(job, settings, notes)
     for note in notes:
         run.console.warn(note)
     size = run.result.facts["requested"]["size"] = job.parameters.get("size", "auto")
     if shaped and size != "auto":
         run.console.note(f"--size {size} was computed from --aspect-ratio and --resolution")
+    return job
 
 def ready_to_buy(orders: Sequence[Order], settings: Settings, console: Console) -> KeySource:
     """The key, after a test of all that must work before anything is sent; no job may contain a key."""
@@ -4153,9 +4155,7 @@ def own_inputs(job: Job, settings: Settings, folder: Folder, run: Run) -> Job:
             uploads[number] = upload._replace(path=path, origin="file")
         job = job.with_uploads(uploads)
         if not all(upload.digest for upload in uploads):  # nobody has looked at it yet
-            notes: list[str] = []
-            job = read_inputs(job, settings, notes)
-            tell_planned(job, notes, job.resolution in RESOLUTIONS, run)
+            job = with_inputs_read(job, settings, [], job.resolution in RESOLUTIONS, run)
         if job.mask and job.mask_form != "alpha":
             job = with_made_mask(job, job.mask, folder)
     except (OSError, Failure) as error:
@@ -4247,8 +4247,7 @@ def run_job(order: Order, key: KeySource, folder: Folder, run: Run, ignore_signa
     except (Exception, KeyboardInterrupt) as error:
         ignore_signals()  # first: a second signal must not hide what ended the job
         failure = error if isinstance(error, Failure) else Failure(
-            "bug", f"a bug in this program: {error!r}",
-            "What arrived is kept. Run the same command again to read it at no cost.", collectable=True)
+            "bug", f"a bug in this program: {error!r}", "Run the command again at no cost.", collectable=True)
         if isinstance(error, KeyboardInterrupt):
             failure = stop_failure(error, folder)
         keep_folder = add_what_is_known(failure, folder, job, run)
