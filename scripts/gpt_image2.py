@@ -3870,11 +3870,13 @@ def show_picture(saved: Saved, options: Namespace, console: Console) -> None:
             streams = dict.fromkeys(("stdin", "stdout", "stderr"), DEVNULL)
             start_child([viewer, saved.path], console.secrets.keys, **streams)
     if options.preview and not console.as_json and console.is_terminal("stdout"):
-        console.say("stdout", preview(saved), end="")
+        for piece in preview(saved):
+            console.say("stdout", piece, end="")
+            time.sleep(0.2)  # tmux moves the real cursor to its own only when it is idle
 
-def preview(saved: Saved) -> str:
-    """The codes that show a picture: iTerm2's, or kitty's, which takes PNG alone; "" elsewhere. tmux tells
-    what terminal it is in, and whether it passes them on; it does not see how far they move the cursor."""
+def preview(saved: Saved) -> list[str]:
+    """What shows a picture: iTerm2's code, or kitty's, which takes PNG alone; room and data, then the place.
+    tmux tells what terminal it is in and whether it passes codes on; after each the cursor is elsewhere."""
     kind, (form, width, height) = " ".join(map(environment, ("TERM", "TERM_PROGRAM"))), saved.picture
     if is_tmux := "tmux" in kind:
         asked = "#{?#{==:#{allow-passthrough},off},,#{client_termtype} #{client_termname}}"
@@ -3882,22 +3884,28 @@ def preview(saved: Saved) -> str:
             kind = child_output(["tmux", "display", "-p", asked], (), "curl", 5).decode("utf-8", "replace")
     is_iterm = re.search("(?i)iterm|wezterm", kind)
     if not is_iterm and not (form == "png" and re.search("kitty|ghostty", kind)):
-        return ""
+        return []
     with open(saved.path, "rb") as stream:
         text = base64.b64encode(stream.read()).decode()
-    space = os.get_terminal_size(sys.stdout.fileno()).columns or 80
+    space, shape = os.get_terminal_size(sys.stdout.fileno()).columns or 80, 2.0
+    with suppress(ArithmeticError, ImportError, AttributeError, OSError):  # how high a character is, if told
+        import struct
+        import termios
+        size = struct.unpack("4H", fcntl.ioctl(sys.stdout.fileno(), termios.TIOCGWINSZ, bytes(8)))
+        shape = size[3] / size[0] / (size[2] / size[1])
     columns = max(1, min(space - 1, 44 * width // max(1, height)))
-    rows = -(-columns * height // max(1, 2 * width)) + 1  # a character is about twice as high as wide
+    rows = max(1, round(columns * height / max(1, width) / shape))
     if is_iterm:
         codes = [f"\033]1337;File=inline=1;width={columns}:{text}\a"]
     else:
-        parts = [text[at:at + 4096] for at in range(0, len(text), 4096)]
-        codes = [f"\033_Ga=T,f=100,q=2,C=1,c={columns},m=1;\033\\",
-                 *(f"\033_Gm=1;{part}\033\\" for part in parts), "\033_Gm=0;\033\\"]
+        number, parts = time.time_ns() % 2**31 or 1, (text[at:at + 4096] for at in range(0, len(text), 4096))
+        keys = f"a=t,f=100,q=2,i={number},m=1;", *("m=1;" + part for part in parts), "m=0;"
+        codes = [f"\033_G{each}\033\\" for each in (*keys, f"a=p,q=2,i={number},C=1,c={columns},r={rows};")]
     if is_tmux:
         codes = ["\033Ptmux;" + code.replace("\033", "\033\033") + "\033\\" for code in codes]
-    room, back = ("", "\n") if is_iterm else ("\n" * rows + f"\033[{rows}A", f"\033[{rows}B")
-    return room + "".join(codes) + back
+    if is_iterm and not is_tmux:
+        return [codes[0] + "\n"]
+    return ["\n" * rows + f"\033[{rows}A" + "".join(codes[:-1]), codes[-1] + f"\033[{rows}B"]
 
 # ---- Gallery: a page to look at pictures ---------------------------------------------------------
 GENERATOR = f'name="generator" content="{PROGRAM}"'  # how a page of this program is known

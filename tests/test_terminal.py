@@ -23,6 +23,7 @@ STREAMS = ("stdout", "stderr")
 COMMANDS = ("generate", "edit", "config")
 FLAGS = {each: {row.flag for row in program.OPTIONS if each in row.commands} for each in COMMANDS}
 CURL = shutil.which("curl") or "curl"
+PIXELS = 0, 0  # of a terminal that does not tell
 SECRETS = {"Authorization": "Bearer secret-1", "X-Api-Key": "secret-2", "Cookie": "sid=secret-3"}
 
 
@@ -84,7 +85,7 @@ def set_up(terminal: int, columns: int) -> None:
     mode[1] &= ~termios.OPOST
     mode[3] &= ~termios.ECHO
     termios.tcsetattr(terminal, termios.TCSANOW, mode)
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, *PIXELS))
 
 
 def read_all(leader: int) -> str:
@@ -414,22 +415,24 @@ class PreviewTest(TerminalCase):
         self.assertTrue(line.startswith("Saved: " if "stdout" in on else "HTTP"), result)
         return codes, (self.work / name).read_bytes()
 
-    def assert_kitty(self, codes: str, content: bytes, columns: int = 66, rows: int = 23) -> None:
-        """The exact codes: room, the file in chunks, the cursor below it."""
+    def assert_kitty(self, codes: str, content: bytes, columns: int = 66, rows: int = 22) -> None:
+        """The exact codes: room, the file in chunks, where it is to be seen, the cursor below it."""
         before, after = "\n" * rows + f"{ESCAPE}[{rows}A", f"{ESCAPE}[{rows}B"
         self.assertTrue(codes.startswith(before) and codes.endswith(after), codes[:80])
         middle = codes[len(before):-len(after)]
         chunks = self.KITTY.findall(middle)
         self.assertEqual("".join(f"{ESCAPE}_G{keys};{text}{ESCAPE}\\" for keys, text in chunks), middle)
-        self.assertEqual(chunks[0], (f"a=T,f=100,q=2,C=1,c={columns},m=1", ""))
-        self.assertEqual({keys for keys, _ in chunks[1:-1]}, {"m=1"})
-        self.assertEqual(chunks[-1], ("m=0", ""))
+        number = re.fullmatch(r"a=t,f=100,q=2,i=(\d+),m=1", chunks[0][0])
+        assert number and 0 < int(number[1]) < 2**32, chunks[0]
+        self.assertEqual({keys for keys, _ in chunks[1:-2]}, {"m=1"})
+        self.assertEqual(chunks[-2:], [("m=0", ""), (f"a=p,q=2,i={number[1]},C=1,c={columns},r={rows}", "")])
         self.assertTrue(all(len(text) <= 4096 and not len(text) % 4 for _, text in chunks))
         self.assertEqual(base64.b64decode("".join(text for _, text in chunks)), content)
 
-    def assert_iterm(self, codes: str, content: bytes, columns: int = 66) -> None:
+    def assert_iterm(self, codes: str, content: bytes, columns: int = 66, around: str = r"()(\n)") -> None:
         """The one code of iTerm2, then a line break."""
-        match = re.fullmatch(r"\x1b\]1337;File=inline=1;width=(\d+):([A-Za-z0-9+/=]+)\x07\n", codes)
+        before, after = around[1:-1].split(")(")
+        match = re.fullmatch(before + r"\x1b\]1337;File=inline=1;width=(\d+):([A-Za-z0-9+/=]+)\x07" + after, codes)
         assert match, codes[:200]
         self.assertEqual((int(match[1]), base64.b64decode(match[2])), (columns, content))
 
@@ -459,10 +462,14 @@ class PreviewTest(TerminalCase):
         self.assert_iterm(*self.preview(TERM="xterm", TERM_PROGRAM="iTerm.app", name="out.jpg"))
 
     def test_widths(self) -> None:
-        for columns, wide, rows in ((200, 66, 23), (30, 29, 11), (2, 1, 2), (0, 66, 23)):
+        for columns, wide, rows in ((200, 66, 22), (30, 29, 10), (2, 1, 1), (0, 66, 22)):
             with self.subTest(columns):
                 codes, content = self.preview(TERM="xterm-kitty", columns=columns)
                 self.assert_kitty(codes, content, wide, rows)
+
+    def test_characters_of_another_shape(self) -> None:
+        with mock.patch("test_terminal.PIXELS", (80 * 9, 24 * 20)):
+            self.assert_kitty(*self.preview(TERM="xterm-kitty"), rows=20)
 
     def test_asked_for_later_it_costs_nothing(self) -> None:
         self.assert_succeeded(self.piped("generate", "a fox", *self.SIZE, "-o", "out.png"))
@@ -471,7 +478,9 @@ class PreviewTest(TerminalCase):
 
     def test_each_of_several(self) -> None:
         seen = self.seen("generate", "a fox", "-n", "2", "--preview", TERM="xterm-kitty")
-        self.assertEqual(seen.stdout.count(f"{ESCAPE}_Ga=T"), 2)
+        for action in ("a=t,f=100,q=2", "a=p,q=2"):
+            numbers = re.findall(rf"_G{action},i=(\d+)", seen.stdout)
+            self.assertEqual((len(numbers), len(set(numbers))), (2, 2), "one would take the other's place")
 
 
 class PreviewThroughTmuxTest(PreviewTest):
@@ -497,7 +506,7 @@ class PreviewThroughTmuxTest(PreviewTest):
 
     def test_iterm_and_wezterm(self) -> None:
         for answer in ("iTerm2 3.5.0 xterm-256color", "WezTerm 20240203 xterm-256color"):
-            self.assert_iterm(*self.inside(f"echo '{answer}'"))
+            self.assert_iterm(*self.inside(f"echo '{answer}'"), around=r"(\n{22}\x1b\[22A)(\x1b\[22B)")
 
     def test_nothing_elsewhere(self) -> None:
         for answer in ("echo", "echo 'xterm-256color'", "exit 1", "echo no server running >&2; exit 1"):
@@ -517,7 +526,7 @@ class PreviewThroughTmuxTest(PreviewTest):
         self.assertNotIn(KEY, told.read_text())
 
     # These are the same inside and outside.
-    test_nothing_in_a_pipe_or_as_json = test_widths = None  # type: ignore[assignment]
+    test_nothing_in_a_pipe_or_as_json = test_widths = test_characters_of_another_shape = None  # type: ignore[assignment]
     test_asked_for_later_it_costs_nothing = test_each_of_several = None  # type: ignore[assignment]
 
 
