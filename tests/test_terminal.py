@@ -262,9 +262,9 @@ class ResultOnTerminalTest(TerminalCase):
 
     def test_several_made_before_and_quiet(self) -> None:
         command = ("generate", "a fox", "-n", "2", "-o", "x.png")
-        for more in ((), (), ("-q",)):
+        for more in (("--quality", "low"), ("--quality", "low"), ("--quality", "low", "-q")):
             seen = self.seen(*command, *more, NO_COLOR="1")
-            shown = r"Saved: \S+-[12]\.png  \d+x\d+, \d\.\d MB, \d+ s, about \$\d\.\d{3}\n"
+            shown = r"Saved: \S+-[12]\.png  \d+x\d+, \d\.\d MB, \d+ s, about \$0\.006\n"  # of each
             self.assertRegex(seen.stdout, rf"\A({shown}){{2}}\Z")
         self.only_post()
 
@@ -476,6 +476,13 @@ class PreviewTest(TerminalCase):
         self.assert_kitty(*self.preview(TERM="xterm-kitty"))
         self.only_post()
 
+    def test_not_for_a_batch(self) -> None:
+        self.file("lines.txt", "a fox\na bear\n")
+        for option in ("--preview", "--open"):
+            result = self.piped("generate", "--batch", "lines.txt", option)
+            self.assertEqual((result.exit_code, self.server.posts), (2, []))
+            self.assertIn("--preview and --open do not work with --batch", result.stderr)
+
     def test_each_of_several(self) -> None:
         seen = self.seen("generate", "a fox", "-n", "2", "--preview", TERM="xterm-kitty")
         for action in ("a=t,f=100,q=2", "a=p,q=2"):
@@ -528,6 +535,7 @@ class PreviewThroughTmuxTest(PreviewTest):
     # These are the same inside and outside.
     test_nothing_in_a_pipe_or_as_json = test_widths = test_characters_of_another_shape = None  # type: ignore[assignment]
     test_asked_for_later_it_costs_nothing = test_each_of_several = None  # type: ignore[assignment]
+    test_not_for_a_batch = None  # type: ignore[assignment]
 
 
 @unittest.skipIf(sys.platform == "darwin", "there it is open, and a display is always there")
