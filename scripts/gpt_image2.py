@@ -3817,7 +3817,7 @@ class Console:
             text = f"{saved['path']} ({size})"  # the line that agents read
             if is_seen:
                 size = f"{saved['bytes'] / 1e6:.1f} MB" if saved["bytes"] > 50_000 else size
-                told = edges * (saved["width"] > 0), size, f"{record['elapsed_s'] or 0:.0f} s", each  # not SVG
+                told = edges * (saved["width"] > 0), size, f"{record['elapsed_s'] or 0:.0f} s", each  # SVG
                 text = f"{saved['path']}  {', '.join(filter(None, told))}"
             self.output("Saved: " + text, "Saved:")
         for saved in record["saved"] if environment("OPENCLAW_SHELL") else ():
