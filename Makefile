@@ -64,12 +64,12 @@ install:        ## install as PREFIX/bin/gpt-image2 (PREFIX=/usr/local, DESTDIR 
 	install -d "$(ROOT)/bin" "$(ROOT)/lib/$(NAME)" "$(ROOT)/share/bash-completion/completions" \
 		"$(ROOT)/share/zsh/site-functions" "$(ROOT)/share/fish/vendor_completions.d"
 	install -m 644 scripts/gpt_image2.py "$(ROOT)/lib/$(NAME)/gpt_image2.py"
-	$(PYTHON) -m compileall -q "$(ROOT)/lib/$(NAME)"
+	umask 022; $(PYTHON) -m compileall -q "$(ROOT)/lib/$(NAME)"
 	printf '%s\n' "$$LAUNCHER" > "$(ROOT)/bin/$(NAME)"
 	chmod 755 "$(ROOT)/bin/$(NAME)"
-	$(PYTHON) "$(ROOT)/bin/$(NAME)" config --completion bash > "$(ROOT)/share/bash-completion/completions/$(NAME)"
-	$(PYTHON) "$(ROOT)/bin/$(NAME)" config --completion zsh > "$(ROOT)/share/zsh/site-functions/_$(NAME)"
-	$(PYTHON) "$(ROOT)/bin/$(NAME)" config --completion fish > "$(ROOT)/share/fish/vendor_completions.d/$(NAME).fish"
+	umask 022; $(PYTHON) "$(ROOT)/bin/$(NAME)" config --completion bash > "$(ROOT)/share/bash-completion/completions/$(NAME)"
+	umask 022; $(PYTHON) "$(ROOT)/bin/$(NAME)" config --completion zsh > "$(ROOT)/share/zsh/site-functions/_$(NAME)"
+	umask 022; $(PYTHON) "$(ROOT)/bin/$(NAME)" config --completion fish > "$(ROOT)/share/fish/vendor_completions.d/$(NAME).fish"
 	@case ":$$PATH:$(DESTDIR)" in *":$(PREFIX)/bin:"|*":$(PREFIX)/bin:"*:) ;; \
 		*:) echo 'Installed. $(PREFIX)/bin is not in your PATH; add it: export PATH="$(PREFIX)/bin:$$PATH"' ;; esac
 

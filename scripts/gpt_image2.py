@@ -3744,13 +3744,13 @@ class Console:
         is_seen, cost = self.is_terminal("stdout"), record["cost_usd"]
         if record["http_status"] and record["ok"] and not self.quiet and not line and not is_seen:
             self.output(f"HTTP {record['http_status']} in {record['elapsed_s']:.1f} s")
-        facts = f"{record['elapsed_s'] or 0:.0f} s", f"about ${cost:.3f}" if cost is not None else ""
+        each = "" if cost is None or not record["saved"] else f"about ${cost / len(record['saved']):.3f}"
         for saved in record["saved"]:
             size, edges = f"{max(1, round(saved['bytes'] / 1024))} KB", f"{saved['width']}x{saved['height']}"
             text = f"{saved['path']} ({size})"  # the line that agents read
             if is_seen:
                 size = f"{saved['bytes'] / 1e6:.1f} MB" if saved["bytes"] > 50_000 else size
-                told = edges * (saved["width"] > 0), size, *facts  # an SVG may not say how large it is
+                told = edges * (saved["width"] > 0), size, f"{record['elapsed_s'] or 0:.0f} s", each  # SVG
                 text = f"{saved['path']}  {', '.join(filter(None, told))}"
             self.output("Saved: " + text, "Saved:")
         for saved in record["saved"] if environment("OPENCLAW_SHELL") else ():
@@ -3960,7 +3960,8 @@ def run_image_command(options: Namespace, run: Run) -> int:
     key = KeySource("nothing", "") if receipt else ready_to_buy([order], settings, run.console)
     buy_or_collect(order, receipt, key, run, ignore_signals)
     for saved in run.result.saved:
-        show_picture(saved, options, run.console)
+        with suppress(OSError):  # the picture is there all the same
+            show_picture(saved, options, run.console)
     write_gallery(page, [gallery_entry(order, run.result.record(run.console), run.console)], run.console)
     return OK
 
@@ -4561,6 +4562,7 @@ def run_batch(options: Namespace, settings: Settings, run: Run, ignore_signals: 
     console, page = run.console, checked_page(options.gallery)
     refuse_broken(
         (options.words or options.prompt_file, "with --batch the prompts are in the lines of its file", ""),
+        (options.preview or options.open, "--preview and --open do not work with --batch", "Use --gallery."),
         (options.batch == options.config == "-", "standard input cannot be both config and batch", ""),
         (options.output and is_picture_name(options.output), "with --batch, -o names a folder", ""))
     orders = read_batch(options, settings, run)

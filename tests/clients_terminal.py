@@ -1,18 +1,20 @@
-"""The progress line in a real terminal: tmux, which wraps lines again when it is resized."""
+"""In real terminals: the progress line in tmux, which wraps lines again when it is resized; a picture in kitty."""
 from __future__ import annotations
 
 import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
+import tempfile
 import time
 import unittest
 from typing import Callable
 
 from api_server import Answer
 from clients_common import ClientCase, run
-from support import KEY
+from support import KEY, png_chunk, png_file
 
 BAR = re.compile(r"\[#*-+\] 0:\d\d of about 1:10")
 LINE = re.compile(r"(\[#*-+\] )?0:\d\d of about 1:10")
@@ -79,7 +81,7 @@ class TerminalTest(ClientCase):
         """Wait until the command has ended; its progress line is gone."""
         screen = self.see(lambda screen: screen[-1] == "$" and any(line.startswith("Saved: ") for line in screen))
         words = [line.split()[0].rstrip(":") for line in screen[1:]]
-        self.assertEqual(words, ["Generating", "cost", "HTTP", "Saved", "$"])
+        self.assertEqual(words, ["Generating", "cost", "Saved", "$"])
 
     def test_widths(self) -> None:
         for columns in (30, 80, 200):
@@ -114,6 +116,7 @@ class TerminalTest(ClientCase):
         self.assertFalse([line for line in screen if LINE.search(line)], screen)
 
     def test_stopped_continued_in_the_background_and_fetched_back(self) -> None:
+        self.api.default = Answer(delay=9.0)
         self.open(80, "./fox")
         self.see_line()
         self.type("C-z")
@@ -131,6 +134,83 @@ class TerminalTest(ClientCase):
         self.open(80, "TERM=dumb ./fox")
         self.see_line()
         self.see_the_end()
+
+
+MISSING = [name for name in ("kitty", "Xvfb", "import", "convert") if not shutil.which(name)]
+
+
+@unittest.skipIf(MISSING, f"needs {', '.join(MISSING)}")
+class KittyTest(ClientCase):
+    """--preview, by what is on the screen: a picture of one strong colour, whole, below the lines before it."""
+    client = "kitty"
+    version = run(["kitty", "--version"]).stdout.split()[1] if shutil.which("kitty") else ""
+    COLOUR, SIZE, COLUMNS = (255, 0, 200), (1024, 768), 58
+
+    def setUp(self) -> None:
+        super().setUp()
+        row = b"\0" + bytes(self.COLOUR) * self.SIZE[0]
+        padding = png_chunk(b"caBX", os.urandom(2_000_000))  # as large as a real one
+        self.api.default = Answer(image=png_file(*self.SIZE, row * self.SIZE[1], 2, extra=[padding]), check=False)
+        self.display = self.start_display()
+        (self.work / "tmux.conf").write_text("set -g allow-passthrough on\n", encoding="utf-8")
+
+    def start_display(self) -> str:
+        """An X server of this test's own, whose number it finds itself."""
+        with tempfile.TemporaryFile() as told:
+            command = ["Xvfb", "-displayfd", str(told.fileno()), "-screen", "0", "1000x800x24", "-nolisten", "tcp"]
+            self.keep(subprocess.Popen(command, pass_fds=[told.fileno()], stderr=subprocess.DEVNULL))
+            deadline = time.monotonic() + 4 * PATIENCE
+            number = b""
+            while not number.endswith(b"\n"):
+                if time.monotonic() > deadline:
+                    raise unittest.SkipTest("Xvfb does not start")
+                time.sleep(0.1)
+                number = os.pread(told.fileno(), 20, 0)
+        return ":" + number.decode().strip()
+
+    def keep(self, child: subprocess.Popen[bytes]) -> None:
+        """End it with the test."""
+        self.addCleanup(child.wait, 60)
+        self.addCleanup(child.kill)
+
+    def picture_on_screen(self, *around: object) -> tuple[int, int, int, int]:
+        """Width, height, left and top of what has the colour, once there is any; the program runs in `around`."""
+        env = self.environment(GPT_IMAGE2_API_KEY=KEY, GPT_IMAGE2_BASE_URL=self.api.url, DISPLAY=self.display,
+                               LIBGL_ALWAYS_SOFTWARE="1")
+        program = [sys.executable, str(self.skill / "scripts" / "gpt_image2.py")]
+        line = shlex.join([*program, "generate", "a fox", "-o", "fox.png", "--preview"]) + "; exec sleep 300"
+        options = ["confirm_os_window_close=0", "remember_window_size=no", "initial_window_width=900",
+                   "initial_window_height=700", "update_check_interval=0"]
+        command = ["kitty", "--config", "NONE", *(word for each in options for word in ("-o", each))]
+        self.keep(subprocess.Popen([*command, *map(str, around), "sh", "-c", line], env=env, cwd=str(self.work),
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True))
+        deadline, box = time.monotonic() + 5 * PATIENCE, ""
+        while time.monotonic() < deadline:
+            time.sleep(1.0)
+            run(["import", "-window", "root", "shot.png"], env=env, cwd=str(self.work))
+            before, box = box, run(["convert", "shot.png", "-fill", "black", "+opaque", "rgb(%d,%d,%d)" % self.COLOUR,
+                                    "-format", "%@", "info:"], env=env, cwd=str(self.work)).stdout
+            found = re.fullmatch(r"(\d+)x(\d+)\+(\d+)\+(\d+)", box)
+            if before == box and found and int(found[3]) < 1000:  # nothing moves any more
+                width, height, left, top = map(int, found.groups())
+                return width, height, left, top
+        raise AssertionError(f"no picture is to be seen; its box is {box!r}, {os.listdir(str(self.work))}")
+
+    def assert_well_placed(self, width: int, height: int, left: int, top: int) -> None:
+        """In its shape, as wide as it was to be, below three lines."""
+        self.assertAlmostEqual(width / height, self.SIZE[0] / self.SIZE[1], delta=0.05)
+        self.assertEqual(width % self.COLUMNS, 0)
+        self.assertEqual((left, len(self.api.posts)), (0, 1))
+        self.assertTrue(3 * 12 < top < 3 * 30, top)
+
+    def test_plain(self) -> None:
+        self.assert_well_placed(*self.picture_on_screen())
+
+    @unittest.skipUnless(shutil.which("tmux"), "needs tmux")
+    def test_through_tmux(self) -> None:
+        tmux = ["tmux", "-S", self.root / "tmux", "-f", self.work / "tmux.conf"]
+        self.addCleanup(run, [*tmux, "kill-server"])
+        self.assert_well_placed(*self.picture_on_screen(*tmux, "new-session"))
 
 
 if __name__ == "__main__":

@@ -22,13 +22,14 @@ def show_and_run(*arguments: str) -> None:
 def main() -> int:
     folder = tempfile.mkdtemp(prefix="gpt-image2-demo-")
     config = os.path.join(folder, "config.json")
+    print("A stand-in for the API on this machine answers: the prices and times below are pretended, nothing is paid.")
     with ApiServer(key="test-key") as server:
         with open(os.open(config, os.O_WRONLY | os.O_CREAT, 0o600), "w") as stream:
             json.dump({"base_url": server.url, "api_key": "test-key"}, stream)
         fox, hat = os.path.join(folder, "fox.png"), os.path.join(folder, "fox-with-hat.png")
         show_and_run("generate", "a red fox in the snow", "--size", "landscape", "--config", config, "-o", fox)
         show_and_run("edit", fox, "give the fox a hat", "--size", "landscape", "--config", config, "-o", hat)
-    print(f"\nThe pictures were drawn by a stand-in for the API on this machine; look at them in {folder}")
+    print(f"\nThe stand-in drew the pictures, too: look at them in {folder}")
     return 0
 
 

@@ -10,9 +10,10 @@ import subprocess
 import sys
 import unittest
 from os import environ
+from pathlib import Path
 
 from api_server import draw_png, sniff
-from support import KEY, PROGRAM, ProgramCase
+from support import KEY, PROGRAM, Argument, ProgramCase, program
 
 PROJECT = PROGRAM.parent.parent
 README, SKILL = ((PROJECT / name).read_text(encoding="utf-8") for name in ("README.md", "SKILL.md"))
@@ -112,6 +113,107 @@ class ReadmeExamplesRunTest(ProgramCase):
         result = self.generate("a fox", "--json").json
         (shown,) = re.findall(r'^    (\{"schema".*?\})$', README, re.MULTILINE | re.DOTALL)
         self.assertEqual(set(json.loads(shown.replace("{...}", "{}"))), set(result))
+
+
+class InstallTest(ProgramCase):
+    """`make install` and `make uninstall`: what they put where, what runs, and what they say."""
+    FILES = ("bin/gpt-image2", "lib/gpt-image2/gpt_image2.py", "share/bash-completion/completions/gpt-image2",
+             "share/zsh/site-functions/_gpt-image2", "share/fish/vendor_completions.d/gpt-image2.fish")
+
+    def make(self, goal: str, prefix: str = "prefix", destdir: str = "", path: str = "", umask: int = 0o022) -> str:
+        """What it says besides its commands; the prefix is below the test's folder."""
+        if not (shutil.which("make") and shutil.which("install")):
+            self.skipTest("needs make and install")
+        words = [f"PREFIX={self.root / prefix}", f"PYTHON={sys.executable}", *[f"DESTDIR={destdir}"] * bool(destdir)]
+        env = {**self.environment(), "PATH": path + os.pathsep + environ.get("PATH", os.defpath)}
+        del env["PYTHONDONTWRITEBYTECODE"]
+        made = subprocess.run(["make", "-s", "-C", str(PROJECT), goal, *words], stdout=subprocess.PIPE, env=env,
+                              stderr=subprocess.STDOUT, encoding="utf-8", preexec_fn=lambda: os.umask(umask) and None)
+        self.assertEqual(made.returncode, 0, made.stdout)
+        return made.stdout
+
+    def version(self, *command: Argument, cwd: Path | None = None) -> str:
+        """The last word of what --version says; nobody complains."""
+        result = self.finish(self.world.launch(*command, "--version", cwd=cwd))
+        self.assertEqual((result.exit_code, result.stderr), (0, ""))
+        return result.stdout.split()[-1]
+
+    def installed(self, root: Path) -> set[str]:
+        """The files below a folder."""
+        return {str(path.relative_to(root)) for path in root.rglob("*") if not path.is_dir()}
+
+    def test_files_and_bytecode(self) -> None:
+        self.make("install", umask=0o077)
+        root = self.root / "prefix"
+        bytecode = f"lib/gpt-image2/__pycache__/gpt_image2.{sys.implementation.cache_tag}.pyc"
+        self.assertEqual(self.installed(root), {*self.FILES, bytecode})
+        for path in root.rglob("*"):
+            runs = path.is_dir() or path.parent.name == "bin"
+            self.assertEqual(path.stat().st_mode & 0o777, 0o755 if runs else 0o644, path)
+        loud = self.finish(self.world.launch(sys.executable, "-v", root / self.FILES[0], "--version"))
+        self.assertRegex(loud.stderr, rf"{re.escape(str(root / bytecode))} matches")
+        for name, shell in zip(self.FILES[2:], ("bash", "zsh", "fish")):
+            told = self.run_program("config", "--completion", shell).stdout
+            self.assertEqual((root / name).read_text(encoding="utf-8"), told)
+            self.assertGreater(len(told), 1000)
+
+    def test_the_launcher_runs_however_it_is_called(self) -> None:
+        self.make("install")
+        launcher, link = self.root / "prefix" / "bin" / "gpt-image2", self.root / "elsewhere" / "pictures"
+        link.parent.mkdir()
+        link.symlink_to(os.path.relpath(str(launcher), str(link.parent)))
+        for folder in (launcher.parent, link.parent, self.work):
+            for name in ("json.py", "base64.py", "gpt_image2.py"):
+                (folder / name).write_text("raise SystemExit('a stranger')", encoding="utf-8")
+        for path in (launcher, link):
+            for through in ([], [sys.executable], *([sys.executable, flag] for flag in ("-I", "-E", "-s"))):
+                self.assertEqual(self.version(*through, path), program.VERSION, (path, through))
+            self.assertEqual(self.version(sys.executable, path.name, cwd=path.parent), program.VERSION)
+        self.assertEqual(list(self.root.rglob("bin/__pycache__")), [])
+
+    def test_destdir_and_a_prefix_with_a_blank(self) -> None:
+        said = self.make("install", "my prefix", str(self.root / "stage area"))
+        staged = self.root / "stage area" / str(self.root / "my prefix")[1:]
+        self.assertTrue(set(self.FILES) <= self.installed(staged))
+        self.assertFalse((self.root / "my prefix").exists())
+        self.assertNotIn("PATH", said)  # a packager's own business
+        self.make("install", "my prefix")
+        self.assertEqual(self.version(self.root / "my prefix" / "bin" / "gpt-image2"), program.VERSION)
+        self.make("uninstall", "my prefix", str(self.root / "stage area"))
+        self.assertEqual(self.installed(staged), set())
+        self.assertTrue(set(self.FILES) <= self.installed(self.root / "my prefix"))
+
+    def test_path_is_named_where_it_lacks_the_folder(self) -> None:
+        for prefix in ("prefix", "my prefix"):
+            folder = f"{self.root / prefix}/bin"
+            said = self.make("install", prefix)
+            self.assertIn(f'{folder} is not in your PATH; add it: export PATH="{folder}:$PATH"', said)
+            self.assertIn("is not in your PATH", self.make("install", prefix, path=folder + "-other"))
+            for path in (folder, f"/nowhere:{folder}", f"{folder}:/nowhere"):
+                self.assertEqual(self.make("install", prefix, path=path), "")
+
+    def test_uninstall_removes_all_and_says_what_stays(self) -> None:
+        settings = Path(self.write_config({}))
+        self.make("install")
+        beside = self.root / "prefix" / "bin" / "other"
+        beside.write_text("mine")
+        said = self.make("uninstall")
+        self.assertEqual(self.installed(self.root / "prefix"), {"bin/other"})
+        for name in ("~/.config/gpt-image-2", "~/.local/state/gpt-image-2"):
+            self.assertIn(name, said)
+        self.assertTrue(settings.exists())
+        self.assertIn("stay", self.make("uninstall"))
+
+
+class DemoTest(ProgramCase):
+    """`make demo` says first what is not real."""
+
+    def test_prices_and_times_are_pretended(self) -> None:
+        result = self.finish(self.world.launch(sys.executable, PROJECT / "tests" / "demo.py"))
+        self.assertEqual(result.exit_code, 0, result)
+        first = result.stdout.split("\n")[0]
+        self.assertIn("prices and times below are pretended", first)
+        self.assertEqual(len(result.saved), 2)
 
 
 class SkillRulesTest(unittest.TestCase):

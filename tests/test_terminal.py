@@ -23,6 +23,7 @@ STREAMS = ("stdout", "stderr")
 COMMANDS = ("generate", "edit", "config")
 FLAGS = {each: {row.flag for row in program.OPTIONS if each in row.commands} for each in COMMANDS}
 CURL = shutil.which("curl") or "curl"
+PIXELS = 0, 0  # of a terminal that does not tell
 SECRETS = {"Authorization": "Bearer secret-1", "X-Api-Key": "secret-2", "Cookie": "sid=secret-3"}
 
 
@@ -84,7 +85,7 @@ def set_up(terminal: int, columns: int) -> None:
     mode[1] &= ~termios.OPOST
     mode[3] &= ~termios.ECHO
     termios.tcsetattr(terminal, termios.TCSANOW, mode)
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, *PIXELS))
 
 
 def read_all(leader: int) -> str:
@@ -261,9 +262,9 @@ class ResultOnTerminalTest(TerminalCase):
 
     def test_several_made_before_and_quiet(self) -> None:
         command = ("generate", "a fox", "-n", "2", "-o", "x.png")
-        for more in ((), (), ("-q",)):
+        for more in (("--quality", "low"), ("--quality", "low"), ("--quality", "low", "-q")):
             seen = self.seen(*command, *more, NO_COLOR="1")
-            shown = r"Saved: \S+-[12]\.png  \d+x\d+, \d\.\d MB, \d+ s, about \$\d\.\d{3}\n"
+            shown = r"Saved: \S+-[12]\.png  \d+x\d+, \d\.\d MB, \d+ s, about \$0\.006\n"  # of each
             self.assertRegex(seen.stdout, rf"\A({shown}){{2}}\Z")
         self.only_post()
 
@@ -414,23 +415,29 @@ class PreviewTest(TerminalCase):
         self.assertTrue(line.startswith("Saved: " if "stdout" in on else "HTTP"), result)
         return codes, (self.work / name).read_bytes()
 
-    def assert_kitty(self, codes: str, content: bytes, columns: int = 66, rows: int = 23) -> None:
-        """The exact codes: room, the file in chunks, the cursor below it."""
+    def assert_room(self, codes: str, rows: int) -> str:
+        """What stands between the room for a picture and the way below it."""
         before, after = "\n" * rows + f"{ESCAPE}[{rows}A", f"{ESCAPE}[{rows}B"
         self.assertTrue(codes.startswith(before) and codes.endswith(after), codes[:80])
-        middle = codes[len(before):-len(after)]
+        return codes[len(before):-len(after)]
+
+    def assert_kitty(self, codes: str, content: bytes, columns: int = 66, rows: int = 23, place: str = "") -> None:
+        """The exact codes: room, the file in chunks, the last one with the cursor kept, the way below it."""
+        middle = self.assert_room(codes, rows)
         chunks = self.KITTY.findall(middle)
-        self.assertEqual("".join(f"{ESCAPE}_G{keys};{text}{ESCAPE}\\" for keys, text in chunks), middle)
+        written = [f"{ESCAPE}_G{keys};{text}{ESCAPE}\\" for keys, text in chunks]
+        self.assertEqual("".join(written[:-1]) + f"{ESCAPE}7{place}{written[-1]}{ESCAPE}8", middle)
         self.assertEqual(chunks[0], (f"a=T,f=100,q=2,C=1,c={columns},m=1", ""))
-        self.assertEqual({keys for keys, _ in chunks[1:-1]}, {"m=1"})
-        self.assertEqual(chunks[-1], ("m=0", ""))
+        self.assertEqual(({keys for keys, _ in chunks[1:-1]}, chunks[-1]), ({"m=1"}, ("m=0", "")))
         self.assertTrue(all(len(text) <= 4096 and not len(text) % 4 for _, text in chunks))
         self.assertEqual(base64.b64decode("".join(text for _, text in chunks)), content)
 
-    def assert_iterm(self, codes: str, content: bytes, columns: int = 66) -> None:
-        """The one code of iTerm2, then a line break."""
-        match = re.fullmatch(r"\x1b\]1337;File=inline=1;width=(\d+):([A-Za-z0-9+/=]+)\x07\n", codes)
-        assert match, codes[:200]
+    def assert_iterm(self, codes: str, content: bytes, columns: int = 66, place: str = "") -> None:
+        """The one code of iTerm2 in its room."""
+        code = self.assert_room(codes, 23)
+        match = re.fullmatch(r"\x1b7" + re.escape(place) + r"\x1b\]1337;File=inline=1;width=(\d+):([A-Za-z0-9+/=]+)\x07"
+                             r"\x1b8", code)
+        assert match, code[:200]
         self.assertEqual((int(match[1]), base64.b64decode(match[2])), (columns, content))
 
     def test_kitty_and_ghostty(self) -> None:
@@ -469,9 +476,16 @@ class PreviewTest(TerminalCase):
         self.assert_kitty(*self.preview(TERM="xterm-kitty"))
         self.only_post()
 
+    def test_not_for_a_batch(self) -> None:
+        self.file("lines.txt", "a fox\na bear\n")
+        for option in ("--preview", "--open"):
+            result = self.piped("generate", "--batch", "lines.txt", option)
+            self.assertEqual((result.exit_code, self.server.posts), (2, []))
+            self.assertIn("--preview and --open do not work with --batch", result.stderr)
+
     def test_each_of_several(self) -> None:
         seen = self.seen("generate", "a fox", "-n", "2", "--preview", TERM="xterm-kitty")
-        self.assertEqual(seen.stdout.count(f"{ESCAPE}_Ga=T"), 2)
+        self.assertEqual(seen.stdout.count("_Ga=T,f=100,"), 2)
 
 
 class PreviewThroughTmuxTest(PreviewTest):
@@ -493,18 +507,18 @@ class PreviewThroughTmuxTest(PreviewTest):
 
     def test_kitty_and_ghostty(self) -> None:
         for answer in ("kitty(0.32.2) xterm-kitty", "xterm-kitty", "ghostty 1.2.0 xterm-ghostty"):
-            self.assert_kitty(*self.inside(f"echo '{answer}'"))
+            self.assert_kitty(*self.inside(f"echo '3 5 2 {answer}'"), place=f"{ESCAPE}[6;4H")
 
     def test_iterm_and_wezterm(self) -> None:
         for answer in ("iTerm2 3.5.0 xterm-256color", "WezTerm 20240203 xterm-256color"):
-            self.assert_iterm(*self.inside(f"echo '{answer}'"))
+            self.assert_iterm(*self.inside(f"echo '0 0 23 {answer}'"), place=f"{ESCAPE}[1;1H")
 
     def test_nothing_elsewhere(self) -> None:
-        for answer in ("echo", "echo 'xterm-256color'", "exit 1", "echo no server running >&2; exit 1"):
+        for answer in ("echo", "echo '0 0 0'", "echo '0 0 0 xterm-256color'", "exit 1", "echo no server running >&2; exit 1"):
             self.assertEqual(self.inside(answer)[0], "", answer)
 
     def test_kitty_takes_png_alone_iterm_all(self) -> None:
-        self.assertEqual(self.inside("echo xterm-kitty", "out.jpg")[0], "")
+        self.assertEqual(self.inside("echo 0 0 0 xterm-kitty", "out.jpg")[0], "")
 
     def test_a_tmux_that_hangs_is_not_waited_for(self) -> None:
         started = time.monotonic()
@@ -513,12 +527,13 @@ class PreviewThroughTmuxTest(PreviewTest):
 
     def test_no_key_in_its_environment(self) -> None:
         told = self.root / "env"
-        self.inside(f"env > {shlex.quote(str(told))}; echo xterm-kitty")
+        self.inside(f"env > {shlex.quote(str(told))}; echo 0 0 0 xterm-kitty")
         self.assertNotIn(KEY, told.read_text())
 
     # These are the same inside and outside.
     test_nothing_in_a_pipe_or_as_json = test_widths = None  # type: ignore[assignment]
     test_asked_for_later_it_costs_nothing = test_each_of_several = None  # type: ignore[assignment]
+    test_not_for_a_batch = None  # type: ignore[assignment]
 
 
 @unittest.skipIf(sys.platform == "darwin", "there it is open, and a display is always there")
