@@ -2938,9 +2938,8 @@ def run_curl(request: Request, exchange: Exchange, run: Run) -> None:
     """Run curl on one request and wait for its end. When this program is stopped, a paid request goes on."""
     texts = [f"{part.name}: {part.text or part.content_type}" for part in request.form]
     body = json.dumps(request.body, ensure_ascii=False, default=lambda file: LONG_TEXT)  # of a DataUrl
-    for line in (f"{request.method} {request.url}",
-                 *(f"  {name}: {'***' if re.search(SECRET_HEADER, name) else value}"
-                   for name, value in request.headers), *["  " + body] * bool(request.body), *texts):
+    headers = [f"  {name}: ***" for name, _ in request.headers]
+    for line in (f"{request.method} {request.url}", *headers, *["  " + body] * bool(request.body), *texts):
         run.console.note(line, detail=True)
     forget_exchange(exchange)
     answer, child = exchange + ".answer", None
@@ -4432,7 +4431,8 @@ def show_settings(settings: Settings, console: Console) -> None:
     pending = map_texts(unfinished_commands(console), clean)
     console.tell(settings={name: row._asdict() for name, row in rows.items()}, pending=pending,
                  config_file=settings.config_path or None)
-    for name in [name for name in rows if console.verbose or re.match("base_url$|api_key|model$", name)]:
+    first = ["base_url", *(name for name in rows if name.startswith("api_key")), "model"]
+    for name in dict.fromkeys([*first, *rows] if console.verbose else first):
         console.output(f"{name:<11} {rows[name].value or '-'}  ({rows[name].source})")
     console.output(f"config file {settings.config_path or 'none of ' + ', '.join(config_locations())}")
     for request in pending:

@@ -329,7 +329,7 @@ class WrongKindOfFileTest(AdviceCase):
         base = str(self.work / "requests" / "x" / "1")
         self.file("requests/x/1.outcome", "000 000 0 0.0 0\n")
         self.file("requests/x/1.errors", f"curl: (26) Failed to open {base}.body\n")
-        self.assertEqual(program.read_outcome(base).message, "Failed to open 1.body")
+        self.assertEqual(program.read_outcome(base).message, f"Failed to open {base}.body")
 
 
 class SandboxTest(AdviceCase):

@@ -144,7 +144,7 @@ class EchoedKeyTest(ProgramCase):
                                "Content-Type-Hint: note-of-mine")
         self.assert_succeeded(result)
         self.assertNotIn("note-of-mine", result.stderr)
-        self.assertIn('header = "Expect-Id: ***"', result.stderr)
+        self.assertIn("Expect-Id: ***", result.stderr)
 
 
 class MisplacedKeyTest(ProgramCase):

@@ -219,7 +219,7 @@ class RelayTroubleTest(ProgramCase):
                 self.server.plan(Answer(status=status, body=HTML, content_type="text/html"))
                 error = self.generate_inside("a fox", "--json").json["error"]
                 self.assertEqual((error["kind"], error["billed"], error["retryable"]), ("gateway", "maybe", False))
-                for word in ("gateway gave up", "--stream", "--quality"):
+                for word in ("--stream", "--quality", "buys a new image"):
                     self.assertIn(word, error["hint"])
 
 

@@ -347,7 +347,7 @@ class VerboseTest(TerminalCase):
                             *(f"--header={name}: {value}" for name, value in list(SECRETS.items())[1:]))
         self.assert_succeeded(result)
         shown = [r"POST %s/images/generations\n" % re.escape(self.server.url), r"(?:\w.*\n)*? *Authorization: \*\*\*\n",
-                 r" *X-Team: blue\n", r" *X-Api-Key: \*\*\*\n", r" *Cookie: \*\*\*\n",
+                 r" *X-Team: \*\*\*\n", r" *X-Api-Key: \*\*\*\n", r" *Cookie: \*\*\*\n",
                  r' *\{"model": "gpt-image-2", "prompt": "a red \u00fcber-fox", "quality": "low"\}\n',
                  r"HTTP 200, req_test_\d+\n", r"usage: \{.*\}\n"]
         at = 0
@@ -514,7 +514,7 @@ class PreviewThroughTmuxTest(PreviewTest):
             self.assert_iterm(*self.inside(f"echo '0 0 23 {answer}'"), place=f"{ESCAPE}[1;1H")
 
     def test_nothing_elsewhere(self) -> None:
-        for answer in ("echo", "echo '0 0 0'", "echo '0 0 0 xterm-256color'", "exit 1", "echo no server running >&2; exit 1"):
+        for answer in ("echo", "echo 0 0 0", "echo 0 0 0 xterm-256color", "exit 1", "echo no server >&2; exit 1"):
             self.assertEqual(self.inside(answer)[0], "", answer)
 
     def test_kitty_takes_png_alone_iterm_all(self) -> None:
