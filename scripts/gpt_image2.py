@@ -3374,8 +3374,9 @@ def answer_failure(request: Request, response: Response) -> Failure:
     if request.rules.is_free or (kind == "task_failed" and request.free_failures):
         billed, next_step = "no", "again" if kind == "task_failed" else ""
     message = f"HTTP {response.status} from {host_of(request.url)}: {error.message.strip().rstrip('.')}"
+    ids = (response.headers.get(name, "") for name in ("x-request-id", "x-runapi-task-id"))
     return Failure(kind, message, hint, billed, next_step=next_step, http_status=response.status,
-        code=error.code, request_id=response.headers.get("x-request-id", ""), server_text=error.message)
+                   code=error.code, request_id=" ".join(filter(None, ids)), server_text=error.message)
 
 def refusal_kind(response: Response, error: ServerError) -> str:
     """The kind of failure that a response is: codes and words first, the HTTP status last."""
