@@ -3355,9 +3355,15 @@ def answer_failure(request: Request, response: Response) -> Failure:
     if request.rules.is_free or (kind == "task_failed" and request.free_failures):
         billed, next_step = "no", "again" if kind == "task_failed" else ""
     message = f"HTTP {response.status} from {host_of(request.url)}: {error.message.strip().rstrip('.')}"
+<<<<<<< HEAD
     ids = filter(None, map(response.headers.get, ("x-request-id", "x-runapi-task-id")))
     return Failure(kind, message, hint, billed, next_step=next_step, http_status=response.status,
                    code=error.code, server_text=error.message, request_id=" ".join(ids))
+=======
+    ids = (response.headers.get(name, "") for name in ("x-request-id", "x-runapi-task-id"))
+    return Failure(kind, message, hint, billed, next_step=next_step, http_status=response.status,
+                   code=error.code, request_id=" ".join(filter(None, ids)), server_text=error.message)
+>>>>>>> 783a8d51b1ea97db8ad9b971eda4a085a421d1a7
 
 def refusal_kind(response: Response, error: ServerError) -> str:
     """The kind of failure that a response is: codes and words first, the HTTP status last."""
