@@ -52,7 +52,6 @@ from errno import EPERM, EROFS
 from functools import partial
 from itertools import accumulate, chain, count
 from math import inf, log
-from operator import add
 from os import environ
 from shlex import quote
 from types import SimpleNamespace as Namespace
@@ -800,7 +799,8 @@ def unfiltered(method: int, line: bytes, above: bytes) -> bytes:
     if method == 0 or (method != 3 and not any(line) and above.count(above[:1]) == len(above)):
         return line if method < 2 else above  # the second: nothing under one value, as in most masks
     if method < 3:
-        return bytes(value & 255 for value in (accumulate(line) if method == 1 else map(add, line, above)))
+        sums = accumulate(line) if method == 1 else map(int.__add__, line, above)
+        return bytes(each & 255 for each in sums)
     result, left, corner = bytearray(), 0, 0
     for value, up in zip(line, above):
         guess = left + up >> 1
@@ -867,10 +867,9 @@ def rectangle_in(text: str, width: int, height: int) -> tuple[int, int, int, int
 
 def soft_edges(start: int, end: int, whole: int, feather: int) -> bytes:
     """A rectangle's alpha along one axis: from 255 to 0 inside it; no edge where the picture ends."""
-    def alpha(at: int) -> int:
-        depth = min(at - start if start > 0 else feather, end - 1 - at if end < whole else feather)
-        return max(0, 255 - 255 * (depth + 1) // (feather + 1))
-    return bytes(alpha(at) if start <= at < end else 255 for at in range(whole))
+    depths = (min(at - start if start > 0 else feather, end - 1 - at if end < whole else feather)
+              for at in range(whole))
+    return bytes(max(0, 255 - 255 * max(0, depth + 1) // (feather + 1)) for depth in depths)
 
 def mask_rows(job: Job, width: int, height: int) -> Iterator[bytes]:
     """The alpha of a job's mask, row by row, for an image of this size."""
@@ -3355,15 +3354,9 @@ def answer_failure(request: Request, response: Response) -> Failure:
     if request.rules.is_free or (kind == "task_failed" and request.free_failures):
         billed, next_step = "no", "again" if kind == "task_failed" else ""
     message = f"HTTP {response.status} from {host_of(request.url)}: {error.message.strip().rstrip('.')}"
-<<<<<<< HEAD
     ids = filter(None, map(response.headers.get, ("x-request-id", "x-runapi-task-id")))
     return Failure(kind, message, hint, billed, next_step=next_step, http_status=response.status,
                    code=error.code, server_text=error.message, request_id=" ".join(ids))
-=======
-    ids = (response.headers.get(name, "") for name in ("x-request-id", "x-runapi-task-id"))
-    return Failure(kind, message, hint, billed, next_step=next_step, http_status=response.status,
-                   code=error.code, request_id=" ".join(filter(None, ids)), server_text=error.message)
->>>>>>> 783a8d51b1ea97db8ad9b971eda4a085a421d1a7
 
 def refusal_kind(response: Response, error: ServerError) -> str:
     """The kind of failure that a response is: codes and words first, the HTTP status last."""
@@ -4163,25 +4156,21 @@ def own_inputs(job: Job, settings: Settings, folder: Folder, run: Run) -> Job:
         if not all(upload.digest for upload in uploads):  # nobody has looked at it yet
             job = with_inputs_read(job, settings, [], job.resolution in RESOLUTIONS, run)
         if job.mask and job.mask_form != "alpha":
-            job = with_made_mask(job, job.mask, folder)
+            path, (_, width, height) = folder.file("mask"), job.images[0].picture
+            if not os.path.exists(path):
+                rows = ([bytes(width)] * 3 + [alpha] for alpha in mask_rows(job, width, height))
+                with private_file(path + ".part") as stream:
+                    write_png(stream, width, height, rows, 4, {})
+                os.replace(path + ".part", path)
+            picture, size = Picture("png", width, height), os.path.getsize(path)
+            made = job.mask._replace(path=path, origin="file", picture=picture, bytes=size)
+            job = job._replace(mask=made, mask_form="alpha")  # the one that the API wants
     except (OSError, Failure) as error:
         failure = error if isinstance(error, Failure) else setup_failure(
             f"cannot write {folder.path}: {reason(error)}", "Make room there.")
         failure.collectable = folder.adopted
         raise failure from None
     return job
-
-def with_made_mask(job: Job, mask: Upload, folder: Folder) -> Job:
-    """The job with the mask that the API wants, made from rectangles or from black and white."""
-    path, picture = folder.file("mask"), job.images[0].picture._replace(format="png")
-    _, width, height = picture
-    if not os.path.exists(path):
-        rows = ([bytes(width)] * 3 + [alpha] for alpha in mask_rows(job, width, height))
-        with private_file(path + ".part") as stream:
-            write_png(stream, width, height, rows, 4, {})
-        os.replace(path + ".part", path)
-    made = mask._replace(path=path, origin="file", picture=picture, bytes=os.path.getsize(path))
-    return job._replace(mask=made, mask_form="alpha")
 
 def fetch_upload(upload: Upload, path: str, settings: Settings, run: Run) -> None:
     """Write an input to a private file: a copy of what was checked, or what its URL leads to."""
@@ -4853,10 +4842,8 @@ gpt_image2 config --completion bash|zsh|fish"""}
 # How shells complete: a script around the cases, how it offers words, and how files.
 COMPLETIONS = {
     "bash": ("""_gpt_image2() {
-  local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]} command= each
-  for each in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
-    [[ $each == @(generate|edit|config) ]] && command=$each
-  done
+  local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]} command=
+  [[ "${COMP_WORDS[*]:1:COMP_CWORD-1} " =~ (generate|edit|config)" " ]] && command=${BASH_REMATCH[1]}
 CASES
 }
 complete -o default -F _gpt_image2 gpt-image2""",
