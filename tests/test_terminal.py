@@ -347,7 +347,7 @@ class VerboseTest(TerminalCase):
                             *(f"--header={name}: {value}" for name, value in list(SECRETS.items())[1:]))
         self.assert_succeeded(result)
         shown = [r"POST %s/images/generations\n" % re.escape(self.server.url), r"(?:\w.*\n)*? *Authorization: \*\*\*\n",
-                 r" *X-Team: blue\n", r" *X-Api-Key: \*\*\*\n", r" *Cookie: \*\*\*\n",
+                 r" *X-Team: \*\*\*\n", r" *X-Api-Key: \*\*\*\n", r" *Cookie: \*\*\*\n",
                  r' *\{"model": "gpt-image-2", "prompt": "a red \u00fcber-fox", "quality": "low"\}\n',
                  r"HTTP 200, req_test_\d+\n", r"usage: \{.*\}\n"]
         at = 0
@@ -355,7 +355,7 @@ class VerboseTest(TerminalCase):
             match = re.compile(pattern).search(result.stderr, at if "\\{" in pattern or "HTTP" in pattern else 0)
             assert match, (pattern, result.stderr)
             at = match.end() if "\\{" in pattern or "HTTP" in pattern else at
-        for secret in (KEY, "secret-"):
+        for secret in (KEY, "secret-", "blue"):
             self.assertNotIn(secret, result.stdout + result.stderr)
         for setting in ("connect-timeout", "max-time", "write-out", "dump-header", ".answer", ".body"):
             self.assertNotIn(setting, result.stderr)
