@@ -1636,9 +1636,14 @@ def check_mask(job: Job, first: Upload, mask: Upload, notes: list[str]) -> None:
         (job.exact and job.parameters.get("size", wanted) != wanted,
          f"--mask-exact needs the size of the image, {wanted}", "Leave --size out."), failure=input_failure)
     try:
-        if not is_file:
-            check_rectangles(mask.path.split(), first, notes)
-        elif not Png(mask.path).checked().has_alpha and form == "alpha":
+        for text in mask.path.split() if not is_file else ():
+            left, top, right, bottom = box = rectangle_in(text, *first.picture[1:])
+            inside = max(0, left), max(0, top), min(first.picture.width, right), min(first.picture.height, bottom)
+            if inside[0] >= inside[2] or inside[1] >= inside[3]:
+                raise ValueError(f"{text} covers no pixel of {first.name} ({wanted})")
+            if inside != box:
+                notes.append(f"--mask-rect {text} reaches beyond {first.name} ({wanted}) and is clipped")
+        if is_file and not Png(mask.path).checked().has_alpha and form == "alpha":
             raise input_failure(f"{who} has no alpha channel", f"{hint} White marks it? Use --mask-bw.")
         if not any(0 in row for row in mask_rows(job, *first.picture[1:])):
             why = {"alpha": "is fully opaque, or half: no pixel has alpha 0", "bw": "has no white pixel"}
@@ -1651,17 +1656,6 @@ def check_mask(job: Job, first: Upload, mask: Upload, notes: list[str]) -> None:
         raise input_failure(f"{who} {fault}") from None
     if mask.bytes >= SAFE_MASK_BYTES and form == "alpha":
         notes.append(f"{who} is larger than 4 MB; some servers refuse that")
-
-def check_rectangles(rectangles: Sequence[str], first: Upload, notes: list[str]) -> None:
-    """Refuse a rectangle outside the first image; say which one is cut at its edge."""
-    _, width, height = first.picture
-    for text in rectangles:
-        left, top, right, bottom = box = rectangle_in(text, width, height)
-        inside = max(0, left), max(0, top), min(width, right), min(height, bottom)
-        if inside[0] >= inside[2] or inside[1] >= inside[3]:
-            raise ValueError(f"{text} covers no pixel of {first.name} ({width}x{height})")
-        if inside != box:
-            notes.append(f"--mask-rect {text} reaches beyond {first.name} ({width}x{height}) and is clipped")
 
 def size_of_input(model: str, width: int, height: int, resolution: str, name: str) -> str:
     """An image's own size, if the model can make it."""

@@ -355,7 +355,7 @@ class VerboseTest(TerminalCase):
             match = re.compile(pattern).search(result.stderr, at if "\\{" in pattern or "HTTP" in pattern else 0)
             assert match, (pattern, result.stderr)
             at = match.end() if "\\{" in pattern or "HTTP" in pattern else at
-        for secret in (KEY, "secret-"):
+        for secret in (KEY, "secret-", "blue"):
             self.assertNotIn(secret, result.stdout + result.stderr)
         for setting in ("connect-timeout", "max-time", "write-out", "dump-header", ".answer", ".body"):
             self.assertNotIn(setting, result.stderr)
