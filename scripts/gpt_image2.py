@@ -54,6 +54,7 @@ from itertools import accumulate, chain, count
 from math import inf, log
 from os import environ
 from shlex import quote
+from struct import pack, unpack
 from types import SimpleNamespace as Namespace
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn, Optional
 from unicodedata import category, normalize
@@ -159,10 +160,8 @@ KINDS = {  # before anything is sent, and on the way; then the server refused; t
     "blocked": Kind(SETUP, "no", "ask", "The server's firewall blocked this computer; try another network."),
     "quota": Kind(LIMITED, "no", "ask", "Add credit or raise your spending limit. Waiting won't help.",
                   says="the credit is used up, or a spending limit is reached"),
-    "rate_limit": Kind(LIMITED, "no", "later", "Wait a minute, then run the same command again.", True,
-                       "too many requests for now"),
-    "overloaded": Kind(NO_ANSWER, "no", "later", "Run the same command again in a minute.", True,
-                       "the service is overloaded"),
+    "rate_limit": Kind(LIMITED, "no", "later", "Run it again in a minute.", True, "too many requests"),
+    "overloaded": Kind(NO_ANSWER, "no", "later", "Run it again in a minute.", True, "the service is too busy"),
     "unavailable": Kind(NO_ANSWER, "no", "later", "No model was reached. Check --model, or try again later."),
     "gateway": Kind(NO_ANSWER, "maybe", "ask", "Try --stream or a lower --quality; this buys a new image.",
                     says="the gateway gave up waiting for the image"),
@@ -700,7 +699,6 @@ class Png:
     passes: where each begins, across and down, and its steps. planes: the bytes of a pixel, at least one.
     tables: the red, green, blue and alpha of each value. clear: a colour without alpha, by planes."""
     def __init__(self, path: str) -> None:
-        from struct import unpack
         chunks = dict.fromkeys((b"IHDR", b"PLTE", b"tRNS", *KEPT_CHUNKS), b"")
         with open(path, "rb") as stream:
             most = os.fstat(stream.fileno()).st_size * MAX_DEFLATED
@@ -824,11 +822,10 @@ def write_png(stream: BinaryIO, width: int, height: int, rows: Iterable[Row], ch
               kept: Mapping[bytes, bytes]) -> None:
     """Write rows of planes as a PNG of 8 bits, RGB or RGBA. kept: chunks that stand before its pixels."""
     def chunk(name: bytes, data: bytes) -> None:
-        numbers = len(data).to_bytes(4, "big"), zlib.crc32(name + data).to_bytes(4, "big")
-        stream.write(numbers[0] + name + data + numbers[1])
+        stream.write(pack(">I", len(data)) + name + data + pack(">I", zlib.crc32(name + data)))
     stream.write(b"\x89PNG\r\n\x1a\n")
-    edges = width.to_bytes(4, "big") + height.to_bytes(4, "big")
-    for name, data in {b"IHDR": edges + bytes((8, 6 if channels == 4 else 2, 0, 0, 0)), **kept}.items():
+    header = pack(">IIBBBBB", width, height, 8, 6 if channels == 4 else 2, 0, 0, 0)
+    for name, data in {b"IHDR": header, **kept}.items():
         chunk(name, data)
     packer, above = zlib.compressobj(), [bytes(width)] * channels
     sizes = bytes(min(value, 256 - value) for value in range(256))
@@ -1625,7 +1622,7 @@ def check_mask(job: Job, first: Upload, mask: Upload, notes: list[str]) -> None:
     hint, form = "A mask is a PNG whose transparent pixels (alpha 0) mark the part to change.", job.mask_form
     turned = "" if first.seen == first.picture else "EXIF turns the first image; save that upright first."
     wanted, found = (f"{each.width}x{each.height}" for each in (first.picture, mask.picture))
-    is_file, who = form != "rectangles", mask.name
+    is_file, who, (_, width, height) = form != "rectangles", mask.name, first.picture
     refuse_broken(
         (is_file and mask.picture.format != "png", f"{who} is {mask.picture.format}, it must be PNG", hint),
         (is_file and found != wanted,
@@ -1637,15 +1634,15 @@ def check_mask(job: Job, first: Upload, mask: Upload, notes: list[str]) -> None:
          f"--mask-exact needs the size of the image, {wanted}", "Leave --size out."), failure=input_failure)
     try:
         for text in mask.path.split() if not is_file else ():
-            left, top, right, bottom = box = rectangle_in(text, *first.picture[1:])
-            inside = max(0, left), max(0, top), min(first.picture.width, right), min(first.picture.height, bottom)
+            left, top, right, bottom = box = rectangle_in(text, width, height)
+            inside = max(0, left), max(0, top), min(width, right), min(height, bottom)
             if inside[0] >= inside[2] or inside[1] >= inside[3]:
                 raise ValueError(f"{text} covers no pixel of {first.name} ({wanted})")
             if inside != box:
                 notes.append(f"--mask-rect {text} reaches beyond {first.name} ({wanted}) and is clipped")
         if is_file and not Png(mask.path).checked().has_alpha and form == "alpha":
             raise input_failure(f"{who} has no alpha channel", f"{hint} White marks it? Use --mask-bw.")
-        if not any(0 in row for row in mask_rows(job, *first.picture[1:])):
+        if not any(0 in row for row in mask_rows(job, width, height)):
             why = {"alpha": "is fully opaque, or half: no pixel has alpha 0", "bw": "has no white pixel"}
             raise input_failure(f"{who} {why.get(form, 'is too small for --mask-feather')}",
                                 hint * (form == "alpha"))
@@ -4080,10 +4077,8 @@ def command_of(order: Order) -> str:
     job, settings, runapi = order.job, order.settings, order.settings.api.value == "runapi"
     rows = {(runapi and row.runapi) or row.wire: row for row in OPTIONS}
     words = [quote(upload.path) for upload in job.images]
-    sizes = {"input": "input", "exact": None}  # of the first image; --mask-exact says it
-    asked = {"n": job.n, **job.parameters} if job.n > 1 else dict(job.parameters)
-    asked.update({"size": sizes[job.resolution]} if job.resolution in sizes else {})
-    for name, value in asked.items():
+    size = {"input": "input", "exact": None}.get(job.resolution, job.parameters.get("size"))
+    for name, value in {**({"n": job.n} if job.n > 1 else {}), **job.parameters, "size": size}.items():
         row, text = rows.get(name), as_text(value)
         named = [row.flag] + [quote(text)] * bool(row.value) if row else ["--param", quote(f"{name}={text}")]
         words += named if value is not None else []
@@ -4827,8 +4822,7 @@ SYNOPSIS = {"generate": """gpt_image2 generate PROMPT [options]
   gpt_image2 edit fox.png "give the fox a hat" -o hat.png
   gpt_image2 edit room.png chair.jpg "put the chair into the room"
 
-  IMAGE                  PNG, JPEG or WebP below 50 MB: a file, an http(s) URL,
-                         a file: or data: URI""",
+  IMAGE                  PNG, JPEG, WebP below 50 MB: a file, URL or data: URI""",
             "config": """gpt_image2 config [--show | --init [--force] | --check] [options]
 gpt_image2 config --history [N] [--gallery PAGE.html] | --forget ID|all
 gpt_image2 config --completion bash|zsh|fish"""}
