@@ -161,7 +161,7 @@ KINDS = {  # before anything is sent, and on the way; then the server refused; t
     "quota": Kind(LIMITED, "no", "ask", "Add credit or raise your spending limit. Waiting won't help.",
                   says="the credit is used up, or a spending limit is reached"),
     "rate_limit": Kind(LIMITED, "no", "later", "Run it again in a minute.", True, "too many requests"),
-    "overloaded": Kind(NO_ANSWER, "no", "later", "Run it again in a minute.", True, "the service is too busy"),
+    "overloaded": Kind(NO_ANSWER, "no", "later", "Run it again in a minute.", True, "the service is busy"),
     "unavailable": Kind(NO_ANSWER, "no", "later", "No model was reached. Check --model, or try again later."),
     "gateway": Kind(NO_ANSWER, "maybe", "ask", "Try --stream or a lower --quality; this buys a new image.",
                     says="the gateway gave up waiting for the image"),
