@@ -1756,7 +1756,8 @@ def openai_values(options: Namespace, size: str, settings: Settings, notes: list
          f"--compression needs --format jpeg or webp: {image_format.upper()} is always lossless", ""),
         (options.background == "transparent" and image_format == "jpeg", "JPEG cannot be transparent", ""),
         (options.input_fidelity and rules is MODELS[DEFAULT_MODEL], f"{model} has no --input-fidelity", ""),
-        (options.aspect_ratio not in (None, "auto") and not match, "an --aspect-ratio is like 16:9", ""))
+        (options.aspect_ratio not in (None, "auto") and not match,
+         f"an --aspect-ratio is like 16:9, not {quoted(options.aspect_ratio or '')}", ""))
     if match or (options.command == "generate" and (options.aspect_ratio or options.resolution)):
         width, height = map(int, match.groups()) if match else (1, 1)
         size = size_of_shape(model, width, height, options.resolution or "1k")
@@ -3785,14 +3786,13 @@ class Result:
 
 def show_picture(saved: Saved, options: Namespace, console: Console) -> None:
     """--open and --preview, as far as this terminal and this system can; nothing where they cannot."""
-    from subprocess import DEVNULL
+    from subprocess import DEVNULL as NULL
     if options.open and sys.platform == "win32":
         os.startfile(saved.path)
     elif options.open and (sys.platform == "darwin" or any(map(environment, ("DISPLAY", "WAYLAND_DISPLAY")))):
         viewer = "open" if sys.platform == "darwin" else "xdg-open"
         with suppress(Failure):
-            streams = dict.fromkeys(("stdin", "stdout", "stderr"), DEVNULL)
-            start_child([viewer, saved.path], console.secrets.keys, **streams)
+            start_child([viewer, saved.path], console.secrets.keys, stdin=NULL, stdout=NULL, stderr=NULL)
     if options.preview and not console.as_json and console.is_terminal("stdout"):
         console.say("stdout", preview(saved), end="")
 
