@@ -150,16 +150,14 @@ KINDS = {  # before anything is sent, and on the way; then the server refused; t
     "refused": Kind(REFUSED, "no", "fix", "Fix what the message names, then run the command again."),
     "not_found": Kind(REFUSED, "no", "fix", "Check --base-url (is /v1 missing or there twice?) and --model.",
                       says="there is no such address or model"),
-    "too_large": Kind(REFUSED, "no", "fix", "Make the input images smaller, or save them as JPEG.",
-                      says="the images are too large for the server"),
+    "too_large": Kind(REFUSED, "no", "fix", "Make images smaller or save them as JPEG.", says="too much data"),
     "redirect": Kind(NO_ANSWER, "no", "fix", "Use the address it points to as --base-url."),
     "forbidden": Kind(SETUP, "no", "ask", "This key may not use this model or endpoint."),
     "verification": Kind(SETUP, "no", "ask", "Verify it in platform.openai.com/settings; wait 15 minutes.",
                          says="your organization is not verified"),
     "region": Kind(SETUP, "no", "stop", "The service is not offered in this region."),
     "blocked": Kind(SETUP, "no", "ask", "The server's firewall blocked this computer; try another network."),
-    "quota": Kind(LIMITED, "no", "ask", "Add credit or raise your spending limit. Waiting won't help.",
-                  says="the credit is used up, or a spending limit is reached"),
+    "quota": Kind(LIMITED, "no", "ask", "Add credit or raise your limit.", says="the credit is used up"),
     "rate_limit": Kind(LIMITED, "no", "later", "Run it again in a minute.", True, "too many requests"),
     "overloaded": Kind(NO_ANSWER, "no", "later", "Run it again in a minute.", True, "the service is busy"),
     "unavailable": Kind(NO_ANSWER, "no", "later", "No model was reached. Check --model, or try again later."),
@@ -1105,7 +1103,6 @@ OPTIONS = (
     Option(ALL, "--quiet", "", "print only warnings, errors and Saved: lines", short="-q"),
     Option(ALL, "--verbose", "", "also show what is sent (keys are hidden)", short="-v"))
 
-MASKS = ("mask", "mask_bw", "mask_rect")  # only one of them
 # What may stand in a config file, as (default, type of its value). What says where the key is, is no setting.
 PICTURE_KEYS = ("output", "format", "size", "quality", "compression", "background", "moderation")
 SETTING_KEYS = ("api", "base_url", "model", "timeout", "headers", "proxy", "cacert", "allow_http", "poll_url",
@@ -1555,7 +1552,7 @@ def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[st
     possible, runapi = MODELS.get(re.sub(DATED, "", model), NEWEST).formats, settings.api.value == "runapi"
     formats = [each for each in possible if each in settings.service.formats]
     size, shaped = SIZE_NAMES.get(options.size, options.size), options.aspect_ratio or options.resolution
-    masks = [row.flag for row in OPTIONS if row.name in MASKS and getattr(options, row.name)]
+    masks = [f"--{each}" for each in ("mask", "mask_bw", "mask_rect") if getattr(options, each)]
     is_own = size == "input"  # the first image's, which is not read yet
     refuse_broken(
         (not prompt.strip(), "the prompt is empty", ""),
@@ -1568,7 +1565,7 @@ def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[st
         (is_own and (options.command == "generate" or runapi), "--size input needs edit, not RunAPI", ""),
         (size not in ("auto", "input") and not split_size(size), f"{quoted(size)} is not a size: use "
          f"WIDTHxHEIGHT, {', '.join(SIZE_NAMES)} or auto", "For example --size 1536x1024"),
-        (len(masks) > 1, f"use one of {' and '.join(masks)}, not several", ""),
+        (len(masks) > 1, f"use one of {' and '.join(masks)}, not several".replace("_", "-"), ""),
         (options.mask_feather and not options.mask_rect, "--mask-feather needs --mask-rect", ""),
         (options.mask_exact and not masks, "--mask-exact needs a mask", "Such as --mask-rect 0,0,50%,50%"),
         (options.mask_exact and shaped, "--mask-exact keeps the shape and resolution of the image", ""),
@@ -1782,7 +1779,7 @@ def size_of_shape(model: str, width: int, height: int, resolution: str = "1k", n
 
 def runapi_shape(options: Namespace, size: str, settings: Settings, notes: list[str]) -> dict[str, Any]:
     """The shape that RunAPI gets. Options that it lacks are refused, not silently ignored."""
-    missing = [row.flag for row in OPTIONS if row.runapi is None and (row.wire or row.name in MASKS)
+    missing = [row.flag for row in OPTIONS if row.runapi is None and (row.wire or row.name[:4] == "mask")
                and getattr(options, row.name) not in (None, [], row.default)]
     ratio, resolution = options.aspect_ratio, options.resolution
     if size != "auto":
@@ -3787,10 +3784,8 @@ class Result:
 def show_picture(saved: Saved, options: Namespace, console: Console) -> None:
     """--open and --preview, as far as this terminal and this system can; nothing where they cannot."""
     from subprocess import DEVNULL as NULL
-    if options.open and sys.platform == "win32":
-        os.startfile(saved.path)
-    elif options.open and (sys.platform == "darwin" or any(map(environment, ("DISPLAY", "WAYLAND_DISPLAY")))):
-        viewer = "open" if sys.platform == "darwin" else "xdg-open"
+    viewer = {"darwin": "open", "win32": "explorer"}.get(sys.platform, "xdg-open")
+    if options.open and (viewer != "xdg-open" or any(map(environment, ("DISPLAY", "WAYLAND_DISPLAY")))):
         with suppress(Failure):
             start_child([viewer, saved.path], console.secrets.keys, stdin=NULL, stdout=NULL, stderr=NULL)
     if options.preview and not console.as_json and console.is_terminal("stdout"):
@@ -3799,25 +3794,29 @@ def show_picture(saved: Saved, options: Namespace, console: Console) -> None:
 def preview(saved: Saved) -> str:
     """The codes that show a picture: iTerm2's, or kitty's, which takes PNG alone; "" elsewhere.
     tmux says what terminal it is in, whether it passes them on, and where the cursor is there."""
-    kind, (form, width, height) = " ".join(map(environment, ("TERM", "TERM_PROGRAM"))), saved.picture
-    columns, lines = (edge or 80 for edge in os.get_terminal_size(sys.stdout.fileno()))
-    left = top = cursor = 0
-    if is_tmux := "tmux" in kind:
+    told = " ".join(("0 0 0", *map(environment, ("TERM", "TERM_PROGRAM"))))
+    (form, width, height), is_tmux = saved.picture, "tmux" in told
+    if is_tmux:
         names = "#{?#{==:#{allow-passthrough},off},,#{client_termtype} #{client_termname}}"
         asked = ["tmux", "display", "-p", "#{pane_left} #{pane_top} #{cursor_y} " + names]
-        with suppress(Failure, ValueError):
+        with suppress(Failure):
             told = child_output(asked, (), "curl", 5).decode("utf-8", "replace")
-            (left, top, cursor), kind = map(int, told.split()[:3]), told
-    is_iterm = re.search("(?i)iterm|wezterm", kind)
-    if not is_iterm and not (form == "png" and re.search("kitty|ghostty", kind)):
+    is_iterm = re.search("(?i)iterm|wezterm", told)
+    if not is_iterm and not (form == "png" and re.search("kitty|ghostty", told)):
         return ""
+    (left, top, cursor), lines, columns, shape = map(int, told.split()[:3]), 24, 80, 2.0
+    with suppress(ArithmeticError, ImportError, AttributeError, OSError):  # how high a letter is, if known
+        import termios
+        size = unpack("4H", fcntl.ioctl(sys.stdout.fileno(), termios.TIOCGWINSZ, bytes(8)))
+        lines, columns = size[0] or lines, size[1] or columns
+        shape = size[3] / size[0] / (size[2] / size[1])
     with open(saved.path, "rb") as stream:
         text = base64.b64encode(stream.read()).decode()
     columns = max(1, min(columns - 1, 44 * width // max(1, height)))
-    rows = min(lines - 1, -(-columns * height // max(1, 2 * width)) + 1)  # letters are twice as high as wide
+    rows = max(1, min(lines - 1, round(columns * height / max(1, width) / shape)))
     parts = [text[at:at + 4096] for at in range(0, len(text), 4096)]
     codes = [f"\033]1337;File=inline=1;width={columns}:{text}\a"] if is_iterm else [
-        f"\033_Ga=T,f=100,q=2,C=1,c={columns},m=1;\033\\",
+        f"\033_Ga=T,f=100,q=2,C=1,c={columns},r={rows},m=1;\033\\",
         *(f"\033_Gm=1;{part}\033\\" for part in parts), "\033_Gm=0;\033\\"]
     place = f"\033[{top + min(cursor, lines - 1 - rows) + 1};{left + 1}H" if is_tmux else ""
     codes[-1] = f"\0337{place}{codes[-1]}\0338"  # only now it is shown

@@ -421,20 +421,20 @@ class PreviewTest(TerminalCase):
         self.assertTrue(codes.startswith(before) and codes.endswith(after), codes[:80])
         return codes[len(before):-len(after)]
 
-    def assert_kitty(self, codes: str, content: bytes, columns: int = 66, rows: int = 23, place: str = "") -> None:
+    def assert_kitty(self, codes: str, content: bytes, columns: int = 66, rows: int = 22, place: str = "") -> None:
         """The exact codes: room, the file in chunks, the last one with the cursor kept, the way below it."""
         middle = self.assert_room(codes, rows)
         chunks = self.KITTY.findall(middle)
         written = [f"{ESCAPE}_G{keys};{text}{ESCAPE}\\" for keys, text in chunks]
         self.assertEqual("".join(written[:-1]) + f"{ESCAPE}7{place}{written[-1]}{ESCAPE}8", middle)
-        self.assertEqual(chunks[0], (f"a=T,f=100,q=2,C=1,c={columns},m=1", ""))
+        self.assertEqual(chunks[0], (f"a=T,f=100,q=2,C=1,c={columns},r={rows},m=1", ""))
         self.assertEqual(({keys for keys, _ in chunks[1:-1]}, chunks[-1]), ({"m=1"}, ("m=0", "")))
         self.assertTrue(all(len(text) <= 4096 and not len(text) % 4 for _, text in chunks))
         self.assertEqual(base64.b64decode("".join(text for _, text in chunks)), content)
 
     def assert_iterm(self, codes: str, content: bytes, columns: int = 66, place: str = "") -> None:
         """The one code of iTerm2 in its room."""
-        code = self.assert_room(codes, 23)
+        code = self.assert_room(codes, 22)
         match = re.fullmatch(r"\x1b7" + re.escape(place) + r"\x1b\]1337;File=inline=1;width=(\d+):([A-Za-z0-9+/=]+)\x07"
                              r"\x1b8", code)
         assert match, code[:200]
@@ -466,10 +466,14 @@ class PreviewTest(TerminalCase):
         self.assert_iterm(*self.preview(TERM="xterm", TERM_PROGRAM="iTerm.app", name="out.jpg"))
 
     def test_widths(self) -> None:
-        for columns, wide, rows in ((200, 66, 23), (30, 29, 11), (2, 1, 2), (0, 66, 23)):
+        for columns, wide, rows in ((200, 66, 22), (30, 29, 10), (2, 1, 1), (0, 66, 22)):
             with self.subTest(columns):
                 codes, content = self.preview(TERM="xterm-kitty", columns=columns)
                 self.assert_kitty(codes, content, wide, rows)
+
+    def test_letters_of_another_shape(self) -> None:
+        with mock.patch("test_terminal.PIXELS", (80 * 9, 24 * 20)):
+            self.assert_kitty(*self.preview(TERM="xterm-kitty"), rows=20)
 
     def test_asked_for_later_it_costs_nothing(self) -> None:
         self.assert_succeeded(self.piped("generate", "a fox", *self.SIZE, "-o", "out.png"))
@@ -507,11 +511,11 @@ class PreviewThroughTmuxTest(PreviewTest):
 
     def test_kitty_and_ghostty(self) -> None:
         for answer in ("kitty(0.32.2) xterm-kitty", "xterm-kitty", "ghostty 1.2.0 xterm-ghostty"):
-            self.assert_kitty(*self.inside(f"echo '3 5 2 {answer}'"), place=f"{ESCAPE}[6;4H")
+            self.assert_kitty(*self.inside(f"echo '3 5 2 {answer}'"), place=f"{ESCAPE}[7;4H")
 
     def test_iterm_and_wezterm(self) -> None:
         for answer in ("iTerm2 3.5.0 xterm-256color", "WezTerm 20240203 xterm-256color"):
-            self.assert_iterm(*self.inside(f"echo '0 0 23 {answer}'"), place=f"{ESCAPE}[1;1H")
+            self.assert_iterm(*self.inside(f"echo '0 0 23 {answer}'"), place=f"{ESCAPE}[2;1H")
 
     def test_nothing_elsewhere(self) -> None:
         for answer in ("echo", "echo 0 0 0", "echo 0 0 0 xterm-256color", "exit 1", "echo no server >&2; exit 1"):
@@ -531,7 +535,7 @@ class PreviewThroughTmuxTest(PreviewTest):
         self.assertNotIn(KEY, told.read_text())
 
     # These are the same inside and outside.
-    test_nothing_in_a_pipe_or_as_json = test_widths = None  # type: ignore[assignment]
+    test_nothing_in_a_pipe_or_as_json = test_widths = test_letters_of_another_shape = None  # type: ignore[assignment]
     test_asked_for_later_it_costs_nothing = test_each_of_several = None  # type: ignore[assignment]
     test_not_for_a_batch = None  # type: ignore[assignment]
 
