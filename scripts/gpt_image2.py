@@ -150,7 +150,7 @@ KINDS = {  # before anything is sent, and on the way; then the server refused; t
     "refused": Kind(REFUSED, "no", "fix", "Fix what the message names, then run the command again."),
     "not_found": Kind(REFUSED, "no", "fix", "Check --base-url (is /v1 missing or there twice?) and --model.",
                       says="there is no such address or model"),
-    "too_large": Kind(REFUSED, "no", "fix", "Make images smaller or save them as JPEG.", says="too much data"),
+    "too_large": Kind(REFUSED, "no", "fix", "Make images smaller, or use JPEG.", says="too much data"),
     "redirect": Kind(NO_ANSWER, "no", "fix", "Use the address it points to as --base-url."),
     "forbidden": Kind(SETUP, "no", "ask", "This key may not use this model or endpoint."),
     "verification": Kind(SETUP, "no", "ask", "Verify it in platform.openai.com/settings; wait 15 minutes.",
