@@ -719,7 +719,7 @@ class ZshCompletionTest(CompletionCase):
         reader = threading.Thread(target=lambda: self.copy(leader, text))
         reader.start()
         try:
-            self.wait_until(lambda: "READY" in text[0])
+            self.wait_until(lambda: "?2004h" in text[0])  # before its editor is there, Ctrl-D would be eaten
             for line in lines:
                 os.write(leader, line)
             self.wait_until(lambda: all(word in text[0] for word in until))
