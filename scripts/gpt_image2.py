@@ -431,17 +431,17 @@ class Order(NamedTuple):
 
 # ---- Text ----------------------------------------------------------------------------------------
 # Control characters, stray bytes that are such in older encodings, and what breaks a line or reverses text.
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\udc80-\udc9f]")
+CONTROL = r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\udc80-\udc9f]"
 UNQUOTABLE, LONG_TEXT = r"[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f]", "(a long text)"
 SHORTEST_KEY, CUT_MARK = 8, "\u2026"  # what is shorter may be an ordinary word; ends a text that was cut
 # For UTF-8, a character for each byte. CUT: how a text ends that was cut. LETTER: an ESCAPE, or a byte.
-CUT = re.compile(r"(?:[ux][\da-f]{0,3}|%[\da-f]?|&#?x?[\da-f]{0,6}|[\xc2-\xf4][\x80-\xbf]{0,2})?"
-                 r"(?:\xe2\x80\xa6|\.{3}|\Z)")
-ESCAPE = re.compile(r"(?=[\\%&\x00-\x08\x0b\x0c\x0e-\x1f\x7f\xc2\xe2\xef])(?:"  # or what is invisible
-                    r"\\{1,8}(?:x([\da-fA-F]{2})|u([\da-fA-F]{4}))?|%(?:25){0,4}([\da-fA-F]{2})|"
-                    r"&#(?:[xX]0{0,4}([2-7][\da-fA-F])|0{0,4}(\d{2,3}));|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|"
-                    r"\xc2\xad|\xe2\x80[\x8b-\x8f\xaa-\xae]|\xe2\x81[\xa0-\xaf]|\xef\xbb\xbf)")
-LETTER = re.compile(ESCAPE.pattern + r"|((?s:.))")
+CUT = (r"(?:[ux][\da-f]{0,3}|%[\da-f]?|&#?x?[\da-f]{0,6}|[\xc2-\xf4][\x80-\xbf]{0,2})?"
+       r"(?:\xe2\x80\xa6|\.{3}|\Z)")
+ESCAPE = (r"(?=[\\%&\x00-\x08\x0b\x0c\x0e-\x1f\x7f\xc2\xe2\xef])(?:"  # or what is invisible
+          r"\\{1,8}(?:x([\da-fA-F]{2})|u([\da-fA-F]{4}))?|%(?:25){0,4}([\da-fA-F]{2})|"
+          r"&#(?:[xX]0{0,4}([2-7][\da-fA-F])|0{0,4}(\d{2,3}));|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|"
+          r"\xc2\xad|\xe2\x80[\x8b-\x8f\xaa-\xae]|\xe2\x81[\xa0-\xaf]|\xef\xbb\xbf)")
+LETTER = ESCAPE + r"|((?s:.))"
 # Also matches keys that a server has masked (sk-ab****cd), a login in an address, and a JSON web token.
 KEY_LIKE = (r"\b(?:sk|rk|pk)-[\w*.-]{6,}|[\w.-]{0,40}\*{4,}[\w*.\u2026-]*|\beyJ[\w-]{5,}\.[\w-]{5,}\.[\w-]*|"
             r"\b[Bb]earer\s+(?!(?:auth|cred|token|scheme|header)[a-z]*(?![\w-]))[^\s\"']{6,}|"
@@ -462,19 +462,19 @@ def redact(text: str, secrets: Sequence[str]) -> str:
 def blanked(text: str, secrets: Sequence[str], mark: str) -> str:
     """A text of bytes, as long as before, with every secret overwritten, however it is escaped.
     Where the text was cut, six characters of a secret are enough. A short one counts only as a whole word."""
-    plain = ESCAPE.sub(resolved, text).lower()
+    plain = re.sub(ESCAPE, resolved, text).lower()
     spans: list[tuple[int, int]] = []
     octets = bytearray(text, "latin-1")
     for secret in secrets:
-        wanted = ESCAPE.sub(resolved, utf8(secret).decode("latin-1")).lower()
+        wanted = re.sub(ESCAPE, resolved, utf8(secret).decode("latin-1")).lower()
         short = len(wanted) < SHORTEST_KEY
         at = plain.find(wanted[:6]) if len(wanted) >= 4 else -1
         while at >= 0:
             end = at + len(os.path.commonprefix([wanted, plain[at:at + len(wanted)]]))
             near = plain[max(0, at - 1):at], plain[end:end + 2]
             inside = short and (re.match(r"[\w/.-]", near[0]) or re.match(r"\.?\w|[/-]", near[1]))
-            if not inside if end == at + len(wanted) else not short and CUT.match(plain, end):
-                spans = spans or [each.span() for each in LETTER.finditer(text) for _ in resolved(each)]
+            if not inside if end == at + len(wanted) else not short and re.compile(CUT).match(plain, end):
+                spans = spans or [each.span() for each in re.finditer(LETTER, text) for _ in resolved(each)]
                 first, last = spans[at][0], spans[end - 1][1]
                 octets[first:last] = mark.encode() * (last - first)
             at = plain.find(wanted[:6], at + 1)
@@ -490,7 +490,7 @@ def resolved(escape: re.Match[str]) -> str:
 
 def one_line(text: str, limit: int = 300) -> str:
     """Outside text made safe for a terminal: no control characters, one line, a bounded length."""
-    text = " ".join(CONTROL.sub(" ", whole_characters(text)).split())
+    text = " ".join(re.sub(CONTROL, " ", whole_characters(text)).split())
     return text if len(text) <= limit else text[:limit - 3] + "..."
 
 def as_bytes(text: str) -> bytes:
@@ -596,7 +596,7 @@ KEPT_CHUNKS = (b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"pHYs")  # what says how a P
 PNG_COLOURS = {0: (1, (1, 2, 4, 8, 16), (2,)), 2: (3, (8, 16), (6,)), 3: (1, (1, 2, 4, 8), ()),
                4: (2, (8, 16), ()), 6: (4, (8, 16), ())}  # channels, bits of each, lengths of tRNS
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
-XML_NOISE = re.compile(rb"(?si)<\?.*?\?>|<!--.*?-->|<!doctype(?:[^\[>]|\[[^\]]*\])*>|\A\xef\xbb\xbf")
+XML_NOISE = rb"(?si)<\?.*?\?>|<!--.*?-->|<!doctype(?:[^\[>]|\[[^\]]*\])*>|\A\xef\xbb\xbf"
 
 def inspect_picture(stream: BinaryIO) -> Picture | None:
     """Format and pixels, from the first bytes; None for any but PNG, JPEG, WebP, GIF, SVG (0x0: unknown)."""
@@ -613,7 +613,7 @@ def inspect_picture(stream: BinaryIO) -> Picture | None:
         return Picture("webp", (bits & mask) + less, (bits >> shift & mask) + less)
     if head[:6] in (b"GIF87a", b"GIF89a"):
         return Picture("gif", int.from_bytes(head[6:8], "little"), int.from_bytes(head[8:10], "little"))
-    root = re.match(rb"\s*<(?:\w+:)?svg(?=[\s>/])[^>]*", XML_NOISE.sub(b"", head + stream.read(HEAD)))
+    root = re.match(rb"\s*<(?:\w+:)?svg(?=[\s>/])[^>]*", re.sub(XML_NOISE, b"", head + stream.read(HEAD)))
     if not root:
         return None
     number = rb"[\s,]*(\d{1,6})(?:\.\d*)?(?:px)?\s*"
@@ -656,7 +656,7 @@ def is_whole(stream: BinaryIO, picture: Picture) -> bool:
         return tail.rstrip(b"\0\r\n ").endswith(b";")
     stream.seek(0)
     text = stream.read(MAX_IMAGE_BYTES)
-    is_closed = re.search(rb"</(\w+:)?svg\s*>\s*\Z", XML_NOISE.sub(b"", tail)) is not None
+    is_closed = re.search(rb"</(\w+:)?svg\s*>\s*\Z", re.sub(XML_NOISE, b"", tail)) is not None
     return is_closed and text == text.decode("utf-8", "ignore").encode("utf-8")
 
 def is_turned(content: bytes) -> bool:
@@ -1130,7 +1130,7 @@ TYPE_NAMES = {dict: "an object", list: "a list", str: "a string", bool: "true or
               float: "a number", type(None): "null"}  # JSON's types as people call them
 VARIABLE_NAME = r"[A-Z]{1,12}\d?(_[A-Z]{1,12}\d?)+|[A-Za-z]{1,15}(_[A-Za-z]{1,15}){0,4}"  # unlike a key
 # Scheme, host and port, up to the path. User names, blanks and backslashes are read differently elsewhere.
-ORIGIN = re.compile(r"((?i:https?))://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(\d{1,5}))?(?=[/?]|\Z)")
+ORIGIN = r"((?i:https?))://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(\d{1,5}))?(?=[/?]|\Z)"
 LOOPBACK = r"localhost|\[::1\]|127(\.(25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)){3}"  # 127.999.1.1 would be a name
 # What people paste behind a base URL: paths of OpenAI's API reference, read 2026-10-08.
 API_PATH = r"(?i)(/(chat|completions|responses|models(/[^/]+)?|images|generations|edits|embeddings|audio))+$"
@@ -1151,7 +1151,7 @@ def config_locations() -> list[str]:
     name, own = "gpt-image-2/config.json", environment("XDG_CONFIG_HOME")  # which has to be absolute
     paths = map(os.path.expanduser, (os.path.join(own, name), os.path.join("~/.config", name),
                                      "~/.gpt-image-2-config.json", "~/.hermes/gpt-image-2-config.json"))
-    return [path for path in paths if os.path.isabs(path) and not CONTROL.search(whole_characters(path))]
+    return [path for path in paths if os.path.isabs(path) and not re.search(CONTROL, whole_characters(path))]
 
 def config_path(named: str) -> str:
     """The full path of the file that --config names; `-` is standard input."""
@@ -1306,7 +1306,7 @@ def checked_base_url(setting: Setting, allow_http: bool) -> str:
     sure = re.search(r"/v\d\w*$|/openai$", cut) or re.search("(?i)/(chat/completions|images/[a-z]+)$", url)
     url = (cut if sure else url) + question + query
     shown = redact(one_line(re.sub(r"(?s)^(.*?//)?.*@", r"\1***@", url).partition("?")[0]), ())
-    match = re.fullmatch(ORIGIN.pattern + r"(/[^\s\\?#\x00-\x1f\x7f]*)?(\?api-version=[\w.-]+)?", url)
+    match = re.fullmatch(ORIGIN + r"(/[^\s\\?#\x00-\x1f\x7f]*)?(\?api-version=[\w.-]+)?", url)
     make = usage_failure if setting.source.startswith("--") else setup_failure  # whose fault it is
     refuse_broken(
         ("://" not in url, f"the base URL {quoted(shown)} must start with https:// (http:// is local)", ""),
@@ -1320,11 +1320,11 @@ def checked_base_url(setting: Setting, allow_http: bool) -> str:
 
 def is_loopback(url: str) -> bool:
     """Whether a URL leads to this machine."""
-    return bool((match := ORIGIN.match(url)) and re.fullmatch(LOOPBACK, match.group(2), re.IGNORECASE))
+    return bool((match := re.match(ORIGIN, url)) and re.fullmatch(LOOPBACK, match.group(2), re.IGNORECASE))
 
 def address_fault(url: str, named_by: str) -> str:
     """Why a URL that the server at named_by chose is refused, by its host: only this machine may reach it."""
-    match, author = ORIGIN.match(url), ORIGIN.match(named_by)
+    match, author = re.match(ORIGIN, url), re.match(ORIGIN, named_by)
     if not match or not author:
         return "is not of the form https://HOST/PATH"
     host, own_host = match.group(2).lower(), author.group(2).lower()
@@ -1351,7 +1351,7 @@ def local_place(host: str) -> str:
 
 def host_of(url: str) -> str:
     """What a key is bound to: the host in lower case, and its port if that is not the usual one of https."""
-    if not (match := ORIGIN.match(pasted(url))):
+    if not (match := re.match(ORIGIN, pasted(url))):
         return "no host"  # equal to no host that a request may go to
     host, port = match.group(2).lower(), match.group(3)
     if match.group(1).lower() == "http":
@@ -1371,7 +1371,7 @@ def merged_headers(layers: Sequence[Layer], host: str, base_url: str, warnings: 
 
 def header_fault(name: str, value: str) -> str:
     """Why this cannot be an extra header, or an empty text."""
-    if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or CONTROL.search(value):
+    if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or re.search(CONTROL, value):
         return f"the header {one_line(name)!r} has an illegal name or a control character"
     if name.lower() in ("host", "content-type", "content-length", "transfer-encoding", "expect"):
         return f"the header {name} cannot be set: it follows from the address and from what is sent"
@@ -1577,7 +1577,7 @@ def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[st
             raise input_failure(f"the name of the {role} is empty: perhaps a variable that is not set")
         origin = ("rectangles" if role == "mask" and options.mask_rect else "url" if re.match(
             "(?i)https?://", path) else "data" if re.match(r"(?i)data:[^,\s]*,", path) else "file")
-        if origin == "url" and not ORIGIN.match(web_address(path)):
+        if origin == "url" and not re.match(ORIGIN, web_address(path)):
             raise input_failure("an image's URL must look like https://HOST/PATH, without a user name")
         name = "--mask-rect" if origin == "rectangles" else f"{role} {shown_input(path)}"
         uploads.append(Upload(path, origin=origin, name=name))
@@ -1723,7 +1723,7 @@ def read_input(content: bytes, who: str, name: str) -> Picture:
         if not is_whole(stream, picture):
             raise input_failure(f"{who} is incomplete", "Save or download it again.")
         return picture
-    head = XML_NOISE.sub(b"", content[:HEAD])
+    head = re.sub(XML_NOISE, b"", content[:HEAD])
     other = next((other for other, mark in OTHER_FORMATS.items() if re.match(b"(?si)" + mark, head)), "")
     found = f" but {other}" if other else " (whatever its name says)"
     hint = "Give its own address." if other == "a web page" else f"Convert it: {convert_command(name)}"
@@ -1815,7 +1815,7 @@ def checked_target(output: str, image_format: str, overwrite: bool) -> Target:
         raise target_failure(f"cannot save here: {reason(error)}", hint) from None
     refuse_broken(
         (output == "-", "--output - is not supported: give a file name", ""),
-        (CONTROL.search(whole_characters(path)), "the output path contains a control character", ""),
+        (re.search(CONTROL, whole_characters(path)), "the output path contains a control character", ""),
         (home.startswith("~") and home == output, f"cannot save in {output}: there is no home folder", hint),
         failure=target_failure)
     if output.endswith(("/", os.sep)):
@@ -1956,7 +1956,7 @@ def collect_images(create: Request, response: Response, settings: Settings, want
 
 def url_on_host(url: str, base: str) -> str:
     """The absolute URL if it leads to base's host, else an empty text: a key never follows it elsewhere."""
-    address, origin = web_address(url, base), (ORIGIN.match(base) or ["no host"])[0]
+    address, origin = web_address(url, base), (re.match(ORIGIN, base) or ["no host"])[0]
     return address if url and address.startswith((origin + "/", origin + "?")) else ""
 
 def fetch_image(image: Image, response: Response, create: Request,
@@ -2141,7 +2141,7 @@ def curl_config(request: Request, exchange: Exchange) -> str:
     lines += [("cacert", os.path.abspath(os.path.expanduser(request.cacert)))] if request.cacert else []
     lines += [("url", request.url), ("dump-header", exchange + ".headers"), ("header", "Expect:"),
               ("no-buffer", ""), ("output", exchange + ".answer"), ("header", "Accept-Encoding: identity")]
-    lines += [("header", CONTROL.sub(" ", ": ".join(pair))) for pair in request.headers]  # one line each
+    lines += [("header", re.sub(CONTROL, " ", ": ".join(pair))) for pair in request.headers]  # one line each
     if request.body is not None:
         lines += [("header", "Content-Type: application/json"), ("data-binary", "@" + exchange + ".body")]
     elif request.file:
@@ -3015,7 +3015,7 @@ def read_document(path: str) -> tuple[Any, str, bool]:
             pass  # blanks that a patient gateway sends
         text = start.decode("utf-8", "replace") + (CUT_MARK if len(start) == HEAD else "")
         sign = start.lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
-        if not READABLE.match(start) or sign == b"<":
+        if not re.match(READABLE, start) or sign == b"<":
             return None, text, False
         everything = [(0, os.fstat(stream.fileno()).st_size)]
         if sign in (b"{", b"[") and (document := parse_json(stream, everything)) is not None:
@@ -3203,7 +3203,7 @@ WAITING = ("pending", "submitted", "queued", "queuing", "in_queue", "created", "
 FAILED = ("failed", "fail", "error", "generate_failed", "create_task_failed", "canceled", "cancelled",
           "timeout")
 DONE = ("completed", "complete", "success", "succeeded", "finished")
-READABLE = re.compile(rb"(\xef\xbb\xbf)?\s*([{\[<]|(event|data|id|retry)?:)")  # JSON, a web page or events
+READABLE = rb"(\xef\xbb\xbf)?\s*([{\[<]|(event|data|id|retry)?:)"  # JSON, a web page or events
 # Members with such names repeat the request, or show what is not a result.
 NO_RESULT = "(?i)prompt|input|mask|source_image|init|reference|request|partial|preview|thumb|avatar|logo|icon"
 

@@ -13,6 +13,7 @@ import io
 import json
 import os
 import random
+import re
 import resource
 import sys
 import time
@@ -273,7 +274,7 @@ class MutatedAnswersTest(ProgramCase):
         """A request carries the key to the relay only, and stays one line of curl's config."""
         if request.purpose == "download":
             self.assertEqual(request.headers, ())
-            self.assertEqual(program.local_place(program.ORIGIN.match(request.url)[2]), "", request.url)
+            self.assertEqual(program.local_place(re.match(program.ORIGIN, request.url)[2]), "", request.url)
         else:
             self.assertTrue(request.url.startswith(ORIGIN + "/"), request.url)
         lines = [line.split(b" ")[0] for line in config.splitlines()]
