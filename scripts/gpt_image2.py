@@ -3402,8 +3402,9 @@ def save_images(images: Sequence[Image | Failure], job: Job, folder: Folder, run
 
 def save_image(image: Image, index: int, job: Job, numbers: Iterator[int], folder: Folder, run: Run) -> Saved:
     """Give an image a name and verify it. What a run that was killed in this had done is not repeated."""
-    part = os.path.join(job.target.folder, f".{os.path.basename(folder.path)}-{index}.part")
-    note = folder.file(f"saved-{index}" + "-exact" * job.exact)
+    name = f"{index}" + "-exact" * job.exact  # what was finished without it does not count with it
+    part = os.path.join(job.target.folder, f".{os.path.basename(folder.path)}-{name}.part")
+    note = folder.file(f"saved-{name}")
     if not (path := folder.saved_before(note)):
         path = save_new(image, part, job, numbers, folder, run)
         discard(note)  # it named no image
