@@ -416,7 +416,7 @@ class RefusedMaskTest(MaskCase):
         self.refused("--mask-bw and --mask-rect", "--mask-bw", mask, "--mask-rect", "0,0,1,1")
         self.refused("--mask-feather needs --mask-rect", "--mask", mask, "--mask-feather", "2")
         self.refused("--mask-exact needs a mask", "--mask-exact")
-        self.refused("--mask-exact makes PNG", "--mask", mask, "--mask-exact", "-o", "a.jpg")
+        self.refused("keeps the shape, in PNG", "--mask", mask, "--mask-exact", "-o", "a.jpg")
         self.refused("keeps the shape", "--mask", mask, "--mask-exact", "--aspect-ratio", "1:1")
         self.refused("needs the size of the image", "--mask", mask, "--mask-exact", "--size", "64x64")
         result = self.edit(self.image, "a hat", "--api", "runapi", "--mask-rect", "0,0,9,9")
