@@ -1568,7 +1568,7 @@ def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[st
         (len(masks) > 1, f"use one of {' and '.join(masks)}, not several".replace("_", "-"), ""),
         (options.mask_feather and not options.mask_rect, "--mask-feather needs --mask-rect", ""),
         (options.mask_exact and not masks, "--mask-exact needs a mask", "Such as --mask-rect 0,0,50%,50%"),
-        (options.mask_exact and (shaped or image_format != "png"), "--mask-exact keeps the shape, in PNG", ""))
+        (options.mask_exact and (shaped or image_format != "png"), "--mask-exact keeps shape and PNG", ""))
     uploads = []  # not read yet
     mask_path = " ".join(options.mask_rect) or options.mask_bw or options.mask
     for role, path in [("image", path) for path in paths] + [("mask", mask_path)] * bool(masks):
