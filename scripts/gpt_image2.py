@@ -682,7 +682,7 @@ def png_chunks(stream: BinaryIO, skip: bool = False) -> Iterator[tuple[bytes, by
     """(name, data) of each chunk, long data in pieces; stops where the file stops making sense.
     skip: leave the data out. ValueError: a checksum is wrong."""
     stream.seek(8)
-    while len(head := stream.read(8)) == 8 and (length := int.from_bytes(head[:4], "big")) <= MAX_IMAGE_BYTES:
+    while (head := stream.read(8))[4:].isalpha() and (length := unpack(">I", head[:4])[0]) <= MAX_IMAGE_BYTES:
         checksum = zlib.crc32(head[4:])
         for start in range(0, 1 if skip else length or 1, LONG_STRING):
             yield head[4:], (data := b"" if skip else stream.read(min(LONG_STRING, length - start)))
@@ -718,7 +718,7 @@ class Png:
         self.planes, self.has_alpha = self.bits // 8 or 1, colour >= 4 or bool(special)
         self.passes = ADAM7 if rest[2] else ((0, 0, 1, 1),)
         self.clear = special if depth == 16 else special[1::2]
-        self.tables = [palette[plane::3] for plane in range(3)] + [special] if colour == 3 else []
+        self.tables = [palette[plane:768:3] for plane in range(3)] + [special] if colour == 3 else []
         if colour == 0 and depth <= 8:
             top = (1 << depth) - 1
             grey = bytes((value & top) * 255 // top for value in range(256))
@@ -1511,7 +1511,7 @@ def read_words(options: Namespace) -> tuple[str, list[str]]:
     with suppress(AttributeError, OSError, ValueError):  # closed, or Windows
         piped = os.fstat(sys.stdin.fileno()) if not words and wanted else os.stat(os.devnull)
         if stat.S_ISFIFO(piped.st_mode) or (stat.S_ISREG(piped.st_mode) and piped.st_size):
-            words = ["-"] if select.select([sys.stdin], [], [], 5)[0] else words  # an agent's may stay empty
+            words = ["-"] if select.select([sys.stdin], [], [], 60)[0] else words  # an agent's may stay empty
     if options.command == "edit":  # images come first, as long as a word is left for the prompt
         others = [at for at, word in enumerate(words) if at and not re.fullmatch(IMAGE_NAME, word)
                   and not os.path.isfile(os.path.expanduser(word))]
@@ -1528,8 +1528,7 @@ def read_words(options: Namespace) -> tuple[str, list[str]]:
             use = f"{options.command} {named} --prompt-file {shown}" if there else f"{options.command} --help"
             raise usage_failure(f"{one_line(path)} is {'a file' if there else 'a command'}, not a prompt",
                                 "Use: " + own_command(" ".join(use.split("  "))))
-    refuse_broken(
-        (len(words) < wanted, "the prompt is missing", 'Add it in quotes: "a red fox in the snow"'),
+    refuse_broken((len(words) < wanted, "the prompt is missing", 'Add it in quotes: "a red fox in the snow"'),
         (len(words) > wanted, f"too many arguments: {quoted(shown_input(''.join(words[-1:])))}",
          "Put the whole prompt in quotes."),
         (options.config == "-" and "-" in (options.prompt_file, *words), "both config and prompt are -", ""))
@@ -1562,13 +1561,13 @@ def plan(options: Namespace, settings: Settings, prompt: str, paths: Sequence[st
         (options.command == "edit" and not paths, "the image to edit is missing", "Use: edit IMAGE PROMPT"),
         (len(paths) > MAX_IMAGES, f"{len(paths)} images were given; at most {MAX_IMAGES} are allowed", ""),
         (shaped and size != "auto", "use either --size or --aspect-ratio and --resolution, not both", ""),
-        (is_own and (options.command == "generate" or runapi), "--size input needs edit, not RunAPI", ""),
+        (is_own and (options.command == "generate" or runapi), "--size input is for edit, not at RunAPI", ""),
         (size not in ("auto", "input") and not split_size(size), f"{quoted(size)} is not a size: use "
          f"WIDTHxHEIGHT, {', '.join(SIZE_NAMES)} or auto", "For example --size 1536x1024"),
         (len(masks) > 1, f"use one of {' and '.join(masks)}, not several".replace("_", "-"), ""),
         (options.mask_feather and not options.mask_rect, "--mask-feather needs --mask-rect", ""),
         (options.mask_exact and not masks, "--mask-exact needs a mask", "Such as --mask-rect 0,0,50%,50%"),
-        (options.mask_exact and (shaped or image_format != "png"), "--mask-exact keeps shape and PNG", ""))
+        (options.mask_exact and (shaped or image_format != "png"), "--mask-exact: PNG of the same shape", ""))
     uploads = []  # not read yet
     mask_path = " ".join(options.mask_rect) or options.mask_bw or options.mask
     for role, path in [("image", path) for path in paths] + [("mask", mask_path)] * bool(masks):
@@ -1623,7 +1622,8 @@ def check_mask(job: Job, first: Upload, mask: Upload, notes: list[str]) -> None:
         (is_file and mask.picture.format != "png", f"{who} is {mask.picture.format}, it must be PNG", hint),
         (is_file and found != wanted,
          f"{who} is {found}, the first image is {wanted}; both must be the same size", turned),
-        (turned and (job.exact or not is_file), f"{first.name} is shown otherwise than stored", turned),
+        (turned and (job.exact or not is_file), f"EXIF turns {first.name}", turned),
+        (width * height > 64_000_000, f"{first.name} has too many pixels for a mask", ""),
         (job.exact and first.picture.format != "png", f"--mask-exact needs a PNG; {first.name} is "
          f"{first.picture.format}", f"Convert it: {convert_command(first.path)}"),
         (job.exact and job.parameters.get("size", wanted) != wanted,
@@ -1653,7 +1653,8 @@ def check_mask(job: Job, first: Upload, mask: Upload, notes: list[str]) -> None:
 def size_of_input(model: str, width: int, height: int, resolution: str, name: str) -> str:
     """An image's own size, if the model can make it."""
     rules = MODELS.get(re.sub(DATED, "", model), NEWER)
-    fault, near = size_fault(width, height) if rules.sizes == "free" else "", nearest_size(width, height)
+    fault = size_fault(width, height) if rules.sizes == "free" else ""
+    near = nearest_size(width, height) if fault else ""
     if isinstance(rules.sizes, tuple) and f"{width}x{height}" not in rules.sizes:
         fault, near = f"{model} makes only {', '.join(rules.sizes)}", size_of_shape(model, width, height)
     if fault:
@@ -1769,11 +1770,11 @@ def openai_values(options: Namespace, size: str, settings: Settings, notes: list
 def size_of_shape(model: str, width: int, height: int, resolution: str = "1k", name: str = "") -> str:
     """The model's size that comes nearest to a shape and a resolution."""
     rules = MODELS.get(re.sub(DATED, "", model))
-    if max(width, height) > MAX_RATIO * min(width, height):
-        raise usage_failure(f"--aspect-ratio {width}:{height}: one side is over {MAX_RATIO} times the other")
     if rules and isinstance(rules.sizes, tuple):
         edges = [split_size(size) or (1, 1) for size in rules.sizes]
         return "%dx%d" % min(edges, key=lambda edge: abs(edge[0] / edge[1] - width / height))
+    if max(width, height) > MAX_RATIO * min(width, height):
+        raise usage_failure(f"--aspect-ratio {width}:{height}: one side is over {MAX_RATIO} times the other")
     return size_of_ratio(width / height, RESOLUTIONS[resolution])
 
 def runapi_shape(options: Namespace, size: str, settings: Settings, notes: list[str]) -> dict[str, Any]:
@@ -2766,7 +2767,8 @@ def send_with_retries(request: Request, exchange: Exchange, run: Run) -> Respons
         if failure is None:
             tell_extras(request, outcome, response, run)
             return response
-        if failure.kind == "curl" or outcome.exit_code < 0:
+        is_dead = outcome.exit_code < 0 and not os.path.exists(exchange + ".headers")  # before it connected
+        if (failure.kind == "curl" or is_dead) and not request.rules.cannot:
             check_curl(run.console.secrets.keys)  # is it too old, or none?
         delay = retry_pause(request, failure, response.headers, next(attempts))
         if delay is None or time.monotonic() + delay > run.deadline:
@@ -3461,7 +3463,7 @@ def copy_kept(result: str, picture: Picture, job: Job, run: Run, sink: BinaryIO)
         kept = old.kept if old.colour not in (0, 4) else {}  # a profile for grey does not fit
         write_png(sink, width, height, rows(lines), 4 if old.has_alpha or new.has_alpha else 3, kept)
     except ValueError as fault:
-        run.console.warn(f"the result {fault}: nothing outside the mask could be put back")
+        run.console.warn(f"nothing outside the mask could be put back, as the result {fault}")
         copy_image(Image(path=result), sink)
 
 class Partials:
@@ -3789,9 +3791,9 @@ def show_picture(saved: Saved, options: Namespace, console: Console) -> None:
         with suppress(Failure):
             start_child([viewer, saved.path], console.secrets.keys, stdin=NULL, stdout=NULL, stderr=NULL)
     if options.preview and not console.as_json and console.is_terminal("stdout"):
-        console.say("stdout", preview(saved), end="")
+        console.say("stdout", preview(saved, console.secrets.keys), end="")
 
-def preview(saved: Saved) -> str:
+def preview(saved: Saved, secrets: Sequence[str]) -> str:
     """The codes that show a picture: iTerm2's, or kitty's, which takes PNG alone; "" elsewhere.
     tmux says what terminal it is in, whether it passes them on, and where the cursor is there."""
     told = " ".join(("0 0 0", *map(environment, ("TERM", "TERM_PROGRAM"))))
@@ -3800,7 +3802,7 @@ def preview(saved: Saved) -> str:
         names = "#{?#{==:#{allow-passthrough},off},,#{client_termtype} #{client_termname}}"
         asked = ["tmux", "display", "-p", "#{pane_left} #{pane_top} #{cursor_y} " + names]
         with suppress(Failure):
-            told = child_output(asked, (), "curl", 5).decode("utf-8", "replace")
+            told = child_output(asked, secrets, "curl", 5).decode("utf-8", "replace")
     is_iterm = re.search("(?i)iterm|wezterm", told)
     if not is_iterm and not (form == "png" and re.search("kitty|ghostty", told)):
         return ""
@@ -4141,7 +4143,7 @@ def own_inputs(job: Job, settings: Settings, folder: Folder, run: Run) -> Job:
                 os.replace(path + ".part", path)
             uploads[number] = upload._replace(path=path, origin="file")
         job = job.with_uploads(uploads)
-        if not all(upload.digest for upload in uploads):  # nobody has looked at it yet
+        if not all(each.digest or each.origin == "rectangles" for each in uploads):  # nobody has seen it yet
             job = with_inputs_read(job, settings, [], job.resolution in RESOLUTIONS, run)
         if job.mask and job.mask_form != "alpha":
             path, (_, width, height) = folder.file("mask"), job.images[0].picture
@@ -4150,8 +4152,7 @@ def own_inputs(job: Job, settings: Settings, folder: Folder, run: Run) -> Job:
                 with private_file(path + ".part") as stream:
                     write_png(stream, width, height, rows, 4, {})
                 os.replace(path + ".part", path)
-            picture, size = Picture("png", width, height), os.path.getsize(path)
-            made = job.mask._replace(path=path, origin="file", picture=picture, bytes=size)
+            made = job.mask._replace(path=path, origin="file", picture=Picture("png", width, height))
             job = job._replace(mask=made, mask_form="alpha")  # the one that the API wants
     except (OSError, Failure) as error:
         failure = error if isinstance(error, Failure) else setup_failure(
@@ -4610,7 +4611,7 @@ def read_line(line: str, number: int, folder: str, options: Namespace, settings:
         if value is not None:
             setattr(own, key.replace("-", "_"), line_value(key.replace("-", "_"), value, own.command))
     split_shape(own)
-    if not isinstance(prompt, str) or "-" in (prompt, own.prompt_file):
+    if not isinstance(prompt, str) or "-" in (prompt, own.prompt_file) or not (prompt or own.prompt_file):
         raise usage_failure("the prompt of a line must be a text in that line, or a file")
     if own.model != options.model:
         settings = settings._replace(values=dict(settings.values, model=Setting(own.model, f"line {number}")))
@@ -4829,12 +4830,11 @@ gpt_image2 config --completion bash|zsh|fish"""}
 # How shells complete: a script around the cases, how it offers words, and how files.
 COMPLETIONS = {
     "bash": ("""_gpt_image2() {
-  local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]} command=
+  local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]} command=; COMPREPLY=()
   [[ "${COMP_WORDS[*]:1:COMP_CWORD-1} " =~ (generate|edit|config)" " ]] && command=${BASH_REMATCH[1]}
 CASES
 }
-complete -o default -F _gpt_image2 gpt-image2""",
-             'COMPREPLY=($(compgen -W "{}" -- "$word"))', "COMPREPLY=()"),
+complete -o default -F _gpt_image2 gpt-image2""", 'COMPREPLY=($(compgen -W "{}" -- "$word"))', ":"),
     "zsh": ("""#compdef gpt-image2
 _gpt_image2() {
   local word=$PREFIX before=$words[CURRENT-1] command=${words[(r)(generate|edit|config)]}
@@ -4882,7 +4882,7 @@ def parse(arguments: list[str]) -> Namespace:
     cut = arguments.index("--") if "--" in arguments else len(arguments)
     takes_value = {flag for row in OPTIONS if row.value for flag in (row.short, row.flag)}
     at = next((at for at, word in enumerate(arguments[:cut]) if re.fullmatch(WORD, word) and not (
-        at and arguments[at - 1] in takes_value)), cut)  # options may come before the command
+        at and (arguments[at - 1] in takes_value or re.fullmatch(r"-\w+[no]", arguments[at - 1])))), cut)
     command, rest = "".join(arguments[at:at + 1]), (arguments[:at] + arguments[at + 1:cut])[::-1]
     if command not in SYNOPSIS:
         unknown = f"unknown command {quoted(command)}.{nearest(command, SYNOPSIS)}"
@@ -4904,6 +4904,7 @@ def parse(arguments: list[str]) -> Namespace:
                         nearest(plain, rows, 0.75))
             raise usage_failure(f"unknown option {shown}.{more}", "See: " + own_command(f"{command} --help"))
         elif not row.value:
+            refuse_broken((equals == "=", f"{row.flag} takes no value", ""))
             setattr(options, row.name, True)
             rest += [equals + value] if equals else []
         else:

@@ -208,7 +208,8 @@ class BatchFaultsTest(BatchCase):
         faults = {
             '{"prompt": "x", "siez": "1024x1024"}': "unknown key 'siez'. Did you mean size?",
             '{"prompt": "x"': "not valid JSON", '{"prompt": "x", "size": "99x99"}': "99x99 is not supported",
-            '{"prompt": "x", "image": "no.png"}': "cannot read image no.png", '{"n": 1}': "prompt is missing",
+            '{"prompt": "x", "image": "no.png"}': "cannot read image no.png",
+            '{"n": 1}': "the prompt of a line must be a text in that line",
             '{"prompt": "x", "mask": "no.png"}': "mask needs an image",
             '{"prompt": "x", "n": true}': "n cannot be true", '{"prompt": "x", "n": 99}': "must be between 1 and 10",
             '{"prompt": "x", "overwrite": "yes"}': "overwrite cannot",

@@ -324,6 +324,17 @@ class PaidPicturesAreKeptTest(ProgramCase):
     def generate_json(self, *options: str) -> Result:
         return self.generate("a fox", "-o", "out.png", "--json", *options)
 
+    def test_curl_that_dies_and_does_not_start_again(self) -> None:
+        real = shutil.which("curl")
+        self.shell_script("curl", f'[ "$2" = --version ] && exit 1\ncat > "{self.root}/k"\n'
+                          f'grep -q /files/ "{self.root}/k" && kill -9 $$\nexec {real} -q -K "{self.root}/k"\n')
+        self.server.plan(Answer(as_url=True))
+        env = {"PATH": os.pathsep.join([str(self.root / "bin"), environ["PATH"]])}
+        error = self.generate("a fox", "--json", "-o", "out.png", env=env).json["error"]
+        self.assertEqual((error["kind"], error["billed"], error["next"]), ("download", "yes", "again"))
+        self.assertEqual(self.generate("a fox", "-o", "out.png").names, ["out.png"])
+        self.assertEqual(len(self.server.posts), 1)
+
     def test_one_dead_url_does_not_cost_the_other_picture(self) -> None:
         self.server.files["1.png"] = PNG
         self.server.plan(self.urls("1.png", "gone.png"))

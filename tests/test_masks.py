@@ -153,7 +153,7 @@ class PngReaderTest(PngCase):
     def test_broken(self) -> None:
         short = [png_chunk(b"PLTE", bytes(6))]
         cases = {
-            "a checksum": plain_png(8, 8)[:40] + b"\0" + plain_png(8, 8)[41:],
+            "a checksum": plain_png(8, 8)[:46] + b"\0" + plain_png(8, 8)[47:],
             "cut off": png_file(8, 8, bytes(50)), "no data": png_file(8, 8, b""),
             "zlib": plain_png(9, 9).replace(b"\x78\x01", b"\0\0"),
             "filter": png_file(1, 1, b"\5\0\0\0\0"), "palette": png_file(2, 1, b"\0\0\2", 3, extra=short),
@@ -173,6 +173,15 @@ class PngReaderTest(PngCase):
             key = next(each for each in cases if name in each)
             with self.subTest(name), self.assertRaisesRegex(ValueError, name):
                 self.png(cases[key]).checked()
+
+    def test_what_stands_behind_the_end_does_not_count(self) -> None:
+        whole = plain_png(8, 8, 6, 9)
+        for more in (bytes(1), bytes(8), bytes(5000), b"\0\0\0\1 end", b"more of it"):
+            self.assertEqual(self.pixels(whole + more), decode(whole), more[:12])
+
+    def test_a_palette_of_too_many_colours(self) -> None:
+        extra = [png_chunk(b"PLTE", bytes(3 * 300))]
+        self.assertEqual(self.pixels(png_file(1, 1, b"\0\7", 3, extra=extra)), [[(0, 0, 0, 255)]])
 
     def test_a_bomb_is_not_unpacked(self) -> None:
         data = png_file(8000, 8000, bytes(100), 6)
@@ -416,13 +425,13 @@ class RefusedMaskTest(MaskCase):
         self.refused("--mask-bw and --mask-rect", "--mask-bw", mask, "--mask-rect", "0,0,1,1")
         self.refused("--mask-feather needs --mask-rect", "--mask", mask, "--mask-feather", "2")
         self.refused("--mask-exact needs a mask", "--mask-exact")
-        self.refused("keeps shape and PNG", "--mask", mask, "--mask-exact", "-o", "a.jpg")
-        self.refused("keeps shape and PNG", "--mask", mask, "--mask-exact", "--aspect-ratio", "1:1")
+        self.refused("PNG of the same shape", "--mask", mask, "--mask-exact", "-o", "a.jpg")
+        self.refused("PNG of the same shape", "--mask", mask, "--mask-exact", "--aspect-ratio", "1:1")
         self.refused("needs the size of the image", "--mask", mask, "--mask-exact", "--size", "64x64")
         result = self.edit(self.image, "a hat", "--api", "runapi", "--mask-rect", "0,0,9,9")
         self.assertIn("RunAPI does not support --mask-rect", result.stderr)
         result = self.generate("a hat", "--size", "input")
-        self.assertIn("--size input needs edit", result.stderr)
+        self.assertIn("--size input is for edit", result.stderr)
         self.assertEqual(self.server.requests, [])
 
     def test_black_and_white(self) -> None:
@@ -465,6 +474,19 @@ class RefusedMaskTest(MaskCase):
         result = self.edit(image, "a hat", "--size", "input", "--model", "gpt-image-1.5")
         self.assertRegex(result.stderr, "makes only 1024x1024.*\n.*nearest is 1024x1024")
         self.assertEqual(self.server.requests, [])
+
+    def test_no_mask_is_made_for_what_only_claims_to_be_large(self) -> None:
+        for name, data in (("a.png", png_file(2_000_000_000, 2, b"")), ("b.jpg", draw_jpeg(8, 8)[:-2])):
+            if name == "b.jpg":  # its frame says 60000x60000
+                at = data.index(b"\xff\xc0") + 5
+                data = data[:at] + b"\xea\x60" * 2 + data[at + 4:] + b"\xff\xd9"
+            with self.subTest(name):
+                self.refused("has too many pixels for a mask", "--mask-rect", "0,0,9,9", image=self.file(name, data))
+
+    def test_a_model_with_three_sizes(self) -> None:
+        image = self.file("long.png", plain_png(1200, 200))
+        result = self.edit(image, "a hat", "--size", "input", "--model", "gpt-image-1.5")
+        self.assertRegex(result.stderr, "makes only 1024x1024.*\n.*nearest is 1536x1024")
 
     def test_sixteen_bits_are_told(self) -> None:
         image = self.file("a.png", random_png(random.Random(2), WIDTH, HEIGHT, 2, 16, False))

@@ -166,7 +166,8 @@ class WordOrderTest(TerminalCase):
         for words in (["-q", "--quality", "low", "generate", "a fox", "-o", "x.png"],
                       ["--quality=low", "-o", "x.png", "generate", "-q", "a fox"],
                       ["generate", "a fox", "-o", "x.png", "--quality", "low", "-q"],
-                      ["-o", "x.png", "-q", "--quality", "low", "generate", "--", "a fox"]):
+                      ["-o", "x.png", "-q", "--quality", "low", "generate", "--", "a fox"],
+                      ["--quality", "low", "-qo", "x.png", "generate", "a fox"]):
             self.assert_succeeded(result := self.piped(*words))
             self.assertEqual(result.names, ["x.png"])
         self.assertEqual(self.only_post().fields["quality"], "low")
@@ -174,6 +175,12 @@ class WordOrderTest(TerminalCase):
     def test_a_value_is_not_taken_for_the_command(self) -> None:
         result = self.piped("-o", "edit", "--model", "config", "generate", "a fox", "--dry-run")
         self.assertRegex(result.stdout, rf"\Awould buy: POST .*, config\nto {re.escape(str(self.work))}/edit\.png\n")
+
+    def test_a_switch_takes_no_value(self) -> None:
+        for words in (["--stream=false"], ["a fox", "--dry-run=false"], ["a fox", "--json=1"]):
+            result = self.piped("generate", *words)
+            self.assertEqual((result.exit_code, self.server.requests), (2, []), result)
+            self.assertIn("takes no value", result.stderr + result.stdout)
 
     def test_no_command(self) -> None:
         for words in (["--quality", "low"], ["-q"], ["--", "a fox"], ["a fox"]):
