@@ -408,7 +408,7 @@ class MaskMarksSomethingTest(unittest.TestCase):
         for width, height in ((10 ** 9, 1), (1, 8_000_000), (2 ** 31 - 1, 2 ** 31 - 1), (65_535, 65_535)):
             unpacked = mock.patch.object(zlib, "decompressobj", side_effect=AssertionError("unpacked"))
             with self.subTest(f"{width}x{height}"), unpacked:
-                self.assertIn("claims more pixels", self.fault(png_file(width, height, bytes(3000))))
+                self.assertRegex(self.fault(png_file(width, height, bytes(3000))), "claims more pixels|too many pixels")
 
     def test_memory_is_bounded(self) -> None:
         data = png_file(4000, 4000, (b"\0" + b"\x80" * 16000) * 4000)
