@@ -3353,7 +3353,7 @@ def refusal_kind(response: Response, error: ServerError) -> str:
     code = error.code.lower()  # some relays put the HTTP status there
     status = int(code) if response.status == 200 and re.fullmatch(r"[45]\d\d", code) else response.status
     words = f"{error.type} {error.message}".lower()
-    is_page = response.document is None and "<" in response.text
+    is_page = response.document is None and re.match(r"[\s\ufeff]*<", response.text)
     has_failed = task_status(response.document) in FAILED
     by_words = status < 500 and "invalid" not in code and any(word in words for word in MODERATION_WORDS)
     may_repeat_prompt = status < 300 and (has_failed or not response.error)
