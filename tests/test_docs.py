@@ -45,7 +45,7 @@ class SkillCommandsRunTest(ProgramCase):
 
     def test_the_gateway_of_skill_md(self) -> None:
         """Its address and its key hold from then on."""
-        command, = re.findall(r"^    python3 scripts/gpt_image2\.py (config --init .*)$", BODY, re.MULTILINE)
+        command, = re.findall(r"^ +python3 scripts/gpt_image2\.py (config --init .*)$", BODY, re.MULTILINE)
         words = shlex.split(command.replace("https://relay.example/v1", self.server.url))
         variable = {words[words.index("--api-key-env") + 1]: KEY}
         self.assertEqual(self.run_program(*words).exit_code, 0)
@@ -57,10 +57,10 @@ class SkillCommandsRunTest(ProgramCase):
 
     def test_the_prices_of_skill_md(self) -> None:
         """What a dry run says, for each size and quality of the table."""
-        head, *rows = re.findall(r"(?m)^\| (?:size|\d+x\d+) \|.*$", BODY)
+        head, *rows = re.findall(r"(?m)^\| (?:size|\d+x\d+).*$", BODY)
         qualities = re.findall(r"(low|medium|high), (\d+) s", head)
         self.assertEqual((len(qualities), len(rows)), (3, 3))
-        for size, *prices in (re.findall(r"[\dx.]+", row) for row in rows):
+        for size, *prices in (re.findall(r"\d[\dx.]+", row) for row in rows):
             for (quality, seconds), price in zip(qualities, prices):
                 told = self.run_program("generate", "a fox", "--size", size, "--quality", quality, "--dry-run").stdout
                 self.assertIn(f"about ${price};", told)
@@ -245,7 +245,7 @@ class SkillRulesTest(unittest.TestCase):
 
     def test_length_and_traps(self) -> None:
         self.assertLess(SKILL.count("\n"), 190)
-        self.assertLess(len(SKILL), 8550)  # less than 2,400 tokens: 8,269 were 2,319 of cl100k
+        self.assertLess(len(SKILL), 8550)  # less than 2,400 tokens: 8,250 are 2,330 of cl100k
         self.assertIsNone(re.search(r"\$\d|\$ARGUMENTS|!`|\u200b|\ufeff|<!--", SKILL))
         self.assertNotIn("~/.hermes/", SKILL)
 
