@@ -16,7 +16,7 @@ from typing import Any, Mapping
 
 from api_server import Answer, draw_png
 from chat_server import ChatServer
-from clients_common import HERE, README, SKILL, ClientCase, copy_project, python_packages, saved_path
+from clients_common import HERE, README, SKILL, ClientCase, copy_project, python_packages, run, saved_path
 from support import KEY
 
 QUOTA = b'{"error": {"message": "You exceeded your quota", "code": "insufficient_quota", "type": "insufficient_quota"}}'
@@ -24,6 +24,7 @@ MODERATION = b'{"error": {"message": "Rejected by the safety system", "code": "m
 PROVIDER = "gpt-image2"
 PNG = draw_png(64, 48, 1)
 NEWEST = "0.19.0"
+COMMAND_LINE = ("pyyaml", "python-dotenv", "rich", "markdown-it-py", "mdurl", "pygments")  # for its own commands
 
 
 class HermesCase(ClientCase):
@@ -32,7 +33,7 @@ class HermesCase(ClientCase):
     packages: tuple[str, ...] = ()
 
     def setUp(self) -> None:
-        self.bin = python_packages("hermes-" + self.version + ("" if "--no-deps" in self.packages else "-full"),
+        self.bin = python_packages("hermes-" + self.version + ("-cli" if "--no-deps" in self.packages else "-full"),
                                    *self.packages)
         super().setUp()
         self.hermes_home = self.home / ".hermes"
@@ -51,9 +52,43 @@ class HermesCase(ClientCase):
         config["image_gen"] = {"provider": PROVIDER, **sections.get("image_gen", {})}
         (self.hermes_home / "config.yaml").write_text(json.dumps(config), encoding="utf-8")
 
+    def configure_chat(self, chat: ChatServer, **sections: Mapping[str, Any]) -> None:
+        """The same with a chat model to talk to."""
+        model = {"provider": "custom", "default": "stub", "base_url": chat.url, "api_key": "test-chat"}
+        self.configure(model=model, **sections)
+
     def link(self) -> None:
         """The route by a symbolic link."""
         os.symlink(str(self.skill / "scripts"), str(self.hermes_home / "plugins" / "image_gen" / PROVIDER))
+
+    def hermes(self, *words: object, **options: Any) -> str:
+        """Run Hermes' own command to its good end; what it prints."""
+        result = self.run_client(self.bin / "hermes", *words, **options)
+        return result.stdout + result.stderr
+
+    def readme_lines(self, pattern: str, lines: int) -> str:
+        """Run the lines of README that match in a shell; they must end well. What they print."""
+        found = [line.replace("https://.../v1", self.api.url) for line in re.findall(pattern, README, re.MULTILINE)]
+        self.assertEqual(len(found), lines, found)
+        variables = self.environment()
+        variables["PATH"] = f"{self.bin}:{variables['PATH']}"
+        result = self.run_client("sh", "-ec", "\n".join(found), env=variables)
+        return " ".join((result.stdout + result.stderr).split())
+
+    def choose_as_readme_says(self) -> str:
+        """README's settings, and the key; what Hermes says to that."""
+        self.hermes("config", "set", "GPT_IMAGE2_API_KEY", KEY)
+        return self.readme_lines(r"^    (hermes config set image_gen\..*)$", 3)
+
+    def publish(self) -> None:
+        """Make the copy a repository, which git finds where README's OWNER/gpt-image-2-api leads."""
+        if not shutil.which("git"):
+            self.skipTest("needs git")
+        for words in (["init", "-q"], ["add", "-A"],
+                      ["-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-qm", "copy"],
+                      ["config", "--global", f"url.file://{self.skill}.insteadOf",
+                       f"https://github.com/OWNER/{SKILL}.git"]):
+            self.run_client("git", *words, cwd=str(self.skill))
 
     def inside(self, *words: object, **options: Any) -> Any:
         """Run hermes_call.py in Hermes' Python and return what it prints."""
@@ -85,7 +120,7 @@ class HermesCase(ClientCase):
         return result
 
 
-class OlderHermesChecks:
+class EveryHermesChecks:
     """What has to work in every version."""
 
     def test_generate(self: Any) -> None:
@@ -97,51 +132,60 @@ class OlderHermesChecks:
         self.assertEqual(post.fields, {"model": "gpt-image-2", "prompt": "a red fox", "size": "1024x1536",
                                        "quality": "medium"})
 
+    def test_route_by_link_as_a_skill_too(self: Any) -> None:
+        """README's lines: a clone below skills/ is a plugin too, through a link.
 
-class Hermes013Test(OlderHermesChecks, HermesCase):
+        From 0.18 on Hermes asks something then; with nobody to answer it takes No, which is right.
+        """
+        copy_project(self.hermes_home / "skills" / SKILL)
+        shutil.rmtree(str(self.hermes_home / "plugins"))
+        said = self.readme_lines(r"^    ((?:mkdir -p|ln -s|hermes plugins enable) .*)$", 3)
+        self.assertEqual("Allow this plugin to replace built-in tools" in said, self.version >= "0.18", said)
+        self.choose_as_readme_says()
+        self.draw(MY_IMAGE_KEY="")
+        self.assertEqual(self.api.posts[0].fields["quality"], "high")
+
+
+class InstallCommandChecks:
+    """0.17.0 is the first one whose `plugins install` takes a folder of a repository."""
+
+    def test_route_by_install_command(self: Any) -> None:
+        """From 0.19 on Hermes doubts the settings, but keeps them."""
+        self.publish()
+        self.readme_lines(r"`(hermes plugins install \S+ --enable)`", 1)
+        self.assertTrue((self.hermes_home / "plugins" / PROVIDER / "gpt_image2.py").exists())
+        said = self.choose_as_readme_says()
+        self.assertEqual("is not a recognized config key" in said, self.version >= "0.19", said)
+        self.draw(MY_IMAGE_KEY="")
+        self.assertEqual(self.api.posts[0].fields["quality"], "high")
+
+
+class Hermes013Test(EveryHermesChecks, HermesCase):
     version = "0.13.0"
-    packages = ("--no-deps", "hermes-agent==0.13.0", "pyyaml")
+    packages = ("--no-deps", "hermes-agent==0.13.0", *COMMAND_LINE)
+
+    def test_install_command_came_later(self) -> None:
+        """So README has the link for it."""
+        self.publish()
+        command = [self.bin / "hermes", "plugins", "install", f"OWNER/{SKILL}/scripts", "--enable"]
+        result = run(command, cwd=str(self.work), env=self.environment())
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("Invalid plugin identifier", result.stdout + result.stderr)
 
 
-class Hermes017Test(OlderHermesChecks, HermesCase):
+class Hermes017Test(EveryHermesChecks, InstallCommandChecks, HermesCase):
     version = "0.17.0"
-    packages = ("--no-deps", "hermes-agent==0.17.0", "pyyaml")
+    packages = ("--no-deps", "hermes-agent==0.17.0", *COMMAND_LINE)
 
 
-class HermesTest(OlderHermesChecks, HermesCase):
+class HermesTest(EveryHermesChecks, InstallCommandChecks, HermesCase):
     version = NEWEST
     packages = ("hermes-agent==" + NEWEST,)
-
-    def test_route_by_install_command(self) -> None:
-        if not shutil.which("git"):
-            self.skipTest("needs git")
-        for command in (["git", "init", "-q"], ["git", "add", "-A"],
-                        ["git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-qm", "copy"]):
-            self.run_client(*command, cwd=str(self.skill))
-        self.run_client(self.bin / "hermes", "plugins", "install", f"file://{self.skill}#scripts", "--enable")
-        self.assertTrue((self.hermes_home / "plugins" / PROVIDER / "gpt_image2.py").exists())
-        for name, value in (("image_gen.provider", PROVIDER), ("GPT_IMAGE2_API_KEY", KEY),
-                            ("image_gen.gpt-image2.base_url", self.api.url)):  # README's lines
-            self.run_client(self.bin / "hermes", "config", "set", name, value)
-        self.draw()
 
     def test_route_by_clone(self) -> None:
         copy_project(self.hermes_home / "plugins" / SKILL)
         self.configure(SKILL + "/scripts")
         self.draw()
-
-    def test_route_by_link_as_a_skill_too(self) -> None:
-        """One clone below skills/ serves as skill and, through a link, as plugin."""
-        copy_project(self.hermes_home / "skills" / SKILL)
-        shutil.rmtree(str(self.hermes_home / "plugins"))
-        self.configure("nothing")
-        lines = re.findall(r"^    ((?:mkdir -p|ln -s|hermes plugins enable) .*)$", README, re.MULTILINE)
-        self.assertEqual(len(lines), 3)
-        variables = self.environment()
-        self.run_client("sh", "-ec", "\n".join(lines), env={**variables, "PATH": f"{self.bin}:{variables['PATH']}"})
-        self.draw()
-        skill = next(each for each in self.inside("skills") if each["name"] == SKILL)
-        self.assertIn("gpt-image-2", skill["description"][:57])
 
     def test_edit_in_all_source_forms(self) -> None:
         self.link()
@@ -250,7 +294,7 @@ class HermesTest(OlderHermesChecks, HermesCase):
         self.link()
         self.configure(model={})
         for name, value in (("GPT_IMAGE2_API_KEY", KEY), ("GPT_IMAGE2_BASE_URL", self.api.url)):
-            self.run_client(self.bin / "hermes", "config", "set", name, value)
+            self.hermes("config", "set", name, value)
         self.draw()
 
     def test_error_cases(self) -> None:
@@ -423,30 +467,58 @@ class HermesTest(OlderHermesChecks, HermesCase):
         self.assertEqual(seen, ["the program"])
 
     def test_whole_agent(self) -> None:
-        """A chat model asks for a picture through the tool, and Hermes makes it."""
+        """A chat model calls image_generate until it has the picture; the backend's time is up twice before."""
         self.link()
-        chat = self.enter(ChatServer(lambda _: ("image_generate", {"prompt": "a cat", "aspect_ratio": "square"}),
-                                     lambda result: "Done: " + json.loads(result)["image"]))
-        self.configure(model={"provider": "custom", "default": "stub", "base_url": chat.url, "api_key": "test-chat"},
-                       image_gen={PROVIDER: {"base_url": self.api.url, "api_key": KEY}})
-        result = self.run_client(self.bin / "hermes", "-z", "draw a cat", "-t", "image_gen")
-        path = re.search(r"Done: (\S+)", result.stdout)
-        self.assertIsNotNone(path, result.stdout + result.stderr)
+        may_answer = threading.Event()
+        self.addCleanup(may_answer.set)
+        self.api.plan(Answer(event=may_answer))
+        call = ("image_generate", {"prompt": "a cat", "aspect_ratio": "square"})
+
+        def last(_: str) -> Any:
+            may_answer.set()
+            return call
+
+        chat = self.enter(ChatServer(
+            lambda _: call, lambda _: call, last, lambda result: "Done: " + json.loads(result)["image"]))
+        self.configure_chat(chat, image_gen={PROVIDER: {"base_url": self.api.url, "api_key": KEY, "timeout": 3}})
+        reply = self.hermes("-z", "draw a cat", "-t", "image_gen")
+        *cut_off, made = chat.results
+        self.assertEqual([json.loads(result.partition("\n")[0])["error_type"] for result in cut_off], ["timeout"] * 2)
+        self.assertEqual((json.loads(made)["source"], len(self.api.posts)), ("collected", 1))
+        path = re.search(r"Done: (\S+)", reply)
+        self.assertIsNotNone(path, reply)
         self.assert_picture(path.group(1) if path else "", (1024, 1024))
 
     def test_skill_in_a_whole_agent(self) -> None:
-        """A chat model reads the skill and runs the script in Hermes' terminal."""
+        """A chat model reads the skill and runs the script in Hermes' terminal.
+
+        The key comes from `hermes config set`, the relay's address from a config file: set in the same way as the key,
+        it goes into Hermes' configuration and reaches no command. The first one therefore shows OpenAI's address; a
+        proxy that is not there makes sure that nothing can go there.
+        """
         target = self.hermes_home / "skills" / SKILL
         copy_project(target)
-        command = f"python3 {target}/scripts/gpt_image2.py generate 'a cat' -o cat.png"
-        chat = self.enter(ChatServer(lambda _: ("skill_view", {"name": SKILL}),
-                                     lambda _: ("terminal", {"command": command}),
-                                     lambda result: "MEDIA:" + saved_path(json.loads(result)["output"])))
-        self.configure(model={"provider": "custom", "default": "stub", "base_url": chat.url, "api_key": "test-chat"})
-        env = self.environment(GPT_IMAGE2_API_KEY=KEY, GPT_IMAGE2_BASE_URL=self.api.url)
-        result = self.run_client(self.bin / "hermes", "-z", "draw a cat", "-t", "terminal,skills", env=env)
-        path = re.search(r"MEDIA:(\S+)", result.stdout)
-        self.assertIsNotNone(path, result.stdout + result.stderr)
+        skill = next(each for each in self.inside("skills") if each["name"] == SKILL)
+        self.assertIn("gpt-image-2", skill["description"][:57])
+        script = f"python3 {target}/scripts/gpt_image2.py"
+        commands = (f'{script} config && echo "[$GPT_IMAGE2_BASE_URL][$HTTPS_PROXY]"',
+                    f"{script} config --init --base-url {self.api.url} && {script} generate 'a cat' -o cat.png")
+        chat = self.enter(ChatServer(
+            lambda _: ("skill_view", {"name": SKILL}),
+            *(lambda _, command=command: ("terminal", {"command": command}) for command in commands),
+            lambda result: "MEDIA:" + saved_path(json.loads(result)["output"])))
+        self.configure_chat(chat)
+        for name, value in (("GPT_IMAGE2_API_KEY", KEY), ("GPT_IMAGE2_BASE_URL", self.api.url)):
+            self.hermes("config", "set", name, value)
+        nowhere = "http://127.0.0.1:9"
+        reply = self.hermes("-z", "draw a cat", "-t", "terminal,skills",
+                            env=self.environment(HTTPS_PROXY=nowhere, NO_PROXY="127.0.0.1"))
+        self.assertIn("scripts/gpt_image2.py", chat.results[0])
+        shown = json.loads(chat.results[1])["output"]
+        self.assertRegex(shown, r"base_url +https://api\.openai\.com/v1 .*\napi_key +\*+ +\(\$GPT_IMAGE2_API_KEY\)")
+        self.assertIn(f"[][{nowhere}]", shown)
+        path = re.search(r"MEDIA:(\S+)", reply)
+        self.assertIsNotNone(path, reply + chat.results[-1])
         self.assert_picture(path.group(1) if path else "")
 
     def test_skills_guard(self) -> None:
@@ -454,5 +526,6 @@ class HermesTest(OlderHermesChecks, HermesCase):
         self.assertEqual(self.inside("guard", self.skill)["verdict"], "safe")
         everything = self.root / "everything"
         copy_project(everything)
-        (everything / ".skillignore").unlink()
+        for name in (".skillignore", ".clawhubignore"):
+            (everything / name).unlink(missing_ok=True)
         self.assertEqual(self.inside("guard", everything)["alarms"], [])

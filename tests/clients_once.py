@@ -268,21 +268,84 @@ class HermesTerminalBuysOnceTest(AgentOnceCase, HermesCase):
     version = NEWEST
     packages = ("hermes-agent==" + NEWEST,)
 
-    def run_twice(self, **first: Any) -> str:
-        """Two calls of the tool terminal in one conversation, the first with these arguments; its result."""
-        chat = self.model(("terminal", {"command": self.line, **first}),
-                          ("terminal", {"command": self.line, "timeout": 60}))
-        self.configure(model={"provider": "custom", "default": "stub", "base_url": chat.url, "api_key": "test-chat"})
-        self.whole_run([str(self.bin / "hermes"), "-z", "draw a fox", "-t", "terminal"], self.environment())
-        cut_off, result = chat.results
-        self.assert_bought_once([cut_off], result)
+    def terminal(self, **more: Any) -> Any:
+        """A call of the tool terminal."""
+        return "terminal", {"command": self.line, **more}
+
+    def talk(self, chat: ChatServer) -> list[str]:
+        """The results of the tools in one conversation."""
+        self.whole_run(*self.command(chat))
+        return chat.results
+
+    def command(self, chat: ChatServer) -> tuple[list[str], dict[str, str]]:
+        """What starts Hermes, and its environment."""
+        self.configure_chat(chat)
+        return [str(self.bin / "hermes"), "-z", "draw a fox", "-t", "terminal"], self.environment()
+
+    def run_again(self, *earlier: Any) -> list[str]:
+        """These calls, and then one with time enough; the results of the earlier ones."""
+        *cut_off, result = self.talk(self.model(*earlier, self.terminal(timeout=600)))
+        self.assert_bought_once(cut_off, result)
         return cut_off
 
     def test_limit_too_short(self) -> None:
-        self.assertIn("timed out", self.run_twice(timeout=3))
+        """Twice; then Hermes warns the model not to repeat the call, which is what SKILL.md asks for."""
+        first, second = self.run_again(self.terminal(timeout=3), self.terminal(timeout=3))
+        for result in (first, second):
+            self.assertEqual(json.loads(result.partition("\n")[0])["exit_code"], 124, result)
+        self.assertNotIn("Tool loop warning", first)
+        self.assertIn("Tool loop warning", second)
 
     def test_background(self) -> None:
-        self.assertIn("session_id", self.run_twice(background=True))
+        self.assertIn("session_id", self.run_again(self.terminal(background=True))[0])
+
+    def test_background_until_it_ends(self) -> None:
+        self.run_in_background(1)
+
+    def test_background_twice(self) -> None:
+        self.run_in_background(2)
+
+    def run_in_background(self, times: int) -> None:
+        """Start the command as SKILL.md says, once or twice; then look at each, and wait for each."""
+        def ask(place: int, action: str) -> Callable[[str], Any]:
+            def turn(_: str) -> Any:
+                if action == "wait":
+                    self.may_answer.set()
+                return "process", {"action": action, "session_id": json.loads(chat.results[place])["session_id"]}
+            return turn
+
+        start = self.terminal(background=True, notify_on_complete=True)
+        chat: ChatServer = self.enter(ChatServer(
+            *[lambda _: start] * times, *(ask(place, "poll") for place in range(times)),
+            *(ask(place, "wait") for place in range(times)), lambda _: "Done."))
+        results = self.talk(chat)
+        self.assertEqual(len(results), 3 * times)
+        for running, ended in zip(results[times:2 * times], results[2 * times:]):
+            self.assertEqual(json.loads(running)["status"], "running", running)
+            self.assertEqual((json.loads(ended)["status"], json.loads(ended)["exit_code"]), ("exited", 0), ended)
+            self.assert_bought_once([running], json.loads(ended)["output"])
+
+    def test_turn_ends_and_a_new_one_starts_it_again(self) -> None:
+        """Hermes ends while its background command waits for the image server."""
+        def done(_: str) -> str:
+            while not self.api.posts and not self.may_answer.is_set():
+                time.sleep(0.05)
+            return "Done."
+
+        self.talk(self.enter(ChatServer(lambda _: self.terminal(background=True), done)))
+        self.assertEqual((len(self.api.posts), self.picture.exists()), (1, False))
+        self.run_again()
+
+    def test_interrupted_and_started_again(self) -> None:
+        self.end_and_start_again(signal.SIGINT)
+
+    def test_killed_and_started_again(self) -> None:
+        self.end_and_start_again(signal.SIGKILL)
+
+    def end_and_start_again(self, number: int) -> None:
+        """End Hermes with its command at work; then a new conversation, with the same command."""
+        self.cut_run(number, *self.command(self.enter(ChatServer(lambda _: self.terminal()))))
+        self.run_again()
 
 
 @unittest.skipUnless(os.name == "posix", "needs process groups")

@@ -23,8 +23,8 @@ from typing import Callable, NamedTuple
 from api_server import ApiServer, Recorded, draw_png
 from support import KEY, PROGRAM, mask_png
 
-LITELLM = "litellm[proxy]==1.106.2"  # the newest on 2026-11-21
-VENV = PROGRAM.parent.parent / ".clients" / "litellm"
+LITELLM = "litellm[proxy]==1.108.7"  # the newest on 2026-11-25 whose [proxy] pip can resolve
+VENV = PROGRAM.parent.parent / ".clients" / LITELLM.replace("[proxy]==", "-")  # another version stays beside it
 INSTALL_SECONDS, START_SECONDS, CALL_SECONDS = 900, 120, 60
 CONFIG = """\
 model_list:
@@ -42,7 +42,7 @@ class Unavailable(Exception):
 
 def install() -> Path:
     """The proxy's program, installed when it is missing."""
-    done = VENV / LITELLM.replace("[proxy]", "")
+    done = VENV / "done"
     if not done.exists():
         shutil.rmtree(str(VENV), ignore_errors=True)
         pip = [str(VENV / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check", LITELLM]

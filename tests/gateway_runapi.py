@@ -5,7 +5,6 @@ One line per check: ok, FAILED reason, SKIPPED reason. Ends with 1 when a check 
 """
 from __future__ import annotations
 
-import base64
 import os
 import subprocess
 import sys
@@ -81,13 +80,6 @@ def edit_with_a_signed_upload(server: RunApiServer, client: Any) -> None:
     same((uploaded.size_bytes, uploaded.mime_type, fetch(uploaded.url)), (len(PNG), "image/png", PNG))
     client.edit_image.run(model=MODEL, prompt="a hat", source_image_urls=[uploaded.url])
     same(server.source_bytes(server.creates[-1]), [PNG])
-
-
-@check
-def base64_upload(server: RunApiServer, client: Any) -> None:
-    """A file in one JSON body."""
-    uploaded = client.files.create(source=base64.b64encode(PNG).decode(), file_name="a.png")
-    same(fetch(uploaded.url), PNG)
 
 
 @check
