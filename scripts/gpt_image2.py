@@ -4560,7 +4560,7 @@ def run_batch(options: Namespace, settings: Settings, run: Run, ignore_signals: 
         console.tell(batch={"jobs": len(orders), "to_buy": len(to_buy), "estimate_usd": price})
         console.output(f"{len(orders)} jobs, {len(to_buy)} of them to buy; price: {price_text(price)}")
         return OK
-    console.note(f"{len(orders)} jobs, {len(to_buy)} of them to buy, price: {price_text(price)}")
+    console.note(f"{len(orders)} jobs, {len(to_buy)} to buy, price: {price_text(price)}{page and '; '}{page}")
     others = [order for order in orders if woulds[order.line] != "made_before"]
     key = ready_to_buy(others, settings, console) if others else KeySource("nothing", "")
     return Batch(settings.jobs.value, key, woulds, page, run).run_all(orders, ignore_signals)

@@ -420,7 +420,9 @@ class GalleryOptionTest(BatchCase):
 
     def test_of_a_batch(self) -> None:
         self.server.plan(Answer(), Answer(400, check=False))
-        self.batch(["a fox <b>", {"prompt": "a bear", "size": "1024x1024"}], "--gallery", "page.html", "--jobs", "1")
+        told = self.batch(["a fox <b>", {"prompt": "a bear", "size": "1024x1024"}], "--gallery", "page.html",
+                          "--jobs", "1")
+        self.assertIn(f"2 jobs, 2 to buy, price: unknown; {self.work / 'page.html'}", told.stderr)
         page = self.page()
         self.assertEqual((page.count("<li>"), page.count("<img "), "a fox &lt;b&gt;" in page), (2, 1, True))
         self.assertIn("1 failed", page)
