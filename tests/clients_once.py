@@ -319,12 +319,15 @@ class OpenClawBuysOnceTest(AgentOnceCase, OpenClawCase):
         self.assert_polled(chat, json.loads(self.openclaw(*TURN, "--local")))
 
     def test_polled_through_a_gateway(self) -> None:
+        """The gateway has the key and the address from its settings only."""
         chat = self.polling_model()
         with socket.create_server(("127.0.0.1", 0)) as listener:
             port = listener.getsockname()[1]
         self.use_model(chat, gateway={"mode": "local", "bind": "loopback", "port": port,
                                       "auth": {"mode": "token", "token": "test-gateway"}})
-        with self.started(self.command("gateway", "run"), self.variables()) as gateway:
+        self.set_up_skill()
+        env = {name: value for name, value in self.variables().items() if not name.startswith("GPT_")}
+        with self.started(self.command("gateway", "run"), env) as gateway:
             self.wait_until_ready(gateway, port)
             told = json.loads(self.openclaw(*TURN))
         self.assertEqual(told["status"], "ok")

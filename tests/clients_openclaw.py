@@ -51,6 +51,11 @@ class OpenClawCase(ClientCase):
         self.configure(models={"providers": {"stub": model}, "catalogRefresh": {"enabled": False}},
                        agents={"defaults": {"model": {"primary": "stub/stub"}}}, **sections)
 
+    def set_up_skill(self) -> None:
+        """README's two lines."""
+        for name, value in (("apiKey", KEY), ("env.GPT_IMAGE2_BASE_URL", self.api.url)):
+            self.openclaw("config", "set", f"skills.entries.{SKILL}.{name}", value)
+
     def assert_shown(self, picture: Path, payload: Any) -> None:
         """Fail unless a reply carries that picture."""
         self.assertEqual(payload["mediaUrls"], [str(picture)])
@@ -110,8 +115,7 @@ class OpenClawTest(OpenClawCase):
         chat = self.enter(ChatServer(lambda _: ("read", {"path": str(place / "SKILL.md")}),
                                      lambda _: ("exec", {"command": command}), media_lines))
         self.use_model(chat)
-        for name, value in (("apiKey", KEY), ("env.GPT_IMAGE2_BASE_URL", self.api.url)):  # README's lines
-            self.openclaw("config", "set", f"skills.entries.{SKILL}.{name}", value)
+        self.set_up_skill()
         told = json.loads(self.openclaw(*TURN, "--local"))
         self.assertIn(SKILL, json.dumps(chat.requests[0]))
         picture = Path(saved_path(chat.results[1]))
