@@ -17,10 +17,11 @@ import clients_hermes
 import clients_masks
 import clients_once
 import clients_openclaw
+import clients_published
 import clients_terminal
 
-MODULES = (clients_hermes, clients_openclaw, clients_coding_agents, clients_once, clients_terminal, clients_gallery,
-           clients_masks)
+MODULES = (clients_hermes, clients_openclaw, clients_published, clients_coding_agents, clients_once, clients_terminal,
+           clients_gallery, clients_masks)
 
 
 class TableResult(unittest.TextTestResult):

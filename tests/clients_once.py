@@ -4,13 +4,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 import unittest
+from http.client import HTTPConnection, HTTPException
 from typing import Any, Callable, Mapping, Sequence
 
 from api_server import Answer
@@ -18,7 +21,7 @@ from chat_server import ChatServer
 from clients_coding_agents import CLAUDE_CODE, CODEX, claude_code, claude_variables, codex
 from clients_common import ClientCase
 from clients_hermes import NEWEST, HermesCase
-from clients_openclaw import OpenClawCase
+from clients_openclaw import TURN, OpenClawCase, media_lines
 from support import KEY
 
 HEAD_START = 2.0  # seconds that the second command has for finding the first at work; later it finds its picture
@@ -351,15 +354,20 @@ class HermesTerminalBuysOnceTest(AgentOnceCase, HermesCase):
 @unittest.skipUnless(os.name == "posix", "needs process groups")
 class OpenClawBuysOnceTest(AgentOnceCase, OpenClawCase):
 
+    def execute(self, **more: Any) -> Any:
+        """A call of the tool exec."""
+        return "exec", {"command": self.line, **more}
+
     def run_twice(self, **first: Any) -> str:
-        """Two calls of the tool exec in one conversation, the first with these arguments; its result."""
+        """Two calls in one conversation, the first with these arguments; its result."""
         self.openclaw("skills", "install", self.skill)
-        chat = self.model(("exec", {"command": self.line, **first}),
-                          ("exec", {"command": self.line, "yieldMs": 60_000}))
-        self.configure(chat)
-        self.openclaw("agent", "--local", "--agent", "main", "-m", "draw a fox", "--json")
-        cut_off, result = chat.results[:2]
+        chat = self.model(self.execute(**first), self.execute(yieldMs=60_000))
+        chat.turns = (*chat.turns[:-1], media_lines)
+        self.use_model(chat)
+        told = json.loads(self.openclaw(*TURN, "--local"))
+        cut_off, result = chat.results
         self.assert_bought_once([cut_off], result)
+        self.assert_shown(self.picture, told["payloads"][0])
         return cut_off
 
     def test_limit_too_short(self) -> None:
@@ -367,3 +375,54 @@ class OpenClawBuysOnceTest(AgentOnceCase, OpenClawCase):
 
     def test_background(self) -> None:
         self.assertIn("still running", self.run_twice(yieldMs=1500))
+
+    def test_polled(self) -> None:
+        chat = self.polling_model()
+        self.use_model(chat)
+        self.assert_polled(chat, json.loads(self.openclaw(*TURN, "--local")))
+
+    def test_polled_through_a_gateway(self) -> None:
+        """The gateway has the key and the address from its settings only."""
+        chat = self.polling_model()
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+        self.use_model(chat, gateway={"mode": "local", "bind": "loopback", "port": port,
+                                      "auth": {"mode": "token", "token": "test-gateway"}})
+        self.set_up_skill()
+        env = {name: value for name, value in self.variables().items() if not name.startswith("GPT_")}
+        with self.started(self.command("gateway", "run"), env) as gateway:
+            self.wait_until_ready(gateway, port)
+            told = json.loads(self.openclaw(*TURN))
+        self.assertEqual(told["status"], "ok")
+        self.assert_polled(chat, told["result"])
+
+    def wait_until_ready(self, gateway: subprocess.Popen[str], port: int) -> None:
+        """Until the gateway says that it is."""
+        status = 0
+        while status != 200:
+            self.assertIsNone(gateway.poll(), "the gateway ended, or it was not ready in time")
+            time.sleep(0.2)
+            connection = HTTPConnection("127.0.0.1", port, timeout=5)
+            with contextlib.suppress(OSError, HTTPException), contextlib.closing(connection):
+                connection.request("GET", "/readyz")
+                status = connection.getresponse().status
+
+    def polling_model(self) -> ChatServer:
+        """A chat model that has the command run, polls until it has ended, and shows the picture."""
+        self.openclaw("skills", "install", self.skill)
+
+        def go_on(result: str) -> Any:
+            if "still running" not in result:
+                return media_lines(result)
+            threading.Timer(HEAD_START, self.may_answer.set).start()
+            (session,) = re.findall(r"\(session ([\w-]+),", chat.results[0])
+            return "process", {"action": "poll", "sessionId": session, "timeout": 500}
+
+        chat: ChatServer = self.enter(ChatServer(lambda _: self.execute(yieldMs=1500), go_on))
+        return chat
+
+    def assert_polled(self, chat: ChatServer, told: Any) -> None:
+        """The command was handed on to the background, and its picture is shown."""
+        self.assertIn("still running", chat.results[0])
+        self.assert_bought_once(chat.results[:-1], chat.results[-1])
+        self.assert_shown(self.picture, told["payloads"][0])

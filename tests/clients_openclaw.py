@@ -1,140 +1,127 @@
-"""OpenClaw and ClawHub: installing, publishing without doing it, and a whole turn of an agent."""
+"""OpenClaw: installing by every route of README, setting up, and a whole turn of an agent."""
 from __future__ import annotations
 
-import io
 import json
-import sys
-import threading
-import zipfile
-from http.server import ThreadingHTTPServer
+import re
+import shutil
+import unittest
 from pathlib import Path
+from typing import Any
 
-from api_server import QuietHandler
 from chat_server import ChatServer
 from clients_common import SKILL, ClientCase, node, node_packages, saved_path
+from clients_published import OPENCLAW, OWNER, Registry, published
 from support import KEY
+
+TURN = ("agent", "--agent", "main", "-m", "draw a red fox", "--json")
 
 
 class OpenClawCase(ClientCase):
     """An OpenClaw with a state folder of its own."""
-    client, version = "OpenClaw", "2026.9.6"
+    client, version = "OpenClaw", OPENCLAW
 
     def setUp(self) -> None:
-        self.node, self.modules = node(), node_packages("openclaw@2026.9.6")
+        self.node, self.modules = node(), node_packages("openclaw@" + OPENCLAW)
         super().setUp()
         self.state = self.root / "state"
         self.workspace = self.state / "workspace"
+        self.state.mkdir()
+        self.configure()
+
+    def command(self, *words: object) -> list[str]:
+        """A command line of openclaw."""
+        return [self.node, str(self.modules / "openclaw" / "openclaw.mjs"), *map(str, words)]
+
+    def variables(self, **more: str) -> dict[str, str]:
+        """The environment of its commands."""
+        return self.environment(OPENCLAW_STATE_DIR=str(self.state), **more)
 
     def openclaw(self, *words: object, **variables: str) -> str:
         """Run one command of openclaw and return what it prints."""
-        env = self.environment(OPENCLAW_STATE_DIR=str(self.state), **variables)
-        return self.run_client(self.node, self.modules / "openclaw" / "openclaw.mjs", *words, env=env).stdout
+        return self.run_client(*self.command(*words), env=self.variables(**variables)).stdout
 
-    def configure(self, chat: ChatServer) -> None:
-        """Write its configuration: which model, and the key and the address of the skill."""
+    def configure(self, **sections: Any) -> None:
+        """Write its configuration, in which nothing asks the network or writes elsewhere."""
         (self.state / "openclaw.json").write_text(json.dumps({
-            "models": {"providers": {"stub": {"baseUrl": chat.url, "apiKey": "test-chat", "api": "openai-completions",
-                                              "models": [{"id": "stub", "name": "stub"}]}}},
-            "agents": {"defaults": {"model": {"primary": "stub/stub"}}},
-            "skills": {"entries": {SKILL: {"apiKey": KEY, "env": {"GPT_IMAGE2_BASE_URL": self.api.url}}}}}))
+            "update": {"checkOnStart": False}, "discovery": {"mdns": {"mode": "off"}},
+            "logging": {"file": str(self.root / "openclaw.log")}, **sections}))
+
+    def use_model(self, chat: ChatServer, **sections: Any) -> None:
+        """The same with a chat model."""
+        model = {"baseUrl": chat.url, "apiKey": "test-chat", "api": "openai-completions",
+                 "models": [{"id": "stub", "name": "stub"}]}
+        self.configure(models={"providers": {"stub": model}, "catalogRefresh": {"enabled": False}},
+                       agents={"defaults": {"model": {"primary": "stub/stub"}}}, **sections)
+
+    def set_up_skill(self) -> None:
+        """README's two lines."""
+        for name, value in (("apiKey", KEY), ("env.GPT_IMAGE2_BASE_URL", self.api.url)):
+            self.openclaw("config", "set", f"skills.entries.{SKILL}.{name}", value)
+
+    def assert_shown(self, picture: Path, payload: Any) -> None:
+        """Fail unless a reply carries that picture."""
+        self.assertEqual(payload.get("mediaUrls"), [str(picture)], payload)
+        self.assert_picture(picture)
+
+
+def media_lines(result: str) -> str:
+    """A reply with the lines that the script has printed for it."""
+    return "\n".join(["Here it is.", *re.findall("^MEDIA:.*$", result, re.MULTILINE)])
 
 
 class OpenClawTest(OpenClawCase):
 
-    def assert_ready(self) -> None:
-        """Fail unless the model will see the skill."""
+    def install(self, *words: object, **variables: str) -> None:
+        """Install without a word of trouble; then the model will see the skill."""
+        result = self.run_client(*self.command("skills", "install", *words), env=self.variables(**variables))
+        self.assertNotRegex(result.stdout + result.stderr, "(?i)fail|error|warn|could not|unable")
         told = json.loads(self.openclaw("skills", "info", SKILL, "--json"))
         self.assertTrue(told["eligible"] and told["modelVisible"] and told["commandVisible"], told)
         self.assertEqual([values for values in told["missing"].values() if values], [])
         self.assertEqual(told["primaryEnv"], "GPT_IMAGE2_API_KEY")
 
+    def install_from(self, registry: Registry, name: str) -> None:
+        """Install by a name; what arrives is what was published."""
+        self.install(name, OPENCLAW_CLAWHUB_URL=registry.origin)
+        place = self.workspace / "skills" / SKILL
+        self.assertEqual({each: (place / each).read_bytes() for each in registry.files}, registry.files)
+        self.assertEqual(registry.refused, [])
+
     def test_install_a_folder(self) -> None:
-        self.openclaw("skills", "install", self.skill)
-        self.assert_ready()
+        self.install(self.skill)
+
+    @unittest.skipUnless(shutil.which("git"), "needs git")
+    def test_install_from_git(self) -> None:
+        for words in (["init", "-q"], ["add", "-A"],
+                      ["-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-qm", "copy"]):
+            self.run_client("git", *words, cwd=str(self.skill))
+        self.install(f"git:file://{self.skill}")
 
     def test_install_by_name(self) -> None:
-        """`openclaw skills install gpt-image-2-api`, from a registry on this machine."""
-        registry = self.enter(Registry(self.skill))
-        self.openclaw("skills", "install", SKILL, OPENCLAW_CLAWHUB_URL=registry.url)
-        self.assert_ready()
+        self.install_from(published(self), SKILL)
 
-    def test_quick_validate(self) -> None:
-        script = self.modules / "openclaw" / "skills" / "skill-creator" / "scripts" / "quick_validate.py"
-        if not script.exists():
-            self.skipTest("this version brings no quick_validate.py")
-        self.assertIn("Skill is valid!", self.run_client(sys.executable, script, self.skill).stdout)
+    def test_find_install_and_verify(self) -> None:
+        """By the name with its owner, as the search shows it."""
+        registry = published(self)
+        address = {"OPENCLAW_CLAWHUB_URL": registry.origin}
+        name = self.openclaw("skills", "search", "gpt-image-2", **address).split()[0]
+        self.assertEqual(name, f"@{OWNER}/{SKILL}")
+        self.install_from(registry, name)
+        self.assertIn(f"ownerHandle={OWNER}", next(each for each in registry.asked if "/install?" in each))
+        self.assertEqual(json.loads(self.openclaw("skills", "verify", name, **address))["decision"], "pass")
 
     def test_agent_turn(self) -> None:
-        """A chat model reads SKILL.md, runs the script with the injected key, and the reply carries the picture."""
+        """A chat model reads SKILL.md, runs the script with the set key, and repeats its MEDIA line."""
         self.openclaw("skills", "install", self.skill)
         place = self.workspace / "skills" / SKILL
         command = f"python3 {place}/scripts/gpt_image2.py generate 'a red fox' --quality low"
         chat = self.enter(ChatServer(lambda _: ("read", {"path": str(place / "SKILL.md")}),
-                                     lambda _: ("exec", {"command": command}),
-                                     lambda result: "Here it is.\nMEDIA:" + saved_path(result)))
-        self.configure(chat)
-        told = json.loads(self.openclaw("agent", "--local", "--agent", "main", "-m", "draw a red fox", "--json"))
+                                     lambda _: ("exec", {"command": command}), media_lines))
+        self.use_model(chat)
+        self.set_up_skill()
+        told = json.loads(self.openclaw(*TURN, "--local"))
         self.assertIn(SKILL, json.dumps(chat.requests[0]))
-        (picture,) = told["payloads"][0]["mediaUrls"]
-        self.assert_picture(picture)
-        self.assertEqual(Path(picture).parent, self.workspace)
-        self.assertEqual(self.api.posts[0].header("authorization"), f"Bearer {KEY}")
-
-
-class Registry:
-    """ClawHub, as far as installing and publishing one skill need it."""
-
-    def __init__(self, skill: Path) -> None:
-        archive = io.BytesIO()
-        with zipfile.ZipFile(archive, "w") as bundle:
-            for path in sorted(skill.rglob("*")):
-                if path.is_file() and not path.relative_to(skill).parts[0].startswith("."):
-                    bundle.writestr(str(path.relative_to(skill)), path.read_bytes())
-        listener = ThreadingHTTPServer(("127.0.0.1", 0), QuietHandler)
-        self.listener, self.url = listener, f"http://127.0.0.1:{listener.server_address[1]}"
-        verdict = {"requestedSlug": SKILL, "requestedVersion": "1.0.0", "ok": True, "decision": "pass", "slug": SKILL,
-                   "version": "1.0.0", "publisherHandle": "tester", "overview": "made here", "reasons": [],
-                   "securityAuditUrl": self.url + "/audit", "security": {"status": "clean", "passed": True}}
-        self.answers = {
-            f"GET /api/v1/skills/{SKILL}/install": json.dumps({
-                "ok": True, "slug": SKILL, "installKind": "archive",
-                "archive": {"version": "1.0.0", "downloadUrl": self.url + "/bundle.zip"}}).encode(),
-            "POST /api/v1/skills/-/security-verdicts": json.dumps({
-                "schema": "clawhub.skill.security-verdicts.v1", "items": [verdict]}).encode(),
-            "GET /bundle.zip": archive.getvalue()}
-
-    def __enter__(self) -> Registry:
-        answers = self.answers
-
-        class RegistryHandler(QuietHandler):
-            def do_GET(self) -> None:
-                self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                body = answers.get(f"{self.command} {self.path.partition('?')[0]}")
-                self.send_response(200 if body else 404)
-                body = body or b'{"error": "Skill not found"}'
-                self.send_header("Content-Type", "application/zip" if body[:2] == b"PK" else "application/json")
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            do_POST = do_GET
-
-        self.listener.RequestHandlerClass = RegistryHandler
-        threading.Thread(target=self.listener.serve_forever, args=(0.02,), daemon=True).start()
-        return self
-
-    def __exit__(self, *about: object) -> None:
-        self.listener.shutdown()
-        self.listener.server_close()
-
-
-class ClawHubTest(ClientCase):
-    client, version = "ClawHub CLI", "0.23.3"
-
-    def test_publish_dry_run(self) -> None:
-        command = node_packages("clawhub@0.23.3") / "clawhub" / "bin" / "clawdhub.js"
-        registry = self.enter(Registry(self.skill))
-        registry.answers.clear()
-        told = json.loads(self.run_client(node(), command, "--no-input", "--registry", registry.url, "skill", "publish",
-                                          self.skill, "--name", "GPT Image 2 API", "--dry-run", "--json").stdout)
-        self.assertEqual((told["status"], told["slug"]), ("would-publish", SKILL))
+        picture = Path(saved_path(chat.results[1]))
+        self.assert_shown(picture, told["payloads"][0])
+        self.assertEqual(picture.parent, self.workspace)
+        self.assertEqual([post.header("authorization") for post in self.api.posts], [f"Bearer {KEY}"])
