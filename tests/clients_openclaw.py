@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from chat_server import ChatServer
-from clients_common import SKILL, ClientCase, node, node_packages, saved_path
+from clients_common import README, SKILL, ClientCase, node, node_packages, saved_path
 from clients_published import OPENCLAW, OWNER, Registry, published
 from support import KEY
 
@@ -55,8 +55,10 @@ class OpenClawCase(ClientCase):
 
     def set_up_skill(self) -> None:
         """README's two lines."""
-        for name, value in (("apiKey", KEY), ("env.GPT_IMAGE2_BASE_URL", self.api.url)):
-            self.openclaw("config", "set", f"skills.entries.{SKILL}.{name}", value)
+        names = re.findall(r"^ +openclaw config set (\S+) \S+$", README, re.MULTILINE)
+        self.assertEqual(len(names), 2)
+        for name in names:
+            self.openclaw("config", "set", name, self.api.url if name.endswith("_URL") else KEY)
 
     def assert_shown(self, picture: Path, payload: Any) -> None:
         """Fail unless a reply carries that picture."""
