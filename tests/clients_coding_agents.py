@@ -25,6 +25,8 @@ CODEX, CLAUDE_CODE = "0.169.0", "2.1.332"
 CLIENT_SECONDS = 90  # then a client is killed
 MANUAL = (PROJECT / "SKILL.md").read_text(encoding="utf-8")
 RELAY = "http://relay.invalid/v1"  # where Claude Code's sandbox lets a command go
+NOWHERE = "http://127.0.0.1:9"  # no proxy, so that a client that would ask other hosts cannot
+OFFLINE = {"http_proxy": NOWHERE, "https_proxy": NOWHERE, "NO_PROXY": "127.0.0.1"}
 SCRIPTING = "gpt-6-astra"  # one of the models whose only tool takes JavaScript
 UPSTREAM = "user:upstream-login"  # of the proxy behind that of the sandbox
 
@@ -111,7 +113,7 @@ class AgentCase(ClientCase):
 
     def model(self, *calls: Any) -> ChatServer:
         """A chat model that makes these calls, or those that these functions make of the last result."""
-        turns = [call if callable(call) else lambda _, call=call: call for call in calls]  # type: ignore[misc]
+        turns = [call if callable(call) else lambda _, call=call: call for call in calls]
         server: ChatServer = self.enter(ChatServer(*turns, lambda _: "Done."))
         return server
 
@@ -161,6 +163,24 @@ class AgentCase(ClientCase):
         return [path for path in self.work.rglob("*") if not path.is_dir()]
 
 
+class Conversation:
+    """A client that reads and writes a JSON object a line."""
+
+    def __init__(self, child: subprocess.Popen[str]) -> None:
+        self.child = child
+
+    def send(self, **message: Any) -> None:
+        """One message to it."""
+        assert self.child.stdin
+        self.child.stdin.write(json.dumps(message) + "\n")
+        self.child.stdin.flush()
+
+    def messages(self) -> Iterator[Any]:
+        """Its messages from now on."""
+        assert self.child.stdout
+        return (json.loads(line) for line in self.child.stdout if line.startswith("{"))
+
+
 def prompt_of(chat: ChatServer) -> str:
     """All texts of the model's last request."""
     def texts(value: Any) -> Iterator[str]:
@@ -194,9 +214,13 @@ def as_script(call: tuple[str, Any]) -> Any:
     return "exec", f"text(JSON.stringify(await tools.{call[0]}({json.dumps(call[1])})));"
 
 
-class CodexCase(AgentCase):
+class CodexAgentCase(AgentCase):
     """Codex, with a model on this machine."""
     client, version = "Codex CLI", CODEX
+
+    def environment(self, **extra: str) -> dict[str, str]:
+        """Codex would ask GitHub for plugins, and its maker for news."""
+        return super().environment(**{**OFFLINE, **extra})
 
     def execute(self, milliseconds: int = 30_000, **more: Any) -> Any:
         """A call of the tool exec_command, which hands a longer command on to the background."""
@@ -225,18 +249,13 @@ class CodexCase(AgentCase):
             yield server
 
 
-class AppServer:
-    """Talks to Codex, and allows all that it asks for."""
+class AppServer(Conversation):
+    """Codex, as its windows talk to it; it gets all that it asks for."""
 
     def __init__(self, child: subprocess.Popen[str]) -> None:
-        self.child, self.number = child, 0
+        super().__init__(child)
+        self.number = 0
         self.allowed: list[dict[str, Any]] = []
-
-    def send(self, **message: Any) -> None:
-        """One message."""
-        assert self.child.stdin
-        self.child.stdin.write(json.dumps(message) + "\n")
-        self.child.stdin.flush()
 
     def ask(self, method: str, **parameters: Any) -> Any:
         """The result of one call."""
@@ -257,8 +276,7 @@ class AppServer:
 
     def wait_for(self, wanted: Callable[[Any], Any]) -> Any:
         """The next message of that kind."""
-        assert self.child.stdout
-        for message in (json.loads(line) for line in self.child.stdout if line.startswith("{")):
+        for message in self.messages():
             if wanted(message):
                 return message
             if "id" in message and "method" in message:
@@ -267,7 +285,7 @@ class AppServer:
         raise AssertionError("Codex ended too early")
 
 
-class CodexTest(CodexCase):
+class CodexTest(CodexAgentCase):
 
     def test_skill_added_to_a_project(self) -> None:
         add_skill(self)
@@ -367,7 +385,7 @@ class CodexTest(CodexCase):
 
 # ---- Claude Code ---------------------------------------------------------------------------------------------
 
-class ClaudeCodeCase(AgentCase):
+class ClaudeCodeAgentCase(AgentCase):
     """Claude Code, with a model on this machine."""
     client, version = "Claude Code", CLAUDE_CODE
 
@@ -378,7 +396,7 @@ class ClaudeCodeCase(AgentCase):
     def command(self, chat: ChatServer, *words: str, **variables: str) -> tuple[list[str], dict[str, str]]:
         """What starts Claude Code, and its environment."""
         return ([claude_code(), "-p", "draw a fox", "--allowedTools", "Bash,Skill", *words],
-                self.environment(**claude_variables(chat), **variables))
+                self.environment(**{**claude_variables(chat), **OFFLINE, **variables}))
 
     def sandbox(self) -> dict[str, str]:
         """Turn on Claude Code's own sandbox, for the variables returned.
@@ -398,7 +416,7 @@ class ClaudeCodeCase(AgentCase):
         return {"GPT_IMAGE2_BASE_URL": RELAY, "NO_PROXY": "127.0.0.1", "http_proxy": proxy, "https_proxy": proxy}
 
 
-class ClaudeCodeTest(ClaudeCodeCase):
+class ClaudeCodeTest(ClaudeCodeAgentCase):
 
     def test_skill_added_to_a_project(self) -> None:
         add_skill(self)
@@ -455,3 +473,39 @@ class ClaudeCodeTest(ClaudeCodeCase):
         chat = self.model(self.bash())
         self.whole_run(*self.command(chat, **variables))
         self.assert_refused(chat.results[0], 6, "the proxy refused the connection to elsewhere.invalid (HTTP 403)")
+
+    def test_host_that_a_person_allows(self) -> None:
+        variables = {**self.sandbox(), "GPT_IMAGE2_BASE_URL": "http://elsewhere.invalid/v1"}
+        chat = self.model(self.bash())
+        self.assertEqual(self.run_with_a_person(chat, variables), [{"host": "elsewhere.invalid"}])
+        self.assert_bought_once([], chat.results[0])
+
+    def test_leaving_the_sandbox(self) -> None:
+        """No server on this machine can be reached from it; a person allows the command to run outside."""
+        variables = {**self.sandbox(), "GPT_IMAGE2_BASE_URL": self.api.url}
+        chat = self.model(self.bash(), self.bash(dangerouslyDisableSandbox=True))
+        asked = self.run_with_a_person(chat, variables)
+        self.assertEqual([each["command"] for each in asked], [self.line])
+        first, second = chat.results
+        self.assertRegex(first, "(?s)code 6\n.*Nothing was sent")
+        self.assert_bought_once([first], second)
+
+    def run_with_a_person(self, chat: ChatServer, variables: Mapping[str, str]) -> list[dict[str, Any]]:
+        """A whole turn, in which all that Claude Code asks for is allowed; what that was."""
+        words = ("--input-format", "stream-json", "--output-format", "stream-json", "--verbose",
+                 "--permission-prompt-tool", "stdio")
+        command, env = self.command(chat, *words, **variables)
+        command.remove("draw a fox")
+        asked = []
+        with self.started(command, env, subprocess.PIPE) as child:
+            client = Conversation(child)
+            client.send(type="user", message={"role": "user", "content": "draw a fox"})
+            for message in client.messages():
+                if message["type"] == "control_request":
+                    asked.append(message["request"]["input"])
+                    client.send(type="control_response", response={
+                        "subtype": "success", "request_id": message["request_id"],
+                        "response": {"behavior": "allow", "updatedInput": asked[-1]}})
+                if message["type"] == "result":
+                    break
+        return asked

@@ -11,7 +11,7 @@ from typing import Any, Mapping, Sequence
 
 from api_server import Answer
 from chat_server import ChatServer
-from clients_coding_agents import FREE, SANDBOX, SCRIPTING, AgentCase, ClaudeCodeCase, CodexCase, as_script
+from clients_coding_agents import FREE, SANDBOX, SCRIPTING, AgentCase, ClaudeCodeAgentCase, CodexAgentCase, as_script
 from clients_hermes import NEWEST, HermesCase
 from clients_openclaw import OpenClawCase
 
@@ -54,7 +54,7 @@ class AgentOnceCase(AgentCase):
             time.sleep(0.05)
 
 
-class ClaudeCodeBuysOnceTest(AgentOnceCase, ClaudeCodeCase):
+class ClaudeCodeBuysOnceTest(AgentOnceCase, ClaudeCodeAgentCase):
 
     def run_twice(self, *calls: Any, **variables: str) -> list[str]:
         """Two calls in one conversation; their results."""
@@ -110,7 +110,7 @@ class ClaudeCodeBuysOnceTest(AgentOnceCase, ClaudeCodeCase):
         self.assert_bought_once([], chat.results[0])
 
 
-class CodexBuysOnceTest(AgentOnceCase, CodexCase):
+class CodexBuysOnceTest(AgentOnceCase, CodexAgentCase):
 
     def run_twice(self, *calls: Any, sandbox: str = FREE, model: str = "stub") -> None:
         """Two calls in one conversation, of which the first is still at work when its result is told."""
