@@ -204,8 +204,9 @@ LISTED = f"{SKILL}: " + found("^description: (.+)$", MANUAL)[1]  # the skill in 
 
 # ---- Codex ---------------------------------------------------------------------------------------------------
 
-# README's lines for Codex: the sandbox, the network, and the table that the network is in.
-SANDBOX, NETWORK, TABLE = found(r"Codex's sandbox needs `(.+?)`,\sand\s`(.+?)`\sunder\s`(\[.+?\])`", README).groups()
+# README's words for Codex' configuration: the sandbox, the network, and the table that the network is in.
+SANDBOX, NETWORK, TABLE = (found(f"`({word}.*?)`", README)[1] for word in (
+    "sandbox_mode = ", "network_access = ", r"\[sandbox_"))
 FREE = SANDBOX.replace("workspace-write", "danger-full-access")
 
 
@@ -230,7 +231,7 @@ class CodexAgentCase(AgentCase):
                 model: str = "stub") -> tuple[list[str], dict[str, str]]:
         """What starts Codex, and its environment; its configuration has these lines.
 
-        Temporary files are closed in a sandbox, as the home is there: a user's home is closed, too.
+        The sandbox may not write to /tmp: the home of these tests is there, and a user's home is closed, too.
         """
         folder = self.home / ".codex"
         folder.mkdir(exist_ok=True)
