@@ -5,11 +5,9 @@ import contextlib
 import json
 import os
 import re
-import shlex
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 import unittest
@@ -18,17 +16,14 @@ from typing import Any, Callable, Mapping, Sequence
 
 from api_server import Answer
 from chat_server import ChatServer
-from clients_coding_agents import CLAUDE_CODE, CODEX, claude_code, claude_variables, codex
-from clients_common import ClientCase
+from clients_coding_agents import FREE, SANDBOX, SCRIPTING, AgentCase, ClaudeCodeAgentCase, CodexAgentCase, as_script
 from clients_hermes import NEWEST, HermesCase
 from clients_openclaw import TURN, OpenClawCase, media_lines
-from support import KEY
 
 HEAD_START = 2.0  # seconds that the second command has for finding the first at work; later it finds its picture
-CLIENT_SECONDS = 90  # then a client is killed
 
 
-class AgentOnceCase(ClientCase):
+class AgentOnceCase(AgentCase):
     """A chat model that has one command run twice, and an image server that answers when the second one waits."""
 
     def setUp(self) -> None:
@@ -36,48 +31,14 @@ class AgentOnceCase(ClientCase):
         self.may_answer = threading.Event()
         self.addCleanup(self.may_answer.set)
         self.api.plan(Answer(event=self.may_answer))
-        self.picture = self.work / "fox.png"
-        script = self.skill / "scripts" / "gpt_image2.py"
-        self.line = shlex.join([sys.executable, str(script), "generate", "a fox", "-o", str(self.picture)])
-
-    def environment(self, **extra: str) -> dict[str, str]:
-        """The program's own settings too."""
-        return super().environment(GPT_IMAGE2_API_KEY=KEY, GPT_IMAGE2_BASE_URL=self.api.url, **extra)
 
     def model(self, *calls: Any) -> ChatServer:
-        """A chat model that makes these calls; from the last one on, the image server may answer."""
+        """The same; from the last call on, the image server may answer."""
         def last(_: str) -> Any:
             threading.Timer(HEAD_START, self.may_answer.set).start()
             return calls[-1]
 
-        earlier: list[Callable[[str], Any]] = [lambda _, call=call: call for call in calls[:-1]]  # type: ignore[misc]
-        server: ChatServer = self.enter(ChatServer(*earlier, last, lambda _: "Done."))
-        return server
-
-    @contextlib.contextmanager
-    def started(self, command: Sequence[str], env: Mapping[str, str], stdin: int = subprocess.DEVNULL) -> Any:
-        """A client while it runs; in the end, or when it takes too long, it is killed with its children."""
-        child = subprocess.Popen(command, cwd=str(self.work), env=dict(env), stdin=stdin, stdout=subprocess.PIPE,
-                                 stderr=subprocess.STDOUT, encoding="utf-8", start_new_session=True)
-
-        def end() -> None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
-
-        timer = threading.Timer(CLIENT_SECONDS, end)
-        timer.start()
-        with child:
-            try:
-                yield child
-            finally:
-                timer.cancel()
-                end()
-
-    def whole_run(self, command: Sequence[str], env: Mapping[str, str]) -> None:
-        """Let a client run to its good end."""
-        with self.started(command, env) as child:
-            output, _ = child.communicate()
-            self.assertEqual(child.returncode, 0, output)
+        return super().model(*calls[:-1], last)
 
     def cut_run(self, number: int, command: Sequence[str], env: Mapping[str, str]) -> None:
         """End a client by a signal, as a terminal sends it, while its command waits for the image server."""
@@ -86,33 +47,19 @@ class AgentOnceCase(ClientCase):
             os.killpg(child.pid, number)
             child.communicate()
 
+    def assert_lost(self, result: str) -> None:
+        """The command told that its picture was lost on the way, and did not buy another."""
+        self.assertRegex(result, "(?s)code 6\n.*You may be charged for this image")
+        self.assertEqual((len(self.api.posts), self.files()), (1, []))
+
     def wait_for_post(self, child: subprocess.Popen[str]) -> None:
         """Until the image server has been asked."""
         while not self.api.posts:
             self.assertIsNone(child.poll(), "the client ended before its command had asked for a picture")
             time.sleep(0.05)
 
-    def assert_bought_once(self, cut_off: Sequence[str], result: str) -> None:
-        """The last command told of the picture, the earlier ones did not, and there is one purchase."""
-        self.assertIn(f"Saved: {self.picture} (", result)
-        self.assertNotIn("Saved:", " ".join(cut_off))
-        self.assertEqual(len(self.api.posts), 1)
-        self.assertEqual(list(self.work.iterdir()), [self.picture])
-        self.assert_picture(self.picture)
 
-
-@unittest.skipUnless(os.name == "posix", "needs process groups")
-class ClaudeCodeBuysOnceTest(AgentOnceCase):
-    client, version = "Claude Code", CLAUDE_CODE
-
-    def bash(self, **more: Any) -> Any:
-        """A call of the Bash tool."""
-        return "Bash", {"command": self.line, "description": "Draw a fox", "timeout": 60_000, **more}
-
-    def command(self, chat: ChatServer, **variables: str) -> tuple[list[str], dict[str, str]]:
-        """What starts Claude Code, and its environment."""
-        return ([claude_code(), "-p", "draw a fox", "--allowedTools", "Bash"],
-                self.environment(**claude_variables(chat), **variables))
+class ClaudeCodeBuysOnceTest(AgentOnceCase, ClaudeCodeAgentCase):
 
     def run_twice(self, *calls: Any, **variables: str) -> list[str]:
         """Two calls in one conversation; their results."""
@@ -132,6 +79,21 @@ class ClaudeCodeBuysOnceTest(AgentOnceCase):
     def test_killed_by_the_limit(self) -> None:
         results = self.run_twice(self.bash(timeout=3000), self.bash(), CLAUDE_CODE_DISABLE_BACKGROUND_TASKS="1")
         self.assertIn("timed out", results[0])
+
+    def test_limit_too_short_in_the_sandbox(self) -> None:
+        """Each command has a process space of its own there."""
+        variables = self.sandbox()
+        results = self.run_twice(self.bash(timeout=3000), self.bash(), **variables)
+        self.assertIn("moved to the background", results[0])
+
+    def test_killed_by_the_limit_in_the_sandbox(self) -> None:
+        """The transfer dies with it; the same command tells that, and buys nothing by itself."""
+        variables = self.sandbox()
+        chat = self.model(self.bash(timeout=3000), self.bash())
+        self.whole_run(*self.command(chat, CLAUDE_CODE_DISABLE_BACKGROUND_TASKS="1", **variables))
+        cut_off, result = chat.results
+        self.assertIn("timed out", cut_off)
+        self.assert_lost(result)
 
     def test_twice_in_one_message(self) -> None:
         chat = self.model([self.bash(), self.bash()])
@@ -153,40 +115,12 @@ class ClaudeCodeBuysOnceTest(AgentOnceCase):
         self.assert_bought_once([], chat.results[0])
 
 
-@unittest.skipUnless(os.name == "posix", "needs process groups")
-class CodexBuysOnceTest(AgentOnceCase):
-    client, version = "Codex CLI", CODEX
-    sandbox = ("-c", "sandbox_workspace_write.network_access=true",
-               "-c", "sandbox_workspace_write.exclude_slash_tmp=true")  # where the home of these tests is
+class CodexBuysOnceTest(AgentOnceCase, CodexAgentCase):
 
-    def execute(self, milliseconds: int = 30_000) -> Any:
-        """A call of the tool exec_command, which hands a longer command on to the background."""
-        return "exec_command", {"cmd": self.line, "yield_time_ms": milliseconds}
-
-    def script(self, milliseconds: int = 30_000) -> Any:
-        """The same for the models that write JavaScript."""
-        arguments = json.dumps(self.execute(milliseconds)[1])
-        return "exec", f"text(JSON.stringify(await tools.exec_command({arguments})));"
-
-    def settings(self, chat: ChatServer, model: str = "stub") -> None:
-        """Write Codex' configuration: which model, and where it is."""
-        folder = self.home / ".codex"
-        folder.mkdir(exist_ok=True)
-        (folder / ("config" + ".toml")).write_text(
-            f'model = "{model}"\nmodel_provider = "stub"\napproval_policy = "never"\n'
-            f'[model_providers.stub]\nname = "stub"\nbase_url = "{chat.url}"\nwire_api = "responses"\n')
-
-    def command(self, chat: ChatServer, sandbox: str = "danger-full-access",
-                model: str = "stub") -> tuple[list[str], dict[str, str]]:
-        """What starts Codex, and its environment."""
-        self.settings(chat, model)
-        options = ["--skip-git-repo-check", "-s", sandbox, *self.sandbox]
-        return [*codex(), "exec", *options, "draw a fox"], self.environment()
-
-    def run_twice(self, *calls: Any, **about: str) -> None:
+    def run_twice(self, *calls: Any, sandbox: str = FREE, model: str = "stub") -> None:
         """Two calls in one conversation, of which the first is still at work when its result is told."""
         chat = self.model(*calls)
-        self.whole_run(*self.command(chat, **about))
+        self.whole_run(*self.command(chat, sandbox, model=model))
         first, second = chat.results
         self.assertRegex(first, "(?i)session.id")
         self.assert_bought_once([first], second)
@@ -196,10 +130,10 @@ class CodexBuysOnceTest(AgentOnceCase):
 
     def test_still_running_in_the_sandbox(self) -> None:
         """Each command has a process space of its own there."""
-        self.run_twice(self.execute(1500), self.execute(), sandbox="workspace-write")
+        self.run_twice(self.execute(1500), self.execute(), sandbox=SANDBOX)
 
     def test_still_running_from_a_script(self) -> None:
-        self.run_twice(self.script(1500), self.script(), model="gpt-6-astra")
+        self.run_twice(as_script(self.execute(1500)), as_script(self.execute()), model=SCRIPTING)
 
     def test_interrupted_and_started_again(self) -> None:
         self.end_and_start_again(signal.SIGINT)
@@ -209,16 +143,16 @@ class CodexBuysOnceTest(AgentOnceCase):
 
     def end_and_start_again(self, number: int) -> None:
         """End the client with its command at work; then a new conversation, with the same command."""
-        self.cut_run(number, *self.command(self.enter(ChatServer(lambda _: self.execute()))))
+        self.cut_run(number, *self.command(self.enter(ChatServer(lambda _: self.execute())), FREE))
         chat = self.model(self.execute())
-        self.whole_run(*self.command(chat))
+        self.whole_run(*self.command(chat, FREE))
         self.assert_bought_once([], chat.results[0])
 
     def test_in_the_sandbox_and_then_outside(self) -> None:
-        self.run_in_two("workspace-write", "danger-full-access")
+        self.run_in_two(SANDBOX, FREE)
 
     def test_outside_and_then_in_the_sandbox(self) -> None:
-        self.run_in_two("danger-full-access", "workspace-write")
+        self.run_in_two(FREE, SANDBOX)
 
     def run_in_two(self, *sandboxes: str) -> None:
         """The command in one conversation, to its end, and again in another; the home can be written in one of them."""
@@ -229,38 +163,23 @@ class CodexBuysOnceTest(AgentOnceCase):
 
     def test_ended_in_the_sandbox(self) -> None:
         """The transfer dies with it; the same command tells that, and buys nothing by itself."""
-        self.cut_run(signal.SIGINT, *self.command(self.enter(ChatServer(lambda _: self.execute())), "workspace-write"))
+        self.cut_run(signal.SIGINT, *self.command(self.enter(ChatServer(lambda _: self.execute()))))
         chat = self.model(self.execute())
-        self.whole_run(*self.command(chat, "workspace-write"))
-        self.assertRegex(chat.results[0], "code 6")
-        self.assertEqual(len(self.api.posts), 1)
+        self.whole_run(*self.command(chat))
+        self.assert_lost(chat.results[0])
 
     def test_turn_interrupted(self) -> None:
         """Esc in a conversation: Codex leaves the command running, and the model never learns of it."""
         chat = self.model(self.execute(), self.execute())
-        self.settings(chat)
-        with self.started([*codex(), "app-server"], self.environment(), subprocess.PIPE) as child:
-            def ask(number: int, method: str, **parameters: Any) -> Any:
-                child.stdin.write(json.dumps({"id": number, "method": method, "params": parameters}) + "\n")
-                child.stdin.flush()
-                return wait_for(lambda message: message.get("id") == number)["result"]
-
-            def wait_for(wanted: Callable[[Any], bool]) -> Any:
-                messages = (json.loads(line) for line in child.stdout if line.startswith("{"))
-                return next(message for message in messages if wanted(message))
-
-            def ended(message: Any) -> bool:
-                return bool(message.get("method") == "turn/completed")
-
-            ask(1, "initialize", clientInfo={"name": "test", "version": "1"})
-            thread = ask(2, "thread/start", cwd=str(self.work), sandbox="danger-full-access")["thread"]["id"]
-            words = [{"type": "text", "text": "draw a fox"}]
-            turn = ask(3, "turn/start", threadId=thread, input=words)["turn"]["id"]
-            self.wait_for_post(child)
-            ask(4, "turn/interrupt", threadId=thread, turnId=turn)
-            wait_for(ended)
-            ask(5, "turn/start", threadId=thread, input=words)
-            wait_for(ended)
+        self.command(chat, FREE)
+        with self.server() as server:
+            thread = server.ask("thread/start", cwd=str(self.work), approvalPolicy="never")["thread"]["id"]
+            turn = server.start_turn(thread)
+            self.wait_for_post(server.child)
+            server.ask("turn/interrupt", threadId=thread, turnId=turn)
+            server.end_turn()
+            server.start_turn(thread)
+            server.end_turn()
         first, second = chat.results
         self.assertIn("aborted by user", first)
         self.assert_bought_once([first], second)
