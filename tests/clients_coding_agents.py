@@ -195,7 +195,7 @@ def prompt_of(chat: ChatServer) -> str:
 def found(pattern: str, text: str) -> re.Match[str]:
     """Where a line of a text has this form."""
     match = re.search(pattern, text, re.MULTILINE)
-    assert match, f"no {pattern} in {text}"
+    assert match, f"no {pattern} in {text[:2000]}"
     return match
 
 
@@ -205,7 +205,7 @@ LISTED = f"{SKILL}: " + found("^description: (.+)$", MANUAL)[1]  # the skill in 
 # ---- Codex ---------------------------------------------------------------------------------------------------
 
 # README's words for Codex' configuration: the sandbox, the network, and the table that the network is in.
-SANDBOX, NETWORK, TABLE = (found(f"`({word}.*?)`", README)[1] for word in (
+SANDBOX, NETWORK, TABLE = (found(f"^ +({word}.*)$", README)[1] for word in (
     "sandbox_mode = ", "network_access = ", r"\[sandbox_"))
 FREE = SANDBOX.replace("workspace-write", "danger-full-access")
 
@@ -481,6 +481,13 @@ class ClaudeCodeTest(ClaudeCodeAgentCase):
         self.assertEqual(self.run_with_a_person(chat, variables), [{"host": "elsewhere.invalid"}])
         self.assert_bought_once([], chat.results[0])
 
+    def test_host_that_a_person_refuses(self) -> None:
+        """They are asked once."""
+        variables = {**self.sandbox(), "GPT_IMAGE2_BASE_URL": "https://elsewhere.invalid/v1"}
+        chat = self.model(self.bash())
+        self.assertEqual(self.run_with_a_person(chat, variables, allows=False), [{"host": "elsewhere.invalid"}])
+        self.assert_refused(chat.results[0], 6, "the proxy refused the connection to elsewhere.invalid (HTTP 403)")
+
     def test_leaving_the_sandbox(self) -> None:
         """No server on this machine can be reached from it; a person allows the command to run outside."""
         variables = {**self.sandbox(), "GPT_IMAGE2_BASE_URL": self.api.url}
@@ -491,8 +498,9 @@ class ClaudeCodeTest(ClaudeCodeAgentCase):
         self.assertRegex(first, "(?s)code 6\n.*Nothing was sent")
         self.assert_bought_once([first], second)
 
-    def run_with_a_person(self, chat: ChatServer, variables: Mapping[str, str]) -> list[dict[str, Any]]:
-        """A whole turn, in which all that Claude Code asks for is allowed; what that was."""
+    def run_with_a_person(self, chat: ChatServer, variables: Mapping[str, str],
+                          allows: bool = True) -> list[dict[str, Any]]:
+        """A whole turn, in which a person allows all that Claude Code asks for, or refuses; what that was."""
         words = ("--input-format", "stream-json", "--output-format", "stream-json", "--verbose",
                  "--permission-prompt-tool", "stdio")
         command, env = self.command(chat, *words, **variables)
@@ -506,7 +514,8 @@ class ClaudeCodeTest(ClaudeCodeAgentCase):
                     asked.append(message["request"]["input"])
                     client.send(type="control_response", response={
                         "subtype": "success", "request_id": message["request_id"],
-                        "response": {"behavior": "allow", "updatedInput": asked[-1]}})
+                        "response": {"behavior": "allow", "updatedInput": asked[-1]} if allows else
+                                    {"behavior": "deny", "message": "no"}})
                 if message["type"] == "result":
                     break
         return asked

@@ -326,7 +326,8 @@ class ProxyOnThisMachineTest(ProgramCase):
     """The curl of this machine, whichever it is, with proxies that do not let the request through."""
 
     def proxy(self, answer: bytes) -> str:
-        """The address of a proxy that answers everything so; nothing: it stays silent."""
+        """The address of a proxy that answers everything so; nothing: it stays silent. It counts in self.asked."""
+        self.asked = 0
         listener = socket.create_server(("127.0.0.1", 0))
         done = threading.Event()
 
@@ -336,6 +337,7 @@ class ProxyOnThisMachineTest(ProgramCase):
                     connection, _ = listener.accept()
                 except OSError:
                     return
+                self.asked += 1
                 with connection:
                     connection.recv(65536)
                     connection.sendall(answer)
@@ -365,11 +367,16 @@ class ProxyOnThisMachineTest(ProgramCase):
             with self.subTest(base_url):
                 error = self.through(self.proxy(refusal), base_url, *options)
                 self.assertIn("the proxy refused", str(error["message"]))
-                self.assertIn("proxy's address and password", str(error["hint"]))
+                self.assertIn("Check its address, login and rules", str(error["hint"]))
+                self.assertEqual((self.asked, error["next"], error["retryable"]), (1, "fix", False))
 
     def test_other_refusals_of_a_tunnel(self) -> None:
-        error = self.through(self.proxy(b"HTTP/1.1 501 No\r\nContent-Length: 0\r\n\r\n"), "https://relay.invalid/v1")
-        self.assertIn("the proxy refused", str(error["message"]))
+        """A person who refuses a host, in Claude Code's sandbox, is asked once; 5xx may pass."""
+        for status in (403, 501):
+            answer = b"HTTP/1.1 %d No\r\nContent-Length: 0\r\n\r\n" % status
+            error = self.through(self.proxy(answer), "https://relay.invalid/v1")
+            self.assertIn("the proxy refused", str(error["message"]))
+            self.assertEqual((self.asked == 1, error["retryable"]), (status < 500, status >= 500))
 
     def test_silent_proxy_sends_nothing_on(self) -> None:
         error = self.through(self.proxy(b""), "https://relay.invalid/v1", "--timeout", "1")
