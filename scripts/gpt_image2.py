@@ -1,8 +1,7 @@
 #!/usr/bin/env python3
 """Generate and edit images with gpt-image-2 from any shell: Python 3.8+ and curl, nothing else.
 
-The file reads in the order in which the data travels: Settings + Job -> provider yields Requests -> curl
-returns Responses -> provider returns Images -> files are saved.
+The file follows the data: Settings + Job -> provider -> Requests -> curl -> Responses -> provider -> Images.
 
     Limits, Failures, Data     numbers with their sources; every kind of failure; what travels
     Text, Sizes, Pictures      pure helpers: hide secrets, size rules, formats, PNG rows
@@ -467,8 +466,7 @@ def blanked(text: str, secrets: Sequence[str], mark: str) -> str:
     octets = bytearray(text, "latin-1")
     for secret in secrets:
         wanted = re.sub(ESCAPE, resolved, utf8(secret).decode("latin-1")).lower()
-        short = len(wanted) < SHORTEST_KEY
-        at = plain.find(wanted[:6]) if len(wanted) >= 4 else -1
+        short, at = len(wanted) < SHORTEST_KEY, plain.find(wanted[:6]) if len(wanted) >= 4 else -1
         while at >= 0:
             end = at + len(os.path.commonprefix([wanted, plain[at:at + len(wanted)]]))
             near = plain[max(0, at - 1):at], plain[end:end + 2]
@@ -578,11 +576,11 @@ def size_fault(width: int, height: int) -> str:
     return "; ".join(text for broken, text in rules if broken)
 
 def nearest_size(width: int, height: int) -> str:
-    """The legal size nearest in edges and shape, the larger one on a tie."""
+    """The legal size nearest in edges and shape; one that covers this, if any does; the larger on a tie."""
     width, height = max(width, 1), max(height, 1)
-    distances = ((round(abs(log(w / width)) + abs(log(h / height)) + abs(log(w / h * height / width)), 3),
-                  -w * h, w, h) for w in EDGES for h in EDGES if not size_fault(w, h))
-    return "%dx%d" % min(distances)[2:]
+    distances = ((w < width or h < height, round(abs(log(w / width)) + abs(log(h / height)) + abs(
+        log(w / h * height / width)), 3), -w * h, w, h) for w in EDGES for h in EDGES if not size_fault(w, h))
+    return "%dx%d" % min(distances)[3:]
 
 def size_of_ratio(ratio: float, pixels: int) -> str:
     """The legal size closest to this ratio whose area is 80 to 105 % of `pixels`."""
@@ -667,11 +665,11 @@ def is_turned(content: bytes) -> bool:
     return exif is not None and re.search(turned, exif[0]) is not None
 
 def has_alpha(path: str, form: str) -> bool:
-    """Whether a picture can be transparent anywhere, judging by its first bytes."""
-    with suppress(OSError), open(path, "rb") as stream:  # it may be gone already
+    """Whether a PNG is transparent anywhere, or another picture can be, judging by its first bytes."""
+    with suppress(OSError, ValueError), open(path, "rb") as stream:  # it may be gone already
         head = stream.read(LONG_STRING)
         if form == "png":
-            return head[25] in (4, 6) or b"tRNS" in head
+            return (png := Png(path)).has_alpha and any(min(row[3]) < 255 for row in png.rows(True))
         if form == "webp":
             return head[12:16] != b"VP8 " and bool(head[20 if head[12:16] == b"VP8X" else 24] & 0x10)
         marks = re.findall(rb"(?s)!\xf9\x04(.)", head) if form == "gif" else []
@@ -1033,8 +1031,7 @@ def as_parameter(text: str) -> tuple[str, Any]:
 
 def as_rectangle(text: str) -> str:
     """`X,Y,WIDTH,HEIGHT` without blanks; each in pixels or per cent of the picture."""
-    parts = "".join(text.split()).split(",")
-    form = r"(?a)-?\d{1,6}|\d{1,2}(\.\d+)?%|100(\.0+)?%"
+    parts, form = "".join(text.split()).split(","), r"(?a)-?\d{1,6}|\d{1,2}(\.\d+)?%|100(\.0+)?%"
     if len(parts) != 4 or not all(re.fullmatch(form, part) for part in parts) or min(
             float(part.rstrip("%")) for part in parts[2:]) <= 0:
         raise ValueError(f"must be X,Y,WIDTH,HEIGHT, such as 10,20,300,50%, not {quoted(text)}")
@@ -1162,8 +1159,7 @@ def read_config(path: str, warnings: list[str]) -> dict[str, Any]:
     piped = path == STANDARD_INPUT
     try:
         with open(0 if piped else path, "rb", closefd=not piped) as stream:
-            status = os.fstat(stream.fileno())
-            text = stream.read(MAX_CONFIG_BYTES)  # of a longer one the rest is missed
+            status, text = os.fstat(stream.fileno()), stream.read(MAX_CONFIG_BYTES)  # a longer one is cut off
         content = json.loads(text.decode("utf-8-sig"), parse_constant=str)  # NaN is not a number here
         if not isinstance(content, dict):
             raise ValueError(f"it must contain one JSON object, not {TYPE_NAMES[type(content)]}")
@@ -2804,8 +2800,8 @@ def tell_extras(request: Request, outcome: Outcome, response: Response, run: Run
             run.result.facts.update(usage=usage, cost_usd=dollars)
         if dollars is not None:  # RunAPI bills each of several tasks
             run.result.dollars += dollars
-            run.result.facts["cost_usd"] = round(run.result.dollars, 4)
-            run.console.note(f"cost: about ${run.result.dollars:.3f}")
+            run.result.facts["cost_usd"] = cost = round(run.result.dollars, 4)
+            run.console.note(f"cost: about ${cost:.3f}", run.result.facts["source"] == "collected")
     if response.stray:
         run.console.warn(f"the image was under an unknown name: {as_text(response.document)}")
     if response.error:
@@ -3591,7 +3587,7 @@ def warn_about_differences(job: Job, run: Run) -> None:
         if job.exact and job.images[0].digest and picture != job.images[0].picture:
             warn(f"outside the mask {path} may differ from the image, as it is {picture.format} of {size}")
         if parameters.get("background") == "transparent" and not has_alpha(path, picture.format):
-            warn(f"you asked for a transparent background; {path} has no alpha channel")
+            warn(f"you asked for a transparent background; {path} is opaque")
 
 def save_answer(answer: str, target: Target, secrets: Sequence[str]) -> str:
     """The path of a copy of a response, for people, where its image should be; any key in it is blanked."""
@@ -3931,8 +3927,7 @@ def as_html(text: Any) -> str:
 # ---- Commands ------------------------------------------------------------------------------------
 def run_image_command(options: Namespace, run: Run) -> int:
     """generate and edit."""
-    settings = read_settings(options, run.console)
-    ignore_signals = catch_signals()
+    settings, ignore_signals = read_settings(options, run.console), catch_signals()
     if options.batch:
         return run_batch(options, settings, run, ignore_signals)
     refuse_broken((options.jobs, "--jobs works only with --batch", ""))
@@ -4274,8 +4269,8 @@ def make_images(provider: Provider, job: Job, settings: Settings, folder: Folder
     partials.remove()
     warn_about_differences(job, run)
     if run.result.facts["source"] == "collected":
-        dollars = run.result.facts["cost_usd"]
-        console.note("collected: already paid" + (f", about ${dollars:.3f}" if dollars is not None else ""))
+        cost = in_dollars(run.result.facts)
+        console.note("collected: already paid" + f", about {cost}" * (cost != "?"))
 
 # Nothing that arrived is saved. Up to so many bytes the message says it all: a page's title, short JSON.
 UNREAD_KINDS = {"no_image": MAX_MESSAGE // 2, "web_page": LONG_STRING, "broken_image": 0, "place": 0,
@@ -4341,6 +4336,10 @@ def write_template(options: Namespace, run: Run) -> None:
         (path == STANDARD_INPUT, "--init needs a file to write", "Name it with --config FILE."),
         (os.path.lexists(path) and not options.force, f"{path} already exists",
          "To replace it (and the key in it): " + own_command(again)))
+    with suppress(Failure):  # what leads to the service stays, unless it is told anew
+        old = {} if options.base_url or options.api or not options.force else read_config(path, [])
+        for name in ("base_url", "api", "api_key_env"):
+            setattr(options, name, getattr(options, name) or old.get(name))
     content = template(options)
     name = "" if options.api_key_env or console.as_json else content.get("api_key_env", "")
     asks = name and not environment(name) and console.is_terminal() and sys.stdin and sys.stdin.isatty()
@@ -4477,6 +4476,7 @@ def show_history(most: int, page: str, console: Console) -> None:
         for file in each["saved"]:
             size = f"{file['width']}x{file['height']}"
             console.output(f"{facts}  {size:<9}  {file['path']}  {one_line(each['prompt'], 60)}")
+            facts = " " * len(facts)  # its cost is that of all its pictures
     for name, total in sums.items():
         unknown = f", {total['unknown']} of them of unknown cost" if total["unknown"] else ""
         console.output(f"{name}: {in_dollars(total)}, pictures: {total['pictures']}{unknown}")
@@ -4677,7 +4677,7 @@ class Batch:
         self.entries: list[dict[str, Any]] = []
         self.counts = dict.fromkeys(("bought", "collected", "made_before", "failed"), 0)
         self.dollars, self.exit_code, self.signal_code = 0.0, OK, OK
-        self.stopped, self.is_last, self.shown, self.page_due = "", False, 0, 0.0
+        self.stopped, self.is_last, self.shown, self.page_due, self.unsure = "", False, 0, 0.0, 0
 
     def run_all(self, orders: Sequence[Order], ignore_signals: Action) -> int:
         """Run all orders, first those that were made before; the exit code: the highest of their own."""
@@ -4708,7 +4708,8 @@ class Batch:
             self.console.warn(f"{left} not started: {self.stopped}")
         remembers = all(order.settings.history.value and not order.fresh for order in orders)
         if (left or self.counts["failed"]) and remembers:
-            self.console.note("Run the same command again for the rest: what is made is not bought again.")
+            self.console.note("Run the same command again for the rest: what is made is not bought again." + (
+                f" Ask first: {self.unsure} may be charged, and would be bought again." * (self.unsure > 0)))
         return exit_code
 
     def start(self, order: Order) -> None:
@@ -4782,6 +4783,7 @@ class Batch:
         source = "failed" if error else record["source"]
         self.counts[source] += 1
         self.exit_code = max(self.exit_code, exit_code)
+        self.unsure += bool(error and error["billed"] != "no" and error["next"] != "again")
         self.dollars += record["cost_usd"] or 0.0 if source in ("bought", "failed") else 0.0
         for warning in record["warnings"]:
             console.warn(warning)
@@ -4811,7 +4813,6 @@ An image takes 1 to 5 minutes and costs about $0.006 (low quality), $0.05
 HEADINGS = {"--show": "What to do", "--batch": "Many pictures", "--image": "Images and masks",
             "--output": "The picture", "--max-cost": "Money and files", "--stream": "Gateways and parameters",
             "--base-url": "Endpoint and key", "--preview": "Output"}  # in the help, before these options
-
 WORD = r"(?s)(?!-).*|-|.* .*|-[\d.,%]+"  # what cannot be an option
 SYNOPSIS = {"generate": """gpt_image2 generate PROMPT [options]
 
@@ -4819,7 +4820,6 @@ SYNOPSIS = {"generate": """gpt_image2 generate PROMPT [options]
   gpt_image2 generate --batch prompts.txt -o pictures --gallery pictures.html""",
             "edit": """gpt_image2 edit IMAGE [IMAGE ...] PROMPT [options]
 
-  gpt_image2 edit fox.png "give the fox a hat" -o hat.png
   gpt_image2 edit room.png chair.jpg "put the chair into the room"
 
   IMAGE                  PNG, JPEG, WebP below 50 MB: a file, URL or data: URI""",

@@ -21,7 +21,7 @@ from chat_server import ChatServer
 from clients_common import PROJECT, README, SKILL, ClientCase, copy_project, node, node_packages, python_packages, run
 from support import KEY
 
-CODEX, CLAUDE_CODE = "0.169.0", "2.1.332"
+CODEX, CLAUDE_CODE, NPX_SKILLS, SKILLS_REF = "0.169.0", "2.1.332", "1.7.4", "0.1.1"
 CLIENT_SECONDS = 90  # then a client is killed
 MANUAL = (PROJECT / "SKILL.md").read_text(encoding="utf-8")
 RELAY = "http://relay.invalid/v1"  # where Claude Code's sandbox lets a command go
@@ -32,28 +32,40 @@ UPSTREAM = "user:upstream-login"  # of the proxy behind that of the sandbox
 
 
 class SkillsRefTest(ClientCase):
-    client, version = "skills-ref", "0.1.1"
+    """The whole repository is a skill, too."""
+    client, version = "skills-ref", SKILLS_REF
 
     def test_validate(self) -> None:
-        command = python_packages("skills-ref", "skills-ref==0.1.1") / "agentskills"
-        self.assertIn("Valid skill", self.run_client(command, "validate", self.skill).stdout)
+        check_with_agentskills(self, self.skill)
 
 
 class NpxSkillsTest(ClientCase):
-    client, version = "npx skills", "1.7.4"
-
-    def setUp(self) -> None:
-        self.command = [node(), str(node_packages("skills@1.7.4") / "skills" / "bin" / "cli.mjs")]
-        super().setUp()
+    client, version = "npx skills", NPX_SKILLS
 
     def test_list(self) -> None:
-        self.assertIn("Found 1 skill", self.run_client(*self.command, "add", self.skill, "--list").stdout)
+        list_with_npx_skills(self, self.skill)
 
     def test_add(self) -> None:
         add_skill(self)
         for place in (".claude/skills", ".agents/skills", "skills"):
             script = self.work / place / SKILL / "scripts" / "gpt_image2.py"
             self.assertIn("gpt_image2 ", self.run_client(sys.executable, script, "--version").stdout)
+
+
+def check_with_agentskills(case: ClientCase, folder: Path) -> None:
+    """Fail unless the specification's own program accepts a skill."""
+    command = python_packages("skills-ref", "skills-ref==" + SKILLS_REF) / "agentskills"
+    case.assertIn("Valid skill", case.run_client(command, "validate", folder).stdout)
+
+
+def npx_skills() -> list[str]:
+    """The command that starts it."""
+    return [node(), str(node_packages("skills@" + NPX_SKILLS) / "skills" / "bin" / "cli.mjs")]
+
+
+def list_with_npx_skills(case: ClientCase, folder: Path) -> None:
+    """Fail unless it finds the skill, and only this, in a folder."""
+    case.assertIn("Found 1 skill", case.run_client(*npx_skills(), "add", folder, "--list").stdout)
 
 
 def home_folder(client: str, home: Path) -> Path:
@@ -65,8 +77,8 @@ def home_folder(client: str, home: Path) -> Path:
 
 def add_skill(case: Any) -> None:
     """Install the skill into the working folder for three agents, as its users do."""
-    command = [node(), str(node_packages("skills@1.7.4") / "skills" / "bin" / "cli.mjs")]
-    case.run_client(*command, "add", case.skill, "-a", "claude-code", "-a", "codex", "-a", "openclaw", "-y", "--copy")
+    agents = ("-a", "claude-code", "-a", "codex", "-a", "openclaw")
+    case.run_client(*npx_skills(), "add", case.skill, *agents, "-y", "--copy")
 
 
 def codex() -> list[str]:
@@ -235,7 +247,7 @@ class CodexAgentCase(AgentCase):
         """
         folder = self.home / ".codex"
         folder.mkdir(exist_ok=True)
-        (folder / ("config" + ".toml")).write_text(
+        (folder / ("config" + ".toml")).write_text(  # scanners take the whole name for an attack on Codex
             f'{sandbox}\nmodel = "{model}"\nmodel_provider = "stub"\n'
             f'[model_providers.stub]\nname = "stub"\nbase_url = "{chat.url}"\nwire_api = "responses"\n'
             f"{TABLE}\nexclude_slash_tmp = true\n{network}\n")
@@ -405,7 +417,7 @@ class ClaudeCodeAgentCase(AgentCase):
         Its proxy never connects to this machine, but it goes through the proxy that Claude Code itself is told of: that
         is the image server here, which takes the address of any host.
         """
-        for program in ("bwrap", "so" + "cat"):
+        for program in ("bwrap", "so" + "cat"):  # scanners doubt the second
             if not shutil.which(program):
                 raise unittest.SkipTest(f"Claude Code's sandbox needs {program}")
         folder = self.home / ".claude"

@@ -132,7 +132,9 @@ def copy_project(target: Path) -> None:
         shutil.copytree(str(PROJECT), str(target), ignore=shutil.ignore_patterns(
             ".git", ".venv", ".clients", ".chroots", "__pycache__", ".*_cache"))
         return
-    for name in filter(None, run(["git", "ls-files", "-z"], cwd=str(PROJECT)).stdout.split("\0")):
+    listed = run(["git", "ls-files", "-z"], cwd=str(PROJECT))
+    assert not listed.returncode, listed.stderr
+    for name in filter(None, listed.stdout.split("\0")):
         if (PROJECT / name).exists():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(str(PROJECT / name), str(target / name))

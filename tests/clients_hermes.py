@@ -501,8 +501,9 @@ class HermesTest(EveryHermesChecks, InstallCommandChecks, HermesCase):
         skill = next(each for each in self.inside("skills") if each["name"] == SKILL)
         self.assertIn("gpt-image-2", skill["description"][:57])
         script = f"python3 {target}/scripts/gpt_image2.py"
+        (line,) = re.findall(r"^ +(python3 .*config --init (?:.*\\\n)*.*)$", README, re.MULTILINE)
         commands = (f'{script} config && echo "[$GPT_IMAGE2_BASE_URL][$HTTPS_PROXY]"',
-                    f"{script} config --init --base-url {self.api.url} && {script} generate 'a cat' -o cat.png")
+                    f"{line.replace('https://.../v1', self.api.url)} && {script} generate 'a cat' -o cat.png")
         chat = self.enter(ChatServer(
             lambda _: ("skill_view", {"name": SKILL}),
             *(lambda _, command=command: ("terminal", {"command": command}) for command in commands),

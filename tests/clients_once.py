@@ -59,7 +59,28 @@ class AgentOnceCase(AgentCase):
             time.sleep(0.05)
 
 
-class ClaudeCodeBuysOnceTest(AgentOnceCase, ClaudeCodeAgentCase):
+class StartedAgain:
+    """A client is ended with its command at work; then a new conversation, with the same command.
+
+    call makes the model's call, start the client's command and environment for a model.
+    """
+
+    def test_interrupted_and_started_again(self: Any) -> None:
+        self.end_and_start_again(signal.SIGINT)
+
+    def test_killed_and_started_again(self: Any) -> None:
+        self.end_and_start_again(signal.SIGKILL)
+
+    def end_and_start_again(self: Any, number: int) -> None:
+        """The end comes by this signal."""
+        self.cut_run(number, *self.start(self.enter(ChatServer(lambda _: self.call()))))
+        chat = self.model(self.call())
+        self.whole_run(*self.start(chat))
+        self.assert_bought_once([], chat.results[0])
+
+
+class ClaudeCodeBuysOnceTest(StartedAgain, AgentOnceCase, ClaudeCodeAgentCase):
+    call, start = ClaudeCodeAgentCase.bash, ClaudeCodeAgentCase.command
 
     def run_twice(self, *calls: Any, **variables: str) -> list[str]:
         """Two calls in one conversation; their results."""
@@ -101,21 +122,13 @@ class ClaudeCodeBuysOnceTest(AgentOnceCase, ClaudeCodeAgentCase):
         self.assert_bought_once([], chat.results[0])
         self.assert_bought_once([], chat.results[1])
 
-    def test_interrupted_and_started_again(self) -> None:
-        self.end_and_start_again(signal.SIGINT)
 
-    def test_killed_and_started_again(self) -> None:
-        self.end_and_start_again(signal.SIGKILL)
+class CodexBuysOnceTest(StartedAgain, AgentOnceCase, CodexAgentCase):
+    call = CodexAgentCase.execute
 
-    def end_and_start_again(self, number: int) -> None:
-        """End the client with its command at work; then a new conversation, with the same command."""
-        self.cut_run(number, *self.command(self.enter(ChatServer(lambda _: self.bash()))))
-        chat = self.model(self.bash())
-        self.whole_run(*self.command(chat))
-        self.assert_bought_once([], chat.results[0])
-
-
-class CodexBuysOnceTest(AgentOnceCase, CodexAgentCase):
+    def start(self, chat: ChatServer) -> tuple[list[str], dict[str, str]]:
+        """Outside the sandbox, which ends a transfer together with its command."""
+        return self.command(chat, FREE)
 
     def run_twice(self, *calls: Any, sandbox: str = FREE, model: str = "stub") -> None:
         """Two calls in one conversation, of which the first is still at work when its result is told."""
@@ -134,19 +147,6 @@ class CodexBuysOnceTest(AgentOnceCase, CodexAgentCase):
 
     def test_still_running_from_a_script(self) -> None:
         self.run_twice(as_script(self.execute(1500)), as_script(self.execute()), model=SCRIPTING)
-
-    def test_interrupted_and_started_again(self) -> None:
-        self.end_and_start_again(signal.SIGINT)
-
-    def test_killed_and_started_again(self) -> None:
-        self.end_and_start_again(signal.SIGKILL)
-
-    def end_and_start_again(self, number: int) -> None:
-        """End the client with its command at work; then a new conversation, with the same command."""
-        self.cut_run(number, *self.command(self.enter(ChatServer(lambda _: self.execute())), FREE))
-        chat = self.model(self.execute())
-        self.whole_run(*self.command(chat, FREE))
-        self.assert_bought_once([], chat.results[0])
 
     def test_in_the_sandbox_and_then_outside(self) -> None:
         self.run_in_two(SANDBOX, FREE)
@@ -186,7 +186,7 @@ class CodexBuysOnceTest(AgentOnceCase, CodexAgentCase):
 
 
 @unittest.skipUnless(os.name == "posix", "needs process groups")
-class HermesTerminalBuysOnceTest(AgentOnceCase, HermesCase):
+class HermesTerminalBuysOnceTest(StartedAgain, AgentOnceCase, HermesCase):
     version = NEWEST
     packages = ("hermes-agent==" + NEWEST,)
 
@@ -196,10 +196,12 @@ class HermesTerminalBuysOnceTest(AgentOnceCase, HermesCase):
 
     def talk(self, chat: ChatServer) -> list[str]:
         """The results of the tools in one conversation."""
-        self.whole_run(*self.command(chat))
+        self.whole_run(*self.start(chat))
         return chat.results
 
-    def command(self, chat: ChatServer) -> tuple[list[str], dict[str, str]]:
+    call = terminal
+
+    def start(self, chat: ChatServer) -> tuple[list[str], dict[str, str]]:
         """What starts Hermes, and its environment."""
         self.configure_chat(chat)
         return [str(self.bin / "hermes"), "-z", "draw a fox", "-t", "terminal"], self.environment()
@@ -256,17 +258,6 @@ class HermesTerminalBuysOnceTest(AgentOnceCase, HermesCase):
 
         self.talk(self.enter(ChatServer(lambda _: self.terminal(background=True), done)))
         self.assertEqual((len(self.api.posts), self.picture.exists()), (1, False))
-        self.run_again()
-
-    def test_interrupted_and_started_again(self) -> None:
-        self.end_and_start_again(signal.SIGINT)
-
-    def test_killed_and_started_again(self) -> None:
-        self.end_and_start_again(signal.SIGKILL)
-
-    def end_and_start_again(self, number: int) -> None:
-        """End Hermes with its command at work; then a new conversation, with the same command."""
-        self.cut_run(number, *self.command(self.enter(ChatServer(lambda _: self.terminal()))))
         self.run_again()
 
 

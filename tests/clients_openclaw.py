@@ -10,7 +10,7 @@ from typing import Any
 
 from chat_server import ChatServer
 from clients_common import README, SKILL, ClientCase, node, node_packages, saved_path
-from clients_published import OPENCLAW, OWNER, Registry, published
+from clients_published import OPENCLAW, OWNER, VERSION, Registry, published
 from support import KEY
 
 TURN = ("agent", "--agent", "main", "-m", "draw a red fox", "--json")
@@ -110,7 +110,11 @@ class OpenClawTest(OpenClawCase):
         self.assertEqual(name, f"@{OWNER}/{SKILL}")
         self.install_from(registry, name)
         self.assertIn(f"ownerHandle={OWNER}", next(each for each in registry.asked if "/install?" in each))
+        del registry.asked[:]
         self.assertEqual(json.loads(self.openclaw("skills", "verify", name, **address))["decision"], "pass")
+        (asked,) = registry.asked
+        self.assertTrue(asked.startswith(f"GET /api/v1/skills/{SKILL}/verify?"), asked)
+        self.assertIn(f"version={VERSION}", asked)
 
     def test_agent_turn(self) -> None:
         """A chat model reads SKILL.md, runs the script with the set key, and repeats its MEDIA line."""

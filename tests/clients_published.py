@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Mapping
 
 from api_server import LoopbackServer, QuietHandler
-from clients_coding_agents import codex
+from clients_coding_agents import check_with_agentskills, codex, list_with_npx_skills
 from clients_common import HERE, PROJECT, SKILL, ClientCase, node, node_packages, python_packages
 from clients_hermes import NEWEST
 
 OPENCLAW, CLAWHUB = "2026.9.6", "0.23.3"
 OWNER, NAME = "tester", "GPT Image 2 API"
+VERSION = "1.0.0"  # ClawHub's for what is new, whatever the skill's own is
 Routes = Dict[str, Callable[[], Any]]  # "METHOD path" -> what makes the answer
 PUBLISHED: dict[str, bytes] = {}  # the files of the package; it is published once in a run
 
@@ -54,23 +55,23 @@ class Registry(LoopbackServer):
         files = {each["path"]: self.uploads[each["storageId"]] for each in wanted["files"]}
         sums = {each["path"]: each["sha256"] for each in wanted["files"]}
         assert sums == {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-        assert (wanted["slug"], wanted["ownerHandle"]) == (SKILL, OWNER), wanted
+        assert (wanted["slug"], wanted["ownerHandle"], wanted["version"]) == (SKILL, OWNER, VERSION), wanted
         self.files = files
         return {"ok": True, "skillId": "1", "versionId": "1", "publicationStatus": "published"}
 
     def for_users(self) -> Routes:
         """How it shows and hands out the skill."""
-        about = {"slug": SKILL, "version": "1.0.0", "displayName": NAME}
+        about = {"slug": SKILL, "version": VERSION, "displayName": NAME}
         passed = {**about, "ok": True, "decision": "pass", "reasons": [], "publisherHandle": OWNER,
                   "security": {"status": "clean", "passed": True}}
-        verdict = {**passed, "requestedSlug": SKILL, "requestedVersion": "1.0.0", "overview": "made here",
+        verdict = {**passed, "requestedSlug": SKILL, "requestedVersion": VERSION, "overview": "made here",
                    "securityAuditUrl": self.origin + "/audit"}
         verified = {**passed, "schema": "clawhub.skill.verify.v1", "pageUrl": self.origin, "createdAt": 1,
                     "publisherDisplayName": None, "publisherProfileUrl": None, "tag": None, "card": {},
                     "resolvedFrom": "version", "artifact": {}, "provenance": {}, "signature": {}}
         found = {**about, "source": "clawhub", "ownerHandle": OWNER, "score": 1,
                  "install": {"kind": "clawhub", "reference": f"@{OWNER}/{SKILL}"}}
-        archive = {"version": "1.0.0", "downloadUrl": self.origin + "/bundle.zip"}
+        archive = {"version": VERSION, "downloadUrl": self.origin + "/bundle.zip"}
         return {
             f"GET /api/v1/skills/{SKILL}/install": lambda: {
                 "ok": True, "slug": SKILL, "installKind": "archive", "archive": archive},
@@ -163,12 +164,10 @@ class PackageTest(ClientCase):
         self.assertEqual([each for each in registry.asked if each.startswith("POST")], [])
 
     def test_agentskills(self) -> None:
-        command = python_packages("skills-ref", "skills-ref==0.1.1") / "agentskills"
-        self.assertIn("Valid skill", self.run_client(command, "validate", self.package).stdout)
+        check_with_agentskills(self, self.package)
 
     def test_npx_skills(self) -> None:
-        command = node_packages("skills@1.7.4") / "skills" / "bin" / "cli.mjs"
-        self.assertIn("Found 1 skill", self.run_client(node(), command, "add", self.package, "--list").stdout)
+        list_with_npx_skills(self, self.package)
 
     def test_quick_validate_of_openclaw(self) -> None:
         creator = node_packages("openclaw@" + OPENCLAW) / "openclaw" / "skills" / "skill-creator"

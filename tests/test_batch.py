@@ -492,6 +492,13 @@ class BatchAgainTest(BatchCase):
         self.assertEqual(sorted(set(self.prompts())), self.LINES)
         self.assertEqual((len(os.listdir(str(self.work / "lines"))), self.journal()), (6, []))
 
+    def test_what_may_be_paid_is_asked_for_first(self) -> None:
+        for status, asked in ((524, True), (400, False)):
+            self.server.plan(Answer(), Answer(status, check=False))
+            told = self.batch([f"{status} {line}" for line in self.LINES[:2]], "--jobs", "1").stderr
+            self.assertIn("Run the same command again for the rest", told)
+            self.assertEqual("Ask first: 1 may be charged, and would be bought again." in told, asked, told)
+
     @HAS_PROC
     def test_after_a_kill_no_child_waits_and_nothing_is_bought_twice(self) -> None:
         event = self.held()

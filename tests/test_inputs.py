@@ -555,15 +555,14 @@ class TransparentBackgroundTest(ProgramCase):
     """Asked for and not got is a warning."""
 
     def warned(self, image: bytes, *arguments: str) -> bool:
-        """Return whether the lack of an alpha channel is told, in text and JSON."""
+        """Return whether it is told that nothing is transparent, in text and JSON."""
         self.server.default = Answer(image=image, check=False)
         results = []
         for form in ([], ["--json"]):
             self.forget()
             results.append(self.generate_inside(PROMPT, "--background", "transparent", "-o", "a.png", "--model",
                                                 "gpt-image-2.6-flare", *arguments, *form))
-        told = ["no alpha channel" in results[0].stderr,
-                any("no alpha channel" in text for text in results[1].json["warnings"])]
+        told = ["is opaque" in results[0].stderr, any("is opaque" in text for text in results[1].json["warnings"])]
         self.assertEqual(told[0], told[1])
         self.assertEqual([result.exit_code for result in results], [0, 0])
         return told[0]
@@ -577,6 +576,10 @@ class TransparentBackgroundTest(ProgramCase):
                                   ("grey", plain_png(9, 9, 0), True), ("grey and alpha", plain_png(9, 9, 4), False),
                                   ("palette", plain_png(9, 9, 3, 0, palette), False),
                                   ("opaque palette", plain_png(9, 9, 3, 0, palette[:1]), True), ("jpeg", JPEG, True),
+                                  ("alpha of 255", plain_png(9, 9, 6, 255), True),
+                                  ("grey and alpha of 255", plain_png(9, 9, 4, 255), True),
+                                  ("palette with alpha of 255", plain_png(9, 9, 3, 0, [
+                                      palette[0], png_chunk(b"tRNS", b"\xff")]), True),
                                   ("lossy", b"RIFF" + len(lossy).to_bytes(4, "little") + lossy, True),
                                   ("lossless", WEBP[:24] + bytes([WEBP[24] & 0xEF]) + WEBP[25:], True),
                                   ("lossless with alpha", bytes(lossless), False),
@@ -588,4 +591,4 @@ class TransparentBackgroundTest(ProgramCase):
 
     def test_not_asked_for(self) -> None:
         self.server.default = Answer(image=PNG)
-        self.assertNotIn("alpha", self.generate_inside(PROMPT, "-o", "a.png").stderr)
+        self.assertNotIn("opaque", self.generate_inside(PROMPT, "-o", "a.png").stderr)

@@ -176,7 +176,8 @@ class TwinsTest(OnceCase):
                 answer.set()
                 result = finish(twin)
                 self.assertEqual((result.exit_code, result.json["source"], world.posts()), (0, "collected", 1), result)
-                self.assertIn("collected: already paid", result.stderr)
+                self.assertIn("collected: already paid, about $0.0", result.stderr)
+                self.assertNotIn("cost:", result.stderr)
                 self.check_end(world, ["out.png"], result.stderr)
 
     def test_takes_over_when_the_other_dies_before_it_has_sent_anything(self) -> None:
@@ -616,6 +617,13 @@ class HistoryTest(OnceCase):
         self.assertEqual(told["sums"], {"today": {"pictures": 1, "cost_usd": cost, "unknown": 0},
                                         "30 days": {"pictures": 2, "cost_usd": cost, "unknown": 1},
                                         "all": {"pictures": 3, "cost_usd": round(0.25 + cost, 4), "unknown": 1}})
+
+    def test_cost_of_several_pictures_stands_once(self) -> None:
+        world = self.trial("several")
+        cost = world.run("--n", "3", "--json").json["cost_usd"]
+        lines = self.config(world, "--history").stdout.splitlines()
+        self.assertEqual([line.count(f"${cost:.3f}") for line in lines[:3]], [1, 0, 0], lines)
+        self.assertEqual([f"out-{number}.png" in line for number, line in enumerate(lines[:3], 1)], [True] * 3)
 
     def test_reads_nothing_but_receipts(self) -> None:
         world = self.trial("alone")

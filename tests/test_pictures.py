@@ -60,7 +60,9 @@ class SizeRulesTest(unittest.TestCase):
                 self.assertEqual(program.split_size(program.nearest_size(width, height)), upright[::-1])
 
     def test_nearest_is_near(self) -> None:
-        for size, near in (((1920, 1080), (1920, 1088)), ((1366, 768), (1360, 768))):
+        """It covers what was asked for, if any size does: what is too large can be cut."""
+        for size, near in (((1920, 1080), (1920, 1088)), ((1366, 768), (1376, 768)), ((1010, 710), (1024, 720)),
+                           ((1000, 300), (1440, 480)), ((2100, 710), (2128, 720)), ((4000, 2000), (3840, 2000))):
             with self.subTest(size):
                 self.assertEqual(program.split_size(program.nearest_size(*size)), near)
 

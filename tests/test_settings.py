@@ -500,9 +500,10 @@ class ConfigInitTest(SettingsCase):
                 ({openai: KEY, "GPT_IMAGE2_BASE_URL": relay}, [], relay, ours),
                 ({openai: KEY}, ["--base-url", relay], relay, ours), ({openai: KEY, ours: KEY}, [], OPENAI, ours)):
             with self.subTest(env=env, arguments=arguments):
-                result = self.run_inside("config", "--init", "--force", *arguments, env=dict(env))
+                result = self.run_inside("config", "--init", *arguments, env=dict(env))
                 self.assertEqual(result.exit_code, 0, result.stderr)
                 self.assertEqual(json.loads(path.read_text()), {"base_url": base_url, "api_key_env": variable})
+                path.unlink()
 
     def test_template_holds_no_key(self) -> None:
         path = self.home / ".config" / "gpt-image-2" / "config.json"
@@ -530,6 +531,22 @@ class ConfigInitTest(SettingsCase):
         self.assertEqual(self.run_inside("config", "--init", "--force").exit_code, 0)
         self.assertIn("base_url", json.loads(Path(path).read_text()))
         self.assertEqual(Path(path).stat().st_mode & 0o777, 0o600)
+
+    def test_force_keeps_where_the_file_leads(self) -> None:
+        """A setting more must not send a gateway's key and prompts elsewhere; another address has a key of its own."""
+        path = self.home / ".config" / "gpt-image-2" / "config.json"
+        gateway = ["--base-url", REMOTE, "--api-key-env", "GATEWAY_KEY"]
+        for given, address, variable in (
+                (["--quality", "low"], REMOTE, "GATEWAY_KEY"), ([], REMOTE, "GATEWAY_KEY"),
+                (["--api-key-env", "OTHER_KEY"], REMOTE, "OTHER_KEY"),
+                (["--base-url", OPENAI], OPENAI, "GPT_IMAGE2_API_KEY"),
+                (["--api", "runapi"], "https://runapi.ai", "RUNAPI_API_KEY")):
+            with self.subTest(given):
+                for words in (gateway, given):
+                    self.assertEqual(self.run_inside("config", "--init", "--force", *words).exit_code, 0)
+                content = json.loads(path.read_text())
+                self.assertEqual((content["base_url"], content["api_key_env"]), (address, variable))
+                path.unlink()
 
     def test_force_mends_a_broken_file(self) -> None:
         self.write_config("{broken")
