@@ -64,7 +64,7 @@ class SkillCommandsRunTest(ProgramCase):
         env = {"GPT_IMAGE2_API_KEY": KEY, "GPT_IMAGE2_BASE_URL": self.server.url}
         self.kill_at_request(self.start_program("generate", "a fox", "-o", "fox.png", env=env))
         (pending,) = self.run_program("config", "--json", env=env).json["pending"]
-        commands = {line for line in re.findall("`(config[^`]*)`", BODY)}
+        commands = set(re.findall("`(config[^`]*)`", BODY))
         self.assertGreaterEqual(commands, {"config", "config --check", "config --forget ID", "config --history 100"})
         for line in sorted(commands):
             with self.subTest(line):

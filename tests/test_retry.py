@@ -33,7 +33,8 @@ CURL = (
     Row(35, sent=False, pause=0.5), Row(28, sent=False, pause=0.5), Row(28, billed="maybe"), Row(16, billed="maybe"),
     Row(92, billed="maybe"), Row(18, status=200, billed="maybe"), Row(23, status=200, billed="maybe"),
     Row(52, billed="maybe"), Row(52, sent=False, pause=0.5), Row(55, billed="maybe"), Row(56, billed="maybe"),
-    Row(56, sent=False, pause=0.5), Row(56, sent=False, proxy=407, pause=0.5), Row(65, billed="maybe"),
+    Row(56, sent=False, pause=0.5), Row(56, sent=False, proxy=407), Row(65, billed="maybe"),
+    Row(56, sent=False, proxy=502, pause=0.5),
     # curl's own times are not a pause that anybody asks for.
     Row(7, sent=False, message="Failed to connect to h port 1 after 0 ms: Could not connect", pause=0.5),
     Row(28, sent=False, message="Connection timed out after 30001 milliseconds", pause=0.5),
