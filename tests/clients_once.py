@@ -12,6 +12,7 @@ import threading
 import time
 import unittest
 from http.client import HTTPConnection, HTTPException
+from pathlib import Path
 from typing import Any, Callable, Mapping, Sequence
 
 from api_server import Answer
@@ -20,7 +21,8 @@ from clients_coding_agents import FREE, SANDBOX, SCRIPTING, AgentCase, ClaudeCod
 from clients_hermes import NEWEST, HermesCase
 from clients_openclaw import TURN, OpenClawCase, media_lines
 
-HEAD_START = 2.0  # seconds that the second command has for finding the first at work; later it finds its picture
+HEAD_START = 1.5  # seconds that the last command has for finding the first at work; later it finds its picture
+START_SECONDS = 20  # until a client has started it
 
 
 class AgentOnceCase(AgentCase):
@@ -33,12 +35,29 @@ class AgentOnceCase(AgentCase):
         self.api.plan(Answer(event=self.may_answer))
 
     def model(self, *calls: Any) -> ChatServer:
-        """The same; from the last call on, the image server may answer."""
+        """The same; when the last call's command is at work, the image server may answer."""
         def last(_: str) -> Any:
-            threading.Timer(HEAD_START, self.may_answer.set).start()
+            threading.Thread(target=self.answer_soon, args=(self.at_work(),), daemon=True).start()
             return calls[-1]
 
         return super().model(*calls[:-1], last)
+
+    def answer_soon(self, earlier: set[str]) -> None:
+        """Let the image server answer a while after another process runs the command."""
+        deadline = time.monotonic() + START_SECONDS
+        while not self.at_work() - earlier and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(HEAD_START)
+        self.may_answer.set()
+
+    def at_work(self) -> set[str]:
+        """The processes that run the command; a shell has it as one word."""
+        found = set()
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                words = (process / "cmdline").read_bytes().split(b"\0")
+                found |= {process.name} if str(self.picture).encode() in words else set()
+        return found
 
     def cut_run(self, number: int, command: Sequence[str], env: Mapping[str, str]) -> None:
         """End a client by a signal, as a terminal sends it, while its command waits for the image server."""
