@@ -2277,7 +2277,7 @@ def transport_failure(outcome: Outcome, request: Request) -> Failure | None:
     host, refused = host_of(request.url), outcome.status or outcome.proxy_status
     if refused == 407 or (not outcome.status and refused >= 400):  # without TLS its refusal is the response
         return Failure("network", f"the proxy refused the connection to {host} (HTTP {refused})",
-                       "Check its address, login and rules for this host.", "no", -1, refused >= 500, "fix")
+                       "Check the proxy's login and rules for this host.", "no", -1, refused >= 500, "fix")
     if outcome.exit_code == 0:
         return None
     code = 8 if outcome.exit_code == 1 and outcome.sent else max(outcome.exit_code, STOPPED)

@@ -45,14 +45,15 @@ class SkillCommandsRunTest(ProgramCase):
         self.assertIn("a dog", (self.work / "pictures.html").read_text(encoding="utf-8"))
 
     def test_the_gateway_of_skill_md(self) -> None:
-        """Its address and its key hold from then on."""
+        """Its address and its key hold from then on, also with other defaults."""
         command, = re.findall(r"^ +python3 scripts/gpt_image2\.py (config --init .*)$", BODY, re.MULTILINE)
         words = shlex.split(command.replace("https://relay.example/v1", self.server.url))
         variable = {words[words.index("--api-key-env") + 1]: KEY}
         self.assertEqual(self.run_program(*words).exit_code, 0)
         self.assert_succeeded(self.run_program("generate", "a fox", "-o", "fox.png", env=variable))
         self.assertEqual(self.server.posts[0].header("authorization"), f"Bearer {KEY}")
-        self.assertEqual(self.run_program(*words, "--quality", "low", "--force").exit_code, 0)
+        defaults, = re.findall("`(config --init --force --quality low)`", BODY)
+        self.assertEqual(self.run_program(*defaults.split()).exit_code, 0)
         self.assert_succeeded(self.run_program("generate", "a bear", "-o", "bear.png", env=variable))
         self.assertEqual(self.server.posts[1].fields["quality"], "low")
 

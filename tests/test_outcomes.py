@@ -367,7 +367,7 @@ class ProxyOnThisMachineTest(ProgramCase):
             with self.subTest(base_url):
                 error = self.through(self.proxy(refusal), base_url, *options)
                 self.assertIn("the proxy refused", str(error["message"]))
-                self.assertIn("Check its address, login and rules", str(error["hint"]))
+                self.assertIn("Check the proxy's login and rules", str(error["hint"]))
                 self.assertEqual((self.asked, error["next"], error["retryable"]), (1, "fix", False))
 
     def test_other_refusals_of_a_tunnel(self) -> None:
