@@ -2708,7 +2708,7 @@ class Run(NamedTuple):
     calm: Any = None  # of a batch: one number that its processes share, the time until which none may send
 
 late_failure = partial(Failure, "timeout", collectable=True,  # --timeout ends while something is under way
-                       hint="Run the same command again to keep waiting; nothing is bought twice.")
+                       hint="Run the same command again to keep waiting at no cost.")
 
 def run_provider(provider: Provider, folder: Folder, run: Run) -> list[Image | Failure]:
     """Send each Request that the provider yields, hand it the Response, and return its Images."""
